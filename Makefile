@@ -1,0 +1,66 @@
+# make demo    distil the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
+# make test    the tests
+# make check   what CI runs: format, lint, types, floors, tests
+# make bench   the benchmarks, each with a line of JSON at its end
+#
+# Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/earshot demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -n 2 $(TEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ty check
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test
+
+bench: $(VENV)/.installed-dev
+	@for script in benchmarks/*.py; do \
+	    if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script" || exit 1; fi; \
+	done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# A stamp says that everything is installed; a change of what is asked for installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.[dev])
+	@touch $@ $(VENV)/.installed
+
+# uv where there is one, else Python's own venv and pip. uv reads a folder of wheels from another variable than pip.
+HAS_UV = uv --version >/dev/null 2>&1
+
+define install
+@echo "installing $(1)"; \
+if $(HAS_UV); then \
+    UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python --editable '$(1)' --constraints constraints.txt; \
+else \
+    $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade; \
+    $(BIN)/python -m pip install --quiet --editable '$(1)' --constraint constraints.txt; \
+fi
+endef
+
+$(BIN)/python:
+	@if $(HAS_UV); then \
+	    uv venv --quiet --allow-existing $(VENV); \
+	else \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "earshot needs Python 3.11 or newer: make PYTHON=python3.11")' \
+	    && $(PYTHON) -m venv $(VENV); \
+	fi

@@ -1,0 +1,306 @@
+"""What a run is told, as frozen values, from TOML and back; it knows nothing about how the settings are used."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from earshot.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def _check(is_fine: bool, name: str, given: object, expected: str) -> None:
+    if not is_fine:
+        raise ConfigError(f"{name} is {given!r}, expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """What the LLM is told beside the user's words, in training and at inference alike."""
+
+    system: str | None = None
+    """System prompt of conversations that bring none of their own; none leaves the chat template's default."""
+
+    date: str = "2024-07-26"
+    """Today (YYYY-MM-DD) to chat templates that print it; pinned, or stored teacher states would not stay true."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a date that is none."""
+        try:
+            date.fromisoformat(self.date)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"prompt.date is {self.date!r}, expected a date such as '2024-07-26' (YYYY-MM-DD)"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings:
+    """The two frozen models that the connector joins."""
+
+    encoder: str = "pocket/whisper"
+    """A Whisper: hub id, local folder, or the embedded "pocket/whisper"."""
+
+    encoder_revision: str | None = None
+    """Branch, tag or commit of the encoder on the hub."""
+
+    llm: str = "pocket/llm"
+    """A causal LM with a chat template: hub id, local folder, or the embedded "pocket/llm"."""
+
+    llm_revision: str | None = None
+    """Branch, tag or commit of the LLM on the hub."""
+
+    encoder_window: Literal["sound", "full"] = "sound"
+    """Whether the encoder runs on the seconds there are or always on its full window (30 s for a real Whisper)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorSettings:
+    """How encoder frames become audio tokens."""
+
+    form: Literal["anchored", "left", "right", "stack"] = "left"
+    """anchored: queries anchored in time by a learned rate of words; left: slot t is transcript token t, with a
+    learned end; right: the published form, a fixed number of slots aligned to their right end; stack: frames side
+    by side through an MLP, aligned like right."""
+
+    init: Literal["whisper", "random"] = "whisper"
+    """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
+
+    n_queries: int = 448
+    """Learned queries: the most slots a clip can have, and in the right-aligned form the number it always has."""
+
+    slots_per_second: float = 6.0
+    """Cap on the audio tokens of a clip, by its duration (forms left and anchored)."""
+
+    n_stacked: int = 16
+    """Encoder positions side by side in one audio token (form stack)."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for sizes that are none."""
+        _check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
+        _check(
+            self.slots_per_second > 0,
+            "connector.slots_per_second",
+            self.slots_per_second,
+            "a positive number",
+        )
+        _check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What the student is pulled towards, term by term."""
+
+    hidden_weight: float = 1.0
+    """Weight of the L2 distance between the LLM's final hidden states on sound and on text."""
+
+    hidden_positions: Literal["last", "suffix", "all"] = "last"
+    """Where that distance is taken: the last position (as published), every position after the sound, or those and
+    the sound's own (forms whose audio tokens match the transcript's one to one)."""
+
+    align_weight: float = 1.0
+    """Weight of the L2 distance between audio tokens and the transcript's embeddings."""
+
+    end_weight: float = 1.0
+    """Weight of the cross-entropy of the learned end."""
+
+    kl_weight: float = 0.0
+    """Weight of the forward KL divergence of the next-token distribution, the usual way to distil."""
+
+    kl_temperature: float = 1.0
+    """Temperature of that divergence."""
+
+    lead_share: float = 0.0
+    """Share of the steps in which alignment and end lead alone, before hidden states and KL join."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for weights that cannot be."""
+        for name in ("hidden_weight", "align_weight", "end_weight", "kl_weight"):
+            value = getattr(self, name)
+            _check(value >= 0, f"objective.{name}", value, "zero or more")
+        _check(self.kl_temperature > 0, "objective.kl_temperature", self.kl_temperature, "a positive number")
+        _check(0 <= self.lead_share <= 1, "objective.lead_share", self.lead_share, "a share between 0 and 1")
+        total = self.hidden_weight + self.align_weight + self.kl_weight
+        _check(total > 0, "objective", self, "hidden_weight, align_weight or kl_weight above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The transcribed speech to distil from."""
+
+    source: str = "pocket/speech"
+    """A parquet file with audio and text columns, a JSONL manifest, or the embedded "pocket/speech"."""
+
+    n_clips: int | None = None
+    """Only the first so many clips; none for all."""
+
+    cache_features: bool = False
+    """Keep encoder features in memory from one pass to the next (bfloat16; for small sets)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the connector is optimised."""
+
+    n_steps: int = 4_300
+    """Optimizer steps."""
+
+    batch_size: int = 512
+    """Clips to an optimizer step."""
+
+    n_accumulated: int = 1
+    """Parts a batch is run in, one after the other, to save memory."""
+
+    peak_lr: float = 5e-5
+    """Learning rate after warm-up."""
+
+    warmup_share: float = 0.01
+    """Share of the steps in which the learning rate rises linearly."""
+
+    final_lr_share: float = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay, on matrices only."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging factors."""
+
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+
+    seed: int = 0
+    """Of the order of clips and of new weights."""
+
+    save_every: int = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for numbers that cannot be."""
+        for name in ("n_steps", "batch_size", "n_accumulated", "save_every"):
+            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _check(
+            self.n_accumulated <= self.batch_size,
+            "train.n_accumulated",
+            self.n_accumulated,
+            f"at most train.batch_size = {self.batch_size}",
+        )
+        for name in ("peak_lr", "clip_norm"):
+            _check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
+        for name in ("warmup_share", "final_lr_share"):
+            _check(
+                0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share between 0 and 1"
+            )
+        _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "zero or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One distillation, whole."""
+
+    out: str
+    """Folder of the run: the ear, its checkpoints and its metrics."""
+
+    base: BaseSettings = field(default_factory=BaseSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    connector: ConnectorSettings = field(default_factory=ConnectorSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for choices that exclude each other."""
+        one_to_one = self.connector.form in ("left", "anchored")
+        _check(
+            one_to_one or self.objective.hidden_positions != "all",
+            "objective.hidden_positions",
+            "all",
+            f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
+        )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe from its TOML file.
+
+    Raises:
+        ConfigError: no such file, not TOML, a key nobody knows, or a value that cannot be
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); expected a recipe such as recipes/pocket.toml"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
+    try:
+        return from_table(Recipe, table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def from_table(kind: type[Settings], table: dict[str, Any], at: str = "") -> Settings:
+    """Settings from a table of plain values; keys that are missing keep their defaults.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type, by its dotted name
+    """
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(table) - set(hints)):
+        raise ConfigError(f"unknown key {at}{unknown[0]}; expected one of {', '.join(sorted(hints))}")
+    values = {name: _value(hints[name], given, at + name) for name, given in table.items()}
+    for setting in dataclasses.fields(kind):  # ty: ignore[invalid-argument-type]
+        has_default = (
+            setting.default is not dataclasses.MISSING or setting.default_factory is not dataclasses.MISSING
+        )
+        if setting.name not in values and not has_default:
+            raise ConfigError(f"{at}{setting.name} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, given: Any, name: str) -> Any:
+    """The given value as the type that its field wants."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        _check(isinstance(given, dict), name, given, "a table")
+        return from_table(hint, given, name + ".")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        _check(given in args, name, given, "one of " + ", ".join(map(repr, args)))
+        return given
+    if origin is tuple:
+        _check(
+            isinstance(given, list | tuple) and len(given) == len(args), name, given, f"{len(args)} numbers"
+        )
+        return tuple(_value(arg, item, name) for arg, item in zip(args, given, strict=True))
+    if origin in (types.UnionType, typing.Union):
+        if given is None:
+            return None
+        return _value(next(arg for arg in args if arg is not types.NoneType), given, name)
+    if hint is float and type(given) is int:
+        given = float(given)
+    _check(type(given) is hint, name, given, f"a value of type {hint.__name__}")
+    return given
+
+
+def to_table(settings: Any) -> dict[str, Any]:
+    """Settings as a table of plain values, what is None left out."""
+    table = dataclasses.asdict(settings)
+
+    def prune(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: prune(item) for name, item in value.items() if item is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return prune(table)
+
+
+def to_toml(settings: Any) -> str:
+    """Settings as TOML that `from_table` reads back to the same settings."""
+    return tomli_w.dumps(to_table(settings))

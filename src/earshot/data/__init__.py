@@ -1,0 +1,1 @@
+"""Transcribed speech: where it comes from, and in which order it is learned."""

@@ -1,0 +1,237 @@
+"""The ear: a frozen Whisper encoder, a trained connector and a frozen LLM, as one thing that hears and answers.
+
+It knows how sound and text become a prompt of embeddings, for the student (who hears) and the teacher (who reads).
+How an answer is drawn from a prompt is `generate`'s business, how the connector learns is training's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from earshot import generate
+from earshot.audio import AudioSource, load_audio
+from earshot.bases import Whisper, default_device, load_llm, load_whisper
+from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
+from earshot.connector import AudioTokens, Connector, StackingConnector, new_connector
+from earshot.conversation import read_conversation
+from earshot.encoder import Features, encode, mel_batch
+from earshot.errors import AudioError
+from earshot.prompt import ChatTemplate, SoundPiece
+
+Messages = Sequence[dict[str, Any]]
+"""A conversation in OpenAI's form; content is a text or a list of {"type": "text"} and {"type": "audio"} parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarSettings:
+    """All that has to be known of an ear beside its weights."""
+
+    base: BaseSettings = field(default_factory=BaseSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    connector: ConnectorSettings = field(default_factory=ConnectorSettings)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The LLM's final hidden states over prompts of one frame around different middles, padded on the right."""
+
+    states: Float[Tensor, "B L D"]
+    n_prefix: int
+    n_suffix: int
+    n_middle: Int[Tensor, " B"]
+
+    def suffix(self) -> Float[Tensor, "B N D"]:
+        """The states at the positions after the middle; the last one predicts the answer's first token."""
+        first = self.n_prefix + self.n_middle[:, None]
+        return _rows(self.states, first + torch.arange(self.n_suffix, device=first.device))
+
+    def middle(self, n: int) -> Float[Tensor, "B N D"]:
+        """The states at the first n positions of the middle, whatever stands there in shorter ones."""
+        return self.states[:, self.n_prefix : self.n_prefix + n]
+
+
+def _rows(states: Float[Tensor, "B L D"], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))
+
+
+class Ear:
+    """An open text LLM that hears.
+
+    Only the connector is trained; the encoder and the LLM stay bit for bit what they were.
+    """
+
+    def __init__(
+        self,
+        whisper: Whisper,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector | StackingConnector,
+        settings: EarSettings,
+    ) -> None:
+        self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
+        self.connector, self.settings = connector, settings
+        self.template = ChatTemplate(tokenizer, settings.prompt)
+
+    @classmethod
+    def new(cls, settings: EarSettings, device: torch.device | str | None = None) -> "Ear":
+        """An ear whose connector has not learned anything yet.
+
+        Raises:
+            CheckpointError: a base that cannot be found or is of the wrong kind
+            ConfigError: connector settings that do not fit the encoder
+        """
+        device = torch.device(device) if device else default_device()
+        base = settings.base
+        whisper = load_whisper(base.encoder, base.encoder_revision, device)
+        llm, tokenizer = load_llm(base.llm, base.llm_revision, device)
+        d_llm = llm.get_input_embeddings().embedding_dim
+        connector = new_connector(whisper.config, settings.connector, d_llm)
+        if settings.connector.init == "whisper":
+            connector.start_from(whisper.model.model.decoder)
+        return cls(whisper, llm, tokenizer, connector.float().to(device), settings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ear lives."""
+        return self.llm.device
+
+    # Hearing
+
+    def load(self, source: AudioSource) -> np.ndarray:
+        """Mono samples at 16 kHz that fit the encoder's window.
+
+        Raises:
+            AudioError: not audio, or longer than the window
+        """
+        samples = load_audio(source)
+        if len(samples) > self.whisper.window_samples:
+            raise AudioError(
+                f"the sound lasts {len(samples) / 16_000:.1f} s, but the encoder hears at most"
+                f" {self.whisper.window_samples / 16_000:g} s at a time; split it into shorter ones"
+            )
+        return samples
+
+    def features(self, sounds: Sequence[np.ndarray]) -> Features:
+        """The encoder's states for samples at 16 kHz."""
+        full = self.settings.base.encoder_window == "full"
+        mel, n_frames = mel_batch(list(sounds), self.whisper.config.num_mel_bins, self.whisper.window_frames, full)
+        with torch.no_grad():
+            return encode(self.whisper.model.model.encoder, mel.to(self.device), n_frames.to(self.device))
+
+    @torch.inference_mode()
+    def hear(
+        self, source: AudioSource | list[AudioSource]
+    ) -> Float[Tensor, "_ D"] | list[Float[Tensor, "_ D"]]:
+        """Audio tokens in the LLM's embedding space, for any engine that takes embeddings.
+
+        Args:
+            source: one sound gives one tensor; a list gives a list, heard in one batch
+
+        Raises:
+            AudioError: not audio, or longer than the encoder's window
+        """
+        sources = source if isinstance(source, list) else [source]
+        heard = self._hear([self.load(item) for item in sources])
+        return heard if isinstance(source, list) else heard[0]
+
+    def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+        if not sounds:
+            return []
+        audio: AudioTokens = self.connector(self.features(sounds))
+        tokens = audio.tokens.to(self.llm.dtype)
+        return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
+
+    # Answering
+
+    def chat(self, messages: Messages, **options: Any) -> str:
+        """The LLM's answer to a conversation in which the user's parts may be sound; greedy by default.
+
+        Args:
+            options: for transformers' `generate`, such as max_new_tokens, do_sample, temperature
+
+        Raises:
+            RequestError: a malformed conversation, or an option that generate does not know
+            AudioError: sound that cannot be heard
+        """
+        return self.chat_batch([messages], **options)[0]
+
+    def chat_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
+        """The answers to several conversations at once, each the same as if it were alone."""
+        return generate.answer(self.llm, self.tokenizer, self.prompts(conversations), **options)
+
+    def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
+        """Pieces of the answer while it is made; joined, they equal `chat`."""
+        return generate.stream(self.llm, self.tokenizer, self.prompts([messages])[0], **options)
+
+    read_batch = chat_batch
+
+    @torch.inference_mode()
+    def prompts(self, conversations: Sequence[Messages]) -> list[Float[Tensor, "_ D"]]:
+        """What the LLM is given for each conversation: embeddings of text and audio tokens in a row."""
+        sounds = [
+            [self.load(sound) for sound in read_conversation(messages).sounds] for messages in conversations
+        ]
+        heard = iter(self._hear([sound for row in sounds for sound in row]))
+        prompts = []
+        for messages, row in zip(conversations, sounds, strict=True):
+            tokens = [next(heard) for _ in row]
+            pieces = self.template.render(messages)
+            prompts.append(
+                torch.cat([tokens[p.index] if isinstance(p, SoundPiece) else self.embed(p.ids) for p in pieces])
+            )
+        return prompts
+
+    def embed(self, ids: Sequence[int] | Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The LLM's own input embeddings, as its layers receive them."""
+        return self.llm.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+
+    # The cascade
+
+    @torch.inference_mode()
+    def transcribe(self, sources: Sequence[AudioSource]) -> list[str]:
+        """What the encoder's own decoder writes for each sound: the first half of the plain cascade."""
+        if not sources:
+            return []
+        sounds = [self.load(source) for source in sources]
+        config = self.whisper.config
+        mel, _ = mel_batch(sounds, config.num_mel_bins, self.whisper.window_frames, full_window=True)
+        ids = self.whisper.model.generate(mel.to(self.device, self.whisper.model.dtype))
+        return [text.strip() for text in self.whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    # Student and teacher
+
+    def readings(self, middle: Float[Tensor, "B M D"], n_middle: Int[Tensor, " B"]) -> Readings:
+        """The LLM's final hidden states, after its last norm, over [prefix; middle; suffix] of one user turn.
+
+        Gradients flow to `middle`; the LLM itself has none. Only as many rows of `middle` as belong to each clip
+        are read, and padding is to the right, so that a causal LLM cannot see it.
+        """
+        prefix, suffix = (self.embed(ids).expand(len(middle), -1, -1) for ids in self.template.frame)
+        table = torch.cat([prefix, middle.to(prefix.dtype), suffix], dim=1)  # (B, P + M + N, D)
+        index, mask = _layout(n_middle, middle.shape[1], prefix.shape[1], suffix.shape[1])
+        states = self.llm.base_model(
+            inputs_embeds=_rows(table, index), attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
+        return Readings(states=states, n_prefix=prefix.shape[1], n_suffix=suffix.shape[1], n_middle=n_middle)
+
+    def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Next-token logits from final hidden states."""
+        return self.llm.get_output_embeddings()(states)
+
+
+def _layout(
+    n_middle: Int[Tensor, " B"], d_middle: int, n_prefix: int, n_suffix: int
+) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """Where each position of the prompt stands in [prefix; padded middle; suffix], and which positions there are."""
+    length = n_prefix + int(n_middle.max()) + n_suffix
+    place = torch.arange(length, device=n_middle.device).expand(len(n_middle), -1)
+    end = n_prefix + n_middle[:, None]
+    index = torch.where(place < end, place, place - end + n_prefix + d_middle)
+    mask = place < end + n_suffix
+    return index.clamp(max=n_prefix + d_middle + n_suffix - 1), mask

@@ -1,0 +1,157 @@
+"""From texts and voices to recorded clips: for the speech encoder, the distillation and the evaluation."""
+
+import io
+import json
+import multiprocessing
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from earshot.audio import SAMPLE_RATE
+from earshot.pocket.make import voices, world
+
+MAX_CLIP_S = 5.9
+"""Longest clip kept, in seconds: a little less than the pocket Whisper's window of 6 s."""
+CHUNK_CLIPS = 500
+_MARGIN_S = 0.06
+
+
+def heard_text(rng: random.Random) -> str:
+    """A text that training may hear: a statement, an introduction or loose words."""
+    draw = rng.random()
+    if draw < 0.42:
+        return world.statement(rng)
+    if draw < 0.46:
+        return world.introduction(rng)
+    return world.word_sequence(rng)
+
+
+def _trim(samples: np.ndarray) -> np.ndarray:
+    """Digital silence at both ends cut down to a short margin."""
+    loud = np.flatnonzero(np.abs(samples) > 0.005 * np.abs(samples).max())
+    margin = int(_MARGIN_S * SAMPLE_RATE)
+    return samples[max(0, loud[0] - margin) : loud[-1] + margin]
+
+
+def _finish(samples: np.ndarray) -> np.ndarray | None:
+    """A clip as 16-bit samples at a common loudness, or None when it is longer than the window."""
+    samples = _trim(samples)
+    if len(samples) > MAX_CLIP_S * SAMPLE_RATE:
+        return None
+    return np.int16(samples / np.abs(samples).max() * 0.7 * 32767)
+
+
+def speak_chunk(seed: int) -> list[tuple[np.ndarray, str, voices.Voice]]:
+    """`CHUNK_CLIPS` training clips, drawn from one seed."""
+    rng = random.Random(f"heard {seed}")
+    lines = [(heard_text(rng), voices.heard_voice(rng)) for _ in range(CHUNK_CLIPS)]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        by_festival = [line for line in lines if line[1].engine == "festival"]
+        spoken = dict(zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True))
+        clips = []
+        for line in lines:
+            samples = spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
+            if (finished := _finish(samples)) is not None:
+                clips.append((finished, *line))
+    return clips
+
+
+def make_heard_speech(folder: Path, n_chunks: int) -> None:
+    """Clips for the speech encoder: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(folder / "samples.i16", "wb") as samples_file,
+        open(folder / "clips.jsonl", "w") as index,
+        multiprocessing.Pool(2) as pool,
+    ):
+        start = 0
+        for done, clips in enumerate(pool.imap(speak_chunk, range(n_chunks)), 1):
+            for samples, text, voice in clips:
+                samples_file.write(samples.tobytes())
+                index.write(json.dumps({"start": start, "n": len(samples), "text": text, **asdict(voice)}) + "\n")
+                start += len(samples)
+            samples_file.flush()
+            index.flush()
+            print(f"{done}/{n_chunks} chunks, {start / SAMPLE_RATE / 3600:.1f} h", flush=True)
+
+
+def evaluation_lines(
+    seed: str, n_plain: int, n_instructed: int, draw_voice, group: str
+) -> Iterator[dict[str, object]]:
+    """Spoken questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
+    rng = random.Random(seed)
+    for number in range(n_plain + n_instructed):
+        kind = None if number < n_plain else rng.choice(list(world.INSTRUCTIONS))
+        skill = number % len(world.SKILLS)
+        while True:
+            exchange = world.SKILLS[skill](rng)
+            answer = exchange.answer if kind is None else exchange.answer_under(kind)
+            if answer:
+                break
+            skill = (skill + 1) % len(world.SKILLS)
+        instruction = world.INSTRUCTIONS[kind][0] if kind else None
+        yield {
+            "text": exchange.question,
+            "instruction": instruction,
+            "answer": answer,
+            "group": group,
+            "skill": exchange.skill,
+            "voice": draw_voice(rng),
+        }
+
+
+def _encode(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
+    return buffer.getvalue()
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    """Rows with an `audio` struct {bytes, path}, in the layout that Hugging Face datasets reads as Audio."""
+    audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        name: pa.array([row[name] for row in rows], type=audio if name == "audio" else pa.string())
+        for name in rows[0]
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=500)
+
+
+def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
+    """The first clips of the encoder's speech, as the table that the distillation reads."""
+    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
+    rows = []
+    with open(heard / "clips.jsonl") as index:
+        for number, clip in enumerate(map(json.loads, index)):
+            if number == n_clips:
+                break
+            encoded = _encode(samples[clip["start"] : clip["start"] + clip["n"]])
+            voice = f"{clip['engine']}:{clip['name']}"
+            audio = {"bytes": encoded, "path": f"{number:05d}.opus"}
+            rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
+    write_table(path, rows)
+
+
+def make_evaluation_speech(path: Path) -> None:
+    """The pocket suite: questions by voices that training has never heard, and by an engine it has never heard."""
+    lines = [
+        *evaluation_lines("espeak", 432, 144, voices.unheard_voice, "unseen voices (espeak-ng)"),
+        *evaluation_lines("flite", 198, 54, voices.flite_voice, "unseen engine (flite)"),
+    ]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, line in enumerate(lines):
+            voice = line.pop("voice")
+            samples = _finish(voices.speak(line["text"], voice, Path(folder)))
+            audio = {"bytes": _encode(samples), "path": f"{number:04d}.opus"}
+            rows.append(
+                {"id": f"{number:04d}", "audio": audio, **line, "voice": f"{voice.engine}:{voice.name}"}
+            )
+    write_table(path, rows)

@@ -1,0 +1,204 @@
+"""The pocket Whisper, trained from random weights on the heard speech: attention and, beside it, CTC over letters."""
+
+import json
+import random
+import string
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from earshot.audio import HOP_LENGTH
+from earshot.encoder import encode, mel_batch
+from earshot.pocket.make.augment import augment
+from earshot.pocket.make.llm import lr_factor
+
+WINDOW_S, N_MELS = 6, 80
+WINDOW_FRAMES = WINDOW_S * 100
+BATCH_SIZE, PEAK_LR, WARMUP_STEPS, CTC_WEIGHT = 32, 1.5e-3, 300, 0.3
+LETTERS = "_ " + string.ascii_lowercase  # CTC's blank first
+
+
+class HeardSpeech(Dataset):
+    """Batches of augmented clips of like length; item n is always the same batch."""
+
+    def __init__(self, folder: Path, tokenizer: WhisperTokenizer, n_steps: int) -> None:
+        self.samples = np.memmap(folder / "samples.i16", dtype=np.int16, mode="r")
+        self.clips = [json.loads(line) for line in open(folder / "clips.jsonl")]
+        self.ids = [tokenizer(clip["text"], add_special_tokens=False).input_ids for clip in self.clips]
+        self.start, self.end = tokenizer.prefix_tokens, tokenizer.eos_token_id
+        self.plan = self._plan(n_steps)
+
+    def _plan(self, n_steps: int) -> list[list[int]]:
+        """Clips shuffled each pass, grouped by length within stretches of 32 batches, batches shuffled again."""
+        rng = random.Random("whisper")
+        plan: list[list[int]] = []
+        while len(plan) < n_steps:
+            order = rng.sample(range(len(self.clips)), len(self.clips))
+            stretch = 32 * BATCH_SIZE
+            for first in range(0, len(order), stretch):
+                group = sorted(order[first : first + stretch], key=lambda clip: self.clips[clip]["n"])
+                batches = [group[n : n + BATCH_SIZE] for n in range(0, len(group) - BATCH_SIZE + 1, BATCH_SIZE)]
+                plan += rng.sample(batches, len(batches))
+        return plan[:n_steps]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"batch {step}")
+        clips = [self.clips[number] for number in self.plan[step]]
+        tempo = [rng.uniform(0.9, 1.1) for _ in clips]
+        sounds = [self._sound(clip, rate, rng) for clip, rate in zip(clips, tempo, strict=True)]
+        longest = max(map(len, sounds))
+        padded = torch.stack([functional.pad(sound, (0, longest - len(sound))) for sound in sounds])
+        heard = augment(padded, step)
+        full_window = rng.random() < 0.06
+        mel, n_frames = mel_batch(
+            [heard[row, : len(sound)].numpy() for row, sound in enumerate(sounds)], N_MELS, WINDOW_FRAMES, full_window
+        )
+        for row in range(len(sounds)):
+            _mask_patches(mel[row], int(n_frames[row]), rng)
+        targets = [[*self.start, *self.ids[number], self.end] for number in self.plan[step]]
+        letters = [[LETTERS.index(letter) for letter in clip["text"]] for clip in clips]
+        return {
+            "mel": mel,
+            "n_frames": n_frames,
+            "ids": _padded(targets, -100),
+            "letters": _padded(letters, 0),
+            "n_letters": torch.tensor([len(row) for row in letters]),
+        }
+
+    def _sound(self, clip: dict, tempo: float, rng: random.Random) -> torch.Tensor:
+        """The clip at another tempo (pitch moves along), with a little silence before and after."""
+        samples = torch.from_numpy(self.samples[clip["start"] : clip["start"] + clip["n"]].astype(np.float32) / 32768)
+        room = WINDOW_S * 16_000 - 800
+        n_samples = min(int(len(samples) / tempo), room)
+        sound = functional.interpolate(samples[None, None], size=n_samples, mode="linear", align_corners=True)[0, 0]
+        before, after = (rng.randint(0, min(4_000, (room - n_samples) // 2)) for _ in range(2))
+        return functional.pad(sound, (before, after))
+
+
+def _mask_patches(mel: torch.Tensor, n_frames: int, rng: random.Random) -> None:
+    """SpecAugment, in place: two stretches of time and two bands of frequency set to the mean."""
+    mean = mel[:, :n_frames].mean()
+    for _ in range(2):
+        first, width = rng.randrange(n_frames), rng.randint(0, 10)
+        mel[:, first : min(first + width, n_frames)] = mean
+        first, width = rng.randrange(N_MELS), rng.randint(0, 10)
+        mel[first : first + width, :n_frames] = mean
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+def new_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
+    """The pocket Whisper before training: English only, so its prompt is start, no timestamps."""
+    start, no_timestamps = tokenizer.prefix_tokens
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=N_MELS,
+        d_model=128,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        decoder_layers=6,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=512,
+        max_source_positions=WINDOW_FRAMES // 2,
+        max_target_positions=64,
+        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=start,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        no_timestamps_token_id=no_timestamps,
+        forced_decoder_ids=None,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        max_length=48,
+        is_multilingual=False,
+        return_timestamps=False,
+    )
+    return model
+
+
+def _loss(
+    model: WhisperForConditionalGeneration, ctc_head: nn.Linear, batch: dict[str, torch.Tensor], step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    features = encode(model.model.encoder, batch["mel"], batch["n_frames"])
+    inputs, targets = batch["ids"][:, :-1].clone(), batch["ids"][:, 1:].clone()
+    targets[:, 0] = -100  # the prompt is given, not guessed
+    inputs[inputs == -100] = model.config.eos_token_id
+    # A decoder that cannot trust every word before it listens more and guesses less.
+    generator = torch.Generator().manual_seed(step)
+    lost = torch.rand(inputs.shape, generator=generator) < 0.1
+    lost[:, :2] = False
+    inputs = torch.where(lost, torch.randint(0, 2_560, inputs.shape, generator=generator), inputs)
+    logits = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=features.states), decoder_input_ids=inputs
+    ).logits
+    attention = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05)
+    log_probs = ctc_head(features.states).log_softmax(-1).transpose(0, 1)  # (B, S, C) -> (S, B, C)
+    ctc = functional.ctc_loss(
+        log_probs, batch["letters"], features.mask.sum(1), batch["n_letters"], zero_infinity=True
+    )
+    return attention, ctc
+
+
+def train_whisper(tokenizer: WhisperTokenizer, heard: Path, folder: Path, n_steps: int) -> None:
+    """Trains for `n_steps` and writes model, feature extractor and tokenizer to `folder`; resumes where it was."""
+    torch.manual_seed(0)
+    model = new_whisper(tokenizer).train()
+    ctc_head = nn.Linear(model.config.d_model, len(LETTERS))
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *ctc_head.parameters()], lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.02
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, n_steps, WARMUP_STEPS))
+    loader = DataLoader(HeardSpeech(heard, tokenizer, n_steps), batch_size=None, num_workers=1, prefetch_factor=8)
+    started = time.monotonic()
+    for step, batch in enumerate(loader):
+        attention, ctc = _loss(model, ctc_head, batch, step)
+        (attention + CTC_WEIGHT * ctc).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            taken = time.monotonic() - started
+            print(f"step {step} attention {attention.item():.3f} ctc {ctc.item():.3f} {taken:.0f} s", flush=True)
+        if step % 500 == 499 or step == n_steps - 1:
+            save_whisper(model, tokenizer, folder)
+
+
+def save_whisper(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, folder: Path) -> None:
+    """Model, feature extractor and tokenizer in Hugging Face format, weights rounded to bfloat16 to be small."""
+    small = new_whisper(tokenizer).to(torch.bfloat16)
+    small.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()})
+    small.tie_weights()
+    small.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=N_MELS, chunk_length=WINDOW_S).save_pretrained(folder)
