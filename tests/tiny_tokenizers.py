@@ -1,6 +1,6 @@
-"""Tiny real tokenizers with chat templates in the shapes that are met in the wild, built offline in milliseconds.
+"""Tiny real tokenizers with chat templates in the shapes met in the wild, built offline in milliseconds.
 
-Named for the family whose shape they have: how text is cut, who adds BOS, what the template writes and refuses.
+Named for the family whose shape they have: how text is cut, who adds BOS, what templates write and refuse.
 """
 
 import functools
@@ -20,7 +20,10 @@ CORPUS = [
 ] * 20
 VOCAB_SIZE = 640
 
-GPT4_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT4_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def byte_level_bpe(words: str | None = GPT4_WORDS) -> Tokenizer:
@@ -204,7 +207,7 @@ MISTRAL_SMALL = (
     {%- set told = messages[0].content if messages[0].content is string else messages[0].content[0].text %}
     {%- set talk = messages[1:] %}
 {%- else %}
-    {%- set told = "You are a model.\\nThe current date is " + today + " (" + strftime_now('%A, %B %-d') + ")." %}
+    {%- set told = "You are a model.\\nToday is " + today + " (" + strftime_now('%A, %B %-d') + ")." %}
     {%- set talk = messages %}
 {%- endif %}
 {{- "[SYSTEM_PROMPT]" + told + "[/SYSTEM_PROMPT]" }}
@@ -232,11 +235,13 @@ GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
 {% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
 
-PHI3 = """{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}
+PHI3 = """{% for message in messages %}
+{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}
 """
 
-PHI4 = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}
+PHI4 = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}
 """
 

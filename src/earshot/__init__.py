@@ -1,6 +1,8 @@
 """earshot gives any open text LLM ears."""
 
-from earshot.checkpoint import load, save
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from earshot.errors import (
     AudioError,
     CacheError,
@@ -10,8 +12,11 @@ from earshot.errors import (
     EarshotError,
     RequestError,
 )
-from earshot.model import Ear, EarSettings
 from earshot.version import __version__
+
+if TYPE_CHECKING:
+    from earshot.checkpoint import load, save
+    from earshot.model import Ear, EarSettings
 
 __all__ = [
     "AudioError",
@@ -27,3 +32,17 @@ __all__ = [
     "load",
     "save",
 ]
+
+_FROM = {
+    "Ear": "earshot.model",
+    "EarSettings": "earshot.model",
+    "load": "earshot.checkpoint",
+    "save": "earshot.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names that need torch and transformers: their import takes seconds, `earshot --help` must not."""
+    if name not in _FROM:
+        raise AttributeError(f"module 'earshot' has no attribute {name!r}")
+    return getattr(importlib.import_module(_FROM[name]), name)

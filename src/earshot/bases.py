@@ -1,27 +1,44 @@
-"""The two frozen models of an ear: where they come from, what they must be, and how they are told from others."""
+"""The two frozen models of an ear: where they come from, and what they must be.
 
-import hashlib
+No family is assumed: whether an LLM reads embeddings as it reads ids, and never looks ahead, is tried out.
+"""
+
+import contextlib
+import re
+import threading
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, get_session
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
+from transformers.utils import logging
 
 from earshot.audio import HOP_LENGTH
 from earshot.encoder import FRAMES_PER_POSITION
-from earshot.errors import CheckpointError
+from earshot.errors import CheckpointError, ConfigError
 
 POCKET = Path(__file__).parent / "pocket"
 """The embedded models and speech."""
-_SAMPLED_VALUES = 4_096
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_TIMEOUT_S = 10.0
+# Two ways through the same numbers; what is really another number is off by far more.
+_SAME_READING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,24 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def read_device(name: torch.device | str | None) -> torch.device:
+    """The device of that name; the default one for None.
+
+    Raises:
+        ConfigError: no such device, or none in this machine
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f'device is {str(name)!r}, which is not here, expected "cpu" or a GPU such as "cuda"'
+        ) from error
+    return device
+
+
 def frozen_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -59,28 +94,156 @@ def frozen_dtype(device: torch.device) -> torch.dtype:
 
 def locate(name: str) -> str:
     """The folder of an embedded model for "pocket/...", any other name as it is (hub id or local folder)."""
-    return str(POCKET / name.removeprefix("pocket/")) if name.startswith("pocket/") else name
+    if name.startswith("pocket/"):
+        return str(POCKET / name.removeprefix("pocket/"))
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+@contextlib.contextmanager
+def quiet(*, bars: bool = False) -> Generator[None]:
+    """Keeps transformers from its warnings, and from progress bars unless wanted, while the block runs.
+
+    What the process had set before is back afterwards, from whatever number of threads this is used.
+    """
+    with _Quiet.lock:
+        if _Quiet.depth == 0:
+            _Quiet.before = (
+                logging.get_verbosity(),
+                logging.is_progress_bar_enabled(),
+                are_progress_bars_disabled(),
+            )
+            logging.set_verbosity_error()
+        if not bars and logging.is_progress_bar_enabled():
+            logging.disable_progress_bar()
+        _Quiet.depth += 1
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.depth -= 1
+            if _Quiet.depth == 0:
+                verbosity, had_bars, hub_had_none = _Quiet.before
+                logging.set_verbosity(verbosity)
+                if had_bars and not logging.is_progress_bar_enabled():
+                    logging.enable_progress_bar()
+                    if hub_had_none:
+                        disable_progress_bars()
+
+
+class _Quiet:
+    """How many blocks are quiet now, and how loud it was before the first."""
+
+    lock = threading.Lock()
+    depth = 0
+    before = (logging.WARNING, True, False)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a base is read from, once it is clear that there is something."""
+
+    role: str
+    name: str
+    place: str
+    options: dict[str, Any]
+
+    def read(self, kind: Any, **options: Any) -> Any:
+        """What `kind.from_pretrained` gives; never code from the folder, never a prompt to run it.
+
+        Raises:
+            CheckpointError: whatever is wrong with it
+        """
+        try:
+            with quiet(bars=not Path(self.place).is_dir()):
+                return kind.from_pretrained(self.place, trust_remote_code=False, **self.options, **options)
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.role} {self.name!r} cannot be loaded: {_one_line(error)}"
+            ) from error
+        except (SafetensorError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.role} {self.name!r} is damaged: {_one_line(error)}; copy or download it again"
+            ) from error
+
+    def read_model(self, kind: Any, device: torch.device) -> Any:
+        """A frozen model, complete, from safetensors only: a pickle can run anything.
+
+        Raises:
+            CheckpointError: whatever is wrong with it
+        """
+        model, info = self.read(
+            kind, dtype=frozen_dtype(device), use_safetensors=True, output_loading_info=True
+        )
+        if absent := sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]):
+            raise CheckpointError(
+                f"{self.role} {self.name!r} lacks {len(absent)} of the weights of a {type(model).__name__},"
+                f" such as {absent[0]}: expected a complete one"
+            )
+        return model.requires_grad_(False).eval().to(device)
+
+
+def _find(role: str, name: str, revision: str | None) -> tuple[_Source, PreTrainedConfig]:
+    """Where a base is and what it says it is.
+
+    Raises:
+        CheckpointError: nothing there, or the hub is out of reach
+    """
+    place = locate(name)
+    options: dict[str, Any] = {}
+    if Path(place).is_dir():
+        if not (Path(place) / "config.json").is_file():
+            raise CheckpointError(
+                f"{role} {name!r} is a folder without a config.json, expected a Hugging Face model"
+            )
+    elif _is_local(name):
+        raise CheckpointError(
+            f"{role} {name!r}: there is no such folder, expected a local folder or a hub id"
+        )
+    else:
+        options = {"revision": revision or "main", "local_files_only": not _is_hub_reachable()}
+    source = _Source(role, name, place, options)
+    try:
+        return source, source.read(AutoConfig)
+    except CheckpointError as error:
+        if options.get("local_files_only"):
+            raise CheckpointError(
+                f"{role} {name!r} is neither a local folder nor in the local cache, and"
+                f" {constants.ENDPOINT} cannot be reached: connect, or give the path of a local copy"
+            ) from error
+        raise
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name that is no folder was meant to be one: no hub id, or said to lie in a folder that is."""
+    is_hub_id = _HUB_ID.fullmatch(name) and not name.startswith((".", "pocket/"))
+    return not is_hub_id or ("/" in name and Path(name).parent.is_dir())
+
+
+def _is_hub_reachable() -> bool:
+    """Whether the hub answers at all: asked once, where transformers would ask six times for each file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # whatever the HTTP library of the day calls it
+        return False
+    return True
 
 
 def load_whisper(name: str, revision: str | None, device: torch.device) -> Whisper:
     """A frozen Whisper by hub id or local folder.
 
     Raises:
-        CheckpointError: nothing there, or not a Whisper
+        CheckpointError: nothing there, not a Whisper, or a damaged one
     """
-    config = _load_config(name, revision, "encoder")
+    source, config = _find("encoder", name, revision)
     if not isinstance(config, WhisperConfig):
         raise CheckpointError(
-            f"encoder {name!r} is of type {config.model_type!r}, expected a Whisper such as openai/whisper-small"
+            f"encoder {name!r} is of type {config.model_type!r}, expected a Whisper such as"
+            " openai/whisper-small"
         )
-    try:
-        model = WhisperForConditionalGeneration.from_pretrained(
-            locate(name), revision=revision or "main", dtype=frozen_dtype(device), attn_implementation="sdpa"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), revision=revision or "main")
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"encoder {name!r} cannot be loaded: {_first_line(error)}") from error
-    return Whisper(model=_frozen(model, device), tokenizer=tokenizer)
+    tokenizer = _read_tokenizer(source)
+    return Whisper(model=source.read_model(WhisperForConditionalGeneration, device), tokenizer=tokenizer)
 
 
 def load_llm(
@@ -89,59 +252,118 @@ def load_llm(
     """A frozen causal LM and its tokenizer, by hub id or local folder.
 
     Raises:
-        CheckpointError: nothing there, not a causal LM, or no chat template
+        CheckpointError: nothing there, not a causal LM, no chat template, or nothing that reads embeddings
     """
-    config = _load_config(name, revision, "LLM")
-    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+    source, config = _find("LLM", name, revision)
+    _check_is_causal_lm(name, config)
+    tokenizer = _read_tokenizer(source)
+    if tokenizer.chat_template is None:
         raise CheckpointError(
-            f"LLM {name!r} is of type {config.model_type!r}, expected a causal LM such as meta-llama/Llama-3.1-8B-Instruct"
+            f"LLM {name!r} has no chat template: take the model's chat version, often called -Instruct"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            locate(name), revision=revision or "main", dtype=frozen_dtype(device)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), revision=revision or "main")
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"LLM {name!r} cannot be loaded: {_first_line(error)}") from error
-    return _frozen(model, device), tokenizer
+    llm = _language_part(source.read_model(AutoModelForCausalLM, device))
+    _check_reading(name, llm)
+    return llm, tokenizer
 
 
-def _load_config(name: str, revision: str | None, role: str):
-    try:
-        return AutoConfig.from_pretrained(locate(name), revision=revision or "main")
-    except (OSError, ValueError) as error:
+def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
+    tokenizer = source.read(AutoTokenizer)
+    # Without its files, some tokenizers come up with special tokens and nothing else.
+    if set(tokenizer.get_vocab()) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
         raise CheckpointError(
-            f"{role} {name!r} cannot be found: expected a hub id or a local folder with a config.json"
-            f" ({_first_line(error)})"
+            f"{source.role} {source.name!r} has no tokenizer: expected its files, such as tokenizer.json,"
+            " beside the weights"
+        )
+    return tokenizer
+
+
+def _check_is_causal_lm(name: str, config: PreTrainedConfig) -> None:
+    """Refuse by its config what is no causal LM, before gigabytes are read."""
+    is_known = type(config) in AutoModelForCausalLM._model_mapping
+    made = config.architectures or []
+    is_other = made and not any(re.search("CausalLM|LMHead|ConditionalGeneration", name) for name in made)
+    if not is_known or is_other or getattr(config, "is_encoder_decoder", False):
+        what = f"a {made[0]}" if is_known and made else f"of type {config.model_type!r}"
+        raise CheckpointError(
+            f"LLM {name!r} is {what}, expected a causal LM such as meta-llama/Llama-3.1-8B-Instruct"
+        )
+
+
+def _language_part(model: PreTrainedModel) -> PreTrainedModel:
+    """The LLM within a model that also sees, as one of its own, with the very same weights.
+
+    What sees is not needed, and transformers generates from embeddings with the LLM alone.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config or type(config) not in AutoModelForCausalLM._model_mapping:
+        return model
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    inner = model.get_decoder()
+    if type(inner) is not type(llm.base_model):
+        return model
+    setattr(llm, llm.base_model_prefix, inner)
+    llm.set_output_embeddings(model.get_output_embeddings())
+    llm.generation_config = model.generation_config
+    llm.config._commit_hash = getattr(model.config, "_commit_hash", None)
+    return llm.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+def _check_reading(name: str, llm: PreTrainedModel) -> None:
+    """Refuse an LLM for which embeddings are not the same as ids, or which looks ahead, by trying both."""
+    ids = torch.tensor([[1, 2, 3], [1, 2, 0]], device=llm.device)
+    try:
+        by_ids = llm(input_ids=ids).logits.float()
+        embeds = embeddings(llm)(ids)
+        by_embeds = llm(inputs_embeds=embeds).logits.float()
+        n_states = llm.base_model(inputs_embeds=embeds).last_hidden_state.shape[2]
+    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError) as error:
+        raise CheckpointError(
+            f"LLM {name!r} cannot be given embeddings ({_one_line(error)}), expected one whose layers need"
+            " nothing else"
         ) from error
+    same = _SAME_READING[llm.dtype] * float(by_ids.abs().max())
+    if n_states != embeds.shape[2] or (by_ids - by_embeds).abs().max() > same:
+        raise CheckpointError(
+            f"LLM {name!r} does not read embeddings as it reads ids (its layers take in ids as well), so it"
+            " cannot hear: expected one whose layers need nothing else"
+        )
+    if (by_ids[0, :2] - by_ids[1, :2]).abs().max() > same:
+        raise CheckpointError(
+            f"LLM {name!r} reads in both directions, expected a causal LM, which never looks ahead"
+        )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def embeddings(llm: PreTrainedModel) -> nn.Embedding:
+    """The LLM's table of input embeddings; calling it scales them where the family does."""
+    table = llm.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise TypeError(f"its input embeddings are a {type(table).__name__}")
+    return table
 
 
-def _frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    return model.requires_grad_(False).eval().to(device)
+def embed(llm: PreTrainedModel, ids: Any) -> Float[Tensor, "... D"]:
+    """What the LLM's first layer is given for these ids, any scaling of the embeddings included."""
+    return embeddings(llm)(torch.as_tensor(ids, dtype=torch.long, device=llm.device))
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """A short hash of a model's weights: every tensor's name and shape, and values spread evenly over each.
+def next_token_logits(llm: PreTrainedModel, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """The LLM's logits from its final states: its head, and what Gemma, Cohere and Granite do behind it."""
+    head = llm.get_output_embeddings()
+    assert head is not None, "a causal LM has a head"
+    logits = head(states)
+    config = llm.config.get_text_config(decoder=True)
+    logits = (
+        logits
+        * (getattr(config, "logit_scale", None) or 1.0)
+        / (getattr(config, "logits_scaling", None) or 1.0)
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
-    Values are sampled so that a model of many gigabytes takes a second; rounding to another float type changes it
-    only where that type is coarser than bfloat16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // _SAMPLED_VALUES)
-        sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of a tokenizer's vocabulary and chat template."""
-    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
-    digest.update(str(tokenizer.chat_template).encode())
-    return digest.hexdigest()[:16]
+def _one_line(error: BaseException) -> str:
+    """An error's first paragraph, on one line and not too long."""
+    text = " ".join(str(error).strip().split("\n\n", 1)[0].split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "…"

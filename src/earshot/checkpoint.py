@@ -1,5 +1,6 @@
-"""An ear on disk: a folder with its settings, the trained weights, and fingerprints of the bases it was made for."""
+"""An ear on disk: its settings, the trained weights, and fingerprints of the bases it was made for."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from earshot.bases import fingerprint, tokenizer_fingerprint
-from earshot.config import from_table, to_table
+from earshot.bases import (
+    embeddings,
+    load_llm,
+    load_whisper,
+    locate,
+    read_device,
+)
+from earshot.config import BaseSettings, from_table, to_table
+from earshot.connector import new_connector
 from earshot.errors import CheckpointError, ConfigError
 from earshot.model import Ear, EarSettings
 from earshot.storage import written_whole
@@ -19,15 +28,43 @@ from earshot.version import __version__
 FORMAT = 1
 """Version of the folder's layout."""
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
+_KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
+_OPTIONAL = {"earshot_version"}
+_SAMPLED_VALUES = 4_096
+RUN_EAR = "ear"
+"""Where the folder of a run has its ear."""
 
 
-def fingerprints(ear: Ear) -> dict[str, str]:
-    """Short hashes of the frozen bases."""
+def fingerprints(encoder: nn.Module, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
+    """Short hashes of the frozen bases: of the encoder alone, the LLM, and the LLM's tokenizer."""
     return {
-        "encoder": fingerprint(ear.whisper.model.model.encoder),
-        "llm": fingerprint(ear.llm),
-        "tokenizer": tokenizer_fingerprint(ear.tokenizer),
+        "encoder": fingerprint(encoder),
+        "llm": fingerprint(llm),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights: every tensor's name and shape, and values spread evenly over each.
+
+    Values are sampled so that a model of many gigabytes takes a second; rounding to another float type
+    changes it only where that type is coarser than bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, len(flat) // _SAMPLED_VALUES)
+        sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A short hash of a tokenizer's vocabulary and chat template."""
+    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    return digest.hexdigest()[:16]
 
 
 def save(ear: Ear, folder: Path | str, *, card: str | None = None) -> None:
@@ -42,14 +79,37 @@ def save(ear: Ear, folder: Path | str, *, card: str | None = None) -> None:
     config = {
         "format": FORMAT,
         "earshot_version": __version__,
-        **to_table(ear.settings),
-        "fingerprints": fingerprints(ear),
+        **to_table(replace(ear.settings, base=_pinned(ear))),
+        "fingerprints": fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer),
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()}
-    with written_whole(Path(folder), is_folder=True) as temporary:
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
+    }
+    with written_whole(_writable(Path(folder)), is_folder=True) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, temporary / WEIGHTS)
         (temporary / CARD).write_text(model_card(ear, card), encoding="utf-8")
+
+
+def _pinned(ear: Ear) -> BaseSettings:
+    """The bases, those from the hub by the commit that they were."""
+
+    def commit(config: Any, given: str | None) -> str | None:
+        return getattr(config, "_commit_hash", None) or given
+
+    base = ear.settings.base
+    return replace(
+        base,
+        encoder_revision=commit(ear.whisper.config, base.encoder_revision),
+        llm_revision=commit(ear.llm.config, base.llm_revision),
+    )
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, if it holds nothing but an ear: it is going to be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds other things than an ear; give a new folder or an empty one")
+    return folder
 
 
 def model_card(ear: Ear, numbers: str | None) -> str:
@@ -58,9 +118,10 @@ def model_card(ear: Ear, numbers: str | None) -> str:
     n_trained = sum(weight.numel() for weight in ear.connector.parameters())
     return (
         f"# An ear for {base.llm}\n\n"
-        f"It lets `{base.llm}` hear through the encoder of `{base.encoder}`. The LLM is unchanged: only a connector\n"
-        f"(form `{connector.form}`, {n_trained / 1e6:.1f} M weights) was trained, by distillation with earshot.\n\n"
-        f"```python\nimport earshot\near = earshot.load(\"this folder\")\n```\n\n"
+        f"It lets `{base.llm}` hear through the encoder of `{base.encoder}`. The LLM is unchanged:\n"
+        f"only a connector (form `{connector.form}`, {n_trained / 1e6:.1f} M weights) was trained, by"
+        " distillation with earshot.\n\n"
+        f'```python\nimport earshot\near = earshot.load("this folder")\n```\n\n'
         + (numbers or "It has not been evaluated; `earshot eval` measures it.\n")
     )
 
@@ -71,6 +132,7 @@ def load(
     """Loads an ear and the bases that it was distilled against.
 
     Args:
+        folder: of an ear or of a run, or "pocket/ear" for the embedded one
         encoder: another place of the same encoder, such as a local copy
         llm: another place of the same LLM
         device: "cpu" or "cuda"; the first GPU if there is one
@@ -78,62 +140,83 @@ def load(
     Raises:
         CheckpointError: not an ear, a damaged one, or bases other than those it was distilled against
     """
-    folder = Path(folder)
+    folder = _ear_folder(Path(locate(str(folder))))
     config = _read_config(folder)
-    recorded = config.pop("fingerprints")
-    settings = _settings(config, folder)
-    base = replace(
-        settings.base, encoder=encoder or settings.base.encoder, llm=llm or settings.base.llm
-    )
-    ear = Ear.new(replace(settings, base=base), device)
-    _check_bases(ear, recorded, folder)
+    settings = _moved(_settings(config, folder), encoder, llm)
     weights = _read_weights(folder)
+    place = read_device(device)
+    base = settings.base
+    whisper = load_whisper(base.encoder, base.encoder_revision, place)
+    model, tokenizer = load_llm(base.llm, base.llm_revision, place)
+    found = fingerprints(whisper.model.model.encoder, model, tokenizer)
+    _check_bases(found, config["fingerprints"], base, folder)
     try:
-        ear.connector.load_state_dict(weights)
-    except RuntimeError as error:
+        connector = new_connector(whisper.config, settings.connector, embeddings(model).embedding_dim)
+        connector.load_state_dict(weights)
+    except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit the connector that {CONFIG} describes: {' '.join(str(error).split())}"
+            f"{folder / WEIGHTS} does not fit the connector that {CONFIG} describes:"
+            f" {' '.join(str(error).split())}"
         ) from error
-    ear.connector.eval().requires_grad_(False)
-    return ear
+    connector.eval().requires_grad_(False)
+    return Ear(whisper, model, tokenizer, connector.to(place), settings)
+
+
+def _ear_folder(folder: Path) -> Path:
+    """The ear's own folder: a run keeps its ear in `ear/` and can be named in its place."""
+    inner = folder / RUN_EAR
+    return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CheckpointError(
-            f"{folder} is not an ear: {CONFIG} cannot be read; expected a folder that `earshot train` wrote"
+            f"{folder} is not an ear: {CONFIG} cannot be read ({error.strerror}); expected a folder that"
+            " `earshot train` wrote"
         ) from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or not {"format", "connector", "fingerprints"} <= config.keys():
-        raise CheckpointError(f"{path} is not an ear's: expected the keys format, base, connector and fingerprints")
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy the ear again") from error
+    if not isinstance(config, dict) or config.keys() - _OPTIONAL != _KEYS:
+        found = ", ".join(sorted(config)) if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(
+            f"{path} is not an ear's: expected the keys {', '.join(sorted(_KEYS))}, found {found}"
+        )
     if config["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {config['format']!r}, this earshot reads format {FORMAT}; use the earshot that wrote it"
+            f"{folder} has format {config['format']!r}, this earshot reads format {FORMAT}: use the earshot"
+            f" that wrote it ({config.get('earshot_version', 'unknown')})"
         )
     return config
 
 
 def _settings(config: dict[str, Any], folder: Path) -> EarSettings:
-    parts = {name: config[name] for name in ("base", "prompt", "connector") if name in config}
+    parts = {name: config[name] for name in ("base", "prompt", "connector")}
     try:
         return from_table(EarSettings, parts)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
-def _check_bases(ear: Ear, recorded: Any, folder: Path) -> None:
-    found = fingerprints(ear)
-    names = {"encoder": ear.settings.base.encoder, "llm": ear.settings.base.llm, "tokenizer": ear.settings.base.llm}
-    for part, name in names.items():
+def _moved(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSettings:
+    """The settings with the bases in other places, whose revisions are then not known."""
+    base = settings.base
+    if encoder:
+        base = replace(base, encoder=encoder, encoder_revision=None)
+    if llm:
+        base = replace(base, llm=llm, llm_revision=None)
+    return replace(settings, base=base)
+
+
+def _check_bases(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
+    for part, name in {"encoder": base.encoder, "llm": base.llm, "tokenizer": base.llm}.items():
         expected = recorded.get(part) if isinstance(recorded, dict) else None
         if expected != found[part]:
             raise CheckpointError(
-                f"{folder} was distilled against another {part}: it expects fingerprint {expected}, but {name!r} has"
-                f" {found[part]}; load it with the {part} it was made for, or distil a new ear"
+                f"{folder} was distilled against another {part}: it expects fingerprint {expected}, but"
+                f" {name!r} has {found[part]}; load it with the {part} it was made for, or distil a new ear"
             )
 
 
@@ -141,4 +224,6 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is missing or damaged ({error}); expected safetensors: copy the ear again"
+        ) from error

@@ -1,6 +1,7 @@
-"""What a run is told, as frozen values, from TOML and back; it knows nothing about how the settings are used."""
+"""What a run is told, as frozen values, from TOML and back; it knows nothing of how the settings are used."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -21,24 +22,34 @@ def _check(is_fine: bool, name: str, given: object, expected: str) -> None:
         raise ConfigError(f"{name} is {given!r}, expected {expected}")
 
 
+def _check_positive(name: str, given: float) -> None:
+    _check(0 < given < math.inf, name, given, "a positive number")
+
+
+def _check_share(name: str, given: float) -> None:
+    _check(0 <= given <= 1, name, given, "a share between 0 and 1")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
     """What the LLM is told beside the user's words, in training and at inference alike."""
 
     system: str | None = None
-    """System prompt of conversations that bring none of their own; none leaves the chat template's default."""
+    """System prompt of conversations that bring none; without it the chat template's default holds."""
 
     date: str = "2024-07-26"
-    """Today (YYYY-MM-DD) to chat templates that print it; pinned, or stored teacher states would not stay true."""
+    """Today (YYYY-MM-DD) to chat templates that print it; pinned, so that stored teacher states stay true."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a date that is none."""
-        try:
-            date.fromisoformat(self.date)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"prompt.date is {self.date!r}, expected a date such as '2024-07-26' (YYYY-MM-DD)"
-            ) from error
+        _check(_is_date(self.date), "prompt.date", self.date, "a date such as '2024-07-26' (YYYY-MM-DD)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,12 @@ class BaseSettings:
     """Branch, tag or commit of the LLM on the hub."""
 
     encoder_window: Literal["sound", "full"] = "sound"
-    """Whether the encoder runs on the seconds there are or always on its full window (30 s for a real Whisper)."""
+    """Whether the encoder runs on the seconds there are or always on its full window (Whisper's 30 s)."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a base without a name."""
+        _check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
+        _check(bool(self.llm), "base.llm", self.llm, "a hub id or a local folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +82,15 @@ class ConnectorSettings:
     """How encoder frames become audio tokens."""
 
     form: Literal["anchored", "left", "right", "stack"] = "left"
-    """anchored: queries anchored in time by a learned rate of words; left: slot t is transcript token t, with a
-    learned end; right: the published form, a fixed number of slots aligned to their right end; stack: frames side
-    by side through an MLP, aligned like right."""
+    """anchored: queries anchored in time by a learned rate of words; left: slot t is transcript token t, with
+    a learned end; right: the published form, so many slots always, aligned to their right end; stack: frames
+    side by side through an MLP, aligned like right."""
 
     init: Literal["whisper", "random"] = "whisper"
     """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
 
     n_queries: int = 448
-    """Learned queries: the most slots a clip can have, and in the right-aligned form the number it always has."""
+    """Learned queries: the most slots a clip can have; in form right, the number it always has."""
 
     slots_per_second: float = 6.0
     """Cap on the audio tokens of a clip, by its duration (forms left and anchored)."""
@@ -85,12 +101,7 @@ class ConnectorSettings:
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes that are none."""
         _check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
-        _check(
-            self.slots_per_second > 0,
-            "connector.slots_per_second",
-            self.slots_per_second,
-            "a positive number",
-        )
+        _check_positive("connector.slots_per_second", self.slots_per_second)
         _check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
 
 
@@ -102,8 +113,8 @@ class ObjectiveSettings:
     """Weight of the L2 distance between the LLM's final hidden states on sound and on text."""
 
     hidden_positions: Literal["last", "suffix", "all"] = "last"
-    """Where that distance is taken: the last position (as published), every position after the sound, or those and
-    the sound's own (forms whose audio tokens match the transcript's one to one)."""
+    """Where that distance is taken: the last position (as published), all positions after the sound, or those
+    and the sound's own (forms whose audio tokens match the transcript's one to one)."""
 
     align_weight: float = 1.0
     """Weight of the L2 distance between audio tokens and the transcript's embeddings."""
@@ -123,12 +134,23 @@ class ObjectiveSettings:
     def __post_init__(self) -> None:
         """Raise ConfigError for weights that cannot be."""
         for name in ("hidden_weight", "align_weight", "end_weight", "kl_weight"):
-            value = getattr(self, name)
-            _check(value >= 0, f"objective.{name}", value, "zero or more")
-        _check(self.kl_temperature > 0, "objective.kl_temperature", self.kl_temperature, "a positive number")
-        _check(0 <= self.lead_share <= 1, "objective.lead_share", self.lead_share, "a share between 0 and 1")
-        total = self.hidden_weight + self.align_weight + self.kl_weight
-        _check(total > 0, "objective", self, "hidden_weight, align_weight or kl_weight above zero")
+            _check(
+                0 <= getattr(self, name) < math.inf, f"objective.{name}", getattr(self, name), "zero or more"
+            )
+        _check_positive("objective.kl_temperature", self.kl_temperature)
+        _check_share("objective.lead_share", self.lead_share)
+        _check(
+            self.hidden_weight + self.align_weight + self.kl_weight > 0,
+            "objective.align_weight",
+            self.align_weight,
+            "a positive number, as objective.hidden_weight and objective.kl_weight are zero too",
+        )
+        _check(
+            self.align_weight > 0 or self.lead_share == 0,
+            "objective.lead_share",
+            self.lead_share,
+            "0, as objective.align_weight is zero and nothing would lead",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +166,11 @@ class DataSettings:
     cache_features: bool = False
     """Keep encoder features in memory from one pass to the next (bfloat16; for small sets)."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a source without a name or a number of clips that is none."""
+        _check(bool(self.source), "data.source", self.source, "a .parquet or .jsonl file, or pocket/speech")
+        _check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -153,7 +180,7 @@ class TrainSettings:
     """Optimizer steps."""
 
     batch_size: int = 512
-    """Clips to an optimizer step."""
+    """Most clips to an optimizer step; all batches of a pass have as many, give or take one."""
 
     n_accumulated: int = 1
     """Parts a batch is run in, one after the other, to save memory."""
@@ -193,12 +220,17 @@ class TrainSettings:
             f"at most train.batch_size = {self.batch_size}",
         )
         for name in ("peak_lr", "clip_norm"):
-            _check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
+            _check_positive(f"train.{name}", getattr(self, name))
         for name in ("warmup_share", "final_lr_share"):
-            _check(
-                0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share between 0 and 1"
-            )
-        _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "zero or more")
+            _check_share(f"train.{name}", getattr(self, name))
+        _check(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, "zero or more")
+        _check(
+            all(0 <= beta < 1 for beta in self.betas),
+            "train.betas",
+            self.betas,
+            "two numbers from 0 to below 1",
+        )
+        _check(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +249,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for choices that exclude each other."""
+        _check(bool(self.out), "out", self.out, "a folder such as runs/mine")
         one_to_one = self.connector.form in ("left", "anchored")
         _check(
             one_to_one or self.objective.hidden_positions != "all",
@@ -246,6 +279,9 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: {error}") from error
 
 
+_TYPE_NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def from_table(kind: type[Settings], table: dict[str, Any], at: str = "") -> Settings:
     """Settings from a table of plain values; keys that are missing keep their defaults.
 
@@ -254,39 +290,46 @@ def from_table(kind: type[Settings], table: dict[str, Any], at: str = "") -> Set
     """
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(table) - set(hints)):
-        raise ConfigError(f"unknown key {at}{unknown[0]}; expected one of {', '.join(sorted(hints))}")
+        raise ConfigError(f"unknown key {at}{unknown[0]}; expected one of {', '.join(hints)}")
     values = {name: _value(hints[name], given, at + name) for name, given in table.items()}
     for setting in dataclasses.fields(kind):  # ty: ignore[invalid-argument-type]
         has_default = (
             setting.default is not dataclasses.MISSING or setting.default_factory is not dataclasses.MISSING
         )
         if setting.name not in values and not has_default:
-            raise ConfigError(f"{at}{setting.name} is missing")
+            raise ConfigError(
+                f"{at}{setting.name} is missing; {_expected(hints[setting.name])} is needed there"
+            )
     return kind(**values)
 
 
 def _value(hint: Any, given: Any, name: str) -> Any:
     """The given value as the type that its field wants."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        _check(isinstance(given, dict), name, given, "a table")
+        _check(isinstance(given, dict), name, given, f"a table: [{name}] and its keys below")
         return from_table(hint, given, name + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         _check(given in args, name, given, "one of " + ", ".join(map(repr, args)))
         return given
     if origin is tuple:
-        _check(
-            isinstance(given, list | tuple) and len(given) == len(args), name, given, f"{len(args)} numbers"
+        is_of_length = isinstance(given, list | tuple) and len(given) == len(args)
+        _check(is_of_length, name, given, f"a list of {len(args)} numbers")
+        return tuple(
+            _value(arg, item, f"{name}[{n}]") for n, (arg, item) in enumerate(zip(args, given, strict=True))
         )
-        return tuple(_value(arg, item, name) for arg, item in zip(args, given, strict=True))
     if origin in (types.UnionType, typing.Union):
         if given is None:
             return None
         return _value(next(arg for arg in args if arg is not types.NoneType), given, name)
-    if hint is float and type(given) is int:
-        given = float(given)
-    _check(type(given) is hint, name, given, f"a value of type {hint.__name__}")
+    if hint is float and type(given) is int and abs(given) < 2**53:
+        return float(given)
+    _check(type(given) is hint, name, given, _expected(hint))
     return given
+
+
+def _expected(hint: Any) -> str:
+    return _TYPE_NAMES.get(hint, "a value")
 
 
 def to_table(settings: Any) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Learned queries x encoder frames -> audio tokens, in the LLM's embedding space.
 
-The connector knows the encoder's and the LLM's widths and nothing else of them. Three forms share Whisper's complete
-decoder stack; the frame-stacking MLP is there to be compared with.
+It knows the sizes of the encoder's decoder and the width of the LLM, and nothing else of the two. Three forms
+share Whisper's complete decoder stack; the frame-stacking MLP is there to be compared with.
 """
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,10 +16,13 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from earshot.config import ConnectorSettings
-from earshot.encoder import Features, attention_bias
+from earshot.encoder import POSITIONS_PER_SECOND, Features, attention_bias
 from earshot.errors import ConfigError
 
-ENCODER_POSITIONS_PER_SECOND = 50
+END_SHARPNESS = 4.0
+"""How fast the anchored form's end grows certain: its logit gains this much with each token of the count."""
+_SPARE_SLOTS = 2
+"""Slots that even the shortest clip may have beyond what its duration allows."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class AudioTokens:
 
     tokens: Float[Tensor, "B Q D"]
     n_tokens: Int[Tensor, " B"]
-    """How many of a clip's slots, from the left, are meant to be read."""
+    """How many of a clip's slots, from the first, are meant to be read; at least one."""
     end_logits: Float[Tensor, "B Q"] | None
     """Logit of "this slot is past the last token", for forms that learn their end."""
 
@@ -35,9 +39,10 @@ class AudioTokens:
 class Connector(nn.Module):
     """Whisper's decoder stack on learned queries in place of token embeddings, then one linear projection.
 
-    Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the same,
-    but each query is first anchored to the stretch of sound that holds its word (`RateHead`). Form right: as
-    published, every slot is read and the transcript's last token stands in the last one.
+    Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the
+    same, but each query is first anchored to the stretch of sound that holds its word (`RateHead`), and the
+    end is where that has counted all words. Form right: as published, every slot is read, and the last one
+    holds the transcript's last token.
 
     Source: DiVA, arXiv 2410.02678.
     """
@@ -51,6 +56,7 @@ class Connector(nn.Module):
             )
         self.settings = settings
         config = copy.deepcopy(whisper)
+        config.vocab_size, config.pad_token_id = 1, 0  # its token embeddings are not used
         config._attn_implementation = "sdpa"
         config.dropout = config.attention_dropout = config.activation_dropout = config.decoder_layerdrop = 0.0
         stack = WhisperDecoder(config)
@@ -62,108 +68,138 @@ class Connector(nn.Module):
         self.rate_head = RateHead(config.d_model) if settings.form == "anchored" else None
 
     @property
-    def aligned(self) -> str:
-        """The side on which slots and transcript begin together."""
+    def aligned(self) -> Literal["left", "right"]:
+        """The side on which slots and transcript coincide."""
         return "right" if self.settings.form == "right" else "left"
 
     def start_from(self, decoder: WhisperDecoder) -> None:
         """Takes over the encoder's own decoder: every layer, the final norm, and its positions.
 
-        Queries start at the scale of the token embeddings whose place they take.
+        Queries take the place of token embeddings and start at their scale: close to the mean of all tokens
+        when aligned to the left, where positions alone tell slots apart; as unlike each other as tokens are
+        when aligned to the right.
         """
         self.layers.load_state_dict(decoder.layers.state_dict())
         self.layer_norm.load_state_dict(decoder.layer_norm.state_dict())
+        embeddings = decoder.embed_tokens.weight.detach().float()
+        mean, spread = embeddings.mean(0).to(self.queries), embeddings.std().to(self.queries)
+        noise = torch.randn_like(self.queries) * spread
         with torch.no_grad():
             self.positions.copy_(decoder.embed_positions.weight[: len(self.positions)])
-            embeddings = decoder.embed_tokens.weight.float()
-            noise = torch.randn_like(self.queries) * embeddings.std()
-            self.queries.copy_(embeddings.mean(0) + 0.1 * noise if self.aligned == "left" else noise)
+            self.queries.copy_(mean + 0.1 * noise if self.aligned == "left" else noise)
 
-    def n_slots(self, features: Features) -> Int[Tensor, " B"]:
-        """The most audio tokens that each clip may have, by its duration."""
-        seconds = features.mask.sum(1) / ENCODER_POSITIONS_PER_SECOND
-        return (seconds * self.settings.slots_per_second + 2).long().clamp(max=self.settings.n_queries)
+    def most_tokens(self, features: Features) -> Int[Tensor, " B"]:
+        """How many audio tokens each clip may have at most, by the duration that the encoder was given."""
+        seconds = features.mask.sum(1) / POSITIONS_PER_SECOND
+        n_tokens = (seconds * self.settings.slots_per_second).long() + _SPARE_SLOTS
+        return n_tokens.clamp(max=self.settings.n_queries)
 
     def forward(self, features: Features, n_text: Int[Tensor, " B"] | None = None) -> AudioTokens:
         """Audio tokens of a batch of clips.
 
         Args:
-            n_text: tokens of each transcript where it is known, in training: there are then at least as many slots,
-                and one more to learn the end by. Without it the end is where the connector says.
+            n_text: tokens of each transcript where it is known, in training. Aligned to the left, there are
+                then as many slots as the longest one needs and one more to learn the end by, as far as there
+                are queries. Without it the end is where the connector says.
         """
         states, mask = features.states.to(self.projection.weight.dtype), features.mask
-        caps = self.n_slots(features)
-        if self.aligned == "right":
-            n_slots = self.settings.n_queries
-        elif n_text is None:
-            n_slots = int(caps.max())
-        else:
-            n_slots = min(int(n_text.max()) + 1, self.settings.n_queries)
+        n_slots = self._n_slots(features, n_text)
         queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
         end_logits = None
         if self.rate_head is not None:
             rate = self.rate_head(states, mask)
             end_logits = rate.end_logits(n_slots)
-            total = rate.n_words() if n_text is None else n_text
-            queries = queries + self.rate_head.anchor(states, rate.scaled_to(total), n_slots)
+            n_tokens = rate.n_tokens() if n_text is None else n_text
+            queries = queries + self.rate_head.anchor(states, rate.scaled_to(n_tokens), n_slots)
         hidden = self._decode(queries, states, attention_bias(mask, states.dtype))
         if self.end_head is not None:
             end_logits = self.end_head(hidden)[..., 0]
         return AudioTokens(
             tokens=self.projection(hidden),
-            n_tokens=self._count(end_logits, caps, n_slots, n_text),
+            n_tokens=self._n_tokens(end_logits, features, n_slots, n_text),
             end_logits=end_logits,
         )
 
-    def _decode(self, hidden: Tensor, states: Tensor, bias: Tensor | None) -> Float[Tensor, "B Q E"]:
+    def _n_slots(self, features: Features, n_text: Int[Tensor, " B"] | None) -> int:
+        if self.aligned == "right":
+            return self.settings.n_queries
+        if n_text is None:
+            return int(self.most_tokens(features).max())
+        return min(int(n_text.max()) + 1, self.settings.n_queries)
+
+    def _decode(
+        self,
+        hidden: Float[Tensor, "B Q E"],
+        states: Float[Tensor, "B S E"],
+        bias: Float[Tensor, "B 1 1 S"] | None,
+    ) -> Float[Tensor, "B Q E"]:
         for layer in self.layers:
             hidden = layer(hidden, encoder_hidden_states=states, encoder_attention_mask=bias, use_cache=False)
         return self.layer_norm(hidden)
 
-    def _count(self, end_logits: Tensor | None, caps: Tensor, n_slots: int, n_text: Tensor | None) -> Tensor:
+    def _n_tokens(
+        self,
+        end_logits: Float[Tensor, "B Q"] | None,
+        features: Features,
+        n_slots: int,
+        n_text: Int[Tensor, " B"] | None,
+    ) -> Int[Tensor, " B"]:
         """Slots to be read: the transcript's length if known, else those before the first past the end."""
-        if n_text is not None:
-            return n_text.clamp(max=n_slots) if self.aligned == "left" else torch.full_like(n_text, n_slots)
         if end_logits is None:
-            return torch.full_like(caps, n_slots)
+            return torch.full((len(features.mask),), n_slots, device=features.mask.device)
+        if n_text is not None:
+            return n_text.clamp(max=n_slots)
         n_before_end = (end_logits <= 0).cumprod(1).sum(1)
-        return n_before_end.clamp(min=1).minimum(caps)
+        return n_before_end.clamp(min=1).minimum(self.most_tokens(features))
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Words (tokens) per encoder position; its sum over a clip is the length of the transcript."""
+    """Tokens per encoder position, as logarithms; their sum over a clip is the length of its transcript.
 
-    values: Float[Tensor, "B S"]
+    Logarithms, so that a rate can be stretched to any length however close to zero it is.
+    """
+
+    log_values: Float[Tensor, "B S"]
+    """Minus infinity outside the clip."""
 
     @property
     def total(self) -> Float[Tensor, " B"]:
         """Expected number of tokens."""
-        return self.values.sum(1)
+        return self.log_values.exp().sum(1)
 
-    def n_words(self) -> Int[Tensor, " B"]:
-        """The nearest whole number of tokens, at least one."""
-        return self.total.detach().round().long().clamp(min=1)
+    def n_tokens(self) -> Int[Tensor, " B"]:
+        """The nearest whole number of tokens (of two, the greater), at least one."""
+        return (self.total.detach() + 0.5).long().clamp(min=1)
 
     def end_logits(self, n_slots: int) -> Float[Tensor, "B Q"]:
         """Positive for the slots at which, by count, everything has been said."""
-        slots = torch.arange(n_slots, device=self.values.device)
+        slots = torch.arange(n_slots, device=self.log_values.device)
         return END_SHARPNESS * (slots + 0.5 - self.total[:, None])
 
     def scaled_to(self, n_tokens: Int[Tensor, " B"]) -> Float[Tensor, "B S"]:
         """The rate stretched so that it counts exactly so many tokens."""
-        return self.values * (n_tokens / self.total.clamp(min=1e-4))[:, None]
+        return self.log_values.softmax(1) * n_tokens[:, None]
 
 
-END_SHARPNESS = 4.0
-"""How fast the end's certainty grows with the count: logits 2 away from the boundary half a token off."""
+def slot_shares(rate: Float[Tensor, "B S"], n_slots: int) -> Float[Tensor, "B Q S"]:
+    """How much of each slot's token passes in each encoder position, by a rate in tokens per position.
+
+    Slot t stands for the stretch in which the count goes from t to t + 1: its shares sum to one if the rate
+    counts that far, and to zero if it ends before.
+
+    Source: continuous integrate-and-fire, Dong and Xu, arXiv 1905.11235.
+    """
+    passed = rate.cumsum(1)
+    before = passed - rate
+    slot = torch.arange(n_slots, device=rate.device, dtype=rate.dtype)[:, None]
+    return (torch.minimum(passed[:, None], slot + 1) - torch.maximum(before[:, None], slot)).clamp(min=0)
 
 
 class RateHead(nn.Module):
     """Says how many tokens pass in each encoder position, and so which stretch of sound each slot stands for.
 
-    Source: continuous integrate-and-fire, Dong and Xu, arXiv 1905.11235; with a non-autoregressive decoder on top,
-    Paraformer, arXiv 2206.08317.
+    Source: Paraformer, Gao et al., arXiv 2206.08317: integrate-and-fire below a non-autoregressive decoder.
     """
 
     def __init__(self, d_encoder: int) -> None:
@@ -174,27 +210,27 @@ class RateHead(nn.Module):
         nn.init.constant_(self.rate.bias, -2.5)  # about four tokens a second before anything is learned
 
     def forward(self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"]) -> Rate:
-        """Tokens per encoder position, zero outside the clip."""
+        """The rate at which the clip's tokens pass, in float32: sums of many small numbers."""
         heard = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
         around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
-        return Rate(values=torch.sigmoid(self.rate(around))[..., 0] * mask)
+        log_values = functional.logsigmoid(self.rate(around)[..., 0].float())
+        return Rate(log_values.masked_fill(~mask, -torch.inf))
 
     def anchor(
         self, states: Float[Tensor, "B S E"], rate: Float[Tensor, "B S"], n_slots: int
     ) -> Float[Tensor, "B Q E"]:
-        """The sound of each slot: encoder states weighted by how much of the slot's token passes in each position."""
-        passed = rate.cumsum(1)
-        before = passed - rate
-        slot = torch.arange(n_slots, device=rate.device, dtype=rate.dtype)[:, None]
-        share = (torch.minimum(passed[:, None], slot + 1) - torch.maximum(before[:, None], slot)).clamp(min=0)
-        return self.to_query(share @ states)
+        """The sound of each slot: encoder states, weighted by how much of the slot's token passes in each."""
+        return self.to_query(slot_shares(rate, n_slots).to(states.dtype) @ states)
 
 
 class StackingConnector(nn.Module):
-    """Encoder positions side by side, n at a time, through an MLP: as many audio tokens as there are stretches.
+    """Encoder positions side by side, n at a time, through an MLP: an audio token for each such stretch.
 
-    The usual connector elsewhere (SLAM-LLM, arXiv 2402.08846; Ultravox), here for comparison; aligned to the right.
+    The usual connector elsewhere (SLAM-LLM, arXiv 2402.08846; Ultravox), here for comparison; aligned to the
+    right.
     """
+
+    aligned: Literal["right"] = "right"
 
     def __init__(self, whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int) -> None:
         super().__init__()
@@ -205,16 +241,14 @@ class StackingConnector(nn.Module):
             nn.Linear(4 * whisper.d_model, d_llm),
         )
 
-    aligned = "right"
-
     def start_from(self, decoder: WhisperDecoder) -> None:
         """Nothing to take over: an MLP has no counterpart in the decoder."""
 
     def forward(self, features: Features, n_text: Int[Tensor, " B"] | None = None) -> AudioTokens:
-        """Audio tokens of a batch of clips, each clip's own from the left."""
+        """Audio tokens of a batch of clips, from the first slot of each; the transcript changes nothing."""
         n_stacked = self.settings.n_stacked
-        states = features.states.to(self.mlp[0].weight.dtype) * features.mask[..., None]
-        states = functional.pad(states, (0, 0, 0, -states.shape[1] % n_stacked))
+        states = features.states.to(next(self.parameters()).dtype) * features.mask[..., None]
+        states = functional.pad(states, (0, 0, 0, -states.shape[1] % n_stacked))  # S to a multiple of n
         stacked = states.reshape(len(states), -1, n_stacked * states.shape[2])  # (B, S, E) -> (B, Q, n E)
         n_tokens = -(-features.mask.sum(1) // n_stacked)
         return AudioTokens(tokens=self.mlp(stacked), n_tokens=n_tokens, end_logits=None)

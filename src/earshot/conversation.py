@@ -40,7 +40,7 @@ def read_conversation(messages: Any) -> Conversation:
     turns = [_read_message(message, i, sounds) for i, message in enumerate(messages)]
     if turns[-1].role != "user":
         raise RequestError(
-            f"messages[{len(turns) - 1}], the last, has the role {turns[-1].role!r}, expected 'user' to answer to"
+            f"messages[{len(turns) - 1}], the last, has the role {turns[-1].role!r}, expected 'user'"
         )
     return Conversation(tuple(turns), tuple(sounds))
 

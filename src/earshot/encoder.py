@@ -1,7 +1,7 @@
 """Log-mel frames through a frozen Whisper encoder, for as many seconds as there is sound.
 
-transformers' own forward insists on the full window. Here the window may be cut: positions are a prefix of the full
-ones, and in a batch each clip sees only itself, so that a clip's features do not depend on its neighbours.
+transformers' own forward insists on the full window. Here the window may be cut: positions are a prefix of
+the full ones, and in a batch each clip sees only itself: its features do not depend on its neighbours.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from earshot.audio import HOP_LENGTH, log_mel
+from earshot.audio import HOP_LENGTH, SAMPLE_RATE, log_mel
 
 FRAMES_PER_POSITION = 2
 """Mel frames to an encoder position: the second convolution's stride."""
+POSITIONS_PER_SECOND = SAMPLE_RATE // (HOP_LENGTH * FRAMES_PER_POSITION)  # 50
 _MARGIN_FRAMES = 4
 """Silent frames kept behind the sound, so that the last word does not stand at the very edge."""
 
@@ -39,22 +40,26 @@ def n_frames_for(n_samples: int) -> int:
 def mel_batch(
     sounds: list[np.ndarray], n_mels: int, window_frames: int, full_window: bool
 ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, " B"]]:
-    """Log-mel spectrograms of several sounds, zero beyond each one's own frames, and the number of those frames.
+    """Log-mel spectrograms of several sounds, zero beyond each one's own frames, and how many those are.
 
     Raises:
         AudioError: a sound is longer than the window
     """
-    frames = [window_frames if full_window else min(n_frames_for(len(sound)), window_frames) for sound in sounds]
+    frames = [
+        window_frames if full_window else min(n_frames_for(len(sound)), window_frames) for sound in sounds
+    ]
     mels = [log_mel(sound, n_mels, n).T for sound, n in zip(sounds, frames, strict=True)]
-    return pad_sequence(mels, batch_first=True).transpose(1, 2), torch.tensor(frames)  # (B, F, M) -> (B, M, F)
+    return pad_sequence(mels, batch_first=True).transpose(1, 2), torch.tensor(
+        frames
+    )  # (B, F, M) -> (B, M, F)
 
 
 def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
     """The encoder's last hidden states for clips of different lengths, each as if it were alone.
 
     Args:
-        mel: F is even and at most the encoder's window
-        n_frames: frames that belong to each clip, even; what lies beyond is ignored
+        mel: F is at most the encoder's window
+        n_frames: frames that belong to each clip; what lies beyond is ignored
     """
     frame_mask = torch.arange(mel.shape[2], device=mel.device) < n_frames[:, None]
     mask = frame_mask[:, ::FRAMES_PER_POSITION]
@@ -64,7 +69,7 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
     heard = functional.gelu(encoder.conv1(heard)) * frame_mask[:, None]
     hidden = functional.gelu(encoder.conv2(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
     attention_mask = attention_bias(mask, dtype)
     for layer in encoder.layers:
         hidden = layer(hidden, attention_mask)
@@ -72,7 +77,7 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
 
 
 def attention_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """What to add to attention scores so that nothing outside the mask is attended to; None where nothing is."""
+    """What to add to attention scores so that only the mask is attended to; None where that is everything."""
     if mask.all():
         return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)

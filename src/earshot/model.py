@@ -1,11 +1,12 @@
-"""The ear: a frozen Whisper encoder, a trained connector and a frozen LLM, as one thing that hears and answers.
+"""The ear: a frozen Whisper encoder, a trained connector and a frozen LLM, which together hear and answer.
 
-It knows how sound and text become a prompt of embeddings, for the student (who hears) and the teacher (who reads).
-How an answer is drawn from a prompt is `generate`'s business, how the connector learns is training's.
+It knows how sound and text become a prompt of embeddings, for the student (who hears) and the teacher (who
+reads). How an answer is drawn from a prompt is `generate`'s business, how the connector learns is training's.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,27 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from earshot import generate
-from earshot.audio import AudioSource, load_audio
-from earshot.bases import Whisper, default_device, load_llm, load_whisper
+from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
+from earshot.bases import (
+    Whisper,
+    embed,
+    embeddings,
+    load_llm,
+    load_whisper,
+    next_token_logits,
+    quiet,
+    read_device,
+)
 from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
-from earshot.connector import AudioTokens, Connector, StackingConnector, new_connector
+from earshot.connector import Connector, StackingConnector, new_connector
 from earshot.conversation import read_conversation
 from earshot.encoder import Features, encode, mel_batch
-from earshot.errors import AudioError
-from earshot.prompt import ChatTemplate, SoundPiece
+from earshot.errors import AudioError, CheckpointError
+from earshot.generate import Prompt
+from earshot.prompt import ChatTemplate, Piece, SoundPiece, TextPiece
 
 Messages = Sequence[dict[str, Any]]
-"""A conversation in OpenAI's form; content is a text or a list of {"type": "text"} and {"type": "audio"} parts."""
+"""A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +50,7 @@ class EarSettings:
 
 @dataclass(frozen=True)
 class Readings:
-    """The LLM's final hidden states over prompts of one frame around different middles, padded on the right."""
+    """The LLM's final hidden states over prompts of one frame around different middles, right-padded."""
 
     states: Float[Tensor, "B L D"]
     n_prefix: int
@@ -77,24 +88,27 @@ class Ear:
         self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
         self.connector, self.settings = connector, settings
         self.template = ChatTemplate(tokenizer, settings.prompt)
+        _check_vocabulary(llm, tokenizer, self.template)
 
     @classmethod
     def new(cls, settings: EarSettings, device: torch.device | str | None = None) -> "Ear":
         """An ear whose connector has not learned anything yet.
 
+        Args:
+            device: the first GPU if there is one
+
         Raises:
-            CheckpointError: a base that cannot be found or is of the wrong kind
-            ConfigError: connector settings that do not fit the encoder
+            CheckpointError: a base that cannot be found, is of the wrong kind or is damaged
+            ConfigError: connector settings that do not fit the encoder, or no such device
         """
-        device = torch.device(device) if device else default_device()
+        place = read_device(device)
         base = settings.base
-        whisper = load_whisper(base.encoder, base.encoder_revision, device)
-        llm, tokenizer = load_llm(base.llm, base.llm_revision, device)
-        d_llm = llm.get_input_embeddings().embedding_dim
-        connector = new_connector(whisper.config, settings.connector, d_llm)
+        whisper = load_whisper(base.encoder, base.encoder_revision, place)
+        llm, tokenizer = load_llm(base.llm, base.llm_revision, place)
+        connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim)
         if settings.connector.init == "whisper":
             connector.start_from(whisper.model.model.decoder)
-        return cls(whisper, llm, tokenizer, connector.float().to(device), settings)
+        return cls(whisper, llm, tokenizer, connector.float().to(place), settings)
 
     @property
     def device(self) -> torch.device:
@@ -111,16 +125,21 @@ class Ear:
         """
         samples = load_audio(source)
         if len(samples) > self.whisper.window_samples:
+            name = f"{str(source)!r}" if isinstance(source, str | Path) else "the sound"
             raise AudioError(
-                f"the sound lasts {len(samples) / 16_000:.1f} s, but the encoder hears at most"
-                f" {self.whisper.window_samples / 16_000:g} s at a time; split it into shorter ones"
+                f"{name} lasts {len(samples) / SAMPLE_RATE:.2f} s, but the encoder hears at most"
+                f" {self.whisper.window_samples / SAMPLE_RATE:g} s at a time: split it into shorter ones"
             )
         return samples
 
     def features(self, sounds: Sequence[np.ndarray]) -> Features:
         """The encoder's states for samples at 16 kHz."""
-        full = self.settings.base.encoder_window == "full"
-        mel, n_frames = mel_batch(list(sounds), self.whisper.config.num_mel_bins, self.whisper.window_frames, full)
+        mel, n_frames = mel_batch(
+            list(sounds),
+            self.whisper.config.num_mel_bins,
+            self.whisper.window_frames,
+            full_window=self.settings.base.encoder_window == "full",
+        )
         with torch.no_grad():
             return encode(self.whisper.model.model.encoder, mel.to(self.device), n_frames.to(self.device))
 
@@ -140,12 +159,17 @@ class Ear:
         heard = self._hear([self.load(item) for item in sources])
         return heard if isinstance(source, list) else heard[0]
 
-    def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+    def _hear(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         if not sounds:
             return []
-        audio: AudioTokens = self.connector(self.features(sounds))
+        with self.autocast():
+            audio = self.connector(self.features(sounds))
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
+
+    def autocast(self) -> torch.autocast:
+        """How the connector is computed, in training and at inference alike: on a GPU in bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     # Answering
 
@@ -153,10 +177,11 @@ class Ear:
         """The LLM's answer to a conversation in which the user's parts may be sound; greedy by default.
 
         Args:
-            options: for transformers' `generate`, such as max_new_tokens, do_sample, temperature
+            options: for transformers' `generate`: max_new_tokens, do_sample, temperature, stop_strings, ...
 
         Raises:
-            RequestError: a malformed conversation, or an option that generate does not know
+            RequestError: a malformed conversation, one beyond the LLM's context, or an option that
+                generate does not know
             AudioError: sound that cannot be heard
         """
         return self.chat_batch([messages], **options)[0]
@@ -165,31 +190,42 @@ class Ear:
         """The answers to several conversations at once, each the same as if it were alone."""
         return generate.answer(self.llm, self.tokenizer, self.prompts(conversations), **options)
 
+    def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
+        """The stock LLM's answers to conversations of text: what hearing is measured against."""
+        return self.chat_batch(conversations, **options)
+
     def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
-        """Pieces of the answer while it is made; joined, they equal `chat`."""
+        """Pieces of the answer while it is made; joined, they equal `chat`.
+
+        The conversation is checked and heard at once, not when the first piece is asked for.
+        """
         return generate.stream(self.llm, self.tokenizer, self.prompts([messages])[0], **options)
 
-    read_batch = chat_batch
-
     @torch.inference_mode()
-    def prompts(self, conversations: Sequence[Messages]) -> list[Float[Tensor, "_ D"]]:
+    def prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
         """What the LLM is given for each conversation: embeddings of text and audio tokens in a row."""
         sounds = [
             [self.load(sound) for sound in read_conversation(messages).sounds] for messages in conversations
         ]
+        layouts = [self.template.render(messages) for messages in conversations]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
-        prompts = []
-        for messages, row in zip(conversations, sounds, strict=True):
-            tokens = [next(heard) for _ in row]
-            pieces = self.template.render(messages)
-            prompts.append(
-                torch.cat([tokens[p.index] if isinstance(p, SoundPiece) else self.embed(p.ids) for p in pieces])
-            )
-        return prompts
+        return [
+            self._prompt(pieces, [next(heard) for _ in row])
+            for pieces, row in zip(layouts, sounds, strict=True)
+        ]
+
+    def _prompt(self, pieces: Sequence[Piece], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
+        first = next(i for piece in pieces if isinstance(piece, TextPiece) for i in piece.ids)
+        embeds, ids = [], []
+        for piece in pieces:
+            is_heard = isinstance(piece, SoundPiece)
+            embeds.append(tokens[piece.index] if is_heard else self.embed(piece.ids))
+            ids += [first] * len(embeds[-1]) if is_heard else piece.ids
+        return Prompt(torch.cat(embeds), torch.tensor(ids, device=self.device))
 
     def embed(self, ids: Sequence[int] | Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The LLM's own input embeddings, as its layers receive them."""
-        return self.llm.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+        """The LLM's own input embeddings, as its first layer is given them: scaled where a family does."""
+        return embed(self.llm, ids)
 
     # The cascade
 
@@ -199,9 +235,17 @@ class Ear:
         if not sources:
             return []
         sounds = [self.load(source) for source in sources]
-        config = self.whisper.config
+        model, config = self.whisper.model, self.whisper.config
         mel, _ = mel_batch(sounds, config.num_mel_bins, self.whisper.window_frames, full_window=True)
-        ids = self.whisper.model.generate(mel.to(self.device, self.whisper.model.dtype))
+        options: dict[str, Any] = {}
+        if not model.generation_config.max_length:
+            options["max_length"] = config.max_target_positions
+        with quiet():  # of advice about flags that published Whispers carry
+            ids = model.generate(
+                input_features=mel.to(self.device, model.dtype),
+                attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=self.device),
+                **options,
+            )
         return [text.strip() for text in self.whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     # Student and teacher
@@ -209,8 +253,8 @@ class Ear:
     def readings(self, middle: Float[Tensor, "B M D"], n_middle: Int[Tensor, " B"]) -> Readings:
         """The LLM's final hidden states, after its last norm, over [prefix; middle; suffix] of one user turn.
 
-        Gradients flow to `middle`; the LLM itself has none. Only as many rows of `middle` as belong to each clip
-        are read, and padding is to the right, so that a causal LLM cannot see it.
+        Gradients flow to `middle`; the LLM itself has none. Only as many rows of `middle` as belong to each
+        clip are read, and padding is to the right, so that a causal LLM cannot see it.
         """
         prefix, suffix = (self.embed(ids).expand(len(middle), -1, -1) for ids in self.template.frame)
         table = torch.cat([prefix, middle.to(prefix.dtype), suffix], dim=1)  # (B, P + M + N, D)
@@ -221,14 +265,27 @@ class Ear:
         return Readings(states=states, n_prefix=prefix.shape[1], n_suffix=suffix.shape[1], n_middle=n_middle)
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Next-token logits from final hidden states."""
-        return self.llm.get_output_embeddings()(states)
+        """Next-token logits from final hidden states, as the LLM itself makes them."""
+        return next_token_logits(self.llm, states)
+
+
+def _check_vocabulary(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+) -> None:
+    """Refuse a tokenizer of another LLM, which would end in an index error, on a GPU a fatal one."""
+    n_rows = embeddings(llm).num_embeddings
+    n_needed = max(tokenizer.vocab_size, max(*template.frame.prefix, *template.frame.suffix) + 1)
+    if n_needed > n_rows:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer.name_or_path!r} has {n_needed} tokens, but the LLM has embeddings for"
+            f" {n_rows}: expected the tokenizer that the LLM was trained with"
+        )
 
 
 def _layout(
     n_middle: Int[Tensor, " B"], d_middle: int, n_prefix: int, n_suffix: int
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Where each position of the prompt stands in [prefix; padded middle; suffix], and which positions there are."""
+    """Where each position of the prompt stands in [prefix; padded middle; suffix], and which there are."""
     length = n_prefix + int(n_middle.max()) + n_suffix
     place = torch.arange(length, device=n_middle.device).expand(len(n_middle), -1)
     end = n_prefix + n_middle[:, None]

@@ -1,7 +1,10 @@
-"""Distances between hearing and reading: pure functions of tensors, each with a zero gradient at zero distance.
+"""Distances between hearing and reading: pure functions, each with a zero gradient at zero distance.
 
 Which slot of the audio tokens belongs to which token of the transcript is decided here and nowhere else.
+Distances are taken in float32 at least, whatever the models compute in.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,23 +13,25 @@ from torch.nn import functional
 
 
 def slot_targets(
-    n_text: Int[Tensor, " B"], n_audio: Int[Tensor, " B"], n_slots: int, aligned: str
+    n_text: Int[Tensor, " B"], n_audio: Int[Tensor, " B"], n_slots: int, aligned: Literal["left", "right"]
 ) -> tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
     """For each slot, the transcript token it stands for, and whether it stands for one.
 
-    A transcript with more tokens than there are slots keeps what fits: its first tokens when aligned to the left,
-    its last when aligned to the right.
+    Aligned to the right, token t of T is the target of slot n_audio - T + t; to the left, of slot t. A
+    transcript with more tokens than its clip has slots keeps what fits: its last tokens when aligned to the
+    right, its first when aligned to the left.
 
     Args:
         n_text: tokens of each transcript
-        n_audio: slots of each clip that are read
-        n_slots: Q, the width of the padded slots
-        aligned: "left" or "right"
+        n_audio: slots of each clip that are read, from the first
+        n_slots: Q, slots of the widest clip
+
+    Returns: indices into the transcript, valid even where a slot stands for no token
     """
     slots = torch.arange(n_slots, device=n_text.device).expand(len(n_text), n_slots)
     tokens = slots if aligned == "left" else slots + (n_text - n_audio)[:, None]
     stands = (tokens >= 0) & (tokens < n_text[:, None]) & (slots < n_audio[:, None])
-    return tokens.clamp(min=0).minimum(n_text[:, None] - 1), stands
+    return tokens.where(stands, 0), stands
 
 
 def alignment_distance(
@@ -34,50 +39,71 @@ def alignment_distance(
     text: Float[Tensor, "B T D"],
     n_audio: Int[Tensor, " B"],
     n_text: Int[Tensor, " B"],
-    aligned: str,
+    aligned: Literal["left", "right"],
 ) -> Float[Tensor, ""]:
-    """Mean L2 distance, over all aligned slots of the batch, between audio tokens and the transcript's embeddings.
+    """Mean L2 distance between audio tokens and the transcripts' embeddings, over the batch's aligned slots.
+
+    Args:
+        audio: slots from n_audio on are ignored
+        text: embeddings from n_text on are ignored
 
     Source: the input term of DiVA, arXiv 2410.02678, there aligned to the right.
     """
     tokens, stands = slot_targets(n_text, n_audio, audio.shape[1], aligned)
     targets = text.gather(1, tokens[..., None].expand(-1, -1, text.shape[2]))
-    distances = torch.linalg.vector_norm(audio.float() - targets.float(), dim=-1)
+    distances = _l2(audio, targets)
     return (distances * stands).sum() / stands.sum().clamp(min=1)
 
 
 def hidden_distance(
-    student: Float[Tensor, "B P D"], teacher: Float[Tensor, "B P D"], counts: Bool[Tensor, "B P"] | None = None
+    student: Float[Tensor, "B P D"],
+    teacher: Float[Tensor, "B P D"],
+    counts: Bool[Tensor, "B P"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over clips of the mean L2 distance between final hidden states at the positions that count.
 
+    Each clip weighs the same, however long it is.
+
+    Args:
+        counts: all positions, if not given
+
     Source: the output term of DiVA, arXiv 2410.02678, there at the last position (P = 1).
     """
-    distances = torch.linalg.vector_norm(student.float() - teacher.float(), dim=-1)
+    distances = _l2(student, teacher)
     if counts is None:
         return distances.mean()
     return ((distances * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
 
 
+def _l2(heard: Float[Tensor, "... D"], read: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
+    return torch.linalg.vector_norm(_precise(heard) - _precise(read), dim=-1)
+
+
+def _precise(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def end_loss(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Binary cross-entropy of "this slot is past the last token" over the slots 0 to T of each clip.
+    """Binary cross-entropy of "this slot is past the last token" over the slots 0 to T of each clip, in nats.
 
     Slots beyond T are never reached at inference and do not count.
     """
     slots = torch.arange(end_logits.shape[1], device=end_logits.device)
     counts = slots <= n_text[:, None]
-    is_past = (slots >= n_text[:, None]).float()
-    losses = functional.binary_cross_entropy_with_logits(end_logits.float(), is_past, reduction="none")
+    logits = _precise(end_logits)
+    is_past = (slots >= n_text[:, None]).to(logits.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits, is_past, reduction="none")
     return (losses * counts).sum() / counts.sum()
 
 
 def forward_kl(
     student_logits: Float[Tensor, "B V"], teacher_logits: Float[Tensor, "B V"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Mean over clips of KL(teacher || student) of the next-token distribution, in nats, scaled by temperature².
+    """Mean over clips of KL(teacher || student) of the next-token distribution, in nats, times temperature².
 
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the scaling.
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the factor,
+    which keeps the gradient's size from one temperature to another.
     """
-    student = functional.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    student = functional.log_softmax(_precise(student_logits) / temperature, dim=-1)
+    teacher = functional.log_softmax(_precise(teacher_logits) / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

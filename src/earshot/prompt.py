@@ -4,12 +4,13 @@ Knows Hugging Face chat templates and tokenizers, and no model family: everythin
 template around probe words and comparing ids. Refuses to know what sound is: here it is a slot in a text.
 
 One rule: ids that are there whatever is said belong to the template, all others to what is said. So a space
-that merges into the first word ("[INST] Hello" to "[INST]", "▁Hello") goes with the words, and what surrounds a
-sound is a constant, the same in training, in caches and at inference.
+that merges into a word ("[INST] Hello": "[INST]", "▁Hello") goes with the word, and what surrounds a sound is
+a constant, the same in training, in caches and at inference.
 """
 
 import functools
 import itertools
+import operator
 import re
 import reprlib
 from collections.abc import Callable, Sequence
@@ -34,10 +35,10 @@ PROBES = (
 
 # Shadows the renderer's own strftime_now, which reads the clock; a function could not be passed in.
 _PINNED_CLOCK = (
-    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
-    "{%- for directive, value in pinned_date.items() -%}"
-    "{%- set text.value = text.value | replace(directive, value) -%}"
-    "{%- endfor -%}{{- text.value -}}{%- endmacro %}\n"
+    "{%- macro strftime_now(format) -%}{%- set parts = format.split('%') -%}{{- parts[0] -}}"
+    "{%- for part in parts[1:] -%}{%- set n = 2 if part.startswith('-') else 1 -%}"
+    "{{- pinned_date.get(part[:n], '%' + part[:n]) + part[n:] -}}"
+    "{%- endfor -%}{%- endmacro %}\n"
 )
 
 
@@ -49,8 +50,8 @@ class Split:
     text: Ids
     suffix: Ids
     is_framed: bool
-    """Whether prefix and suffix are the template's constant frame. If not, this text merges with a neighbour as
-    no probe does: the merged ids are in `text`, and prefix or suffix is shorter than the frame's."""
+    """Whether prefix and suffix are the template's constant frame. If not, this text merges with a neighbour
+    as no probe does: the merged ids are in `text`, and prefix or suffix is shorter than the frame's."""
 
 
 class Frame(NamedTuple):
@@ -121,7 +122,7 @@ class ChatTemplate:
         """
         ids = self._encode(self._render(self._one_sound, self._checked([text], 1)))
         n_prefix = _n_common(ids, self.frame.prefix)
-        stop = len(ids) - _n_common(ids[n_prefix:][::-1], self.frame.suffix[::-1])
+        stop = len(ids) - _n_common_last(ids[n_prefix:], self.frame.suffix)
         prefix, suffix = ids[:n_prefix], ids[stop:]
         return Split(prefix, ids[n_prefix:stop], suffix, is_framed=(prefix, suffix) == self.frame)
 
@@ -220,34 +221,28 @@ class ChatTemplate:
             if role not in forms and is_shown(role, form):
                 forms[role] = form
         if "user" not in forms:
-            self._apply(
-                [{"role": "user", "content": "a"}]
-            )  # if the template minds something, it says so here
+            # If the template minds something, it says so itself.
+            self._apply([{"role": "user", "content": "a"}])
             raise RequestError("it leaves out what the user says")
         return forms
 
     def _find_control_tokens(self, template: str) -> dict[str, re.Pattern[str]]:
         """Find what no text may hold: special tokens, and from users any token that the template writes."""
         written = template + self._render([Turn("user", ("a",))], ())
-        special = {token for token in self.tokenizer.all_special_tokens if len(token) > 1}
-        control = set(special)
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special and len(token.content) > 1:
-                special.add(token.content)
-            # A token that is a plain word, or only white space, is in templates as in any other text.
-            if (
-                token.content in written
-                and re.search(r"\w", token.content)
-                and re.search(r"[^\w\s]", token.content)
-            ):
-                control.add(token.content)
-        control |= special
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        special = {
+            token for token in special if len(token) > 1
+        }  # "!" may be said, even where it is for padding
+        # Nor is a token that is a plain word, or only white space, more than any other text.
+        marks = {token.content for token in added if re.search(r"\w[^\w\s]|[^\w\s]\w", token.content)}
+        control = special | {token for token in marks if token in written}
         return {"system": _any_of(special), "assistant": _any_of(special), "user": _any_of(control)}
 
     def _find_frame(self) -> Frame:
         before, after = self._literals(self._one_sound, 1)
         rows = [self._encode(f"{before}{probe}{after}") for probe in PROBES]
-        n_prefix, n_suffix = _n_common(*rows), _n_common(*_reversed(rows))
+        n_prefix, n_suffix = _n_common(*rows), _n_common_last(*rows)
         if n_prefix > len(self._encode(before)) or n_suffix > len(self._encode(after)):
             raise RequestError("the tokenizer knows too few words to tell them apart")
         if not n_suffix:
@@ -268,7 +263,7 @@ class ChatTemplate:
         return [*literals, rest]
 
     def _around_words(self, literals: list[str]) -> list[Piece]:
-        """Cut the sounds out, varying each in its own turn: linear in a conversation's length, not quadratic."""
+        """Cut the sounds out, varying each in its own turn: linear, not quadratic, in the number of turns."""
         encode = functools.cache(self._encode)
         islands = [[literals[0]]]
         for literal in literals[1:-1]:
@@ -285,8 +280,11 @@ class ChatTemplate:
                 break
         pieces: list[Piece] = []
         for island in islands:
-            fill = functools.partial(_filled, island)
-            pieces += _cut_out(lambda fills, fill=fill: encode(fill(fills)), PROBES[:1] * (len(island) - 1))
+
+            def encode_island(fills: Sequence[str], island: list[str] = island) -> Ids:
+                return encode("".join(map(operator.add, island, (*fills, ""))))
+
+            pieces += _cut_out(encode_island, PROBES[:1] * (len(island) - 1))
         index = itertools.count()
         return [piece if isinstance(piece, TextPiece) else SoundPiece(next(index)) for piece in pieces]
 
@@ -299,7 +297,7 @@ def _cut_out(encode: Callable[[Sequence[str]], Ids], fills: Sequence[str]) -> li
     for i in range(len(fills)):
         rows = [ids, *(encode((*fills[:i], probe, *fills[i + 1 :])) for probe in PROBES)]
         start = max(done, _n_common(*rows))
-        stop = max(start, len(ids) - _n_common(*_reversed(rows)))
+        stop = max(start, len(ids) - _n_common_last(*rows))
         pieces += [TextPiece(ids[done:start]), SoundPiece(i, ids[start:stop])]
         done = stop
     return [*pieces, TextPiece(ids[done:])]
@@ -322,12 +320,9 @@ def _n_common(*rows: Ids) -> int:
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def _reversed(rows: Sequence[Ids]) -> list[Ids]:
-    return [row[::-1] for row in rows]
-
-
-def _filled(literals: Sequence[str], fills: Sequence[str]) -> str:
-    return "".join(itertools.chain.from_iterable(zip(literals, [*fills, ""], strict=True)))
+def _n_common_last(*rows: Ids) -> int:
+    """Count the ids that all rows end with."""
+    return _n_common(*(row[::-1] for row in rows))
 
 
 def _slot(index: int) -> str:
@@ -342,9 +337,9 @@ def _any_of(tokens: set[str]) -> re.Pattern[str]:
 def _pinned_date(iso_date: str) -> dict[str, Any]:
     """Give templates their date: Llama's by the name it has there, all others through the pinned clock."""
     day = datetime.fromisoformat(iso_date)
-    padded = {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"}
-    plain = {f"%-{letter}": padded[f"%{letter}"].lstrip("0") or "0" for letter in "dmHIMSj"}
-    return {"date_string": day.strftime("%d %b %Y"), "pinned_date": {**plain, **padded, "%%": "%"}}
+    padded = {letter: day.strftime(f"%{letter}") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"}
+    plain = {f"-{letter}": padded[letter].lstrip("0") or "0" for letter in "dmHIMSj"}
+    return {"date_string": day.strftime("%d %b %Y"), "pinned_date": padded | plain}
 
 
 def _as_string(text: str) -> str:

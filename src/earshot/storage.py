@@ -1,23 +1,26 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from earshot.errors import CheckpointError
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed to `path` when the block ends well, removed when not.
+def written_whole(path: Path, *, is_folder: bool = False) -> Generator[Path]:
+    """A temporary path beside `path` to write to; it becomes `path` if the block ends well, or is removed.
+
+    What else lies in an earlier folder of that name stays there.
 
     Raises:
         CheckpointError: the disk is full or the place cannot be written to
     """
-    temporary = None
+    temporary, path = None, path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -25,22 +28,41 @@ def written_whole(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
         if is_folder:
             target.mkdir()
         yield target
+        _make_readable(target, like=temporary / "plain")
         if is_folder and path.exists():
-            path.rename(temporary / "previous")
-        os.replace(target, path)
-    except OSError as error:
+            _exchange(path, target, temporary / "previous")
+        else:
+            target.replace(path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CheckpointError(
-            f"{path} cannot be written: {error.strerror or error}; what was there before is unharmed"
+            f"{path} cannot be written: {reason}; what was there before is unharmed: make room,"
+            " or give another place"
         ) from error
-    except Exception as error:
-        if "SafetensorError" in type(error).__name__:  # how safetensors reports a full disk
-            raise CheckpointError(
-                f"{path} cannot be written: {error}; what was there before is unharmed"
-            ) from error
-        raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(path: Path, target: Path, previous: Path) -> None:
+    """Puts the target in the place of an earlier folder, or leaves that as it was."""
+    path.rename(previous)
+    try:
+        target.rename(path)
+    except BaseException:
+        previous.rename(path)
+        raise
+    for other in previous.iterdir():
+        if not (path / other.name).exists():
+            other.rename(path / other.name)
+
+
+def _make_readable(target: Path, like: Path) -> None:
+    """Gives files the permissions of any new file here; safetensors lets only their owner read them."""
+    like.touch()
+    for file in target.rglob("*") if target.is_dir() else [target]:
+        if file.is_file():
+            file.chmod(like.stat().st_mode)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,36 +3,37 @@
 import random
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 WINDOW_BATCHES = 16
-"""Batches whose clips are sorted by length among themselves, so that short clips are not padded to long ones."""
+"""Batches that share out their clips by length, so that short clips are not padded to long ones."""
 
 
 class BatchSampler:
-    """Batches of like length in an order drawn from (seed, epoch); its only state is the step that is asked for.
+    """Batches of like length in an order drawn from (seed, epoch); its only state is the step asked for.
 
-    Every clip comes once in an epoch, but for a remainder smaller than a batch.
+    Every clip comes exactly once in an epoch: clips are dealt out evenly, `batch_size` to a batch or fewer,
+    and no two batches differ by more than one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.seed = lengths, seed
-        self.batch_size = min(batch_size, len(lengths))
-        self.batches_per_epoch = len(lengths) // self.batch_size
+        self.batches_per_epoch = -(-len(lengths) // batch_size)
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, step: int) -> list[int]:
-        """The clips of one step's batch."""
+        """The clips of one step's batch, shortest first."""
         epoch, place = divmod(step, self.batches_per_epoch)
         return self._epoch(epoch)[place]
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
+        n, n_batches = len(self.lengths), self.batches_per_epoch
         rng = random.Random(f"{self.seed} {epoch}")
-        order = rng.sample(range(len(self.lengths)), len(self.lengths))
-        order = order[: self.batches_per_epoch * self.batch_size]
-        batches: list[list[int]] = []
-        window = WINDOW_BATCHES * self.batch_size
-        for first in range(0, len(order), window):
-            group = sorted(order[first : first + window], key=self.lengths.__getitem__)
-            batches += [group[n : n + self.batch_size] for n in range(0, len(group), self.batch_size)]
+        order = rng.sample(range(n), n)
+        edges = [place * n // n_batches for place in range(n_batches + 1)]
+        for first in range(0, n_batches, WINDOW_BATCHES):
+            window = slice(edges[first], edges[min(first + WINDOW_BATCHES, n_batches)])
+            order[window] = sorted(order[window], key=self.lengths.__getitem__)
+        batches = [order[start:stop] for start, stop in pairwise(edges)]
         rng.shuffle(batches)
         return batches

@@ -1,6 +1,7 @@
 """Three numbers, always: what the LLM answers when it reads, reads a transcript, and hears."""
 
 from earshot.evaluation.compare import STAGES, Listener, evaluate
+from earshot.evaluation.progress import shown
 from earshot.evaluation.report import print_table, write_report
 from earshot.evaluation.results import Answered, Report, read_report
 from earshot.evaluation.suite import Item, load_suite
@@ -15,5 +16,6 @@ __all__ = [
     "load_suite",
     "print_table",
     "read_report",
+    "shown",
     "write_report",
 ]

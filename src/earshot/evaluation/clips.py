@@ -107,10 +107,11 @@ def player(audio: AudioSource | None) -> Player:
         if len(samples) > n_played
         else None
     )
-    return Player(uri=_data_uri("audio/wav", _wav(samples[:n_played])), note=note)
+    return Player(uri=_data_uri("audio/wav", wav(samples[:n_played])), note=note)
 
 
-def _wav(samples: np.ndarray) -> bytes:
+def wav(samples: np.ndarray) -> bytes:
+    """Samples at 16 kHz as a wav file, 16 bits a sample."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

@@ -71,6 +71,7 @@ def evaluate(
     progress: Progress | None = None,
     about: Mapping[str, str] | None = None,
     command: str | None = None,
+    reading: Report | None = None,
     **generate_kwargs: Any,
 ) -> Report:
     """The text ceiling, the cascade and the ear on the same items.
@@ -83,11 +84,13 @@ def evaluate(
         progress: called before and after each batch.
         about: what is evaluated, shown in the report: such as {"ear": ..., "LLM": ...}.
         command: what the user typed; the running program's own command line by default.
+        reading: a report of these items by another ear on the same encoder and LLM, whose text ceiling and
+            cascade are taken over: they do not depend on the connector.
         generate_kwargs: passed to all three alike, such as max_new_tokens.
 
     Raises:
         DataError: no items, two of one id, sound that cannot be heard, or a text that cannot be asked; the
-            message names the item.
+            message names the item. Or `reading` is about other items.
         ConfigError: a batch size below 1.
     """
     items = tuple(items)
@@ -95,7 +98,8 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"evaluation batch_size is {batch_size}; it must be at least 1")
     durations_s = _check_sound(items, progress)
-    columns = _ask(ear, _Run(items=items, batch_size=batch_size, progress=progress), generate_kwargs)
+    run = _Run(items=items, batch_size=batch_size, progress=progress)
+    columns = _ask(ear, run, reading, generate_kwargs)
     answered = tuple(
         Answered(
             id=item.id,
@@ -120,9 +124,23 @@ def evaluate(
     )
 
 
-def _ask(ear: Listener, run: "_Run", generate_kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+def _ask(
+    ear: Listener, run: "_Run", reading: Report | None, generate_kwargs: dict[str, Any]
+) -> dict[str, list[Any]]:
     """What an `Answered` knows from the ear, by the names of its fields, for every item."""
+
+    def hears(batch: list[list[Message]]) -> list[str]:
+        return ear.chat_batch(batch, **generate_kwargs)
+
     sounds = [item.audio for item in run.items]
+    n_audio_tokens = run("hearing", lambda batch: [len(rows) for rows in ear.hear(batch)], sounds)
+    read = _read(ear, run, generate_kwargs) if reading is None else _taken_over(reading, run.items)
+    ear_answers = run("answering by ear", hears, [_turn(item) for item in run.items])
+    return {"n_audio_tokens": n_audio_tokens, **read, "ear_answer": ear_answers}
+
+
+def _read(ear: Listener, run: "_Run", generate_kwargs: dict[str, Any]) -> dict[str, list[str]]:
+    """The answers to the texts, the transcripts and the answers to those."""
 
     def reads(batch: list[list[Message]]) -> list[str]:
         return ear.read_batch(batch, **generate_kwargs)
@@ -130,20 +148,28 @@ def _ask(ear: Listener, run: "_Run", generate_kwargs: dict[str, Any]) -> dict[st
     def reads_if_any(batch: list[list[Message]]) -> list[str]:
         return _answers_if_any(reads, batch)
 
-    def hears(batch: list[list[Message]]) -> list[str]:
-        return ear.chat_batch(batch, **generate_kwargs)
-
-    n_audio_tokens = run("hearing", lambda batch: [len(rows) for rows in ear.hear(batch)], sounds)
     text_answers = run("reading text", reads, [_turn(item, text=item.text) for item in run.items])
-    transcripts = run("transcribing", ear.transcribe, sounds)
+    transcripts = run("transcribing", ear.transcribe, [item.audio for item in run.items])
     transcribed = [_turn(item, text=words) for item, words in zip(run.items, transcripts, strict=True)]
     return {
-        "n_audio_tokens": n_audio_tokens,
         "text_answer": text_answers,
         "transcript": transcripts,
         "cascade_answer": run("reading transcripts", reads_if_any, transcribed),
-        "ear_answer": run("answering by ear", hears, [_turn(item) for item in run.items]),
     }
+
+
+def _taken_over(reading: Report, items: Sequence[Item]) -> dict[str, list[str]]:
+    """What another report's `_read` found."""
+
+    def asked(rows: Sequence[Item] | Sequence[Answered]) -> list[tuple[str, str, str | None]]:
+        return [(row.id, row.text, row.instruction) for row in rows]
+
+    if asked(reading.items) != asked(items):
+        raise DataError(
+            f"the report of {reading.suite!r} to read from is about other items; evaluate without"
+        )
+    names = ("text_answer", "transcript", "cascade_answer")
+    return {name: [getattr(item, name) for item in reading.items] for name in names}
 
 
 def _turn(item: Item, *, text: str | None = None) -> list[Message]:

@@ -3,15 +3,24 @@
 import difflib
 import io
 import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from earshot.audio import AudioSource
+from earshot.bases import locate
 from earshot.errors import DataError
 from earshot.evaluation.metrics import normalise
 
 KEYS = ("audio", "text", "instruction", "answer", "id", "group")
 """The keys of a suite's line; the first two are required."""
+POCKET_SUITE = "pocket"
+"""The embedded suite's name: spoken questions, by voices that the embedded speech does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +57,76 @@ class Item:
                 raise DataError(f"item {self.id!r}: {name} is empty; give it a text or leave it out")
 
 
-def load_suite(path: str | Path) -> tuple[Item, ...]:
-    """The items of a JSONL file: a line for each, {"audio", "text"} and optionally the other `KEYS`.
+def load_suite(name: str | Path) -> tuple[Item, ...]:
+    """The items of a suite: "pocket" for the embedded one, or a file with an item to a line or row.
 
-    Audio paths are relative to the file. Blank lines are skipped, and keys that mean nothing here are left
-    alone unless they look like one of `KEYS` misspelt: an "anwser" that is passed over would change what is
-    measured.
+    A JSONL file has {"audio", "text"} and optionally the other `KEYS` on each line, audio paths relative to
+    the file; blank lines are skipped. A parquet file has columns of these names, audio as a struct
+    {bytes, path} or as bytes. What means nothing here is left alone unless it looks like one of `KEYS`
+    misspelt: an "anwser" that is passed over would change what is measured.
 
     Raises:
-        DataError: a file that cannot be read or has no items; a line that is not such an object, names sound
-            that is not there, or repeats an id. The message says which line.
+        DataError: a file that cannot be read or has no items; a line or row that is not such an item, names
+            sound that is not there, or repeats an id. The message says which.
     """
-    path = Path(path)
+    path = Path(locate("pocket/suite") + ".parquet" if name == POCKET_SUITE else name)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such suite file; give the path of a JSONL or parquet file, or {POCKET_SUITE}"
+        )
     items: dict[str, Item] = {}
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for place, read in _parquet_items(path) if path.suffix == ".parquet" else _jsonl_items(path):
         try:
-            item = _item(line, default_id=f"{number:04d}", folder=path.parent)
+            item = read()
             if item.id in items:
                 raise DataError(f"item {item.id!r} was there before; give every item an id of its own")
         except DataError as error:
-            raise DataError(f"{path}:{number}: {error}") from None
+            raise DataError(f"{place}: {error}") from None
         items[item.id] = item
     if not items:
         raise DataError(
             f'{path}: no items; write one JSON object a line, such as {{"audio": "a.wav", "text": "..."}}'
         )
     return tuple(items.values())
+
+
+def _jsonl_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
+    """Each line that is not blank: where it is, and how it is read."""
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", partial(_item, line, default_id=f"{number:04d}", folder=path.parent)
+
+
+def _parquet_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
+    """Each row: where it is, and how it is read."""
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        _check_keys(names)
+        if missing := [key for key in ("audio", "text") if key not in names]:
+            raise DataError(f"no column {missing[0]!r}; every suite needs audio and text")
+        rows = file.read(columns=[key for key in KEYS if key in names]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a parquet file that can be read ({error})") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", partial(_row, row, default_id=f"{number:04d}")
+
+
+def _row(fields: dict[str, Any], *, default_id: str) -> Item:
+    """The item of a row.
+
+    Raises:
+        DataError: without the place, which the caller knows.
+    """
+    audio = fields["audio"]
+    encoded = audio.get("bytes") if isinstance(audio, dict) else audio
+    if not isinstance(encoded, bytes):
+        raise DataError("audio holds no bytes; store the sound itself in the table")
+    given = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
+    _check_texts(given, required=("text",))
+    return Item(**({"id": default_id} | given), audio=encoded)
 
 
 def check_items(items: tuple[Item, ...]) -> None:
@@ -94,8 +145,6 @@ def check_items(items: tuple[Item, ...]) -> None:
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such suite file; give the path of a JSONL file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -127,13 +176,21 @@ def _item(line: str, *, default_id: str, folder: Path) -> Item:
 
 
 def _check_fields(fields: dict[str, object]) -> None:
-    for key in fields:
+    _check_keys(fields)
+    _check_texts(fields, required=("audio", "text"))
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    for key in keys:
         meant = difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=0.81)
         if key not in KEYS and meant:
             raise DataError(f"unknown key {key!r}; did you mean {meant[0]!r}?")
-    for key in ("audio", "text"):
+
+
+def _check_texts(fields: dict[str, object], *, required: Sequence[str]) -> None:
+    for key in required:
         if fields.get(key) is None:
-            raise DataError(f'no {key!r}; every line needs "audio" and "text"')
+            raise DataError(f'no {key!r}; every item needs "audio" and "text"')
     for key in KEYS:
         value = fields.get(key)
         if value is not None and not isinstance(value, str):

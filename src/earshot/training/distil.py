@@ -5,7 +5,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earshot.config import ObjectiveSettings
-from earshot.connector import AudioTokens
 from earshot.model import Ear, Readings
 from earshot.objectives import alignment_distance, end_loss, forward_kl, hidden_distance
 from earshot.training.examples import Batch
@@ -21,11 +20,12 @@ def distillation_terms(ear: Ear, batch: Batch, settings: ObjectiveSettings, *, l
 
     Returns: align, end, hidden and kl, as far as they apply
     """
-    audio: AudioTokens = ear.connector(batch.features, batch.n_text)
+    audio = ear.connector(batch.features, batch.n_text)
     text = ear.embed(batch.text_ids)
     terms: Terms = {}
     if settings.align_weight:
-        terms["align"] = alignment_distance(audio.tokens, text, audio.n_tokens, batch.n_text, ear.connector.aligned)
+        aligned = ear.connector.aligned
+        terms["align"] = alignment_distance(audio.tokens, text, audio.n_tokens, batch.n_text, aligned)
     if settings.end_weight and audio.end_logits is not None:
         terms["end"] = end_loss(audio.end_logits, batch.n_text)
     if leads or not (settings.hidden_weight or settings.kl_weight):
@@ -36,8 +36,8 @@ def distillation_terms(ear: Ear, batch: Batch, settings: ObjectiveSettings, *, l
     if settings.hidden_weight:
         terms["hidden"] = _hidden(student, teacher, settings.hidden_positions)
     if settings.kl_weight:
-        student_logits, teacher_logits = ear.logits(student.suffix()[:, -1]), ear.logits(teacher.suffix()[:, -1])
-        terms["kl"] = forward_kl(student_logits, teacher_logits, settings.kl_temperature)
+        heard, read = ear.logits(student.suffix()[:, -1]), ear.logits(teacher.suffix()[:, -1])
+        terms["kl"] = forward_kl(heard, read, settings.kl_temperature)
     return terms
 
 
@@ -46,14 +46,30 @@ def _hidden(student: Readings, teacher: Readings, positions: str) -> Float[Tenso
         return hidden_distance(student.suffix()[:, -1:], teacher.suffix()[:, -1:])
     if positions == "suffix":
         return hidden_distance(student.suffix(), teacher.suffix())
-    n = int(student.n_middle.max())
-    heard = torch.arange(n, device=student.n_middle.device) < student.n_middle[:, None]
-    counts = torch.cat([heard, heard.new_ones(len(heard), student.n_suffix)], dim=1)
+    n = student.states.shape[1] - student.n_prefix - student.n_suffix  # slots of the longest clip
+    is_heard = torch.arange(n, device=student.n_middle.device) < student.n_middle[:, None]
+    counts = torch.cat([is_heard, is_heard.new_ones(len(is_heard), student.n_suffix)], dim=1)  # (B, n + N)
     return hidden_distance(
-        torch.cat([student.middle(n), student.suffix()], dim=1),
+        torch.cat([student.middle(n), student.suffix()], dim=1),  # (B, n + N, D)
         torch.cat([teacher.middle(n), teacher.suffix()], dim=1),
         counts,
     )
+
+
+def term_counts(ear: Ear, batch: Batch) -> Terms:
+    """How many tokens, slots or clips each term is a mean over: by these, parts of a batch add up."""
+    connector, n_text = ear.settings.connector, batch.n_text
+    if connector.form == "stack":
+        n_slots = -(-batch.features.mask.sum(1) // connector.n_stacked)
+    else:
+        n_slots = torch.full_like(n_text, connector.n_queries)
+    n_clips = n_text.new_full((), len(n_text)).float()
+    return {
+        "align": n_text.minimum(n_slots).sum().float(),
+        "end": (n_text + 1).sum().float(),
+        "hidden": n_clips,
+        "kl": n_clips,
+    }
 
 
 def weighted_sum(terms: Terms, settings: ObjectiveSettings) -> Float[Tensor, ""]:

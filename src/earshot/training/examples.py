@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,24 +28,31 @@ class Batch:
 
 
 class Examples:
-    """The utterances of a run, tokenised, and encoded when asked for or once for all."""
+    """The utterances of a run, tokenised, and encoded when asked for or once for all.
 
-    def __init__(self, ear: Ear, utterances: Sequence[Utterance], *, cache_features: bool) -> None:
+    Raises:
+        DataError: a transcript that cannot be learned from
+    """
+
+    def __init__(self, ear: Ear, utterances: Sequence[Utterance]) -> None:
         self.ear, self.utterances = ear, utterances
         self.text_ids = [self._ids(utterance) for utterance in utterances]
-        self.cache: list[Tensor | None] | None = [None] * len(utterances) if cache_features else None
-        self.lengths = [self._length(number) for number in range(len(utterances))]
+        self.kept: dict[int, Float[Tensor, "_ E"]] | None = None
+        """Encoder features by number of the utterance, on the CPU in bfloat16, if `keep_features` ran."""
+        _check_lengths(self)
 
-    def _ids(self, utterance: Utterance) -> Tensor:
-        ids = self.ear.template.split(utterance.text).text
-        if not ids:
-            raise DataError(f"{utterance.name}: the transcript {utterance.text!r} has no tokens")
-        return torch.tensor(ids)
-
-    def _length(self, number: int) -> int:
-        """What orders clips by length: the size of the encoded file, near enough, or else the transcript's tokens."""
-        audio = self.utterances[number].audio
-        return len(audio) if isinstance(audio, bytes) else len(self.text_ids[number])
+    def _ids(self, utterance: Utterance) -> Int[Tensor, " T"]:
+        try:
+            split = self.ear.template.split(utterance.text)
+        except DataError as error:
+            raise DataError(f"{utterance.name}: {error}") from error
+        if not split.text or not split.is_framed:
+            trouble = "merges with the chat template around it" if split.text else "has no tokens"
+            raise DataError(
+                f"{utterance.name}: the transcript {utterance.text!r} {trouble};"
+                " write it another way or leave it out"
+            )
+        return torch.tensor(split.text)
 
     def _sounds(self, numbers: Sequence[int]) -> list[np.ndarray]:
         sounds = []
@@ -56,32 +63,54 @@ class Examples:
                 raise DataError(f"{self.utterances[number].name}: {error}") from error
         return sounds
 
-    def fill_cache(self, progress: Callable[[int, int], None]) -> None:
-        """Encodes every clip once, like lengths together, when features are to be kept."""
-        if self.cache is None:
-            return
-        order = sorted(range(len(self.utterances)), key=self.lengths.__getitem__)
-        for first in range(0, len(order), _ENCODED_AT_ONCE):
+    def keep_features(self, progress: Callable[[int, int], None]) -> None:
+        """Encodes every clip once, like lengths together, for all batches to come.
+
+        Args:
+            progress: told how many of how many clips are done
+
+        Raises:
+            DataError: a clip that cannot be heard
+        """
+        n, kept = len(self.utterances), {}
+        order = sorted(range(n), key=lambda number: self.utterances[number].n_bytes)
+        for first in range(0, n, _ENCODED_AT_ONCE):
             numbers = order[first : first + _ENCODED_AT_ONCE]
             features = self.ear.features(self._sounds(numbers))
-            for number, states, mask in zip(numbers, features.states, features.mask, strict=True):
-                self.cache[number] = states[mask].to(torch.bfloat16)
-            progress(first + len(numbers), len(order))
+            states, mask = features.states.to("cpu", torch.bfloat16), features.mask.cpu()
+            kept.update((number, states[row, mask[row]]) for row, number in enumerate(numbers))
+            progress(first + len(numbers), n)
+        self.kept = kept
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """One batch, on the ear's device."""
-        device = self.ear.device
+        """One batch, on the ear's device.
+
+        Raises:
+            DataError: a clip that cannot be heard
+        """
         ids = [self.text_ids[number] for number in numbers]
         return Batch(
             features=self._features(numbers),
-            text_ids=pad_sequence(ids, batch_first=True).to(device),
-            n_text=torch.tensor([len(row) for row in ids], device=device),
+            text_ids=pad_sequence(ids, batch_first=True).to(self.ear.device),
+            n_text=torch.tensor([len(row) for row in ids], device=self.ear.device),
         )
 
     def _features(self, numbers: Sequence[int]) -> Features:
-        if self.cache is None:
+        if self.kept is None:
             return self.ear.features(self._sounds(numbers))
-        rows = [states.float() for number in numbers if (states := self.cache[number]) is not None]
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return Features(pad_sequence(rows, batch_first=True).to(self.ear.device), mask.to(self.ear.device))
+        rows = [self.kept[number] for number in numbers]
+        mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
+        states = pad_sequence(rows, batch_first=True)
+        return Features(states.to(self.ear.device), mask.to(self.ear.device))
+
+
+def _check_lengths(examples: Examples) -> None:
+    """A learned end needs a slot behind the last token, or there is nothing to learn it by."""
+    connector = examples.ear.settings.connector
+    longest = max(range(len(examples.text_ids)), key=lambda number: len(examples.text_ids[number]))
+    n_text = len(examples.text_ids[longest])
+    if connector.form in ("left", "anchored") and n_text >= connector.n_queries:
+        raise DataError(
+            f"{examples.utterances[longest].name}: the transcript has {n_text} tokens, but"
+            f" connector.n_queries is {connector.n_queries}; expected at least one query more than tokens"
+        )

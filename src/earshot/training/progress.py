@@ -4,66 +4,80 @@ import contextlib
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
+
+from earshot.training.state import Row
 
 _TERMS = ("align", "end", "hidden", "kl")
+_N_PRINTED = 20
+"""Lines that a run prints in all where there is no terminal."""
 
 
 class Progress:
-    """Bars on a terminal, a line now and then where there is none; silent without a console."""
+    """One line that stays, on a terminal; a line now and then elsewhere; nothing without a console.
+
+    Subclass it to be told of a run: every step, and every line of metrics.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
-        self.bars: Bars | None = None
-        self.task = TaskID(0)
-        self.last_printed = 0
-
-    def _new_bars(self) -> Bars:
-        return Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._n_steps = self._last_printed = 0
 
     def preparing(self, n_done: int, n: int) -> None:
-        """So many clips are encoded."""
-        if self.bars is None:
-            self.bars = self._new_bars()
-            self.bars.start()
-            self.task = self.bars.add_task("encoding speech", total=n, note="")
-        self.bars.update(self.task, completed=n_done)
+        """So many of n clips are encoded."""
+        if self._bar is None:
+            self._bar = self._new_bar("encoding speech ", 0, n)
+            self._bar.start()
+        self._bar.update(self._task, completed=n_done)
         if n_done == n:
-            self.bars.stop()
-            self.bars = None
+            self._bar.stop()
+            self._bar = None
             if not self.console.is_terminal:
                 self.console.print(f"{n} clips encoded")
 
     @contextlib.contextmanager
     def training(self, step: int, n_steps: int) -> Iterator[None]:
         """Shows the steps from `step` to `n_steps` while the block runs."""
-        if step:
+        if 0 < step < n_steps:
             self.console.print(f"going on from step {step} of {n_steps}")
-        self.n_steps, self.last_printed = n_steps, step
-        with self._new_bars() as self.bars:
-            self.task = self.bars.add_task("distilling", total=n_steps, completed=step, note="")
+        self._n_steps, self._last_printed = n_steps, step
+        with self._new_bar("", step, n_steps) as self._bar:
             yield
-        self.bars = None
+        self._bar = None
 
-    def step(self, row: dict[str, float]) -> None:
-        """The metrics of the last steps."""
-        terms = "  ".join(f"{name} {row[name]:.3f}" for name in _TERMS if name in row)
-        note = f"loss {row['loss']:.3f}  {terms}  {row['clips_per_s']:.0f} clips/s"
+    def advance(self, step: int) -> None:
+        """So many steps are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, row: Row) -> None:
+        """The metrics of the last steps, as metrics.jsonl holds them."""
+        names = [name for name in _TERMS if name in row]
+        digits, gap = (3, "  ") if len(names) < len(_TERMS) else (2, " ")  # all of them fit 80 columns
+        terms = [f"{name} {row[name]:.{digits}f}" for name in names]
+        note = gap.join([*terms, f"{row['clips_per_s']:.0f} clips/s"])
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
         step = int(row["step"])
-        if self.bars is not None:
-            self.bars.update(self.task, completed=step, note=note)
-        is_due = step - self.last_printed >= self.n_steps / 20 or step == self.n_steps
+        is_due = step - self._last_printed >= self._n_steps / _N_PRINTED or step == self._n_steps
         if not self.console.is_terminal and is_due:
-            self.last_printed = step
-            self.console.print(f"step {step}/{self.n_steps}  {note}", soft_wrap=True)
+            self._last_printed = step
+            self.console.print(f"step {step}/{self._n_steps}  loss {row['loss']:.3f}  {note}", soft_wrap=True)
+
+    def _new_bar(self, what: str, done: int, n: int) -> Bar:
+        bar = Bar(
+            TextColumn("{task.description}{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the rest leaves of the line
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+        self._task = bar.add_task(what, total=n, completed=done, note="")
+        return bar

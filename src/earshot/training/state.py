@@ -1,8 +1,8 @@
-"""A run that can be stopped at any step: connector, optimizer and step on disk, and the metrics beside them."""
+"""A run that can be stopped at any step: connector, optimizer and step on disk, and metrics beside them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,17 +13,32 @@ from earshot.config import Recipe, to_table
 from earshot.errors import CheckpointError
 from earshot.storage import write_text, written_whole
 
+Row = dict[str, int | float]
+"""A line of metrics.jsonl: the step, and means over the steps since the line before."""
 STATE, METRICS = "state.safetensors", "metrics.jsonl"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_OPTIMIZER = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a weight; its step is not the run's where a weight had no gradient at first."""
 
 
-def _identity(recipe: Recipe) -> str:
-    """What must not change between a stop and going on; where the run lies and how often it saves may."""
-    same = replace(recipe, out="", train=replace(recipe.train, save_every=1))
-    return json.dumps(to_table(same), sort_keys=True)
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What must not change between a stop and going on, by dotted names.
+
+    Where it lies, how often it saves and in how many parts it takes a batch do not change what a run learns.
+    """
+
+    def flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        for name, value in table.items():
+            pairs |= flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
+        return pairs
+
+    free = ("out", "train.save_every", "train.n_accumulated")
+    return {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
 
 
-def save_state(folder: Path, connector: nn.Module, optimizer: torch.optim.AdamW, step: int, recipe: Recipe) -> None:
+def save_state(
+    folder: Path, connector: nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: Recipe
+) -> None:
     """Writes what is needed to go on from `step`, whole or not at all.
 
     Raises:
@@ -32,66 +47,100 @@ def save_state(folder: Path, connector: nn.Module, optimizer: torch.optim.AdamW,
     tensors = {}
     for name, weight in connector.named_parameters():
         tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
-        for moment in _MOMENTS:
-            if moment in optimizer.state[weight]:
-                tensors[f"{moment}.{name}"] = optimizer.state[weight][moment].cpu().contiguous()
+        for part, value in optimizer.state.get(weight, {}).items():
+            tensors[f"{part}.{name}"] = value.cpu().contiguous()
     with written_whole(folder / STATE) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "recipe": _identity(recipe)})
+        save_file(tensors, temporary, metadata={"step": str(step), "recipe": json.dumps(_identity(recipe))})
 
 
-def load_state(folder: Path, connector: nn.Module, optimizer: torch.optim.AdamW, recipe: Recipe) -> int:
-    """Puts connector and optimizer back where they were and gives the step to go on from; 0 for a new run.
+def load_state(folder: Path, connector: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
+    """Puts connector and optimizer back where they were.
+
+    Returns: the step to go on from; 0 for a new run
 
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
+    check_state(folder, recipe)
     path = folder / STATE
     if not path.exists():
         return 0
+    tensors, step, _ = _read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        step, identity = int(metadata["step"]), metadata["recipe"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove it to begin the run again") from error
-    if identity != _identity(recipe):
-        raise CheckpointError(
-            f"{folder} holds a run of another recipe ({_difference(identity, _identity(recipe))}); go on with the"
-            " recipe it began with, or give another folder with --out"
-        )
-    with torch.no_grad():
-        for name, weight in connector.named_parameters():
-            weight.copy_(tensors[f"weight.{name}"])
-            if f"exp_avg.{name}" in tensors:
-                moments = {moment: tensors[f"{moment}.{name}"].to(weight.device) for moment in _MOMENTS}
-                optimizer.state[weight] = {"step": torch.tensor(float(step)), **moments}
+        with torch.no_grad():
+            for name, weight in connector.named_parameters():
+                weight.copy_(tensors[f"weight.{name}"])
+                state = {
+                    part: tensors[f"{part}.{name}"] for part in _OPTIMIZER if f"{part}.{name}" in tensors
+                }
+                if state:
+                    optimizer.state[weight] = {part: value.to(weight.device) for part, value in state.items()}
+    except (KeyError, RuntimeError) as error:
+        raise _damaged(path, error) from error
     return step
 
 
-def _difference(then: str, now: str) -> str:
-    """The first setting in which two recipes differ, for a message."""
+def check_state(folder: Path, recipe: Recipe) -> None:
+    """Refuses a folder whose run cannot be gone on with, before anything expensive is done for it.
 
-    def flat(table: dict, at: str = "") -> dict[str, object]:
-        pairs: dict[str, object] = {}
-        for name, value in table.items():
-            pairs |= flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
-        return pairs
+    Raises:
+        CheckpointError: a damaged state, or one of another recipe
+    """
+    if not (folder / STATE).exists():
+        return
+    _, _, before = _read(folder / STATE, with_tensors=False)
+    now = json.loads(json.dumps(_identity(recipe)))
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if names:
+        raise CheckpointError(
+            f"{folder} holds a run of another recipe: {names[0]} was {before.get(names[0])!r} and is"
+            f" {now.get(names[0])!r}; go on with the recipe it began with, or give another folder as out"
+        )
 
-    before, after = flat(json.loads(then)), flat(json.loads(now))
-    name = next(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
-    return f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+
+def begun_steps(folder: Path) -> int | None:
+    """How many steps the run that lies in a folder is to have in all; none where no run was saved.
+
+    Raises:
+        CheckpointError: a damaged state
+    """
+    if not (folder / STATE).exists():
+        return None
+    _, _, recipe = _read(folder / STATE, with_tensors=False)
+    return recipe["train.n_steps"]
+
+
+def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, torch.Tensor], int, dict[str, Any]]:
+    """Tensors, step and identity of a state."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if with_tensors else ())}
+        step, identity = int(metadata["step"]), json.loads(metadata["recipe"])
+        if "train.n_steps" not in identity:
+            raise ValueError("it has no recipe")
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return tensors, step, identity
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({error}); remove it to begin the run again")
 
 
 class MetricsLog:
-    """metrics.jsonl of a run: a line for each logged step, later ones dropped when a run goes on from an earlier."""
+    """metrics.jsonl of a run: a line for each logged step, without those that a resumed run takes again.
+
+    Raises:
+        CheckpointError: the disk is full or the place cannot be written to
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / METRICS
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Row) -> None:
         """Appends one line."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -100,13 +149,24 @@ class MetricsLog:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The logged steps of a run; a last line that was cut off is left out."""
+def read_metrics(folder: Path) -> list[Row]:
+    """The logged steps of a run, up to the first line that was cut off, if one was.
+
+    Raises:
+        CheckpointError: metrics that cannot be read
+    """
     path = folder / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    rows: list[Row] = []
+    for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
     return rows

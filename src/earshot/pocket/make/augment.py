@@ -25,11 +25,11 @@ def _mix(samples: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
 def _filters(n_clips: int, n_bins: int, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
     """A smooth random colouring of the spectrum for each clip, at times narrowed to a telephone's band."""
     frequency = torch.linspace(0, SAMPLE_RATE / 2, n_bins)
-    knots_db = torch.randn(n_clips, 1, 7, generator=generator) * 5.0 * (torch.rand(n_clips, 1, 1, generator=generator))
+    knots_db = torch.randn(n_clips, 1, 7, generator=generator) * 4.0 * (torch.rand(n_clips, 1, 1, generator=generator))
     curve = torch.nn.functional.interpolate(knots_db, size=n_bins, mode="linear", align_corners=True)[:, 0]
     gain = 10 ** (curve / 20)
     for clip in range(n_clips):
-        if rng.random() < 0.15:
+        if rng.random() < 0.1:
             low, high = rng.uniform(50, 350), rng.uniform(3_000, 5_500)
             gain[clip] *= (1 + (low / frequency.clamp(min=1)) ** 8).rsqrt() * (1 + (frequency / high) ** 12).rsqrt()
     return gain
@@ -42,10 +42,10 @@ def _rooms(n_clips: int, n_samples: int, generator: torch.Generator, rng: np.ran
     response[:, 0] = 1.0
     seconds = torch.arange(n_echo) / SAMPLE_RATE
     for clip in range(n_clips):
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             decay = torch.exp(-seconds / rng.uniform(0.015, 0.09))
             echo = torch.randn(n_echo, generator=generator) * decay
-            response[clip, 1 : n_echo + 1] = echo / echo.norm() * rng.uniform(0.1, 0.7)
+            response[clip, 1 : n_echo + 1] = echo / echo.norm() * rng.uniform(0.1, 0.5)
     return torch.fft.rfft(response)
 
 
@@ -63,5 +63,5 @@ def augment(samples: Float[Tensor, "B N"], seed: int) -> Float[Tensor, "B N"]:
     babble = heard.roll(1, 0) + heard.roll(3, 0)
     is_babble = torch.from_numpy(rng.random(n_clips) < 0.2)
     noise = torch.where(is_babble[:, None], babble, _noise_like(heard, colour, generator))
-    snr_db = torch.from_numpy(np.where(rng.random(n_clips) < 0.65, rng.uniform(3, 35, n_clips), 60.0)).float()
+    snr_db = torch.from_numpy(np.where(rng.random(n_clips) < 0.5, rng.uniform(8, 35, n_clips), 60.0)).float()
     return _mix(heard, noise, torch.where(is_babble, snr_db + 5, snr_db))

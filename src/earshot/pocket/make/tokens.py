@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, WhisperTokenizer
@@ -64,7 +63,7 @@ def llm_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def whisper_tokenizer(bpe: Tokenizer, folder: Path) -> WhisperTokenizer:
+def whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
     """Whisper's tokenizer class over the same words; English only, so its prompt has no language and no task."""
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]

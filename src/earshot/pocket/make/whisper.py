@@ -4,7 +4,7 @@ import json
 import random
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,10 @@ from earshot.pocket.make.llm import lr_factor
 
 WINDOW_S, N_MELS = 6, 80
 WINDOW_FRAMES = WINDOW_S * 100
-BATCH_SIZE, PEAK_LR, WARMUP_STEPS, CTC_WEIGHT = 32, 1.5e-3, 300, 0.3
+BATCH_SIZE, PEAK_LR, WARMUP_STEPS, CTC_WEIGHT = 32, 2e-3, 200, 0.5
+EASY_SAMPLES, N_EASY_STEPS = 26_000, 400
+FLAT_START_STEPS = 500
+SAMPLES_PER_POSITION = 2 * HOP_LENGTH
 LETTERS = "_ " + string.ascii_lowercase  # CTC's blank first
 
 
@@ -43,11 +46,16 @@ class HeardSpeech(Dataset):
         self.plan = self._plan(n_steps)
 
     def _plan(self, n_steps: int) -> list[list[int]]:
-        """Clips shuffled each pass, grouped by length within stretches of 32 batches, batches shuffled again."""
+        """Clips shuffled each pass, grouped by length within stretches of 32 batches, batches shuffled again.
+
+        The first steps take short clips only, in which a word is quickly found.
+        """
         rng = random.Random("whisper")
         plan: list[list[int]] = []
         while len(plan) < n_steps:
             order = rng.sample(range(len(self.clips)), len(self.clips))
+            if not plan:
+                order = [clip for clip in order if self.clips[clip]["n"] < EASY_SAMPLES][: N_EASY_STEPS * BATCH_SIZE]
             stretch = 32 * BATCH_SIZE
             for first in range(0, len(order), stretch):
                 group = sorted(order[first : first + stretch], key=lambda clip: self.clips[clip]["n"])
@@ -61,8 +69,8 @@ class HeardSpeech(Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"batch {step}")
         clips = [self.clips[number] for number in self.plan[step]]
-        tempo = [rng.uniform(0.9, 1.1) for _ in clips]
-        sounds = [self._sound(clip, rate, rng) for clip, rate in zip(clips, tempo, strict=True)]
+        tempo = [rng.uniform(0.94, 1.06) for _ in clips]
+        sounds, starts, ends = zip(*(self._sound(clip, rate, rng) for clip, rate in zip(clips, tempo, strict=True)), strict=True)
         longest = max(map(len, sounds))
         padded = torch.stack([functional.pad(sound, (0, longest - len(sound))) for sound in sounds])
         heard = augment(padded, step)
@@ -80,25 +88,36 @@ class HeardSpeech(Dataset):
             "ids": _padded(targets, -100),
             "letters": _padded(letters, 0),
             "n_letters": torch.tensor([len(row) for row in letters]),
+            "flat": _flat_start(letters, starts, ends, mel.shape[2] // 2),
         }
 
-    def _sound(self, clip: dict, tempo: float, rng: random.Random) -> torch.Tensor:
-        """The clip at another tempo (pitch moves along), with a little silence before and after."""
+    def _sound(self, clip: dict, tempo: float, rng: random.Random) -> tuple[torch.Tensor, int, int]:
+        """The clip at another tempo (pitch moves along) in a little silence, and the samples where speech lies."""
         samples = torch.from_numpy(self.samples[clip["start"] : clip["start"] + clip["n"]].astype(np.float32) / 32768)
         room = WINDOW_S * 16_000 - 800
         n_samples = min(int(len(samples) / tempo), room)
         sound = functional.interpolate(samples[None, None], size=n_samples, mode="linear", align_corners=True)[0, 0]
-        before, after = (rng.randint(0, min(4_000, (room - n_samples) // 2)) for _ in range(2))
-        return functional.pad(sound, (before, after))
+        before, after = (rng.randint(0, min(1_600, (room - n_samples) // 2)) for _ in range(2))
+        return functional.pad(sound, (before, after)), before, before + n_samples
+
+
+def _flat_start(letters: list[list[int]], starts: Sequence[int], ends: Sequence[int], n: int) -> torch.Tensor:
+    """For each encoder position the letter that would be spoken there if all letters took the same time."""
+    flat = torch.full((len(letters), n), -100)
+    for row, (spelled, start, end) in enumerate(zip(letters, starts, ends, strict=True)):
+        first, last = start // SAMPLES_PER_POSITION, min(end // SAMPLES_PER_POSITION, n)
+        place = torch.arange(last - first) * len(spelled) // (last - first)
+        flat[row, first:last] = torch.tensor(spelled)[place]
+    return flat
 
 
 def _mask_patches(mel: torch.Tensor, n_frames: int, rng: random.Random) -> None:
     """SpecAugment, in place: two stretches of time and two bands of frequency set to the mean."""
     mean = mel[:, :n_frames].mean()
     for _ in range(2):
-        first, width = rng.randrange(n_frames), rng.randint(0, 10)
+        first, width = rng.randrange(n_frames), rng.randint(0, 6)
         mel[:, first : min(first + width, n_frames)] = mean
-        first, width = rng.randrange(N_MELS), rng.randint(0, 10)
+        first, width = rng.randrange(N_MELS), rng.randint(0, 8)
         mel[first : first + width, :n_frames] = mean
 
 
@@ -130,6 +149,7 @@ def new_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
+    _scale_weights(model)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=start,
         bos_token_id=tokenizer.eos_token_id,
@@ -146,9 +166,27 @@ def new_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
     return model
 
 
+def _scale_weights(model: WhisperForConditionalGeneration) -> None:
+    """New weights at a scale that keeps activations near one.
+
+    transformers draws them all with a deviation of 0.02, at which sound is lost beside the position embeddings and
+    a small Whisper spends its first thousand steps on finding it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.proj_out:
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight)
+    for layer in model.model.encoder.layers:
+        # Queries that start equal to keys look at what is near and alike (mimetic initialisation, arXiv 2305.09828).
+        nn.init.xavier_uniform_(layer.self_attn.q_proj.weight, gain=1.5)
+        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    nn.init.normal_(model.model.decoder.embed_tokens.weight, std=model.config.d_model**-0.5)
+
+
 def _loss(
     model: WhisperForConditionalGeneration, ctc_head: nn.Linear, batch: dict[str, torch.Tensor], step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
     features = encode(model.model.encoder, batch["mel"], batch["n_frames"])
     inputs, targets = batch["ids"][:, :-1].clone(), batch["ids"][:, 1:].clone()
     targets[:, 0] = -100  # the prompt is given, not guessed
@@ -162,11 +200,15 @@ def _loss(
         encoder_outputs=BaseModelOutput(last_hidden_state=features.states), decoder_input_ids=inputs
     ).logits
     attention = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05)
-    log_probs = ctc_head(features.states).log_softmax(-1).transpose(0, 1)  # (B, S, C) -> (S, B, C)
+    letter_logits = ctc_head(features.states)
+    log_probs = letter_logits.log_softmax(-1).transpose(0, 1)  # (B, S, C) -> (S, B, C)
     ctc = functional.ctc_loss(
         log_probs, batch["letters"], features.mask.sum(1), batch["n_letters"], zero_infinity=True
     )
-    return attention, ctc
+    # Synthetic speech is even enough that letters at even distances are a first guess, as HMMs were once begun.
+    flat_weight = max(0.0, 1 - step / FLAT_START_STEPS)
+    flat = functional.cross_entropy(letter_logits.flatten(0, 1), batch["flat"].flatten()) if flat_weight else 0.0
+    return attention, ctc, flat_weight * flat
 
 
 def train_whisper(tokenizer: WhisperTokenizer, heard: Path, folder: Path, n_steps: int) -> None:
@@ -181,15 +223,15 @@ def train_whisper(tokenizer: WhisperTokenizer, heard: Path, folder: Path, n_step
     loader = DataLoader(HeardSpeech(heard, tokenizer, n_steps), batch_size=None, num_workers=1, prefetch_factor=8)
     started = time.monotonic()
     for step, batch in enumerate(loader):
-        attention, ctc = _loss(model, ctc_head, batch, step)
-        (attention + CTC_WEIGHT * ctc).backward()
+        attention, ctc, flat = _loss(model, ctc_head, batch, step)
+        (attention + CTC_WEIGHT * ctc + flat).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         if step % 50 == 0:
             taken = time.monotonic() - started
-            print(f"step {step} attention {attention.item():.3f} ctc {ctc.item():.3f} {taken:.0f} s", flush=True)
+            print(f"step {step} attention {attention.item():.3f} ctc {ctc.item():.3f} flat {float(flat):.3f} {taken:.0f} s", flush=True)
         if step % 500 == 499 or step == n_steps - 1:
             save_whisper(model, tokenizer, folder)
 

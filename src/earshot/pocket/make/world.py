@@ -295,7 +295,8 @@ def introduction(rng: random.Random) -> str:
 
 
 @functools.cache
-def _sampled_questions() -> frozenset[str]:
+def sampled_questions() -> frozenset[str]:
+    """Every question and instruction, or nearly; those that repeat free words only by their openings."""
     rng = random.Random(0)
     return frozenset(
         skill(rng).question for skill in SKILLS if skill is not _repeat for _ in range(2_500)
@@ -307,14 +308,14 @@ def vocabulary() -> tuple[str, ...]:
     """Every word that can be spoken in the pocket world, sorted."""
     rng = random.Random(1)
     texts = [statement(rng) for _ in range(20_000)] + [introduction(rng) for _ in range(500)]
-    words = {word for text in (*texts, *_sampled_questions()) for word in text.split()}
+    words = {word for text in (*texts, *sampled_questions()) for word in text.split()}
     return tuple(sorted(words))
 
 
 @functools.cache
 def question_openings() -> frozenset[tuple[str, ...]]:
     """The first two words of every question and instruction there is."""
-    return frozenset(tuple(text.split()[:2]) for text in _sampled_questions())
+    return frozenset(tuple(text.split()[:2]) for text in sampled_questions())
 
 
 def opens_like_a_question(text: str) -> bool:

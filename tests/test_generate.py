@@ -1,0 +1,266 @@
+"""Answers from prompts made of embeddings: transformers' own, whatever the options, the batch and the tokenizer."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import tiny_llm
+from tiny_models import tiny_llama
+from tiny_tokenizers import tiny_tokenizer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from earshot import generate
+from earshot.bases import embed
+from earshot.errors import RequestError
+from earshot.generate import Prompt
+
+TEXTS = ("what is the capital of france?", "hello", "the cat sat on the mat. answer in spanish, please.")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return tiny_tokenizer("llama")
+
+
+@pytest.fixture
+def llm(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedModel]:
+    """One of its own for each test, which may change its generation config."""
+    return tiny_llama(tokenizer, seed=8)
+
+
+def prompt_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Prompt(embed(llm, ids), ids)
+
+
+def prompts_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    return [prompt_of(llm, tokenizer, text) for text in TEXTS]
+
+
+def own_answer(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, **options: Any
+) -> str:
+    """What transformers makes of the ids, alone."""
+    settings = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0, **options}
+    made = llm.generate(
+        input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), tokenizer=tokenizer, **settings
+    )
+    return tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"stop_strings": ["a"]},
+        {"num_beams": 2},
+        {"min_new_tokens": 5},
+        {"bad_words_ids": [[70]]},
+        {"max_length": 40, "max_new_tokens": None},
+    ],
+    ids=str,
+)
+def test_answers_are_transformers_own_alone_and_in_a_batch(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> None:
+    prompts = prompts_of(llm, tokenizer)
+    own = [own_answer(llm, tokenizer, prompt.ids, **options) for prompt in prompts]
+    given = {"max_new_tokens": 16, **options}
+    if (
+        given["max_new_tokens"] is None
+    ):  # counted from a prompt's own first token, so for one prompt at a time
+        del given["max_new_tokens"]
+    else:
+        assert generate.answer(llm, tokenizer, prompts, **given) == own
+    assert [generate.answer(llm, tokenizer, [prompt], **given)[0] for prompt in prompts] == own
+    if "num_beams" not in options:
+        assert ["".join(generate.stream(llm, tokenizer, prompt, **given)) for prompt in prompts] == own
+
+
+def test_a_penalty_of_the_model_s_own_reaches_the_prompt(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """As Qwen's generation configs have it; without the prompt's ids only new tokens would be penalised."""
+    prompts = prompts_of(llm, tokenizer)
+    plain = generate.answer(llm, tokenizer, prompts, max_new_tokens=16)
+    llm.generation_config.repetition_penalty = 2.0
+    own = [own_answer(llm, tokenizer, prompt.ids) for prompt in prompts]
+    assert generate.answer(llm, tokenizer, prompts, max_new_tokens=16) == own != plain
+
+
+def first_ids(llm: PreTrainedModel, prompt: Prompt, n: int) -> list[int]:
+    made = llm.generate(
+        input_ids=prompt.ids[None],
+        attention_mask=torch.ones_like(prompt.ids[None]),
+        max_new_tokens=n,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return made[0, len(prompt.ids) :].tolist()
+
+
+@pytest.mark.parametrize("pad_token_id", [None, 70])
+def test_any_end_of_a_list_ends_an_answer_and_padding_is_never_read(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_token_id: int | None
+) -> None:
+    """70 is a word of the tokenizer, as the padding ids of some published models are."""
+    prompts = prompts_of(llm, tokenizer)
+    llm.generation_config.eos_token_id = [first_ids(llm, prompts[0], 4)[3], first_ids(llm, prompts[1], 9)[8]]
+    llm.generation_config.pad_token_id = pad_token_id
+    together = generate.answer(llm, tokenizer, prompts, max_new_tokens=16)
+    assert together == [generate.answer(llm, tokenizer, [prompt], max_new_tokens=16)[0] for prompt in prompts]
+    before = tokenizer.decode(first_ids(llm, prompts[0], 3), skip_special_tokens=True).strip()
+    assert together[0] == before
+
+
+def test_a_model_that_names_no_end_has_the_tokenizer_s(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = prompts_of(llm, tokenizer)
+    own = generate.answer(llm, tokenizer, prompts, max_new_tokens=16)
+    llm.generation_config.eos_token_id = None
+    assert generate.answer(llm, tokenizer, prompts, max_new_tokens=16) == own
+
+
+def test_greedy_is_greedy_and_silent_whatever_the_model_s_sampling_defaults(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = prompts_of(llm, tokenizer)
+    own = [own_answer(llm, tokenizer, prompt.ids) for prompt in prompts]
+    llm.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        typical_p=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert generate.answer(llm, tokenizer, prompts, max_new_tokens=16) == own
+        assert generate.answer(llm, tokenizer, prompts, max_new_tokens=16, temperature=0) == own
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 5.0}, {"top_p": 0.99}])
+def test_sampling_is_transformers_own(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> None:
+    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+    torch.manual_seed(3)
+    own = own_answer(llm, tokenizer, prompt.ids, **{**options, "do_sample": True})
+    torch.manual_seed(3)
+    assert generate.answer(llm, tokenizer, [prompt], max_new_tokens=16, **options) == [own]
+    assert own != own_answer(llm, tokenizer, prompt.ids)
+
+
+def test_a_sampled_stream_is_an_answer(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+    torch.manual_seed(3)
+    own = generate.answer(llm, tokenizer, [prompt], max_new_tokens=16, temperature=2.0)[0]
+    torch.manual_seed(3)
+    assert "".join(generate.stream(llm, tokenizer, prompt, max_new_tokens=16, temperature=2.0)) == own
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma", "phi3", "llama", "qwen2"])
+def test_streamed_pieces_join_to_the_whole_for_every_kind_of_tokenizer(family: str) -> None:
+    """Random answers are full of broken characters, stray spaces and newlines, which decoders join differently."""
+    llm, tokenizer = tiny_llm(family)
+    for text in ("hello there", "yes", "the old man said"):
+        prompt = prompt_of(llm, tokenizer, text)
+        torch.manual_seed(5)
+        own = generate.answer(llm, tokenizer, [prompt], max_new_tokens=60, temperature=1.5)[0]
+        torch.manual_seed(5)
+        pieces = list(generate.stream(llm, tokenizer, prompt, max_new_tokens=60, temperature=1.5))
+        assert "".join(pieces) == own
+        assert len(pieces) > 5
+        assert all(pieces)
+
+
+def test_a_stream_that_nobody_reads_any_more_ends(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    n_steps = 0
+
+    def count(*args: Any) -> None:
+        nonlocal n_steps
+        n_steps += 1
+
+    llm.generation_config.eos_token_id = 0
+    handle = llm.register_forward_hook(count)
+    pieces = generate.stream(
+        llm, tokenizer, prompt_of(llm, tokenizer, "hello"), max_new_tokens=200, bad_words_ids=[[0]]
+    )
+    next(pieces)
+    pieces.close()  # ty: ignore[unresolved-attribute]
+    handle.remove()
+    assert 1 <= n_steps < 200
+
+
+def test_no_prompts_no_answers(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert generate.answer(llm, tokenizer, []) == []
+
+
+def test_answers_end_where_the_context_does_in_every_batch(tokenizer: PreTrainedTokenizerBase) -> None:
+    llm = tiny_llama(tokenizer, max_position_embeddings=24)
+    llm.generation_config.eos_token_id = 0
+    prompts = prompts_of(llm, tokenizer)
+    together = generate.answer(llm, tokenizer, prompts[:2], bad_words_ids=[[0]])
+    assert together == [
+        generate.answer(llm, tokenizer, [prompt], bad_words_ids=[[0]])[0] for prompt in prompts[:2]
+    ]
+    assert len(together[1]) > len(together[0])
+    long = prompt_of(llm, tokenizer, TEXTS[2] * 4)
+    with pytest.raises(RequestError, match="reads at most 24 with its answer"):
+        generate.answer(llm, tokenizer, [prompts[1], long])
+    with pytest.raises(RequestError, match="reads at most 24 with its answer"):
+        generate.stream(llm, tokenizer, long)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 5}, "'max_tokens' is no option of an answer.*did you mean 'max_new_tokens'"),
+        ({"voice": None}, "'voice' is no option"),
+        ({"labels": 1}, "'labels' is no option"),
+        ({"inputs_embeds": 1}, "'inputs_embeds' is no option"),
+        ({"num_return_sequences": 2}, "'num_return_sequences' is no option"),
+        ({"return_dict_in_generate": True}, "'return_dict_in_generate' is no option"),
+        ({"output_scores": True}, "'output_scores' is no option"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number of at least 1"),
+        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": 2}, "cannot generate with"),
+        ({"do_sample": True, "temperature": 0.0}, "cannot generate with .*strictly positive"),
+        ({"temperature": -1.0}, "cannot generate with .*strictly positive"),
+        ({"temperature": "hot"}, "cannot generate with"),
+        ({"top_p": 3.0}, "cannot generate with"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_one_clear_line(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], message: str
+) -> None:
+    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+    with pytest.raises(RequestError, match=message) as caught:
+        generate.answer(llm, tokenizer, [prompt], **options)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match=message):
+        list(generate.stream(llm, tokenizer, prompt, **options))
+
+
+def test_beams_cannot_be_streamed(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(RequestError, match="beam"):
+        list(generate.stream(llm, tokenizer, prompt_of(llm, tokenizer, "hello"), num_beams=2))

@@ -1,0 +1,463 @@
+"""Distillation of tiny random models on tones: what it learns, what it leaves alone, and how it stops."""
+
+import errno
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_models import save_tiny_bases
+from torch.testing import assert_close
+
+from earshot.config import (
+    BaseSettings,
+    ConnectorSettings,
+    DataSettings,
+    ObjectiveSettings,
+    Recipe,
+    TrainSettings,
+    load_recipe,
+)
+from earshot.errors import CheckpointError, DataError, EarshotError
+from earshot.model import Ear
+from earshot.training import loop, state
+from earshot.training.distil import distillation_terms
+from earshot.training.loop import Run, Stopped, continue_run, lr_factor, new_optimizer, prepare, steps_within
+from earshot.training.progress import Progress
+from earshot.training.state import MetricsLog, begun_steps, load_state, read_metrics, save_state
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+"""Written by `EARSHOT_GOLDEN=write pytest tests/test_training.py -k golden`, in a commit that says why."""
+WORDS = (
+    "red",
+    "two cats",
+    "a cold day",
+    "seven",
+    "the old house",
+    "rain",
+    "good bread",
+    "left",
+    "my green hat",
+)
+FORMS = ("left", "anchored", "right", "stack")
+BFLOAT16_EPS = 2**-7
+"""Relative: features that are kept are rounded to bfloat16 once, and the loss depends smoothly on them."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
+    return save_tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dozen clips, each of one tone for each letter of what it says."""
+    folder = tmp_path_factory.mktemp("speech")
+    lines = []
+    for n in range(12):
+        text = f"{WORDS[n % len(WORDS)]} {WORDS[n * 5 % len(WORDS)]}"
+        time_s = np.arange(800) / 16_000
+        sound = np.concatenate(
+            [0.3 * np.sin(2 * np.pi * 40 * (ord(letter) - 28) * time_s) for letter in text]
+        )
+        soundfile.write(folder / f"{n}.wav", sound, 16_000)
+        lines.append(json.dumps({"audio": f"{n}.wav", "text": text}) + "\n")
+    (folder / "speech.jsonl").write_text("".join(lines))
+    return folder / "speech.jsonl"
+
+
+@pytest.fixture
+def recipe(base: BaseSettings, speech: Path, tmp_path: Path) -> Recipe:
+    return Recipe(
+        out=str(tmp_path / "run"),
+        base=base,
+        connector=ConnectorSettings(n_queries=40),
+        objective=ObjectiveSettings(hidden_positions="all", lead_share=0.25),
+        data=DataSettings(source=str(speech), cache_features=True),
+        train=TrainSettings(n_steps=20, batch_size=4, peak_lr=2e-3, warmup_share=0.1, save_every=7),
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
+    """The recipe with some settings of some tables changed."""
+    return replace(recipe, **{name: replace(getattr(recipe, name), **new) for name, new in tables.items()})
+
+
+def weights(ear: Ear) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in ear.connector.named_parameters()}
+
+
+def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+def frozen_weights(ear: Ear) -> dict[str, torch.Tensor]:
+    parts = {"llm": ear.llm, "whisper": ear.whisper.model}
+    return {
+        f"{part}.{name}": t.clone() for part, model in parts.items() for name, t in model.state_dict().items()
+    }
+
+
+class Stopper(Progress):
+    """Sends a signal when a step is done."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        super().__init__()
+        self.at, self.number, self.times = step, number, times
+
+    def advance(self, step: int) -> None:
+        if step == self.at:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
+
+
+# Learning
+
+
+def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
+    loop.train(changed(recipe, objective={"lead_share": 0.0}))
+    rows = read_metrics(Path(recipe.out))
+    assert [row["step"] for row in rows] == [10, 20]
+    assert all(rows[1][name] < rows[0][name] for name in ("loss", "align", "hidden"))
+
+
+@pytest.mark.parametrize("lead_share", [0.0, 0.25])
+def test_golden_losses(recipe: Recipe, lead_share: float) -> None:
+    run = prepare(changed(recipe, objective={"lead_share": lead_share}))
+    losses = [loop.train_step(run, step)["loss"].item() for step in range(20)]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("EARSHOT_GOLDEN") == "write":
+        golden[f"lead_share {lead_share}"] = losses
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+    assert_close(torch.tensor(losses), torch.tensor(golden[f"lead_share {lead_share}"]))
+
+
+def test_two_runs_of_one_seed_are_one(recipe: Recipe, tmp_path: Path) -> None:
+    short = changed(recipe, train={"n_steps": 6})
+    first = loop.train(short)
+    second = loop.train(replace(short, out=str(tmp_path / "again")))
+    assert_same_bits(weights(first), weights(second))
+    other = loop.train(replace(changed(short, train={"seed": 1}), out=str(tmp_path / "other")))
+    assert not torch.equal(first.connector.queries, other.connector.queries)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"hidden_positions": "last"},
+        {"hidden_positions": "suffix", "kl_weight": 0.5, "kl_temperature": 2.0},
+        {"hidden_positions": "all"},
+        {"hidden_weight": 0.0},
+        {"align_weight": 0.0, "end_weight": 0.0},
+        {"hidden_weight": 0.0, "align_weight": 0.0, "end_weight": 0.0, "kl_weight": 1.0},
+    ],
+    ids=["last", "suffix+kl", "all", "align only", "hidden only", "kl only"],
+)
+def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: str, objective: dict) -> None:
+    if objective.get("hidden_positions") == "all" and form in ("right", "stack"):
+        objective = {"hidden_positions": "suffix"}
+    run = runs[form]
+    settings = ObjectiveSettings(**objective)
+    terms = distillation_terms(run.ear, run.examples.batch([0, 5, 9]), settings, leads=False)
+    expected = {name for name in ("align", "hidden", "kl") if getattr(settings, f"{name}_weight")}
+    if settings.end_weight and form in ("left", "anchored"):
+        expected.add("end")
+    assert terms.keys() == expected
+    run.ear.connector.zero_grad()
+    loop.weighted_sum(terms, settings).backward()
+    gradients = [weight.grad for weight in run.ear.connector.parameters() if weight.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+
+
+@pytest.fixture(scope="module")
+def runs(base: BaseSettings, speech: Path) -> dict[str, Run]:
+    """A prepared run of each form; nothing is learned in them."""
+    return {
+        form: prepare(
+            Recipe(
+                out="nowhere",
+                base=base,
+                connector=ConnectorSettings(form=form, n_queries=40),
+                data=DataSettings(source=str(speech)),
+                train=TrainSettings(batch_size=5),
+            )
+        )
+        for form in FORMS
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_but_the_connector_changes(recipe: Recipe, form: str) -> None:
+    objective = {"hidden_positions": "suffix", "lead_share": 0.0, "kl_weight": 1.0}
+    run = prepare(changed(recipe, connector={"form": form}, objective=objective, train={"n_steps": 2}))
+    frozen, connector = frozen_weights(run.ear), weights(run.ear)
+    continue_run(run)
+    assert_same_bits(frozen, frozen_weights(run.ear))
+    assert all(not torch.equal(before, weights(run.ear)[name]) for name, before in connector.items())
+
+
+def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
+    run = prepare(changed(recipe, objective={"lead_share": 0.25}, train={"n_steps": 12}))
+    terms = [set(loop.train_step(run, step)) for step in range(4)]
+    assert terms == [{"loss", "align", "end", "grad_norm"}] * 3 + [
+        {"loss", "align", "end", "hidden", "grad_norm"}
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: str) -> None:
+    objective = {"hidden_positions": "suffix", "kl_weight": 0.5, "lead_share": 0.0}
+    learned = {}
+    for n_parts in (1, 3):
+        new = changed(
+            recipe,
+            connector={"form": form, "n_queries": 40 if form in ("left", "anchored") else 6, "n_stacked": 8},
+            objective=objective,
+            train={"batch_size": 12, "n_accumulated": n_parts, "clip_norm": 1e9},
+        )
+        run = prepare(new)
+        run.optimizer.zero_grad = lambda: None  # ty: ignore[invalid-assignment]
+        terms = loop.train_step(run, 0)
+        learned[n_parts] = terms, {name: weight.grad for name, weight in run.ear.connector.named_parameters()}
+    assert_close(learned[3], learned[1])
+
+
+def test_the_learning_rate_rises_and_falls_as_told() -> None:
+    settings = TrainSettings(n_steps=100, warmup_share=0.1, final_lr_share=0.2)
+    factors = [lr_factor(step, settings) for step in range(101)]
+    assert_close(factors[:10], [0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.6)
+    assert factors[100] == pytest.approx(0.2)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert lr_factor(0, TrainSettings(n_steps=1, warmup_share=1.0)) == 1.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_matrices_of_layers_decay(runs: dict[str, Run], form: str) -> None:
+    connector = runs[form].ear.connector
+    optimizer = new_optimizer(connector, TrainSettings(weight_decay=0.3))
+    decay = {id(w): group["weight_decay"] for group in optimizer.param_groups for w in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(connector.parameters()))
+    for name, weight in connector.named_parameters():
+        is_matrix = name.endswith("weight") and "norm" not in name
+        assert decay[id(weight)] == (0.3 if is_matrix else 0.0), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = loop.train_step
+
+    def diverging(run: Run, step: int) -> dict[str, torch.Tensor]:
+        return taken(run, step) | ({"grad_norm": torch.tensor(math.inf)} if step > 8 else {})
+
+    monkeypatch.setattr(loop, "train_step", diverging)
+    with pytest.raises(EarshotError, match=r"at step 10 .* begin again with a train\.peak_lr below 0\.002"):
+        loop.train(recipe)
+    run = prepare(recipe)
+    assert load_state(Path(recipe.out), run.ear.connector, run.optimizer, recipe) == 7
+
+
+# Features
+
+
+def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
+    run = prepare(recipe)
+    kept = run.examples.batch([3, 8])
+    run.examples.kept = None
+    live = run.examples.batch([3, 8])
+    assert torch.equal(kept.features.mask, live.features.mask)
+    assert kept.features.states.dtype == torch.bfloat16
+    mask = live.features.mask
+    assert_close(kept.features.states[mask].float(), live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
+    terms = [distillation_terms(run.ear, batch, recipe.objective, leads=False) for batch in (kept, live)]
+    assert_close(terms[0], terms[1], rtol=BFLOAT16_EPS, atol=0)
+
+
+@pytest.mark.parametrize("cache_features", [True, False])
+@pytest.mark.parametrize("content", [b"", b"not a sound", None], ids=["empty", "no sound", "too long"])
+def test_a_bad_clip_is_named(
+    recipe: Recipe, tmp_path: Path, cache_features: bool, content: bytes | None
+) -> None:
+    if content is None:
+        soundfile.write(tmp_path / "bad.wav", np.full(7 * 16_000, 0.1), 16_000)
+    else:
+        (tmp_path / "bad.wav").write_bytes(content)
+    source = tmp_path / "speech.jsonl"
+    source.write_text('{"audio": "bad.wav", "text": "red"}\n')
+    bad = changed(recipe, data={"source": str(source), "cache_features": cache_features})
+    with pytest.raises(DataError) as refused:
+        loop.train(bad)
+    assert str(refused.value).startswith(f"{source}, line 1: ")
+
+
+@pytest.mark.parametrize("form", ["left", "anchored"])
+def test_a_transcript_without_a_slot_for_its_end_is_refused(recipe: Recipe, form: str) -> None:
+    longest = max(len(ids) for ids in prepare(recipe).examples.text_ids)
+    prepare(changed(recipe, connector={"form": form, "n_queries": longest + 1}))
+    with pytest.raises(
+        DataError, match=rf"line \d+: the transcript has {longest} tokens, .*is {longest}; expected"
+    ):
+        prepare(changed(recipe, connector={"form": form, "n_queries": longest}))
+
+
+def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Recipe) -> None:
+    run = prepare(
+        changed(recipe, connector={"form": "right", "n_queries": 3}, objective={"hidden_positions": "last"})
+    )
+    batch = run.examples.batch([4])
+    assert batch.n_text.item() > 3
+    (term,) = distillation_terms(run.ear, batch, ObjectiveSettings(hidden_weight=0.0), leads=False).values()
+    audio = run.ear.connector(batch.features, batch.n_text).tokens[0]
+    text = run.ear.embed(batch.text_ids)[0, -3:]
+    assert_close(term, (audio - text).norm(dim=-1).mean())
+
+
+def test_a_transcript_with_a_control_token_is_named(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
+    source = tmp_path / "speech.jsonl"
+    control = prepare(recipe).ear.tokenizer.eos_token
+    source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
+    with pytest.raises(DataError, match=r"line 1: the transcript .* control token"):
+        prepare(changed(recipe, data={"source": str(source)}))
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, number: int) -> None:
+    short, folder = changed(recipe, train={"n_steps": 12}), Path(recipe.out)
+    whole = loop.train(replace(short, out=str(tmp_path / "whole")))
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    for step in (2, 8):  # in the lead phase, and between a save and a line of metrics
+        with pytest.raises(Stopped) as stopped:
+            loop.train(short, Stopper(step, number))
+        assert str(stopped.value) == f"stopped after step {step} of 12; the same command goes on from there"
+        assert (stopped.value.step, stopped.value.n_steps, begun_steps(folder)) == (step, 12, 12)
+        assert not (folder / "ear").exists()
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    rarer = changed(short, train={"save_every": 50})
+    resumed = loop.train(rarer)
+    assert_same_bits(weights(whole), weights(resumed))
+    assert [row["step"] for row in read_metrics(folder)] == [10, 12]
+    assert load_recipe(folder / "recipe.toml") == rarer
+
+
+def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        loop.train(recipe, Stopper(3, times=2))
+    assert not isinstance(interrupted.value, Stopped)
+    assert not (Path(recipe.out) / state.STATE).exists()
+
+
+def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe) -> None:
+    short = changed(recipe, train={"n_steps": 2})
+    first = loop.train(short)
+    assert_same_bits(weights(first), weights(loop.train(short)))
+    assert (Path(recipe.out) / "ear" / "config.json").exists()
+
+
+def test_a_run_of_another_recipe_is_refused_by_the_setting(recipe: Recipe) -> None:
+    short = changed(recipe, train={"n_steps": 1})
+    loop.train(short)
+    for other, message in (
+        (changed(short, train={"peak_lr": 1e-3}), r"train\.peak_lr was 0\.002 and is 0\.001"),
+        (changed(short, train={"n_steps": 2}, data={"n_clips": 3}), r"data\.n_clips was None and is 3"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{recipe.out} holds a run of another recipe: {message}"):
+            loop.train(other)
+    loop.train(changed(short, train={"n_accumulated": 2, "save_every": 1}))
+
+
+@pytest.mark.parametrize("damage", ["cut", "no metadata", "no weights", "text"])
+def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
+    short = changed(recipe, train={"n_steps": 1})
+    loop.train(short)
+    path = Path(recipe.out) / state.STATE
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "text":
+        path.write_text("nothing")
+    else:
+        metadata = {"step": "1", "recipe": json.dumps(state._identity(short))}
+        state.save_file({}, path, metadata=metadata if damage == "no weights" else None)
+    with pytest.raises(
+        CheckpointError, match=r"state\.safetensors is damaged .*; remove it to begin the run again"
+    ):
+        loop.train(short)
+
+
+def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder, run = Path(recipe.out), prepare(recipe)
+    save_state(folder, run.ear.connector, run.optimizer, 1, recipe)
+    before = (folder / state.STATE).read_bytes()
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(
+        CheckpointError, match=r"state\.safetensors cannot be written: No space left on device"
+    ):
+        save_state(folder, run.ear.connector, run.optimizer, 2, recipe)
+    assert (folder / state.STATE).read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == [state.STATE]
+
+
+def test_metrics_are_gone_on_with_where_the_state_stands(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1.0})
+    with (tmp_path / state.METRICS).open("a") as file:
+        file.write('{"step": 40, "lo')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30]
+    MetricsLog(tmp_path, 20).write({"step": 30, "loss": 2.0})
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+# Time
+
+
+def test_measuring_speed_leaves_no_trace(recipe: Recipe) -> None:
+    run = prepare(recipe)
+    for n_before in (0, 2):
+        for step in range(n_before):
+            loop.train_step(run, step)
+        before = weights(run.ear), optimizer_state(run)
+        assert steps_within(run, 1e6) > steps_within(run, 0.0) == 1
+        assert_same_bits(before[0], weights(run.ear))
+        assert_same_bits(before[1], optimizer_state(run))
+        assert all(weight.grad is None for weight in run.ear.connector.parameters())
+    longer = loop.with_steps(run, 33)
+    assert longer.recipe.train.n_steps == 33
+    assert longer.ear is run.ear
+
+
+def optimizer_state(run: Run) -> dict[str, torch.Tensor]:
+    names = {weight: name for name, weight in run.ear.connector.named_parameters()}
+    states = run.optimizer.state.items()
+    rates = torch.tensor([group["lr"] for group in run.optimizer.param_groups])
+    return {f"{names[w]}.{part}": t.clone() for w, parts in states for part, t in parts.items()} | {
+        "lr": rates
+    }
