@@ -1,5 +1,6 @@
 """The command line as a user meets it: what is printed, what is written, which exit code ends it."""
 
+import io
 import json
 import os
 import resource
@@ -347,7 +348,7 @@ def test_a_microphone_is_asked_for_or_refused(
         query_devices=lambda kind: {"default_samplerate": 44_100.0},
     )
     monkeypatch.setitem(sys.modules, "sounddevice", module)
-    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: PTH123, SIM115  (closed with the process)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert main(["chat", ear, "--mic", "--max-new-tokens", "3"]) == 0
     assert "Speak now" in capsys.readouterr().err
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +34,9 @@ from earshot.training.progress import Progress
 from earshot.training.state import MetricsLog, begun_steps, load_state, read_metrics, save_state
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
-"""Written by `EARSHOT_GOLDEN=write pytest tests/test_training.py -k golden`, in a commit that says why."""
+"""Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
+GOLDEN_RTOL = 1e-4
+"""float32 sums differ in order from one processor to another, and 20 steps carry that on."""
 WORDS = (
     "red",
     "two cats",
@@ -139,16 +140,13 @@ def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
     assert all(rows[1][name] < rows[0][name] for name in ("loss", "align", "hidden"))
 
 
-@pytest.mark.parametrize("lead_share", [0.0, 0.25])
-def test_golden_losses(recipe: Recipe, lead_share: float) -> None:
-    run = prepare(changed(recipe, objective={"lead_share": lead_share}))
-    losses = [loop.train_step(run, step)["loss"].item() for step in range(20)]
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    if os.environ.get("EARSHOT_GOLDEN") == "write":
-        golden[f"lead_share {lead_share}"] = losses
-        GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
-    assert_close(torch.tensor(losses), torch.tensor(golden[f"lead_share {lead_share}"]))
+def test_golden_losses(recipe: Recipe) -> None:
+    run = prepare(recipe)
+    losses = [loop.train_step(run, step)["loss"].item() for step in range(recipe.train.n_steps)]
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
+        pytest.fail(f"{GOLDEN} was written anew; commit it, and say why the losses changed")
+    assert_close(losses, json.loads(GOLDEN.read_text()), rtol=GOLDEN_RTOL, atol=0.0)
 
 
 def test_two_runs_of_one_seed_are_one(recipe: Recipe, tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_two_runs_of_one_seed_are_one(recipe: Recipe, tmp_path: Path) -> None:
     second = loop.train(replace(short, out=str(tmp_path / "again")))
     assert_same_bits(weights(first), weights(second))
     other = loop.train(replace(changed(short, train={"seed": 1}), out=str(tmp_path / "other")))
-    assert not torch.equal(first.connector.queries, other.connector.queries)
+    assert not torch.equal(weights(first)["queries"], weights(other)["queries"])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -455,9 +453,9 @@ def test_measuring_speed_leaves_no_trace(recipe: Recipe) -> None:
 
 
 def optimizer_state(run: Run) -> dict[str, torch.Tensor]:
-    names = {weight: name for name, weight in run.ear.connector.named_parameters()}
-    states = run.optimizer.state.items()
-    rates = torch.tensor([group["lr"] for group in run.optimizer.param_groups])
-    return {f"{names[w]}.{part}": t.clone() for w, parts in states for part, t in parts.items()} | {
-        "lr": rates
-    }
+    state = {"lr": torch.tensor([group["lr"] for group in run.optimizer.param_groups])}
+    for name, weight in run.ear.connector.named_parameters():
+        state |= {
+            f"{name}.{part}": value.clone() for part, value in run.optimizer.state.get(weight, {}).items()
+        }
+    return state

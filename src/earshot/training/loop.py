@@ -76,7 +76,7 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
         Stopped: stopped by hand
         CheckpointError: a base, a state or a folder that cannot be used
         DataError: speech that cannot be used
-        EarshotError: the loss is not finite any more, or the device is out of memory
+        EarshotError: the loss is not finite any more
     """
     check_state(Path(recipe.out), recipe)
     progress = progress or Progress()

@@ -1,0 +1,293 @@
+"""An ear on disk: loaded as it was saved, written whole or not at all, refused on any other base."""
+
+import errno
+import json
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import save_tiny_llm
+from tiny_models import save_tiny_bases, tiny_whisper
+from tiny_tokenizers import tiny_tokenizer
+
+import earshot
+from earshot import checkpoint
+from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
+from earshot.errors import CheckpointError, ConfigError
+from earshot.model import Ear, EarSettings
+from earshot.storage import written_whole
+
+SOUND = torch.sin(torch.arange(16_000) * 0.2).numpy()
+TALK = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}, {"type": "text", "text": "why?"}]}]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
+    return save_tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+def new_ear(base: BaseSettings, form: str = "left", seed: int = 0) -> Ear:
+    torch.manual_seed(seed)
+    settings = EarSettings(
+        base=base,
+        prompt=PromptSettings(system="you are a helpful assistant.", date="2025-01-02"),
+        connector=ConnectorSettings(form=form, n_queries=24),  # ty: ignore[invalid-argument-type]
+    )
+    return Ear.new(settings, "cpu")
+
+
+@pytest.fixture(scope="module")
+def ear(base: BaseSettings) -> Ear:
+    return new_ear(base)
+
+
+@pytest.fixture
+def folder(ear: Ear, tmp_path: Path) -> Path:
+    checkpoint.save(ear, tmp_path / "ear")
+    return tmp_path / "ear"
+
+
+def refusal(folder: Path, **options: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        earshot.load(folder, **{"device": "cpu", **options})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(folder: Path, **keys: object) -> None:
+    path = folder / checkpoint.CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+@pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])
+def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
+    ear = new_ear(base, form)
+    earshot.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")
+    again = earshot.load(str(tmp_path / "runs" / "ear"), device="cpu")
+    assert again.settings == ear.settings
+    torch.testing.assert_close(again.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
+    assert again.chat(TALK, max_new_tokens=8) == ear.chat(TALK, max_new_tokens=8)
+    assert not any(weight.requires_grad for weight in again.connector.parameters())
+    assert "## Numbers" in (tmp_path / "runs" / "ear" / checkpoint.CARD).read_text()
+
+
+def test_an_llm_that_also_sees_is_saved_and_loaded(base: BaseSettings, tmp_path: Path) -> None:
+    llm = save_tiny_llm("gemma3-with-eyes", tmp_path / "llm")
+    ear = new_ear(BaseSettings(encoder=base.encoder, llm=llm))
+    assert type(ear.llm).__name__ == "Gemma3ForCausalLM"
+    checkpoint.save(ear, tmp_path / "ear")
+    assert earshot.load(tmp_path / "ear", device="cpu").chat(TALK, max_new_tokens=8) == ear.chat(
+        TALK, max_new_tokens=8
+    )
+
+
+def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder: Path, ear: Ear) -> None:
+    files = {path.name: path for path in folder.iterdir()}
+    assert files.keys() == {"config.json", "connector.safetensors", "README.md"}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~umask}
+    config = json.loads(files["config.json"].read_text())
+    assert config["fingerprints"].keys() == {"encoder", "llm", "tokenizer"}
+    assert config["earshot_version"] == earshot.__version__
+    assert config["prompt"]["date"] == "2025-01-02"
+    weights = load_file(files["connector.safetensors"])
+    assert weights.keys() == ear.connector.state_dict().keys()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert os.listdir(folder.parent) == ["ear"]
+
+
+def test_the_commits_of_bases_from_the_hub_are_recorded(
+    ear: Ear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ear.llm.config, "_commit_hash", "0123abc", raising=False)
+    checkpoint.save(ear, tmp_path / "ear")
+    assert json.loads((tmp_path / "ear" / "config.json").read_text())["base"]["llm_revision"] == "0123abc"
+
+
+def test_a_run_s_folder_stands_for_its_ear(ear: Ear, tmp_path: Path) -> None:
+    checkpoint.save(ear, tmp_path / "run" / checkpoint.RUN_EAR)
+    assert earshot.load(tmp_path / "run", device="cpu").settings == ear.settings
+
+
+def test_bases_may_have_moved(folder: Path, base: BaseSettings, tmp_path: Path) -> None:
+    moved = save_tiny_bases(tmp_path / "elsewhere")
+    change(folder, base={"encoder": "/gone/whisper", "llm": "/gone/llm", "llm_revision": "abc"})
+    assert "'/gone/whisper': there is no such folder" in refusal(folder)
+    again = earshot.load(folder, encoder=moved.encoder, llm=moved.llm, device="cpu")
+    assert again.settings.base == moved
+
+
+def test_saving_again_replaces_the_ear_and_keeps_what_lies_beside_it(
+    folder: Path, base: BaseSettings
+) -> None:
+    (folder / "report.json").write_text("{}")
+    other = new_ear(base, seed=1)
+    checkpoint.save(other, folder)
+    torch.testing.assert_close(earshot.load(folder, device="cpu").hear(SOUND), other.hear(SOUND))
+    assert (folder / "report.json").read_text() == "{}"
+    assert os.listdir(folder.parent) == ["ear"]
+
+
+def test_a_folder_of_other_things_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds other things than an ear"):
+        checkpoint.save(ear, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("failure", ["disk", "safetensors", "card", "exchange", "interrupt"])
+def test_a_save_that_fails_leaves_the_earlier_ear_and_nothing_else(
+    folder: Path, base: BaseSettings, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error: type[BaseException] = CheckpointError
+    if failure == "disk":
+        monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(full))
+    elif failure == "safetensors":
+        raised = checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+        monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(raised))
+    elif failure == "card":
+        monkeypatch.setattr(checkpoint, "model_card", lambda *args: (_ for _ in ()).throw(full))
+    elif failure == "exchange":
+        rename = Path.rename
+
+        def rename_all_but_the_new(path: Path, target: Path) -> Path:
+            if target == folder and path.name == folder.name:
+                raise full
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", rename_all_but_the_new)
+    else:
+        error = KeyboardInterrupt
+        monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(error) as caught:
+        checkpoint.save(new_ear(base, seed=1), folder)
+    if error is CheckpointError:
+        assert "No space left on device" in str(caught.value)
+        assert "what was there before is unharmed" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert os.listdir(folder.parent) == ["ear"]
+
+
+def test_a_place_that_cannot_be_written_to(ear: Ear, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file" / "ear", Path("/proc/ear")):
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            checkpoint.save(ear, place)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with written_whole(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
+        temporary.write_text("two")
+        raise ZeroDivisionError
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert "is not an ear: config.json cannot be read (No such file" in refusal(tmp_path / "nowhere")
+    assert "is not an ear" in refusal(tmp_path)
+    assert "is not an ear" in refusal(folder / "config.json")
+    (folder / "config.json").write_text("{ not json")
+    assert "config.json is damaged" in refusal(folder)
+    (folder / "config.json").write_bytes(b"\xff\xfe\x00")
+    assert "config.json is damaged" in refusal(folder)
+    for other in ("[]", "{}", '{"model_type": "llama"}'):
+        (folder / "config.json").write_text(other)
+        assert "is not an ear's: expected the keys base, connector, fingerprints, format, prompt" in refusal(
+            folder
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"format": 2}, "has format 2, this earshot reads format 1: use the earshot that wrote it"),
+        ({"surprise": 1}, "expected the keys"),
+        ({"connector": {"form": "left", "n_querys": 24}}, "unknown key connector.n_querys"),
+        ({"connector": {"form": "sideways"}}, "connector.form is 'sideways'"),
+        ({"connector": {"n_queries": "many"}}, "connector.n_queries is 'many'"),
+        ({"prompt": {"date": "today"}}, "prompt.date is 'today'"),
+        ({"base": 3}, "base is 3, expected a table"),
+        (
+            {"connector": {"form": "left", "n_queries": 25}},
+            "does not fit the connector that config.json describes",
+        ),
+        ({"connector": {"form": "left", "n_queries": 9999}}, "does not fit the connector"),
+        ({"connector": {"form": "stack"}}, "does not fit the connector"),
+        ({"fingerprints": {}}, "was distilled against another encoder: it expects fingerprint None"),
+        ({"fingerprints": "none"}, "was distilled against another encoder"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_be_are_refused(folder: Path, keys: dict[str, object], message: str) -> None:
+    change(folder, **keys)
+    assert message in refusal(folder)
+
+
+def test_weights_that_are_damaged_missing_or_a_pickle_are_refused(folder: Path, tmp_path: Path) -> None:
+    weights = folder / checkpoint.WEIGHTS
+    whole = weights.read_bytes()
+    for content in (b"", whole[:100], whole[:-10], b"\x80\x04" + pickle.dumps({"queries": [1.0]}) * 20):
+        weights.write_bytes(content)
+        assert "connector.safetensors is missing or damaged" in refusal(folder)
+    torch.save({"queries": torch.zeros(2)}, weights)
+    assert "connector.safetensors is missing or damaged" in refusal(folder)
+    weights.unlink()
+    assert "connector.safetensors is missing or damaged" in refusal(folder)
+    tensors = {"queries": torch.zeros(2)}
+    save_file(tensors, weights)
+    assert "does not fit the connector" in refusal(folder)
+
+
+def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, tmp_path: Path) -> None:
+    recorded = json.loads((folder / "config.json").read_text())["fingerprints"]
+    base = ear.settings.base
+    other = tiny_whisper(seed=9)
+    other.model.save_pretrained(tmp_path / "whisper")
+    other.tokenizer.save_pretrained(tmp_path / "whisper")
+    message = refusal(folder, encoder=str(tmp_path / "whisper"))
+    assert f"another encoder: it expects fingerprint {recorded['encoder']}, but" in message
+    assert f"has {checkpoint.fingerprint(other.model.model.encoder)}" in message
+    llm = save_tiny_llm("llama", tmp_path / "llm")
+    assert f"another llm: it expects fingerprint {recorded['llm']}, but {llm!r} has" in refusal(
+        folder, llm=llm
+    )
+    ear.llm.save_pretrained(tmp_path / "same")
+    tiny_tokenizer("phi4").save_pretrained(tmp_path / "same")
+    message = refusal(folder, llm=str(tmp_path / "same"))
+    assert f"another tokenizer: it expects fingerprint {recorded['tokenizer']}, but" in message
+    assert base == ear.settings.base
+
+
+def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
+    layer = torch.nn.Linear(3, 2)
+    before = checkpoint.fingerprint(layer)
+    assert checkpoint.fingerprint(torch.nn.Linear(3, 2)) != before
+    with torch.no_grad():
+        layer.bias[1] += 1
+    assert checkpoint.fingerprint(layer) != before
+    assert checkpoint.fingerprint(layer.to(torch.bfloat16)) == checkpoint.fingerprint(layer)
+
+
+def test_a_device_that_is_not_here_is_a_clear_error(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="device is 'banana'"):
+        earshot.load(folder, device="banana")
+
+
+def test_the_public_names_are_there() -> None:
+    assert all(hasattr(earshot, name) for name in earshot.__all__)
+    assert set(earshot.__all__) <= set(dir(earshot))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        earshot.nothing  # noqa: B018  # ty: ignore[unresolved-attribute]

@@ -1,0 +1,251 @@
+"""The ear's laws: what it hears does not depend on company, what it is made of never changes."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_ear, tiny_llama, tiny_whisper
+from tiny_tokenizers import tiny_tokenizer
+from torch import nn
+from transformers import GenerationConfig
+
+from earshot.config import PromptSettings
+from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
+from earshot.model import Ear, EarSettings
+
+RATE = 16_000
+FORMS = ("left", "anchored", "right", "stack")
+
+
+def tone(duration_s: float, pitch: float = 0.1) -> np.ndarray:
+    rng = np.random.default_rng(round(1000 * duration_s))
+    n = round(duration_s * RATE)
+    return (0.3 * np.sin(np.arange(n) * pitch) + 0.05 * rng.standard_normal(n)).astype(np.float32)
+
+
+def said(*sounds: np.ndarray, text: str | None = None) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "audio", "audio": sound} for sound in sounds]
+    return [{"role": "user", "content": [*parts, *([{"type": "text", "text": text}] if text else [])]}]
+
+
+def weights_of(*modules: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        for tensor in module.state_dict().values():
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def ear(request: pytest.FixtureRequest) -> Ear:
+    return tiny_ear(request.param)
+
+
+@pytest.fixture(scope="module")
+def left() -> Ear:
+    return tiny_ear("left")
+
+
+def test_many_sounds_are_heard_as_each_alone(ear: Ear) -> None:
+    sounds = [tone(0.5), tone(3.0, 0.2), tone(0.01), tone(6.0, 0.05)]
+    heard = ear.hear(sounds)
+    assert [tokens.shape[1] for tokens in heard] == [48] * 4
+    for sound, tokens in zip(sounds, heard, strict=True):
+        alone = ear.hear(sound)
+        torch.testing.assert_close(tokens, alone)
+        assert len(alone) >= 1
+    assert ear.hear([]) == []
+
+
+def test_a_file_bytes_and_samples_are_one_sound(left: Ear, tmp_path: Path) -> None:
+    import soundfile
+
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(1.0), RATE, subtype="FLOAT")
+    for source in (path, str(path), path.read_bytes(), (tone(1.0), RATE)):
+        torch.testing.assert_close(left.hear(source), left.hear(tone(1.0)))
+
+
+def test_conversations_of_different_numbers_of_sounds_are_answered_as_each_alone(ear: Ear) -> None:
+    talks = [
+        said(tone(1.0), text="answer in spanish, please."),
+        [{"role": "user", "content": "hello"}],
+        said(tone(0.4), tone(2.0)),
+        [*said(tone(0.7)), {"role": "assistant", "content": "yes."}, *said(tone(0.3), text="why?")],
+    ]
+    singles = [ear.chat(talk, max_new_tokens=8) for talk in talks]
+    assert ear.chat_batch(talks, max_new_tokens=8) == singles
+    assert ["".join(ear.stream(talk, max_new_tokens=8)) for talk in talks] == singles
+    assert ear.chat_batch([]) == []
+
+
+def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
+    tokens = left.hear(tone(1.0))
+    prompt = left.prompts([said(tone(1.0))])[0]
+    prefix, suffix = left.template.frame
+    torch.testing.assert_close(prompt.embeds, torch.cat([left.embed(prefix), tokens, left.embed(suffix)]))
+    assert prompt.ids.tolist() == [*prefix, *[prefix[0]] * len(tokens), *suffix]
+
+
+def test_what_is_read_is_the_stock_llm_s_answer(left: Ear) -> None:
+    messages = [{"role": "user", "content": "what is the capital of france?"}]
+    ids = torch.tensor([left.template.text_ids(messages)])
+    own = left.llm.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
+    )
+    answer = left.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert left.read_batch([messages], max_new_tokens=9) == [answer]
+
+
+def test_only_the_connector_learns(ear: Ear) -> None:
+    """Chats and training steps leave encoder and LLM bit for bit what they were, without gradients of their own."""
+    frozen = (ear.llm, ear.whisper.model)
+    before = weights_of(*frozen)
+    optimizer = torch.optim.SGD(ear.connector.parameters(), lr=0.1)
+    learned = weights_of(ear.connector)
+    for _ in range(2):
+        n_text = torch.tensor([3, 5])
+        audio = ear.connector(ear.features([tone(0.6), tone(1.0)]), n_text)
+        ear.readings(audio.tokens, audio.n_tokens).suffix()[:, -1].square().mean().backward()
+        optimizer.step()
+    ear.chat(said(tone(0.5)), max_new_tokens=4)
+    ear.transcribe([tone(0.5)])
+    assert weights_of(*frozen) == before
+    assert weights_of(ear.connector) != learned
+    for module in frozen:
+        assert all(weight.grad is None and not weight.requires_grad for weight in module.parameters())
+        assert not any(part.training for part in module.modules())
+
+
+def test_gradients_flow_to_the_middle_and_to_nothing_else(left: Ear) -> None:
+    middle = torch.randn(2, 5, 48, requires_grad=True)
+    readings = left.readings(middle, torch.tensor([5, 2]))
+    readings.suffix()[:, -1].sum().backward()
+    assert middle.grad is not None
+    assert bool((middle.grad[0] != 0).all(1).any())
+    assert bool((middle.grad[1, :2] != 0).any())
+    assert not bool(middle.grad[1, 2:].any())
+
+
+def test_readings_do_not_depend_on_padding_or_company(left: Ear) -> None:
+    torch.manual_seed(0)
+    middle = torch.randn(3, 6, 48)
+    n_middle = torch.tensor([2, 6, 1])
+    whole = left.readings(middle, n_middle)
+    other = middle.clone()
+    other[0, 2:], other[2, 1:] = 1e3, torch.nan
+    torch.testing.assert_close(left.readings(other, n_middle).suffix(), whole.suffix(), rtol=0, atol=0)
+    for row, n in enumerate(n_middle.tolist()):
+        alone = left.readings(middle[row : row + 1, :n], torch.tensor([n]))
+        torch.testing.assert_close(whole.suffix()[row], alone.suffix()[0])
+        torch.testing.assert_close(whole.middle(n)[row], alone.middle(n)[0])
+
+
+def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
+    texts = ["what is the capital of france?", "yes"]
+    splits = [left.template.split(text) for text in texts]
+    n_text = torch.tensor([len(split.text) for split in splits])
+    ids = torch.zeros(2, int(n_text.max()), dtype=torch.long)
+    for row, split in enumerate(splits):
+        ids[row, : len(split.text)] = torch.tensor(split.text)
+    readings = left.readings(left.embed(ids), n_text)
+    for row, text in enumerate(texts):
+        whole = left.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=False,
+            date_string="26 Jul 2024",
+        )
+        with torch.no_grad():
+            truth = left.llm(input_ids=whole, output_hidden_states=True)
+        torch.testing.assert_close(readings.suffix()[row, -1], truth.hidden_states[-1][0, -1])
+        torch.testing.assert_close(left.logits(readings.suffix()[row, -1]), truth.logits[0, -1])
+
+
+def test_sound_beyond_the_window_is_refused_and_the_window_itself_heard(left: Ear, tmp_path: Path) -> None:
+    import soundfile
+
+    assert len(left.hear(tone(6.0))) >= 1
+    longer = np.append(tone(6.0), np.float32(0.1))
+    with pytest.raises(AudioError, match=r"lasts 6.00 s, but the encoder hears at most 6 s at a time"):
+        left.hear(longer)
+    soundfile.write(tmp_path / "long.wav", tone(7.0), RATE)
+    with pytest.raises(AudioError, match=r"long\.wav' lasts 7.00 s"):
+        left.chat(said(tmp_path / "long.wav"))  # ty: ignore[invalid-argument-type]
+    with pytest.raises(AudioError, match="lasts"):
+        left.transcribe([tone(1.0), longer])
+
+
+def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
+    left: Ear, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        sounds = [tone(0.001), tone(1.0), tone(6.0)]
+        together = left.transcribe(sounds)
+        assert together == [left.transcribe([sound])[0] for sound in sounds]
+        assert left.transcribe([]) == []
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["multilingual", "old", "without"])
+def test_whispers_of_every_kind_of_generation_config_transcribe(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As openai's have it today, as they had it, and none at all, as after a fine-tuning."""
+    whisper = tiny_whisper(seed=3)
+    vocabulary = whisper.tokenizer.get_vocab()
+    own = whisper.model.generation_config
+    ids = {name: vocabulary[f"<|{name}|>"] for name in ("en", "transcribe", "translate", "notimestamps")}
+    if kind == "multilingual":
+        own.is_multilingual = True
+        own.lang_to_id = {"<|en|>": ids["en"]}
+        own.task_to_id = {"transcribe": ids["transcribe"], "translate": ids["translate"]}
+    if kind == "old":
+        own.forced_decoder_ids = [[1, ids["en"]], [2, ids["transcribe"]], [3, ids["notimestamps"]]]
+        own.suppress_tokens = own.begin_suppress_tokens = [1, 2, 220]
+    if kind == "without":
+        whisper.model.generation_config = GenerationConfig.from_model_config(whisper.config)
+    ear = tiny_ear(whisper=whisper)
+    transcripts = ear.transcribe([tone(1.0), tone(0.1)])
+    assert len(transcripts) == 2
+    assert all("<|" not in transcript for transcript in transcripts)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mistakes_are_clear_errors(left: Ear) -> None:
+    with pytest.raises(RequestError, match="messages is"):
+        left.chat([])
+    with pytest.raises(RequestError, match="messages is"):
+        left.stream([])
+    with pytest.raises(RequestError, match="'max_tokens' is no option"):
+        left.stream(said(tone(0.5)), max_tokens=5)
+    with pytest.raises(AudioError, match=r"nowhere\.wav"):
+        left.stream(said("nowhere.wav"))  # ty: ignore[invalid-argument-type]
+    with pytest.raises(RequestError, match="the conversation takes"):
+        left.chat([{"role": "user", "content": "hello " * 600}])
+
+
+def test_a_tokenizer_of_another_llm_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="tokens, but the LLM has embeddings for 300"):
+        tiny_ear(llm=tiny_llama(vocab_size=300, pad_token_id=None, bos_token_id=0, eos_token_id=1))
+
+
+def test_a_system_prompt_of_the_settings_is_part_of_the_frame() -> None:
+    ear = tiny_ear(prompt=PromptSettings(system="answer in spanish."), tokenizer=tiny_tokenizer("llama"))
+    assert "answer in spanish." in ear.tokenizer.decode(ear.template.frame.prefix)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "banana"])
+def test_a_device_that_is_not_here_is_a_clear_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device is '{name}'"):
+        Ear.new(EarSettings(), name)
