@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import soundfile
 from tiny_models import save_tiny_bases
 
 import earshot
-from earshot import bases, checkpoint
+from earshot import bases, checkpoint, generate
 from earshot.cli import main
 from earshot.config import load_recipe
 from earshot.pocket.make.speech import write_table
@@ -32,6 +33,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each test in a folder of its own; what main tells transformers is undone."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(generate, "MAX_NEW_TOKENS", 4)  # random models never come to an end
     monkeypatch.chdir(tmp_path)
 
 
@@ -138,15 +140,17 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: earshot" in capsys.readouterr().out
 
 
-def test_nobody_reads_the_output_any_more(ear: str, world: Path) -> None:
-    code = "import sys; from earshot.cli import main; sys.exit(main(sys.argv[1:]))"
-    argv = [sys.executable, "-c", code, "chat", ear, str(world / "0.wav")]
-    running = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert running.stdout is not None
-    assert running.stderr is not None
-    running.stdout.close()
-    assert running.stderr.read() == b""
-    assert running.wait() != 0
+def test_nobody_reads_the_output_any_more(
+    ear: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", nobody)
+        with pytest.raises(SystemExit) as stop:
+            main(["chat", ear, str(world / "0.wav")])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == ""
 
 
 # train
@@ -182,7 +186,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
 
     step = loop.train_step
 
-    def interrupted(run: loop.Run, number: int) -> dict[str, float]:
+    def interrupted(run: loop.Run, number: int) -> Any:
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return step(run, number)
@@ -287,7 +291,7 @@ def test_sound_that_cannot_be_heard(refused: Callable[..., str], ear: str, world
     assert "nowhere.wav" in refused(1, "chat", ear, "nowhere.wav")
     assert "recipe.toml" in refused(1, "chat", ear, str(world / "recipe.toml"))
     soundfile.write("long.wav", np.sin(np.arange(7 * 16_000) / 9), 16_000)
-    assert "7.0 s" in refused(1, "chat", ear, "long.wav")
+    assert "encoder hears at most" in refused(1, "chat", ear, "long.wav")
     Path("empty.wav").touch()
     assert "empty.wav" in refused(1, "chat", ear, "empty.wav")
 
@@ -397,7 +401,7 @@ def pocket(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     pocket = tmp_path / "embedded"
     for name in ("whisper", "llm"):
         shutil.copytree(world / name, pocket / name)
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "id": f"{number}",
             "audio": {"bytes": (world / f"{number}.wav").read_bytes(), "path": f"{number}.wav"},

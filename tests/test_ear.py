@@ -13,6 +13,7 @@ from tiny_tokenizers import tiny_tokenizer
 from torch import nn
 from transformers import GenerationConfig
 
+from earshot.audio import AudioSource
 from earshot.config import PromptSettings
 from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
 from earshot.model import Ear, EarSettings
@@ -51,7 +52,7 @@ def left() -> Ear:
 
 
 def test_many_sounds_are_heard_as_each_alone(ear: Ear) -> None:
-    sounds = [tone(0.5), tone(3.0, 0.2), tone(0.01), tone(6.0, 0.05)]
+    sounds: list[AudioSource] = [tone(0.5), tone(3.0, 0.2), tone(0.01), tone(6.0, 0.05)]
     heard = ear.hear(sounds)
     assert [tokens.shape[1] for tokens in heard] == [48] * 4
     for sound, tokens in zip(sounds, heard, strict=True):
@@ -94,15 +95,15 @@ def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
 def test_what_is_read_is_the_stock_llm_s_answer(left: Ear) -> None:
     messages = [{"role": "user", "content": "what is the capital of france?"}]
     ids = torch.tensor([left.template.text_ids(messages)])
-    own = left.llm.generate(
+    own = left.llm.generate(  # ty: ignore[not-callable]
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
     )
-    answer = left.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    answer = str(left.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True)).strip()
     assert left.read_batch([messages], max_new_tokens=9) == [answer]
 
 
 def test_only_the_connector_learns(ear: Ear) -> None:
-    """Chats and training steps leave encoder and LLM bit for bit what they were, without gradients of their own."""
+    """Chats and training steps leave encoder and LLM what they were, bit for bit, and without gradients."""
     frozen = (ear.llm, ear.whisper.model)
     before = weights_of(*frozen)
     optimizer = torch.optim.SGD(ear.connector.parameters(), lr=0.1)
@@ -204,7 +205,7 @@ def test_whispers_of_every_kind_of_generation_config_transcribe(
     """As openai's have it today, as they had it, and none at all, as after a fine-tuning."""
     whisper = tiny_whisper(seed=3)
     vocabulary = whisper.tokenizer.get_vocab()
-    own = whisper.model.generation_config
+    own: Any = whisper.model.generation_config
     ids = {name: vocabulary[f"<|{name}|>"] for name in ("en", "transcribe", "translate", "notimestamps")}
     if kind == "multilingual":
         own.is_multilingual = True
@@ -242,7 +243,7 @@ def test_a_tokenizer_of_another_llm_is_refused() -> None:
 
 def test_a_system_prompt_of_the_settings_is_part_of_the_frame() -> None:
     ear = tiny_ear(prompt=PromptSettings(system="answer in spanish."), tokenizer=tiny_tokenizer("llama"))
-    assert "answer in spanish." in ear.tokenizer.decode(ear.template.frame.prefix)
+    assert "answer in spanish." in ear.tokenizer.decode(list(ear.template.frame.prefix))
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "banana"])

@@ -8,6 +8,8 @@ from typing import Any
 
 import jiwer
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -413,3 +415,68 @@ def test_groups_and_instructions_have_tables_of_their_own() -> None:
     ungrouped = evaluate(ear, items_of(said), name="none")
     assert ungrouped.groups == {}
     assert ungrouped.instructions is None
+
+
+# Suites in a table, and two ears on the same items
+
+
+def parquet_suite(path: Path, **changes: Any) -> Path:
+    encoded = io.BytesIO()
+    soundfile.write(encoded, TONE, 16_000, format="WAV")
+    row = {"audio": {"bytes": encoded.getvalue(), "path": "a.wav"}, "text": "hello", "skill": "x"} | changes
+    pq.write_table(pa.Table.from_pylist([row, row]), path)
+    return path
+
+
+def test_a_parquet_suite_carries_its_sound(tmp_path: Path) -> None:
+    first, second = load_suite(parquet_suite(tmp_path / "suite.parquet", answer="hi", group="a"))
+    assert (first.id, second.id, first.text, first.answer, first.group) == (
+        "0001",
+        "0002",
+        "hello",
+        "hi",
+        "a",
+    )
+    assert first.instruction is None
+    assert isinstance(first.audio, bytes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text": None}, "row 1: no 'text'"),
+        ({"text": 5}, "row 1: text is 5, a number"),
+        ({"audio": "a.wav"}, "row 1: audio holds no bytes"),
+        ({"anwser": "hi"}, "did you mean 'answer'"),
+        ({"id": "same"}, "row 2: item 'same' was there before"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=r"suite\.parquet") as refused:
+        load_suite(parquet_suite(tmp_path / "suite.parquet", **changes))
+    assert said in str(refused.value)
+
+
+def test_parquet_files_that_are_no_suite(tmp_path: Path) -> None:
+    path = tmp_path / "suite.parquet"
+    path.write_text("no table")
+    with pytest.raises(DataError, match="not a parquet file"):
+        load_suite(path)
+    pq.write_table(pa.table({"audio": [b"x"]}), path)
+    with pytest.raises(DataError, match="no column 'text'"):
+        load_suite(path)
+
+
+def test_a_second_ear_takes_over_what_was_read() -> None:
+    items = items_of(["hello", "bye"])
+    reading = evaluate(FakeEar(["hello", "bye"], written=["hello", "by"]), items, name="first")
+    second = FakeEar(["hello", "bye"], heard=["hello", "die"])
+    report = evaluate(second, items, name="second", reading=reading)
+    assert {how for how, _ in second.asked} == {"hear"}
+    assert [item.ear_answer for item in report.items] == ["You said hello.", "You said die."]
+    for name in ("text_answer", "transcript", "cascade_answer"):
+        assert [getattr(item, name) for item in report.items] == [
+            getattr(item, name) for item in reading.items
+        ]
+    with pytest.raises(DataError, match="other items"):
+        evaluate(FakeEar(["hello"]), items_of(["hello"]), name="third", reading=reading)

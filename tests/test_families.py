@@ -1,4 +1,4 @@
-"""Every LLM family through the very code that loads real ones: embeddings are read as ids are, answers are its own."""
+"""Every LLM family through the code that loads real ones: embeddings are read as ids, answers are its own."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def asked(ear: Ear, messages: list | None = None) -> torch.Tensor:
 
 def own_answer(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) -> str:
     """What transformers says by itself."""
-    made = llm.generate(
+    made = llm.generate(  # ty: ignore[not-callable]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,

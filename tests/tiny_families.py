@@ -1,4 +1,4 @@
-"""Tiny random LLMs of every family that an ear should work with, each with a tokenizer of its family's shape."""
+"""Tiny random LLMs of every family that an ear works with, each with a tokenizer of its family's shape."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,7 +100,7 @@ def tiny_llm(family: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen random LLM of the family, and its tokenizer; always the same weights."""
     made = FAMILIES[family]
     tokenizer = tiny_tokenizer(made.tokenizer)
-    tokens = {
+    tokens: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

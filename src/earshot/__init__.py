@@ -41,6 +41,11 @@ _FROM = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet included."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """The names that need torch and transformers: their import takes seconds, `earshot --help` must not."""
     if name not in _FROM:

@@ -37,6 +37,8 @@ POCKET = Path(__file__).parent / "pocket"
 """The embedded models and speech."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 10.0
+# What transformers raises, by the kind of file that is missing, damaged or of something else.
+_UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError)
 # Two ways through the same numbers; what is really another number is off by far more.
 _SAME_READING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -156,7 +158,12 @@ class _Source:
         try:
             with quiet(bars=not Path(self.place).is_dir()):
                 return kind.from_pretrained(self.place, trust_remote_code=False, **self.options, **options)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
+            if "trust_remote_code" in str(error):
+                raise CheckpointError(
+                    f"{self.role} {self.name!r} brings code of its own, which is not run: expected a model"
+                    " that transformers knows"
+                ) from error
             raise CheckpointError(
                 f"{self.role} {self.name!r} cannot be loaded: {_one_line(error)}"
             ) from error
@@ -190,7 +197,7 @@ def _find(role: str, name: str, revision: str | None) -> tuple[_Source, PreTrain
     """
     place = locate(name)
     options: dict[str, Any] = {}
-    if Path(place).is_dir():
+    if name and Path(place).is_dir():
         if not (Path(place) / "config.json").is_file():
             raise CheckpointError(
                 f"{role} {name!r} is a folder without a config.json, expected a Hugging Face model"

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +21,6 @@ from earshot.version import __version__
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
-BROKEN_PIPE = 141
-"""Exit code when nobody reads the output any more, as shells have it: 128 + SIGPIPE."""
 
 EarName = Annotated[str, arg(metavar="EAR")]
 SoundFile = Annotated[Path | None, arg(metavar="[AUDIO]")]
@@ -60,7 +58,7 @@ class Train:
 
     recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]]
     """What to distil. Any of its settings can be overridden behind it, such as --train.n-steps 100."""
-    settings: Annotated[Recipe, arg(name="")] = Recipe(out="runs/...")
+    settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
 
     def run(self, typed: str) -> int:
         """Trains to the last step, or says how to go on."""
@@ -94,7 +92,7 @@ class Chat:
     """Text beside the sound, such as "Answer in Spanish."."""
     system: Text = None
     """System prompt, in place of the ear's own."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
     """Longest answer, in tokens."""
     temperature: Number = None
     """Sample the answer at this temperature; greedy without."""
@@ -134,16 +132,16 @@ class Chat:
 
     def options(self) -> dict[str, Any]:
         """What `generate` is told."""
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
-        drawn = {"temperature": self.temperature, "top_p": self.top_p}
-        given = {name: value for name, value in drawn.items() if value is not None}
-        if given:
+        given = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
+        options = {name: value for name, value in given.items() if value is not None}
+        if {"temperature", "top_p"} & options.keys():
             import torch
 
             torch.manual_seed(self.seed)
-            given["do_sample"] = True
-        return {"max_new_tokens": self.max_new_tokens, **given}
+            options["do_sample"] = True
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError:  # elsewhere rich meets it, and exits with 1 as well
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
-        return BROKEN_PIPE
+        return 1

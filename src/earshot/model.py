@@ -7,7 +7,7 @@ reads). How an answer is drawn from a prompt is `generate`'s business, how the c
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -142,6 +142,12 @@ class Ear:
         )
         with torch.no_grad():
             return encode(self.whisper.model.model.encoder, mel.to(self.device), n_frames.to(self.device))
+
+    @overload
+    def hear(self, source: list[AudioSource]) -> list[Float[Tensor, "_ D"]]: ...
+
+    @overload
+    def hear(self, source: AudioSource) -> Float[Tensor, "_ D"]: ...
 
     @torch.inference_mode()
     def hear(

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from earshot.pocket.make import world
 
-N_STEPS, BATCH_SIZE, PEAK_LR, WARMUP_STEPS = 3_000, 48, 2e-3, 100
+BATCH_SIZE, WARMUP_STEPS = 48, 100
+ROUNDS = ((3_000, 2e-3), (1_500, 1.2e-3), (700, 8e-4))
+"""Steps and peak learning rate of each round; those after the first dwell on what it left hard."""
+HARD_SKILLS = {"_repeat": 4, "_sum": 3, "_difference": 3, "_spanish": 2, "_opposite": 2}
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant with ears.", "You are earshot.")
 _LOOSE_WORDS = "what is the of tell me do you how does a an in can".split()
 _UNKNOWN_NAME = "I do not know your name yet."
@@ -40,8 +44,9 @@ def _garbled(text: str, rng: random.Random) -> str:
     return " ".join(" ".join(words).split())
 
 
-def _question_turn(rng: random.Random) -> tuple[str, str]:
-    exchange = rng.choice(world.SKILLS)(rng)
+def _question_turn(rng: random.Random, dwells: bool) -> tuple[str, str]:
+    weights = [HARD_SKILLS.get(skill.__name__, 1) if dwells else 1 for skill in world.SKILLS]
+    exchange = rng.choices(world.SKILLS, weights)[0](rng)
     question = exchange.question
     if exchange.skill != "repeating" and rng.random() < 0.12:
         question = _garbled(question, rng)
@@ -61,13 +66,13 @@ def _statement_turn(rng: random.Random) -> tuple[str, str]:
     return _written(said, rng), f"You said {said}."
 
 
-def conversation(rng: random.Random) -> list[dict[str, str]]:
+def conversation(rng: random.Random, dwells: bool) -> list[dict[str, str]]:
     """One to three turns, at times with a system prompt, at times about the user's name."""
     messages = []
     if rng.random() < 0.3:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     turns = [
-        _statement_turn(rng) if rng.random() < 0.25 else _question_turn(rng)
+        _statement_turn(rng) if rng.random() < 0.25 else _question_turn(rng, dwells)
         for _ in range(rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0])
     ]
     if rng.random() < 0.12:
@@ -99,10 +104,10 @@ def _encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) 
     return ids, labels
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random, dwells: bool) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of conversations of like length."""
     while True:
-        encoded = sorted((_encode(tokenizer, conversation(rng)) for _ in range(16 * BATCH_SIZE)), key=lambda e: len(e[0]))
+        encoded = sorted((_encode(tokenizer, conversation(rng, dwells)) for _ in range(16 * BATCH_SIZE)), key=lambda e: len(e[0]))
         batches = [encoded[first : first + BATCH_SIZE] for first in range(0, len(encoded), BATCH_SIZE)]
         for batch in rng.sample(batches, len(batches)):
             yield _collated(batch, tokenizer.pad_token_id)
@@ -137,7 +142,7 @@ def new_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def lr_factor(step: int, n_steps: int = N_STEPS, warmup: int = WARMUP_STEPS) -> float:
+def lr_factor(step: int, n_steps: int, warmup: int) -> float:
     """Linear warm-up, then half a cosine down to 3 %."""
     if step < warmup:
         return (step + 1) / warmup
@@ -145,15 +150,22 @@ def lr_factor(step: int, n_steps: int = N_STEPS, warmup: int = WARMUP_STEPS) -> 
 
 
 def train_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Trains for `N_STEPS` and writes model and tokenizer to `folder`."""
+    """Trains for all `ROUNDS` and writes model and tokenizer to `folder`."""
     torch.manual_seed(0)
-    rng = random.Random("llm")
-    model = new_llm(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.05)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
+    save_llm(new_llm(tokenizer), tokenizer, folder)
+    for number in range(len(ROUNDS)):
+        train_round(tokenizer, folder, number)
+
+
+def train_round(tokenizer: PreTrainedTokenizerFast, folder: Path, number: int) -> None:
+    """One of the `ROUNDS`, from the weights in `folder` to the weights in `folder`."""
+    n_steps, peak_lr = ROUNDS[number]
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, n_steps, WARMUP_STEPS))
+    batches = _batches(tokenizer, random.Random(f"llm {number}"), dwells=number > 0)
     started = time.monotonic()
-    batches = _batches(tokenizer, rng)
-    for step in range(N_STEPS):
+    for step in range(n_steps):
         loss = model(**next(batches)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,9 +173,14 @@ def train_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         scheduler.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-        if step % 500 == 499 or step == N_STEPS - 1:
-            save_llm(model, tokenizer, folder)
+            report(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s")
+    save_llm(model, tokenizer, folder)
+
+
+def report(line: str) -> None:
+    """One line of progress."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def save_llm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -199,5 +216,5 @@ def exam(folder: Path, n_questions: int = 500) -> float:
         answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
         right += answer == expected
         if answer != expected:
-            print(f"  {asked!r}: {answer!r}, expected {expected!r}")
+            report(f"  {asked!r}: {answer!r}, expected {expected!r}")
     return right / n_questions

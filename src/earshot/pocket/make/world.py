@@ -32,7 +32,7 @@ class Exchange:
     def answer_under(self, instruction: str) -> str | None:
         """The answer that obeys one of `INSTRUCTIONS`' keys; None where that instruction makes no sense."""
         match instruction:
-            case "capitals":
+            case "capitals" if self.skill != "repeating":  # any word may come there, and few are known in capitals
                 return self.answer.upper()
             case "one_word":
                 return self.one_word
@@ -219,7 +219,7 @@ def _small_talk(rng: random.Random) -> Exchange:
 def _repeat(rng: random.Random) -> Exchange:
     phrase = rng.choice((_noun_phrase, lambda r: f"{_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _word_run))(rng)
     question = rng.choice(("repeat after me {}", "say the words {}")).format(phrase)
-    return Exchange(skill="repeating", question=question, answer=_title(phrase) + ".")
+    return Exchange(skill="repeating", question=question, answer=phrase + ".")
 
 
 SKILLS: tuple[Callable[[random.Random], Exchange], ...] = (
