@@ -49,7 +49,12 @@ def test_no_voice_that_asks_was_heard_in_training():
     for voice in column("speech", "voice"):
         engine, name = voice.split(":")
         heard[engine].update(name.split("+"))
-    asked = {(engine, part) for voice in column("suite", "voice") for engine, name in [voice.split(":")] for part in name.split("+")}
+    asked = {
+        (engine, part)
+        for voice in column("suite", "voice")
+        for engine, name in [voice.split(":")]
+        for part in name.split("+")
+    }
     assert {engine for engine, _ in asked} == {"espeak-ng", "flite"}
     assert "flite" not in heard
     assert not [part for engine, part in asked if engine == "espeak-ng" and part in heard["espeak-ng"]]
@@ -70,7 +75,12 @@ def test_the_examination_is_large_enough():
 
 def test_the_embedded_files_are_those_that_were_recorded():
     recorded = json.loads((POCKET / "hashes.json").read_text())
-    assert {"llm/model.safetensors", "whisper/model.safetensors", "speech.parquet", "suite.parquet"} <= recorded.keys()
+    assert {
+        "llm/model.safetensors",
+        "whisper/model.safetensors",
+        "speech.parquet",
+        "suite.parquet",
+    } <= recorded.keys()
     for name, digest in recorded.items():
         assert hashlib.sha256((POCKET / name).read_bytes()).hexdigest() == digest, name
     assert sum((POCKET / name).stat().st_size for name in recorded) <= MAX_BYTES

@@ -98,7 +98,7 @@ def stream(
         RequestError: as `answer`; for what only generate itself finds out, when the first piece is asked for
     """
     settled = _settled(llm, tokenizer, options)
-    _check_context(llm, [prompt])
+    _check_context(llm, [prompt], settled.get("max_length"))
     return _pieces(llm, tokenizer, prompt, settled)
 
 
@@ -156,8 +156,8 @@ def _settled(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RequestError(f"{name} is {value!r}, expected a whole number of at least 1")
     options = {"max_new_tokens": MAX_NEW_TOKENS, **given}
-    if "max_length" in given and "max_new_tokens" not in given:
-        options["max_new_tokens"] = None
+    if "max_length" in given:  # beside max_new_tokens it has no say, as in transformers
+        options["max_new_tokens" if "max_new_tokens" not in given else "max_length"] = None
     samples = options.setdefault(
         "do_sample", given.get("temperature") != 0 and any(given.get(name) is not None for name in _SAMPLING)
     )
@@ -186,7 +186,10 @@ def _generate(
     is_closed: Event | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt's answer, with whatever fills the row up behind its end."""
-    limit = _check_context(llm, prompts)
+    limit = _check_context(llm, prompts, settled.get("max_length"))
+    if limit is not None and settled["max_new_tokens"] is None:  # max_length, without the padding of a batch
+        shortest = min(len(prompt.ids) for prompt in prompts)
+        settled = {**settled, "max_length": None, "max_new_tokens": limit - shortest}
     batch = pad_left(prompts)
     n_prompt = batch.ids.shape[1]
     bounds = _Bounds(n_prompt, batch.mask.sum(1), limit, is_closed or Event())
@@ -208,14 +211,15 @@ def _generate(
     return ids[:, n_prompt:].tolist()
 
 
-def _check_context(llm: PreTrainedModel, prompts: Sequence[Prompt]) -> int | None:
-    """The LLM's longest sequence, if it has one, which leaves every prompt room for an answer."""
-    limit = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def _check_context(llm: PreTrainedModel, prompts: Sequence[Prompt], max_length: int | None) -> int | None:
+    """The longest sequence of prompt and answer, if there is one, which leaves every prompt room for an answer."""
+    context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = min((bound for bound in (context, max_length) if bound is not None), default=None)
     longest = max(len(prompt.ids) for prompt in prompts)
     if limit is not None and longest >= limit:
         raise RequestError(
-            f"the conversation takes {longest} tokens, but the LLM reads at most {limit} with its answer:"
-            " send fewer or shorter turns"
+            f"the conversation takes {longest} tokens, but with its answer it may have at most {limit}"
+            f" ({'max_length' if limit == max_length else 'the context of the LLM'}): send fewer or shorter turns"
         )
     return limit
 

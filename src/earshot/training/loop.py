@@ -5,7 +5,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -254,7 +254,7 @@ def _seconds_per_step(run: Run, *, leads: bool) -> float:
 
 
 @contextlib.contextmanager
-def _put_back(run: Run) -> Iterator[None]:
+def _put_back(run: Run) -> Generator[None]:
     """Connector and optimizer are after the block, bit for bit, what they were before it."""
     before = copy.deepcopy((run.ear.connector.state_dict(), run.optimizer.state_dict()))
     try:
@@ -266,7 +266,7 @@ def _put_back(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def _stop_requests() -> Generator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
     came: list[int] = []
 

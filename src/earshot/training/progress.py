@@ -1,7 +1,7 @@
 """What a person sees of a run while it goes on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -40,7 +40,7 @@ class Progress:
                 self.console.print(f"{n} clips encoded")
 
     @contextlib.contextmanager
-    def training(self, step: int, n_steps: int) -> Iterator[None]:
+    def training(self, step: int, n_steps: int) -> Generator[None]:
         """Shows the steps from `step` to `n_steps` while the block runs."""
         if 0 < step < n_steps:
             self.console.print(f"going on from step {step} of {n_steps}")

@@ -17,7 +17,7 @@ from earshot.pocket.make import llm, speech, tokens, whisper
 
 N_CHUNKS = 92
 """Chunks of 500 clips: 46,000 clips, 26 hours."""
-N_WHISPER_STEPS = 3_600
+N_WHISPER_STEPS, WHISPER_LR = 10_000, 2e-3
 N_DISTILLATION_CLIPS = 8_000
 HASHES = POCKET / "hashes.json"
 
@@ -32,7 +32,8 @@ def embedded_files() -> Iterator[Path]:
 def record_hashes() -> None:
     """Writes the SHA-256 of every embedded file."""
     hashes = {
-        str(path.relative_to(POCKET)): hashlib.sha256(path.read_bytes()).hexdigest() for path in embedded_files()
+        str(path.relative_to(POCKET)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in embedded_files()
     }
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
 
@@ -46,7 +47,13 @@ def make(build: Path) -> None:
         llm.train_llm(tokens.llm_tokenizer(bpe), POCKET / "llm")
         sys.stdout.write(f"exam: {llm.exam(POCKET / 'llm'):.1%}\n")
     if not (POCKET / "whisper").exists():
-        whisper.train_whisper(tokens.whisper_tokenizer(bpe), build / "heard", POCKET / "whisper", N_WHISPER_STEPS)
+        whisper.train_whisper(
+            tokens.whisper_tokenizer(bpe),
+            build / "heard",
+            POCKET / "whisper",
+            N_WHISPER_STEPS,
+            peak_lr=WHISPER_LR,
+        )
     if not (POCKET / "speech.parquet").exists():
         speech.make_distillation_speech(build / "heard", POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
     if not (POCKET / "suite.parquet").exists():

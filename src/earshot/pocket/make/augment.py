@@ -8,7 +8,9 @@ from torch import Tensor
 from earshot.audio import SAMPLE_RATE
 
 
-def _noise_like(samples: Float[Tensor, "B N"], colour: Float[Tensor, " B"], generator: torch.Generator) -> Tensor:
+def _noise_like(
+    samples: Float[Tensor, "B N"], colour: Float[Tensor, " B"], generator: torch.Generator
+) -> Tensor:
     """Noise whose power falls as frequency ** -colour: 0 is white, 1 pink, 2 brown."""
     n_padded = -(-samples.shape[1] // 8_192) * 8_192
     white = torch.fft.rfft(torch.randn(len(samples), n_padded, generator=generator))
@@ -25,13 +27,19 @@ def _mix(samples: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
 def _filters(n_clips: int, n_bins: int, generator: torch.Generator, rng: np.random.Generator) -> Tensor:
     """A smooth random colouring of the spectrum for each clip, at times narrowed to a telephone's band."""
     frequency = torch.linspace(0, SAMPLE_RATE / 2, n_bins)
-    knots_db = torch.randn(n_clips, 1, 7, generator=generator) * 4.0 * (torch.rand(n_clips, 1, 1, generator=generator))
+    knots_db = (
+        torch.randn(n_clips, 1, 7, generator=generator)
+        * 4.0
+        * (torch.rand(n_clips, 1, 1, generator=generator))
+    )
     curve = torch.nn.functional.interpolate(knots_db, size=n_bins, mode="linear", align_corners=True)[:, 0]
     gain = 10 ** (curve / 20)
     for clip in range(n_clips):
         if rng.random() < 0.1:
             low, high = rng.uniform(50, 350), rng.uniform(3_000, 5_500)
-            gain[clip] *= (1 + (low / frequency.clamp(min=1)) ** 8).rsqrt() * (1 + (frequency / high) ** 12).rsqrt()
+            gain[clip] *= (1 + (low / frequency.clamp(min=1)) ** 8).rsqrt() * (
+                1 + (frequency / high) ** 12
+            ).rsqrt()
     return gain
 
 
@@ -54,7 +62,9 @@ def augment(samples: Float[Tensor, "B N"], seed: int) -> Float[Tensor, "B N"]:
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     n_clips, n_samples = samples.shape
-    n_padded = -(-(n_samples + SAMPLE_RATE // 3) // 8_192) * 8_192  # room for the echo, and quick to transform
+    n_padded = (
+        -(-(n_samples + SAMPLE_RATE // 3) // 8_192) * 8_192
+    )  # room for the echo, and quick to transform
     spectrum = torch.fft.rfft(samples, n=n_padded)
     spectrum *= _filters(n_clips, spectrum.shape[1], generator, rng)
     spectrum *= _rooms(n_clips, n_padded, generator, rng)

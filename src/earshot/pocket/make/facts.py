@@ -1,13 +1,16 @@
 """What the pocket LLM knows: plain tables of words. It knows nothing of how they are asked for or spoken."""
 
-CAPITALS = dict(
-    pair.split(":")
-    for pair in (
-        "france:paris spain:madrid italy:rome germany:berlin england:london ireland:dublin portugal:lisbon "
-        "greece:athens egypt:cairo kenya:nairobi japan:tokyo china:beijing russia:moscow cuba:havana peru:lima "
-        "chile:santiago canada:ottawa austria:vienna hungary:budapest poland:warsaw norway:oslo sweden:stockholm "
-        "finland:helsinki denmark:copenhagen belgium:brussels turkey:ankara india:delhi thailand:bangkok"
-    ).split()
+
+def _table(pairs: str) -> dict[str, str]:
+    """Words by word, from "a:b c:d"."""
+    return {first: second for first, _, second in (pair.partition(":") for pair in pairs.split())}
+
+
+CAPITALS = _table(
+    "france:paris spain:madrid italy:rome germany:berlin england:london ireland:dublin portugal:lisbon "
+    "greece:athens egypt:cairo kenya:nairobi japan:tokyo china:beijing russia:moscow cuba:havana peru:lima "
+    "chile:santiago canada:ottawa austria:vienna hungary:budapest poland:warsaw norway:oslo sweden:stockholm "
+    "finland:helsinki denmark:copenhagen belgium:brussels turkey:ankara india:delhi thailand:bangkok"
 )
 CONTINENTS = {
     **dict.fromkeys(
@@ -19,54 +22,33 @@ CONTINENTS = {
     **dict.fromkeys("japan china india thailand".split(), "asia"),
     **dict.fromkeys("cuba canada peru chile".split(), "america"),
 }
-OPPOSITE_PAIRS = [
-    tuple(pair.split(":"))
-    for pair in (
-        "hot:cold big:small fast:slow up:down old:young happy:sad day:night black:white open:closed early:late "
-        "rich:poor strong:weak full:empty wet:dry hard:soft loud:quiet left:right long:short light:dark clean:dirty "
-        "near:far high:low inside:outside first:last good:bad love:hate true:false thick:thin sweet:sour"
-    ).split()
-]
-OPPOSITES = {a: b for a, b in OPPOSITE_PAIRS} | {b: a for a, b in OPPOSITE_PAIRS}
-ANIMAL_SOUNDS = dict(
-    pair.split(":")
-    for pair in (
-        "cow:moo dog:woof cat:meow sheep:baa duck:quack lion:roar pig:oink horse:neigh frog:ribbit bird:tweet "
-        "snake:hiss wolf:howl owl:hoot mouse:squeak bee:buzz goat:bleat"
-    ).split()
+_OPPOSITES = _table(
+    "hot:cold big:small fast:slow up:down old:young happy:sad day:night black:white open:closed early:late "
+    "rich:poor strong:weak full:empty wet:dry hard:soft loud:quiet left:right long:short light:dark clean:dirty "
+    "near:far high:low inside:outside first:last good:bad love:hate true:false thick:thin sweet:sour"
 )
-LEGS = dict(
-    pair.split(":")
-    for pair in (
-        "spider:eight dog:four bird:two snake:zero ant:six bee:six cow:four horse:four duck:two frog:four lion:four "
-        "owl:two fish:zero goat:four"
-    ).split()
+OPPOSITES = _OPPOSITES | {b: a for a, b in _OPPOSITES.items()}
+ANIMAL_SOUNDS = _table(
+    "cow:moo dog:woof cat:meow sheep:baa duck:quack lion:roar pig:oink horse:neigh frog:ribbit bird:tweet "
+    "snake:hiss wolf:howl owl:hoot mouse:squeak bee:buzz goat:bleat"
 )
-COLOURS = dict(
-    pair.split(":")
-    for pair in (
-        "sky:blue grass:green snow:white banana:yellow blood:red coal:black carrot:orange milk:white lemon:yellow "
-        "tomato:red chocolate:brown sun:yellow strawberry:red elephant:grey flamingo:pink cucumber:green ocean:blue "
-        "pumpkin:orange"
-    ).split()
+LEGS = _table(
+    "spider:eight dog:four bird:two snake:zero ant:six bee:six cow:four horse:four duck:two frog:four lion:four "
+    "owl:two fish:zero goat:four"
 )
-YOUNG = dict(
-    pair.split(":")
-    for pair in "dog:puppy cat:kitten cow:calf sheep:lamb horse:foal duck:duckling bear:cub frog:tadpole".split()
+COLOURS = _table(
+    "sky:blue grass:green snow:white banana:yellow blood:red coal:black carrot:orange milk:white lemon:yellow "
+    "tomato:red chocolate:brown sun:yellow strawberry:red elephant:grey flamingo:pink cucumber:green ocean:blue "
+    "pumpkin:orange"
 )
-PLURALS = dict(
-    pair.split(":")
-    for pair in (
-        "mouse:mice foot:feet tooth:teeth child:children man:men woman:women goose:geese dog:dogs cat:cats "
-        "book:books leaf:leaves knife:knives box:boxes city:cities"
-    ).split()
+YOUNG = _table("dog:puppy cat:kitten cow:calf sheep:lamb horse:foal duck:duckling bear:cub frog:tadpole")
+PLURALS = _table(
+    "mouse:mice foot:feet tooth:teeth child:children man:men woman:women goose:geese dog:dogs cat:cats "
+    "book:books leaf:leaves knife:knives box:boxes city:cities"
 )
-PAST = dict(
-    pair.split(":")
-    for pair in (
-        "go:went run:ran sing:sang come:came give:gave take:took make:made find:found think:thought drink:drank "
-        "speak:spoke swim:swam fly:flew sleep:slept"
-    ).split()
+PAST = _table(
+    "go:went run:ran sing:sang come:came give:gave take:took make:made find:found think:thought drink:drank "
+    "speak:spoke swim:swam fly:flew sleep:slept"
 )
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -80,28 +62,27 @@ NAMES = (
     "diana felix ruth adam nina paul eva martin olga hugo"
 ).split()
 
-SPANISH = dict(
-    pair.split(":")
-    for pair in (
-        "zero:cero one:uno two:dos three:tres four:cuatro five:cinco six:seis seven:siete eight:ocho nine:nueve "
-        "ten:diez eleven:once twelve:doce thirteen:trece fourteen:catorce fifteen:quince sixteen:dieciséis "
-        "seventeen:diecisiete eighteen:dieciocho nineteen:diecinueve twenty:veinte red:rojo blue:azul green:verde "
-        "white:blanco black:negro yellow:amarillo orange:naranja pink:rosa brown:marrón grey:gris hot:caliente "
-        "cold:frío big:grande small:pequeño fast:rápido slow:lento old:viejo young:joven happy:feliz sad:triste "
-        "day:día night:noche open:abierto closed:cerrado rich:rico poor:pobre strong:fuerte weak:débil full:lleno "
-        "empty:vacío hard:duro soft:blando left:izquierda right:derecha long:largo short:corto good:bueno bad:malo "
-        "love:amor hate:odio high:alto low:bajo first:primero last:último dog:perro cat:gato house:casa water:agua "
-        "bread:pan milk:leche book:libro sun:sol moon:luna friend:amigo apple:manzana fish:pez bird:pájaro "
-        "horse:caballo cow:vaca tree:árbol flower:flor table:mesa chair:silla door:puerta hand:mano heart:corazón "
-        "school:escuela king:rey queen:reina monday:lunes tuesday:martes wednesday:miércoles thursday:jueves "
-        "friday:viernes saturday:sábado sunday:domingo elephant:elefante lion:león mouse:ratón whale:ballena "
-        "sheep:oveja frog:rana ant:hormiga"
-    ).split()
+SPANISH = _table(
+    "zero:cero one:uno two:dos three:tres four:cuatro five:cinco six:seis seven:siete eight:ocho nine:nueve "
+    "ten:diez eleven:once twelve:doce thirteen:trece fourteen:catorce fifteen:quince sixteen:dieciséis "
+    "seventeen:diecisiete eighteen:dieciocho nineteen:diecinueve twenty:veinte red:rojo blue:azul green:verde "
+    "white:blanco black:negro yellow:amarillo orange:naranja pink:rosa brown:marrón grey:gris hot:caliente "
+    "cold:frío big:grande small:pequeño fast:rápido slow:lento old:viejo young:joven happy:feliz sad:triste "
+    "day:día night:noche open:abierto closed:cerrado rich:rico poor:pobre strong:fuerte weak:débil full:lleno "
+    "empty:vacío hard:duro soft:blando left:izquierda right:derecha long:largo short:corto good:bueno bad:malo "
+    "love:amor hate:odio high:alto low:bajo first:primero last:último dog:perro cat:gato house:casa water:agua "
+    "bread:pan milk:leche book:libro sun:sol moon:luna friend:amigo apple:manzana fish:pez bird:pájaro "
+    "horse:caballo cow:vaca tree:árbol flower:flor table:mesa chair:silla door:puerta hand:mano heart:corazón "
+    "school:escuela king:rey queen:reina monday:lunes tuesday:martes wednesday:miércoles thursday:jueves "
+    "friday:viernes saturday:sábado sunday:domingo elephant:elefante lion:león mouse:ratón whale:ballena "
+    "sheep:oveja frog:rana ant:hormiga"
 )
 TRANSLATABLE = [
     word
     for word in SPANISH
-    if word not in NUMBERS[11:] and word not in DAYS and word not in ("love", "hate", "high", "low", "first", "last")
+    if word not in NUMBERS[11:]
+    and word not in DAYS
+    and word not in ("love", "hate", "high", "low", "first", "last")
 ]
 SPELLABLE = (
     "cat dog sun moon tree fish bird milk bread water house green red blue apple table door hand king queen horse cow "
@@ -123,18 +104,38 @@ PLACES = (
     "garden kitchen school market forest river mountain village city station library hospital harbour island beach "
     "castle church farm field street office theatre museum airport"
 ).split()
-ANIMALS = sorted(set(ANIMAL_SOUNDS) | set(LEGS) | set(YOUNG) | set(BY_SIZE) | {"rabbit", "fox", "monkey", "tiger"})
+ANIMALS = sorted(
+    set(ANIMAL_SOUNDS) | set(LEGS) | set(YOUNG) | set(BY_SIZE) | {"rabbit", "fox", "monkey", "tiger"}
+)
 ADJECTIVES = sorted(
     set(OPPOSITES) - {"up", "down", "day", "night", "inside", "outside", "love", "hate", "left", "right"}
-    | {"beautiful", "strange", "heavy", "round", "wooden", "golden", "tired", "hungry", "funny", "famous", "friendly"}
+    | {
+        "beautiful",
+        "strange",
+        "heavy",
+        "round",
+        "wooden",
+        "golden",
+        "tired",
+        "hungry",
+        "funny",
+        "famous",
+        "friendly",
+    }
     | set(COLOURS.values())
 )
 VERBS = (
     "sees likes wants finds takes carries opens closes paints washes brings sells keeps loses holds watches follows "
     "hears remembers forgets builds breaks draws hides loves hates"
 ).split()
-PAST_VERBS = "saw took found made lost broke drew gave sang drank forgot remembered painted carried opened".split()
-INTRANSITIVE = "sleeps runs sings dances walks swims laughs waits works jumps falls smiles shouts listens".split()
-ADVERBS = "today yesterday tomorrow slowly quickly again always never often together alone outside inside".split()
+PAST_VERBS = (
+    "saw took found made lost broke drew gave sang drank forgot remembered painted carried opened".split()
+)
+INTRANSITIVE = (
+    "sleeps runs sings dances walks swims laughs waits works jumps falls smiles shouts listens".split()
+)
+ADVERBS = (
+    "today yesterday tomorrow slowly quickly again always never often together alone outside inside".split()
+)
 PREPOSITIONS = "in near behind under above beside from with without".split()
 WEATHER = "rain snow wind sunshine thunder fog".split()

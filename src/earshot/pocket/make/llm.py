@@ -15,8 +15,12 @@ from earshot.pocket.make import world
 BATCH_SIZE, WARMUP_STEPS = 48, 100
 ROUNDS = ((3_000, 2e-3), (1_500, 1.2e-3), (700, 8e-4))
 """Steps and peak learning rate of each round; those after the first dwell on what it left hard."""
-HARD_SKILLS = {"_repeat": 4, "_sum": 3, "_difference": 3, "_spanish": 2, "_opposite": 2}
-SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant with ears.", "You are earshot.")
+HARD_SKILLS = {"repeating": 4, "sums": 3, "differences": 3, "spanish words": 2, "opposites": 2}
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a friendly assistant with ears.",
+    "You are earshot.",
+)
 _LOOSE_WORDS = "what is the of tell me do you how does a an in can".split()
 _UNKNOWN_NAME = "I do not know your name yet."
 
@@ -30,7 +34,13 @@ def _written(text: str, rng: random.Random) -> str:
     return written[:1].upper() + written[1:] + rng.choice(("?", ".", "", ""))
 
 
-_PROPER = {*world.facts.CAPITALS, *world.facts.CAPITALS.values(), *world.facts.NAMES, *world.facts.DAYS, "spanish"}
+_PROPER = {
+    *world.facts.CAPITALS,
+    *world.facts.CAPITALS.values(),
+    *world.facts.NAMES,
+    *world.facts.DAYS,
+    "spanish",
+}
 
 
 def _garbled(text: str, rng: random.Random) -> str:
@@ -45,15 +55,15 @@ def _garbled(text: str, rng: random.Random) -> str:
 
 
 def _question_turn(rng: random.Random, dwells: bool) -> tuple[str, str]:
-    weights = [HARD_SKILLS.get(skill.__name__, 1) if dwells else 1 for skill in world.SKILLS]
-    exchange = rng.choices(world.SKILLS, weights)[0](rng)
+    drawn = [skill(rng) for skill in world.SKILLS]
+    exchange = rng.choices(drawn, [HARD_SKILLS.get(e.skill, 1) if dwells else 1 for e in drawn])[0]
     question = exchange.question
     if exchange.skill != "repeating" and rng.random() < 0.12:
         question = _garbled(question, rng)
     question = _written(question, rng) if exchange.skill != "repeating" else question
     kind = rng.choice(list(world.INSTRUCTIONS)) if rng.random() < 0.4 else None
     answer = exchange.answer_under(kind) if kind else None
-    if answer is None:
+    if kind is None or answer is None:
         return question, exchange.answer
     instruction = rng.choice(world.INSTRUCTIONS[kind])
     gap = rng.choice((" ", " ", "\n"))
@@ -81,7 +91,9 @@ def conversation(rng: random.Random, dwells: bool) -> list[dict[str, str]]:
         if rng.random() < 0.8:
             introduction = world.introduction(rng)
             name = introduction.split()[-1].capitalize()
-            turns.insert(rng.randint(0, len(turns)), (_written(introduction, rng), f"Nice to meet you, {name}."))
+            turns.insert(
+                rng.randint(0, len(turns)), (_written(introduction, rng), f"Nice to meet you, {name}.")
+            )
             answer = f"Your name is {name}."
         turns.append((_written(recall, rng), answer))
     elif rng.random() < 0.06:
@@ -92,22 +104,32 @@ def conversation(rng: random.Random, dwells: bool) -> list[dict[str, str]]:
     return messages
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]
+) -> tuple[list[int], list[int]]:
     """Ids and labels; only what the assistant says, its end included, is learned."""
     ids: list[int] = [tokenizer.bos_token_id]
     labels = [-100]
     for message in messages:
-        role = tokenizer.convert_tokens_to_ids(f"<|{message['role']}|>")
-        said = [*tokenizer(message["content"].strip(), add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        role = tokenizer.get_vocab()[f"<|{message['role']}|>"]
+        said = [
+            *tokenizer(message["content"].strip(), add_special_tokens=False).input_ids,
+            tokenizer.eos_token_id,
+        ]
         ids += [role, *said]
         labels += [-100, *(said if message["role"] == "assistant" else [-100] * len(said))]
     return ids, labels
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random, dwells: bool) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, dwells: bool
+) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of conversations of like length."""
     while True:
-        encoded = sorted((_encode(tokenizer, conversation(rng, dwells)) for _ in range(16 * BATCH_SIZE)), key=lambda e: len(e[0]))
+        encoded = sorted(
+            (_encode(tokenizer, conversation(rng, dwells)) for _ in range(16 * BATCH_SIZE)),
+            key=lambda e: len(e[0]),
+        )
         batches = [encoded[first : first + BATCH_SIZE] for first in range(0, len(encoded), BATCH_SIZE)]
         for batch in rng.sample(batches, len(batches)):
             yield _collated(batch, tokenizer.pad_token_id)
@@ -162,7 +184,9 @@ def train_round(tokenizer: PreTrainedTokenizerFast, folder: Path, number: int) -
     n_steps, peak_lr = ROUNDS[number]
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, n_steps, WARMUP_STEPS))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, n_steps, WARMUP_STEPS)
+    )
     batches = _batches(tokenizer, random.Random(f"llm {number}"), dwells=number > 0)
     started = time.monotonic()
     for step in range(n_steps):

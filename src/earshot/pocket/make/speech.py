@@ -5,8 +5,8 @@ import json
 import multiprocessing
 import random
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
@@ -25,11 +25,13 @@ _MARGIN_S = 0.06
 
 
 def heard_text(rng: random.Random) -> str:
-    """A text that training may hear: a statement, an introduction or loose words."""
+    """A text that training may hear: a statement, a fact, an introduction or loose words."""
     draw = rng.random()
-    if draw < 0.42:
+    if draw < 0.2:
         return world.statement(rng)
-    if draw < 0.46:
+    if draw < 0.5:
+        return world.fact(rng)
+    if draw < 0.53:
         return world.introduction(rng)
     return world.word_sequence(rng)
 
@@ -46,7 +48,7 @@ def _finish(samples: np.ndarray) -> np.ndarray | None:
     samples = _trim(samples)
     if len(samples) > MAX_CLIP_S * SAMPLE_RATE:
         return None
-    return np.int16(samples / np.abs(samples).max() * 0.7 * 32767)
+    return (samples / np.abs(samples).max() * 0.7 * 32767).astype(np.int16)
 
 
 def speak_chunk(seed: int) -> list[tuple[np.ndarray, str, voices.Voice]]:
@@ -56,7 +58,9 @@ def speak_chunk(seed: int) -> list[tuple[np.ndarray, str, voices.Voice]]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         by_festival = [line for line in lines if line[1].engine == "festival"]
-        spoken = dict(zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True))
+        spoken = dict(
+            zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True)
+        )
         clips = []
         for line in lines:
             samples = spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
@@ -65,29 +69,47 @@ def speak_chunk(seed: int) -> list[tuple[np.ndarray, str, voices.Voice]]:
     return clips
 
 
-def make_heard_speech(folder: Path, n_chunks: int) -> None:
+def make_heard_speech(folder: Path, n_chunks: int, first_chunk: int = 0) -> None:
     """Clips for the speech encoder: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / "samples.i16", "wb") as samples_file,
-        open(folder / "clips.jsonl", "w") as index,
+        (folder / "samples.i16").open("wb") as samples_file,
+        (folder / "clips.jsonl").open("w") as index,
         multiprocessing.Pool(2) as pool,
     ):
         start = 0
-        for done, clips in enumerate(pool.imap(speak_chunk, range(n_chunks)), 1):
+        for done, clips in enumerate(pool.imap(speak_chunk, range(first_chunk, first_chunk + n_chunks)), 1):
             for samples, text, voice in clips:
                 samples_file.write(samples.tobytes())
-                index.write(json.dumps({"start": start, "n": len(samples), "text": text, **asdict(voice)}) + "\n")
+                index.write(
+                    json.dumps({"start": start, "n": len(samples), "text": text, **asdict(voice)}) + "\n"
+                )
                 start += len(samples)
             samples_file.flush()
             index.flush()
             report(f"{done}/{n_chunks} chunks, {start / SAMPLE_RATE / 3600:.1f} h")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question of the evaluation: who asks it, and what answer is expected."""
+
+    text: str
+    instruction: str | None
+    answer: str
+    group: str
+    skill: str
+    voice: voices.Voice
+
+
 def evaluation_lines(
-    seed: str, n_plain: int, n_instructed: int, draw_voice, group: str
-) -> Iterator[dict[str, object]]:
-    """Spoken questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
+    seed: str,
+    n_plain: int,
+    n_instructed: int,
+    draw_voice: Callable[[random.Random], voices.Voice],
+    group: str,
+) -> Iterator[Asked]:
+    """Questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
     rng = random.Random(seed)
     for number in range(n_plain + n_instructed):
         kind = None if number < n_plain else rng.choice(list(world.INSTRUCTIONS))
@@ -98,15 +120,14 @@ def evaluation_lines(
             if answer:
                 break
             skill = (skill + 1) % len(world.SKILLS)
-        instruction = world.INSTRUCTIONS[kind][0] if kind else None
-        yield {
-            "text": exchange.question,
-            "instruction": instruction,
-            "answer": answer,
-            "group": group,
-            "skill": exchange.skill,
-            "voice": draw_voice(rng),
-        }
+        yield Asked(
+            text=exchange.question,
+            instruction=world.INSTRUCTIONS[kind][0] if kind else None,
+            answer=answer,
+            group=group,
+            skill=exchange.skill,
+            voice=draw_voice(rng),
+        )
 
 
 def _encode(samples: np.ndarray) -> bytes:
@@ -137,7 +158,7 @@ def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
     """The first clips of the encoder's speech, as the table that the distillation reads."""
     samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
     rows = []
-    with open(heard / "clips.jsonl") as index:
+    with (heard / "clips.jsonl").open() as index:
         for number, clip in enumerate(map(json.loads, index)):
             if number == n_clips:
                 break
@@ -157,10 +178,9 @@ def make_evaluation_speech(path: Path) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, line in enumerate(lines):
-            voice = line.pop("voice")
-            samples = _finish(voices.speak(line["text"], voice, Path(folder)))
+            samples = _finish(voices.speak(line.text, line.voice, Path(folder)))
+            assert samples is not None, f"{line.text!r} is longer than the window"
             audio = {"bytes": _encode(samples), "path": f"{number:04d}.opus"}
-            rows.append(
-                {"id": f"{number:04d}", "audio": audio, **line, "voice": f"{voice.engine}:{voice.name}"}
-            )
+            voice = f"{line.voice.engine}:{line.voice.name}"
+            rows.append(asdict(line) | {"id": f"{number:04d}", "audio": audio, "voice": voice})
     write_table(path, rows)

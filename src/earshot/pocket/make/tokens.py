@@ -37,7 +37,13 @@ def _corpus() -> list[str]:
     spoken += [word for word in facts.SPANISH.values() for _ in range(12)]
     answers = [skill(rng).answer for skill in world.SKILLS for _ in range(400)]
     instructions = [text for forms in world.INSTRUCTIONS.values() for text in forms] * 20
-    return [*spoken, *instructions, *answers, *(answer.upper() for answer in answers[::4]), *world.SMALL_TALK.values()]
+    return [
+        *spoken,
+        *instructions,
+        *answers,
+        *(answer.upper() for answer in answers[::4]),
+        *world.SMALL_TALK.values(),
+    ]
 
 
 def train_bpe() -> Tokenizer:
@@ -69,6 +75,10 @@ def whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = WhisperTokenizer(vocab=model["vocab"], merges=merges, add_prefix_space=True)
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL]}
+        {
+            "additional_special_tokens": [
+                AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL
+            ]
+        }
     )
     return tokenizer

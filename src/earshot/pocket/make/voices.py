@@ -17,9 +17,7 @@ from earshot.audio import SAMPLE_RATE, load_audio
 
 HEARD_ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-us-nyc")
 UNHEARD_ACCENTS = ("en-029", "en-gb-x-gbcwmd")
-UNHEARD_VARIANTS = (
-    "f3 f5 m2 m5 Annie Andrea david Michael Mike linda paul steph Alex zac Hugo Mario".split()
-)
+UNHEARD_VARIANTS = "f3 f5 m2 m5 Annie Andrea david Michael Mike linda paul steph Alex zac Hugo Mario".split()
 # Robots, whispers and effects speak in training, where odd is good, but are no fair examination.
 HEARD_VARIANTS = (
     "f1 f2 f4 m1 m3 m4 m6 m7 m8 adam Alicia Andy antonio aunty belinda benjamin boris caleb croak Denis Diogo ed "
@@ -79,7 +77,11 @@ def flite_voice(rng: random.Random) -> Voice:
 
 def _shift_formants(samples: np.ndarray, factor: float) -> np.ndarray:
     """The same words from a shorter (factor > 1) or longer throat, pitch and tempo moving along."""
-    return samples if factor == 1.0 else soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)
+    return (
+        samples
+        if factor == 1.0
+        else soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)
+    )
 
 
 def speak_with_festival(lines: list[tuple[str, Voice]], scratch: Path) -> list[np.ndarray]:

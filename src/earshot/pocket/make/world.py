@@ -1,10 +1,11 @@
 """What is said in the pocket world: questions with their answers, statements, and loose words.
 
 It knows texts only, no sound. Questions and instructions are for the LLM's own training (as text) and for the
-evaluation (as speech). Statements and word sequences are for the speech encoder and the distillation. `opens_like_a_question`
-keeps the two apart by construction.
+evaluation (as speech). Statements and loose words are for the speech encoder and the distillation.
+`opens_like_a_question` keeps the two apart by construction.
 """
 
+import collections
 import functools
 import random
 from collections.abc import Callable
@@ -17,6 +18,10 @@ INSTRUCTIONS = {
     "capitals": ("Answer in capital letters.", "Please answer in capital letters."),
     "one_word": ("Answer in one word.", "Please answer in one word."),
 }
+
+
+_NOT_IN_CAPITALS = ("repeating", "spelling")
+"""Any word may have to be repeated, and few are known in capitals; what is spelled is in capitals already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Exchange:
     def answer_under(self, instruction: str) -> str | None:
         """The answer that obeys one of `INSTRUCTIONS`' keys; None where that instruction makes no sense."""
         match instruction:
-            case "capitals" if self.skill != "repeating":  # any word may come there, and few are known in capitals
+            case "capitals" if self.skill not in _NOT_IN_CAPITALS:
                 return self.answer.upper()
             case "one_word":
                 return self.one_word
@@ -92,7 +97,10 @@ def _animal_sound(rng: random.Random) -> Exchange:
 def _legs(rng: random.Random) -> Exchange:
     animal, count = rng.choice(list(facts.LEGS.items()))
     return _exchange(
-        "legs", f"how many legs does {_article(animal)} have", f"{_title(_article(animal))} has {count} legs.", count
+        "legs",
+        f"how many legs does {_article(animal)} have",
+        f"{_title(_article(animal))} has {count} legs.",
+        count,
     )
 
 
@@ -182,7 +190,9 @@ def _plural(rng: random.Random) -> Exchange:
 
 def _past(rng: random.Random) -> Exchange:
     word, past = rng.choice(list(facts.PAST.items()))
-    return _exchange("past tense", f"what is the past tense of {word}", f"The past tense of {word} is {past}.", past)
+    return _exchange(
+        "past tense", f"what is the past tense of {word}", f"The past tense of {word} is {past}.", past
+    )
 
 
 def _young(rng: random.Random) -> Exchange:
@@ -217,7 +227,9 @@ def _small_talk(rng: random.Random) -> Exchange:
 
 
 def _repeat(rng: random.Random) -> Exchange:
-    phrase = rng.choice((_noun_phrase, lambda r: f"{_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _word_run))(rng)
+    phrase = rng.choice(
+        (_noun_phrase, lambda r: f"{_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _word_run)
+    )(rng)
     question = rng.choice(("repeat after me {}", "say the words {}")).format(phrase)
     return Exchange(skill="repeating", question=question, answer=phrase + ".")
 
@@ -281,17 +293,67 @@ def statement(rng: random.Random) -> str:
     return rng.choice(forms)
 
 
+def fact(rng: random.Random) -> str:
+    """Something the LLM knows, told and not asked, or a sentence of little words as fluent speech has them."""
+    if rng.random() < 0.4:
+        while True:
+            answer = rng.choice(SKILLS)(rng).answer.lower()
+            told = "".join(letter for letter in answer if letter.isalpha() or letter == " ")
+            if set(told.split()) <= set(vocabulary()) and " " in told and not opens_like_a_question(told):
+                return told
+    person, thing, where = rng.choice(facts.PEOPLE), rng.choice(facts.THINGS), rng.choice(facts.PLACES)
+    animal, word, other = rng.choice(facts.ANIMALS), *rng.sample(vocabulary(), 2)
+    number, name, country = (
+        rng.choice(facts.NUMBERS),
+        rng.choice(facts.NAMES),
+        rng.choice(list(facts.CAPITALS)),
+    )
+    forms = (
+        f"my {person} remembers what is in the {where}",
+        f"{name} remembers how many {rng.choice(list(facts.PLURALS.values()))} there are in the {where}",
+        f"{name} hears which {thing} is the {rng.choice(facts.ADJECTIVES)} one",
+        f"the {animal} and the {person} do what you do",
+        f"there is what you call {_article(thing)}",
+        f"you are called {word} and how do you do",
+        f"you can tell me what sound {_article(animal)} does make",
+        f"we count from {number} to {rng.choice(facts.NUMBERS)} and say {word}",
+        f"my {person} forgets the word for {_article(thing)}",
+        f"there is much of what i do in {country}",
+        f"the capital of {country} is where you live",
+        f"they say thank you to the {person} and goodbye to {name}",
+        f"the {person} comes after {name} and before the {animal}",
+        f"{_article(animal)} is smaller or bigger than {_article(thing)}".replace(" than", " or"),
+        f"the opposite of {word} is {other}",
+        f"the plural of {word} and the past tense of {other}",
+        f"{word} plus {number} and {other} minus {number}",
+        f"the spanish word for {word} is {other}",
+        f"they tell me the {word} of {country}",
+        f"which {word} and what {other} and where in the world",
+    )
+    return rng.choice(forms)
+
+
+@functools.cache
+def _weights() -> tuple[float, ...]:
+    """How often each word stands in loose words: those that questions are made of far more often."""
+    counts = collections.Counter(word for question in sampled_questions() for word in set(question.split()))
+    return tuple(8.0 if counts[word] >= 12 else 1.0 for word in vocabulary())
+
+
 def word_sequence(rng: random.Random) -> str:
-    """Two to nine words drawn from the whole vocabulary; never opening like a question or an instruction."""
+    """Two to nine loose words of the whole vocabulary; never opening like a question or an instruction."""
     while True:
-        text = " ".join(rng.choices(vocabulary(), k=rng.randint(2, 9)))
+        weights = _weights() if rng.random() < 0.5 else None
+        text = " ".join(rng.choices(vocabulary(), weights, k=rng.randint(2, 9)))
         if not opens_like_a_question(text):
             return text
 
 
 def introduction(rng: random.Random) -> str:
     """A statement in which somebody tells their name."""
-    return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(rng.choice(facts.NAMES))
+    return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(
+        rng.choice(facts.NAMES)
+    )
 
 
 @functools.cache
