@@ -8,9 +8,12 @@ kept; run it again and it goes on with what is missing. The ear is distilled by 
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from earshot.bases import POCKET
 from earshot.pocket.make import llm, speech, tokens, whisper
@@ -40,22 +43,24 @@ def record_hashes() -> None:
 
 def make(build: Path) -> None:
     """Speech, the two models, and the tables, in this order."""
-    bpe = tokens.train_bpe()
-    if not (build / "heard" / "clips.jsonl").exists():
-        speech.make_heard_speech(build / "heard", N_CHUNKS)
+    # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
+    known = POCKET / "llm" / "tokenizer.json"
+    bpe = Tokenizer.from_file(str(known)) if known.exists() else tokens.train_bpe()
+    heard = build / "heard"
+    if not heard.exists():
+        unfinished = build / "heard.part"
+        speech.make_heard_speech(unfinished, N_CHUNKS)
+        unfinished.rename(heard)
     if not (POCKET / "llm").exists():
-        llm.train_llm(tokens.llm_tokenizer(bpe), POCKET / "llm")
-        sys.stdout.write(f"exam: {llm.exam(POCKET / 'llm'):.1%}\n")
+        llm.train_llm(tokens.llm_tokenizer(bpe), build / "llm")
+        sys.stdout.write(f"exam: {llm.exam(build / 'llm'):.1%}\n")
+        shutil.copytree(build / "llm", POCKET / "llm")
     if not (POCKET / "whisper").exists():
-        whisper.train_whisper(
-            tokens.whisper_tokenizer(bpe),
-            build / "heard",
-            POCKET / "whisper",
-            N_WHISPER_STEPS,
-            peak_lr=WHISPER_LR,
-        )
+        words = tokens.whisper_tokenizer(bpe)
+        whisper.train_whisper(words, heard, build / "whisper", N_WHISPER_STEPS, peak_lr=WHISPER_LR)
+        shutil.copytree(build / "whisper", POCKET / "whisper")
     if not (POCKET / "speech.parquet").exists():
-        speech.make_distillation_speech(build / "heard", POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
+        speech.make_distillation_speech(heard, POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
     if not (POCKET / "suite.parquet").exists():
         speech.make_evaluation_speech(POCKET / "suite.parquet")
 
