@@ -26,20 +26,10 @@ from earshot.bases import Whisper
 from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
 from earshot.connector import new_connector
 from earshot.model import Ear, EarSettings
+from earshot.pocket.make.tokens import WHISPER_SPECIAL
 
 INIT_STD = 0.2
 """Ten times the usual: with the usual one, widths this small let hardly anything through."""
-WHISPER_SPECIAL = (
-    "<|endoftext|>",
-    "<|startoftranscript|>",
-    "<|en|>",
-    "<|translate|>",
-    "<|transcribe|>",
-    "<|startoflm|>",
-    "<|startofprev|>",
-    "<|nospeech|>",
-    "<|notimestamps|>",
-)
 
 
 @functools.cache
