@@ -1,7 +1,8 @@
 """Makes the pocket world from nothing: `python -m earshot.pocket.make BUILD_FOLDER` (hours on two cores).
 
-Needs espeak-ng, festival with festvox-kdlpc16k, and flite (Debian packages of these names). Each part is made once and
-kept; run it again and it goes on with what is missing. The ear is distilled by `earshot train recipes/pocket.toml`.
+Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils and flite (Debian packages of these names). Each part
+is made once and kept; run it again and it goes on with what is missing. The ear is the last part: what
+`earshot train recipes/pocket.toml` distils, evaluated.
 `--record` writes the hashes of what the package carries to `hashes.json`.
 """
 
@@ -11,17 +12,39 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
 from tokenizers import Tokenizer
 
+from earshot import checkpoint
 from earshot.bases import POCKET
+from earshot.config import load_recipe
+from earshot.evaluation import evaluate, load_suite, model_card_table, shown
 from earshot.pocket.make import llm, speech, tokens, whisper
+from earshot.pocket.make.speech import Clips
+from earshot.training.loop import train
 
-N_CHUNKS = 92
-"""Chunks of 500 clips: 46,000 clips, 26 hours."""
-N_WHISPER_STEPS, WHISPER_LR = 10_000, 2e-3
-N_DISTILLATION_CLIPS = 8_000
+HEARD = Clips(name="heard", chunks=range(120), pair_share=0.0)
+JOINTS = Clips(name="joints", chunks=range(1_000, 1_080), pair_share=0.55)
+ACCENTS = Clips(name="accents", chunks=range(3_000, 3_120), pair_share=0.55, idiolect_share=0.7)
+OPENINGS = Clips(
+    name="openings", chunks=range(4_000, 4_040), pair_share=0.8, opening_share=0.6, idiolect_share=0.7
+)
+DISTILLATION = Clips(
+    name="distillation", chunks=range(2_000, 2_024), pair_share=0.5, opening_share=0.4, idiolect_share=0.7
+)
+"""Clips that the encoder did not learn from: an ear will hear none that it did."""
+N_DISTILLATION_CLIPS = 11_000
+WHISPER_ROUNDS = (
+    ((HEARD,), whisper.Round(n_steps=6_500, batch_size=32, peak_lr=2e-3, is_first=True, stops_at=2_500)),
+    ((HEARD, JOINTS, JOINTS), whisper.Round(n_steps=5_500, batch_size=16, peak_lr=1.2e-3)),
+    ((ACCENTS,), whisper.Round(n_steps=6_000, batch_size=16, peak_lr=1.2e-3, stops_at=3_000)),
+    ((ACCENTS, OPENINGS, OPENINGS), whisper.Round(n_steps=4_500, batch_size=16, peak_lr=1.2e-3)),
+)
+"""What it learns from, and how. Each round adds what the one before could not read: joints of words, accents, and how
+questions begin; two were stopped when that was plain."""
 HASHES = POCKET / "hashes.json"
 
 
@@ -41,28 +64,41 @@ def record_hashes() -> None:
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
 
 
+def _spoken(build: Path, clips: Clips) -> Path:
+    """The folder with these clips, spoken now if they are not there."""
+    folder = build / clips.name
+    if not folder.exists():
+        unfinished = folder.with_suffix(".part")
+        speech.make_heard_speech(unfinished, clips)
+        unfinished.rename(folder)
+    return folder
+
+
 def make(build: Path) -> None:
-    """Speech, the two models, and the tables, in this order."""
+    """The two models, the tables and the ear, in this order."""
     # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
     known = POCKET / "llm" / "tokenizer.json"
     bpe = Tokenizer.from_file(str(known)) if known.exists() else tokens.train_bpe()
-    heard = build / "heard"
-    if not heard.exists():
-        unfinished = build / "heard.part"
-        speech.make_heard_speech(unfinished, N_CHUNKS)
-        unfinished.rename(heard)
     if not (POCKET / "llm").exists():
         llm.train_llm(tokens.llm_tokenizer(bpe), build / "llm")
         sys.stdout.write(f"exam: {llm.exam(build / 'llm'):.1%}\n")
         shutil.copytree(build / "llm", POCKET / "llm")
     if not (POCKET / "whisper").exists():
         words = tokens.whisper_tokenizer(bpe)
-        whisper.train_whisper(words, heard, build / "whisper", N_WHISPER_STEPS, peak_lr=WHISPER_LR)
+        for heard, training in WHISPER_ROUNDS:
+            folders = [_spoken(build, clips) for clips in heard]
+            whisper.train_whisper(words, folders, build / "whisper", training)
         shutil.copytree(build / "whisper", POCKET / "whisper")
     if not (POCKET / "speech.parquet").exists():
-        speech.make_distillation_speech(heard, POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
+        folder = _spoken(build, DISTILLATION)
+        speech.make_distillation_speech(folder, POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
     if not (POCKET / "suite.parquet").exists():
         speech.make_evaluation_speech(POCKET / "suite.parquet")
+    if not (POCKET / "ear").exists():
+        ear = train(replace(load_recipe(POCKET / "recipe.toml"), out=str(build / "run")))
+        with shown(Console()) as progress:
+            report = evaluate(ear, load_suite("pocket"), name="pocket", progress=progress)
+        checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
 
 
 if __name__ == "__main__":

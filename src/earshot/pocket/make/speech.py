@@ -1,5 +1,6 @@
 """From texts and voices to recorded clips: for the speech encoder, the distillation and the evaluation."""
 
+import functools
 import io
 import json
 import multiprocessing
@@ -24,15 +25,31 @@ CHUNK_CLIPS = 500
 _MARGIN_S = 0.06
 
 
-def heard_text(rng: random.Random) -> str:
-    """A text that training may hear: a statement, a fact, an introduction or loose words."""
+def heard_text(rng: random.Random, pair_share: float, opening_share: float = 0.0) -> str:
+    """A text that training may hear: a statement, a fact, an introduction, one word, loose words or loose pairs.
+
+    Args:
+        pair_share: how many of all texts are loose pairs
+        opening_share: how many of those begin with two words that questions begin with
+    """
+    while True:
+        text = _any_text(rng, pair_share, opening_share)
+        if not world.opens_like_a_question(text) and not world.holds_a_question(text):
+            return text
+
+
+def _any_text(rng: random.Random, pair_share: float, opening_share: float) -> str:
+    if pair_share and rng.random() < pair_share:
+        return world.pair_sequence(rng, opening_share)
     draw = rng.random()
-    if draw < 0.2:
+    if draw < 0.18:
         return world.statement(rng)
-    if draw < 0.5:
-        return world.fact(rng)
     if draw < 0.53:
+        return world.fact(rng)
+    if draw < 0.56:
         return world.introduction(rng)
+    if draw < 0.6:
+        return world.single_word(rng)
     return world.word_sequence(rng)
 
 
@@ -51,26 +68,47 @@ def _finish(samples: np.ndarray) -> np.ndarray | None:
     return (samples / np.abs(samples).max() * 0.7 * 32767).astype(np.int16)
 
 
-def speak_chunk(seed: int) -> list[tuple[np.ndarray, str, voices.Voice]]:
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Speech that training may hear: chunks of `CHUNK_CLIPS` clips, and what is said in them how."""
+
+    name: str
+    chunks: range
+    """Seeds of the chunks: no two kinds of clips share one."""
+    pair_share: float
+    """How many of the texts are loose pairs of words."""
+    opening_share: float = 0.0
+    """How many of those begin with two words that questions begin with."""
+    idiolect_share: float = 0.0
+    """How many of espeak-ng's voices have a pronunciation of their own."""
+
+
+def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.Voice]]:
     """`CHUNK_CLIPS` training clips, drawn from one seed."""
     rng = random.Random(f"heard {seed}")
-    lines = [(heard_text(rng), voices.heard_voice(rng)) for _ in range(CHUNK_CLIPS)]
+    lines = [
+        (
+            heard_text(rng, clips.pair_share, clips.opening_share),
+            voices.heard_voice(rng, clips.idiolect_share),
+        )
+        for _ in range(CHUNK_CLIPS)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         by_festival = [line for line in lines if line[1].engine == "festival"]
         spoken = dict(
             zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True)
         )
-        clips = []
+        finished_lines = []
         for line in lines:
             samples = spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
             if (finished := _finish(samples)) is not None:
-                clips.append((finished, *line))
-    return clips
+                finished_lines.append((finished, *line))
+    return finished_lines
 
 
-def make_heard_speech(folder: Path, n_chunks: int, first_chunk: int = 0) -> None:
-    """Clips for the speech encoder: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
+def make_heard_speech(folder: Path, clips: Clips) -> None:
+    """Clips that training may hear: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "samples.i16").open("wb") as samples_file,
@@ -78,8 +116,9 @@ def make_heard_speech(folder: Path, n_chunks: int, first_chunk: int = 0) -> None
         multiprocessing.Pool(2) as pool,
     ):
         start = 0
-        for done, clips in enumerate(pool.imap(speak_chunk, range(first_chunk, first_chunk + n_chunks)), 1):
-            for samples, text, voice in clips:
+        spoken = pool.imap(functools.partial(speak_chunk, clips=clips), clips.chunks)
+        for done, chunk in enumerate(spoken, 1):
+            for samples, text, voice in chunk:
                 samples_file.write(samples.tobytes())
                 index.write(
                     json.dumps({"start": start, "n": len(samples), "text": text, **asdict(voice)}) + "\n"
@@ -87,7 +126,7 @@ def make_heard_speech(folder: Path, n_chunks: int, first_chunk: int = 0) -> None
                 start += len(samples)
             samples_file.flush()
             index.flush()
-            report(f"{done}/{n_chunks} chunks, {start / SAMPLE_RATE / 3600:.1f} h")
+            report(f"{clips.name}: {done}/{len(clips.chunks)} chunks, {start / SAMPLE_RATE / 3600:.1f} h")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +194,7 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
-    """The first clips of the encoder's speech, as the table that the distillation reads."""
+    """The first clips of a folder of them, as the table that the distillation reads."""
     samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
     rows = []
     with (heard / "clips.jsonl").open() as index:

@@ -10,6 +10,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from earshot.pocket.make import facts
 
@@ -316,7 +317,7 @@ def fact(rng: random.Random) -> str:
         f"there is what you call {_article(thing)}",
         f"you are called {word} and how do you do",
         f"you can tell me what sound {_article(animal)} does make",
-        f"we count from {number} to {rng.choice(facts.NUMBERS)} and say {word}",
+        f"we count from the {thing} to {number} and say {word}",
         f"my {person} forgets the word for {_article(thing)}",
         f"there is much of what i do in {country}",
         f"the capital of {country} is where you live",
@@ -349,6 +350,71 @@ def word_sequence(rng: random.Random) -> str:
             return text
 
 
+@functools.cache
+def _neighbours() -> tuple[str, ...]:
+    """Every two words that stand side by side in something that can be asked or told."""
+    rng = random.Random(4)
+    told = [statement(rng) for _ in range(2_000)] + [fact(rng) for _ in range(4_000)]
+    return tuple(
+        sorted({" ".join(pair) for text in (*sampled_questions(), *told) for pair in pairwise(text.split())})
+    )
+
+
+@functools.cache
+def _little_neighbours() -> tuple[str, ...]:
+    """Those of them that consist of words which questions are made of, which fluent speech runs together."""
+    often = {word for word, weight in zip(vocabulary(), _weights(), strict=True) if weight > 1}
+    return tuple(pair for pair in _neighbours() if set(pair.split()) <= often)
+
+
+@functools.cache
+def _successors() -> dict[str, tuple[str, ...]]:
+    """For each word those that can stand right behind it."""
+    found = collections.defaultdict(list)
+    for pair in _neighbours():
+        first, second = pair.split()
+        found[first].append(second)
+    return {first: tuple(seconds) for first, seconds in found.items()}
+
+
+@functools.cache
+def _opening_pairs() -> tuple[tuple[str, ...], ...]:
+    """The first two words of questions and instructions, "what is" and the like."""
+    return tuple(sorted({opening[:2] for opening in question_openings()}))
+
+
+def pair_sequence(rng: random.Random, opening_share: float) -> str:
+    """Three to nine words, most of them neighbours of the word before: fluent speech's joints, not its sentences.
+
+    Args:
+        opening_share: how many begin with the first two words of a question, and go on as no question does
+    """
+    while True:
+        words, n_words = [], rng.randint(3, 9)
+        if rng.random() < opening_share:
+            words += rng.choice(_opening_pairs())
+        while len(words) < n_words:
+            draw = rng.random()
+            if draw < 0.45 and words and words[-1] in _successors():
+                words.append(rng.choice(_successors()[words[-1]]))
+            elif draw < 0.85:
+                pairs = rng.choice((_neighbours, _little_neighbours, _little_neighbours))()
+                words += rng.choice(pairs).split()
+            else:
+                words.append(rng.choice(vocabulary()))
+        text = " ".join(words)
+        if not opens_like_a_question(text) and not holds_a_question(text):
+            return text
+
+
+def single_word(rng: random.Random) -> str:
+    """One word that is not a whole question."""
+    while True:
+        word = rng.choice(vocabulary())
+        if not opens_like_a_question(word):
+            return word
+
+
 def introduction(rng: random.Random) -> str:
     """A statement in which somebody tells their name."""
     return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(
@@ -376,10 +442,20 @@ def vocabulary() -> tuple[str, ...]:
 
 @functools.cache
 def question_openings() -> frozenset[tuple[str, ...]]:
-    """The first two words of every question and instruction there is."""
-    return frozenset(tuple(text.split()[:2]) for text in sampled_questions())
+    """The first three words of every question and instruction there is; the whole of a shorter one."""
+    return frozenset(tuple(text.split()[:3]) for text in sampled_questions())
+
+
+def holds_a_question(text: str) -> bool:
+    """Whether a whole question or instruction of three words or more stands anywhere in the text."""
+    words = text.split()
+    return any(
+        " ".join(words[first:stop]) in sampled_questions()
+        for first in range(len(words) - 2)
+        for stop in range(first + 3, len(words) + 1)
+    )
 
 
 def opens_like_a_question(text: str) -> bool:
-    """Whether a text begins with the first two words of any question or instruction of the pocket world."""
-    return tuple(text.split()[:2]) in question_openings()
+    """Whether a text begins with the first three words of any question or instruction, or is a shorter one."""
+    return tuple(text.split()[:3]) in question_openings()
