@@ -28,9 +28,8 @@ check: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory test
 
 bench: $(VENV)/.installed-dev
-	@for script in benchmarks/*.py; do \
-	    if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script" || exit 1; fi; \
-	done
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there are no benchmarks in benchmarks/" >&2; exit 1; }
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -144,6 +144,18 @@ def test_a_folder_of_other_things_is_never_replaced(ear: Ear, tmp_path: Path) ->
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_file_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="is a file; an ear is a folder"):
+        checkpoint.save(ear, tmp_path / "thesis.txt")
+    with (
+        pytest.raises(CheckpointError, match="unharmed"),
+        written_whole(tmp_path / "thesis.txt", is_folder=True),
+    ):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("failure", ["disk", "safetensors", "card", "exchange", "interrupt"])
 def test_a_save_that_fails_leaves_the_earlier_ear_and_nothing_else(
     folder: Path, base: BaseSettings, failure: str, monkeypatch: pytest.MonkeyPatch

@@ -303,6 +303,30 @@ def test_chat_takes_one_sound_and_options_that_can_be(
     assert "one sound" in refused(2, "chat", ear)
     assert "one sound" in refused(2, "chat", ear, sound, "--mic")
     assert "--max-new-tokens is 0" in refused(2, "chat", ear, sound, "--max-new-tokens", "0")
+    assert "--temperature is -1" in refused(2, "chat", ear, sound, "--temperature", "-1")
+    assert "--top-p is 7" in refused(2, "chat", ear, sound, "--top-p", "7")
+    assert "--minutes is inf" in refused(2, "demo", "--minutes", "inf")
+    assert "not valid Unicode" in refused(1, "chat", ear, sound, "--text", "caf\udce9")
+
+
+def test_temperature_zero_is_greedy(ear: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for flags in ([], ["--temperature", "0"]):
+        assert main(["chat", ear, str(world / "0.wav"), *flags]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_a_report_is_written_though_nobody_reads_the_table(
+    ear: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*args: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("earshot.evaluation.print_table", unread)
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    assert main(["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "mine.json"]) == 1
+    assert json.loads(Path("mine.json").read_text())["n"] == len(SAID)
 
 
 def test_an_ear_that_is_none_or_belongs_to_other_models(

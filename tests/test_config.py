@@ -49,7 +49,9 @@ RECIPES = st.builds(
         hidden_positions=st.sampled_from(["last", "suffix", "all"]),
         lead_share=SHARES,
     ),
-    data=st.builds(DataSettings, source=NAMES, n_clips=st.none() | COUNTS, cache_features=st.booleans()),
+    data=st.builds(
+        DataSettings, source=NAMES, n_clips=st.none() | COUNTS, n_views=COUNTS, cache_features=st.booleans()
+    ),
     train=st.builds(
         TrainSettings,
         n_steps=COUNTS,
@@ -107,6 +109,8 @@ def test_a_whole_number_is_a_number() -> None:
         ),
         ("[data]\nn_clips = 0", "data.n_clips is 0, expected at least 1"),
         ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected a whole number"),
+        ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a share from 0 to below 1"),
+        ("[data]\nn_views = 0", "data.n_views is 0, expected at least 1"),
         ("[data]\ncache_features = 1", "data.cache_features is 1, expected true or false"),
         ('[data]\nsource = ""', "data.source is ''"),
         ('[base]\nllm = ""', "base.llm is '', expected a hub id or a local folder"),

@@ -13,6 +13,7 @@ from tiny_tokenizers import tiny_tokenizer
 from torch import nn
 from transformers import GenerationConfig
 
+from earshot.alignment import Transcripts
 from earshot.audio import AudioSource
 from earshot.config import PromptSettings
 from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
@@ -109,8 +110,8 @@ def test_only_the_connector_learns(ear: Ear) -> None:
     optimizer = torch.optim.SGD(ear.connector.parameters(), lr=0.1)
     learned = weights_of(ear.connector)
     for _ in range(2):
-        n_text = torch.tensor([3, 5])
-        audio = ear.connector(ear.features([tone(0.6), tone(1.0)]), n_text)
+        transcripts = Transcripts(torch.tensor([3, 5]), torch.randint(9, (2, 5)), torch.randn(9, 48))
+        audio = ear.connector(ear.features([tone(0.6), tone(1.0)]), transcripts)
         ear.readings(audio.tokens, audio.n_tokens).suffix()[:, -1].square().mean().backward()
         optimizer.step()
     ear.chat(said(tone(0.5)), max_new_tokens=4)

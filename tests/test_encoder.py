@@ -84,7 +84,7 @@ def test_what_lies_beyond_a_clip_is_ignored(n: int) -> None:
 
 
 @given(n_samples=st.integers(1, 40 * SAMPLE_RATE))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_frames_hold_the_sound_and_fill_positions(n_samples: int) -> None:
     n_frames = n_frames_for(n_samples)
     assert n_frames % FRAMES_PER_POSITION == 0

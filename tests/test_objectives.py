@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from earshot.objectives import alignment_distance, end_loss, forward_kl, hidden_distance, slot_targets
+from earshot.alignment import NAMING_TEMPERATURE, Transcripts
+from earshot.objectives import (
+    alignment_distance,
+    end_loss,
+    forward_kl,
+    hidden_distance,
+    naming_loss,
+    slot_targets,
+)
 
-EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=25)
 D = 5
 sides = st.sampled_from(["left", "right"])
 lengths = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4)
@@ -200,3 +208,64 @@ def test_gradients_are_those_of_finite_differences(aligned) -> None:
     audio, text, n_audio, n_text = tensors([(4, 3), (2, 5)], 0)
     audio, text = audio.double().requires_grad_(), text.double()
     assert torch.autograd.gradcheck(lambda x: alignment_distance(x, text, n_audio, n_text, aligned), audio)
+
+
+# Naming
+
+N_CANDIDATES = 6
+
+
+def naming(pairs: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What naming_loss takes but for the side, candidates far enough apart to be told from each other."""
+    audio, text, n_audio, n_text = tensors(pairs, seed)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randint(0, N_CANDIDATES, text.shape[:2], generator=generator)
+    return audio, torch.eye(N_CANDIDATES, D) * 3, wanted, n_audio, n_text
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides, seed=seeds)
+def test_naming_is_the_cross_entropy_of_its_formula(pairs, aligned, seed) -> None:
+    audio, candidates, wanted, n_audio, n_text = naming(pairs, seed)
+    spread = torch.stack([(c - candidates.mean(0)).norm() ** 2 for c in candidates]).mean()
+    losses = []
+    for row, (a, t) in enumerate(pairs):
+        for slot in range(a):
+            token = target(aligned, slot, a, t)
+            if token is not None:
+                near = torch.stack([-((audio[row, slot] - c).norm() ** 2) for c in candidates])
+                losses.append(-(near / (NAMING_TEMPERATURE * spread)).log_softmax(0)[wanted[row, token]])
+    found = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, aligned)
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_named_right_and_nearest_costs_nothing() -> None:
+    _, candidates, wanted, n_audio, n_text = naming([(4, 4), (3, 3)], 0)
+    audio = candidates[wanted].requires_grad_()
+    loss = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, "left")
+    loss.backward()
+    assert loss < 1e-3
+    assert audio.grad is not None
+    assert audio.grad.abs().max() < 1e-2
+    assert (
+        naming_loss(audio, Transcripts(n_text, (wanted + 1) % N_CANDIDATES, candidates), n_audio, "left") > 5
+    )
+
+
+def test_naming_does_not_depend_on_the_scale_of_embeddings() -> None:
+    audio, candidates, wanted, n_audio, n_text = naming([(5, 4), (3, 6)], 1)
+    first, scaled = (
+        naming_loss(audio * factor, Transcripts(n_text, wanted, candidates * factor), n_audio, "left")
+        for factor in (1, 40)
+    )
+    torch.testing.assert_close(first, scaled)
+
+
+def test_one_candidate_cannot_be_mistaken() -> None:
+    audio, _, wanted, n_audio, n_text = naming([(2, 2)], 0)
+    audio.requires_grad_()
+    loss = naming_loss(audio, Transcripts(n_text, wanted * 0, torch.zeros(1, D)), n_audio, "left")
+    loss.backward()
+    assert loss == 0
+    assert audio.grad is not None
+    assert not audio.grad.any()

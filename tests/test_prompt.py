@@ -18,7 +18,7 @@ from earshot.conversation import read_conversation
 from earshot.errors import CheckpointError, ConfigError, DataError, RequestError
 from earshot.prompt import ChatTemplate, SoundPiece, TextPiece
 
-EXAMPLES = settings(max_examples=6, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=6)
 DAY = PromptSettings().date
 SOUND = {"type": "audio", "audio": "question.wav"}
 

@@ -31,7 +31,14 @@ from earshot.training import loop, state
 from earshot.training.distil import distillation_terms
 from earshot.training.loop import Run, Stopped, continue_run, lr_factor, new_optimizer, prepare, steps_within
 from earshot.training.progress import Progress
-from earshot.training.state import MetricsLog, begun_steps, load_state, read_metrics, save_state
+from earshot.training.state import (
+    MetricsLog,
+    begun_steps,
+    keep_origin,
+    load_state,
+    read_metrics,
+    save_state,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 """Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
@@ -166,10 +173,11 @@ def test_two_runs_of_one_seed_are_one(recipe: Recipe, tmp_path: Path) -> None:
         {"hidden_positions": "suffix", "kl_weight": 0.5, "kl_temperature": 2.0},
         {"hidden_positions": "all"},
         {"hidden_weight": 0.0},
-        {"align_weight": 0.0, "end_weight": 0.0},
-        {"hidden_weight": 0.0, "align_weight": 0.0, "end_weight": 0.0, "kl_weight": 1.0},
+        {"align_weight": 0.0, "end_weight": 0.0, "spot_weight": 0.0},
+        {"name_weight": 1.0},
+        {"hidden_weight": 0.0, "align_weight": 0.0, "end_weight": 0.0, "spot_weight": 0.0, "kl_weight": 1.0},
     ],
-    ids=["last", "suffix+kl", "all", "align only", "hidden only", "kl only"],
+    ids=["last", "suffix+kl", "all", "align only", "hidden only", "naming too", "kl only"],
 )
 def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: str, objective: dict) -> None:
     if objective.get("hidden_positions") == "all" and form in ("right", "stack"):
@@ -177,9 +185,9 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
     run = runs[form]
     settings = ObjectiveSettings(**objective)
     terms = distillation_terms(run.ear, run.examples.batch([0, 5, 9]), settings, leads=False)
-    expected = {name for name in ("align", "hidden", "kl") if getattr(settings, f"{name}_weight")}
-    if settings.end_weight and form in ("left", "anchored"):
-        expected.add("end")
+    expected = {name for name in ("align", "name", "hidden", "kl") if getattr(settings, f"{name}_weight")}
+    expected |= {name for name, of in {"end": "left", "spot": "anchored"}.items() if form == of}
+    expected -= {name for name in ("end", "spot") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
     loop.weighted_sum(terms, settings).backward()
@@ -225,7 +233,7 @@ def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: str) -> None:
-    objective = {"hidden_positions": "suffix", "kl_weight": 0.5, "lead_share": 0.0}
+    objective = {"hidden_positions": "suffix", "kl_weight": 0.5, "name_weight": 1.0, "lead_share": 0.0}
     learned = {}
     for n_parts in (1, 3):
         new = changed(
@@ -278,6 +286,56 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     assert load_state(Path(recipe.out), run.ear.connector, run.optimizer, recipe) == 7
 
 
+def test_a_bad_clip_late_in_a_run_costs_no_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = loop.train_step
+
+    def bad_at_5(run: Run, step: int) -> dict[str, torch.Tensor]:
+        if step == 5:
+            raise DataError("clip 3 cannot be heard")
+        return taken(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", bad_at_5)
+        with pytest.raises(DataError, match="clip 3"):
+            loop.train(recipe)
+    run = prepare(recipe)
+    assert load_state(Path(recipe.out), run.ear.connector, run.optimizer, recipe) == 5
+
+
+@pytest.mark.parametrize("what", ["encoder", "speech"])
+def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -> None:
+    run = prepare(recipe)
+    save_state(run.folder, run.ear.connector, run.optimizer, 7, recipe)
+    keep_origin(run.folder, loop._origin(run), 0)
+    if what == "encoder":
+        with torch.no_grad():
+            run.ear.whisper.model.model.encoder.conv1.weight.add_(1)
+    else:
+        first = run.examples.utterances[0]
+        run.examples.utterances = [replace(first, text="other"), *run.examples.utterances[1:]]
+    with pytest.raises(CheckpointError, match=f"began with another {what}: its fingerprint was"):
+        continue_run(run)
+    (run.folder / state.ORIGIN).write_text("[")
+    with pytest.raises(CheckpointError, match=r"origin\.json is damaged"):
+        continue_run(run)
+
+
+def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> None:
+    class Interrupted(Progress):
+        closed = False
+
+        def preparing(self, n_done: int, n: int) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            self.closed = True
+
+    progress = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe, progress)
+    assert progress.closed
+
+
 # Features
 
 
@@ -292,6 +350,39 @@ def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
     assert_close(kept.features.states[mask].float(), live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
     terms = [distillation_terms(run.ear, batch, recipe.objective, leads=False) for batch in (kept, live)]
     assert_close(terms[0], terms[1], rtol=BFLOAT16_EPS, atol=0)
+
+
+def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None:
+    run = prepare(changed(recipe, data={"n_views": 3}))
+    views = [run.examples.batch([3, 8], view) for view in range(3)]
+    again = prepare(changed(recipe, data={"n_views": 3})).examples.batch([3, 8], 2)
+    assert torch.equal(again.features.states, views[2].features.states)
+    plain = prepare(recipe).examples.batch([3, 8])
+    assert torch.equal(views[0].features.states, plain.features.states)
+    sums = {view.features.states.sum().item() for view in views}
+    assert len(sums) == 3
+    assert all(torch.equal(view.text_ids, plain.text_ids) for view in views)
+
+
+def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
+    run = prepare(changed(recipe, connector={"dropout": 0.5}))
+    features = run.examples.batch([3, 8]).features
+    loop.train_step(run, 0)
+    first, second = run.ear.connector(features), run.ear.connector(features)
+    assert torch.equal(first.tokens, second.tokens)
+    plain = prepare(recipe)
+    dropped, kept = (float(loop.train_step(each, 0)["loss"]) for each in (run, plain))
+    assert dropped != kept
+
+
+def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:
+    run, asked = prepare(changed(recipe, data={"n_views": 2})), []
+    batch = run.examples.batch
+    run.examples.batch = lambda numbers, view=0: (asked.append(view), batch(numbers, view))[1]
+    n = run.sampler.batches_per_epoch
+    for step in (0, n - 1, n, 2 * n):
+        loop.train_step(run, step)
+    assert asked == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("cache_features", [True, False])
@@ -311,14 +402,13 @@ def test_a_bad_clip_is_named(
     assert str(refused.value).startswith(f"{source}, line 1: ")
 
 
-@pytest.mark.parametrize("form", ["left", "anchored"])
-def test_a_transcript_without_a_slot_for_its_end_is_refused(recipe: Recipe, form: str) -> None:
+def test_a_transcript_without_a_slot_for_its_end_is_refused(recipe: Recipe) -> None:
     longest = max(len(ids) for ids in prepare(recipe).examples.text_ids)
-    prepare(changed(recipe, connector={"form": form, "n_queries": longest + 1}))
+    prepare(changed(recipe, connector={"form": "left", "n_queries": longest + 1}))
     with pytest.raises(
         DataError, match=rf"line \d+: the transcript has {longest} tokens, .*is {longest}; expected"
     ):
-        prepare(changed(recipe, connector={"form": form, "n_queries": longest}))
+        prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
 
 
 def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Recipe) -> None:
@@ -328,7 +418,7 @@ def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Reci
     batch = run.examples.batch([4])
     assert batch.n_text.item() > 3
     (term,) = distillation_terms(run.ear, batch, ObjectiveSettings(hidden_weight=0.0), leads=False).values()
-    audio = run.ear.connector(batch.features, batch.n_text).tokens[0]
+    audio = run.ear.connector(batch.features).tokens[0]
     text = run.ear.embed(batch.text_ids)[0, -3:]
     assert_close(term, (audio - text).norm(dim=-1).mean())
 
@@ -346,7 +436,8 @@ def test_a_transcript_with_a_control_token_is_named(recipe: Recipe, speech: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, number: int) -> None:
-    short, folder = changed(recipe, train={"n_steps": 12}), Path(recipe.out)
+    short = changed(recipe, train={"n_steps": 12}, connector={"dropout": 0.2}, data={"n_views": 2})
+    folder = Path(recipe.out)
     whole = loop.train(replace(short, out=str(tmp_path / "whole")))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for step in (2, 8):  # in the lead phase, and between a save and a line of metrics

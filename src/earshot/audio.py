@@ -59,6 +59,8 @@ def load_audio(
             )
         source, sample_rate = source
     if isinstance(source, (Tensor, np.ndarray)):
+        if isinstance(source, Tensor):  # numpy has no bfloat16
+            source = source.float() if source.dtype == torch.bfloat16 else source
         array = source.numpy(force=True) if isinstance(source, Tensor) else source
         rate = SAMPLE_RATE if sample_rate is None else sample_rate
         return _to_mono_16k(_read_array(array, rate), max_duration_s)

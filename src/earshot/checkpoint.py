@@ -107,6 +107,8 @@ def _pinned(ear: Ear) -> BaseSettings:
 
 def _writable(folder: Path) -> Path:
     """The folder, if it holds nothing but an ear: it is going to be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; an ear is a folder: give another name")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} holds other things than an ear; give a new folder or an empty one")
     return folder

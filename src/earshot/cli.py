@@ -3,8 +3,10 @@
 What a command needs is imported when it runs: torch and transformers take seconds, `earshot --help` must not.
 """
 
+import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,7 +48,14 @@ class Demo:
 
         console = Console()
         try:
-            run_demo(self.out, self.minutes, console, command=typed, through_microphone=self.mic)
+            run_demo(
+                self.out,
+                self.minutes,
+                console,
+                program=_program(),
+                command=typed,
+                through_microphone=self.mic,
+            )
         except Stopped as stop:
             return _say_how_to_go_on(stop, typed)
         return 0
@@ -70,10 +79,10 @@ class Train:
             train(self.settings, Progress(console))
         except Stopped as stop:
             return _say_how_to_go_on(stop, typed)
-        out = shlex.quote(self.settings.out)
+        program, out = _program(), shlex.quote(self.settings.out)
         console.print(f"The ear is in {self.settings.out}. Next:", highlight=False, markup=False)
         console.out(
-            f"  earshot eval {out} --suite FILE.jsonl\n  earshot chat {out} question.wav", highlight=False
+            f"  {program} eval {out} --suite FILE.jsonl\n  {program} chat {out} question.wav", highlight=False
         )
         return 0
 
@@ -134,13 +143,16 @@ class Chat:
         """What `generate` is told."""
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature is {self.temperature:g}, expected 0 (greedy) or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p:g}, expected more than 0 and at most 1")
         given = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
         options = {name: value for name, value in given.items() if value is not None}
         if {"temperature", "top_p"} & options.keys():
             import torch
 
             torch.manual_seed(self.seed)
-            options["do_sample"] = True
         return options
 
 
@@ -177,15 +189,23 @@ class Eval:
                 command=typed,
             )
         console = Console()
-        print_table(report, console)
         written = write_report(report, self.out)
+        print_table(report, console)
         console.out(f"{written.json}\n{written.html}", highlight=False)
         return 0
 
 
 def _say_how_to_go_on(stop: KeyboardInterrupt, typed: str) -> int:
-    _say(f"{stop}: {typed}")
+    _say(f"{stop}: {typed.replace('earshot', _program(), 1)}")
     return INTERRUPTED
+
+
+def _program() -> str:
+    """How this program can be called again: by its name if the shell knows it, else by its path from here."""
+    if shutil.which("earshot"):
+        return "earshot"
+    called = Path(sys.argv[0])
+    return shlex.quote(os.path.relpath(called)) if called.name == "earshot" else "python -m earshot"
 
 
 def _say(text: str) -> None:

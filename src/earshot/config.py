@@ -82,9 +82,9 @@ class ConnectorSettings:
     """How encoder frames become audio tokens."""
 
     form: Literal["anchored", "left", "right", "stack"] = "left"
-    """anchored: queries anchored in time by a learned rate of words; left: slot t is transcript token t, with
-    a learned end; right: the published form, so many slots always, aligned to their right end; stack: frames
-    side by side through an MLP, aligned like right."""
+    """anchored: each query stands for a stretch of sound in which a token was spotted; left: slot t is transcript
+    token t, with a learned end; right: the published form, so many slots always, aligned to their right end; stack:
+    frames side by side through an MLP, aligned like right."""
 
     init: Literal["whisper", "random"] = "whisper"
     """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
@@ -95,6 +95,9 @@ class ConnectorSettings:
     slots_per_second: float = 6.0
     """Cap on the audio tokens of a clip, by its duration (forms left and anchored)."""
 
+    dropout: float = 0.0
+    """Share of values that each layer of the connector drops in training (not in form stack)."""
+
     n_stacked: int = 16
     """Encoder positions side by side in one audio token (form stack)."""
 
@@ -102,6 +105,7 @@ class ConnectorSettings:
         """Raise ConfigError for sizes that are none."""
         _check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
         _check_positive("connector.slots_per_second", self.slots_per_second)
+        _check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
         _check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
 
 
@@ -119,8 +123,15 @@ class ObjectiveSettings:
     align_weight: float = 1.0
     """Weight of the L2 distance between audio tokens and the transcript's embeddings."""
 
+    name_weight: float = 0.0
+    """Weight of the cross-entropy of naming each token among the batch's by its audio token's distances: not as
+    published; the alignment of a new connector gets going several times sooner with it."""
+
     end_weight: float = 1.0
-    """Weight of the cross-entropy of the learned end."""
+    """Weight of the cross-entropy of the learned end (form left)."""
+
+    spot_weight: float = 1.0
+    """Weight of the negative log-likelihood of the transcript by what single positions say (form anchored)."""
 
     kl_weight: float = 0.0
     """Weight of the forward KL divergence of the next-token distribution, the usual way to distil."""
@@ -129,11 +140,18 @@ class ObjectiveSettings:
     """Temperature of that divergence."""
 
     lead_share: float = 0.0
-    """Share of the steps in which alignment and end lead alone, before hidden states and KL join."""
+    """Share of the steps in which the other terms lead alone, before hidden states and KL join."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for weights that cannot be."""
-        for name in ("hidden_weight", "align_weight", "end_weight", "kl_weight"):
+        for name in (
+            "hidden_weight",
+            "align_weight",
+            "name_weight",
+            "end_weight",
+            "spot_weight",
+            "kl_weight",
+        ):
             _check(
                 0 <= getattr(self, name) < math.inf, f"objective.{name}", getattr(self, name), "zero or more"
             )
@@ -163,13 +181,18 @@ class DataSettings:
     n_clips: int | None = None
     """Only the first so many clips; none for all."""
 
+    n_views: int = 1
+    """In how many ways each clip is heard, one pass after the other: the first time as it is, then from another
+    throat, at another tempo, in a room, through a microphone, with noise."""
+
     cache_features: bool = False
-    """Keep encoder features in memory from one pass to the next (bfloat16; for small sets)."""
+    """Keep encoder features in memory from one pass to the next (bfloat16, each view its own; for small sets)."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a source without a name or a number of clips that is none."""
         _check(bool(self.source), "data.source", self.source, "a .parquet or .jsonl file, or pocket/speech")
         _check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
+        _check(self.n_views >= 1, "data.n_views", self.n_views, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,11 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
+from earshot.alignment import Transcripts, align, naming_logits, runs
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features, attention_bias
 from earshot.errors import ConfigError
 
-END_SHARPNESS = 4.0
-"""How fast the anchored form's end grows certain: its logit gains this much with each token of the count."""
 _SPARE_SLOTS = 2
 """Slots that even the shortest clip may have beyond what its duration allows."""
 
@@ -33,15 +32,93 @@ class AudioTokens:
     n_tokens: Int[Tensor, " B"]
     """How many of a clip's slots, from the first, are meant to be read; at least one."""
     end_logits: Float[Tensor, "B Q"] | None
-    """Logit of "this slot is past the last token", for forms that learn their end."""
+    """Logit of "this slot is past the last token", in form left."""
+    spotting: Float[Tensor, " B"] | None
+    """Log-likelihood of each transcript by what the single positions say, in nats; in form anchored, in training."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The stretch of sound that each slot stands for."""
+
+    shares: Float[Tensor, "B Q S"]
+    """How much each encoder position weighs in a slot; they sum to one, or to zero where there is no token."""
+    n_tokens: Int[Tensor, " B"]
+    log_likelihood: Float[Tensor, " B"] | None
+    """In training: of the transcript, by what the single positions say, in nats."""
+
+
+class Spotter(nn.Module):
+    """Hears position by position whether a token is being spoken, and roughly which.
+
+    Tokens in a row are told apart by the pause that `earshot.alignment` wants between them, be it one position long.
+
+    Source: Paraformer-v2, An et al., arXiv 2409.17746: CTC's spikes below a non-autoregressive decoder. Here a spike
+    lies in the LLM's own embedding space.
+    """
+
+    def __init__(self, d_encoder: int, d_llm: int, dropout: float) -> None:
+        super().__init__()
+        self.neighbourhood = nn.Conv1d(d_encoder, d_encoder, kernel_size=5, padding=2)
+        self.is_spoken = nn.Linear(d_encoder, 1)
+        self.token = nn.Sequential(
+            nn.Linear(d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_llm)
+        )
+        self.to_query = nn.Sequential(
+            nn.Linear(2 * d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_encoder)
+        )
+        self.dropout = nn.Dropout(dropout)
+        nn.init.constant_(self.is_spoken.bias, -2.5)  # of fifty positions a second about four speak
+
+    def around(self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
+        """Each position with what lies beside it."""
+        heard = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
+        around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
+        return self.dropout(states + around)
+
+    def queries(
+        self, around: Float[Tensor, "B S E"], shares: Float[Tensor, "B Q S"]
+    ) -> Float[Tensor, "B Q E"]:
+        """What each slot's stretch sounds like, and the one before it: the decoder is used to the word before."""
+        anchors = shares.to(around.dtype) @ around
+        before = functional.pad(anchors[:, :-1], (0, 0, 1, 0))
+        return self.to_query(torch.cat([before, anchors], dim=2))
+
+    def read(
+        self, around: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], transcripts: Transcripts
+    ) -> Anchors:
+        """Where the tokens of known transcripts are spoken."""
+        spoken = self.is_spoken(around)[..., 0].float()
+        names = naming_logits(self.token(around), transcripts.candidates).log_softmax(-1)  # (B, S, C)
+        wanted = transcripts.wanted[:, None].expand(-1, names.shape[1], -1)
+        log_spoken = functional.logsigmoid(spoken)[..., None] + names.gather(2, wanted)  # (B, S, T)
+        n_tokens = transcripts.n_tokens
+        found = align(log_spoken, functional.logsigmoid(-spoken), n_tokens, mask)
+        shares = found.posterior / found.posterior.sum(2, keepdim=True).clamp(min=1e-6)
+        return Anchors(shares, n_tokens, found.log_likelihood)
+
+    def listen(
+        self, around: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], most: Int[Tensor, " B"]
+    ) -> Anchors:
+        """Where tokens are spoken, as far as can be heard: at least one, and at most so many."""
+        spoken = self.is_spoken(around)[..., 0].float().masked_fill(~mask, -torch.inf)
+        is_spoken = spoken >= spoken.amax(1, keepdim=True).clamp(max=0)
+        run, n_tokens = runs(is_spoken)
+        slots = torch.arange(int(most.max()), device=run.device)
+        weights = (run[:, None] == slots[:, None]) * (is_spoken * spoken.sigmoid())[:, None]  # (B, Q, S)
+        return Anchors(
+            shares=weights / weights.sum(2, keepdim=True).clamp(min=1e-6),
+            n_tokens=n_tokens.minimum(most),
+            log_likelihood=None,
+        )
 
 
 class Connector(nn.Module):
     """Whisper's decoder stack on learned queries in place of token embeddings, then one linear projection.
 
     Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the
-    same, but each query is first anchored to the stretch of sound that holds its word (`RateHead`), and the
-    end is where that has counted all words. Form right: as published, every slot is read, and the last one
+    same, but each query is first anchored to the stretch of sound in which its token is spoken (`Spotter`), and
+    there are as many slots as such stretches. Form right: as published, every slot is read, and the last one
     holds the transcript's last token.
 
     Source: DiVA, arXiv 2410.02678.
@@ -58,14 +135,17 @@ class Connector(nn.Module):
         config = copy.deepcopy(whisper)
         config.vocab_size, config.pad_token_id = 1, 0  # its token embeddings are not used
         config._attn_implementation = "sdpa"
-        config.dropout = config.attention_dropout = config.activation_dropout = config.decoder_layerdrop = 0.0
+        config.attention_dropout = config.activation_dropout = config.decoder_layerdrop = 0.0
+        config.dropout = settings.dropout
         stack = WhisperDecoder(config)
         self.layers, self.layer_norm = stack.layers, stack.layer_norm
         self.queries = nn.Parameter(torch.randn(settings.n_queries, config.d_model) * config.init_std)
         self.positions = nn.Parameter(stack.embed_positions.weight[: settings.n_queries].detach().clone())
         self.projection = nn.Linear(config.d_model, d_llm)
         self.end_head = nn.Linear(config.d_model, 1) if settings.form == "left" else None
-        self.rate_head = RateHead(config.d_model) if settings.form == "anchored" else None
+        self.spotter = (
+            Spotter(config.d_model, d_llm, settings.dropout) if settings.form == "anchored" else None
+        )
 
     @property
     def aligned(self) -> Literal["left", "right"]:
@@ -94,30 +174,34 @@ class Connector(nn.Module):
         n_tokens = (seconds * self.settings.slots_per_second).long() + _SPARE_SLOTS
         return n_tokens.clamp(max=self.settings.n_queries)
 
-    def forward(self, features: Features, n_text: Int[Tensor, " B"] | None = None) -> AudioTokens:
+    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
         """Audio tokens of a batch of clips.
 
         Args:
-            n_text: tokens of each transcript where it is known, in training. Aligned to the left, there are
-                then as many slots as the longest one needs and one more to learn the end by, as far as there
-                are queries. Without it the end is where the connector says.
+            transcripts: in training, where they are known. Aligned to the left, there are then as many slots as
+                the longest one needs and one more to learn the end by, as far as there are queries. Without them
+                the end is where the connector says.
         """
         states, mask = features.states.to(self.projection.weight.dtype), features.mask
+        n_text = None if transcripts is None else transcripts.n_tokens
         n_slots = self._n_slots(features, n_text)
         queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
-        end_logits = None
-        if self.rate_head is not None:
-            rate = self.rate_head(states, mask)
-            end_logits = rate.end_logits(n_slots)
-            n_tokens = rate.n_tokens() if n_text is None else n_text
-            queries = queries + self.rate_head.anchor(states, rate.scaled_to(n_tokens), n_slots)
+        anchors = None
+        if self.spotter is not None:
+            around = self.spotter.around(states, mask)
+            if transcripts is None:
+                anchors = self.spotter.listen(around, mask, self.most_tokens(features))
+            else:
+                anchors = self.spotter.read(around, mask, transcripts)
+            shares = functional.pad(anchors.shares, (0, 0, 0, n_slots - anchors.shares.shape[1]))
+            queries = queries + self.spotter.queries(around, shares)
         hidden = self._decode(queries, states, attention_bias(mask, states.dtype))
-        if self.end_head is not None:
-            end_logits = self.end_head(hidden)[..., 0]
+        end_logits = None if self.end_head is None else self.end_head(hidden)[..., 0]
         return AudioTokens(
             tokens=self.projection(hidden),
-            n_tokens=self._n_tokens(end_logits, features, n_slots, n_text),
+            n_tokens=self._n_tokens(anchors, end_logits, features, n_slots, n_text),
             end_logits=end_logits,
+            spotting=None if anchors is None else anchors.log_likelihood,
         )
 
     def _n_slots(self, features: Features, n_text: Int[Tensor, " B"] | None) -> int:
@@ -125,7 +209,7 @@ class Connector(nn.Module):
             return self.settings.n_queries
         if n_text is None:
             return int(self.most_tokens(features).max())
-        return min(int(n_text.max()) + 1, self.settings.n_queries)
+        return min(int(n_text.max()) + (self.end_head is not None), self.settings.n_queries)
 
     def _decode(
         self,
@@ -139,88 +223,21 @@ class Connector(nn.Module):
 
     def _n_tokens(
         self,
+        anchors: Anchors | None,
         end_logits: Float[Tensor, "B Q"] | None,
         features: Features,
         n_slots: int,
         n_text: Int[Tensor, " B"] | None,
     ) -> Int[Tensor, " B"]:
         """Slots to be read: the transcript's length if known, else those before the first past the end."""
+        if anchors is not None:
+            return anchors.n_tokens.clamp(max=n_slots)
         if end_logits is None:
             return torch.full((len(features.mask),), n_slots, device=features.mask.device)
         if n_text is not None:
             return n_text.clamp(max=n_slots)
         n_before_end = (end_logits <= 0).cumprod(1).sum(1)
         return n_before_end.clamp(min=1).minimum(self.most_tokens(features))
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Tokens per encoder position, as logarithms; their sum over a clip is the length of its transcript.
-
-    Logarithms, so that a rate can be stretched to any length however close to zero it is.
-    """
-
-    log_values: Float[Tensor, "B S"]
-    """Minus infinity outside the clip."""
-
-    @property
-    def total(self) -> Float[Tensor, " B"]:
-        """Expected number of tokens."""
-        return self.log_values.exp().sum(1)
-
-    def n_tokens(self) -> Int[Tensor, " B"]:
-        """The nearest whole number of tokens (of two, the greater), at least one."""
-        return (self.total.detach() + 0.5).long().clamp(min=1)
-
-    def end_logits(self, n_slots: int) -> Float[Tensor, "B Q"]:
-        """Positive for the slots at which, by count, everything has been said."""
-        slots = torch.arange(n_slots, device=self.log_values.device)
-        return END_SHARPNESS * (slots + 0.5 - self.total[:, None])
-
-    def scaled_to(self, n_tokens: Int[Tensor, " B"]) -> Float[Tensor, "B S"]:
-        """The rate stretched so that it counts exactly so many tokens."""
-        return self.log_values.softmax(1) * n_tokens[:, None]
-
-
-def slot_shares(rate: Float[Tensor, "B S"], n_slots: int) -> Float[Tensor, "B Q S"]:
-    """How much of each slot's token passes in each encoder position, by a rate in tokens per position.
-
-    Slot t stands for the stretch in which the count goes from t to t + 1: its shares sum to one if the rate
-    counts that far, and to zero if it ends before.
-
-    Source: continuous integrate-and-fire, Dong and Xu, arXiv 1905.11235.
-    """
-    passed = rate.cumsum(1)
-    before = passed - rate
-    slot = torch.arange(n_slots, device=rate.device, dtype=rate.dtype)[:, None]
-    return (torch.minimum(passed[:, None], slot + 1) - torch.maximum(before[:, None], slot)).clamp(min=0)
-
-
-class RateHead(nn.Module):
-    """Says how many tokens pass in each encoder position, and so which stretch of sound each slot stands for.
-
-    Source: Paraformer, Gao et al., arXiv 2206.08317: integrate-and-fire below a non-autoregressive decoder.
-    """
-
-    def __init__(self, d_encoder: int) -> None:
-        super().__init__()
-        self.neighbourhood = nn.Conv1d(d_encoder, d_encoder, kernel_size=5, padding=2)
-        self.rate = nn.Linear(d_encoder, 1)
-        self.to_query = nn.Linear(d_encoder, d_encoder)
-        nn.init.constant_(self.rate.bias, -2.5)  # about four tokens a second before anything is learned
-
-    def forward(self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"]) -> Rate:
-        """The rate at which the clip's tokens pass, in float32: sums of many small numbers."""
-        heard = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
-        around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
-        log_values = functional.logsigmoid(self.rate(around)[..., 0].float())
-        return Rate(log_values.masked_fill(~mask, -torch.inf))
-
-    def anchor(
-        self, states: Float[Tensor, "B S E"], rate: Float[Tensor, "B S"], n_slots: int
-    ) -> Float[Tensor, "B Q E"]:
-        """The sound of each slot: encoder states, weighted by how much of the slot's token passes in each."""
-        return self.to_query(slot_shares(rate, n_slots).to(states.dtype) @ states)
 
 
 class StackingConnector(nn.Module):
@@ -244,14 +261,14 @@ class StackingConnector(nn.Module):
     def start_from(self, decoder: WhisperDecoder) -> None:
         """Nothing to take over: an MLP has no counterpart in the decoder."""
 
-    def forward(self, features: Features, n_text: Int[Tensor, " B"] | None = None) -> AudioTokens:
-        """Audio tokens of a batch of clips, from the first slot of each; the transcript changes nothing."""
+    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
+        """Audio tokens of a batch of clips, from the first slot of each; transcripts change nothing."""
         n_stacked = self.settings.n_stacked
         states = features.states.to(next(self.parameters()).dtype) * features.mask[..., None]
         states = functional.pad(states, (0, 0, 0, -states.shape[1] % n_stacked))  # S to a multiple of n
         stacked = states.reshape(len(states), -1, n_stacked * states.shape[2])  # (B, S, E) -> (B, Q, n E)
         n_tokens = -(-features.mask.sum(1) // n_stacked)
-        return AudioTokens(tokens=self.mlp(stacked), n_tokens=n_tokens, end_logits=None)
+        return AudioTokens(tokens=self.mlp(stacked), n_tokens=n_tokens, end_logits=None, spotting=None)
 
 
 def new_connector(

@@ -1,6 +1,8 @@
 """The whole method in a few minutes on two cores: distil the embedded LLM, evaluate it, ask it aloud."""
 
+import math
 import random
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +16,17 @@ from earshot.audio import load_audio
 from earshot.bases import locate
 from earshot.config import Recipe, load_recipe
 from earshot.errors import ConfigError
-from earshot.evaluation import Item, Report, evaluate, load_suite, print_table, shown, write_report
+from earshot.evaluation import (
+    Item,
+    Report,
+    evaluate,
+    load_suite,
+    model_card_table,
+    print_table,
+    shown,
+    write_report,
+)
 from earshot.evaluation.clips import wav
-from earshot.evaluation.page import interval, named_tables, percent
 from earshot.microphone import Microphone
 from earshot.model import Ear
 from earshot.storage import written_whole
@@ -41,16 +51,26 @@ class Contender:
 
 
 def run_demo(
-    out: Path, minutes: float, console: Console, *, command: str, through_microphone: bool = False
+    out: Path,
+    minutes: float,
+    console: Console,
+    *,
+    program: str,
+    command: str,
+    through_microphone: bool = False,
 ) -> None:
     """Distils, evaluates, writes both reports and answers one spoken question.
+
+    Args:
+        program: how a person calls earshot here, for what they may try next
+        command: what they typed, for the report
 
     Raises:
         ConfigError: no minutes, or a folder with another run in it
         Stopped: stopped by hand while distilling; the same call goes on
     """
-    if not minutes > 0:
-        raise ConfigError(f"--minutes is {minutes:g}, expected more than 0")
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
     microphone = Microphone() if through_microphone else None
     _title(console, "1. Distilling", "only the connector learns, from statements")
     ear = _distilled(out, minutes, console)
@@ -59,7 +79,9 @@ def run_demo(
     contenders = _evaluated(ear, items, out, console, command)
     _title(console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random")
     question = microphone.listen(console) if microphone else random.choice(items)
-    _ask_aloud(contenders, question, out, console)
+    path = _ask_aloud(contenders, question, out, console)
+    files = shlex.join([str(out), str(path)])
+    console.out(f'\nAsk it yourself:\n  {program} chat {files} --text "Answer in Spanish."', highlight=False)
 
 
 def _title(console: Console, title: str, text: str) -> None:
@@ -67,10 +89,13 @@ def _title(console: Console, title: str, text: str) -> None:
 
 
 def pocket_recipe(out: Path, minutes: float) -> Recipe:
-    """What the demo distils, but for the number of steps: that is known when a step has been timed."""
+    """What the demo distils, but for the number of steps: that is known when a step has been timed.
+
+    Each clip is heard in one way only: in so few minutes it comes up a few times.
+    """
     recipe = load_recipe(Path(locate("pocket/recipe.toml")))
     n_clips = max(recipe.train.batch_size, round(minutes * CLIPS_PER_MINUTE))
-    return replace(recipe, out=str(out), data=replace(recipe.data, n_clips=n_clips))
+    return replace(recipe, out=str(out), data=replace(recipe.data, n_clips=n_clips, n_views=1))
 
 
 def _begun_recipe(out: Path, fresh: Recipe) -> Recipe | None:
@@ -124,10 +149,10 @@ def _evaluated(ear: Ear, items: Sequence[Item], out: Path, console: Console, com
     else:
         console.print(f"(no {SHIPPED} comes with this earshot: the ear just distilled stands alone)")
     for contender, place in zip(contenders, (out / "report.json", out / "report-shipped.json"), strict=False):
-        console.print(f"\nThe ear [bold]{contender.name}[/bold]:", highlight=False)
-        print_table(contender.report, console)
         losses = read_metrics(out) if contender.ear is ear else None
         written = write_report(contender.report, place, losses=losses)
+        console.print(f"\nThe ear [bold]{contender.name}[/bold]:", highlight=False)
+        print_table(contender.report, console)
         console.out(f"{written.html}  (to look at and listen to)\n{written.json}", highlight=False)
     return contenders
 
@@ -149,26 +174,10 @@ def _report(
         )
 
 
-def model_card_table(report: Report) -> str:
-    """The three numbers as Markdown, for the model card."""
-    lines = [
-        f"Evaluated on the suite `{report.suite}`; right answers with 95 % intervals:\n",
-        "| | n | text ceiling | cascade | ear |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in named_tables(report):
-        cells = [
-            f"{percent(score.accuracy)} ({interval(score.ci95)})"
-            for score in (row.text_ceiling, row.cascade, row.ear)
-        ]
-        lines.append(f"| {name} | {row.n} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def _ask_aloud(
     contenders: Sequence[Contender], question: Item | np.ndarray, out: Path, console: Console
-) -> None:
-    """One spoken question, an item's or samples, answered by each ear while one looks on; kept as a file."""
+) -> Path:
+    """One spoken question, an item's or samples, answered by each ear while one looks on; the file it is kept in."""
     beside = []
     if isinstance(question, Item):
         console.out(f'said:  "{question.text}"', highlight=False)
@@ -185,6 +194,4 @@ def _ask_aloud(
         for piece in contender.ear.stream(messages):
             console.out(piece, end="", style="bold", highlight=False)
         console.out("")
-    console.out(
-        f'\nAsk it yourself:\n  earshot chat {out} {path} --text "Answer in Spanish."', highlight=False
-    )
+    return path

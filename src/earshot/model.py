@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from earshot import generate
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
+from earshot.augment import augment_batch
 from earshot.bases import (
     Whisper,
     embed,
@@ -108,7 +109,7 @@ class Ear:
         connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim)
         if settings.connector.init == "whisper":
             connector.start_from(whisper.model.model.decoder)
-        return cls(whisper, llm, tokenizer, connector.float().to(place), settings)
+        return cls(whisper, llm, tokenizer, connector.float().to(place).eval(), settings)
 
     @property
     def device(self) -> torch.device:
@@ -132,14 +133,20 @@ class Ear:
             )
         return samples
 
-    def features(self, sounds: Sequence[np.ndarray]) -> Features:
-        """The encoder's states for samples at 16 kHz."""
+    def features(self, sounds: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> Features:
+        """The encoder's states for samples at 16 kHz.
+
+        Args:
+            seeds: one for each sound that is to be augmented by it; for none if not given
+        """
         mel, n_frames = mel_batch(
             list(sounds),
             self.whisper.config.num_mel_bins,
             self.whisper.window_frames,
             full_window=self.settings.base.encoder_window == "full",
         )
+        if seeds is not None:
+            mel, n_frames = augment_batch(mel, n_frames, seeds, self.whisper.window_frames)
         with torch.no_grad():
             return encode(self.whisper.model.model.encoder, mel.to(self.device), n_frames.to(self.device))
 

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from earshot.alignment import Transcripts, naming_logits, precise
+
 
 def slot_targets(
     n_text: Int[Tensor, " B"], n_audio: Int[Tensor, " B"], n_slots: int, aligned: Literal["left", "right"]
@@ -55,6 +57,26 @@ def alignment_distance(
     return (distances * stands).sum() / stands.sum().clamp(min=1)
 
 
+def naming_loss(
+    audio: Float[Tensor, "B Q D"],
+    transcripts: Transcripts,
+    n_audio: Int[Tensor, " B"],
+    aligned: Literal["left", "right"],
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy, in nats, of naming each transcript token by its slot's distance to the candidates.
+
+    The alignment distance alone is content with the mean of all words for long; this is not, as the mean names
+    nothing.
+
+    Args:
+        audio: slots from n_audio on are ignored
+    """
+    tokens, stands = slot_targets(transcripts.n_tokens, n_audio, audio.shape[1], aligned)
+    logits = naming_logits(audio[stands], transcripts.candidates)
+    losses = functional.cross_entropy(logits, transcripts.wanted.gather(1, tokens)[stands], reduction="sum")
+    return losses / stands.sum().clamp(min=1)
+
+
 def hidden_distance(
     student: Float[Tensor, "B P D"],
     teacher: Float[Tensor, "B P D"],
@@ -76,11 +98,7 @@ def hidden_distance(
 
 
 def _l2(heard: Float[Tensor, "... D"], read: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
-    return torch.linalg.vector_norm(_precise(heard) - _precise(read), dim=-1)
-
-
-def _precise(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return torch.linalg.vector_norm(precise(heard) - precise(read), dim=-1)
 
 
 def end_loss(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -90,7 +108,7 @@ def end_loss(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Flo
     """
     slots = torch.arange(end_logits.shape[1], device=end_logits.device)
     counts = slots <= n_text[:, None]
-    logits = _precise(end_logits)
+    logits = precise(end_logits)
     is_past = (slots >= n_text[:, None]).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, is_past, reduction="none")
     return (losses * counts).sum() / counts.sum()
@@ -104,6 +122,6 @@ def forward_kl(
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the factor,
     which keeps the gradient's size from one temperature to another.
     """
-    student = functional.log_softmax(_precise(student_logits) / temperature, dim=-1)
-    teacher = functional.log_softmax(_precise(teacher_logits) / temperature, dim=-1)
+    student = functional.log_softmax(precise(student_logits) / temperature, dim=-1)
+    teacher = functional.log_softmax(precise(teacher_logits) / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

@@ -34,6 +34,7 @@ PROBES = (
 """What may be said, as far as a tokenizer cares: first and last characters that merge in different ways."""
 
 # Shadows the renderer's own strftime_now, which reads the clock; a function could not be passed in.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _PINNED_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set parts = format.split('%') -%}{{- parts[0] -}}"
     "{%- for part in parts[1:] -%}{%- set n = 2 if part.startswith('-') else 1 -%}"
@@ -177,6 +178,8 @@ class ChatTemplate:
         return tuple(text.strip() for text in texts)
 
     def _refuse_control(self, role: str, text: str, where: str, error: type[EarshotError]) -> None:
+        if found := _SURROGATES.search(text):
+            raise error(f"{where} is not valid Unicode: it has a lone {found.group()!r}; write it in UTF-8")
         if found := self._control[role].search(text):
             raise error(
                 f"{where} holds {found.group()!r}, a control token of the LLM, which could end the turn or "

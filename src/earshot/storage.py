@@ -29,7 +29,7 @@ def written_whole(path: Path, *, is_folder: bool = False) -> Generator[Path]:
             target.mkdir()
         yield target
         _make_readable(target, like=temporary / "plain")
-        if is_folder and path.exists():
+        if is_folder and path.is_dir():
             _exchange(path, target, temporary / "previous")
         else:
             target.replace(path)

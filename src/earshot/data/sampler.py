@@ -19,12 +19,16 @@ class BatchSampler:
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.seed = lengths, seed
         self.batches_per_epoch = -(-len(lengths) // batch_size)
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+        self._batches = lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, step: int) -> list[int]:
         """The clips of one step's batch, shortest first."""
         epoch, place = divmod(step, self.batches_per_epoch)
-        return self._epoch(epoch)[place]
+        return self._batches(epoch)[place]
+
+    def epoch(self, step: int) -> int:
+        """Which pass over the clips a step belongs to."""
+        return step // self.batches_per_epoch
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
         n, n_batches = len(self.lengths), self.batches_per_epoch

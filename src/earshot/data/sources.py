@@ -16,6 +16,8 @@ from earshot.errors import DataError
 POCKET_SPEECH = "pocket/speech"
 """The name of the embedded speech."""
 _ROWS_AT_ONCE = 256
+_MAX_SHOWN = 300
+"""Characters of a path that a message shows: what is no path may be as long as a sound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def _utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance:
     try:
         n_bytes = file.stat().st_size
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: the audio file {str(file)!r} cannot be found") from error
+        raise DataError(f"{name}: the audio file {str(file)[:_MAX_SHOWN]!r} cannot be found") from error
     return Utterance(name=name, audio=file, n_bytes=n_bytes, text=text.strip())
 
 

@@ -2,7 +2,7 @@
 
 from earshot.evaluation.compare import STAGES, Listener, evaluate
 from earshot.evaluation.progress import shown
-from earshot.evaluation.report import print_table, write_report
+from earshot.evaluation.report import model_card_table, print_table, write_report
 from earshot.evaluation.results import Answered, Report, read_report
 from earshot.evaluation.suite import Item, load_suite
 
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "evaluate",
     "load_suite",
+    "model_card_table",
     "print_table",
     "read_report",
     "shown",

@@ -117,7 +117,7 @@ def evaluate(
     return Report(
         suite=name,
         items=answered,
-        command=_command_line() if command is None else command,
+        command=(_command_line() if command is None else command).encode("utf-8", "replace").decode(),
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         about=dict(about or {}),

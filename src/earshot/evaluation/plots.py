@@ -20,12 +20,14 @@ SMOOTHING_SHARE = 0.05
 MIN_RATIO_OF_LOG_SCALE = 8.0
 """A curve that falls by more than this is drawn on a logarithmic scale."""
 
-_FIRST = ("loss", "hidden", "align", "end")
+_FIRST = ("loss", "hidden", "align", "name", "end", "spot")
 _TITLES = {
     "loss": "Loss",
     "hidden": "Hidden state distance",
     "align": "Input alignment",
+    "name": "Naming",
     "end": "Sentence end",
+    "spot": "Spotting of tokens",
     "lr": "Learning rate",
     "clips_per_s": "Clips per second",
 }

@@ -101,3 +101,19 @@ def _caption(report: Report) -> str:
     if report.n_own_targets:
         kept += f" {report.n_own_targets} items expect the LLM's own answer to the text: right by definition."
     return kept
+
+
+def model_card_table(report: Report) -> str:
+    """The three numbers as Markdown, for the model card."""
+    lines = [
+        f"Evaluated on the suite `{report.suite}`; right answers with 95 % intervals:\n",
+        "| | n | text ceiling | cascade | ear |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in named_tables(report):
+        cells = [
+            f"{percent(score.accuracy)} ({interval(score.ci95)})"
+            for score in (row.text_ceiling, row.cascade, row.ear)
+        ]
+        lines.append(f"| {name} | {row.n} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

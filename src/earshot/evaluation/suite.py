@@ -19,6 +19,8 @@ from earshot.evaluation.metrics import normalise
 
 KEYS = ("audio", "text", "instruction", "answer", "id", "group")
 """The keys of a suite's line; the first two are required."""
+MAX_SHOWN = 300
+"""Characters of a path that a message shows: what is no path may be as long as a sound."""
 POCKET_SUITE = "pocket"
 """The embedded suite's name: spoken questions, by voices that the embedded speech does not have."""
 
@@ -70,7 +72,7 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
             sound that is not there, or repeats an id. The message says which.
     """
     path = Path(locate("pocket/suite") + ".parquet" if name == POCKET_SUITE else name)
-    if not path.is_file():
+    if not _is_file(path):
         raise DataError(
             f"{path}: no such suite file; give the path of a JSONL or parquet file, or {POCKET_SUITE}"
         )
@@ -169,10 +171,20 @@ def _item(line: str, *, default_id: str, folder: Path) -> Item:
         raise DataError(f'a JSON object with "audio" and "text" is expected, this is {_kind(fields)}')
     _check_fields(fields)
     audio = folder / fields["audio"]
-    if not audio.is_file():
-        raise DataError(f"no audio file {audio}; paths are relative to the suite's own folder")
+    if not _is_file(audio):
+        raise DataError(
+            f"no audio file {str(audio)[:MAX_SHOWN]}; paths are relative to the suite's own folder"
+        )
     given = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
     return Item(**({"id": default_id} | given), audio=audio)
+
+
+def _is_file(path: Path) -> bool:
+    """False as well for what cannot be a path: a name that is too long, or one with a zero in it."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_fields(fields: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import math
 import signal
 import time
@@ -17,13 +18,21 @@ from earshot import checkpoint
 from earshot.config import Recipe, TrainSettings, to_toml
 from earshot.data.sampler import BatchSampler
 from earshot.data.sources import load_utterances
-from earshot.errors import EarshotError
+from earshot.errors import DataError, EarshotError
 from earshot.model import Ear, EarSettings
 from earshot.storage import write_text
 from earshot.training.distil import Terms, distillation_terms, term_counts, weighted_sum
 from earshot.training.examples import Examples
 from earshot.training.progress import Progress
-from earshot.training.state import MetricsLog, Row, begun_steps, check_state, load_state, save_state
+from earshot.training.state import (
+    MetricsLog,
+    Row,
+    begun_steps,
+    check_state,
+    keep_origin,
+    load_state,
+    save_state,
+)
 
 __all__ = [
     "Run",
@@ -93,9 +102,13 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     utterances = load_utterances(recipe.data.source, recipe.data.n_clips)
     torch.manual_seed(recipe.train.seed)
     ear = Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector))
-    examples = Examples(ear, utterances)
+    examples = Examples(ear, utterances, recipe.data.n_views)
     if recipe.data.cache_features:
-        examples.keep_features((progress or Progress()).preparing)
+        progress = progress or Progress()
+        try:
+            examples.keep_features(progress.preparing)
+        finally:
+            progress.close()
     lengths = [utterance.n_bytes for utterance in utterances]
     return Run(
         recipe=recipe,
@@ -140,13 +153,19 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
     progress = progress or Progress()
     n_steps = run.recipe.train.n_steps
     step = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe)
+    keep_origin(run.folder, _origin(run), step)
     write_text(run.folder / "recipe.toml", to_toml(run.recipe))
     metrics = MetricsLog(run.folder, step)
     with _stop_requests() as was_asked_to_stop, progress.training(step, n_steps):
         since_log: list[Terms] = []
         started = time.monotonic()
         while step < n_steps:
-            terms = train_step(run, step)
+            try:
+                terms = train_step(run, step)
+            except DataError:  # before anything was learned from the bad clip
+                if step:
+                    save_state(run.folder, run.ear.connector, run.optimizer, step, run.recipe)
+                raise
             since_log.append(terms)
             step += 1
             progress.advance(step)
@@ -166,6 +185,15 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
     return run.ear
 
 
+def _origin(run: Run) -> dict[str, str]:
+    """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
+    ear, speech = run.ear, hashlib.sha256()
+    for utterance in run.examples.utterances:
+        speech.update(f"{utterance.n_bytes} {utterance.text}\n".encode())
+    bases = checkpoint.fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer)
+    return {**bases, "speech": speech.hexdigest()[:16]}
+
+
 def train_step(run: Run, step: int) -> Terms:
     """One optimizer step.
 
@@ -174,7 +202,11 @@ def train_step(run: Run, step: int) -> Terms:
     settings = run.recipe.train
     for group in run.optimizer.param_groups:
         group["lr"] = settings.peak_lr * lr_factor(step, settings)
-    return _optimise(run, run.sampler[step], leads=_leads(run.recipe, step))
+    torch.manual_seed(
+        hash((settings.seed, step))
+    )  # of dropout: a run that goes on draws what it would have drawn
+    view = run.sampler.epoch(step) % run.recipe.data.n_views
+    return _optimise(run, run.sampler[step], view=view, leads=_leads(run.recipe, step))
 
 
 def _leads(recipe: Recipe, step: int) -> bool:
@@ -182,7 +214,7 @@ def _leads(recipe: Recipe, step: int) -> bool:
     return step < recipe.objective.lead_share * recipe.train.n_steps
 
 
-def _optimise(run: Run, numbers: Sequence[int], *, leads: bool) -> Terms:
+def _optimise(run: Run, numbers: Sequence[int], *, view: int = 0, leads: bool) -> Terms:
     """Brings the connector closer on some clips, in as many parts as the recipe says, with the result of one.
 
     All parts are encoded before the first is learned from, as only then is it known what share of each term
@@ -191,12 +223,14 @@ def _optimise(run: Run, numbers: Sequence[int], *, leads: bool) -> Terms:
     ear, objective, device = run.ear, run.recipe.objective, run.ear.device.type
     n_parts = min(run.recipe.train.n_accumulated, len(numbers))
     edges = [part * len(numbers) // n_parts for part in range(n_parts + 1)]
-    batches = [run.examples.batch(numbers[start:stop]) for start, stop in pairwise(edges)]
+    batches = [run.examples.batch(numbers[start:stop], view) for start, stop in pairwise(edges)]
     counts = [term_counts(ear, batch) for batch in batches]
+    candidates = torch.cat([batch.tokens for batch in batches]).unique()
     sums: Terms = {}
+    ear.connector.train()
     for batch, count in zip(batches, counts, strict=True):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            terms = distillation_terms(ear, batch, objective, leads=leads)
+            terms = distillation_terms(ear, batch, objective, leads=leads, candidates=candidates)
         for name in terms:
             terms[name] = terms[name] * (count[name] / sum(other[name] for other in counts))
         loss = weighted_sum(terms, objective)
@@ -206,6 +240,7 @@ def _optimise(run: Run, numbers: Sequence[int], *, leads: bool) -> Terms:
     sums["grad_norm"] = nn.utils.clip_grad_norm_(ear.connector.parameters(), run.recipe.train.clip_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    ear.connector.eval()
     return sums
 
 

@@ -10,7 +10,7 @@ from rich.table import Column
 
 from earshot.training.state import Row
 
-_TERMS = ("align", "end", "hidden", "kl")
+_TERMS = ("align", "name", "end", "spot", "hidden", "kl")
 _N_PRINTED = 20
 """Lines that a run prints in all where there is no terminal."""
 
@@ -34,10 +34,15 @@ class Progress:
             self._bar.start()
         self._bar.update(self._task, completed=n_done)
         if n_done == n:
-            self._bar.stop()
-            self._bar = None
+            self.close()
             if not self.console.is_terminal:
                 self.console.print(f"{n} clips encoded")
+
+    def close(self) -> None:
+        """Gives the terminal back, also when what was shown has not come to its end."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     @contextlib.contextmanager
     def training(self, step: int, n_steps: int) -> Generator[None]:

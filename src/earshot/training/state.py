@@ -15,7 +15,7 @@ from earshot.storage import write_text, written_whole
 
 Row = dict[str, int | float]
 """A line of metrics.jsonl: the step, and means over the steps since the line before."""
-STATE, METRICS = "state.safetensors", "metrics.jsonl"
+STATE, METRICS, ORIGIN = "state.safetensors", "metrics.jsonl", "origin.json"
 _OPTIMIZER = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a weight; its step is not the run's where a weight had no gradient at first."""
 
@@ -96,6 +96,32 @@ def check_state(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run of another recipe: {names[0]} was {before.get(names[0])!r} and is"
             f" {now.get(names[0])!r}; go on with the recipe it began with, or give another folder as out"
         )
+
+
+def keep_origin(folder: Path, origin: dict[str, str], step: int) -> None:
+    """Writes beside a new run what it learns from, and refuses to go on with one that learned from something else.
+
+    Args:
+        origin: fingerprints by name
+        step: where the run stands; 0 is a new one
+
+    Raises:
+        CheckpointError: another encoder, LLM, tokenizer or speech than the run began with, or a full disk
+    """
+    path = folder / ORIGIN
+    if step and path.exists():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(path, error) from error
+        changed = [name for name in origin if before.get(name) != origin[name]]
+        if changed:
+            raise CheckpointError(
+                f"{folder} holds a run that began with another {changed[0]}: its fingerprint was"
+                f" {before.get(changed[0])} and is {origin[changed[0]]}; bring back the one it began with,"
+                " or give another folder as out"
+            )
+    write_text(path, json.dumps(origin, indent=1) + "\n")
 
 
 def begun_steps(folder: Path) -> int | None:

@@ -1,0 +1,160 @@
+"""Where in the sound each token of a transcript is spoken: tensors in, tensors out.
+
+A clip is a chain: pause, token, pause, token, ..., pause. Each encoder position belongs to one link, and the next
+position to the same link or the next one. It is CTC's chain (Graves et al., 2006) with a pause between any two
+tokens that cannot be skipped, so that where a token is and where it ends can be seen without knowing which it is.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+NAMING_TEMPERATURE = 0.1
+"""One token is told from another at a tenth of the candidates' mean squared spread."""
+
+
+def naming_logits(heard: Float[Tensor, "*N D"], candidates: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
+    """How likely each candidate is meant: the likelier the closer it lies.
+
+    The negative squared L2 distance, in units of how far candidates lie from their mean, over
+    `NAMING_TEMPERATURE`. In float32 at least.
+
+    Args:
+        heard: points in the LLM's embedding space
+        candidates: embeddings to choose from, such as those of all tokens in a batch's transcripts
+    """
+    heard, candidates = precise(heard), precise(candidates)
+    spread = (candidates - candidates.mean(0)).square().sum(1).mean()
+    distances = heard.square().sum(-1, keepdim=True) - 2 * heard @ candidates.T + candidates.square().sum(1)
+    return -distances / (NAMING_TEMPERATURE * spread.clamp(min=torch.finfo(spread.dtype).eps))
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """What the clips of a batch say, for training."""
+
+    n_tokens: Int[Tensor, " B"]
+    wanted: Int[Tensor, "B T"]
+    """Which candidate each token is; what stands from n_tokens on does not matter."""
+    candidates: Float[Tensor, "C D"]
+    """Embeddings to tell from each other, such as those of all tokens in the batch's transcripts."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where the tokens of each transcript are spoken, over all ways that the chain can lie in the sound."""
+
+    log_likelihood: Float[Tensor, " B"]
+    """In nats; zero for a clip too short for its transcript."""
+    posterior: Float[Tensor, "B T S"]
+    """Probability that a token is spoken at a position; it has no gradient. Even for a clip that is too short."""
+
+
+def align(
+    log_spoken: Float[Tensor, "B S T"],
+    log_pause: Float[Tensor, "B S"],
+    n_text: Int[Tensor, " B"],
+    mask: Bool[Tensor, "B S"],
+) -> Alignment:
+    """Every way to lay the chain of a transcript into its clip, by the forward-backward algorithm.
+
+    Args:
+        log_spoken: log-probability that a position speaks each token of the transcript; tokens from n_text on
+            are ignored
+        log_pause: that it speaks none
+        n_text: tokens of each transcript, at least one
+        mask: true where a position belongs to the clip, from its first on
+    """
+    log_likelihood, posterior = _Chain.apply(precise(log_spoken), precise(log_pause), n_text, mask)
+    return Alignment(log_likelihood, posterior)
+
+
+class _Chain(torch.autograd.Function):
+    """The gradient of the log-likelihood is the posterior, which the forward pass has to find anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_spoken: Tensor, log_pause: Tensor, n_text: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        n_links, n_positions = 2 * n_text + 1, mask.sum(1)
+        links = _links(log_spoken, log_pause)  # (B, S, 2T + 1)
+        # Backward is forward through the chain and the clip from their ends: both in one loop.
+        from_end = _reversed(_reversed(links, n_positions, 1), n_links, 2)
+        sums = _prefix_sums(torch.cat([links, from_end]))
+        forward, backward = sums.chunk(2)
+        backward = _reversed(_reversed(backward, n_positions, 1), n_links, 2)
+        rows = torch.arange(len(links), device=links.device)
+        last = forward[rows, n_positions - 1]  # (B, 2T + 1)
+        total = torch.logaddexp(last[rows, n_links - 1], last[rows, n_links - 2])  # (B)
+        fits = total.isfinite()
+        counts = (
+            mask[..., None] & (torch.arange(links.shape[2], device=links.device) < n_links[:, None])[:, None]
+        )
+        shares = (forward + backward - links - total[:, None, None]).exp()
+        shares = torch.where(counts & fits[:, None, None], shares, 0.0)
+        even = _even_shares(n_text, n_positions, *log_spoken.shape[1:]).to(shares)
+        posterior = torch.where(fits[:, None, None], shares[..., 1::2], even).transpose(
+            1, 2
+        )  # (B, S, T) -> (B, T, S)
+        ctx.save_for_backward(shares)
+        ctx.mark_non_differentiable(posterior)
+        return total.where(fits, 0.0), posterior
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (shares,) = ctx.saved_tensors
+        weighted = shares * gradients[0][:, None, None]
+        return weighted[..., 1::2], weighted[..., ::2].sum(2), None, None
+
+
+def _links(log_spoken: Float[Tensor, "B S T"], log_pause: Float[Tensor, "B S"]) -> Float[Tensor, "B S C"]:
+    """Pause, token, pause, token, ..., pause."""
+    links = log_pause[..., None].repeat(1, 1, 2 * log_spoken.shape[2] + 1)
+    links[..., 1::2] = log_spoken
+    return links
+
+
+def _prefix_sums(links: Float[Tensor, "B S C"]) -> Float[Tensor, "B S C"]:
+    """Log-probability of all ways to be at a link at a position, having begun at the first or the second."""
+    sums = torch.empty_like(links)
+    reached = torch.full_like(links[:, 0], -torch.inf)
+    reached[:, :2] = links[:, 0, :2]
+    sums[:, 0] = reached
+    for position in range(1, links.shape[1]):
+        before = functional.pad(reached[:, :-1], (1, 0), value=-torch.inf)
+        reached = torch.logaddexp(reached, before) + links[:, position]
+        sums[:, position] = reached
+    return sums
+
+
+def _reversed(
+    values: Float[Tensor, "B S C"], lengths: Int[Tensor, " B"], axis: int
+) -> Float[Tensor, "B S C"]:
+    """Each row's first so many entries along an axis in reverse; the rest stays where it is."""
+    place = torch.arange(values.shape[axis], device=values.device)
+    index = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    return values.gather(axis, index.unsqueeze(3 - axis).expand_as(values))
+
+
+def _even_shares(n_text: Int[Tensor, " B"], n_positions: Int[Tensor, " B"], size: int, width: int) -> Tensor:
+    """One token after the other, each for as long as the next."""
+    position = torch.arange(size, device=n_text.device)
+    token = position * n_text[:, None] // n_positions[:, None]
+    is_inside = position < n_positions[:, None]
+    return functional.one_hot(token.clamp(max=width - 1), width) * is_inside[..., None]
+
+
+def runs(is_spoken: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, " B"]]:
+    """The stretches without a pause: which one each position lies in (or behind), and how many there are."""
+    begins = is_spoken & ~functional.pad(is_spoken[:, :-1], (1, 0))
+    count = begins.cumsum(1)
+    return count - 1, count[:, -1]
+
+
+def precise(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """In float32 at least, whatever the models compute in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
