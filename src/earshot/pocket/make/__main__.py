@@ -1,8 +1,8 @@
 """Makes the pocket world from nothing: `python -m earshot.pocket.make BUILD_FOLDER` (hours on two cores).
 
-Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils and flite (Debian packages of these names). Each part
-is made once and kept; run it again and it goes on with what is missing. The ear is the last part: what
-`earshot train recipes/pocket.toml` distils, evaluated.
+Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils and flite (Debian packages of these names, the one
+before the last in non-free). Each part is made once and kept; run it again and it goes on with what is missing. The ear
+is the last part: what `earshot train recipes/pocket.toml` distils, evaluated.
 `--record` writes the hashes of what the package carries to `hashes.json`.
 """
 
