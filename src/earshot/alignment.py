@@ -91,15 +91,13 @@ class _Chain(torch.autograd.Function):
         last = forward[rows, n_positions - 1]  # (B, 2T + 1)
         total = torch.logaddexp(last[rows, n_links - 1], last[rows, n_links - 2])  # (B)
         fits = total.isfinite()
-        counts = (
-            mask[..., None] & (torch.arange(links.shape[2], device=links.device) < n_links[:, None])[:, None]
-        )
+        link = torch.arange(links.shape[2], device=links.device)
+        counts = mask[..., None] & (link < n_links[:, None])[:, None] & fits[:, None, None]
         shares = (forward + backward - links - total[:, None, None]).exp()
-        shares = torch.where(counts & fits[:, None, None], shares, 0.0)
+        shares = torch.where(counts, shares, 0.0)
         even = _even_shares(n_text, n_positions, *log_spoken.shape[1:]).to(shares)
-        posterior = torch.where(fits[:, None, None], shares[..., 1::2], even).transpose(
-            1, 2
-        )  # (B, S, T) -> (B, T, S)
+        posterior = torch.where(fits[:, None, None], shares[..., 1::2], even)
+        posterior = posterior.transpose(1, 2)  # (B, S, T) -> (B, T, S)
         ctx.save_for_backward(shares)
         ctx.mark_non_differentiable(posterior)
         return total.where(fits, 0.0), posterior

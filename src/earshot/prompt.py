@@ -33,8 +33,8 @@ PROBES = (
 )
 """What may be said, as far as a tokenizer cares: first and last characters that merge in different ways."""
 
-# Shadows the renderer's own strftime_now, which reads the clock; a function could not be passed in.
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# Shadows the renderer's own strftime_now, which reads the clock; a function could not be passed in.
 _PINNED_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set parts = format.split('%') -%}{{- parts[0] -}}"
     "{%- for part in parts[1:] -%}{%- set n = 2 if part.startswith('-') else 1 -%}"
