@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from earshot.alignment import Alignment, align, naming_logits, runs
+from earshot.alignment import Alignment, align, likeliest_count, naming_logits
 
 EXAMPLES = settings(max_examples=30)
 clips = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=3)
@@ -136,12 +136,16 @@ def test_half_precision_is_summed_in_full() -> None:
     assert found.log_likelihood.dtype == torch.float32
 
 
-def test_stretches_without_a_pause() -> None:
-    told = torch.tensor([[1, 1, 0, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0]]).bool()
-    number, count = runs(told)
-    assert count.tolist() == [3, 1, 0]
-    assert number[0][told[0]].tolist() == [0, 0, 1, 2]
-    assert number[1][told[1]].tolist() == [0, 0, 0]
+@EXAMPLES
+@given(pairs=clips, seed=st.integers(0, 9))
+def test_the_likeliest_count_has_the_largest_sum_over_paths(pairs: list[tuple[int, int]], seed: int) -> None:
+    spoken, pause, most, mask = scores(pairs, seed)
+    counts = likeliest_count(spoken[..., 0], pause, most, mask)
+    for row, (n_positions, n_most) in enumerate(pairs):
+        any_token = spoken[row, :, :1].expand(-1, n_most)
+        found = [written_out(any_token, pause[row], n_positions, n) for n in range(1, n_most + 1)]
+        totals = torch.stack([torch.tensor(-torch.inf) if one is None else one[0] for one in found])
+        assert counts[row] == totals.argmax() + 1
 
 
 def test_the_nearest_candidate_is_the_likeliest() -> None:

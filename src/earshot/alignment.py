@@ -146,11 +146,27 @@ def _even_shares(n_text: Int[Tensor, " B"], n_positions: Int[Tensor, " B"], size
     return functional.one_hot(token.clamp(max=width - 1), width) * is_inside[..., None]
 
 
-def runs(is_spoken: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, " B"]]:
-    """The stretches without a pause: which one each position lies in (or behind), and how many there are."""
-    begins = is_spoken & ~functional.pad(is_spoken[:, :-1], (1, 0))
-    count = begins.cumsum(1)
-    return count - 1, count[:, -1]
+def likeliest_count(
+    log_spoken: Float[Tensor, "B S"],
+    log_pause: Float[Tensor, "B S"],
+    most: Int[Tensor, " B"],
+    mask: Bool[Tensor, "B S"],
+) -> Int[Tensor, " B"]:
+    """How many tokens each clip most likely speaks, whichever they are, over all ways to lay them into it.
+
+    Args:
+        log_spoken: log-probability that a position speaks a token
+        log_pause: that it speaks none
+        most: no more than so many; at least one
+        mask: true where a position belongs to the clip, from its first on
+    """
+    n_most = int(most.max())
+    # Chains of any length begin alike: the sums of the longest one hold all shorter ones.
+    links = _links(precise(log_spoken)[..., None].expand(-1, -1, n_most), precise(log_pause))
+    last = _prefix_sums(links)[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]  # (B, 2C + 1)
+    totals = torch.logaddexp(last[:, 1::2], last[:, 2::2])  # (B, C): for 1, 2, ..., C tokens
+    count = torch.arange(1, n_most + 1, device=most.device)
+    return totals.masked_fill(count > most[:, None], -torch.inf).argmax(1) + 1
 
 
 def precise(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from earshot.alignment import Transcripts, align, naming_logits, runs
+from earshot.alignment import Transcripts, align, likeliest_count, naming_logits, precise
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features, attention_bias
 from earshot.errors import ConfigError
@@ -43,6 +43,8 @@ class Anchors:
 
     shares: Float[Tensor, "B Q S"]
     """How much each encoder position weighs in a slot; they sum to one, or to zero where there is no token."""
+    queries: Float[Tensor, "B Q E"]
+    """What each slot's stretch sounds like, and the one before it: the decoder is used to the word before."""
     n_tokens: Int[Tensor, " B"]
     log_likelihood: Float[Tensor, " B"] | None
     """In training: of the transcript, by what the single positions say, in nats."""
@@ -76,40 +78,38 @@ class Spotter(nn.Module):
         around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
         return self.dropout(states + around)
 
-    def queries(
-        self, around: Float[Tensor, "B S E"], shares: Float[Tensor, "B Q S"]
-    ) -> Float[Tensor, "B Q E"]:
-        """What each slot's stretch sounds like, and the one before it: the decoder is used to the word before."""
+    def forward(
+        self,
+        states: Float[Tensor, "B S E"],
+        mask: Bool[Tensor, "B S"],
+        most: Int[Tensor, " B"],
+        transcripts: Transcripts | None = None,
+    ) -> Anchors:
+        """Where the tokens of known transcripts are spoken; else where any are, as many as is likeliest.
+
+        Args:
+            most: without transcripts, no more tokens than this
+        """
+        around = self.around(states, mask)
+        logits = precise(self.is_spoken(around)[..., 0])
+        log_spoken, log_pause = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        if transcripts is None:
+            n_tokens = likeliest_count(log_spoken, log_pause, most, mask)
+            links = log_spoken[..., None].expand(-1, -1, int(n_tokens.max()))
+        else:
+            n_tokens = transcripts.n_tokens
+            names = naming_logits(self.token(around), transcripts.candidates).log_softmax(-1)  # (B, S, C)
+            wanted = transcripts.wanted[:, None].expand(-1, names.shape[1], -1)
+            links = log_spoken[..., None] + names.gather(2, wanted)  # (B, S, T)
+        found = align(links, log_pause, n_tokens, mask)
+        shares = found.posterior / found.posterior.sum(2, keepdim=True).clamp(min=1e-6)
         anchors = shares.to(around.dtype) @ around
         before = functional.pad(anchors[:, :-1], (0, 0, 1, 0))
-        return self.to_query(torch.cat([before, anchors], dim=2))
-
-    def read(
-        self, around: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], transcripts: Transcripts
-    ) -> Anchors:
-        """Where the tokens of known transcripts are spoken."""
-        spoken = self.is_spoken(around)[..., 0].float()
-        names = naming_logits(self.token(around), transcripts.candidates).log_softmax(-1)  # (B, S, C)
-        wanted = transcripts.wanted[:, None].expand(-1, names.shape[1], -1)
-        log_spoken = functional.logsigmoid(spoken)[..., None] + names.gather(2, wanted)  # (B, S, T)
-        n_tokens = transcripts.n_tokens
-        found = align(log_spoken, functional.logsigmoid(-spoken), n_tokens, mask)
-        shares = found.posterior / found.posterior.sum(2, keepdim=True).clamp(min=1e-6)
-        return Anchors(shares, n_tokens, found.log_likelihood)
-
-    def listen(
-        self, around: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], most: Int[Tensor, " B"]
-    ) -> Anchors:
-        """Where tokens are spoken, as far as can be heard: at least one, and at most so many."""
-        spoken = self.is_spoken(around)[..., 0].float().masked_fill(~mask, -torch.inf)
-        is_spoken = spoken >= spoken.amax(1, keepdim=True).clamp(max=0)
-        run, n_tokens = runs(is_spoken)
-        slots = torch.arange(int(most.max()), device=run.device)
-        weights = (run[:, None] == slots[:, None]) * (is_spoken * spoken.sigmoid())[:, None]  # (B, Q, S)
         return Anchors(
-            shares=weights / weights.sum(2, keepdim=True).clamp(min=1e-6),
-            n_tokens=n_tokens.minimum(most),
-            log_likelihood=None,
+            shares=shares,
+            queries=self.to_query(torch.cat([before, anchors], dim=2)),
+            n_tokens=n_tokens,
+            log_likelihood=None if transcripts is None else found.log_likelihood,
         )
 
 
@@ -184,17 +184,13 @@ class Connector(nn.Module):
         """
         states, mask = features.states.to(self.projection.weight.dtype), features.mask
         n_text = None if transcripts is None else transcripts.n_tokens
-        n_slots = self._n_slots(features, n_text)
-        queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
         anchors = None
         if self.spotter is not None:
-            around = self.spotter.around(states, mask)
-            if transcripts is None:
-                anchors = self.spotter.listen(around, mask, self.most_tokens(features))
-            else:
-                anchors = self.spotter.read(around, mask, transcripts)
-            shares = functional.pad(anchors.shares, (0, 0, 0, n_slots - anchors.shares.shape[1]))
-            queries = queries + self.spotter.queries(around, shares)
+            anchors = self.spotter(states, mask, self.most_tokens(features), transcripts)
+        n_slots = self._n_slots(features, anchors, n_text)
+        queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
+        if anchors is not None:
+            queries = queries + anchors.queries[:, :n_slots]
         hidden = self._decode(queries, states, attention_bias(mask, states.dtype))
         end_logits = None if self.end_head is None else self.end_head(hidden)[..., 0]
         return AudioTokens(
@@ -204,12 +200,14 @@ class Connector(nn.Module):
             spotting=None if anchors is None else anchors.log_likelihood,
         )
 
-    def _n_slots(self, features: Features, n_text: Int[Tensor, " B"] | None) -> int:
+    def _n_slots(self, features: Features, anchors: Anchors | None, n_text: Int[Tensor, " B"] | None) -> int:
         if self.aligned == "right":
             return self.settings.n_queries
+        if anchors is not None:
+            return min(int(anchors.n_tokens.max()), self.settings.n_queries)
         if n_text is None:
             return int(self.most_tokens(features).max())
-        return min(int(n_text.max()) + (self.end_head is not None), self.settings.n_queries)
+        return min(int(n_text.max()) + 1, self.settings.n_queries)
 
     def _decode(
         self,

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import tempfile
+import wave
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,6 +207,21 @@ def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
             audio = {"bytes": encoded, "path": f"{number:05d}.opus"}
             rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
     write_table(path, rows)
+
+
+def make_broad_speech(heard: Path) -> Path:
+    """All clips of a folder of them as WAV files, and the manifest that names each with its transcript."""
+    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
+    manifest = heard / "speech.jsonl"
+    with (heard / "clips.jsonl").open() as index, manifest.with_suffix(".part").open("w") as lines:
+        for number, clip in enumerate(map(json.loads, index)):
+            name = f"{number // 1000:03d}/{number:06d}.wav"
+            (heard / name).parent.mkdir(exist_ok=True)
+            with wave.open(str(heard / name), "wb") as file:
+                file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+                file.writeframes(samples[clip["start"] : clip["start"] + clip["n"]].tobytes())
+            lines.write(json.dumps({"audio": name, "text": clip["text"]}) + "\n")
+    return manifest.with_suffix(".part").rename(manifest)
 
 
 def make_evaluation_speech(path: Path) -> None:
