@@ -2,7 +2,7 @@
 
 Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils and flite (Debian packages of these names, the one
 before the last in non-free). Each part is made once and kept; run it again and it goes on with what is missing. The ear
-is the last part: what `earshot train recipes/pocket.toml` distils, evaluated.
+is the last part: distilled by the pocket recipe from ten times the clips that the package carries, and evaluated.
 `--record` writes the hashes of what the package carries to `hashes.json`.
 """
 
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from earshot import checkpoint
 from earshot.bases import POCKET
-from earshot.config import load_recipe
+from earshot.config import Recipe, load_recipe
 from earshot.evaluation import evaluate, load_suite, model_card_table, shown
 from earshot.pocket.make import llm, speech, tokens, whisper
 from earshot.pocket.make.speech import Clips
@@ -36,6 +36,8 @@ DISTILLATION = Clips(
     name="distillation", chunks=range(2_000, 2_024), pair_share=0.5, opening_share=0.4, idiolect_share=0.7
 )
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
+BROAD = Clips(name="broad", chunks=range(5_000, 5_240), pair_share=0.5, opening_share=0.4, idiolect_share=0.7)
+"""Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
 N_DISTILLATION_CLIPS = 11_000
 WHISPER_ROUNDS = (
     ((HEARD,), whisper.Round(n_steps=6_500, batch_size=32, peak_lr=2e-3, is_first=True, stops_at=2_500)),
@@ -74,6 +76,19 @@ def _spoken(build: Path, clips: Clips) -> Path:
     return folder
 
 
+def _broad_recipe(build: Path, manifest: Path) -> Recipe:
+    """The pocket recipe for ten times the clips: fewer views, more steps, and less to hold it back."""
+    recipe = load_recipe(POCKET / "recipe.toml")
+    return replace(
+        recipe,
+        out=str(build / "run"),
+        connector=replace(recipe.connector, dropout=0.05),
+        objective=replace(recipe.objective, lead_share=0.9),
+        data=replace(recipe.data, source=str(manifest), n_views=2),
+        train=replace(recipe.train, n_steps=26_000),
+    )
+
+
 def make(build: Path) -> None:
     """The two models, the tables and the ear, in this order."""
     # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
@@ -95,7 +110,7 @@ def make(build: Path) -> None:
     if not (POCKET / "suite.parquet").exists():
         speech.make_evaluation_speech(POCKET / "suite.parquet")
     if not (POCKET / "ear").exists():
-        ear = train(replace(load_recipe(POCKET / "recipe.toml"), out=str(build / "run")))
+        ear = train(_broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
         with shown(Console()) as progress:
             report = evaluate(ear, load_suite("pocket"), name="pocket", progress=progress)
         checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
@@ -103,7 +118,7 @@ def make(build: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m earshot.pocket.make", description=__doc__.split("\n")[0])
-    parser.add_argument("build", type=Path, help="folder for what is made on the way (3 GB)")
+    parser.add_argument("build", type=Path, help="folder for what is made on the way (40 GB)")
     parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
     arguments = parser.parse_args()
     if not arguments.record:
