@@ -18,7 +18,7 @@ from earshot.connector import (
     StackingConnector,
     new_connector,
 )
-from earshot.encoder import Features
+from earshot.encoder import Features, attention_bias
 from earshot.errors import ConfigError
 
 D_LLM, D_ENCODER, N_POSITIONS = 24, 32, 64
@@ -334,7 +334,7 @@ def test_a_faint_token_counts_wherever_it_may_be() -> None:
 def test_where_nothing_is_spotted_there_is_one_token() -> None:
     made, batch = spotter([-9.0, -4.0, -9.0]), features(3)
     assert made(batch).n_tokens.tolist() == [1]
-    anchors = made.spotter(batch.states, batch.mask, torch.tensor([2]))
+    anchors = made.spotter(batch.states, batch.mask, None, torch.tensor([2]))
     torch.testing.assert_close(anchors.shares, torch.tensor([[[0.0, 1.0, 0.0]]]), atol=0.02, rtol=0)
 
 
@@ -350,7 +350,7 @@ def test_no_more_slots_are_decoded_than_the_longest_clip_has_tokens() -> None:
 
 def test_the_louder_a_position_speaks_the_more_it_weighs() -> None:
     made, batch = spotter([-5.0, 0.0, 4.0, -5.0]), features(4)
-    (shares,) = made.spotter(batch.states, batch.mask, torch.tensor([1])).shares[0]
+    (shares,) = made.spotter(batch.states, batch.mask, None, torch.tensor([1])).shares[0]
     assert shares[2] > 0.6 > shares[1] > 0.2 > shares[0]
     assert shares.sum() == pytest.approx(1)
 
@@ -359,7 +359,8 @@ def test_in_training_tokens_are_where_the_transcript_says() -> None:
     """Known tokens are found in order, each clip's shares sum to one, and the likelihood teaches the spotter."""
     made, batch = connector("anchored"), features(60, 25)
     transcripts = said(4, 7)
-    anchors = made.spotter(batch.states, batch.mask, torch.tensor([20, 20]), transcripts)
+    bias = attention_bias(batch.mask, batch.states.dtype)
+    anchors = made.spotter(batch.states, batch.mask, bias, torch.tensor([20, 20]), transcripts)
     for row, n in enumerate((4, 7)):
         torch.testing.assert_close(anchors.shares[row, :n].sum(1), torch.ones(n))
         assert not anchors.shares[row, n:].any()
@@ -376,7 +377,7 @@ def test_in_training_tokens_are_where_the_transcript_says() -> None:
 def test_a_spotter_learns_where_words_are() -> None:
     """From transcripts alone: each of three words is a direction of the states, held for a few positions."""
     torch.manual_seed(0)
-    made = Spotter(D_ENCODER, D_LLM, dropout=0.0)
+    made = Spotter(pretrained().config, D_LLM)
     candidates, sounds = torch.randn(3, D_LLM), 4 * torch.randn(3, D_ENCODER)
     optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
@@ -392,14 +393,14 @@ def test_a_spotter_learns_where_words_are() -> None:
     mask, most = torch.ones(16, 40, dtype=torch.bool), torch.full((16,), 20)
     for _ in range(120):
         states, transcripts = batch()
-        anchors = made(states, mask, most, transcripts)
+        anchors = made(states, mask, None, most, transcripts)
         assert anchors.log_likelihood is not None
         loss = -anchors.log_likelihood.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     states, transcripts = batch()
-    anchors = made(states, mask, most)
+    anchors = made(states, mask, None, most)
     assert (anchors.n_tokens == 4).float().mean() > 0.9
 
 

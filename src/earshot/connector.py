@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperDecoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoderLayer
 
 from earshot.alignment import Transcripts, align, likeliest_count, naming_logits, precise
 from earshot.config import ConnectorSettings
@@ -53,14 +53,18 @@ class Anchors:
 class Spotter(nn.Module):
     """Hears position by position whether a token is being spoken, and roughly which.
 
+    A convolution over the positions beside it and one more layer of the encoder's kind, over all of them, make up for
+    what the frozen encoder was not asked for.
+
     Tokens in a row are told apart by the pause that `earshot.alignment` wants between them, be it one position long.
 
     Source: Paraformer-v2, An et al., arXiv 2409.17746: CTC's spikes below a non-autoregressive decoder. Here a spike
     lies in the LLM's own embedding space.
     """
 
-    def __init__(self, d_encoder: int, d_llm: int, dropout: float) -> None:
+    def __init__(self, whisper: WhisperConfig, d_llm: int) -> None:
         super().__init__()
+        d_encoder = whisper.d_model
         self.neighbourhood = nn.Conv1d(d_encoder, d_encoder, kernel_size=5, padding=2)
         self.is_spoken = nn.Linear(d_encoder, 1)
         self.token = nn.Sequential(
@@ -69,28 +73,33 @@ class Spotter(nn.Module):
         self.to_query = nn.Sequential(
             nn.Linear(2 * d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_encoder)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(whisper.dropout)
+        self.context = WhisperEncoderLayer(whisper)
         nn.init.constant_(self.is_spoken.bias, -2.5)  # of fifty positions a second about four speak
 
-    def around(self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S E"]:
-        """Each position with what lies beside it."""
+    def around(
+        self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], bias: Float[Tensor, "B 1 1 S"] | None
+    ) -> Float[Tensor, "B S E"]:
+        """Each position with what lies around it."""
         heard = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
         around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
-        return self.dropout(states + around)
+        return self.context(self.dropout(states + around), bias)
 
     def forward(
         self,
         states: Float[Tensor, "B S E"],
         mask: Bool[Tensor, "B S"],
+        bias: Float[Tensor, "B 1 1 S"] | None,
         most: Int[Tensor, " B"],
         transcripts: Transcripts | None = None,
     ) -> Anchors:
         """Where the tokens of known transcripts are spoken; else where any are, as many as is likeliest.
 
         Args:
+            bias: the mask, as attention scores take it
             most: without transcripts, no more tokens than this
         """
-        around = self.around(states, mask)
+        around = self.around(states, mask, bias)
         logits = precise(self.is_spoken(around)[..., 0])
         log_spoken, log_pause = functional.logsigmoid(logits), functional.logsigmoid(-logits)
         if transcripts is None:
@@ -143,9 +152,7 @@ class Connector(nn.Module):
         self.positions = nn.Parameter(stack.embed_positions.weight[: settings.n_queries].detach().clone())
         self.projection = nn.Linear(config.d_model, d_llm)
         self.end_head = nn.Linear(config.d_model, 1) if settings.form == "left" else None
-        self.spotter = (
-            Spotter(config.d_model, d_llm, settings.dropout) if settings.form == "anchored" else None
-        )
+        self.spotter = Spotter(config, d_llm) if settings.form == "anchored" else None
 
     @property
     def aligned(self) -> Literal["left", "right"]:
@@ -184,14 +191,15 @@ class Connector(nn.Module):
         """
         states, mask = features.states.to(self.projection.weight.dtype), features.mask
         n_text = None if transcripts is None else transcripts.n_tokens
+        bias = attention_bias(mask, states.dtype)
         anchors = None
         if self.spotter is not None:
-            anchors = self.spotter(states, mask, self.most_tokens(features), transcripts)
+            anchors = self.spotter(states, mask, bias, self.most_tokens(features), transcripts)
         n_slots = self._n_slots(features, anchors, n_text)
         queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
         if anchors is not None:
             queries = queries + anchors.queries[:, :n_slots]
-        hidden = self._decode(queries, states, attention_bias(mask, states.dtype))
+        hidden = self._decode(queries, states, bias)
         end_logits = None if self.end_head is None else self.end_head(hidden)[..., 0]
         return AudioTokens(
             tokens=self.projection(hidden),

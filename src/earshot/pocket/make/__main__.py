@@ -85,7 +85,7 @@ def _broad_recipe(build: Path, manifest: Path) -> Recipe:
         connector=replace(recipe.connector, dropout=0.05),
         objective=replace(recipe.objective, lead_share=0.9),
         data=replace(recipe.data, source=str(manifest), n_views=2),
-        train=replace(recipe.train, n_steps=26_000),
+        train=replace(recipe.train, n_steps=18_000),
     )
 
 
