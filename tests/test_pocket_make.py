@@ -9,10 +9,13 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
+from earshot.audio import load_audio
 from earshot.augment import augment, augment_batch, mask_patches
 from earshot.bases import POCKET
+from earshot.data.sources import load_utterances
 from earshot.pocket.make import tokens, voices, world
-from earshot.pocket.make.speech import heard_text
+from earshot.pocket.make.__main__ import ACCENTS, BROAD, DISTILLATION, HEARD, JOINTS, OPENINGS
+from earshot.pocket.make.speech import heard_text, make_broad_speech
 from earshot.pocket.make.whisper import LETTERS, N_WORKERS, HeardSpeech, Hearing, Round, new_whisper
 
 TRAINING = Round(n_steps=3, batch_size=8, peak_lr=1e-3, is_first=True)
@@ -151,3 +154,17 @@ def test_each_clip_of_a_batch_is_augmented_as_if_alone():
         assert n_frames[row] == alone.shape[1] <= 110
         assert torch.equal(heard[row, :, : n_frames[row]], alone)
         assert not heard[row, :, n_frames[row] :].any()
+
+
+def test_no_clip_is_heard_by_the_encoder_and_by_an_ear():
+    heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, BROAD)]
+    assert len(set.union(*heard)) == sum(map(len, heard))
+
+
+def test_broad_speech_is_a_manifest_of_the_very_samples(heard):
+    utterances = load_utterances(str(make_broad_speech(heard)))
+    clips = [json.loads(line) for line in (heard / "clips.jsonl").read_text().splitlines()]
+    assert [utterance.text for utterance in utterances] == [clip["text"] for clip in clips]
+    samples, last = np.fromfile(heard / "samples.i16", dtype=np.int16), clips[-1]
+    loaded = load_audio(utterances[-1].audio)
+    np.testing.assert_array_equal(loaded * 32768, samples[last["start"] : last["start"] + last["n"]])

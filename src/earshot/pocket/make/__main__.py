@@ -38,7 +38,7 @@ DISTILLATION = Clips(
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
 BROAD = Clips(name="broad", chunks=range(5_000, 5_240), pair_share=0.5, opening_share=0.4, idiolect_share=0.7)
 """Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
-N_DISTILLATION_CLIPS = 11_000
+N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (
     ((HEARD,), whisper.Round(n_steps=6_500, batch_size=32, peak_lr=2e-3, is_first=True, stops_at=2_500)),
     ((HEARD, JOINTS, JOINTS), whisper.Round(n_steps=5_500, batch_size=16, peak_lr=1.2e-3)),
@@ -76,7 +76,7 @@ def _spoken(build: Path, clips: Clips) -> Path:
     return folder
 
 
-def _broad_recipe(build: Path, manifest: Path) -> Recipe:
+def broad_recipe(build: Path, manifest: Path) -> Recipe:
     """The pocket recipe for ten times the clips: fewer views, more steps, and less to hold it back."""
     recipe = load_recipe(POCKET / "recipe.toml")
     return replace(
@@ -110,7 +110,7 @@ def make(build: Path) -> None:
     if not (POCKET / "suite.parquet").exists():
         speech.make_evaluation_speech(POCKET / "suite.parquet")
     if not (POCKET / "ear").exists():
-        ear = train(_broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
+        ear = train(broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
         with shown(Console()) as progress:
             report = evaluate(ear, load_suite("pocket"), name="pocket", progress=progress)
         checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
