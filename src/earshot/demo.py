@@ -143,7 +143,7 @@ def _evaluated(ear: Ear, items: Sequence[Item], out: Path, console: Console, com
     contenders = [Contender(name=own, ear=ear, report=report)]
     if Path(locate(SHIPPED)).is_dir():
         shipped = checkpoint.load(SHIPPED)
-        name = "shipped with earshot, trained longer by the same recipe"
+        name = "shipped with earshot, trained longer and on more speech"
         report = _report(shipped, items, name, console, command, reading=report)
         contenders.append(Contender(name=name, ear=shipped, report=report))
     else:
