@@ -185,9 +185,9 @@ class Connector(nn.Module):
         """Audio tokens of a batch of clips.
 
         Args:
-            transcripts: in training, where they are known. Aligned to the left, there are then as many slots as
-                the longest one needs and one more to learn the end by, as far as there are queries. Without them
-                the end is where the connector says.
+            transcripts: in training, where they are known. There are then as many slots as the longest one needs
+                (form left: and one more to learn the end by), as far as there are queries; form right always has
+                all. Without them the end is where the connector says.
         """
         states, mask = features.states.to(self.projection.weight.dtype), features.mask
         n_text = None if transcripts is None else transcripts.n_tokens
@@ -235,7 +235,7 @@ class Connector(nn.Module):
         n_slots: int,
         n_text: Int[Tensor, " B"] | None,
     ) -> Int[Tensor, " B"]:
-        """Slots to be read: the transcript's length if known, else those before the first past the end."""
+        """Slots to be read: as many as were anchored; else the transcript's length or those before the end."""
         if anchors is not None:
             return anchors.n_tokens.clamp(max=n_slots)
         if end_logits is None:

@@ -77,7 +77,7 @@ def _spoken(build: Path, clips: Clips) -> Path:
 
 
 def broad_recipe(build: Path, manifest: Path) -> Recipe:
-    """The pocket recipe for ten times the clips: fewer views, more steps, and less to hold it back."""
+    """The pocket recipe for ten times the clips: fewer views, more steps, less to hold it back; 6 GB of features."""
     recipe = load_recipe(POCKET / "recipe.toml")
     return replace(
         recipe,
@@ -118,7 +118,7 @@ def make(build: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m earshot.pocket.make", description=__doc__.split("\n")[0])
-    parser.add_argument("build", type=Path, help="folder for what is made on the way (40 GB)")
+    parser.add_argument("build", type=Path, help="folder for what is made on the way (30 GB)")
     parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
     arguments = parser.parse_args()
     if not arguments.record:
