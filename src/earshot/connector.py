@@ -212,7 +212,7 @@ class Connector(nn.Module):
         if self.aligned == "right":
             return self.settings.n_queries
         if anchors is not None:
-            return min(int(anchors.n_tokens.max()), self.settings.n_queries)
+            return min(anchors.queries.shape[1], self.settings.n_queries)
         if n_text is None:
             return int(self.most_tokens(features).max())
         return min(int(n_text.max()) + 1, self.settings.n_queries)

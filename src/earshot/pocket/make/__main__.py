@@ -36,7 +36,7 @@ DISTILLATION = Clips(
     name="distillation", chunks=range(2_000, 2_024), pair_share=0.5, opening_share=0.4, idiolect_share=0.7
 )
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
-BROAD = Clips(name="broad", chunks=range(5_000, 5_240), pair_share=0.5, opening_share=0.4, idiolect_share=0.7)
+BROAD = replace(DISTILLATION, name="broad", chunks=range(5_000, 5_240))
 """Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (

@@ -6,15 +6,17 @@ import json
 import multiprocessing
 import random
 import tempfile
-import wave
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
 from earshot.audio import SAMPLE_RATE
 from earshot.pocket.make import voices, world
@@ -194,32 +196,32 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=500)
 
 
+def _recorded(heard: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """The clips of a folder of them, each with its samples."""
+    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
+    with (heard / "clips.jsonl").open() as index:
+        for clip in map(json.loads, index):
+            yield clip, samples[clip["start"] : clip["start"] + clip["n"]]
+
+
 def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
     """The first clips of a folder of them, as the table that the distillation reads."""
-    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
     rows = []
-    with (heard / "clips.jsonl").open() as index:
-        for number, clip in enumerate(map(json.loads, index)):
-            if number == n_clips:
-                break
-            encoded = _encode(samples[clip["start"] : clip["start"] + clip["n"]])
-            voice = f"{clip['engine']}:{clip['name']}"
-            audio = {"bytes": encoded, "path": f"{number:05d}.opus"}
-            rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
+    for number, (clip, samples) in enumerate(islice(_recorded(heard), n_clips)):
+        voice = f"{clip['engine']}:{clip['name']}"
+        audio = {"bytes": _encode(samples), "path": f"{number:05d}.opus"}
+        rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
     write_table(path, rows)
 
 
 def make_broad_speech(heard: Path) -> Path:
     """All clips of a folder of them as WAV files, and the manifest that names each with its transcript."""
-    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
     manifest = heard / "speech.jsonl"
-    with (heard / "clips.jsonl").open() as index, manifest.with_suffix(".part").open("w") as lines:
-        for number, clip in enumerate(map(json.loads, index)):
+    with manifest.with_suffix(".part").open("w") as lines:
+        for number, (clip, samples) in enumerate(_recorded(heard)):
             name = f"{number // 1000:03d}/{number:06d}.wav"
             (heard / name).parent.mkdir(exist_ok=True)
-            with wave.open(str(heard / name), "wb") as file:
-                file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-                file.writeframes(samples[clip["start"] : clip["start"] + clip["n"]].tobytes())
+            soundfile.write(heard / name, samples, SAMPLE_RATE)
             lines.write(json.dumps({"audio": name, "text": clip["text"]}) + "\n")
     return manifest.with_suffix(".part").rename(manifest)
 
