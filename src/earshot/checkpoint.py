@@ -18,11 +18,12 @@ from earshot.bases import (
     locate,
     read_device,
 )
-from earshot.config import BaseSettings, from_table, to_table
+from earshot.config import BaseSettings
 from earshot.connector import new_connector
 from earshot.errors import CheckpointError, ConfigError
 from earshot.model import Ear, EarSettings
 from earshot.storage import written_whole
+from earshot.tables import from_table, to_table
 from earshot.version import __version__
 
 FORMAT = 1

@@ -1,33 +1,22 @@
-"""What a run is told, as frozen values, from TOML and back; it knows nothing of how the settings are used."""
+"""What a run is told, as frozen values; it knows nothing of how the settings are used."""
 
-import dataclasses
 import math
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import tomli_w
+from typing import Literal
 
 from earshot.errors import ConfigError
-
-Settings = TypeVar("Settings")
-
-
-def _check(is_fine: bool, name: str, given: object, expected: str) -> None:
-    if not is_fine:
-        raise ConfigError(f"{name} is {given!r}, expected {expected}")
+from earshot.tables import check, from_table
 
 
 def _check_positive(name: str, given: float) -> None:
-    _check(0 < given < math.inf, name, given, "a positive number")
+    check(0 < given < math.inf, name, given, "a positive number")
 
 
 def _check_share(name: str, given: float) -> None:
-    _check(0 <= given <= 1, name, given, "a share between 0 and 1")
+    check(0 <= given <= 1, name, given, "a share between 0 and 1")
 
 
 def _is_date(text: str) -> bool:
@@ -49,7 +38,7 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a date that is none."""
-        _check(_is_date(self.date), "prompt.date", self.date, "a date such as '2024-07-26' (YYYY-MM-DD)")
+        check(_is_date(self.date), "prompt.date", self.date, "a date such as '2024-07-26' (YYYY-MM-DD)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +62,8 @@ class BaseSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a base without a name."""
-        _check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
-        _check(bool(self.llm), "base.llm", self.llm, "a hub id or a local folder")
+        check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
+        check(bool(self.llm), "base.llm", self.llm, "a hub id or a local folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +92,10 @@ class ConnectorSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes that are none."""
-        _check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
+        check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
         _check_positive("connector.slots_per_second", self.slots_per_second)
-        _check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
-        _check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
+        check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
+        check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +128,10 @@ class ObjectiveSettings:
     kl_temperature: float = 1.0
     """Temperature of that divergence."""
 
+    n_answer: int = 1
+    """First tokens of the LLM's own greedy answer at whose positions hidden states are compared too; 1 compares at
+    the position that predicts the first of them, as published."""
+
     lead_share: float = 0.0
     """Share of the steps in which the other terms lead alone, before hidden states and KL join."""
 
@@ -152,18 +145,19 @@ class ObjectiveSettings:
             "spot_weight",
             "kl_weight",
         ):
-            _check(
+            check(
                 0 <= getattr(self, name) < math.inf, f"objective.{name}", getattr(self, name), "zero or more"
             )
+        check(self.n_answer >= 1, "objective.n_answer", self.n_answer, "at least 1")
         _check_positive("objective.kl_temperature", self.kl_temperature)
         _check_share("objective.lead_share", self.lead_share)
-        _check(
+        check(
             self.hidden_weight + self.align_weight + self.kl_weight > 0,
             "objective.align_weight",
             self.align_weight,
             "a positive number, as objective.hidden_weight and objective.kl_weight are zero too",
         )
-        _check(
+        check(
             self.align_weight > 0 or self.lead_share == 0,
             "objective.lead_share",
             self.lead_share,
@@ -175,24 +169,76 @@ class ObjectiveSettings:
 class DataSettings:
     """The transcribed speech to distil from."""
 
-    source: str = "pocket/speech"
-    """A parquet file with audio and text columns, a JSONL manifest, or the embedded "pocket/speech"."""
+    source: tuple[str, ...] = ("pocket/speech",)
+    """One source or several: a parquet, JSONL or tar file (or a pattern of such), a packed folder, a Hugging Face
+    data set by hub id or local folder, or the embedded "pocket/speech"; options behind a "?", such as
+    "user/speech?config=en&split=train&text=sentence&weight=2"."""
 
     n_clips: int | None = None
     """Only the first so many clips; none for all."""
+
+    max_bad_share: float = 0.01
+    """Share of rows that may be skipped as unusable (each is listed in skipped.jsonl); more stop the run."""
+
+    join_share: float = 0.0
+    """Share of the examples that are several clips in a row, up to the encoder's window: long questions need it."""
 
     n_views: int = 1
     """In how many ways each clip is heard, one pass after the other: the first time as it is, then from another
     throat, at another tempo, in a room, through a microphone, with noise."""
 
-    cache_features: bool = False
-    """Keep encoder features in memory from one pass to the next (bfloat16, each view its own; for small sets)."""
+    feature_cache: str | None = None
+    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own)."""
+
+    teacher_cache: str | None = None
+    """Folder of the teacher's states: what is there is used, what is not is computed in the step."""
+
+    n_workers: int = 2
+    """Processes of each rank that read, decode and analyse sound; 0 does it in the training process."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a source without a name or a number of clips that is none."""
-        _check(bool(self.source), "data.source", self.source, "a .parquet or .jsonl file, or pocket/speech")
-        _check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
-        _check(self.n_views >= 1, "data.n_views", self.n_views, "at least 1")
+        expected = "a .parquet, .jsonl or .tar file, a data set, or pocket/speech"
+        check(bool(self.source) and all(self.source), "data.source", self.source, expected)
+        check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
+        check(self.n_views >= 1, "data.n_views", self.n_views, "at least 1")
+        check(self.n_workers >= 0, "data.n_workers", self.n_workers, "zero or more")
+        _check_share("data.max_bad_share", self.max_bad_share)
+        _check_share("data.join_share", self.join_share)
+        for name in ("feature_cache", "teacher_cache"):
+            check(getattr(self, name) != "", f"data.{name}", "", "a folder, or to be left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """How clips are changed before they are heard, each time anew; nothing is, as it stands here."""
+
+    noise_share: float = 0.0
+    """Share of the clips that get noise."""
+
+    noise: str | None = None
+    """Folder of sound files to take the noise from; without it, noise of a random colour is made."""
+
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    """Lowest and highest ratio of speech to noise, in decibels."""
+
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Slowest and fastest speed, as a factor; pitch moves with it."""
+
+    spec_augment: bool = False
+    """Whether stretches of time and bands of frequency are blanked out."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for ranges that are none."""
+        _check_share("augment.noise_share", self.noise_share)
+        for name in ("noise_snr_db", "speed"):
+            low, high = getattr(self, name)
+            is_range = -math.inf < low <= high < math.inf
+            check(is_range, f"augment.{name}", (low, high), "two finite numbers, the smaller one first")
+        check(
+            self.speed[0] >= 0.5 and self.speed[1] <= 2, "augment.speed", self.speed, "factors from 0.5 to 2"
+        )
+        check(self.noise != "", "augment.noise", "", "a folder, or to be left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +278,18 @@ class TrainSettings:
     save_every: int = 500
     """Steps between checkpoints."""
 
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
+    """Whether each rank holds the whole LLM and encoder or a share of their layers (FSDP2); auto shards what would
+    fill more than half of a rank's memory."""
+
+    llm_bits: Literal[16, 8, 4] = 16
+    """Bits of the LLM's weights while training, of which only the gradient's way needs it (8 and 4: bitsandbytes)."""
+
     def __post_init__(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
         for name in ("n_steps", "batch_size", "n_accumulated", "save_every"):
-            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _check(
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        check(
             self.n_accumulated <= self.batch_size,
             "train.n_accumulated",
             self.n_accumulated,
@@ -246,14 +299,14 @@ class TrainSettings:
             _check_positive(f"train.{name}", getattr(self, name))
         for name in ("warmup_share", "final_lr_share"):
             _check_share(f"train.{name}", getattr(self, name))
-        _check(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, "zero or more")
-        _check(
+        check(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, "zero or more")
+        check(
             all(0 <= beta < 1 for beta in self.betas),
             "train.betas",
             self.betas,
             "two numbers from 0 to below 1",
         )
-        _check(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to below 2**63")
+        check(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,17 +321,25 @@ class Recipe:
     connector: ConnectorSettings = field(default_factory=ConnectorSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for choices that exclude each other."""
-        _check(bool(self.out), "out", self.out, "a folder such as runs/mine")
+        check(bool(self.out), "out", self.out, "a folder such as runs/mine")
         one_to_one = self.connector.form in ("left", "anchored")
-        _check(
+        check(
             one_to_one or self.objective.hidden_positions != "all",
             "objective.hidden_positions",
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
+        )
+        changes = self.augment != AugmentSettings() or self.data.join_share > 0
+        check(
+            not changes or self.data.feature_cache is None,
+            "data.feature_cache",
+            self.data.feature_cache,
+            "to be left out: augment and data.join_share make every example anew, kept features would not",
         )
 
 
@@ -300,73 +361,3 @@ def load_recipe(path: Path) -> Recipe:
         return from_table(Recipe, table)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-_TYPE_NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def from_table(kind: type[Settings], table: dict[str, Any], at: str = "") -> Settings:
-    """Settings from a table of plain values; keys that are missing keep their defaults.
-
-    Raises:
-        ConfigError: an unknown or missing key, or a value of the wrong type, by its dotted name
-    """
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(table) - set(hints)):
-        raise ConfigError(f"unknown key {at}{unknown[0]}; expected one of {', '.join(hints)}")
-    values = {name: _value(hints[name], given, at + name) for name, given in table.items()}
-    for setting in dataclasses.fields(kind):  # ty: ignore[invalid-argument-type]
-        has_default = (
-            setting.default is not dataclasses.MISSING or setting.default_factory is not dataclasses.MISSING
-        )
-        if setting.name not in values and not has_default:
-            raise ConfigError(
-                f"{at}{setting.name} is missing; {_expected(hints[setting.name])} is needed there"
-            )
-    return kind(**values)
-
-
-def _value(hint: Any, given: Any, name: str) -> Any:
-    """The given value as the type that its field wants."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        _check(isinstance(given, dict), name, given, f"a table: [{name}] and its keys below")
-        return from_table(hint, given, name + ".")
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        _check(given in args, name, given, "one of " + ", ".join(map(repr, args)))
-        return given
-    if origin is tuple:
-        is_of_length = isinstance(given, list | tuple) and len(given) == len(args)
-        _check(is_of_length, name, given, f"a list of {len(args)} numbers")
-        return tuple(
-            _value(arg, item, f"{name}[{n}]") for n, (arg, item) in enumerate(zip(args, given, strict=True))
-        )
-    if origin in (types.UnionType, typing.Union):
-        if given is None:
-            return None
-        return _value(next(arg for arg in args if arg is not types.NoneType), given, name)
-    if hint is float and type(given) is int and abs(given) < 2**53:
-        return float(given)
-    _check(type(given) is hint, name, given, _expected(hint))
-    return given
-
-
-def _expected(hint: Any) -> str:
-    return _TYPE_NAMES.get(hint, "a value")
-
-
-def to_table(settings: Any) -> dict[str, Any]:
-    """Settings as a table of plain values, what is None left out."""
-    table = dataclasses.asdict(settings)
-
-    def prune(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: prune(item) for name, item in value.items() if item is not None}
-        return list(value) if isinstance(value, tuple) else value
-
-    return prune(table)
-
-
-def to_toml(settings: Any) -> str:
-    """Settings as TOML that `from_table` reads back to the same settings."""
-    return tomli_w.dumps(to_table(settings))

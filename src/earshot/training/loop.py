@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from earshot import checkpoint
-from earshot.config import Recipe, TrainSettings, to_toml
+from earshot.config import Recipe, TrainSettings
 from earshot.data.sampler import BatchSampler
 from earshot.data.sources import load_utterances
 from earshot.errors import DataError, EarshotError
 from earshot.model import Ear, EarSettings
 from earshot.storage import write_text
+from earshot.tables import to_toml
 from earshot.training.distil import Terms, distillation_terms, term_counts, weighted_sum
 from earshot.training.examples import Examples
 from earshot.training.progress import Progress

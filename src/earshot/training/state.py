@@ -9,9 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from earshot.config import Recipe, to_table
+from earshot.config import Recipe
 from earshot.errors import CheckpointError
 from earshot.storage import write_text, written_whole
+from earshot.tables import to_table
 
 Row = dict[str, int | float]
 """A line of metrics.jsonl: the step, and means over the steps since the line before."""

@@ -1,0 +1,84 @@
+"""earshot chat."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from earshot.cli.terminal import EarName, Number
+from earshot.errors import ConfigError
+
+SoundFile = Annotated[Path | None, arg(metavar="[AUDIO]")]
+Text = Annotated[str | None, arg(metavar="TEXT")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Answer one spoken turn."""
+
+    ear: Positional[EarName]
+    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    audio: Positional[SoundFile] = None
+    """What is said: wav, flac, mp3, ogg, opus, webm or m4a."""
+    mic: bool = False
+    """Speak through the microphone in place of a file."""
+    text: Text = None
+    """Text beside the sound, such as "Answer in Spanish."."""
+    system: Text = None
+    """System prompt, in place of the ear's own."""
+    max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
+    """Longest answer, in tokens."""
+    temperature: Number = None
+    """Sample the answer at this temperature; greedy without."""
+    top_p: Number = None
+    """Sample from the likeliest tokens that hold this share of the probability."""
+    seed: int = 0
+    """Of the sampling."""
+
+    def run(self, typed: str) -> int:
+        """Prints the answer while it is made."""
+        if (self.audio is None) != self.mic:
+            raise ConfigError("earshot chat takes one sound: name a file, or speak with --mic")
+        from earshot import checkpoint
+        from earshot.audio import load_audio
+        from earshot.microphone import Microphone
+
+        options = self.options()
+        # Bad sound and a missing microphone are told before the models are loaded.
+        sound = load_audio(self.audio) if self.audio else None
+        microphone = Microphone() if self.mic else None
+        ear = checkpoint.load(self.ear)
+        if microphone:
+            sound = microphone.listen(Console(stderr=True))
+        console = Console()
+        for piece in ear.stream(self.messages(sound), **options):
+            console.out(piece, end="", highlight=False)
+        console.out("")
+        return 0
+
+    def messages(self, sound: Any) -> list[dict[str, Any]]:
+        """The conversation that is asked about a sound."""
+        content: list[dict[str, Any]] = [{"type": "audio", "audio": sound}]
+        if self.text is not None:
+            content.append({"type": "text", "text": self.text})
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": content}]
+
+    def options(self) -> dict[str, Any]:
+        """What `generate` is told."""
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature is {self.temperature:g}, expected 0 (greedy) or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p:g}, expected more than 0 and at most 1")
+        given = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
+        options = {name: value for name, value in given.items() if value is not None}
+        if {"temperature", "top_p"} & options.keys():
+            import torch
+
+            torch.manual_seed(self.seed)
+        return options

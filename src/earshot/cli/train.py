@@ -1,0 +1,38 @@
+"""earshot train."""
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from earshot.cli.terminal import RecipeFile, program, say_how_to_go_on
+from earshot.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Distil an ear; the same command goes on where it was stopped."""
+
+    recipe: Positional[RecipeFile]
+    """What to distil. Any of its settings can be overridden behind it, such as --train.n-steps 100."""
+    settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
+
+    def run(self, typed: str) -> int:
+        """Trains to the last step, or says how to go on."""
+        from earshot.training.loop import Stopped, train
+        from earshot.training.progress import Progress
+
+        console = Console()
+        try:
+            train(self.settings, Progress(console))
+        except Stopped as stop:
+            return say_how_to_go_on(stop, typed)
+        out = shlex.quote(self.settings.out)
+        console.print(f"The ear is in {self.settings.out}. Next:", highlight=False, markup=False)
+        console.out(
+            f"  {program()} eval {out} --suite FILE.jsonl\n  {program()} chat {out} question.wav",
+            highlight=False,
+        )
+        return 0
