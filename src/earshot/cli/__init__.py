@@ -21,7 +21,6 @@ from earshot.config import load_recipe
 from earshot.errors import ConfigError, EarshotError
 from earshot.version import __version__
 
-
 _ABOUT_A_RECIPE = {"train": Train}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
 _OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval}
