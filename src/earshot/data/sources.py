@@ -1,116 +1,68 @@
-"""Transcribed speech from a table or a manifest, as utterances; it decodes no sound."""
+"""Transcribed speech by name: which kind of source a spelling means, and its rows."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from earshot.bases import locate
+from earshot.data.hub import open_data_set
+from earshot.data.manifest import ManifestRows
+from earshot.data.packed import PackedRows, is_packed
+from earshot.data.parquet import ParquetRows, RowGroups
+from earshot.data.rows import Rows
+from earshot.data.speech import Speech
+from earshot.data.spelling import KINDS, POCKET_SPEECH, Spelling, files, parse_all
+from earshot.data.tar import TarRows
 from earshot.errors import DataError
 
-POCKET_SPEECH = "pocket/speech"
-"""The name of the embedded speech."""
-_ROWS_AT_ONCE = 256
-_MAX_SHOWN = 300
-"""Characters of a path that a message shows: what is no path may be as long as a sound."""
+_HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
+_ONLY_HUB = ("config", "split", "revision", "streaming")
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """One spoken sentence and its transcript."""
-
-    name: str
-    """File and row, for messages."""
-    audio: bytes | Path
-    """The encoded sound, or a file that holds it."""
-    n_bytes: int
-    """Size of the encoded sound: near enough its length, without decoding it."""
-    text: str
-    """The transcript, without white space around it."""
-
-
-def load_utterances(source: str, n_clips: int | None = None) -> list[Utterance]:
-    """The utterances of a source, in its own order.
+def open_speech(spellings: Sequence[str], n_clips: int | None = None) -> Speech:
+    """The rows of all sources, one source after the other; no sound is read yet.
 
     Args:
-        source: "pocket/speech", a parquet file with columns `audio` ({bytes, path}) and `text`, or a JSONL
-            manifest of {"audio": path, "text": transcript}; paths are relative to the file that names them
-        n_clips: only the first so many
+        spellings: of each source, as docs/data.md tells
+        n_clips: only the first so many of all rows
 
     Raises:
-        DataError: no such source, the wrong columns, or a row without sound or text
+        ConfigError: a spelling that cannot be
+        DataError: no such source, one that cannot be read at all, or one without rows
     """
-    path = Path(locate(source) + ".parquet") if source == POCKET_SPEECH else Path(source)
-    if path.suffix not in (".parquet", ".jsonl") or not path.is_file():
-        trouble = "no such file" if not path.exists() else "not a data set"
+    groups = RowGroups()
+    sources = []
+    for spelling in parse_all(spellings):
+        rows = _open(spelling, groups, n_clips)
+        if not len(rows):
+            raise DataError(f"source {spelling.name!r} holds no utterances; expected at least one")
+        sources.append((rows, spelling.weight))
+    return Speech(sources, n_clips)
+
+
+def _open(spelling: Spelling, groups: RowGroups, n_clips: int | None) -> Rows:
+    name = spelling.name
+    if name == POCKET_SPEECH:
+        spelling.refuse(*_ONLY_HUB)
+        return ParquetRows([Path(locate(name) + ".parquet")], spelling, groups)
+    path = Path(name).expanduser()
+    if is_packed(path):
+        spelling.refuse(*_ONLY_HUB, "audio", "text", "duration")
+        return PackedRows(path)
+    if name.endswith(_COMPRESSED):
         raise DataError(
-            f"source {source!r}: {trouble}; expected a .parquet or .jsonl file, or {POCKET_SPEECH}"
+            f"source {name!r} is a compressed tar, in which no clip can be found without reading all before it;"
+            " expected a .tar: decompress it (sound is hardly smaller compressed)"
         )
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _manifest_rows(path)
-    utterances = list(islice(rows, n_clips))
-    if not utterances:
-        raise DataError(f"source {source!r} holds no utterances; expected at least one")
-    return utterances
-
-
-def _utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance:
-    """A checked row; its audio is bytes or the name of a file."""
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{name}: the transcript is {text!r}, expected a text that is not empty")
-    if not isinstance(audio, bytes | str) or not audio:
-        raise DataError(f"{name}: the audio is {audio!r}, expected the name or the bytes of a sound file")
-    if isinstance(audio, bytes):
-        return Utterance(name=name, audio=audio, n_bytes=len(audio), text=text.strip())
-    file = folder / audio
-    try:
-        n_bytes = file.stat().st_size
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: the audio file {str(file)[:_MAX_SHOWN]!r} cannot be found") from error
-    return Utterance(name=name, audio=file, n_bytes=n_bytes, text=text.strip())
-
-
-def _parquet_rows(path: Path) -> Iterator[Utterance]:
-    try:
-        with pq.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            if not {"audio", "text"} <= set(names):
-                raise DataError(f"{path} has the columns {', '.join(names)}; expected audio and text")
-            number = 0
-            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=["audio", "text"]):
-                for row in batch.to_pylist():
-                    number += 1
-                    name, audio = f"{path}, row {number}", _embedded(row["audio"])
-                    yield _utterance(name, path.parent, audio, row["text"])
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise DataError(f"{path} is damaged or not a parquet file: {reason}") from error
-
-
-def _embedded(audio: Any) -> Any:
-    """The bytes of Hugging Face's {bytes, path}, or the path where there are none."""
-    return audio.get("bytes") or audio.get("path") if isinstance(audio, dict) else audio
-
-
-def _manifest_rows(path: Path) -> Iterator[Utterance]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _manifest_row(f"{path}, line {number}", path.parent, line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; expected JSON lines in UTF-8") from error
-
-
-def _manifest_row(name: str, folder: Path, line: str) -> Utterance:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{name}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not {"audio", "text"} <= row.keys():
-        raise DataError(f'{name}: expected {{"audio": path, "text": transcript}}')
-    return _utterance(name, folder, row["audio"], row["text"])
+    suffix = path.suffix
+    if suffix in (".parquet", ".jsonl", ".tar"):
+        spelling.refuse(*_ONLY_HUB)
+        found = files(str(path))
+        if suffix == ".parquet":
+            return ParquetRows(found, spelling, groups)
+        return ManifestRows(found, spelling) if suffix == ".jsonl" else TarRows(found, spelling)
+    if path.is_dir() or (_HUB_ID.fullmatch(name) and not path.exists()):
+        return open_data_set(spelling, n_clips)
+    trouble = "not a data set" if path.exists() else "no such file"
+    raise DataError(f"source {name!r}: {trouble}; expected {KINDS}")
