@@ -244,11 +244,7 @@ def load_whisper(name: str, revision: str | None, device: torch.device) -> Whisp
         CheckpointError: nothing there, not a Whisper, or a damaged one
     """
     source, config = _find("encoder", name, revision)
-    if not isinstance(config, WhisperConfig):
-        raise CheckpointError(
-            f"encoder {name!r} is of type {config.model_type!r}, expected a Whisper such as"
-            " openai/whisper-small"
-        )
+    _check_is_whisper(name, config)
     tokenizer = _read_tokenizer(source)
     return Whisper(model=source.read_model(WhisperForConditionalGeneration, device), tokenizer=tokenizer)
 
@@ -273,6 +269,42 @@ def load_llm(
     return llm, tokenizer
 
 
+def outline_whisper(name: str, revision: str | None) -> WhisperForConditionalGeneration:
+    """A Whisper's shapes, on the meta device: of all that lies there its config alone is read.
+
+    Raises:
+        CheckpointError: nothing there, or not a Whisper
+    """
+    _, config = _find("encoder", name, revision)
+    _check_is_whisper(name, config)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    return model.requires_grad_(False).eval()
+
+
+def outline_llm(name: str, revision: str | None) -> PreTrainedModel:
+    """A causal LM's shapes, on the meta device: of all that lies there its config alone is read.
+
+    Raises:
+        CheckpointError: nothing there, or not a causal LM
+    """
+    _, config = _find("LLM", name, revision)
+    _check_is_causal_lm(name, config)
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    return _language_part(llm.requires_grad_(False).eval())
+
+
+def read_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """An LLM's tokenizer, without the LLM.
+
+    Raises:
+        CheckpointError: nothing there, or no tokenizer
+    """
+    source, _ = _find("LLM", name, revision)
+    return _read_tokenizer(source)
+
+
 def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
     tokenizer = source.read(AutoTokenizer)
     # Without its files, some tokenizers come up with special tokens and nothing else.
@@ -282,6 +314,14 @@ def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
             " beside the weights"
         )
     return tokenizer
+
+
+def _check_is_whisper(name: str, config: PreTrainedConfig) -> None:
+    if not isinstance(config, WhisperConfig):
+        raise CheckpointError(
+            f"encoder {name!r} is of type {config.model_type!r}, expected a Whisper such as"
+            " openai/whisper-small"
+        )
 
 
 def _check_is_causal_lm(name: str, config: PreTrainedConfig) -> None:

@@ -1,0 +1,205 @@
+"""What a clip costs by how long it is: polynomials found once, then as cheap as a sum over a batch."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from earshot.alignment import Transcripts
+from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
+from earshot.connector import Connector, StackingConnector, new_connector
+from earshot.encoder import FRAMES_PER_POSITION, Features, encode
+from earshot.model import Ear
+from earshot.plan.shapes import Shapes, read_shapes, shapes_of
+from earshot.plan.trace import Cost, Numbers, prime_counts, trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """FLOPs that the model needs for clips of given lengths, without padding and with nothing computed twice."""
+
+    encoder: Cost
+    """By encoder positions."""
+    connector: Cost
+    """By slots, encoder positions and candidates."""
+    llm: Cost
+    """By positions of its sequence; backward is to its input only, as its weights have no gradient."""
+    head: float
+    """FLOPs of the logits at one position."""
+    d_llm: int
+    n_frame: int
+    """Positions of the LLM's sequence around what is said."""
+    settings: ConnectorSettings
+    objective: ObjectiveSettings
+    is_teacher_cached: bool
+    are_features_kept: bool
+
+    def flops(
+        self,
+        n_positions: np.ndarray,
+        n_tokens: np.ndarray,
+        *,
+        leads: bool,
+        n_read: int | None = None,
+        n_candidates: int | None = None,
+    ) -> float:
+        """FLOPs of a batch.
+
+        Args:
+            n_positions: encoder positions of each clip
+            n_tokens: tokens of each transcript
+            leads: whether the terms that need no LLM are still alone
+            n_read: clips that the teacher reads in the step; without it none if there is a cache, else all
+            n_candidates: tokens told from each other; estimated if not given
+        """
+        n_clips = len(n_positions)
+        if n_clips == 0:
+            return 0.0
+        if n_read is None:
+            n_read = 0 if self.is_teacher_cached else n_clips
+        per_clip = self.parts(n_positions, n_tokens, n_candidates=n_candidates)
+        if self.are_features_kept:
+            per_clip["encoder"] = 0.0
+        if leads or not self.has_student:
+            n_read = 0
+            per_clip["student forward"] = per_clip["student backward"] = 0.0
+        per_clip["teacher"] = per_clip["teacher"] * n_read / n_clips
+        return float(sum(np.sum(np.broadcast_to(part, n_clips)) for part in per_clip.values()))
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the LLM is asked at all."""
+        return self.objective.hidden_weight > 0 or self.objective.kl_weight > 0
+
+    def parts(
+        self, n_positions: Numbers, n_tokens: Numbers, *, n_candidates: Numbers | None = None
+    ) -> dict[str, Numbers]:
+        """FLOPs of each clip by part, as if every part were computed in the step."""
+        if n_candidates is None:
+            n_candidates = n_distinct(float(np.sum(n_tokens)))
+        slots = self.n_slots(n_positions, n_tokens)
+        heard = self.n_heard(n_positions, n_tokens)
+        n_fed = self.objective.n_answer - 1
+        is_kl = self.objective.kl_weight > 0
+        student = self.n_frame + heard + n_fed
+        naming = 0.0
+        if self.objective.name_weight:
+            naming = 2.0 * np.minimum(heard, n_tokens) * n_candidates * self.d_llm
+        return {
+            "encoder": self.encoder.forward(n_positions),
+            "connector forward": self.connector.forward(slots, n_positions, n_candidates) + naming,
+            "connector backward": self.connector.backward(slots, n_positions, n_candidates) + naming,
+            "student forward": self.llm.forward(student) + is_kl * self.head,
+            "student backward": self.llm.backward(student) + is_kl * self.head,
+            "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head,
+        }
+
+    def _teacher(self, n_tokens: Numbers) -> Numbers:
+        """Reads the transcript and, where some of the answer is compared too, answers first."""
+        n_answer = self.objective.n_answer
+        reads = self.llm.forward(self.n_frame + n_tokens + n_answer - 1)
+        return reads if n_answer == 1 else 2 * reads + n_answer * self.head
+
+    def n_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
+        """Slots that the connector computes for a clip."""
+        if self.settings.form == "left":  # one more to learn the end by
+            return np.minimum(np.asarray(n_tokens) + 1, self.settings.n_queries)
+        return self.n_heard(n_positions, n_tokens)
+
+    def n_heard(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
+        """Audio tokens that the LLM is given."""
+        if self.settings.form == "right":
+            return np.full(np.shape(n_tokens), float(self.settings.n_queries))
+        if self.settings.form == "stack":
+            return np.ceil(np.asarray(n_positions) / self.settings.n_stacked)
+        return np.minimum(n_tokens, self.settings.n_queries)
+
+
+def n_distinct(n_tokens: float) -> float:
+    """How many different tokens so much transcript has, roughly: Heaps' law, as English subwords have it."""
+    return min(n_tokens, 15 * n_tokens**0.55)
+
+
+def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
+    """What a recipe's clips cost.
+
+    Args:
+        ear: the recipe's, if it is loaded; else the configs of its bases are read
+
+    Raises:
+        CheckpointError: a base that cannot be found or is of the wrong kind
+    """
+    shapes = read_shapes(recipe) if ear is None else ear
+    shapes = shapes_of(shapes) if isinstance(shapes, Ear) else shapes
+    return CostModel(
+        encoder=_encoder_cost(shapes),
+        connector=_connector_cost(shapes, recipe.objective),
+        llm=_llm_cost(shapes),
+        head=2.0 * shapes.d_llm * shapes.n_vocabulary,
+        d_llm=shapes.d_llm,
+        n_frame=shapes.n_frame,
+        settings=shapes.settings,
+        objective=recipe.objective,
+        is_teacher_cached=recipe.data.teacher_cache is not None,
+        are_features_kept=recipe.data.feature_cache is not None,
+    )
+
+
+def _encoder_cost(shapes: Shapes) -> Cost:
+    encoder, n_mels = shapes.encoder, shapes.whisper.config.num_mel_bins
+    (n_positions,) = prime_counts([encoder], 1)
+    n_frames = n_positions * FRAMES_PER_POSITION
+    mel = torch.empty(1, n_mels, n_frames, device="meta")
+    with torch.no_grad():
+        return trace(lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions])
+
+
+def _llm_cost(shapes: Shapes) -> Cost:
+    llm = shapes.llm.base_model
+    (length,) = prime_counts([llm], 1)
+    embeds = torch.empty(1, length, shapes.d_llm, device="meta", dtype=shapes.llm.dtype, requires_grad=True)
+    return trace(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
+
+
+def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
+    n_slots, n_positions, n_candidates = prime_counts([shapes.connector], 3)
+    settings, config = shapes.settings, copy.deepcopy(shapes.whisper.config)
+    if settings.form == "stack":
+        n_positions = n_slots * settings.n_stacked
+    # With as many queries as the counts want: a recipe's may be fewer, and make no difference to one slot.
+    config.max_target_positions = max(config.max_target_positions, n_slots)
+    with torch.device("meta"):
+        connector = new_connector(config, replace(settings, n_queries=n_slots), shapes.d_llm).train()
+    n_text = n_slots - (settings.form == "left")
+    dtype = shapes.llm.dtype
+    transcripts = Transcripts(
+        n_tokens=torch.tensor([n_text]),
+        wanted=torch.zeros(1, n_text, dtype=torch.long),
+        candidates=torch.empty(n_candidates, shapes.d_llm, device="meta", dtype=dtype),
+    )
+    states = torch.empty(1, n_positions, shapes.d_encoder, device="meta", dtype=dtype)
+    features = Features(states, torch.ones(1, n_positions, dtype=torch.bool))
+    return trace(
+        lambda: _learned(connector, features, transcripts, objective),
+        connector,
+        [n_slots, n_positions, n_candidates],
+    )
+
+
+def _learned(
+    connector: Connector | StackingConnector,
+    features: Features,
+    transcripts: Transcripts,
+    objective: ObjectiveSettings,
+) -> Float[Tensor, ""]:
+    """Something that has a gradient wherever the objective has one."""
+    audio = connector(features, transcripts)
+    learned = audio.tokens.sum()
+    if audio.end_logits is not None and objective.end_weight:
+        learned = learned + audio.end_logits.sum()
+    if audio.spotting is not None and objective.spot_weight:
+        learned = learned + audio.spotting.sum()
+    return learned

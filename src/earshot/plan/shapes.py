@@ -1,0 +1,117 @@
+"""The three models of an ear as shapes without weights, from their configs alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from earshot.bases import embeddings, outline_llm, outline_whisper, read_tokenizer
+from earshot.config import ConnectorSettings, Recipe
+from earshot.connector import Connector, StackingConnector, new_connector
+from earshot.errors import CheckpointError
+from earshot.model import Ear
+from earshot.prompt import ChatTemplate
+
+ASSUMED_PREFIX, ASSUMED_SUFFIX = 25, 5
+"""Tokens of a chat template before and after what is said, where no tokenizer tells: with a short system prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Encoder, connector and LLM on the meta device: every operation has its shapes, none is computed."""
+
+    whisper: Any
+    """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
+    llm: Any
+    connector: Connector | StackingConnector
+    n_prefix: int
+    n_suffix: int
+    is_frame_known: bool
+    """Whether the chat template was read, or its length assumed."""
+
+    @property
+    def encoder(self) -> Any:
+        """What hears."""
+        return self.whisper.model.encoder
+
+    @property
+    def settings(self) -> ConnectorSettings:
+        """Of the connector."""
+        return self.connector.settings
+
+    @property
+    def d_encoder(self) -> int:
+        """E."""
+        return self.whisper.config.d_model
+
+    @property
+    def d_llm(self) -> int:
+        """D."""
+        return embeddings(self.llm).embedding_dim
+
+    @property
+    def n_vocabulary(self) -> int:
+        """V."""
+        return embeddings(self.llm).num_embeddings
+
+    @property
+    def window_positions(self) -> int:
+        """Encoder positions of the full window."""
+        return self.whisper.config.max_source_positions
+
+    @property
+    def n_frame(self) -> int:
+        """Positions of the LLM's sequence around what is said."""
+        return self.n_prefix + self.n_suffix
+
+
+def read_shapes(recipe: Recipe) -> Shapes:
+    """The shapes of a recipe's models: of each base no more than the config is needed, no weight is read.
+
+    Raises:
+        CheckpointError: a base that cannot be found or is of the wrong kind
+        ConfigError: connector settings that do not fit the encoder
+    """
+    base = recipe.base
+    try:
+        whisper = outline_whisper(base.encoder, base.encoder_revision)
+        llm = outline_llm(base.llm, base.llm_revision)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (a plan needs nothing but its config.json: a folder with that alone will do, named by"
+            " --base.encoder or --base.llm)"
+        ) from error
+    try:
+        frame = ChatTemplate(read_tokenizer(base.llm, base.llm_revision), recipe.prompt).frame
+        n_prefix, n_suffix, is_known = len(frame.prefix), len(frame.suffix), True
+    except CheckpointError:
+        n_prefix, n_suffix, is_known = ASSUMED_PREFIX, ASSUMED_SUFFIX, False
+    return Shapes(
+        whisper=whisper,
+        llm=llm,
+        connector=_connector(whisper, recipe.connector, llm),
+        n_prefix=n_prefix,
+        n_suffix=n_suffix,
+        is_frame_known=is_known,
+    )
+
+
+def shapes_of(ear: Ear) -> Shapes:
+    """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
+    with torch.device("meta"):
+        whisper = type(ear.whisper.model)(ear.whisper.config)
+        llm = type(ear.llm)(ear.llm.config)
+    frame = ear.template.frame
+    return Shapes(
+        whisper=whisper.requires_grad_(False).eval(),
+        llm=llm.requires_grad_(False).eval(),
+        connector=_connector(whisper, ear.settings.connector, llm),
+        n_prefix=len(frame.prefix),
+        n_suffix=len(frame.suffix),
+        is_frame_known=True,
+    )
+
+
+def _connector(whisper: Any, settings: ConnectorSettings, llm: Any) -> Connector | StackingConnector:
+    with torch.device("meta"):
+        return new_connector(whisper.config, settings, embeddings(llm).embedding_dim).train()
