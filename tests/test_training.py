@@ -3,8 +3,10 @@
 import errno
 import json
 import math
+import re
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,20 @@ from earshot.config import (
     TrainSettings,
     load_recipe,
 )
+from earshot.data.sampler import Draw
 from earshot.errors import CheckpointError, DataError, EarshotError
 from earshot.model import Ear
 from earshot.training import loop, state
-from earshot.training.distil import distillation_terms
-from earshot.training.loop import Run, Stopped, continue_run, lr_factor, new_optimizer, prepare, steps_within
+from earshot.training.distil import distillation_terms, weighted_sum
+from earshot.training.examples import Batch, Portion, new_batch
+from earshot.training.loop import Stopped, continue_run, steps_within
+from earshot.training.metrics import METRICS, MetricsLog, read_metrics
+from earshot.training.optimizer import lr_factor, new_optimizer
 from earshot.training.progress import Progress
-from earshot.training.state import (
-    MetricsLog,
-    begun_steps,
-    keep_origin,
-    load_state,
-    read_metrics,
-    save_state,
-)
+from earshot.training.run import Run, prepare, with_steps
+from earshot.training.skipped import SKIPPED
+from earshot.training.state import Standing, begun_steps, keep_origin, load_state, save_state
+from earshot.training.step import Taken
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 """Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
@@ -89,7 +91,7 @@ def recipe(base: BaseSettings, speech: Path, tmp_path: Path) -> Recipe:
         base=base,
         connector=ConnectorSettings(n_queries=40),
         objective=ObjectiveSettings(hidden_positions="all", lead_share=0.25),
-        data=DataSettings(source=str(speech), cache_features=True),
+        data=DataSettings(source=(str(speech),), feature_cache=str(tmp_path / "features"), n_workers=0),
         train=TrainSettings(n_steps=20, batch_size=4, peak_lr=2e-3, warmup_share=0.1, save_every=7),
     )
 
@@ -105,6 +107,19 @@ def one_thread() -> Iterator[None]:
 def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
     """The recipe with some settings of some tables changed."""
     return replace(recipe, **{name: replace(getattr(recipe, name), **new) for name, new in tables.items()})
+
+
+def batch_of(run: Run, rows: list[int], view: int = 0) -> Batch:
+    """Some clips as a step is given them."""
+    return new_batch(run.ear, run.examples.portion([Draw(row, view) for row in rows]))
+
+
+def loss_of(run: Run, step: int) -> float:
+    return float(loop.train_step(run, step).terms["loss"])
+
+
+def load(run: Run) -> Standing:
+    return load_state(run.folder, run.ear.connector, run.optimizer, run.recipe)
 
 
 def weights(ear: Ear) -> dict[str, torch.Tensor]:
@@ -149,7 +164,7 @@ def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
 
 def test_golden_losses(recipe: Recipe) -> None:
     run = prepare(recipe)
-    losses = [loop.train_step(run, step)["loss"].item() for step in range(recipe.train.n_steps)]
+    losses = [loss_of(run, step) for step in range(recipe.train.n_steps)]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
         pytest.fail(f"{GOLDEN} was written anew; commit it, and say why the losses changed")
@@ -184,13 +199,13 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
         objective = {"hidden_positions": "suffix"}
     run = runs[form]
     settings = ObjectiveSettings(**objective)
-    terms = distillation_terms(run.ear, run.examples.batch([0, 5, 9]), settings, leads=False)
+    terms = distillation_terms(run.ear, batch_of(run, [0, 5, 9]), settings, leads=False)
     expected = {name for name in ("align", "name", "hidden", "kl") if getattr(settings, f"{name}_weight")}
     expected |= {name for name, of in {"end": "left", "spot": "anchored"}.items() if form == of}
     expected -= {name for name in ("end", "spot") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
-    loop.weighted_sum(terms, settings).backward()
+    weighted_sum(terms, settings).backward()
     gradients = [weight.grad for weight in run.ear.connector.parameters() if weight.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert sum(gradient.abs().sum() for gradient in gradients) > 0
@@ -205,7 +220,7 @@ def runs(base: BaseSettings, speech: Path) -> dict[str, Run]:
                 out="nowhere",
                 base=base,
                 connector=ConnectorSettings(form=form, n_queries=40),
-                data=DataSettings(source=str(speech)),
+                data=DataSettings(source=(str(speech),), n_workers=0),
                 train=TrainSettings(batch_size=5),
             )
         )
@@ -225,7 +240,7 @@ def test_nothing_but_the_connector_changes(recipe: Recipe, form: str) -> None:
 
 def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
     run = prepare(changed(recipe, objective={"lead_share": 0.25}, train={"n_steps": 12}))
-    terms = [set(loop.train_step(run, step)) for step in range(4)]
+    terms = [set(loop.train_step(run, step).terms) for step in range(4)]
     assert terms == [{"loss", "align", "end", "grad_norm"}] * 3 + [
         {"loss", "align", "end", "hidden", "grad_norm"}
     ]
@@ -244,7 +259,7 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: st
         )
         run = prepare(new)
         run.optimizer.zero_grad = lambda: None  # ty: ignore[invalid-assignment]
-        terms = loop.train_step(run, 0)
+        terms = loop.train_step(run, 0).terms
         learned[n_parts] = terms, {name: weight.grad for name, weight in run.ear.connector.named_parameters()}
     assert_close(learned[3], learned[1])
 
@@ -274,45 +289,27 @@ def test_only_matrices_of_layers_decay(runs: dict[str, Run], form: str) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = loop.train_step
+    taken = loop.optimise
 
-    def diverging(run: Run, step: int) -> dict[str, torch.Tensor]:
-        return taken(run, step) | ({"grad_norm": torch.tensor(math.inf)} if step > 8 else {})
+    def diverging(run: Run, step: int, portions: list[Portion]) -> Taken:
+        done = taken(run, step, portions)
+        return replace(done, terms=done.terms | {"grad_norm": torch.tensor(math.inf)}) if step > 8 else done
 
-    monkeypatch.setattr(loop, "train_step", diverging)
+    monkeypatch.setattr(loop, "optimise", diverging)
     with pytest.raises(EarshotError, match=r"at step 10 .* begin again with a train\.peak_lr below 0\.002"):
         loop.train(recipe)
-    run = prepare(recipe)
-    assert load_state(Path(recipe.out), run.ear.connector, run.optimizer, recipe) == 7
-
-
-def test_a_bad_clip_late_in_a_run_costs_no_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = loop.train_step
-
-    def bad_at_5(run: Run, step: int) -> dict[str, torch.Tensor]:
-        if step == 5:
-            raise DataError("clip 3 cannot be heard")
-        return taken(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", bad_at_5)
-        with pytest.raises(DataError, match="clip 3"):
-            loop.train(recipe)
-    run = prepare(recipe)
-    assert load_state(Path(recipe.out), run.ear.connector, run.optimizer, recipe) == 5
+    assert load(prepare(recipe)).step == 7
 
 
 @pytest.mark.parametrize("what", ["encoder", "speech"])
 def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -> None:
     run = prepare(recipe)
-    save_state(run.folder, run.ear.connector, run.optimizer, 7, recipe)
-    keep_origin(run.folder, loop._origin(run), 0)
+    save_state(run.folder, run.ear.connector, run.optimizer, Standing(7, 28), recipe)
+    keep_origin(run.folder, run.origin, 0)
     if what == "encoder":
-        with torch.no_grad():
-            run.ear.whisper.model.model.encoder.conv1.weight.add_(1)
+        run = replace(run, bases={**run.bases, "encoder": "0123456789abcdef"})
     else:
-        first = run.examples.utterances[0]
-        run.examples.utterances = [replace(first, text="other"), *run.examples.utterances[1:]]
+        vars(run.examples.speech)["fingerprint"] = "of other speech"
     with pytest.raises(CheckpointError, match=f"began with another {what}: its fingerprint was"):
         continue_run(run)
     (run.folder / state.ORIGIN).write_text("[")
@@ -341,9 +338,9 @@ def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> 
 
 def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
     run = prepare(recipe)
-    kept = run.examples.batch([3, 8])
+    kept = batch_of(run, [3, 8])
     run.examples.kept = None
-    live = run.examples.batch([3, 8])
+    live = batch_of(run, [3, 8])
     assert torch.equal(kept.features.mask, live.features.mask)
     assert kept.features.states.dtype == torch.bfloat16
     mask = live.features.mask
@@ -354,10 +351,10 @@ def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
 
 def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None:
     run = prepare(changed(recipe, data={"n_views": 3}))
-    views = [run.examples.batch([3, 8], view) for view in range(3)]
-    again = prepare(changed(recipe, data={"n_views": 3})).examples.batch([3, 8], 2)
+    views = [batch_of(run, [3, 8], view) for view in range(3)]
+    again = batch_of(prepare(changed(recipe, data={"n_views": 3})), [3, 8], 2)
     assert torch.equal(again.features.states, views[2].features.states)
-    plain = prepare(recipe).examples.batch([3, 8])
+    plain = batch_of(prepare(recipe), [3, 8])
     assert torch.equal(views[0].features.states, plain.features.states)
     sums = {view.features.states.sum().item() for view in views}
     assert len(sums) == 3
@@ -366,56 +363,102 @@ def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None
 
 def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
     run = prepare(changed(recipe, connector={"dropout": 0.5}))
-    features = run.examples.batch([3, 8]).features
+    features = batch_of(run, [3, 8]).features
     loop.train_step(run, 0)
     first, second = run.ear.connector(features), run.ear.connector(features)
     assert torch.equal(first.tokens, second.tokens)
     plain = prepare(recipe)
-    dropped, kept = (float(loop.train_step(each, 0)["loss"]) for each in (run, plain))
+    dropped, kept = (loss_of(each, 0) for each in (run, plain))
     assert dropped != kept
 
 
 def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:
-    run, asked = prepare(changed(recipe, data={"n_views": 2})), []
-    batch = run.examples.batch
-    run.examples.batch = lambda numbers, view=0: (asked.append(view), batch(numbers, view))[1]
+    run = prepare(changed(recipe, data={"n_views": 2}))
     n = run.sampler.batches_per_epoch
-    for step in (0, n - 1, n, 2 * n):
-        loop.train_step(run, step)
-    assert asked == [0, 0, 1, 0]
+    for step, view in {0: 0, n - 1: 0, n: 1, 2 * n: 0}.items():
+        rows = [draw.row for draw in run.sampler[step]]
+        taken = run.examples.portion(run.sampler[step])
+        assert torch.equal(taken.states, batch_of(run, rows, view).features.states)
 
 
-@pytest.mark.parametrize("cache_features", [True, False])
-@pytest.mark.parametrize("content", [b"", b"not a sound", None], ids=["empty", "no sound", "too long"])
-def test_a_bad_clip_is_named(
-    recipe: Recipe, tmp_path: Path, cache_features: bool, content: bytes | None
+BAD_CLIPS = {"empty": b"", "no sound": b"not a sound", "too long": None}
+
+
+@pytest.fixture
+def damaged(recipe: Recipe, speech: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """The recipe on a dozen good clips and some bad ones."""
+
+    def make(is_kept: bool, **tables: dict[str, Any]) -> Recipe:
+        rows = [json.loads(line) for line in speech.read_text().splitlines()]
+        lines = [json.dumps({**row, "audio": str(speech.parent / row["audio"])}) for row in rows]
+        for name, content in BAD_CLIPS.items():
+            file = tmp_path / f"{name}.wav"
+            if content is None:
+                soundfile.write(file, np.full(96_001, 0.1), 16_000)
+            else:
+                file.write_bytes(content)
+            lines.append(json.dumps({"audio": file.name, "text": "red"}))
+        lines += ['{"audio": ', json.dumps({"audio": str(speech.parent / "0.wav"), "text": " "})]
+        (tmp_path / "speech.jsonl").write_text("\n".join(lines))
+        data = {"source": (str(tmp_path / "speech.jsonl"),), **tables.pop("data", {})}
+        return changed(recipe, data=data if is_kept else {**data, "feature_cache": None}, **tables)
+
+    return make
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_rows_that_cannot_be_used_are_skipped_and_listed_once(
+    damaged: Callable[..., Recipe], is_kept: bool, n_workers: int
 ) -> None:
-    if content is None:
-        soundfile.write(tmp_path / "bad.wav", np.full(7 * 16_000, 0.1), 16_000)
-    else:
-        (tmp_path / "bad.wav").write_bytes(content)
-    source = tmp_path / "speech.jsonl"
-    source.write_text('{"audio": "bad.wav", "text": "red"}\n')
-    bad = changed(recipe, data={"source": str(source), "cache_features": cache_features})
-    with pytest.raises(DataError) as refused:
-        loop.train(bad)
-    assert str(refused.value).startswith(f"{source}, line 1: ")
+    bad = damaged(is_kept, data={"max_bad_share": 0.5, "n_workers": n_workers}, train={"n_steps": 8})
+    loop.train(bad)
+    listed = [json.loads(line) for line in (Path(bad.out) / SKIPPED).read_text().splitlines()]
+    assert sorted(row["row"].split(", ")[-1] for row in listed) == [f"line {n}" for n in range(13, 18)]
+    assert all(row["reason"].startswith(row["row"]) for row in listed)
+    assert any(
+        "96001 samples at 16 kHz, but the encoder's window holds 96000 (6 s)" in row["reason"]
+        for row in listed
+    )
+    loop.train(replace(bad, train=replace(bad.train, save_every=1)))
+    assert len((Path(bad.out) / SKIPPED).read_text().splitlines()) == 5
 
 
-def test_a_transcript_without_a_slot_for_its_end_is_refused(recipe: Recipe) -> None:
-    longest = max(len(ids) for ids in prepare(recipe).examples.text_ids)
-    prepare(changed(recipe, connector={"form": "left", "n_queries": longest + 1}))
+def test_more_bad_rows_than_allowed_stop_the_run_and_cost_no_steps(damaged: Callable[..., Recipe]) -> None:
+    bad = damaged(True, data={"max_bad_share": 0.2})
     with pytest.raises(
-        DataError, match=rf"line \d+: the transcript has {longest} tokens, .*is {longest}; expected"
-    ):
-        prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
+        DataError, match=r"^[45] of 17 rows cannot be used, more than data\.max_bad_share = 0\.2 allows: "
+    ) as refused:
+        loop.train(bad)
+    assert "\n" not in str(refused.value)
+    assert load(prepare(bad)).step > 0
+
+
+def test_a_source_of_nothing_but_bad_rows_is_refused(damaged: Callable[..., Recipe], tmp_path: Path) -> None:
+    bad = damaged(False, data={"max_bad_share": 0.99})
+    lines = (tmp_path / "speech.jsonl").read_text().splitlines()
+    (tmp_path / "speech.jsonl").write_text("\n".join(lines[12:]))
+    with pytest.raises(DataError, match=r"5 of 5 rows cannot be used"):
+        loop.train(bad)
+
+
+def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
+    run = prepare(recipe)
+    longest = max(run.examples.portion([Draw(row, 0) for row in range(12)]).n_text)
+    full = prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
+    skipped = full.examples.portion([Draw(row, 0) for row in range(12)]).skipped
+    assert skipped
+    for reason in skipped.values():
+        assert (
+            f"the transcript has {longest} tokens, but connector.n_queries is {longest}; expected" in reason
+        )
 
 
 def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Recipe) -> None:
     run = prepare(
         changed(recipe, connector={"form": "right", "n_queries": 3}, objective={"hidden_positions": "last"})
     )
-    batch = run.examples.batch([4])
+    batch = batch_of(run, [4])
     assert batch.n_text.item() > 3
     (term,) = distillation_terms(run.ear, batch, ObjectiveSettings(hidden_weight=0.0), leads=False).values()
     audio = run.ear.connector(batch.features).tokens[0]
@@ -423,12 +466,13 @@ def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Reci
     assert_close(term, (audio - text).norm(dim=-1).mean())
 
 
-def test_a_transcript_with_a_control_token_is_named(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
+def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
     source = tmp_path / "speech.jsonl"
     control = prepare(recipe).ear.tokenizer.eos_token
     source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
-    with pytest.raises(DataError, match=r"line 1: the transcript .* control token"):
-        prepare(changed(recipe, data={"source": str(source)}))
+    run = prepare(changed(recipe, data={"source": (str(source),), "feature_cache": None}))
+    (reason,) = run.examples.portion([Draw(0, 0)]).skipped.values()
+    assert re.search(r"line 1: the transcript .* control token", reason)
 
 
 # Stopping and going on
@@ -458,7 +502,7 @@ def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
         loop.train(recipe, Stopper(3, times=2))
     assert not isinstance(interrupted.value, Stopped)
-    assert not (Path(recipe.out) / state.STATE).exists()
+    assert begun_steps(Path(recipe.out)) is None
 
 
 def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe) -> None:
@@ -480,20 +524,25 @@ def test_a_run_of_another_recipe_is_refused_by_the_setting(recipe: Recipe) -> No
     loop.train(changed(short, train={"n_accumulated": 2, "save_every": 1}))
 
 
-@pytest.mark.parametrize("damage", ["cut", "no metadata", "no weights", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flipped header", "no weights", "no progress", "text"])
 def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
     short = changed(recipe, train={"n_steps": 1})
     loop.train(short)
-    path = Path(recipe.out) / state.STATE
+    folder = Path(recipe.out) / state.STATES / "step-00000001"
+    (weights_file,) = folder.glob("*.safetensors")
+    content = weights_file.read_bytes()
     if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif damage == "text":
-        path.write_text("nothing")
+        weights_file.write_bytes(content[:-100])
+    elif damage == "flipped header":
+        weights_file.write_bytes(content[:8] + b"?" + content[9:])
+    elif damage == "no weights":
+        weights_file.unlink()
+    elif damage == "no progress":
+        (folder / "progress.json").unlink()
     else:
-        metadata = {"step": "1", "recipe": json.dumps(state._identity(short))}
-        state.save_file({}, path, metadata=metadata if damage == "no weights" else None)
+        (folder / "progress.json").write_text("nothing")
     with pytest.raises(
-        CheckpointError, match=r"state\.safetensors is damaged .*; remove it to begin the run again"
+        CheckpointError, match=r"step-00000001 is damaged .*; remove it to begin the run again"
     ):
         loop.train(short)
 
@@ -503,22 +552,42 @@ def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder, run = Path(recipe.out), prepare(recipe)
-    save_state(folder, run.ear.connector, run.optimizer, 1, recipe)
-    before = (folder / state.STATE).read_bytes()
-    monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"state\.safetensors cannot be written: No space left on device"
-    ):
-        save_state(folder, run.ear.connector, run.optimizer, 2, recipe)
-    assert (folder / state.STATE).read_bytes() == before
-    assert [path.name for path in folder.iterdir()] == [state.STATE]
+    save_state(folder, run.ear.connector, run.optimizer, Standing(1, 4), recipe)
+    monkeypatch.setattr(state, "_write", full)
+    with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written: No space left on device"):
+        save_state(folder, run.ear.connector, run.optimizer, Standing(2, 8), recipe)
+    assert load(run) == Standing(1, 4)
+    assert [path.name for path in (folder / state.STATES).iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("when", ["while writing", "before renaming", "before removing"])
+def test_a_state_that_was_killed_half_way_is_no_state(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    run = prepare(recipe)
+    save_state(run.folder, run.ear.connector, run.optimizer, Standing(1, 4), recipe)
+    states = run.folder / state.STATES
+    if when == "before removing":
+        shutil.copytree(states / "step-00000001", states / "step-00000002")
+        progress = (states / "step-00000002" / "progress.json").read_text()
+        (states / "step-00000002" / "progress.json").write_text(
+            progress.replace('"step": 1', '"step": 2').replace('"n_samples": 4', '"n_samples": 8')
+        )
+    else:
+        half = states / ".step-00000002"
+        shutil.copytree(states / "step-00000001", half)
+        if when == "while writing":
+            (half / "progress.json").unlink()
+    assert load(run) == (Standing(2, 8) if when == "before removing" else Standing(1, 4))
+    save_state(run.folder, run.ear.connector, run.optimizer, Standing(2, 8), recipe)
+    assert [path.name for path in states.iterdir()] == ["step-00000002"]
 
 
 def test_metrics_are_gone_on_with_where_the_state_stands(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
         log.write({"step": step, "loss": 1.0})
-    with (tmp_path / state.METRICS).open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 40, "lo')
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30]
     MetricsLog(tmp_path, 20).write({"step": 30, "loss": 2.0})
@@ -538,7 +607,7 @@ def test_measuring_speed_leaves_no_trace(recipe: Recipe) -> None:
         assert_same_bits(before[0], weights(run.ear))
         assert_same_bits(before[1], optimizer_state(run))
         assert all(weight.grad is None for weight in run.ear.connector.parameters())
-    longer = loop.with_steps(run, 33)
+    longer = with_steps(run, 33)
     assert longer.recipe.train.n_steps == 33
     assert longer.ear is run.ear
 

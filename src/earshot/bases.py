@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -172,21 +174,23 @@ class _Source:
                 f"{self.role} {self.name!r} is damaged: {_one_line(error)}; copy or download it again"
             ) from error
 
-    def read_model(self, kind: Any, device: torch.device) -> Any:
+    def read_model(self, kind: Any, device: torch.device, *, on_host: bool = False, **options: Any) -> Any:
         """A frozen model, complete, from safetensors only: a pickle can run anything.
 
         Raises:
             CheckpointError: whatever is wrong with it
         """
         model, info = self.read(
-            kind, dtype=frozen_dtype(device), use_safetensors=True, output_loading_info=True
+            kind, dtype=frozen_dtype(device), use_safetensors=True, output_loading_info=True, **options
         )
         if absent := sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]):
             raise CheckpointError(
                 f"{self.role} {self.name!r} lacks {len(absent)} of the weights of a {type(model).__name__},"
                 f" such as {absent[0]}: expected a complete one"
             )
-        return model.requires_grad_(False).eval().to(device)
+        model = model.requires_grad_(False).eval()
+        is_placed = on_host or getattr(model, "is_quantized", False)
+        return model if is_placed else model.to(device)
 
 
 def _find(role: str, name: str, revision: str | None) -> tuple[_Source, PreTrainedConfig]:
@@ -237,8 +241,13 @@ def _is_hub_reachable() -> bool:
     return True
 
 
-def load_whisper(name: str, revision: str | None, device: torch.device) -> Whisper:
+def load_whisper(
+    name: str, revision: str | None, device: torch.device, *, on_host: bool = False
+) -> Whisper:
     """A frozen Whisper by hub id or local folder.
+
+    Args:
+        on_host: leaves it in the host's memory, ready to be spread over several devices
 
     Raises:
         CheckpointError: nothing there, not a Whisper, or a damaged one
@@ -246,16 +255,22 @@ def load_whisper(name: str, revision: str | None, device: torch.device) -> Whisp
     source, config = _find("encoder", name, revision)
     _check_is_whisper(name, config)
     tokenizer = _read_tokenizer(source)
-    return Whisper(model=source.read_model(WhisperForConditionalGeneration, device), tokenizer=tokenizer)
+    model = source.read_model(WhisperForConditionalGeneration, device, on_host=on_host)
+    return Whisper(model=model, tokenizer=tokenizer)
 
 
 def load_llm(
-    name: str, revision: str | None, device: torch.device
+    name: str, revision: str | None, device: torch.device, *, bits: int = 16, on_host: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen causal LM and its tokenizer, by hub id or local folder.
 
+    Args:
+        bits: 8 or 4 rounds the weights of its layers
+        on_host: leaves it in the host's memory, ready to be spread over several devices
+
     Raises:
         CheckpointError: nothing there, not a causal LM, no chat template, or nothing that reads embeddings
+        ConfigError: bits, but no library that rounds to them
     """
     source, config = _find("LLM", name, revision)
     _check_is_causal_lm(name, config)
@@ -264,7 +279,8 @@ def load_llm(
         raise CheckpointError(
             f"LLM {name!r} has no chat template: take the model's chat version, often called -Instruct"
         )
-    llm = _language_part(source.read_model(AutoModelForCausalLM, device))
+    rounded = {} if bits == 16 else {"quantization_config": _rounding(bits), "device_map": {"": device}}
+    llm = _language_part(source.read_model(AutoModelForCausalLM, device, on_host=on_host, **rounded))
     _check_reading(name, llm)
     return llm, tokenizer
 
@@ -303,6 +319,21 @@ def read_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     """
     source, _ = _find("LLM", name, revision)
     return _read_tokenizer(source)
+
+
+def _rounding(bits: int) -> BitsAndBytesConfig:
+    try:
+        version("bitsandbytes")
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            f"train.llm_bits is {bits}, which bitsandbytes rounds to, but it is not installed: pip install"
+            " 'earshot[quant]', or leave train.llm_bits out"
+        ) from error
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 def _read_tokenizer(source: _Source) -> PreTrainedTokenizerBase:

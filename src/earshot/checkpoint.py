@@ -68,11 +68,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def save(ear: Ear, folder: Path | str, *, card: str | None = None) -> None:
+def save(
+    ear: Ear, folder: Path | str, *, card: str | None = None, bases: dict[str, str] | None = None
+) -> None:
     """Writes an ear's folder, whole or not at all.
 
     Args:
         card: Markdown for the model card, such as the three numbers of an evaluation
+        bases: fingerprints of the bases, where these are no more as they were loaded: rounded, or spread over ranks
 
     Raises:
         CheckpointError: the disk is full or the place cannot be written to
@@ -81,7 +84,7 @@ def save(ear: Ear, folder: Path | str, *, card: str | None = None) -> None:
         "format": FORMAT,
         "earshot_version": __version__,
         **to_table(replace(ear.settings, base=_pinned(ear))),
-        "fingerprints": fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer),
+        "fingerprints": bases or fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()

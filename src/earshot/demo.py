@@ -30,9 +30,10 @@ from earshot.evaluation.clips import wav
 from earshot.microphone import Microphone
 from earshot.model import Ear
 from earshot.storage import written_whole
-from earshot.training.loop import continue_run, prepare, steps_within, with_steps
+from earshot.training.loop import continue_run, steps_within
+from earshot.training.metrics import read_metrics
 from earshot.training.progress import Progress
-from earshot.training.state import read_metrics
+from earshot.training.run import prepare, with_steps
 
 SHIPPED = "pocket/ear"
 CLIPS_PER_MINUTE = 2_500
@@ -95,7 +96,8 @@ def pocket_recipe(out: Path, minutes: float) -> Recipe:
     """
     recipe = load_recipe(Path(locate("pocket/recipe.toml")))
     n_clips = max(recipe.train.batch_size, round(minutes * CLIPS_PER_MINUTE))
-    return replace(recipe, out=str(out), data=replace(recipe.data, n_clips=n_clips, n_views=1))
+    data = replace(recipe.data, n_clips=n_clips, n_views=1, feature_cache=str(out / "features"))
+    return replace(recipe, out=str(out), data=data)
 
 
 def _begun_recipe(out: Path, fresh: Recipe) -> Recipe | None:

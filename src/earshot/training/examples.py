@@ -1,25 +1,94 @@
-"""From utterances to what a training step needs: encoder features and transcript ids."""
+"""From rows of speech to what a training step needs: clips as worker processes leave them, batches on the device."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from earshot.data.sources import Utterance
-from earshot.encoder import Features
+from earshot.audio import SAMPLE_RATE, load_audio
+from earshot.augment import Augmenter, augment
+from earshot.config import AugmentSettings, DataSettings
+from earshot.data.join import draw_join, join_clips
+from earshot.data.rows import Utterance
+from earshot.data.sampler import Draw
+from earshot.data.speech import Speech
+from earshot.encoder import FRAMES_PER_POSITION, Features, clip_mel, pad_mels
 from earshot.errors import AudioError, DataError
 from earshot.model import Ear
+from earshot.training.cache import StateCache
 
-_ENCODED_AT_ONCE = 32
+_MOST_TRIES = 32
+"""Clips that are looked at to fill an example of several."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One example: what is heard and what is said."""
+
+    ids: Int[Tensor, " T"]
+    mel: Float[Tensor, "M F"] | None
+    """Log-mel, where the sound is yet to be encoded."""
+    states: Float[Tensor, "S E"] | None
+    """Encoder features, where they were kept."""
+
+    @property
+    def n_positions(self) -> int:
+        """Encoder positions that belong to the clip."""
+        if self.states is not None:
+            return len(self.states)
+        assert self.mel is not None
+        return self.mel.shape[1] // FRAMES_PER_POSITION
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The clips of one part of a batch, padded, on the CPU; and the rows that could not be used, with the reason."""
+
+    n_text: list[int]
+    n_positions: list[int]
+    text_ids: Int[Tensor, "B T"]
+    mel: Float[Tensor, "B M F"] | None
+    states: Float[Tensor, "B S E"] | None
+    skipped: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.n_text)
+
+    def pin_memory(self) -> "Portion":
+        """In memory that a GPU copies from without waiting."""
+        pinned = {
+            name: None if (tensor := getattr(self, name)) is None else tensor.pin_memory()
+            for name in ("text_ids", "mel", "states")
+        }
+        return Portion(n_text=self.n_text, n_positions=self.n_positions, skipped=self.skipped, **pinned)
+
+
+def new_portion(clips: Sequence[Clip], skipped: dict[str, str]) -> Portion:
+    """Clips side by side; all of them have features, or none has."""
+    kept = [clip.states for clip in clips if clip.states is not None]
+    mels = [clip.mel for clip in clips if clip.mel is not None]
+    return Portion(
+        n_text=[len(clip.ids) for clip in clips],
+        n_positions=[clip.n_positions for clip in clips],
+        text_ids=pad_sequence([clip.ids for clip in clips], batch_first=True)
+        if clips
+        else torch.zeros(0, 1, dtype=torch.long),
+        mel=pad_mels(mels)[0] if mels else None,
+        states=pad_sequence(kept, batch_first=True) if kept else None,
+        skipped=skipped,
+    )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as the encoder hears them, with their transcripts."""
+    """Clips as the encoder hears them, with their transcripts, on the ear's device."""
 
     features: Features
     text_ids: Int[Tensor, "B T"]
@@ -33,98 +102,189 @@ class Batch:
         return self.text_ids[place < self.n_text[:, None]].unique()
 
 
-class Examples:
-    """The utterances of a run, tokenised, and encoded when asked for or once for all.
+def new_batch(ear: Ear, portion: Portion) -> Batch:
+    """A portion on the ear's device, encoded if it is not yet."""
+    device = ear.device
+    if portion.states is not None:
+        place = torch.arange(portion.states.shape[1])
+        mask = place < torch.tensor(portion.n_positions)[:, None]
+        features = Features(portion.states.to(device, non_blocking=True), mask.to(device, non_blocking=True))
+    else:
+        assert portion.mel is not None
+        features = ear.encode_mels(portion.mel, torch.tensor(portion.n_positions) * FRAMES_PER_POSITION)
+    return Batch(
+        features=features,
+        text_ids=portion.text_ids.to(device, non_blocking=True),
+        n_text=torch.tensor(portion.n_text).to(device, non_blocking=True),
+    )
 
-    An utterance has `n_views`: view 0 is the clip as it is, the others are augmented, each in its own way.
+
+class Examples:
+    """The clips of a run, each made from its row and the pass it is in, by whichever process is asked.
+
+    View 0 of a clip is the clip as it is; the others are augmented, each in its own way.
+
+    Args:
+        kept: encoder features to take in place of the sound
 
     Raises:
-        DataError: a transcript that cannot be learned from
+        ConfigError: noise that cannot be used
     """
 
-    def __init__(self, ear: Ear, utterances: Sequence[Utterance], n_views: int = 1) -> None:
-        self.ear, self.utterances, self.n_views = ear, utterances, n_views
-        self.text_ids = [self._ids(utterance) for utterance in utterances]
-        self.kept: dict[tuple[int, int], Float[Tensor, "_ E"]] | None = None
-        """Encoder features by utterance and view, on the CPU in bfloat16, if `keep_features` ran."""
-        _check_lengths(self)
+    def __init__(
+        self,
+        ear: Ear,
+        speech: Speech,
+        data: DataSettings,
+        augment_settings: AugmentSettings,
+        seed: int,
+        kept: StateCache | None = None,
+    ) -> None:
+        self.speech, self.data, self.seed, self.kept = speech, data, seed, kept
+        self.template, self.connector = ear.template, ear.settings.connector
+        self.n_mels = ear.whisper.config.num_mel_bins
+        self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
+        self.is_full_window = ear.settings.base.encoder_window == "full"
+        self.augmenter = Augmenter(augment_settings, self.window_samples)
 
-    def _ids(self, utterance: Utterance) -> Int[Tensor, " T"]:
+    def portion(self, draws: Sequence[Draw]) -> Portion:
+        """The clips that were drawn, without those that cannot be used."""
+        clips, skipped = [], {}
+        for draw in draws:
+            try:
+                clips.append(self.clip(draw))
+            except DataError as error:
+                skipped[self.speech.name(draw.row)] = str(error)
+        return new_portion(clips, skipped)
+
+    def clip(self, draw: Draw) -> Clip:
+        """One example.
+
+        Raises:
+            DataError: a row that cannot be used, named with the reason
+        """
+        view = draw.epoch % self.data.n_views
+        if self.kept is not None:
+            return self._kept_clip(draw.row, view)
+        utterance = self.speech[draw.row]
+        sound, ids = self._sound(utterance), self._ids(utterance.name, utterance.text)
+        seed = _seed(self.seed, draw.row, draw.epoch)
+        length = draw_join(seed, self.data.join_share, self.window_samples)
+        if length is not None:
+            sound, ids = self._joined(utterance, sound, ids, length, seed)
+        mel = self._mel(self.augmenter.samples(sound, seed), draw.row, view)
+        return Clip(ids=ids, mel=self.augmenter.mel(mel, seed), states=None)
+
+    def plain_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
+        """What a view of a row sounds like, for features that are kept.
+
+        Raises:
+            DataError: a row that cannot be used, named with the reason
+        """
+        return self._mel(self._sound(self.speech[row]), row, view)
+
+    def has_text(self, row: int) -> bool:
+        """Whether a row says what is said in it."""
         try:
-            split = self.ear.template.split(utterance.text)
+            return bool(self._text(row))
+        except DataError:
+            return False
+
+    def key(self, row: int, view: int) -> bytes:
+        """What a row's kept features are found by; only for rows with a transcript."""
+        about = f"{self.speech.name(row)}\n{self._text(row)}\n{view}"
+        return blake2b(about.encode(), digest_size=16).digest()
+
+    def _text(self, row: int) -> str:
+        """The transcript, without a look at the sound where it is known ahead."""
+        text = self.speech.texts[row].as_py()
+        return self.speech[row].text if text is None else text
+
+    def _kept_clip(self, row: int, view: int) -> Clip:
+        assert self.kept is not None
+        ids = self._ids(self.speech.name(row), self._text(row))
+        found = self.kept.get(self.key(row, view))
+        if found is None:
+            self._sound(self.speech[row])  # says what is wrong with it
+            raise DataError(
+                f"{self.speech.name(row)}: its sound is not among the kept features; remove their folder"
+            )
+        return Clip(ids=ids, mel=None, states=found.states)
+
+    def _ids(self, name: str, text: str) -> Int[Tensor, " T"]:
+        """The transcript's tokens, as the chat template frames them."""
+        try:
+            split = self.template.split(text)
         except DataError as error:
-            raise DataError(f"{utterance.name}: {error}") from error
+            raise DataError(f"{name}: {error}") from error
         if not split.text or not split.is_framed:
             trouble = "merges with the chat template around it" if split.text else "has no tokens"
             raise DataError(
-                f"{utterance.name}: the transcript {utterance.text!r} {trouble};"
-                " write it another way or leave it out"
+                f"{name}: the transcript {text!r} {trouble}; write it another way or leave it out"
+            )
+        if self.connector.form == "left" and len(split.text) >= self.connector.n_queries:
+            raise DataError(  # a learned end needs a slot behind the last token, or there is nothing to learn it by
+                f"{name}: the transcript has {len(split.text)} tokens, but connector.n_queries is"
+                f" {self.connector.n_queries}; expected at least one query more than tokens"
             )
         return torch.tensor(split.text)
 
-    def _sounds(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        sounds = []
-        for number in numbers:
-            try:
-                sounds.append(self.ear.load(self.utterances[number].audio))
-            except AudioError as error:
-                raise DataError(f"{self.utterances[number].name}: {error}") from error
-        return sounds
+    def _sound(self, utterance: Utterance) -> Float32[np.ndarray, " N"]:
+        try:
+            sound = load_audio(utterance.audio)
+        except AudioError as error:
+            raise DataError(f"{utterance.name}: {error}") from error
+        if len(sound) > self.window_samples:
+            raise DataError(
+                f"{utterance.name}: it has {len(sound)} samples at 16 kHz, but the encoder's window holds"
+                f" {self.window_samples} ({self.window_samples / SAMPLE_RATE:g} s): cut it into shorter clips"
+            )
+        return sound
 
-    def keep_features(self, progress: Callable[[int, int], None]) -> None:
-        """Encodes every clip once, like lengths together, for all batches to come.
+    def _joined(
+        self, first: Utterance, sound: np.ndarray, ids: Tensor, length: int, seed: int
+    ) -> tuple[np.ndarray, Int[Tensor, " T"]]:
+        """Several clips in a row, as long as their tokens find slots; the first alone where nothing fits behind it."""
+        most = self.connector.n_queries - 1
+        rng, n_tokens = random.Random(seed), len(ids)
 
-        Args:
-            progress: told how many of how many clips are done
+        def others() -> Iterator[tuple[np.ndarray, str]]:
+            nonlocal n_tokens
+            for _ in range(_MOST_TRIES):
+                try:
+                    other = self.speech[rng.randrange(len(self.speech))]
+                    n_tokens += len(self._ids(other.name, other.text))
+                    if n_tokens > most:
+                        return
+                    yield self._sound(other), other.text
+                except DataError:  # its own turn will come, and say why
+                    continue
 
-        Raises:
-            DataError: a clip that cannot be heard
-        """
-        n, kept = len(self.utterances), {}
-        order = sorted(range(n), key=lambda number: self.utterances[number].n_bytes)
-        for first in range(0, n, _ENCODED_AT_ONCE):
-            numbers = order[first : first + _ENCODED_AT_ONCE]
-            sounds = self._sounds(numbers)
-            for view in range(self.n_views):
-                features = self._encoded(sounds, numbers, view)
-                states, mask = features.states.to("cpu", torch.bfloat16), features.mask.cpu()
-                kept.update(((number, view), states[row, mask[row]]) for row, number in enumerate(numbers))
-            progress(first + len(numbers), n)
-        self.kept = kept
+        joined, texts = join_clips(sound, first.text, others(), length, self.window_samples, seed)
+        try:
+            return joined, self._ids(first.name, " ".join(texts))
+        except DataError:  # tokens that merge where two texts meet
+            return sound, ids
 
-    def _encoded(self, sounds: Sequence[np.ndarray], numbers: Sequence[int], view: int) -> Features:
-        seeds = [number * self.n_views + view for number in numbers] if view else None
-        return self.ear.features(sounds, seeds)
+    def _mel(self, sound: np.ndarray, row: int, view: int) -> Float[Tensor, "M F"]:
+        mel = self._plain_mel(sound)
+        if view == 0:
+            return mel
+        seed = row * self.data.n_views + view
+        return augment(mel, seed, self.window_frames, lambda: self._babble(seed))
 
-    def batch(self, numbers: Sequence[int], view: int = 0) -> Batch:
-        """One batch, on the ear's device.
+    def _babble(self, seed: int) -> Float[Tensor, "M F"]:
+        """Somebody else's clip, to speak in the background."""
+        rng = random.Random(seed)
+        for _ in range(_MOST_TRIES):
+            with contextlib.suppress(DataError):
+                return self._plain_mel(self._sound(self.speech[rng.randrange(len(self.speech))]))
+        raise DataError(f"{_MOST_TRIES} clips drawn from the speech cannot be used: see skipped.jsonl")
 
-        Raises:
-            DataError: a clip that cannot be heard
-        """
-        ids = [self.text_ids[number] for number in numbers]
-        return Batch(
-            features=self._features(numbers, view),
-            text_ids=pad_sequence(ids, batch_first=True).to(self.ear.device),
-            n_text=torch.tensor([len(row) for row in ids], device=self.ear.device),
-        )
-
-    def _features(self, numbers: Sequence[int], view: int) -> Features:
-        if self.kept is None:
-            return self._encoded(self._sounds(numbers), numbers, view)
-        rows = [self.kept[number, view] for number in numbers]
-        mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
-        states = pad_sequence(rows, batch_first=True)
-        return Features(states.to(self.ear.device), mask.to(self.ear.device))
+    def _plain_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
+        return clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
 
 
-def _check_lengths(examples: Examples) -> None:
-    """A learned end needs a slot behind the last token, or there is nothing to learn it by."""
-    connector = examples.ear.settings.connector
-    longest = max(range(len(examples.text_ids)), key=lambda number: len(examples.text_ids[number]))
-    n_text = len(examples.text_ids[longest])
-    if connector.form == "left" and n_text >= connector.n_queries:
-        raise DataError(
-            f"{examples.utterances[longest].name}: the transcript has {n_text} tokens, but"
-            f" connector.n_queries is {connector.n_queries}; expected at least one query more than tokens"
-        )
+def _seed(*numbers: int) -> int:
+    """A number drawn from several, the same on every machine."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest(), "big")

@@ -2,50 +2,30 @@
 
 import contextlib
 import copy
-import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from earshot import checkpoint
-from earshot.config import Recipe, TrainSettings
-from earshot.data.sampler import BatchSampler
-from earshot.data.sources import load_utterances
+from earshot.config import Recipe
 from earshot.errors import DataError, EarshotError
-from earshot.model import Ear, EarSettings
+from earshot.model import Ear
 from earshot.storage import write_text
 from earshot.tables import to_toml
-from earshot.training.distil import Terms, distillation_terms, term_counts, weighted_sum
-from earshot.training.examples import Examples
+from earshot.training.distributed import joined
+from earshot.training.examples import Portion
+from earshot.training.loader import prepared
+from earshot.training.metrics import MetricsLog
 from earshot.training.progress import Progress
-from earshot.training.state import (
-    MetricsLog,
-    Row,
-    begun_steps,
-    check_state,
-    keep_origin,
-    load_state,
-    save_state,
-)
+from earshot.training.run import Run, prepare
+from earshot.training.skipped import Skipped
+from earshot.training.state import Standing, check_state, keep_origin, load_state, save_state
+from earshot.training.step import Taken, optimise
+from earshot.training.stopping import Stopped, stop_requests
+from earshot.training.tally import Tally
 
-__all__ = [
-    "Run",
-    "Stopped",
-    "begun_steps",
-    "continue_run",
-    "prepare",
-    "steps_within",
-    "train",
-    "train_step",
-    "with_steps",
-]
+__all__ = ["Stopped", "continue_run", "steps_within", "train", "train_step"]
 
 LOG_EVERY = 10
 """Steps to a line of metrics."""
@@ -53,214 +33,114 @@ _TIMED_STEPS = 6
 """Steps by which a run's speed is judged; several, as batches differ in length."""
 
 
-class Stopped(KeyboardInterrupt):
-    """The run was stopped by hand after `step`; its state is saved."""
-
-    def __init__(self, step: int, n_steps: int) -> None:
-        super().__init__(f"stopped after step {step} of {n_steps}; the same command goes on from there")
-        self.step, self.n_steps = step, n_steps
-
-
-@dataclass(frozen=True)
-class Run:
-    """One distillation while it goes on."""
-
-    recipe: Recipe
-    ear: Ear
-    examples: Examples
-    optimizer: torch.optim.Optimizer
-    sampler: BatchSampler
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        return Path(self.recipe.out)
-
-
 def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
     """Distils an ear, from where its folder stands to the recipe's last step, and saves it there.
 
-    Ctrl-C (or SIGTERM) saves the state first; the same call goes on from it, with the same result.
+    Ctrl-C (or SIGTERM) saves the state first; the same call goes on from it, with the same result. Started by
+    torchrun, all processes share each batch; any number of them can go on with what others began.
 
     Raises:
         Stopped: stopped by hand
         CheckpointError: a base, a state or a folder that cannot be used
+        CacheError: stored states of something else, or damaged ones
         DataError: speech that cannot be used
-        EarshotError: the loss is not finite any more
+        EarshotError: the loss is not finite any more, or another process was lost
     """
-    check_state(Path(recipe.out), recipe)
-    progress = progress or Progress()
-    return continue_run(prepare(recipe, progress), progress)
-
-
-def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
-    """Loads the bases and the speech, and encodes it if features are kept.
-
-    Raises:
-        CheckpointError: a base that cannot be used
-        DataError: speech that cannot be used
-    """
-    utterances = load_utterances(recipe.data.source, recipe.data.n_clips)
-    torch.manual_seed(recipe.train.seed)
-    ear = Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector))
-    examples = Examples(ear, utterances, recipe.data.n_views)
-    if recipe.data.cache_features:
-        progress = progress or Progress()
-        try:
-            examples.keep_features(progress.preparing)
-        finally:
-            progress.close()
-    lengths = [utterance.n_bytes for utterance in utterances]
-    return Run(
-        recipe=recipe,
-        ear=ear,
-        examples=examples,
-        optimizer=new_optimizer(ear.connector, recipe.train),
-        sampler=BatchSampler(lengths, recipe.train.batch_size, recipe.train.seed),
-    )
-
-
-def with_steps(run: Run, n_steps: int) -> Run:
-    """The same run, for another number of steps."""
-    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, n_steps=n_steps)))
-
-
-def new_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW, with weight decay on the matrices of linear layers and convolutions only."""
-    layers = [module for module in connector.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
-    matrices = [layer.weight for layer in layers]
-    is_matrix = set(map(id, matrices))
-    others = [weight for weight in connector.parameters() if id(weight) not in is_matrix]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=True)
-
-
-def lr_factor(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then half a cosine from 1 down to the final share."""
-    warmup = max(1, round(settings.warmup_share * settings.n_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    share_done = min((step - warmup) / max(1, settings.n_steps - warmup), 1.0)
-    return settings.final_lr_share + (1 - settings.final_lr_share) * 0.5 * (
-        1 + math.cos(math.pi * share_done)
-    )
+    with joined() as ranks:
+        progress = (progress if ranks.is_first else None) or Progress()
+        with ranks.together():
+            check_state(Path(recipe.out), recipe)
+        return continue_run(prepare(recipe, progress), progress)
 
 
 def continue_run(run: Run, progress: Progress | None = None) -> Ear:
     """The steps that are left of a prepared run; for what it raises see `train`."""
-    progress = progress or Progress()
-    n_steps = run.recipe.train.n_steps
-    step = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe)
-    keep_origin(run.folder, _origin(run), step)
-    write_text(run.folder / "recipe.toml", to_toml(run.recipe))
-    metrics = MetricsLog(run.folder, step)
-    with _stop_requests() as was_asked_to_stop, progress.training(step, n_steps):
-        since_log: list[Terms] = []
-        started = time.monotonic()
+    progress, n_steps = progress or Progress(), run.recipe.train.n_steps
+    standing = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe, run.ranks)
+    metrics, skipped = _opened(run, standing)
+    step, tally = standing.step, Tally(run)
+    with (
+        stop_requests() as was_asked_to_stop,
+        progress.training(step, n_steps),
+        contextlib.closing(_portions(run, step)) as portions,
+    ):
         while step < n_steps:
-            try:
-                terms = train_step(run, step)
-            except DataError:  # before anything was learned from the bad clip
-                if step:
-                    save_state(run.folder, run.ear.connector, run.optimizer, step, run.recipe)
-                raise
-            since_log.append(terms)
+            taken = optimise(run, step, [next(portions) for _ in range(run.recipe.train.n_accumulated)])
             step += 1
+            tally.add(taken)
             progress.advance(step)
-            if step % LOG_EVERY == 0 or step == n_steps:
-                _check_finite(run, step, terms)
-                row = _metrics_row(run, step, since_log, time.monotonic() - started)
-                metrics.write(row)
+            is_last = step == n_steps
+            if step % LOG_EVERY == 0 or is_last:
+                _check_finite(run, step, taken)
+                row = tally.row(step)
+                if metrics:
+                    metrics.write(row)
                 progress.log(row)
-                since_log, started = [], time.monotonic()
-            is_stopped = was_asked_to_stop() and step < n_steps
-            if step % run.recipe.train.save_every == 0 or step == n_steps or is_stopped:
-                _check_finite(run, step, terms)
-                save_state(run.folder, run.ear.connector, run.optimizer, step, run.recipe)
+            is_unusable = _are_too_many(run, step, taken, skipped)
+            is_stopped = not is_last and run.ranks.sum([was_asked_to_stop()])[0] > 0
+            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or is_unusable:
+                _check_finite(run, step, taken)
+                save_state(
+                    run.folder, run.ear.connector, run.optimizer, _standing(run, step), run.recipe, run.ranks
+                )
+            if is_unusable:
+                skipped.check(run.sampler.n_samples(step))
             if is_stopped:
                 raise Stopped(step, n_steps)
-    checkpoint.save(run.ear, run.folder / "ear")
+    with run.ranks.together():
+        if run.ranks.is_first:
+            checkpoint.save(run.ear, run.folder / checkpoint.RUN_EAR, bases=run.bases)
     return run.ear
 
 
-def _origin(run: Run) -> dict[str, str]:
-    """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
-    ear, speech = run.ear, hashlib.sha256()
-    for utterance in run.examples.utterances:
-        speech.update(f"{utterance.n_bytes} {utterance.text}\n".encode())
-    bases = checkpoint.fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer)
-    return {**bases, "speech": speech.hexdigest()[:16]}
+def _opened(run: Run, standing: Standing) -> tuple[MetricsLog | None, Skipped]:
+    """The files of a run beside its state, as far as they belong to where it stands; the first rank writes them."""
+    metrics = None
+    with run.ranks.together():
+        if run.ranks.is_first:
+            keep_origin(run.folder, run.origin, standing.step)
+            write_text(run.folder / "recipe.toml", to_toml(run.recipe))
+            metrics = MetricsLog(run.folder, standing.step)
+            skipped = Skipped(run.folder, len(run.examples.speech), run.recipe.data.max_bad_share)
+            if not standing.step:
+                skipped.forget()
+    with run.ranks.together():
+        return metrics, Skipped(run.folder, len(run.examples.speech), run.recipe.data.max_bad_share)
 
 
-def train_step(run: Run, step: int) -> Terms:
-    """One optimizer step.
-
-    Returns: the loss, its terms and the gradient's norm, still on the device, so that nobody waits for them
-    """
-    settings = run.recipe.train
-    for group in run.optimizer.param_groups:
-        group["lr"] = settings.peak_lr * lr_factor(step, settings)
-    torch.manual_seed(
-        hash((settings.seed, step))
-    )  # of dropout: a run that goes on draws what it would have drawn
-    view = run.sampler.epoch(step) % run.recipe.data.n_views
-    return _optimise(run, run.sampler[step], view=view, leads=_leads(run.recipe, step))
+def _standing(run: Run, step: int) -> Standing:
+    return Standing(step=step, n_samples=run.sampler.n_samples(step))
 
 
-def _leads(recipe: Recipe, step: int) -> bool:
-    """Whether alignment and end are still alone."""
-    return step < recipe.objective.lead_share * recipe.train.n_steps
+def _are_too_many(run: Run, step: int, taken: Taken, skipped: Skipped) -> bool:
+    """Lists the rows that a step had to leave out; whether they are more than the recipe allows."""
+    if not taken.n_skipped:
+        return False
+    for rows in run.ranks.gather(taken.skipped):
+        skipped.note(rows, writes=run.ranks.is_first)
+    try:
+        skipped.check(run.sampler.n_samples(step))
+    except DataError:
+        return True
+    return False
 
 
-def _optimise(run: Run, numbers: Sequence[int], *, view: int = 0, leads: bool) -> Terms:
-    """Brings the connector closer on some clips, in as many parts as the recipe says, with the result of one.
-
-    All parts are encoded before the first is learned from, as only then is it known what share of each term
-    they have; the features are small beside what the connector keeps for its gradients.
-    """
-    ear, objective, device = run.ear, run.recipe.objective, run.ear.device.type
-    n_parts = min(run.recipe.train.n_accumulated, len(numbers))
-    edges = [part * len(numbers) // n_parts for part in range(n_parts + 1)]
-    batches = [run.examples.batch(numbers[start:stop], view) for start, stop in pairwise(edges)]
-    counts = [term_counts(ear, batch) for batch in batches]
-    candidates = torch.cat([batch.tokens for batch in batches]).unique()
-    sums: Terms = {}
-    ear.connector.train()
-    for batch, count in zip(batches, counts, strict=True):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            terms = distillation_terms(ear, batch, objective, leads=leads, candidates=candidates)
-        for name in terms:
-            terms[name] = terms[name] * (count[name] / sum(other[name] for other in counts))
-        loss = weighted_sum(terms, objective)
-        loss.backward()
-        for name, term in {"loss": loss, **terms}.items():
-            sums[name] = sums.get(name, 0.0) + term.detach()
-    sums["grad_norm"] = nn.utils.clip_grad_norm_(ear.connector.parameters(), run.recipe.train.clip_norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    ear.connector.eval()
-    return sums
+def _portions(run: Run, step: int) -> Iterator[Portion]:
+    return prepared(run.examples.portion, run.parts_from(step), run.recipe.data.n_workers)
 
 
-def _check_finite(run: Run, step: int, terms: Terms) -> None:
+def train_step(run: Run, step: int) -> Taken:
+    """One optimizer step, its clips prepared here and now."""
+    return optimise(run, step, [run.examples.portion(draws) for draws in run.parts(step)])
+
+
+def _check_finite(run: Run, step: int, taken: Taken) -> None:
     """Once a gradient is not finite, no weight is any more: nothing worth saving comes after it."""
-    if not math.isfinite(terms["grad_norm"].item()):
+    if not taken.is_finite:
         raise EarshotError(
-            f"at step {step} the loss is {terms['loss'].item():g} and its gradient not finite; begin again"
+            f"at step {step} the loss is {float(taken.terms['loss']):g} and its gradient not finite; begin again"
             f" with a train.peak_lr below {run.recipe.train.peak_lr:g} (the state saved before is unharmed)"
         )
-
-
-def _metrics_row(run: Run, step: int, since_log: Sequence[Terms], taken_s: float) -> Row:
-    """Means over the steps since the last line, which ends with `step`."""
-    names = dict.fromkeys(name for terms in since_log for name in terms)
-    means = {name: torch.stack([t[name] for t in since_log if name in t]).mean().item() for name in names}
-    n_clips = sum(len(run.sampler[done]) for done in range(step - len(since_log), step))
-    lr = run.recipe.train.peak_lr * lr_factor(step - 1, run.recipe.train)
-    return {"step": step, **means, "lr": lr, "clips_per_s": n_clips / taken_s}
 
 
 def steps_within(run: Run, seconds: float) -> int:
@@ -269,22 +149,23 @@ def steps_within(run: Run, seconds: float) -> int:
     It takes a dozen steps to see, which are not counted, and puts connector and optimizer back as they were.
     """
     share = run.recipe.objective.lead_share
+    first_after = math.ceil(share * run.recipe.train.n_steps)
     with _put_back(run):
         step_s = sum(
-            part * _seconds_per_step(run, leads=leads)
-            for part, leads in ((share, True), (1 - share, False))
+            part * _seconds_per_step(run, first)
+            for part, first in ((share, 0), (1 - share, first_after))
             if part > 0
         )
     return max(1, int(seconds / step_s))
 
 
-def _seconds_per_step(run: Run, *, leads: bool) -> float:
+def _seconds_per_step(run: Run, first: int) -> float:
     def take(step: int) -> None:
-        _optimise(run, run.sampler[step], leads=leads)["loss"].item()  # waits for the device
+        float(train_step(run, step).terms["loss"])  # waits for the device
 
-    take(0)  # a first step is slower than all others
+    take(first)  # a first step is slower than all others
     started = time.perf_counter()
-    for step in range(1, _TIMED_STEPS + 1):
+    for step in range(first + 1, first + 1 + _TIMED_STEPS):
         take(step)
     return (time.perf_counter() - started) / _TIMED_STEPS
 
@@ -299,24 +180,3 @@ def _put_back(run: Run) -> Generator[None]:
         run.ear.connector.load_state_dict(before[0])
         run.optimizer.load_state_dict(before[1])
         run.optimizer.zero_grad()
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Generator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
-    came: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, which alone receives signals
-        previous = {}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

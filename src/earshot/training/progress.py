@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from earshot.training.state import Row
+from earshot.training.metrics import Row
 
 _TERMS = ("align", "name", "end", "spot", "hidden", "kl")
 _N_PRINTED = 20
@@ -26,6 +26,10 @@ class Progress:
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._n_steps = self._last_printed = 0
+
+    def say(self, text: str) -> None:
+        """Something that a person should know before it happens."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def preparing(self, n_done: int, n: int) -> None:
         """So many of n clips are encoded."""

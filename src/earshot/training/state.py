@@ -1,30 +1,65 @@
-"""A run that can be stopped at any step: connector, optimizer and step on disk, and metrics beside them."""
+"""A run that can be stopped at any moment: connector, optimizer and sample counter on disk.
 
+A state is a folder of its own, `state/step-00000250`, that is written beside and renamed: the newest one is whole.
+Ranks share out the writing, and any number of them can read it (torch.distributed.checkpoint, in safetensors).
+"""
+
+import contextlib
 import json
+import re
+import shutil
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from earshot.config import Recipe
 from earshot.errors import CheckpointError
-from earshot.storage import write_text, written_whole
+from earshot.storage import write_text
 from earshot.tables import to_table
+from earshot.training.distributed import Ranks
 
-Row = dict[str, int | float]
-"""A line of metrics.jsonl: the step, and means over the steps since the line before."""
-STATE, METRICS, ORIGIN = "state.safetensors", "metrics.jsonl", "origin.json"
+STATES, ORIGIN = "state", "origin.json"
+_PROGRESS = "progress.json"
+"""Written last into a state's folder: step, samples, recipe, and the sizes of the other files."""
 _OPTIMIZER = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a weight; its step is not the run's where a weight had no gradient at first."""
+_NAME = re.compile(r"step-(\d+)")
+# What torch and safetensors raise over a file that is damaged.
+_UNREADABLE = (
+    OSError,
+    SafetensorError,
+    CheckpointException,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    n_samples: int = 0
+    """Samples that they took, skipped ones included: the place in the order of clips."""
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What must not change between a stop and going on, by dotted names.
 
-    Where it lies, how often it saves and in how many parts it takes a batch do not change what a run learns.
+    Where it lies, how often it saves, in how many parts and by how many hands it takes a batch, and what is looked up
+    instead of computed, do not change what a run learns.
     """
 
     def flat(table: dict[str, Any], at: str = "") -> dict[str, Any]:
@@ -33,52 +68,125 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             pairs |= flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
         return pairs
 
-    free = ("out", "train.save_every", "train.n_accumulated")
+    free = {"out", "train.save_every", "train.n_accumulated", "train.frozen", "data.n_workers"}
+    free |= {"data.feature_cache", "data.teacher_cache", "data.max_bad_share"}
     return {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
 
 
 def save_state(
-    folder: Path, connector: nn.Module, optimizer: torch.optim.Optimizer, step: int, recipe: Recipe
+    folder: Path,
+    connector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    standing: Standing,
+    recipe: Recipe,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
 ) -> None:
-    """Writes what is needed to go on from `step`, whole or not at all.
+    """Writes what is needed to go on from `standing`, whole or not at all, and removes what was saved before.
+
+    All ranks call it together; the folder must be one that all of them see.
 
     Raises:
         CheckpointError: the disk is full or the place cannot be written to
     """
-    tensors = {}
+    target = folder / STATES / f"step-{standing.step:08}"
+    temporary = target.with_name(f".{target.name}")
+    try:
+        with ranks.together(), _as_unwritten(target):
+            if ranks.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        with ranks.together(), _as_unwritten(target):
+            _write(temporary, dict(_tensors(connector, optimizer)), ranks)
+        with ranks.together(), _as_unwritten(target):
+            if ranks.is_first:
+                sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+                progress = {
+                    "step": standing.step,
+                    "n_samples": standing.n_samples,
+                    "files": sizes,
+                    "recipe": _identity(recipe),
+                }
+                (temporary / _PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+                shutil.rmtree(target, ignore_errors=True)  # of a run that was taken back
+                temporary.rename(target)
+    finally:
+        if ranks.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if ranks.is_first:
+        for other in _states(folder):
+            if other != target:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _tensors(connector: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, weight in connector.named_parameters():
-        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
+        yield f"weight.{name}", weight.detach()
         for part, value in optimizer.state.get(weight, {}).items():
-            tensors[f"{part}.{name}"] = value.cpu().contiguous()
-    with written_whole(folder / STATE) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step), "recipe": json.dumps(_identity(recipe))})
+            yield f"{part}.{name}", value.reshape(-1) if part == "step" else value
 
 
-def load_state(folder: Path, connector: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
-    """Puts connector and optimizer back where they were.
+def _write(folder: Path, tensors: dict[str, torch.Tensor], ranks: Ranks) -> None:
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _alone_is_fine():
+        dcp.save(tensors, storage_writer=writer, no_dist=not ranks.are_many)
 
-    Returns: the step to go on from; 0 for a new run
+
+@contextlib.contextmanager
+def _alone_is_fine() -> Generator[None]:
+    """Keeps torch from warning that there are no other ranks, which it is told of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+@contextlib.contextmanager
+def _as_unwritten(target: Path) -> Generator[None]:
+    """Turns what a full disk or a forbidden place raises into a CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{target} cannot be written: {_reason(error)}; what was saved before is unharmed: make room, or give"
+            " another place as out"
+        ) from error
+
+
+def load_state(
+    folder: Path,
+    connector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+) -> Standing:
+    """Puts connector and optimizer back where they were, for however many ranks.
+
+    Returns: where to go on from; the beginning, for a new run
 
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
     check_state(folder, recipe)
-    path = folder / STATE
-    if not path.exists():
-        return 0
-    tensors, step, _ = _read(path)
+    path = _newest(folder)
+    if path is None:
+        return Standing()
+    progress = _progress(path)
     try:
+        reader = dcp.HuggingFaceStorageReader(str(path))
+        there = reader.read_metadata().state_dict_metadata
         with torch.no_grad():
             for name, weight in connector.named_parameters():
-                weight.copy_(tensors[f"weight.{name}"])
-                state = {
-                    part: tensors[f"{part}.{name}"] for part in _OPTIMIZER if f"{part}.{name}" in tensors
-                }
-                if state:
-                    optimizer.state[weight] = {part: value.to(weight.device) for part, value in state.items()}
-    except (KeyError, RuntimeError) as error:
+                parts = {part: torch.zeros_like(weight) for part in _OPTIMIZER if f"{part}.{name}" in there}
+                if parts:
+                    parts["step"] = torch.zeros(1)
+                    optimizer.state[weight] = parts
+        tensors = dict(_tensors(connector, optimizer))
+        with _alone_is_fine():
+            dcp.load(tensors, storage_reader=reader, no_dist=not ranks.are_many)
+        for state in optimizer.state.values():
+            state["step"] = state["step"].reshape(())
+    except _UNREADABLE as error:
         raise _damaged(path, error) from error
-    return step
+    return Standing(step=progress["step"], n_samples=progress["n_samples"])
 
 
 def check_state(folder: Path, recipe: Recipe) -> None:
@@ -87,10 +195,10 @@ def check_state(folder: Path, recipe: Recipe) -> None:
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
-    if not (folder / STATE).exists():
+    path = _newest(folder)
+    if path is None:
         return
-    _, _, before = _read(folder / STATE, with_tensors=False)
-    now = json.loads(json.dumps(_identity(recipe)))
+    before, now = _progress(path)["recipe"], json.loads(json.dumps(_identity(recipe)))
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if names:
         raise CheckpointError(
@@ -131,69 +239,41 @@ def begun_steps(folder: Path) -> int | None:
     Raises:
         CheckpointError: a damaged state
     """
-    if not (folder / STATE).exists():
-        return None
-    _, _, recipe = _read(folder / STATE, with_tensors=False)
-    return recipe["train.n_steps"]
+    path = _newest(folder)
+    return None if path is None else _progress(path)["recipe"]["train.n_steps"]
 
 
-def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, torch.Tensor], int, dict[str, Any]]:
-    """Tensors, step and identity of a state."""
+def _states(folder: Path) -> list[Path]:
+    """The states of a run, oldest first."""
+    found = [path for path in (folder / STATES).glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _newest(folder: Path) -> Path | None:
+    states = _states(folder)
+    return states[-1] if states else None
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """Step, samples and recipe of a state whose files are as long as they were."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in (file.keys() if with_tensors else ())}
-        step, identity = int(metadata["step"]), json.loads(metadata["recipe"])
-        if "train.n_steps" not in identity:
-            raise ValueError("it has no recipe")
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        progress = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
+        for name, size in progress["files"].items():
+            if (path / name).stat().st_size != size:
+                raise ValueError(f"{name} is not as long as it was")
+        if not (isinstance(progress["step"], int) and isinstance(progress["n_samples"], int)):
+            raise ValueError("its step is no number")
+        progress["recipe"]["train.n_steps"]
+    except _UNREADABLE as error:
         raise _damaged(path, error) from error
-    return tensors, step, identity
+    return progress
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:  # torch wraps what a rank met
+        error = next(iter(error.failures.values()))[0]
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n", 1)[0]
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({error}); remove it to begin the run again")
-
-
-class MetricsLog:
-    """metrics.jsonl of a run: a line for each logged step, without those that a resumed run takes again.
-
-    Raises:
-        CheckpointError: the disk is full or the place cannot be written to
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / METRICS
-        kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def write(self, row: Row) -> None:
-        """Appends one line."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The logged steps of a run, up to the first line that was cut off, if one was.
-
-    Raises:
-        CheckpointError: metrics that cannot be read
-    """
-    path = folder / METRICS
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    rows: list[Row] = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if not isinstance(row, dict) or "step" not in row:
-            break
-        rows.append(row)
-    return rows
+    return CheckpointError(f"{path} is damaged ({_reason(error)}); remove it to begin the run again")

@@ -1,0 +1,66 @@
+"""A run's clips, prepared ahead of the steps that learn from them, by worker processes of each rank."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from earshot.errors import EarshotError
+
+_AHEAD = 4
+"""Pieces of work that lie ready for each worker's turn."""
+
+
+class _Work(Dataset):
+    """What is done with a piece of work; torch calls it an index."""
+
+    def __init__(self, do: Callable[[Any], Any]) -> None:
+        self.do = do
+
+    def __getitem__(self, piece: Any) -> Any:
+        return self.do(piece)
+
+
+def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Iterator[Any]:
+    """What `do` makes of each piece of work, in order, done ahead by so many processes.
+
+    Args:
+        do: must depend on its piece alone, and can go to another process, as the pieces can
+        n_workers: 0 does it here, when it is asked for
+
+    Raises:
+        EarshotError: a worker process died
+    """
+    if n_workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    loader = DataLoader(
+        _Work(do),
+        batch_size=None,
+        sampler=pieces,
+        num_workers=n_workers,
+        prefetch_factor=_AHEAD if n_workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_begin,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise EarshotError(
+            f"a process that reads speech died ({str(error).splitlines()[0]}), most often for want of memory:"
+            " start the same command again with fewer of them (--data.n-workers)"
+        ) from error
+
+
+def _as_it_is(thing: Any) -> Any:
+    return thing
+
+
+def _begin(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the training process answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

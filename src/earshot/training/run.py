@@ -1,0 +1,160 @@
+"""One distillation while it goes on: the ear, its examples and all that has to be there before the first step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from earshot import checkpoint
+from earshot.bases import load_llm
+from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
+from earshot.data.sampler import BatchSampler, Draw
+from earshot.data.sources import open_speech
+from earshot.data.speech import Speech
+from earshot.data.text import TEXT_RULE
+from earshot.model import Ear, EarSettings
+from earshot.training.cache import StateCache
+from earshot.training.distributed import Ranks, ranks
+from earshot.training.examples import Examples
+from earshot.training.features import keep_features
+from earshot.training.optimizer import new_optimizer
+from earshot.training.progress import Progress
+from earshot.training.sharding import place_llm, shard_encoder
+from earshot.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a step needs."""
+
+    recipe: Recipe
+    ear: Ear
+    learner: nn.Module
+    """The connector, in what averages its gradients over the ranks where there are several."""
+    examples: Examples
+    teacher: Teacher
+    optimizer: torch.optim.Optimizer
+    sampler: BatchSampler
+    ranks: Ranks
+    bases: dict[str, str]
+    """Fingerprints of the frozen models as they lie on disk, before they were sharded or rounded."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.recipe.out)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
+        return {**self.bases, "speech": self.examples.speech.fingerprint}
+
+    def parts(self, step: int) -> list[list[Draw]]:
+        """This rank's share of a step's batch, in the parts that it is run in; some may be empty.
+
+        Every rank has clips of all lengths.
+        """
+        mine = self.sampler[step][self.ranks.rank :: self.ranks.n_ranks]
+        n_parts = self.recipe.train.n_accumulated
+        edges = [part * len(mine) // n_parts for part in range(n_parts + 1)]
+        return [mine[start:stop] for start, stop in pairwise(edges)]
+
+    def parts_from(self, step: int) -> Iterator[list[Draw]]:
+        """The parts of this step and all that are left."""
+        for number in range(step, self.recipe.train.n_steps):
+            yield from self.parts(number)
+
+
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
+    """Loads the bases and the speech, and encodes it if features are kept.
+
+    Raises:
+        CheckpointError: a base that cannot be used
+        CacheError: stored states of something else, or damaged ones
+        DataError: speech that cannot be used
+    """
+    progress, others = progress or Progress(), ranks()
+    with others.together():
+        speech = open_speech(recipe.data.source, recipe.data.n_clips)
+        torch.manual_seed(recipe.train.seed)
+        ear = Ear.new(
+            EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector),
+            llm_bits=recipe.train.llm_bits,
+            on_host=others.are_many and recipe.train.frozen != "replicated",
+        )
+        bases = _fingerprints(ear, recipe)
+        examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
+        read = _stored_readings(recipe, ear, bases)
+    is_sharded = place_llm(ear, recipe.train.frozen, others)
+    if recipe.data.feature_cache is not None:
+        try:
+            examples.kept = keep_features(
+                ear,
+                examples,
+                Path(recipe.data.feature_cache),
+                bases["encoder"],
+                others,
+                announce=progress.say,
+                progress=progress.preparing,
+            )
+        finally:
+            progress.close()
+    if is_sharded:
+        shard_encoder(ear, others)
+    return Run(
+        recipe=recipe,
+        ear=ear,
+        learner=_learner(ear.connector, recipe.connector, recipe.objective, others),
+        examples=examples,
+        teacher=Teacher(ear, recipe.objective, read, reads_together=is_sharded),
+        optimizer=new_optimizer(ear.connector, recipe.train),
+        sampler=new_sampler(speech, recipe),
+        ranks=others,
+        bases=bases,
+    )
+
+
+def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
+    """Of the bases as they lie on disk: a rounded LLM is read once more as it is."""
+    llm = ear.llm
+    if recipe.train.llm_bits != 16:
+        llm, _ = load_llm(recipe.base.llm, recipe.base.llm_revision, ear.device, on_host=True)
+    return checkpoint.fingerprints(ear.whisper.model.model.encoder, llm, ear.tokenizer)
+
+
+def _stored_readings(recipe: Recipe, ear: Ear, bases: dict[str, str]) -> StateCache | None:
+    if recipe.data.teacher_cache is None:
+        return None
+    fingerprint = teacher_fingerprint(bases, ear, TEXT_RULE, llm_bits=recipe.train.llm_bits)
+    return open_teacher_cache(recipe.data.teacher_cache, fingerprint, recipe.objective)
+
+
+def new_sampler(speech: Speech, recipe: Recipe) -> BatchSampler:
+    """The order in which a recipe learns a speech."""
+    return BatchSampler(
+        speech.lengths,
+        recipe.train.batch_size,
+        recipe.train.seed,
+        sections=speech.sections,
+        is_sequential=speech.is_sequential,
+    )
+
+
+def _learner(
+    connector: nn.Module, form: ConnectorSettings, objective: ObjectiveSettings, others: Ranks
+) -> nn.Module:
+    if not others.are_many:
+        return connector
+    is_part_idle = (form.form == "left" and not objective.end_weight) or (
+        form.form == "anchored" and not objective.spot_weight
+    )
+    return DistributedDataParallel(connector, broadcast_buffers=False, find_unused_parameters=is_part_idle)
+
+
+def with_steps(run: Run, n_steps: int) -> Run:
+    """The same run, for another number of steps."""
+    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, n_steps=n_steps)))
