@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import WhisperFeatureExtractor
+from transformers.audio_utils import hertz_to_mel as transformers_hertz_to_mel
 
 from earshot import audio, containers
-from earshot.audio import SAMPLE_RATE, load_audio, log_mel, mel_filters
+from earshot.audio import (
+    SAMPLE_RATE,
+    hertz_to_mel,
+    load_audio,
+    log_mel,
+    mel_filters,
+    mel_to_hertz,
+    split_at_quiet,
+)
 from earshot.containers import Stream, missing_bytes, open_stream
 from earshot.errors import AudioError, ConfigError
 
@@ -501,3 +510,53 @@ def test_any_array_is_heard_or_refused(dtype, shape, rate, seed):
     values = np.frombuffer(np.random.default_rng(seed).bytes(n_bytes), np.uint8)
     array = (values % 2).view(dtype) if dtype == "bool" else values.view(dtype)
     heard_or_refused((array.reshape(shape), rate))
+
+
+def test_pitch_and_frequency_are_each_other_s_inverse():
+    hertz = np.linspace(0, 8_000, 801)
+    np.testing.assert_allclose(mel_to_hertz(hertz_to_mel(hertz)), hertz, atol=1e-9)
+    np.testing.assert_allclose(hertz_to_mel(hertz), transformers_hertz_to_mel(hertz, mel_scale="slaney"))
+
+
+@MEDIUM
+@given(
+    n_samples=st.integers(1, 40_000),
+    max_samples=st.one_of(st.integers(1, 9_000), st.integers(3_000, 9_000)),
+    n_silent=st.integers(0, 40_000),
+    seed=st.integers(0, 99),
+)
+def test_pieces_are_the_whole_none_too_long_and_none_a_scrap(n_samples, max_samples, n_silent, seed):
+    n_samples = min(n_samples, 30 * max_samples)
+    sound = np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32)
+    sound[:n_silent] = 0
+    pieces = split_at_quiet(sound, max_samples)
+    np.testing.assert_array_equal(np.concatenate(pieces), sound)
+    assert max(map(len, pieces)) <= max_samples
+    assert len(pieces) == 1 or min(map(len, pieces)) >= max(1, max_samples // 4)
+    assert all(len(piece) >= max_samples // 2 for piece in pieces[:-1])
+    assert [len(piece) for piece in split_at_quiet(sound.copy(), max_samples)] == [
+        len(piece) for piece in pieces
+    ]
+
+
+@pytest.mark.parametrize(("n_more", "n_pieces"), [(-1, 1), (0, 1), (1, 2)])
+def test_exactly_the_longest_piece_is_not_cut(n_more, n_pieces):
+    assert len(split_at_quiet(tone(duration_s=6.0 + n_more / SAMPLE_RATE), 6 * SAMPLE_RATE)) == n_pieces
+
+
+@pytest.mark.parametrize("hiss", [0.0, 0.01])
+@pytest.mark.parametrize("pause_s", [0.1, 0.3])
+@pytest.mark.parametrize("at_s", [3.3, 4.0, 5.4])
+def test_sound_is_cut_in_its_pause(at_s, pause_s, hiss):
+    """Though a click's worth of silence, such as the closure of a consonant, stands elsewhere."""
+    sound = tone(duration_s=8.0)
+    for first_s, length_s in [(at_s, pause_s), (4.8, 0.03)]:
+        first, n = round(first_s * SAMPLE_RATE), round(length_s * SAMPLE_RATE)
+        sound[first : first + n] = hiss * np.random.default_rng(1).standard_normal(n)
+    place_s = len(split_at_quiet(sound, 6 * SAMPLE_RATE)[0]) / SAMPLE_RATE
+    assert at_s < place_s < at_s + pause_s
+
+
+def test_silence_is_cut_as_late_as_may_be():
+    pieces = split_at_quiet(np.zeros(14 * SAMPLE_RATE, np.float32), 6 * SAMPLE_RATE)
+    assert [len(piece) / SAMPLE_RATE for piece in pieces] == [6.0, 6.0, 2.0]

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from earshot.alignment import Transcripts
-from earshot.audio import AudioSource
+from earshot.audio import AudioSource, split_at_quiet
 from earshot.config import PromptSettings
 from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
 from earshot.model import Ear, EarSettings
@@ -27,6 +27,11 @@ def tone(duration_s: float, pitch: float = 0.1) -> np.ndarray:
     rng = np.random.default_rng(round(1000 * duration_s))
     n = round(duration_s * RATE)
     return (0.3 * np.sin(np.arange(n) * pitch) + 0.05 * rng.standard_normal(n)).astype(np.float32)
+
+
+def long_sound() -> np.ndarray:
+    """Twenty seconds for a window of six."""
+    return np.concatenate([tone(4.0, 0.07), tone(7.5, 0.2), tone(8.5, 0.05)])
 
 
 def said(*sounds: np.ndarray, text: str | None = None) -> list[dict[str, Any]]:
@@ -169,18 +174,83 @@ def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
         torch.testing.assert_close(left.logits(readings.suffix()[row, -1]), truth.logits[0, -1])
 
 
-def test_sound_beyond_the_window_is_refused_and_the_window_itself_heard(left: Ear, tmp_path: Path) -> None:
+def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) -> None:
     import soundfile
 
-    assert len(left.hear(tone(6.0))) >= 1
-    longer = np.append(tone(6.0), np.float32(0.1))
-    with pytest.raises(AudioError, match=r"lasts 6.00 s, but the encoder hears at most 6 s at a time"):
-        left.hear(longer)
-    soundfile.write(tmp_path / "long.wav", tone(7.0), RATE)
-    with pytest.raises(AudioError, match=r"long\.wav' lasts 7.00 s"):
-        left.chat(said(tmp_path / "long.wav"))  # ty: ignore[invalid-argument-type]
-    with pytest.raises(AudioError, match="lasts"):
-        left.transcribe([tone(1.0), longer])
+    longer = long_sound()
+    pieces = split_at_quiet(longer, ear.whisper.window_samples)
+    assert len(pieces) == 5
+    heard = ear.hear(longer)
+    torch.testing.assert_close(heard, torch.cat([ear.hear(piece) for piece in pieces]))
+    alone, short = ear.hear([longer, tone(1.0)])
+    torch.testing.assert_close(alone, heard)
+    torch.testing.assert_close(short, ear.hear(tone(1.0)))
+    soundfile.write(tmp_path / "long.wav", longer, RATE, subtype="FLOAT")
+    torch.testing.assert_close(ear.hear(tmp_path / "long.wav"), heard)
+
+
+def test_the_window_itself_is_heard_in_one_piece_and_a_sample_more_in_two(left: Ear) -> None:
+    whole = tone(6.0)
+    with torch.inference_mode():
+        audio = left.connector(left.features([whole]))
+    assert torch.equal(left.hear(whole), audio.tokens[0, : int(audio.n_tokens)])
+    longer = np.append(whole, np.float32(0.1))
+    assert len(split_at_quiet(longer, left.whisper.window_samples)) == 2
+    torch.testing.assert_close(
+        left.hear(longer), torch.cat([left.hear(piece) for piece in split_at_quiet(longer, len(whole))])
+    )
+    with pytest.raises(AudioError, match=r"96001 samples\) of sound; expected at most .*96000 samples"):
+        left.features([longer])
+
+
+def test_more_windows_than_are_encoded_at_once_keep_their_order(
+    left: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds: list[AudioSource] = [tone(1.0), long_sound(), tone(0.5)]
+    together, written = left.hear(sounds), left.transcribe(sounds)
+    sizes: list[int] = []
+    features = left.features
+    monkeypatch.setattr("earshot.model._WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr(left, "features", lambda given: sizes.append(len(given)) or features(given))
+    for apart, tokens in zip(left.hear(sounds), together, strict=True):
+        torch.testing.assert_close(apart, tokens)
+    assert sizes == [2, 2, 2, 1]
+    assert left.transcribe(sounds) == written
+
+
+def test_a_window_of_digital_silence_in_a_long_sound_gives_nothing(left: Ear) -> None:
+    before, after = tone(5.0), tone(3.0)
+    parts = [before, np.zeros(round(14.0 * RATE), np.float32), after]
+    pieces = split_at_quiet(np.concatenate(parts), left.whisper.window_samples)
+    sounding = [piece for piece in pieces if piece.any()]
+    assert 2 <= len(sounding) < len(pieces)
+    torch.testing.assert_close(
+        left.hear(np.concatenate(parts)), torch.cat([left.hear(piece) for piece in sounding])
+    )
+    assert left.transcribe([np.concatenate(parts)]) == [" ".join(filter(None, left.transcribe([*sounding])))]
+
+
+def test_a_long_sound_is_answered_in_a_stream_as_at_once(ear: Ear) -> None:
+    talk = said(long_sound(), tone(0.5), text="answer in spanish, please.")
+    answer = ear.chat(talk, max_new_tokens=6)
+    assert "".join(ear.stream(talk, max_new_tokens=6)) == answer
+    assert ear.chat_batch([said(tone(1.0)), talk], max_new_tokens=6)[1] == answer
+
+
+def test_long_sound_is_transcribed_as_its_pieces_in_a_row(left: Ear) -> None:
+    pieces = split_at_quiet(long_sound(), left.whisper.window_samples)
+    apart = left.transcribe([*pieces])
+    assert any(apart)
+    assert left.transcribe([long_sound()]) == [" ".join(filter(None, apart))]
+
+
+def test_sound_beyond_the_llm_s_context_is_a_clear_error() -> None:
+    ear = tiny_ear("right")
+    sound = np.tile(tone(6.0), 17)  # 17 windows of 32 audio tokens, and a context of 512
+    assert len(ear.hear(sound)) >= 512
+    for answer in (ear.chat, ear.stream):
+        with pytest.raises(RequestError, match=r"the conversation takes \d+ tokens.*at most 512"):
+            answer(said(sound))
 
 
 def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(

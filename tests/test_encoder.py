@@ -17,6 +17,7 @@ from earshot.encoder import (
     POSITIONS_PER_SECOND,
     Features,
     attention_bias,
+    clip_mel,
     encode,
     mel_batch,
     n_frames_for,
@@ -109,6 +110,15 @@ def test_mels_are_padded_with_zeros() -> None:
     assert mel.shape == (2, 8, int(n_frames.max()))
     assert not mel[0, :, n_frames[0] :].any()
     assert mel[0, :, : n_frames[0]].all()
+
+
+def test_a_batch_of_mels_is_each_clip_s_own() -> None:
+    sounds = [noise(0.2), noise(0.5, 1), noise(0.31, 2)]
+    for full_window in (False, True):
+        mel, n_frames = mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
+        for row, sound in enumerate(sounds):
+            alone = clip_mel(sound, 8, WINDOW_FRAMES, full_window)
+            assert torch.equal(mel[row, :, : n_frames[row]], alone)
 
 
 def test_the_mask_becomes_a_bias_only_where_it_hides_something() -> None:

@@ -7,20 +7,16 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from torch.nn.utils.rnn import pad_sequence
 
 from earshot.audio import load_audio
-from earshot.augment import augment, augment_batch, mask_patches
 from earshot.bases import POCKET
-from earshot.data.sources import load_utterances
+from earshot.data.sources import open_speech
 from earshot.pocket.make import tokens, voices, world
 from earshot.pocket.make.__main__ import ACCENTS, BROAD, DISTILLATION, HEARD, JOINTS, OPENINGS
 from earshot.pocket.make.speech import heard_text, make_broad_speech
 from earshot.pocket.make.whisper import LETTERS, N_WORKERS, HeardSpeech, Hearing, Round, new_whisper
 
 TRAINING = Round(n_steps=3, batch_size=8, peak_lr=1e-3, is_first=True)
-FLOOR = 2.0
-"""Whisper's log-mel keeps 8 decades below a clip's loudest bin, and divides decades by 4."""
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +37,6 @@ def heard(tmp_path_factory):
             start += n
     (folder / "samples.i16").write_bytes(np.concatenate(samples).tobytes())
     return folder
-
-
-def random_mel(n_frames: int) -> torch.Tensor:
-    mel = torch.rand(80, n_frames) * FLOOR
-    return mel - mel.max() + 1.5
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_an_augmented_clip_is_a_log_mel_spectrogram(seed):
-    mel = augment(random_mel(200), random_mel(30), seed, max_frames=210)
-    assert mel.shape[0] == 80
-    assert mel.shape[1] % 2 == 0
-    assert 170 <= mel.shape[1] <= 210
-    assert torch.isfinite(mel).all()
-    assert mel.max() - mel.min() <= FLOOR + 1e-5
-
-
-def test_augmentation_depends_on_its_seed_alone():
-    clip, babble = random_mel(120), random_mel(100)
-    first, again, other = (augment(clip, babble, seed, 600) for seed in (7, 7, 8))
-    assert torch.equal(first, again)
-    assert first.shape != other.shape or not torch.equal(first, other)
-
-
-def test_masks_cover_a_small_part_and_stay_within():
-    mel = random_mel(100)
-    masked = mel.clone()
-    mask_patches(masked, seed=1)
-    assert 0 < (masked != mel).float().mean() < 0.5
 
 
 def test_processes_share_the_clips_of_a_step_without_overlap(heard, tokenizer):
@@ -144,25 +111,14 @@ def test_idiolects_are_as_frequent_as_asked():
     assert not any(voices.heard_voice(random.Random(seed), 0.0).idiolect for seed in range(100))
 
 
-def test_each_clip_of_a_batch_is_augmented_as_if_alone():
-    clips = [random_mel(60), random_mel(101), random_mel(34)]
-    mel = pad_sequence([clip.T for clip in clips], batch_first=True).transpose(1, 2)
-    heard, n_frames = augment_batch(mel, torch.tensor([60, 101, 34]), [3, 4, 5], max_frames=110)
-    for row, (clip, seed) in enumerate(zip(clips, [3, 4, 5], strict=True)):
-        alone = augment(clip, clips[row - 1], seed, max_frames=110)
-        mask_patches(alone, seed + 1)
-        assert n_frames[row] == alone.shape[1] <= 110
-        assert torch.equal(heard[row, :, : n_frames[row]], alone)
-        assert not heard[row, :, n_frames[row] :].any()
-
-
 def test_no_clip_is_heard_by_the_encoder_and_by_an_ear():
     heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, BROAD)]
     assert len(set.union(*heard)) == sum(map(len, heard))
 
 
 def test_broad_speech_is_a_manifest_of_the_very_samples(heard):
-    utterances = load_utterances(str(make_broad_speech(heard)))
+    speech = open_speech([str(make_broad_speech(heard))])
+    utterances = [speech[row] for row in range(len(speech))]
     clips = [json.loads(line) for line in (heard / "clips.jsonl").read_text().splitlines()]
     assert [utterance.text for utterance in utterances] == [clip["text"] for clip in clips]
     samples, last = np.fromfile(heard / "samples.i16", dtype=np.int16), clips[-1]

@@ -4,11 +4,12 @@ transformers' own forward insists on the full window. Here the window may be cut
 the full ones, and in a batch each clip sees only itself: its features do not depend on its neighbours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -37,21 +38,35 @@ def n_frames_for(n_samples: int) -> int:
     return frames + frames % FRAMES_PER_POSITION
 
 
+def clip_mel(
+    sound: Float32[np.ndarray, " N"], n_mels: int, window_frames: int, full_window: bool
+) -> Float32[Tensor, "M F"]:
+    """Log-mel of one sound over its own frames, or over the whole window.
+
+    Raises:
+        AudioError: the sound is longer than the window
+    """
+    n_frames = window_frames if full_window else min(n_frames_for(len(sound)), window_frames)
+    return log_mel(sound, n_mels, n_frames)
+
+
+def pad_mels(
+    mels: Sequence[Float32[Tensor, "M _"]],
+) -> tuple[Float32[Tensor, "B M F"], Int[Tensor, " B"]]:
+    """Spectrograms side by side, zero beyond each one's own frames, and how many those are."""
+    padded = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)  # (B, F, M) -> (B, M, F)
+    return padded, torch.tensor([mel.shape[1] for mel in mels])
+
+
 def mel_batch(
-    sounds: list[np.ndarray], n_mels: int, window_frames: int, full_window: bool
-) -> tuple[Float[Tensor, "B M F"], Int[Tensor, " B"]]:
-    """Log-mel spectrograms of several sounds, zero beyond each one's own frames, and how many those are.
+    sounds: Sequence[Float32[np.ndarray, " _"]], n_mels: int, window_frames: int, full_window: bool
+) -> tuple[Float32[Tensor, "B M F"], Int[Tensor, " B"]]:
+    """`clip_mel` of several sounds, as `pad_mels` puts them side by side.
 
     Raises:
         AudioError: a sound is longer than the window
     """
-    frames = [
-        window_frames if full_window else min(n_frames_for(len(sound)), window_frames) for sound in sounds
-    ]
-    mels = [log_mel(sound, n_mels, n).T for sound, n in zip(sounds, frames, strict=True)]
-    return pad_sequence(mels, batch_first=True).transpose(1, 2), torch.tensor(
-        frames
-    )  # (B, F, M) -> (B, M, F)
+    return pad_mels([clip_mel(sound, n_mels, window_frames, full_window) for sound in sounds])
 
 
 def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:

@@ -4,10 +4,10 @@ It knows how sound and text become a prompt of embeddings, for the student (who 
 reads). How an answer is drawn from a prompt is `generate`'s business, how the connector learns is training's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, overload
+from itertools import islice
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from earshot import generate
-from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
-from earshot.augment import augment_batch
+from earshot.audio import SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
 from earshot.bases import (
     Whisper,
     embed,
@@ -32,12 +31,15 @@ from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
 from earshot.connector import Connector, StackingConnector, new_connector
 from earshot.conversation import read_conversation
 from earshot.encoder import Features, encode, mel_batch
-from earshot.errors import AudioError, CheckpointError
+from earshot.errors import CheckpointError
 from earshot.generate import Prompt
 from earshot.prompt import ChatTemplate, Piece, SoundPiece, TextPiece
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
+_Out = TypeVar("_Out")
+_WINDOWS_AT_ONCE = 16
+"""Windows that are encoded together: an hour of sound must not need an hour's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,37 +120,21 @@ class Ear:
 
     # Hearing
 
-    def load(self, source: AudioSource) -> np.ndarray:
-        """Mono samples at 16 kHz that fit the encoder's window.
-
-        Raises:
-            AudioError: not audio, or longer than the window
-        """
-        samples = load_audio(source)
-        if len(samples) > self.whisper.window_samples:
-            name = f"{str(source)!r}" if isinstance(source, str | Path) else "the sound"
-            raise AudioError(
-                f"{name} lasts {len(samples) / SAMPLE_RATE:.2f} s, but the encoder hears at most"
-                f" {self.whisper.window_samples / SAMPLE_RATE:g} s at a time: split it into shorter ones"
-            )
-        return samples
-
-    def features(self, sounds: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> Features:
+    def features(self, sounds: Sequence[np.ndarray]) -> Features:
         """The encoder's states for samples at 16 kHz.
 
-        Args:
-            seeds: one for each sound that is to be augmented by it; for none if not given
+        Raises:
+            AudioError: a sound is longer than the encoder's window
         """
-        mel, n_frames = mel_batch(
-            list(sounds),
-            self.whisper.config.num_mel_bins,
-            self.whisper.window_frames,
-            full_window=self.settings.base.encoder_window == "full",
-        )
-        if seeds is not None:
-            mel, n_frames = augment_batch(mel, n_frames, seeds, self.whisper.window_frames)
-        with torch.no_grad():
-            return encode(self.whisper.model.model.encoder, mel.to(self.device), n_frames.to(self.device))
+        is_full = self.settings.base.encoder_window == "full"
+        config, n_frames = self.whisper.config, self.whisper.window_frames
+        return self.encode_mels(*mel_batch(sounds, config.num_mel_bins, n_frames, full_window=is_full))
+
+    @torch.no_grad()
+    def encode_mels(self, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
+        """The encoder's states for spectrograms on any device, of which so many frames belong to each clip."""
+        on_device = (tensor.to(self.device, non_blocking=True) for tensor in (mel, n_frames))
+        return encode(self.whisper.model.model.encoder, *on_device)
 
     @overload
     def hear(self, source: list[AudioSource]) -> list[Float[Tensor, "_ D"]]: ...
@@ -162,23 +148,41 @@ class Ear:
     ) -> Float[Tensor, "_ D"] | list[Float[Tensor, "_ D"]]:
         """Audio tokens in the LLM's embedding space, for any engine that takes embeddings.
 
+        Sound beyond the encoder's window is cut where it is quietest, and the tokens of the pieces stand in a row.
+
         Args:
-            source: one sound gives one tensor; a list gives a list, heard in one batch
+            source: one sound gives one tensor; a list gives a list, heard in batches
 
         Raises:
-            AudioError: not audio, or longer than the encoder's window
+            AudioError: not audio, or longer than an hour
         """
         sources = source if isinstance(source, list) else [source]
-        heard = self._hear([self.load(item) for item in sources])
+        heard = self._hear([load_audio(item) for item in sources])
         return heard if isinstance(source, list) else heard[0]
 
     def _hear(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
-        if not sounds:
-            return []
+        return [torch.cat(tokens) for tokens in self._in_windows(sounds, self._hear_windows)]
+
+    def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
-            audio = self.connector(self.features(sounds))
+            audio = self.connector(self.features(windows))
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
+
+    def _in_windows(
+        self, sounds: Sequence[np.ndarray], call: Callable[[Sequence[np.ndarray]], list[_Out]]
+    ) -> list[list[_Out]]:
+        """What `call` makes of the windows of each sound, a bounded number of them at a time."""
+        windows = [self._windows(sound) for sound in sounds]
+        row = [window for pieces in windows for window in pieces]
+        batches = (row[first : first + _WINDOWS_AT_ONCE] for first in range(0, len(row), _WINDOWS_AT_ONCE))
+        made = (thing for batch in batches for thing in call(batch))
+        return [list(islice(made, len(pieces))) for pieces in windows]
+
+    def _windows(self, sound: np.ndarray) -> list[np.ndarray]:
+        """The pieces in which a sound is heard; one of nothing but zeros would be made words of, and is left out."""
+        pieces = split_at_quiet(sound, self.whisper.window_samples)
+        return [piece for piece in pieces if np.abs(piece).max() >= SILENCE_PEAK] or pieces[:1]
 
     def autocast(self) -> torch.autocast:
         """How the connector is computed, in training and at inference alike: on a GPU in bfloat16."""
@@ -218,7 +222,7 @@ class Ear:
     def prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
         """What the LLM is given for each conversation: embeddings of text and audio tokens in a row."""
         sounds = [
-            [self.load(sound) for sound in read_conversation(messages).sounds] for messages in conversations
+            [load_audio(sound) for sound in read_conversation(messages).sounds] for messages in conversations
         ]
         layouts = [self.template.render(messages) for messages in conversations]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
@@ -244,12 +248,16 @@ class Ear:
 
     @torch.inference_mode()
     def transcribe(self, sources: Sequence[AudioSource]) -> list[str]:
-        """What the encoder's own decoder writes for each sound: the first half of the plain cascade."""
-        if not sources:
-            return []
-        sounds = [self.load(source) for source in sources]
+        """What the encoder's own decoder writes for each sound: the first half of the plain cascade.
+
+        Long sound is cut as `hear` cuts it, so that both are measured on equal terms.
+        """
+        texts = self._in_windows([load_audio(source) for source in sources], self._transcribe_windows)
+        return [" ".join(filter(None, pieces)) for pieces in texts]
+
+    def _transcribe_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
         model, config = self.whisper.model, self.whisper.config
-        mel, _ = mel_batch(sounds, config.num_mel_bins, self.whisper.window_frames, full_window=True)
+        mel, _ = mel_batch(windows, config.num_mel_bins, self.whisper.window_frames, full_window=True)
         options: dict[str, Any] = {}
         if not model.generation_config.max_length:
             options["max_length"] = config.max_target_positions

@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from earshot.augment import augment_batch
-from earshot.encoder import attention_bias, encode, mel_batch
+from earshot.augment import augment
+from earshot.encoder import attention_bias, clip_mel, encode, pad_mels
 from earshot.pocket.make import world
 from earshot.pocket.make.llm import lr_factor, report
 from earshot.pocket.make.tokens import N_BPE_TOKENS
@@ -119,9 +119,14 @@ class HeardSpeech(Dataset):
         clips = [self.clips[number] for number in self.plan[index]]
         sounds = [self._sound(clip, rng) for clip in clips]
         full_window = rng.random() < 0.02
-        clean, n_frames = mel_batch(sounds, N_MELS, WINDOW_FRAMES, full_window)
-        seeds = [rng.getrandbits(40) for _ in clips]
-        mel, n_frames = augment_batch(clean, n_frames, seeds, WINDOW_FRAMES)
+        clean = [clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
+        neighbours = [clean[-1], *clean[:-1]]  # they speak in the background
+        mel, n_frames = pad_mels(
+            [
+                augment(clip, rng.getrandbits(40), WINDOW_FRAMES, lambda voice=voice: voice)
+                for clip, voice in zip(clean, neighbours, strict=True)
+            ]
+        )
         targets = [[*self.start, *self.ids[number], self.end] for number in self.plan[index]]
         letters = [[LETTERS.index(letter) + 1 for letter in clip["text"]] for clip in clips]
         words = [[self.words[word] for word in clip["text"].split()] for clip in clips]
