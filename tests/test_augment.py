@@ -174,13 +174,18 @@ def test_noise_comes_from_the_folder_s_files(noises: Path):
     assert any(not np.allclose(augmenter.samples(clip, seed) - clip, added, atol=1e-6) for seed in range(3))
 
 
-def test_files_of_any_length_and_format_serve(noises: Path):
-    augmenter = Augmenter(AugmentSettings(noise_share=1.0, noise=str(noises)), WINDOW)
-    assert [path.name for path in augmenter.noises] == ["long.flac", "short.wav"]
+def test_files_of_any_length_and_format_serve_in_memory_or_not(noises: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = AugmentSettings(noise_share=1.0, noise=str(noises))
+    kept = Augmenter(asked, WINDOW)
+    monkeypatch.setattr("earshot.augment.samples._KEPT_SAMPLES", 26_000)
+    read_again = Augmenter(asked, WINDOW)  # one recording of 25,397 samples and one of 1,000
+    assert [isinstance(noise, Path) for noise in kept.noises] == [False, False]
+    assert [isinstance(noise, Path) for noise in read_again.noises] == [False, True]
     for seed in range(8):
-        heard = augmenter.samples(tone(30_000), seed)
+        heard = kept.samples(tone(30_000), seed)
         assert len(heard) == 30_000
         assert np.isfinite(heard).all()
+        np.testing.assert_array_equal(read_again.samples(tone(30_000), seed), heard)
 
 
 def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_path: Path):

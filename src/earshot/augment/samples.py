@@ -1,6 +1,5 @@
 """Speed and noise, on samples; and what a run's settings make of a clip."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ _TILT_RANGE = (-0.5, 2.0)
 _LOWEST_HZ = 60.0
 """Below this the power of made noise falls no more, or a slow swell would be all of it."""
 _MAX_NOISE_S = 600.0
+_KEPT_SAMPLES = 1 << 27
+"""Noise that is kept in memory, which worker processes share: half a gigabyte, 2.3 hours."""
 _SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".webm", ".m4a", ".aif", ".aiff", ".au"}
 
 
@@ -37,7 +38,7 @@ class Augmenter:
     def __init__(self, settings: AugmentSettings, max_samples: int) -> None:
         self.settings, self.max_samples = settings, max_samples
         is_from_files = settings.noise is not None and settings.noise_share > 0
-        self.noises = _noise_files(Path(settings.noise)) if is_from_files else ()
+        self.noises = _noises(Path(settings.noise)) if is_from_files else []
 
     def samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
         """The clip at another speed, with noise; the very same where the settings change nothing."""
@@ -60,7 +61,8 @@ class Augmenter:
     def _noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
         if not self.noises:
             return colored_noise(n_samples, rng)
-        return stretch(_load_noise(self.noises[rng.integers(len(self.noises))]), n_samples, rng)
+        noise = self.noises[rng.integers(len(self.noises))]
+        return stretch(_load_noise(noise) if isinstance(noise, Path) else noise, n_samples, rng)
 
 
 def speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[np.ndarray, " _"]:
@@ -98,7 +100,10 @@ def speech_power(samples: Float32[np.ndarray, " N"]) -> float:
 
 def colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " _"]:
     """Steady noise of a random colour, from hissing over white and pink to rumbling."""
-    n_fft = 1 << max(1, n_samples - 1).bit_length()  # FFTs of other sizes may take many times as long
+    step = 1 << max(
+        1, n_samples.bit_length() - 4
+    )  # FFTs of sizes with large prime factors take many times as long
+    n_fft = -(-n_samples // step) * step
     n_bins = n_fft // 2 + 1
     slope = np.float32(-rng.uniform(*_TILT_RANGE) / 2)
     amplitude = np.maximum(np.arange(n_bins, dtype=np.float32), _LOWEST_HZ / 16_000 * n_fft) ** slope
@@ -117,8 +122,11 @@ def stretch(
     return np.resize(np.roll(noise, -int(rng.integers(len(noise)))), n_samples)
 
 
-def _noise_files(folder: Path) -> tuple[Path, ...]:
-    """The sound files below a folder, each of which can be used: all are read once, before training begins."""
+def _noises(folder: Path) -> list[Float32[np.ndarray, " _"] | Path]:
+    """The recordings below a folder, in the order of their names; the files of those for which memory ends.
+
+    All are read once, so that one which cannot be used is told of before training begins.
+    """
     if not folder.is_dir():
         raise ConfigError(
             f"augment.noise is {str(folder)!r}, which is no folder; expected one of sound files"
@@ -128,12 +136,14 @@ def _noise_files(folder: Path) -> tuple[Path, ...]:
         raise ConfigError(
             f"augment.noise: the folder {str(folder)!r} has no sound files; expected such as hum.wav or street.flac"
         )
+    noises, n_kept = [], 0
     for path in files:
-        _load_noise(path)
-    return tuple(files)
+        noise = _load_noise(path)
+        n_kept += len(noise)
+        noises.append(noise if n_kept <= _KEPT_SAMPLES else path)
+    return noises
 
 
-@functools.lru_cache(maxsize=8)
 def _load_noise(path: Path) -> Float32[np.ndarray, " N"]:
     try:
         return load_audio(path, max_duration_s=_MAX_NOISE_S)
