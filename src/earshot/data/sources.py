@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from earshot.bases import locate
 from earshot.data.hub import open_data_set
 from earshot.data.manifest import ManifestRows
 from earshot.data.packed import PackedRows, is_packed
@@ -44,6 +43,8 @@ def open_speech(spellings: Sequence[str], n_clips: int | None = None) -> Speech:
 def _open(spelling: Spelling, groups: RowGroups, n_clips: int | None) -> Rows:
     name = spelling.name
     if name == POCKET_SPEECH:
+        from earshot.bases import locate  # and transformers with it, which takes seconds
+
         spelling.refuse(*_ONLY_HUB)
         return ParquetRows([Path(locate(name) + ".parquet")], spelling, groups)
     path = Path(name).expanduser()
