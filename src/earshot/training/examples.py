@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -63,11 +63,12 @@ class Portion:
 
     def pin_memory(self) -> "Portion":
         """In memory that a GPU copies from without waiting."""
-        pinned = {
-            name: None if (tensor := getattr(self, name)) is None else tensor.pin_memory()
-            for name in ("text_ids", "mel", "states")
-        }
-        return Portion(n_text=self.n_text, n_positions=self.n_positions, skipped=self.skipped, **pinned)
+        return replace(
+            self,
+            text_ids=self.text_ids.pin_memory(),
+            mel=None if self.mel is None else self.mel.pin_memory(),
+            states=None if self.states is None else self.states.pin_memory(),
+        )
 
 
 def new_portion(clips: Sequence[Clip], skipped: dict[str, str]) -> Portion:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ class _Work(Dataset):
     def __init__(self, do: Callable[[Any], Any]) -> None:
         self.do = do
 
-    def __getitem__(self, piece: Any) -> Any:
-        return self.do(piece)
+    def __getitem__(self, index: Any) -> Any:
+        return self.do(index)
 
 
-def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Iterator[Any]:
+def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Generator[Any]:
     """What `do` makes of each piece of work, in order, done ahead by so many processes.
 
     Args:

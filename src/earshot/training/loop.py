@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from earshot import checkpoint
@@ -125,7 +125,7 @@ def _are_too_many(run: Run, step: int, taken: Taken, skipped: Skipped) -> bool:
     return False
 
 
-def _portions(run: Run, step: int) -> Iterator[Portion]:
+def _portions(run: Run, step: int) -> Generator[Portion]:
     return prepared(run.examples.portion, run.parts_from(step), run.recipe.data.n_workers)
 
 

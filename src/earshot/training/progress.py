@@ -68,7 +68,10 @@ class Progress:
         names = [name for name in _TERMS if name in row]
         digits, gap = (3, "  ") if len(names) < len(_TERMS) else (2, " ")  # all of them fit 80 columns
         terms = [f"{name} {row[name]:.{digits}f}" for name in names]
-        note = gap.join([*terms, f"{row['clips_per_s']:.0f} clips/s"])
+        speed = [f"{row['clips_per_s']:.0f} clips/s"]
+        if "mfu" in row:
+            speed.append(f"{row['mfu']:.0%} of peak")
+        note = gap.join([*terms, *speed])
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         step = int(row["step"])

@@ -11,12 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from earshot import checkpoint
 from earshot.bases import load_llm
-from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
+from earshot.config import ObjectiveSettings, Recipe
 from earshot.data.sampler import BatchSampler, Draw
 from earshot.data.sources import open_speech
 from earshot.data.speech import Speech
 from earshot.data.text import TEXT_RULE
 from earshot.model import Ear, EarSettings
+from earshot.plan import CostModel, cost_model, peak_flops
 from earshot.training.cache import StateCache
 from earshot.training.distributed import Ranks, ranks
 from earshot.training.examples import Examples
@@ -40,6 +41,10 @@ class Run:
     optimizer: torch.optim.Optimizer
     sampler: BatchSampler
     ranks: Ranks
+    costs: CostModel
+    """What clips cost, by their lengths."""
+    peak_flops: float | None
+    """Floating-point operations a second that the device could do, if that is known of it."""
     bases: dict[str, str]
     """Fingerprints of the frozen models as they lie on disk, before they were sharded or rounded."""
 
@@ -88,6 +93,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         )
         bases = _fingerprints(ear, recipe)
         examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
+        costs = cost_model(recipe, ear)
         read = _stored_readings(recipe, ear, bases)
     is_sharded = place_llm(ear, recipe.train.frozen, others)
     if recipe.data.feature_cache is not None:
@@ -108,12 +114,14 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     return Run(
         recipe=recipe,
         ear=ear,
-        learner=_learner(ear.connector, recipe.connector, recipe.objective, others),
+        learner=_learner(ear.connector, recipe.connector.form, recipe.objective, others),
         examples=examples,
         teacher=Teacher(ear, recipe.objective, read, reads_together=is_sharded),
         optimizer=new_optimizer(ear.connector, recipe.train),
         sampler=new_sampler(speech, recipe),
         ranks=others,
+        costs=costs,
+        peak_flops=peak_flops(torch.cuda.get_device_name(ear.device)) if ear.device.type == "cuda" else None,
         bases=bases,
     )
 
@@ -144,15 +152,21 @@ def new_sampler(speech: Speech, recipe: Recipe) -> BatchSampler:
     )
 
 
-def _learner(
-    connector: nn.Module, form: ConnectorSettings, objective: ObjectiveSettings, others: Ranks
-) -> nn.Module:
+def _learner(connector: nn.Module, form: str, objective: ObjectiveSettings, others: Ranks) -> nn.Module:
     if not others.are_many:
         return connector
-    is_part_idle = (form.form == "left" and not objective.end_weight) or (
-        form.form == "anchored" and not objective.spot_weight
-    )
-    return DistributedDataParallel(connector, broadcast_buffers=False, find_unused_parameters=is_part_idle)
+    for name in _idle_parts(form, objective):  # ranks would wait for their gradients for ever
+        connector.get_submodule(name).requires_grad_(False)
+    return DistributedDataParallel(connector)
+
+
+def _idle_parts(form: str, objective: ObjectiveSettings) -> tuple[str, ...]:
+    """What of a connector nothing is learned by, as the only term that teaches it has no weight."""
+    if form == "left" and not objective.end_weight:
+        return ("end_head",)
+    if form == "anchored" and not objective.spot_weight:
+        return ("spotter.is_spoken", "spotter.token")
+    return ()
 
 
 def with_steps(run: Run, n_steps: int) -> Run:

@@ -275,5 +275,5 @@ def _reason(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n", 1)[0]
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({_reason(error)}); remove it to begin the run again")

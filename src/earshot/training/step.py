@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ def _numbers(
         *(sum(count[name] for count in counts) for name in _TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
-        0.0,
+        run.costs.flops(np.array(n_positions), np.array(n_text), leads=leads(run, step)),
         sum(len(portion.skipped) for portion in portions),
         *(len(portion) for portion in portions),
     ]

@@ -50,5 +50,8 @@ class Tally:
             "clips_per_s": n_clips / taken_s,
             "audio_h_per_h": audio_s / taken_s,
         }
+        row["tflops"] = flops / taken_s / self.run.ranks.n_ranks / 1e12  # of one device
+        if self.run.peak_flops:
+            row["mfu"] = row["tflops"] * 1e12 / self.run.peak_flops
         self._begin()
         return row
