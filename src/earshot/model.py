@@ -59,6 +59,8 @@ class Readings:
     n_prefix: int
     n_suffix: int
     n_middle: Int[Tensor, " B"]
+    n_after: Int[Tensor, " B"] | None = None
+    """Tokens of the answer that were read behind the suffix."""
 
     def suffix(self) -> Float[Tensor, "B N D"]:
         """The states at the positions after the middle; the last one predicts the answer's first token."""
@@ -68,6 +70,14 @@ class Readings:
     def middle(self, n: int) -> Float[Tensor, "B N D"]:
         """The states at the first n positions of the middle, whatever stands there in shorter ones."""
         return self.states[:, self.n_prefix : self.n_prefix + n]
+
+    def last(self, n: int) -> Float[Tensor, "B N D"]:
+        """The states at each prompt's last n positions, whatever stands before the first of shorter ones."""
+        length = self.n_prefix + self.n_middle + self.n_suffix
+        if self.n_after is not None:
+            length = length + self.n_after
+        place = length[:, None] - n + torch.arange(n, device=length.device)
+        return _rows(self.states, place.clamp(min=0))
 
 
 def _rows(states: Float[Tensor, "B L D"], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
@@ -91,14 +101,23 @@ class Ear:
         self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
         self.connector, self.settings = connector, settings
         self.template = ChatTemplate(tokenizer, settings.prompt)
-        _check_vocabulary(llm, tokenizer, self.template)
+        check_vocabulary(llm, tokenizer, self.template)
 
     @classmethod
-    def new(cls, settings: EarSettings, device: torch.device | str | None = None) -> "Ear":
+    def new(
+        cls,
+        settings: EarSettings,
+        device: torch.device | str | None = None,
+        *,
+        llm_bits: int = 16,
+        on_host: bool = False,
+    ) -> "Ear":
         """An ear whose connector has not learned anything yet.
 
         Args:
             device: the first GPU if there is one
+            llm_bits: 8 or 4 rounds the weights of the LLM's layers
+            on_host: leaves the frozen models in the host's memory, ready to be spread over several devices
 
         Raises:
             CheckpointError: a base that cannot be found, is of the wrong kind or is damaged
@@ -106,8 +125,8 @@ class Ear:
         """
         place = read_device(device)
         base = settings.base
-        whisper = load_whisper(base.encoder, base.encoder_revision, place)
-        llm, tokenizer = load_llm(base.llm, base.llm_revision, place)
+        whisper = load_whisper(base.encoder, base.encoder_revision, place, on_host=on_host)
+        llm, tokenizer = load_llm(base.llm, base.llm_revision, place, bits=llm_bits, on_host=on_host)
         connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim)
         if settings.connector.init == "whisper":
             connector.start_from(whisper.model.model.decoder)
@@ -271,26 +290,50 @@ class Ear:
 
     # Student and teacher
 
-    def readings(self, middle: Float[Tensor, "B M D"], n_middle: Int[Tensor, " B"]) -> Readings:
-        """The LLM's final hidden states, after its last norm, over [prefix; middle; suffix] of one user turn.
+    def readings(
+        self,
+        middle: Float[Tensor, "B M D"],
+        n_middle: Int[Tensor, " B"],
+        *,
+        after: Float[Tensor, "B A D"] | None = None,
+        n_after: Int[Tensor, " B"] | None = None,
+        longest: int | None = None,
+    ) -> Readings:
+        """The LLM's final hidden states, after its last norm, over [prefix; middle; suffix; after] of one user turn.
 
         Gradients flow to `middle`; the LLM itself has none. Only as many rows of `middle` as belong to each
         clip are read, and padding is to the right, so that a causal LLM cannot see it.
+
+        Args:
+            after: what the LLM has answered so far, of which so many rows belong to each clip
+            longest: the most rows of a middle that are read, if it is known; else the device has to be asked
         """
         prefix, suffix = (self.embed(ids).expand(len(middle), -1, -1) for ids in self.template.frame)
-        table = torch.cat([prefix, middle.to(prefix.dtype), suffix], dim=1)  # (B, P + M + N, D)
-        index, mask = _layout(n_middle, middle.shape[1], prefix.shape[1], suffix.shape[1])
-        states = self.llm.base_model(
-            inputs_embeds=_rows(table, index), attention_mask=mask.long(), use_cache=False
-        ).last_hidden_state
-        return Readings(states=states, n_prefix=prefix.shape[1], n_suffix=suffix.shape[1], n_middle=n_middle)
+        answer = prefix[:, :0] if after is None else after.to(prefix.dtype)
+        table = torch.cat([prefix, middle.to(prefix.dtype), suffix, answer], dim=1)  # (B, P + M + N + A, D)
+        n_behind = suffix.shape[1] + (torch.zeros_like(n_middle) if n_after is None else n_after)
+        longest = int(n_middle.max()) if longest is None else longest
+        padding = middle.shape[1] - longest
+        index, mask = _layout(n_middle, n_behind, middle.shape[1], prefix.shape[1], table.shape[1] - padding)
+        # The LLM computes in its own type, as it does when it answers.
+        with torch.autocast(self.device.type, enabled=False):
+            states = self.llm.base_model(
+                inputs_embeds=_rows(table, index), attention_mask=mask.long(), use_cache=False
+            ).last_hidden_state
+        return Readings(
+            states=states,
+            n_prefix=prefix.shape[1],
+            n_suffix=suffix.shape[1],
+            n_middle=n_middle,
+            n_after=n_after,
+        )
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
         return next_token_logits(self.llm, states)
 
 
-def _check_vocabulary(
+def check_vocabulary(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
 ) -> None:
     """Refuse a tokenizer of another LLM, which would end in an index error, on a GPU a fatal one."""
@@ -304,12 +347,11 @@ def _check_vocabulary(
 
 
 def _layout(
-    n_middle: Int[Tensor, " B"], d_middle: int, n_prefix: int, n_suffix: int
+    n_middle: Int[Tensor, " B"], n_behind: Int[Tensor, " B"], d_middle: int, n_prefix: int, length: int
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Where each position of the prompt stands in [prefix; padded middle; suffix], and which there are."""
-    length = n_prefix + int(n_middle.max()) + n_suffix
+    """Where each position of the prompt stands in [prefix; padded middle; what is behind], and which there are."""
     place = torch.arange(length, device=n_middle.device).expand(len(n_middle), -1)
     end = n_prefix + n_middle[:, None]
+    mask = place < end + n_behind[:, None]
     index = torch.where(place < end, place, place - end + n_prefix + d_middle)
-    mask = place < end + n_suffix
-    return index.clamp(max=n_prefix + d_middle + n_suffix - 1), mask
+    return index.where(mask, 0), mask

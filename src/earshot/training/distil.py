@@ -1,16 +1,23 @@
 """What one batch teaches: the ear hears it, the LLM reads it, and the terms say how far apart they are."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from earshot.alignment import Transcripts
 from earshot.config import ObjectiveSettings
-from earshot.model import Ear, Readings
+from earshot.connector import AudioTokens
+from earshot.encoder import Features
+from earshot.model import Ear
 from earshot.objectives import alignment_distance, end_loss, forward_kl, hidden_distance, naming_loss
 from earshot.training.examples import Batch
+from earshot.training.teacher import Targets, Teacher
 
 Terms = dict[str, Float[Tensor, ""]]
+Listen = Callable[[Features, Transcripts], AudioTokens]
+"""The connector, or what stands for it where several ranks share its gradients."""
 
 
 def distillation_terms(
@@ -20,6 +27,8 @@ def distillation_terms(
     *,
     leads: bool,
     candidates: Int[Tensor, " C"] | None = None,
+    connector: Listen | None = None,
+    teacher: Teacher | Targets | None = None,
 ) -> Terms:
     """The unweighted terms of the objective that have a weight.
 
@@ -27,20 +36,24 @@ def distillation_terms(
         candidates: tokens that naming tells from each other, in ascending order, those of the transcripts among
             them; the transcripts' alone if not given
         leads: whether the terms that need no LLM are still alone
+        connector: what listens in place of the ear's own connector
+        teacher: who says what the LLM makes of the transcripts, or what was said; the LLM is asked if not given
 
     Returns: align, name, end, spot, hidden and kl, as far as they apply
     """
+    asks = not leads and bool(settings.hidden_weight or settings.kl_weight)
+    targets = _targets(ear, batch, settings, teacher) if asks else None
     candidates = batch.tokens if candidates is None else candidates
     transcripts = Transcripts(
         n_tokens=batch.n_text,
         wanted=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
         candidates=ear.embed(candidates),
     )
-    audio = ear.connector(batch.features, transcripts)
-    text = ear.embed(batch.text_ids)
+    audio = (connector or ear.connector)(batch.features, transcripts)
     terms: Terms = {}
     aligned = ear.connector.aligned
     if settings.align_weight:
+        text = ear.embed(batch.text_ids)
         terms["align"] = alignment_distance(audio.tokens, text, audio.n_tokens, batch.n_text, aligned)
     if settings.name_weight:
         terms["name"] = naming_loss(audio.tokens, transcripts, audio.n_tokens, aligned)
@@ -48,32 +61,40 @@ def distillation_terms(
         terms["end"] = end_loss(audio.end_logits, batch.n_text)
     if settings.spot_weight and audio.spotting is not None:
         terms["spot"] = -audio.spotting.sum() / batch.n_text.sum()
-    if leads or not (settings.hidden_weight or settings.kl_weight):
-        return terms
-    student = ear.readings(audio.tokens, audio.n_tokens)
-    with torch.no_grad():
-        teacher = ear.readings(text, batch.n_text)
+    return terms if targets is None else terms | _reading_terms(ear, audio, batch, targets, settings)
+
+
+def _targets(
+    ear: Ear, batch: Batch, settings: ObjectiveSettings, teacher: Teacher | Targets | None
+) -> Targets:
+    """Asked for before anything is queued on the device, as the transcripts have to come back from it."""
+    if isinstance(teacher, Targets):
+        return teacher
+    rows = zip(batch.text_ids.cpu(), batch.n_text.tolist(), strict=True)
+    return (teacher or Teacher(ear, settings)).targets([ids[:n] for ids, n in rows])
+
+
+def _reading_terms(
+    ear: Ear, audio: AudioTokens, batch: Batch, targets: Targets, settings: ObjectiveSettings
+) -> Terms:
+    """How far the LLM's states on sound are from those on text, compared from their ends: hidden and kl."""
+    is_one_to_one = ear.connector.aligned == "left"
+    n_slots = audio.tokens.shape[1]
+    heard = ear.readings(
+        audio.tokens,
+        audio.n_tokens,
+        after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
+        n_after=targets.n_answers,
+        longest=min(n_slots, batch.text_ids.shape[1]) if is_one_to_one else n_slots,
+    ).last(targets.states.shape[1])
+    terms: Terms = {}
     if settings.hidden_weight:
-        terms["hidden"] = _hidden(student, teacher, settings.hidden_positions)
+        terms["hidden"] = hidden_distance(heard, targets.states, targets.counts)
     if settings.kl_weight:
-        heard, read = ear.logits(student.suffix()[:, -1]), ear.logits(teacher.suffix()[:, -1])
-        terms["kl"] = forward_kl(heard, read, settings.kl_temperature)
+        at = targets.first_answer[:, None, None].expand(-1, 1, heard.shape[2])
+        student, teacher = (ear.logits(states.gather(1, at)[:, 0]) for states in (heard, targets.states))
+        terms["kl"] = forward_kl(student, teacher, settings.kl_temperature)
     return terms
-
-
-def _hidden(student: Readings, teacher: Readings, positions: str) -> Float[Tensor, ""]:
-    if positions == "last":
-        return hidden_distance(student.suffix()[:, -1:], teacher.suffix()[:, -1:])
-    if positions == "suffix":
-        return hidden_distance(student.suffix(), teacher.suffix())
-    n = student.states.shape[1] - student.n_prefix - student.n_suffix  # slots of the longest clip
-    is_heard = torch.arange(n, device=student.n_middle.device) < student.n_middle[:, None]
-    counts = torch.cat([is_heard, is_heard.new_ones(len(is_heard), student.n_suffix)], dim=1)  # (B, n + N)
-    return hidden_distance(
-        torch.cat([student.middle(n), student.suffix()], dim=1),  # (B, n + N, D)
-        torch.cat([teacher.middle(n), teacher.suffix()], dim=1),
-        counts,
-    )
 
 
 def term_counts(ear: Ear, batch: Batch) -> Terms:
