@@ -1,5 +1,6 @@
 """Where transcribed speech comes from: one spelling, the same rows from every kind, bad rows by name."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -516,6 +517,26 @@ def test_a_stream_of_unknown_length_needs_a_number_of_clips(tmp_path: Path) -> N
     found = reasons(open_speech([source], n_clips=6))
     assert list(found) == [5]
     assert "the stream ends before it" in found[5]
+
+
+def test_a_folder_of_loose_sound_is_read_by_its_manifest(tmp_path: Path) -> None:
+    for number, clip in enumerate(clips(3)):
+        (tmp_path / f"{number}.flac").write_bytes(clip.audio)
+    lines = [json.dumps({"file_name": f"{n}.flac", "text": clip.text}) for n, clip in enumerate(clips(3))]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert audio(open_speech([str(tmp_path / "metadata.jsonl")])[2]) == clips(3)[2].audio
+    if importlib.util.find_spec("torchcodec") is None:
+        with pytest.raises(DataError, match=r"needs torchcodec; give its metadata\.jsonl"):
+            open_speech([str(tmp_path)])
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_folder_of_lines_is_a_data_set(tmp_path: Path, is_streamed: bool) -> None:
+    (tmp_path / "a.flac").write_bytes(sound())
+    (tmp_path / "train.jsonl").write_text('{"audio": "a.flac", "text": "one"}\n' * 3)
+    source = f"{tmp_path}?streaming={str(is_streamed).lower()}"
+    speech = open_speech([source], n_clips=3)
+    assert audio(speech[2]) == sound()
 
 
 def test_a_folder_that_is_no_data_set_is_refused_in_one_line(tmp_path: Path) -> None:

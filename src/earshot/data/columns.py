@@ -15,6 +15,7 @@ AUDIO_NAMES = (
     "speech",
     "audio_filepath",
     "audio_path",
+    "file_name",
     "file",
     "path",
 )

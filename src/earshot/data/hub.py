@@ -1,5 +1,6 @@
 """Speech in Hugging Face data sets, by hub id or local folder, through `datasets`; no code of theirs is ever run."""
 
+import importlib.util
 import os
 import weakref
 from collections import OrderedDict
@@ -34,6 +35,8 @@ def open_data_set(spelling: Spelling, n_clips: int | None) -> Rows:
     with _imported(spelling) as datasets, _explained(spelling):
         read = _saved if _is_saved(Path(spelling.name)) else _loaded
         data_set = read(datasets, spelling)
+        if data_set.features is None:  # a stream that has to be looked into
+            data_set = data_set._resolve_features()
         columns = find_columns(f"data set {spelling.name!r}", _kinds(datasets, data_set.features), spelling)
         if isinstance(data_set.features[columns.audio], datasets.Audio):
             data_set = data_set.cast_column(columns.audio, datasets.Audio(decode=False))
@@ -215,6 +218,7 @@ def _loaded(datasets: ModuleType, spelling: Spelling) -> Any:
     splits = datasets.get_dataset_split_names(spelling.name, config, **about)
     base = spelling.split.partition("[")[0] if spelling.split else None  # datasets knows train[:10%]
     split = _only(spelling, "split", splits, base)
+    _check_encodable(spelling, datasets.load_dataset_builder(spelling.name, config, **about))
     return datasets.load_dataset(
         spelling.name,
         config,
@@ -222,6 +226,16 @@ def _loaded(datasets: ModuleType, spelling: Spelling) -> Any:
         streaming=spelling.streaming,
         **about,
     )
+
+
+def _check_encodable(spelling: Spelling, builder: Any) -> None:
+    """Loose files and tars go through a codec of `datasets`' own, even where nothing is decoded."""
+    form = type(builder).__module__.rpartition(".")[2]
+    if form in ("audiofolder", "webdataset") and importlib.util.find_spec("torchcodec") is None:
+        raise DataError(
+            f"source {spelling.name!r} has its sound in {form} form, for which datasets needs torchcodec; give its"
+            " metadata.jsonl or its .tar files themselves as the source, or install torchcodec"
+        )
 
 
 def _only(spelling: Spelling, key: str, known: list[str], wanted: str | None) -> str:
@@ -237,8 +251,6 @@ def _only(spelling: Spelling, key: str, known: list[str], wanted: str | None) ->
 
 def _kinds(datasets: ModuleType, features: Any) -> dict[str, str]:
     """What each column can be; a data set says which are sound."""
-    if features is None:
-        raise DataError("it does not tell its columns")
     return {
         name: "aS" if isinstance(feature, datasets.Audio) else _kind(feature)
         for name, feature in features.items()
@@ -265,5 +277,8 @@ def _where(spelling: Spelling) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong in the first place, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
