@@ -15,13 +15,14 @@ import tyro
 from earshot.cli.chat import Chat
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
+from earshot.cli.plan import Plan
 from earshot.cli.terminal import INTERRUPTED, say
 from earshot.cli.train import Train
 from earshot.config import load_recipe
 from earshot.errors import ConfigError, EarshotError
 from earshot.version import __version__
 
-_ABOUT_A_RECIPE = {"train": Train}
+_ABOUT_A_RECIPE = {"train": Train, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
 _OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval}
 

@@ -65,8 +65,12 @@ class Shapes:
         return self.n_prefix + self.n_suffix
 
 
-def read_shapes(recipe: Recipe) -> Shapes:
+def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
     """The shapes of a recipe's models: of each base no more than the config is needed, no weight is read.
+
+    Args:
+        n_frame: tokens of the chat template around what is said; read from the tokenizer, where there is one, if
+            not given
 
     Raises:
         CheckpointError: a base that cannot be found or is of the wrong kind
@@ -81,11 +85,7 @@ def read_shapes(recipe: Recipe) -> Shapes:
             f"{error} (a plan needs nothing but its config.json: a folder with that alone will do, named by"
             " --base.encoder or --base.llm)"
         ) from error
-    try:
-        frame = ChatTemplate(read_tokenizer(base.llm, base.llm_revision), recipe.prompt).frame
-        n_prefix, n_suffix, is_known = len(frame.prefix), len(frame.suffix), True
-    except CheckpointError:
-        n_prefix, n_suffix, is_known = ASSUMED_PREFIX, ASSUMED_SUFFIX, False
+    n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
     return Shapes(
         whisper=whisper,
         llm=llm,
@@ -96,6 +96,18 @@ def read_shapes(recipe: Recipe) -> Shapes:
     )
 
 
+def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
+    """Tokens before and after what is said, and whether a tokenizer told."""
+    if n_frame is not None:
+        n_suffix = min(ASSUMED_SUFFIX, n_frame)
+        return n_frame - n_suffix, n_suffix, False
+    try:
+        frame = ChatTemplate(read_tokenizer(recipe.base.llm, recipe.base.llm_revision), recipe.prompt).frame
+    except CheckpointError:
+        return ASSUMED_PREFIX, ASSUMED_SUFFIX, False
+    return len(frame.prefix), len(frame.suffix), True
+
+
 def shapes_of(ear: Ear) -> Shapes:
     """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
     with torch.device("meta"):
@@ -103,8 +115,8 @@ def shapes_of(ear: Ear) -> Shapes:
         llm = type(ear.llm)(ear.llm.config)
     frame = ear.template.frame
     return Shapes(
-        whisper=whisper.requires_grad_(False).eval(),
-        llm=llm.requires_grad_(False).eval(),
+        whisper=whisper.bfloat16().requires_grad_(False).eval(),
+        llm=llm.bfloat16().requires_grad_(False).eval(),
         connector=_connector(whisper, ear.settings.connector, llm),
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),

@@ -47,7 +47,7 @@ class Polynomial:
     @property
     def constant(self) -> float:
         """What is there whatever the counts are."""
-        return sum(share for powers, share in self.terms.items() if not any(powers))
+        return sum((share for powers, share in self.terms.items() if not any(powers)), 0.0)
 
 
 @dataclass(frozen=True)
