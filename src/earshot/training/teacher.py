@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from earshot.bases import embed, next_token_logits
 from earshot.config import ObjectiveSettings
 from earshot.errors import CacheError
+from earshot.model import Ear
 from earshot.prompt import ChatTemplate
 from earshot.training.cache import StateCache, Value
 from earshot.training.distributed import ranks
@@ -121,7 +122,7 @@ class Teacher:
 
     def __init__(
         self,
-        ear: Reader,
+        ear: Ear | Reader,
         objective: ObjectiveSettings,
         cache: StateCache | None = None,
         *,
@@ -129,7 +130,8 @@ class Teacher:
     ) -> None:
         self.ear, self.cache, self.reads_together = ear, cache, reads_together
         self.need = Need.of(objective)
-        self._ends = _ends(ear)
+        self._prefix, self._suffix = ear.template.frame
+        self._ends = _ends(ear) if self.need.n_answer > 1 else set()
 
     def targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> Targets:
         """What the LLM makes of transcripts, in their order.
@@ -180,7 +182,7 @@ class Teacher:
 
     @property
     def _n_frame(self) -> int:
-        return sum(map(len, self.ear.template.frame))
+        return len(self._prefix) + len(self._suffix)
 
     def _stored(self, ids: Int[Tensor, " T"]) -> Value | None:
         value = self.cache.get(text_key(ids)) if self.cache else None
@@ -188,7 +190,7 @@ class Teacher:
             return None
         n_fed = min(len(value.ids), self.need.n_answer - 1)
         last = len(value.states) - (len(value.ids) - n_fed)
-        first = last - self.need.n_states(len(ids), len(self.ear.template.frame.suffix), n_fed)
+        first = last - self.need.n_states(len(ids), len(self._suffix), n_fed)
         return Value(value.states[first:last], value.ids[:n_fed])
 
     def _read_missing(self, rows: list[Int[Tensor, " _"]]) -> list[Value]:
@@ -203,16 +205,14 @@ class Teacher:
     @torch.no_grad()
     def _read(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[Value]:
         """The values of rows, padded and filled up; the LLM is passed n_answer times, whatever they are."""
-        frame = self.ear.template.frame
-        whole = [torch.tensor([*frame.prefix, *ids.tolist(), *frame.suffix]) for ids in rows]
+        whole = [torch.tensor([*self._prefix, *ids.tolist(), *self._suffix]) for ids in rows]
         filled = whole + whole[-1:] * (n_rows - len(whole))
         states, answers = _answered(self.ear.llm, filled, length, self.need.n_answer - 1)
         fed = [self._before_end(row) for row in answers.tolist()] if answers.shape[1] else [()] * len(rows)
-        n_suffix = len(frame.suffix)
         return [
             Value(states[row, length + len(fed[row]) - n : length + len(fed[row])], fed[row])
             for row, ids in enumerate(rows)
-            for n in [self.need.n_states(len(ids), n_suffix, len(fed[row]))]
+            for n in [self.need.n_states(len(ids), len(self._suffix), len(fed[row]))]
         ]
 
     def _before_end(self, answer: list[int]) -> tuple[int, ...]:
@@ -239,7 +239,7 @@ class Teacher:
         )
 
 
-def _ends(ear: Reader) -> set[int]:
+def _ends(ear: Ear | Reader) -> set[int]:
     """Tokens that end an answer, as the LLM's own config or else its tokenizer says."""
     own = ear.llm.generation_config.eos_token_id
     end = ear.tokenizer.eos_token_id if own is None else own
@@ -284,7 +284,7 @@ def text_key(ids: Int[Tensor, " T"] | np.ndarray) -> bytes:
 
 
 def teacher_fingerprint(
-    bases: Mapping[str, str], ear: Reader, text_rule: str, *, llm_bits: int = 16
+    bases: Mapping[str, str], ear: Ear | Reader, text_rule: str, *, llm_bits: int = 16
 ) -> dict[str, str]:
     """All that the teacher's states of a transcript depend on, but for which positions are kept.
 
