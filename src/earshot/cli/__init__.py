@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from earshot.cli.chat import Chat
+from earshot.cli.data import Data
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
 from earshot.cli.plan import Plan
@@ -24,7 +25,7 @@ from earshot.version import __version__
 
 _ABOUT_A_RECIPE = {"train": Train, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
-_OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval}
+_OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval, "data": Data}
 
 
 def _parse(argv: Sequence[str]) -> Any:
