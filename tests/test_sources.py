@@ -29,6 +29,8 @@ from tiny_speech import (
     write_tar,
 )
 
+from earshot.data import manifest
+from earshot.data.columns import Columns
 from earshot.data.parquet import RowGroups
 from earshot.data.rows import Utterance
 from earshot.data.sources import open_speech
@@ -342,6 +344,62 @@ def test_no_line_ever_stops_a_manifest(tmp_path_factory: pytest.TempPathFactory,
     assert 0 not in bad
     for row, line in enumerate(kept):
         assert (row in bad) == (line.strip() != lines[0])
+
+
+VALUES = st.one_of(
+    st.text(max_size=8),
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.dictionaries(st.sampled_from(["audio", "text", "duration", "x"]), VALUES).map(json.dumps),
+            st.fixed_dictionaries({"audio": st.text(), "text": st.text(), "duration": st.floats(0, 9)}).map(
+                lambda values: json.dumps(values, ensure_ascii=False)
+            ),
+            st.sampled_from(
+                ['{"text": "a"} {"text": "b"}', '{"x": {"text": "a"}}', '{"text":', '{"text": "a"', "}"]
+            ),
+        ),
+        max_size=8,
+    ),
+    st.booleans(),
+)
+def test_lines_read_together_are_as_lines_read_alone(lines: list[str], is_ended: bool) -> None:
+    some = ("\n".join(lines) + "\n" * is_ended).encode(errors="replace")
+    if not some:
+        return
+    spans, _ = manifest._spans(some)
+    columns = Columns(audio="audio", text="text", duration="duration")
+    fast, slow = manifest._read_fast(some, spans, columns), manifest._read_one_by_one(some, spans, columns)
+    if fast is not None:
+        assert fast[0].to_pylist() == slow[0].to_pylist()
+        np.testing.assert_allclose(fast[1], slow[1], rtol=1e-6)
+
+
+def test_a_good_manifest_is_read_together() -> None:
+    some = b'{"audio": "a", "text": "one", "duration": 2, "x": {"y": [1]}}\n{"text": null, "duration": 1.5}'
+    columns = Columns(audio="audio", text="text", duration="duration")
+    read = manifest._read_fast(some, manifest._spans(some)[0], columns)
+    assert read is not None
+    assert (read[0].to_pylist(), read[1].tolist()) == (["one", None], [2.0, 1.5])
+
+
+def test_manifests_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_manifest(tmp_path, clips(9))
+    whole = open_speech([source])
+    monkeypatch.setattr(manifest, "_BYTES_AT_ONCE", 50)
+    parts = open_speech([source])
+    assert parts.texts.to_pylist() == whole.texts.to_pylist()
+    assert [parts.name(row) for row in range(9)] == [whole.name(row) for row in range(9)]
+    assert audio(parts[8]) == clips(9)[8].audio
+    assert parts.fingerprint == whole.fingerprint
 
 
 def test_a_manifest_of_bad_lines_alone_opens(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json as pa_json
 from jaxtyping import Float32, Int64
 
 from earshot.data.columns import Columns, find_columns
+from earshot.data.parquet import seconds as column_seconds
 from earshot.data.rows import Files, Rows, Utterance, checked, estimated_lengths, is_unicode
 from earshot.data.spelling import Spelling
 from earshot.data.text import normalised
@@ -20,7 +22,8 @@ from earshot.errors import DataError
 
 _LINES_LOOKED_AT = 1_000
 """Well-formed lines at the beginning of a file whose keys are its columns."""
-_LINES_AT_ONCE = 65_536
+_BYTES_AT_ONCE = 16 * 2**20
+_MAX_SECONDS = 1e9
 _DEFAULT = Columns(audio="audio", text="text", duration=None)
 
 
@@ -88,14 +91,16 @@ def _read(path: Path, spelling: Spelling) -> _Manifest:
     try:
         columns = _columns(path, spelling)
         with path.open("rb") as file:
-            lines = _lines(file)
-            while some := list(islice(lines, _LINES_AT_ONCE)):
-                rows = [_text_and_seconds(line, columns) for *_, line in some]
-                spans.append(np.array([(number, at, len(line)) for number, at, line in some], np.int64))
-                texts.append(pa.array([text for text, _ in rows], pa.string()))
-                seconds.append(np.array([duration for _, duration in rows], np.float32))
-                for *_, line in some:
-                    digest.update(line)
+            offset, n_before = 0, 0
+            while some := file.read(_BYTES_AT_ONCE):
+                some += file.readline()  # to the end of the line
+                found, n_lines = _spans(some)
+                values = _read_fast(some, found, columns) or _read_one_by_one(some, found, columns)
+                texts.append(values[0])
+                seconds.append(values[1])
+                spans.append(found + np.array([n_before, offset, 0]))
+                digest.update(some)
+                offset, n_before = offset + len(some), n_before + n_lines
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected JSON lines in UTF-8") from error
     return _Manifest(
@@ -114,6 +119,53 @@ def _lines(file: Any) -> Iterator[tuple[int, int, bytes]]:
         if not line.isspace():
             yield number, offset, line
         offset += len(line)
+
+
+def _spans(some: bytes) -> tuple[Int64[np.ndarray, "n 3"], int]:
+    """Number, first byte and number of bytes of each line that is not empty; and how many lines there are."""
+    letters = np.frombuffer(some, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n")) + 1
+    if not some.endswith(b"\n"):
+        ends = np.append(ends, len(some))
+    starts = np.concatenate([[0], ends[:-1]])
+    spans = np.stack([np.arange(1, len(ends) + 1), starts, ends - starts], axis=1)
+    may_be_empty = np.flatnonzero(letters[starts] <= ord(" ")).tolist()
+    empty = [line for line in may_be_empty if some[starts[line] : ends[line]].isspace()]
+    return np.delete(spans, empty, axis=0), len(ends)
+
+
+def _read_one_by_one(
+    some: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
+) -> tuple[pa.Array, Float32[np.ndarray, " n"]]:
+    """Texts and seconds of lines any of which may be bad."""
+    rows = [_text_and_seconds(some[at : at + n], columns) for at, n in spans[:, 1:].tolist()]
+    texts = pa.array([text for text, _ in rows], pa.string())
+    return texts, np.array([duration for _, duration in rows], np.float32)
+
+
+def _read_fast(
+    some: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
+) -> tuple[pa.Array, Float32[np.ndarray, " n"]] | None:
+    """Texts and seconds of lines that are all as they should be, ten times sooner; None where one is not."""
+    letters = np.frombuffer(some, np.uint8)
+    ends = spans[:, 1] + spans[:, 2] - 1
+    ends -= letters[ends] == ord("\n")
+    # Between a line that ends with a brace and one that begins with one, nothing can go on; so as many values as
+    # lines are a value on each.
+    if (letters[spans[:, 1]] != ord("{")).any() or (letters[ends] != ord("}")).any():
+        return None
+    fields = [(columns.text, pa.string()), *([(columns.duration, pa.float64())] if columns.duration else [])]
+    wanted = pa_json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
+    try:
+        whole = pa_json.ReadOptions(use_threads=False, block_size=len(some) + 1)
+        table = pa_json.read_json(pa.BufferReader(some), whole, wanted)
+    except (pa.ArrowException, ValueError, OverflowError):
+        return None
+    if len(table) != len(spans):
+        return None
+    texts = table[columns.text].combine_chunks()
+    durations = column_seconds(table, columns.duration)
+    return texts, np.where(np.abs(durations) < _MAX_SECONDS, durations, np.float32("nan"))
 
 
 def _columns(path: Path, spelling: Spelling) -> Columns:
@@ -159,5 +211,7 @@ def _text_and_seconds(line: bytes, columns: Columns) -> tuple[str | None, float]
     if not isinstance(values, dict):
         return None, np.nan
     text, duration = values.get(columns.text), values.get(columns.duration) if columns.duration else None
-    is_number = isinstance(duration, int | float) and abs(duration) < 1e9
-    return text if isinstance(text, str) and is_unicode(text) else None, duration if is_number else np.nan
+    is_number = isinstance(duration, int | float) and abs(duration) < _MAX_SECONDS
+    return text if isinstance(text, str) and is_unicode(text) else None, float(
+        duration
+    ) if is_number else np.nan
