@@ -1,5 +1,6 @@
 """Where transcribed speech comes from: one spelling, the same rows from every kind, bad rows by name."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -98,6 +99,22 @@ def test_a_copy_in_another_process_reads_the_same(kind: str, tmp_path: Path) -> 
     copy = pickle.loads(pickle.dumps(speech))
     assert copy.fingerprint == speech.fingerprint
     assert [audio(copy[row]) for row in (4, 1)] == [rows[4].audio, rows[1].audio]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "stream"])
+def test_a_fork_reads_beside_its_parent(kind: str, tmp_path: Path) -> None:
+    rows = clips(5)
+    write = KINDS["hf" if kind == "stream" else kind]
+    speech = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
+    assert audio(speech[2]) == rows[2].audio
+    child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            status = int([audio(speech[row]) for row in (1, 4)] != [rows[1].audio, rows[4].audio])
+        os._exit(status)
+    assert [audio(speech[row]) for row in (3, 0)] == [rows[3].audio, rows[0].audio]
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_embedded_speech_is_a_source() -> None:

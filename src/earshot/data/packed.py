@@ -27,7 +27,13 @@ _MAX_HEADER = 100_000_000
 
 def is_packed(folder: Path) -> bool:
     """Whether a folder was begun to be packed, whole or not."""
-    return (folder / INDEX).is_file() or next(folder.glob("shard-*.safetensors"), None) is not None
+    if next(folder.glob("shard-*.safetensors"), None) is not None:
+        return True
+    try:
+        with (folder / INDEX).open("rb") as index:  # other folders have an index too
+            return FORMAT.encode() in index.read(1_000)
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,18 @@ class _Clip:
     trouble: str | None = None
 
 
+@dataclass(frozen=True)
+class _Member:
+    """What is kept of a clip."""
+
+    key: str
+    offset: int
+    n_bytes: int
+    text: str | None
+    seconds: float
+    trouble: str | None
+
+
 class TarRows(Rows):
     """The clips of tar files, in the order of their first members.
 
@@ -60,25 +72,28 @@ class TarRows(Rows):
     def __init__(self, files: Sequence[Path], spelling: Spelling) -> None:
         self._paths, self._files = tuple(files), Files()
         self._troubles: dict[int, str] = {}
-        keys, spans, texts, seconds, starts = [], [], [], [], [0]
+        keys, texts, spans, seconds, starts = [], [], [], [], [0]
         digest = blake2b(digest_size=8)
         for path in self._paths:
-            for clip in _clips(path):
-                (offset, n_bytes), ending = _sound(clip, spelling)
-                text, duration = _text(clip, spelling)
-                if clip.trouble:
-                    self._troubles[len(keys)] = clip.trouble
-                digest.update(f"{clip.key}\n{ending} {offset} {n_bytes}\n".encode(errors="replace"))
-                keys.append(clip.key if is_unicode(clip.key) else ascii(clip.key))
-                spans.append((offset, n_bytes))
-                texts.append(text)
-                seconds.append(duration or n_bytes / BYTES_PER_SECOND.get(ending, 16_000.0))
-            if len(keys) == starts[-1]:
+            members = [_read(clip, spelling) for clip in _clips(path)]
+            if not members:
                 raise DataError(f"{path} holds no sound; expected members such as 000.flac and 000.txt")
-            starts.append(len(keys))
-        self._keys, self._spans, self._starts = pa.array(keys, pa.string()), np.array(spans), np.array(starts)
-        self.texts = normalised(pa.chunked_array([pa.array(texts, pa.string())]))
-        self.lengths = estimated_lengths(self.texts, np.array(seconds, np.float32))
+            for row, member in enumerate(members, starts[-1]):
+                if member.trouble:
+                    self._troubles[row] = member.trouble
+                digest.update(f"{member.key}\n{member.offset} {member.n_bytes}\n".encode())
+            keys.append(pa.array([member.key for member in members], pa.string()))
+            texts.append(pa.array([member.text for member in members], pa.string()))
+            spans.append(np.array([(member.offset, member.n_bytes) for member in members], np.int64))
+            seconds.append(np.array([member.seconds for member in members], np.float32))
+            starts.append(starts[-1] + len(members))
+        self._keys, self._spans, self._starts = (
+            pa.chunked_array(keys),
+            np.concatenate(spans),
+            np.array(starts),
+        )
+        self.texts = normalised(pa.chunked_array(texts))
+        self.lengths = estimated_lengths(self.texts, np.concatenate(seconds))
         self.mark = f"tar {digest.hexdigest()}"
 
     def name(self, row: int) -> str:
@@ -169,6 +184,14 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return (folder + slash + stem if stem else ""), ending.lower()
+
+
+def _read(clip: _Clip, spelling: Spelling) -> _Member:
+    (offset, n_bytes), ending = _sound(clip, spelling)
+    text, duration = _text(clip, spelling)
+    seconds = duration or n_bytes / BYTES_PER_SECOND.get(ending, 16_000.0)
+    key = clip.key if is_unicode(clip.key) else ascii(clip.key)
+    return _Member(key, offset, n_bytes, text, seconds, clip.trouble)
 
 
 def _sound(clip: _Clip, spelling: Spelling) -> tuple[tuple[int, int], str]:
