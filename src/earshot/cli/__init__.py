@@ -17,13 +17,14 @@ from earshot.cli.data import Data
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
 from earshot.cli.plan import Plan
+from earshot.cli.teacher import Teach
 from earshot.cli.terminal import INTERRUPTED, say
 from earshot.cli.train import Train
 from earshot.config import load_recipe
 from earshot.errors import ConfigError, EarshotError
 from earshot.version import __version__
 
-_ABOUT_A_RECIPE = {"train": Train, "plan": Plan}
+_ABOUT_A_RECIPE = {"train": Train, "teacher": Teach, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
 _OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval, "data": Data}
 
@@ -42,8 +43,8 @@ def _parse(argv: Sequence[str]) -> Any:
         recipe = Path(argv[1])
         default = _ABOUT_A_RECIPE[argv[0]](recipe=recipe, settings=load_recipe(recipe))
         commands[argv[0]] = tyro.conf.subcommand(argv[0], default=default)
-    kinds = {**_ABOUT_A_RECIPE, **_OTHERS}
-    any_of_them: Any = Union[tuple(Annotated[kinds[name], commands[name]] for name in kinds)]  # noqa: UP007
+    kinds: dict[str, Any] = {**_ABOUT_A_RECIPE, **_OTHERS}
+    any_of_them: Any = Union[tuple(Annotated[kind, commands[name]] for name, kind in kinds.items())]  # noqa: UP007
     return tyro.cli(
         any_of_them,
         args=argv,
