@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILIES, save_tiny_llm
-from tiny_models import save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
+from tiny_families import FAMILIES, SIZES, save_tiny_llm
+from tiny_models import frozen, save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from earshot.alignment import Transcripts
 from earshot.bases import embeddings
@@ -152,6 +153,33 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
         assert costs.backward(length) == pytest.approx(counter.get_total_flops() - forward, rel=1e-9)
 
 
+def test_of_experts_those_that_are_asked_are_counted() -> None:
+    """Two of four: all matrices but half of the experts', two operations to a weight."""
+    config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, vocab_size=2_000)
+    llm = MixtralForCausalLM(config)
+    ear = tiny_ear(llm=frozen(llm))
+    layers: Any = llm.base_model.layers
+    sizes = {name: w.numel() for name, w in layers.named_parameters() if w.ndim > 1}
+    asked = sum(size * (0.5 if "experts" in name else 1) for name, size in sizes.items())
+    costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear)
+    assert not costs.is_llm_estimated
+    assert costs.llm.forward.terms[(1,)] == pytest.approx(2 * asked, rel=1e-9)
+    assert costs.llm.backward.terms[(1,)] == pytest.approx(2 * asked, rel=1e-9)
+
+
+def test_an_llm_that_looks_at_values_is_estimated_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = tiny_ear()
+    recipe = small_recipe(ear, ObjectiveSettings())
+    exact = cost_model(recipe, ear)
+    monkeypatch.setattr(
+        type(ear.llm.base_model), "forward", lambda self, inputs_embeds, **_: inputs_embeds[0].item()
+    )
+    estimated = cost_model(recipe, ear)
+    assert estimated.is_llm_estimated
+    assert not exact.is_llm_estimated
+    assert estimated.llm.forward.terms == {(1,): exact.llm.forward.terms[(1,)]}
+
+
 def kept_bytes(run: Callable[[], Any], model: nn.Module) -> tuple[Any, int]:
     """What autograd really keeps, weights aside."""
     own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
@@ -238,6 +266,14 @@ def test_a_run_costs_its_steps(recipe: Recipe) -> None:
     for name, flops in found.run.items():
         needs_llm = name in ("student forward", "student backward", "teacher")
         assert led.run[name] == pytest.approx(flops * (0.75 if needs_llm else 1), rel=1e-9)
+
+
+def test_a_longer_look_at_the_answer_costs_its_positions_and_the_words_to_be_found(recipe: Recipe) -> None:
+    one, four = (cost_model(changed(recipe, objective={"n_answer": n})) for n in (1, 4))
+    short, long = one.parts(100, 9), four.parts(100, 9)
+    assert long["student forward"] == pytest.approx(one.llm.forward(one.n_frame + 9 + 3), rel=1e-12)
+    assert long["teacher"] == pytest.approx(long["student forward"] + 3 * one.head, rel=1e-12)
+    assert long["connector backward"] == short["connector backward"]
 
 
 def test_caches_are_filled_once(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from earshot.alignment import Transcripts
 from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
@@ -14,7 +14,7 @@ from earshot.connector import Connector, StackingConnector, new_connector
 from earshot.encoder import FRAMES_PER_POSITION, Features, encode
 from earshot.model import Ear
 from earshot.plan.shapes import Shapes, read_shapes, shapes_of
-from earshot.plan.trace import Cost, Numbers, prime_counts, trace
+from earshot.plan.trace import Cost, Numbers, Polynomial, prime_counts, trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class CostModel:
     """By slots, encoder positions and candidates."""
     llm: Cost
     """By positions of its sequence; backward is to its input only, as its weights have no gradient."""
+    is_llm_estimated: bool
+    """Whether it could not be run on shapes: two operations to a weight and position then, attention left out."""
     head: float
     """FLOPs of the logits at one position."""
     d_llm: int
@@ -98,10 +100,9 @@ class CostModel:
         }
 
     def _teacher(self, n_tokens: Numbers) -> Numbers:
-        """Reads the transcript and, where some of the answer is compared too, answers first."""
-        n_answer = self.objective.n_answer
-        reads = self.llm.forward(self.n_frame + n_tokens + n_answer - 1)
-        return reads if n_answer == 1 else 2 * reads + n_answer * self.head
+        """Reads the transcript and, where some of the answer is compared too, finds and reads that."""
+        n_fed = self.objective.n_answer - 1
+        return self.llm.forward(self.n_frame + n_tokens + n_fed) + n_fed * self.head
 
     def n_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Slots that the connector computes for a clip."""
@@ -134,10 +135,12 @@ def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
     """
     shapes = read_shapes(recipe) if ear is None else ear
     shapes = shapes_of(shapes) if isinstance(shapes, Ear) else shapes
+    llm, is_estimated = _llm_cost(shapes)
     return CostModel(
         encoder=_encoder_cost(shapes),
         connector=_connector_cost(shapes, recipe.objective),
-        llm=_llm_cost(shapes),
+        llm=llm,
+        is_llm_estimated=is_estimated,
         head=2.0 * shapes.d_llm * shapes.n_vocabulary,
         d_llm=shapes.d_llm,
         n_frame=shapes.n_frame,
@@ -157,11 +160,25 @@ def _encoder_cost(shapes: Shapes) -> Cost:
         return trace(lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions])
 
 
-def _llm_cost(shapes: Shapes) -> Cost:
+def _llm_cost(shapes: Shapes) -> tuple[Cost, bool]:
+    """What the LLM costs by positions, and whether that had to be estimated."""
     llm = shapes.llm.base_model
     (length,) = prime_counts([llm], 1)
     embeds = torch.empty(1, length, shapes.d_llm, device="meta", dtype=shapes.llm.dtype, requires_grad=True)
-    return trace(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
+    try:
+        return trace(
+            lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length]
+        ), False
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+    ):  # its operations depend on values, which shapes lack
+        layers = [layer for layer in llm.modules() if isinstance(layer, nn.Linear)]
+        flops = Polynomial({(1,): 2.0 * sum(layer.weight.numel() for layer in layers)})
+        kept = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
+        return Cost(forward=flops, backward=flops, kept=kept), True
 
 
 def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:

@@ -277,7 +277,8 @@ class _Planned:
             f" {self.n_heard:,} are learned from",
             f"{shapes.n_frame} tokens of chat template around what is said ({frame})",
             f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilisation:.0%} of the vendor's"
-            " dense bfloat16 peak (--utilisation); reading and decoding sound keep up",
+            " dense bfloat16 peak (--utilisation), which small models do not get near; reading and decoding sound"
+            " keep up",
             f"memory at a part whose clips all last {self.longest_s:g} s (--longest-s), in bfloat16;"
             f" {ROOM:.0%} of a GPU can be used",
             "matrix products and convolutions, attention in full, padding and what is computed twice left out",
@@ -290,6 +291,10 @@ class _Planned:
         if recipe.connector.form == "anchored" or recipe.objective.name_weight:
             said.append(
                 f"about {self.n_candidates:,.0f} different tokens in a batch, to be told from each other"
+            )
+        if self.costs.is_llm_estimated:
+            said.append(
+                "the LLM could not be run on shapes: two operations to a weight and position, no attention"
             )
         return said
 

@@ -126,8 +126,14 @@ def _attention_backward_flops(
     return 2 * _attention_flops(query, key, value)
 
 
+def _grouped_flops(rows: Tensor, matrices: Tensor, *_: Any, **__: Any) -> int:
+    """Of experts, each with the rows that were sent to it: as many products as rows, however they are spread."""
+    return 2 * rows.numel() * matrices.shape[-1]
+
+
 _FLOPS = {
     **flop_registry,
+    torch.ops.aten._grouped_mm: _grouped_flops,
     _ATTENTION: _attention_flops,
     _ATTENTION_BACKWARD: _attention_backward_flops,
 }
