@@ -345,6 +345,20 @@ def test_names_and_the_loaded_ear_give_the_same(tmp_path: Path) -> None:
     assert cost_model(recipe) == cost_model(recipe, ear)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_is_the_same_whether_it_was_planned_or_not(form: str) -> None:
+    """No draw of its random numbers is taken, no gradient left, no setting of its models changed."""
+    ear = tiny_ear(form, dropout=0.5 if form != "stack" else 0.0)
+    was_training = ear.connector.training
+    before = torch.get_rng_state(), ear.llm.config.to_dict(), ear.whisper.config.to_dict()
+    cost_model(small_recipe(ear, ObjectiveSettings()), ear)
+    after = torch.get_rng_state(), ear.llm.config.to_dict(), ear.whisper.config.to_dict()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert ear.connector.training is was_training
+    assert all(weight.grad is None and not weight.is_meta for weight in ear.connector.parameters())
+
+
 def test_without_a_tokenizer_the_frame_is_assumed_and_said_to_be(recipe: Recipe, tmp_path: Path) -> None:
     assert any(
         "30 tokens of chat template" in line and "assumed" in line for line in estimate(recipe).assumptions

@@ -1,5 +1,6 @@
 """The three models of an ear as shapes without weights, from their configs alone."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +112,8 @@ def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
 def shapes_of(ear: Ear) -> Shapes:
     """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
     with torch.device("meta"):
-        whisper = type(ear.whisper.model)(ear.whisper.config)
-        llm = type(ear.llm)(ear.llm.config)
+        whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
+        llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
     frame = ear.template.frame
     return Shapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
