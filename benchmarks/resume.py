@@ -14,6 +14,7 @@ Prints what it saw and, last, one line of JSON; exit code 1 if any of it does no
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RECIPE = """
 out = "{out}"
@@ -58,7 +60,6 @@ batch_size = 16
 peak_lr = 1e-3
 save_every = 10
 """
-WATCHED = Path(__file__).with_name("resume_watched.py")
 RTOL = 1e-5
 """Of a loss in float32, with the same weights."""
 RTOL_FLOAT64 = 1e-9
@@ -150,11 +151,44 @@ def killed_teacher(folder: Path, n_kills: int, rng: random.Random) -> dict[str, 
 
 def watched(recipe: Path, n_processes: int, until: int, dtype: str) -> list[str]:
     """The command of a run that writes down what it learns, and stops by itself after a step."""
-    script = [str(WATCHED), str(recipe), str(until), dtype]
+    script = [__file__, "watch", str(recipe), str(until), dtype]
     if n_processes == 1:
         return [sys.executable, *script]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     return [sys.executable, *torchrun, *script]
+
+
+def watch(recipe_file: Path, until: int, dtype: str) -> None:
+    """A run that writes down what its processes learn, step by step, and stops after a given one."""
+    import torch
+
+    from earshot import bases
+    from earshot.config import load_recipe
+    from earshot.model import Ear
+    from earshot.training import Stopped, loop, train
+
+    new, optimise = Ear.new, loop.optimise
+    log = recipe_file.with_name(f"{recipe_file.stem}-rank{os.environ.get('RANK', '0')}.jsonl")
+
+    def new_ear(*args: Any, **options: Any) -> Ear:
+        ear = new(*args, **options)
+        ear.connector.to(getattr(torch, dtype))
+        return ear
+
+    def watched(run: Any, step: int, portions: Any) -> Any:
+        taken = optimise(run, step, portions)
+        rows = [(draw.row, draw.epoch) for part in run.parts(step) for draw in part]
+        with log.open("a") as file:
+            file.write(json.dumps({"step": step, "rows": rows, "loss": float(taken.terms["loss"])}) + "\n")
+        if step + 1 == until:
+            signal.raise_signal(signal.SIGTERM)
+        return taken
+
+    Ear.new, loop.optimise = new_ear, watched
+    bases.frozen_dtype = lambda device: getattr(torch, dtype)
+    bases._SAME_READING[getattr(torch, dtype)] = 1e-3
+    with contextlib.suppress(Stopped):
+        train(load_recipe(recipe_file))
 
 
 @dataclass
@@ -214,6 +248,9 @@ def elastic(folder: Path) -> dict[str, object]:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["watch"]:
+        watch(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

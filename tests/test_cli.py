@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = "run"
         base = {{encoder = "{base.encoder}", llm = "{base.llm}"}}
         connector = {{n_queries = 32}}
-        data = {{source = "{folder / "speech.jsonl"}", cache_features = true}}
+        data = {{source = "{folder / "speech.jsonl"}", n_workers = 0}}
         train = {{n_steps = 3, batch_size = 2, peak_lr = 1e-3}}
         """
     )
@@ -105,9 +105,9 @@ def test_help_names_the_commands_that_exist_and_loads_no_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "chat", "eval"):
+    for command in ("demo", "train", "teacher", "plan", "data", "chat", "eval"):
         assert f"• {command} " in done.stdout
-    for command in ("serve", "plan", "teacher", "import", "export"):
+    for command in ("serve", "import", "export"):
         assert f"• {command} " not in done.stdout
 
 
@@ -184,15 +184,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
     argv = ["train", str(world / "recipe.toml"), "--out", "a run", "--train.n-steps", "4"]
     from earshot.training import loop
 
-    step = loop.train_step
+    optimise = loop.optimise
 
-    def interrupted(run: loop.Run, number: int) -> Any:
+    def interrupted(run: loop.Run, number: int, portions: Any) -> Any:
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(run, number)
+        return optimise(run, number, portions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupted)
+        patch.setattr(loop, "optimise", interrupted)
         assert main(argv) == 130
     error = capsys.readouterr().err
     assert "stopped after step 2 of 4" in error

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earshot.config import (
+    AugmentSettings,
     BaseSettings,
     ConnectorSettings,
     DataSettings,
@@ -14,12 +15,10 @@ from earshot.config import (
     PromptSettings,
     Recipe,
     TrainSettings,
-    from_table,
     load_recipe,
-    to_table,
-    to_toml,
 )
 from earshot.errors import ConfigError
+from earshot.tables import from_table, to_table, to_toml
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 POSITIVE = st.floats(min_value=1e-12, max_value=1e6)
@@ -50,7 +49,16 @@ RECIPES = st.builds(
         lead_share=SHARES,
     ),
     data=st.builds(
-        DataSettings, source=NAMES, n_clips=st.none() | COUNTS, n_views=COUNTS, cache_features=st.booleans()
+        DataSettings,
+        source=st.lists(NAMES, min_size=1).map(tuple),
+        n_clips=st.none() | COUNTS,
+        n_views=COUNTS,
+        max_bad_share=SHARES,
+        join_share=SHARES,
+        teacher_cache=st.none() | NAMES,
+    ),
+    augment=st.builds(
+        AugmentSettings, noise_share=SHARES, noise=st.none() | NAMES, spec_augment=st.booleans()
     ),
     train=st.builds(
         TrainSettings,
@@ -63,6 +71,7 @@ RECIPES = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, for items of a tuple
 @given(recipe=RECIPES)
 def test_toml_out_and_in_is_the_same_recipe(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "recipe.toml"
@@ -111,8 +120,33 @@ def test_a_whole_number_is_a_number() -> None:
         ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected a whole number"),
         ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a share from 0 to below 1"),
         ("[data]\nn_views = 0", "data.n_views is 0, expected at least 1"),
-        ("[data]\ncache_features = 1", "data.cache_features is 1, expected true or false"),
-        ('[data]\nsource = ""', "data.source is ''"),
+        ('[data]\nsource = ""', "data.source is ('',), expected a .parquet, .jsonl or .tar file"),
+        ("[data]\nsource = []", "data.source is (), expected a .parquet"),
+        ("[data]\nsource = 3", "data.source is 3, expected a text in quotes, or a list of them"),
+        ('[data]\nsource = ["a", 3]', "data.source[1] is 3, expected a text in quotes"),
+        ("[data]\nmax_bad_share = 2", "data.max_bad_share is 2.0, expected a share between 0 and 1"),
+        ("[data]\njoin_share = -1", "data.join_share is -1.0, expected a share between 0 and 1"),
+        ("[data]\nn_workers = -1", "data.n_workers is -1, expected zero or more"),
+        ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or to be left out"),
+        (
+            '[data]\njoin_share = 0.5\nfeature_cache = "f"',
+            "data.feature_cache is 'f', expected to be left out",
+        ),
+        (
+            "[augment]\nspeed = [1.1, 0.9]",
+            "augment.speed is (1.1, 0.9), expected two finite numbers, the smaller",
+        ),
+        ("[augment]\nspeed = [0.1, 1.0]", "augment.speed is (0.1, 1.0), expected factors from 0.5 to 2"),
+        (
+            "[augment]\nnoise_snr_db = [nan, 3]",
+            "augment.noise_snr_db is (nan, 3.0), expected two finite numbers",
+        ),
+        ("[objective]\nn_answer = 0", "objective.n_answer is 0, expected at least 1"),
+        ("[train]\nllm_bits = 2", "train.llm_bits is 2, expected one of 16, 8, 4"),
+        (
+            '[train]\nfrozen = "half"',
+            "train.frozen is 'half', expected one of 'auto', 'replicated', 'sharded'",
+        ),
         ('[base]\nllm = ""', "base.llm is '', expected a hub id or a local folder"),
         (
             "[prompt]\ndate = 2024-07-26",

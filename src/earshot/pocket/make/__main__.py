@@ -84,7 +84,7 @@ def broad_recipe(build: Path, manifest: Path) -> Recipe:
         out=str(build / "run"),
         connector=replace(recipe.connector, dropout=0.05),
         objective=replace(recipe.objective, lead_share=0.9),
-        data=replace(recipe.data, source=str(manifest), n_views=2),
+        data=replace(recipe.data, source=(str(manifest),), n_views=2, feature_cache=str(build / "features")),
         train=replace(recipe.train, n_steps=18_000),
     )
 
