@@ -160,7 +160,8 @@ class Teacher:
 
     def _chunks(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
         """Places of rows that are read together, and the length they are padded to."""
-        padded = [-(-length // _LENGTH_STEP) * _LENGTH_STEP for length in lengths]
+        # At least by one: where no row has padding, transformers leaves the mask out, and attention goes another way.
+        padded = [(length // _LENGTH_STEP + 1) * _LENGTH_STEP for length in lengths]
         for length in sorted(set(padded)):
             places = [place for place, own in enumerate(padded) if own == length]
             n = self._n_at_once(length)
