@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from earshot.errors import CacheError, CheckpointError
 from earshot.training import cache as cache_module
 from earshot.training import shards
-from earshot.training.cache import StateCache, Value, fill, finish, plan_filling
+from earshot.training.cache import StateCache, Value, finish, plan_filling
 
 WIDTH = 6
 MADE_BY = {"llm": "aaaa", "dtype": "float32"}
@@ -192,15 +192,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
     usage = type(cache_module.shutil.disk_usage("/"))(total=10_000, used=9_000, free=1_000)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda place: usage)
     with pytest.raises(CacheError, match=r"cache needs 0\.00 GB more, .* make room"):
-        fill(
-            tmp_path / "cache",
-            MADE_BY,
-            [key(n) for n in range(40)],
-            computing(list(range(40))),
-            n_rows=[4] * 40,
-            width=WIDTH,
-            dtype=torch.float32,
-        )
+        filling(tmp_path / "cache", list(range(40))).check_disk()
     assert not (tmp_path / "cache").exists()
 
 

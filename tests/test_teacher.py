@@ -19,7 +19,7 @@ from earshot.bases import next_token_logits
 from earshot.config import ObjectiveSettings
 from earshot.errors import CacheError
 from earshot.model import Ear
-from earshot.training.cache import StateCache, fill, finish
+from earshot.training.cache import StateCache, finish, plan_filling
 from earshot.training.distil import distillation_terms, weighted_sum
 from earshot.training.examples import Batch
 from earshot.training.teacher import (
@@ -74,15 +74,10 @@ def stored(ear: Ear, folder: Path, settings: ObjectiveSettings, rows: list[Tenso
     n_suffix = len(ear.template.frame.suffix)
     n_states = [Need.of(settings).n_states(len(ids), n_suffix, settings.n_answer - 1) for ids in rows]
     made_for = parts | Need.of(settings).parts
-    fill(
-        folder,
-        made_for,
-        [text_key(ids) for ids in rows],
-        lambda places: [teacher.read([rows[place]])[0] for place in places.tolist()],
-        n_rows=n_states,
-        width=48,
-        dtype=torch.float32,
+    filling = plan_filling(
+        folder, made_for, [text_key(ids) for ids in rows], n_states, width=48, dtype=torch.float32
     )
+    filling.run(lambda places: [teacher.read([rows[place]])[0] for place in places.tolist()])
     finish(folder, made_for)
     return open_teacher_cache(folder, parts, settings)
 

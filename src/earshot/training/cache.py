@@ -21,7 +21,7 @@ from earshot.errors import CacheError
 from earshot.storage import write_text
 from earshot.training.shards import Shard, Value, as_keys, damaged, read_shard, write_shard
 
-__all__ = ["Filling", "StateCache", "Value", "fill", "finish", "plan_filling"]
+__all__ = ["Filling", "StateCache", "Value", "finish", "plan_filling"]
 
 INDEX = "index.json"
 FORMAT = 1
@@ -219,6 +219,8 @@ class Filling:
     def run(self, compute: Compute, *, rank: int = 0, n_ranks: int = 1, progress: Told | None = None) -> None:
         """Writes this rank's shards, one after the other; those of an earlier try are kept.
 
+        When all ranks are through, one of them calls `finish`.
+
         Raises:
             CheckpointError: a full disk; shards that were written before it was are kept
         """
@@ -316,32 +318,6 @@ def _parts(sizes: Int[np.ndarray, " n"], shard_bytes: int, shard_values: int) ->
             first, held = place, 0
         held += size
     return [*ends, slice(first, len(sizes))] if len(sizes) else []
-
-
-def fill(
-    folder: Path | str,
-    fingerprint: dict[str, str],
-    keys: Sequence[bytes],
-    compute: Compute,
-    *,
-    n_rows: Sequence[int] | Int[np.ndarray, " n"],
-    width: int,
-    dtype: torch.dtype,
-    rank: int = 0,
-    n_ranks: int = 1,
-    progress: Told | None = None,
-) -> None:
-    """Adds to a cache what it lacks of some keys: this rank's share of it.
-
-    When all ranks are through, one of them calls `finish`.
-
-    Raises:
-        CacheError: a cache of something else, a damaged one, or too small a disk
-        CheckpointError: a disk that is full all the same
-    """
-    filling = plan_filling(folder, fingerprint, keys, n_rows, width=width, dtype=dtype)
-    filling.check_disk()
-    filling.run(compute, rank=rank, n_ranks=n_ranks, progress=progress)
 
 
 def finish(folder: Path | str, fingerprint: dict[str, str]) -> StateCache:
