@@ -6,6 +6,7 @@ No family is assumed: whether an LLM reads embeddings as it reads ids, and never
 import contextlib
 import re
 import threading
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -241,9 +242,7 @@ def _is_hub_reachable() -> bool:
     return True
 
 
-def load_whisper(
-    name: str, revision: str | None, device: torch.device, *, on_host: bool = False
-) -> Whisper:
+def load_whisper(name: str, revision: str | None, device: torch.device, *, on_host: bool = False) -> Whisper:
     """A frozen Whisper by hub id or local folder.
 
     Args:
@@ -279,9 +278,13 @@ def load_llm(
         raise CheckpointError(
             f"LLM {name!r} has no chat template: take the model's chat version, often called -Instruct"
         )
-    rounded = {} if bits == 16 else {"quantization_config": _rounding(bits), "device_map": {"": device}}
+    rounded = (
+        {} if bits == 16 else {"quantization_config": _rounding(bits, device), "device_map": {"": device}}
+    )
     llm = _language_part(source.read_model(AutoModelForCausalLM, device, on_host=on_host, **rounded))
     _check_reading(name, llm)
+    if bits != 16:
+        _check_gradient(llm, bits)
     return llm, tokenizer
 
 
@@ -321,18 +324,26 @@ def read_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     return _read_tokenizer(source)
 
 
-def _rounding(bits: int) -> BitsAndBytesConfig:
-    try:
-        version("bitsandbytes")
-    except PackageNotFoundError as error:
-        raise ConfigError(
-            f"train.llm_bits is {bits}, which bitsandbytes rounds to, but it is not installed: pip install"
-            " 'earshot[quant]', or leave train.llm_bits out"
-        ) from error
+def _rounding(bits: int, device: torch.device) -> BitsAndBytesConfig:
+    for library in ("bitsandbytes", "accelerate"):
+        try:
+            version(library)
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                f"train.llm_bits is {bits}, for which {library} is needed, but it is not installed: pip install"
+                " 'earshot[quant]', or leave train.llm_bits out"
+            ) from error
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
+    if (
+        device.type == "cpu"
+    ):  # after a pass without gradients it packs the weights, and gradients are wrong from then on
+        raise ConfigError(
+            "train.llm_bits is 4, but on a CPU no gradient passes weights of so many bits: leave it out, or train on a"
+            " GPU"
+        )
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=frozen_dtype(device)
     )
 
 
@@ -410,6 +421,22 @@ def _check_reading(name: str, llm: PreTrainedModel) -> None:
     if (by_ids[0, :2] - by_ids[1, :2]).abs().max() > same:
         raise CheckpointError(
             f"LLM {name!r} reads in both directions, expected a causal LM, which never looks ahead"
+        )
+
+
+def _check_gradient(llm: PreTrainedModel, bits: int) -> None:
+    """Refuse rounded weights that no gradient passes, as some devices multiply by them for answers only."""
+    embeds = embeddings(llm)(torch.tensor([[1, 2, 3]], device=llm.device)).detach().requires_grad_()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*autograd kernel was not registered")
+            llm.base_model(inputs_embeds=embeds).last_hidden_state.sum().backward()
+        passes = embeds.grad is not None and bool(embeds.grad.isfinite().all()) and bool(embeds.grad.any())
+    except (RuntimeError, UserWarning, NotImplementedError):
+        passes = False
+    if not passes:
+        raise ConfigError(
+            f"train.llm_bits is {bits}, but on {llm.device.type} no gradient passes weights of so many bits: leave it out"
         )
 
 
