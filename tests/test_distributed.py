@@ -170,7 +170,7 @@ def test_layers_shared_out_compute_what_whole_ones_do(plain: Recipe, tmp_path: P
 
     def spread() -> tuple[dict[str, float], bool, int]:
         run = prepare(changed(plain, train={"frozen": "sharded"}))
-        weight = next(layers_of(run.ear.llm.base_model)[0].parameters())
+        weight: Any = next(layers_of(run.ear.llm.base_model)[0].parameters())
         terms = first_losses(changed(plain, train={"frozen": "sharded"}))
         return terms, weight.requires_grad, weight.to_local().numel() * 2 - weight.numel()
 

@@ -378,6 +378,7 @@ def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:
     for step, view in {0: 0, n - 1: 0, n: 1, 2 * n: 0}.items():
         rows = [draw.row for draw in run.sampler[step]]
         taken = run.examples.portion(run.sampler[step])
+        assert taken.states is not None
         assert torch.equal(taken.states, batch_of(run, rows, view).features.states)
 
 

@@ -436,7 +436,8 @@ def _check_gradient(llm: PreTrainedModel, bits: int) -> None:
         passes = False
     if not passes:
         raise ConfigError(
-            f"train.llm_bits is {bits}, but on {llm.device.type} no gradient passes weights of so many bits: leave it out"
+            f"train.llm_bits is {bits}, but on {llm.device.type} no gradient passes weights of so many bits:"
+            " leave it out"
         )
 
 
