@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from test_pack import damaged_lines
 from tiny_models import save_tiny_bases
 from torch.testing import assert_close
 
@@ -433,6 +434,35 @@ def test_more_bad_rows_than_allowed_stop_the_run_and_cost_no_steps(damaged: Call
         loop.train(bad)
     assert "\n" not in str(refused.value)
     assert load(prepare(bad)).step > 0
+
+
+def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, n_bad = damaged_lines(tmp_path)
+    half = changed(
+        recipe,
+        data={"source": (source,), "feature_cache": None, "max_bad_share": 0.5},
+        train={"batch_size": 8, "n_steps": 2 * -(-2 * n_bad // 8)},
+    )
+    optimise, taken = loop.optimise, []
+
+    def counted(*args: Any) -> Taken:
+        taken.append(optimise(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(loop, "optimise", counted)
+    loop.train(half)
+    listed = [json.loads(line) for line in (Path(half.out) / SKIPPED).read_text().splitlines()]
+    assert sorted(int(row["row"].split("line ")[1]) for row in listed) == list(range(2, 2 * n_bad + 1, 2))
+    epochs = taken[: len(taken) // 2], taken[len(taken) // 2 :]
+    for epoch in epochs:
+        assert sum(step.n_clips for step in epoch) == n_bad
+        assert sum(step.n_skipped for step in epoch) == n_bad
+    with pytest.raises(
+        DataError, match=rf"of {2 * n_bad} rows cannot be used, more than data.max_bad_share = 0.49"
+    ):
+        loop.train(replace(changed(half, data={"max_bad_share": 0.49}), out=str(tmp_path / "strict")))
 
 
 def test_a_source_of_nothing_but_bad_rows_is_refused(damaged: Callable[..., Recipe], tmp_path: Path) -> None:
