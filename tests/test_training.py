@@ -40,7 +40,7 @@ from earshot.training.optimizer import lr_factor, new_optimizer
 from earshot.training.progress import Progress
 from earshot.training.run import Run, prepare, with_steps
 from earshot.training.skipped import SKIPPED
-from earshot.training.state import Standing, begun_steps, keep_origin, load_state, save_state
+from earshot.training.state import Standing, keep_origin, load_state, save_state
 from earshot.training.step import Taken
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -519,7 +519,7 @@ def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, nu
         with pytest.raises(Stopped) as stopped:
             loop.train(short, Stopper(step, number))
         assert str(stopped.value) == f"stopped after step {step} of 12; the same command goes on from there"
-        assert (stopped.value.step, stopped.value.n_steps, begun_steps(folder)) == (step, 12, 12)
+        assert (stopped.value.step, stopped.value.n_steps) == (step, 12)
         assert not (folder / "ear").exists()
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     rarer = changed(short, train={"save_every": 50})
@@ -533,7 +533,7 @@ def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
         loop.train(recipe, Stopper(3, times=2))
     assert not isinstance(interrupted.value, Stopped)
-    assert begun_steps(Path(recipe.out)) is None
+    assert not (Path(recipe.out) / state.STATES).exists()
 
 
 def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe) -> None:

@@ -62,15 +62,6 @@ class Readings:
     n_after: Int[Tensor, " B"] | None = None
     """Tokens of the answer that were read behind the suffix."""
 
-    def suffix(self) -> Float[Tensor, "B N D"]:
-        """The states at the positions after the middle; the last one predicts the answer's first token."""
-        first = self.n_prefix + self.n_middle[:, None]
-        return _rows(self.states, first + torch.arange(self.n_suffix, device=first.device))
-
-    def middle(self, n: int) -> Float[Tensor, "B N D"]:
-        """The states at the first n positions of the middle, whatever stands there in shorter ones."""
-        return self.states[:, self.n_prefix : self.n_prefix + n]
-
     def last(self, n: int) -> Float[Tensor, "B N D"]:
         """The states at each prompt's last n positions, whatever stands before the first of shorter ones."""
         length = self.n_prefix + self.n_middle + self.n_suffix

@@ -175,8 +175,8 @@ def compare(arrays: Arrays) -> list[Difference]:
         audio = ear.connector(ear.listen(arrays["mel"]))
         n_text = arrays["reversed_mask"].sum(1).long()
         text = ear.embed(arrays["input_ids"])
-        student = ear.readings(audio.tokens, audio.n_tokens).suffix()[:, -1]
-        teacher = ear.readings(text, n_text).suffix()[:, -1]
+        student = ear.readings(audio.tokens, audio.n_tokens).last(1)[:, 0]
+        teacher = ear.readings(text, n_text).last(1)[:, 0]
         hidden = hidden_distance(student[:, None], teacher[:, None])
         align = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, ear.connector.aligned)
         (hidden + align).backward()

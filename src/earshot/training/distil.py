@@ -97,24 +97,6 @@ def _reading_terms(
     return terms
 
 
-def term_counts(ear: Ear, batch: Batch) -> Terms:
-    """How many tokens, slots or clips each term is a mean over: by these, parts of a batch add up."""
-    connector, n_text = ear.settings.connector, batch.n_text
-    if connector.form == "stack":
-        n_slots = -(-batch.features.mask.sum(1) // connector.n_stacked)
-    else:
-        n_slots = torch.full_like(n_text, connector.n_queries)
-    n_clips, n_aligned = n_text.new_full((), len(n_text)).float(), n_text.minimum(n_slots).sum().float()
-    return {
-        "align": n_aligned,
-        "name": n_aligned,
-        "end": (n_text + 1).sum().float(),
-        "spot": n_text.sum().float(),
-        "hidden": n_clips,
-        "kl": n_clips,
-    }
-
-
 def weighted_sum(terms: Terms, settings: ObjectiveSettings) -> Float[Tensor, ""]:
     """The loss: each term times its weight."""
     return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()

@@ -38,11 +38,6 @@ class Ranks:
         """Whether there is anybody else."""
         return self.n_ranks > 1
 
-    def barrier(self) -> None:
-        """Waits until all ranks are here."""
-        if self.are_many:
-            self.sum([0.0])
-
     def sum(self, numbers: Sequence[float | int]) -> list[float | int]:
         """The numbers of all ranks added up, the same on each."""
         if not self.are_many:

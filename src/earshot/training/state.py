@@ -233,16 +233,6 @@ def keep_origin(folder: Path, origin: dict[str, str], step: int) -> None:
     write_text(path, json.dumps(origin, indent=1) + "\n")
 
 
-def begun_steps(folder: Path) -> int | None:
-    """How many steps the run that lies in a folder is to have in all; none where no run was saved.
-
-    Raises:
-        CheckpointError: a damaged state
-    """
-    path = _newest(folder)
-    return None if path is None else _progress(path)["recipe"]["train.n_steps"]
-
-
 def _states(folder: Path) -> list[Path]:
     """The states of a run, oldest first."""
     found = [path for path in (folder / STATES).glob("step-*") if _NAME.fullmatch(path.name)]
