@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_families import FAMILIES, SIZES, save_tiny_llm
 from tiny_models import frozen, save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
+from tiny_speech import clips, write_manifest
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -435,6 +436,17 @@ def test_the_command_prints_tables_and_writes_numbers(
     assert written["run"]["encoder"] == pytest.approx(100 * 64 * written["clip"]["encoder"], rel=1e-9)
     assert main(["plan", recipe_file, "--clip-s", "2", "--train.batch-size", "64"]) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_clips_of_a_source_that_lies_here_are_counted(
+    recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_manifest(tmp_path, clips(7))
+    command = ["plan", recipe_file, "--data.source", source, "--data.n-clips"]
+    assert main([*command, "100"]) == 0
+    assert "- 7 clips in the source (known; --clips)" in capsys.readouterr().out
+    assert main([*command, "5"]) == 0
+    assert "- 5 clips in the source (known; --clips)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

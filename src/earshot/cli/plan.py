@@ -37,7 +37,7 @@ class Plan:
     """Seconds of the longest clips, which memory is planned for; without it, three times the mean one (the encoder's
     window where clips are joined)."""
     clips: int | None = None
-    """Clips in the source; without it, data.n_clips, or as many as are learned from."""
+    """Clips in the source; without it, as many as a source that lies here has, or as are learned from."""
     utilisation: float = 0.4
     """Share of a GPU's peak that is reached."""
     frame: int | None = None
@@ -56,7 +56,7 @@ class Plan:
                 clip_s=self.clip_s,
                 n_tokens=self.tokens,
                 longest_s=self.longest_s,
-                n_clips=self.clips,
+                n_clips=_clips_here(self.settings) if self.clips is None else self.clips,
                 utilisation=self.utilisation,
                 n_frame=self.frame,
             ),
@@ -68,6 +68,19 @@ class Plan:
             found, self.settings, Console(width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)
         )
         return 0
+
+
+def _clips_here(recipe: Recipe) -> int | None:
+    """How many clips a recipe's sources have, if all of them lie on this computer."""
+    from earshot.data.sources import is_here, open_speech
+    from earshot.errors import EarshotError
+
+    if not all(map(is_here, recipe.data.source)):
+        return None
+    try:
+        return len(open_speech(recipe.data.source, recipe.data.n_clips))
+    except EarshotError:  # training will say what is wrong with them
+        return None
 
 
 def show(found: "Estimate", recipe: Recipe, console: Console) -> None:

@@ -16,6 +16,7 @@ from earshot.errors import DataError
 
 _HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
 _ONLY_HUB = ("config", "split", "revision", "streaming")
+_FILES = (".parquet", ".jsonl", ".tar")
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -40,6 +41,12 @@ def open_speech(spellings: Sequence[str], n_clips: int | None = None) -> Speech:
     return Speech(sources, n_clips)
 
 
+def is_here(source: str) -> bool:
+    """Whether a source lies on this computer, as far as its name tells."""
+    name = source.partition("?")[0]
+    return name == POCKET_SPEECH or Path(name).suffix in _FILES or Path(name).expanduser().is_dir()
+
+
 def _open(spelling: Spelling, groups: RowGroups, n_clips: int | None) -> Rows:
     name = spelling.name
     if name == POCKET_SPEECH:
@@ -57,7 +64,7 @@ def _open(spelling: Spelling, groups: RowGroups, n_clips: int | None) -> Rows:
             " expected a .tar: decompress it (sound is hardly smaller compressed)"
         )
     suffix = path.suffix
-    if suffix in (".parquet", ".jsonl", ".tar"):
+    if suffix in _FILES:
         spelling.refuse(*_ONLY_HUB)
         found = files(str(path))
         if suffix == ".parquet":

@@ -269,7 +269,7 @@ class _Planned:
     def assumptions(self) -> list[str]:
         """What stands behind the numbers, in words."""
         assumed, recipe, shapes = self.assumed, self.recipe, self.shapes
-        source = "given" if assumed.n_clips or recipe.data.n_clips else "not given: as if each was heard once"
+        source = "known" if assumed.n_clips or recipe.data.n_clips else "not known: as if each was heard once"
         frame = "read" if shapes.is_frame_known else "assumed, as no tokenizer was read or --frame was given"
         said = [
             f"a mean clip lasts {assumed.clip_s:g} s and has {assumed.n_tokens:g} tokens (--clip-s, --tokens)",
