@@ -100,12 +100,16 @@ class BatchSampler:
         self._rng(epoch, len(self.sections)).shuffle(whose)
         rows, passes = np.empty(len(whose), np.int64), np.empty(len(whose), np.int64)
         for number, (section, quota) in enumerate(zip(self.sections, self._quotas, strict=True)):
-            walked = np.arange(epoch * quota, (epoch + 1) * quota)  # places in the source's endless walk
-            before, within = np.divmod(walked, section.n_rows)
+            first, size = epoch * quota, section.n_rows  # where it stands in the source's endless walk
+            before = np.arange(first, first + quota) // size
             taken = np.empty(quota, np.int64)
-            for one in np.unique(before).tolist():
-                taken[before == one] = self._permuted(number, one)[within[before == one]]
-            rows[whose == number], passes[whose == number] = section.first + taken, before
+            for one in range(first // size, -(-(first + quota) // size)):
+                start, stop = max(one * size, first), min((one + 1) * size, first + quota)
+                taken[start - first : stop - first] = self._permuted(number, one)[
+                    start - one * size : stop - one * size
+                ]
+            is_here = whose == number
+            rows[is_here], passes[is_here] = section.first + taken, before
         return rows, passes
 
     def _permutation(self, section: int, epoch: int) -> Int[np.ndarray, " m"]:
