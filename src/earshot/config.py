@@ -188,7 +188,8 @@ class DataSettings:
     throat, at another tempo, in a room, through a microphone, with noise."""
 
     feature_cache: str | None = None
-    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own)."""
+    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own). They are known
+    by row and transcript: remove the folder where sounds were replaced under their old names."""
 
     teacher_cache: str | None = None
     """Folder of the teacher's states: what is there is used, what is not is computed in the step."""
