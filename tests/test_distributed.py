@@ -19,12 +19,12 @@ from test_training import Stopper, base, changed, one_thread, recipe, speech, we
 from torch.testing import assert_close
 
 from earshot.config import Recipe
-from earshot.errors import ConfigError, DataError, EarshotError
+from earshot.errors import CheckpointError, ConfigError, DataError, EarshotError
 from earshot.model import Ear
-from earshot.training import loop
+from earshot.training import loop, sharding, step
 from earshot.training.distributed import joined, ranks
 from earshot.training.loop import Stopped
-from earshot.training.metrics import read_metrics
+from earshot.training.metrics import MetricsLog, read_metrics
 from earshot.training.run import prepare
 from earshot.training.sharding import layers_of
 from earshot.training.skipped import SKIPPED
@@ -180,6 +180,20 @@ def test_layers_shared_out_compute_what_whole_ones_do(plain: Recipe, tmp_path: P
         assert n_left == 0
 
 
+def test_ranks_without_clips_wait_for_no_encoder_where_features_are_kept(
+    plain: Recipe, tmp_path: Path
+) -> None:
+    few = changed(
+        plain,
+        data={"feature_cache": str(tmp_path / "features")},
+        train={"batch_size": 3, "n_accumulated": 1},
+    )
+    alone = first_losses(few)
+    shared = changed(few, train={"frozen": "sharded"})
+    for found in on_ranks(4, tmp_path, lambda: first_losses(shared)):
+        assert_close(found, alone, rtol=LOSS_RTOL, atol=0.0)
+
+
 def test_an_ear_distilled_from_shared_out_layers_loads_with_the_whole_llm(
     plain: Recipe, tmp_path: Path
 ) -> None:
@@ -224,6 +238,70 @@ def test_what_one_rank_cannot_do_is_raised_on_all(tmp_path: Path) -> None:
         return "nothing was raised"
 
     assert on_ranks(2, tmp_path, work) == ["row 7 is bad"] * 2
+
+
+def test_ranks_that_see_other_states_do_not_go_on(plain: Recipe, tmp_path: Path) -> None:
+    loop.train(changed(plain, train={"n_steps": 1}))
+    short = changed(plain, train={"n_steps": 1})
+
+    def work() -> str:
+        elsewhere = replace(short, out=str(tmp_path / "elsewhere")) if ranks().rank else short
+        run = prepare(elsewhere)
+        with pytest.raises(EarshotError) as refused:
+            loop.continue_run(run)
+        return str(refused.value)
+
+    for said in on_ranks(2, tmp_path, work):
+        assert "rank 1 sees" in said
+        assert "otherwise than rank 0" in said
+
+
+def test_what_the_first_rank_cannot_write_ends_all(
+    plain: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise CheckpointError("metrics.jsonl cannot be written: No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "write", full)
+
+    def work() -> str:
+        with pytest.raises(CheckpointError) as refused:
+            loop.train(plain)
+        return str(refused.value)
+
+    assert len(set(on_ranks(2, tmp_path, work))) == 1
+
+
+def test_one_rank_without_room_has_all_share_out(
+    plain: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "_is_too_large", lambda *args: ranks().rank == 1)
+    assert on_ranks(2, tmp_path, lambda: prepare(plain).teacher.reads_together) == [True, True]
+
+
+def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
+    plain: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While gradients are exchanged, where most of the time goes by."""
+
+    def work() -> str:
+        if ranks().rank == 1:
+            monkeypatch.setattr(step, "weighted_sum", leave)
+            with pytest.raises(ProcessLookupError):
+                loop.train(plain)
+            return ""
+        with pytest.raises(EarshotError) as told:
+            loop.train(plain)
+        return str(told.value)
+
+    def leave(*args: object) -> None:
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
+        raise ProcessLookupError
+
+    said, _ = on_ranks(2, tmp_path, work)
+    assert "lost the others" in said
+    assert "\n" not in said
 
 
 def test_a_lost_rank_is_told_in_one_line(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Distillation of tiny random models on tones: what it learns, what it leaves alone, and how it stops."""
 
 import errno
+import io
 import json
 import math
+import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from test_pack import damaged_lines
 from tiny_models import save_tiny_bases
 from torch.testing import assert_close
@@ -29,7 +33,7 @@ from earshot.config import (
     load_recipe,
 )
 from earshot.data.sampler import Draw
-from earshot.errors import CheckpointError, DataError, EarshotError
+from earshot.errors import CacheError, CheckpointError, DataError, EarshotError
 from earshot.model import Ear
 from earshot.training import loop, state
 from earshot.training.distil import distillation_terms, weighted_sum
@@ -39,7 +43,7 @@ from earshot.training.metrics import METRICS, MetricsLog, read_metrics
 from earshot.training.optimizer import lr_factor, new_optimizer
 from earshot.training.progress import Progress
 from earshot.training.run import Run, prepare, with_steps
-from earshot.training.skipped import SKIPPED
+from earshot.training.skipped import SKIPPED, Skipped
 from earshot.training.state import Standing, keep_origin, load_state, save_state
 from earshot.training.step import Taken
 
@@ -362,6 +366,16 @@ def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None
     assert all(torch.equal(view.text_ids, plain.text_ids) for view in views)
 
 
+def test_views_of_another_number_are_other_features(recipe: Recipe) -> None:
+    two, three = (prepare(changed(recipe, data={"n_views": n})) for n in (2, 3))
+    assert two.examples.key(5, 0) == three.examples.key(5, 0)
+    assert two.examples.key(5, 1) != three.examples.key(5, 1)
+    kept = batch_of(three, [5], view=1)
+    three.examples.kept = None
+    mask, live = kept.features.mask, batch_of(three, [5], view=1)
+    assert_close(kept.features.states[mask].float(), live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
+
+
 def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
     run = prepare(changed(recipe, connector={"dropout": 0.5}))
     features = batch_of(run, [3, 8]).features
@@ -473,6 +487,56 @@ def test_a_source_of_nothing_but_bad_rows_is_refused(damaged: Callable[..., Reci
         loop.train(bad)
 
 
+def test_rows_skipped_after_the_state_are_counted_when_they_are_met_again(tmp_path: Path) -> None:
+    skipped = Skipped(tmp_path, 10_000, 0.01, 0)
+    skipped.note({"a": "a: bad"}, 3)
+    skipped.note({"b": "b: bad"}, 8)
+    resumed = Skipped(tmp_path, 10_000, 0.01, 5)
+    assert list(resumed.reasons) == ["a"]
+    resumed.note({"b": "b: bad", "a": "a: bad"}, 8)
+    rows = [json.loads(line) for line in (tmp_path / SKIPPED).read_text().splitlines()]
+    assert [(row["row"], row["step"]) for row in rows] == [("a", 3), ("b", 8)]
+    assert not len(Skipped(tmp_path, 10_000, 0.01, 0))
+    assert (tmp_path / SKIPPED).read_text() == ""
+
+
+def test_steps_without_a_usable_clip_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    (tmp_path / "speech.jsonl").write_text('{"audio": "bad.wav", "text": "red"}\n' * 12)
+    data = {"source": (str(tmp_path / "speech.jsonl"),), "feature_cache": None, "max_bad_share": 1.0}
+    told = io.StringIO()
+    loop.train(changed(recipe, data=data), Progress(Console(file=told)))
+    assert "step 20/20  no clip could be used" in told.getvalue()
+
+
+def test_what_a_worker_meets_is_told_in_its_own_words(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*args: object) -> None:
+        raise CacheError("shard 7 is damaged")
+
+    run = prepare(changed(recipe, data={"n_workers": 1}))
+    monkeypatch.setattr(run.examples, "clip", damaged)
+    with pytest.raises(CacheError, match=r"^shard 7 is damaged$"):
+        continue_run(run)
+
+
+def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killing(*args: object) -> None:
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        raise AssertionError("nobody was told")
+
+    monkeypatch.setattr(loop, "optimise", killing)
+    with pytest.raises(EarshotError, match=r"a process that reads speech died \(.*\), most often") as told:
+        loop.train(changed(recipe, data={"n_workers": 1}))
+    assert "\n" not in str(told.value)
+
+
 def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
     run = prepare(recipe)
     longest = max(run.examples.portion([Draw(row, 0) for row in range(12)]).n_text)
@@ -576,6 +640,16 @@ def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
         CheckpointError, match=r"step-00000001 is damaged .*; remove it to begin the run again"
     ):
         loop.train(short)
+
+
+def test_what_the_optimizer_keeps_lies_beside_its_weight() -> None:
+    """The fused AdamW of a GPU reads its step there, too."""
+    moments = state._moments(torch.zeros(3, device="meta"), ("step", "exp_avg", "exp_avg_sq"))
+    assert {name: (value.device.type, len(value)) for name, value in moments.items()} == {
+        "step": ("meta", 1),
+        "exp_avg": ("meta", 3),
+        "exp_avg_sq": ("meta", 3),
+    }
 
 
 def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from earshot.errors import ConfigError, EarshotError
 
 _PATIENCE = timedelta(hours=2)
 """One rank may index a source or write a checkpoint while the others wait; a lost one is noticed by torchrun."""
+_NETWORKS = ("gloo", "Gloo", "NCCL", "Connection")
+"""What names itself in an error about other ranks; not all of them have a class of their own."""
 Kind = TypeVar("Kind")
 
 
@@ -43,7 +45,7 @@ class Ranks:
         if not self.are_many:
             return list(numbers)
         total = torch.tensor(list(numbers), dtype=torch.float64)
-        with _others_may_be_lost():
+        with self.may_be_lost():
             dist.all_reduce(total)
         return total.tolist()
 
@@ -53,7 +55,7 @@ class Ranks:
             return ids.unique()
         is_there = torch.zeros(n, dtype=torch.uint8)
         is_there[ids.cpu()] = 1
-        with _others_may_be_lost():
+        with self.may_be_lost():
             dist.all_reduce(is_there, op=dist.ReduceOp.MAX)
         return is_there.nonzero()[:, 0].to(ids.device)
 
@@ -62,9 +64,31 @@ class Ranks:
         if not self.are_many:
             return [thing]
         things: list[Any] = [None] * self.n_ranks
-        with _others_may_be_lost():
+        with self.may_be_lost():
             dist.all_gather_object(things, thing)
         return things
+
+    def agree(self, thing: object, what: str) -> None:
+        """Refuses to go on where ranks see different things, by which they would wait for each other for ever.
+
+        Raises:
+            EarshotError: naming what they see
+        """
+        seen = self.gather(thing)
+        differ = next((rank for rank, other in enumerate(seen) if other != seen[0]), None)
+        if differ is not None:
+            raise EarshotError(
+                f"rank {differ} sees {what} otherwise than rank 0: expected the same files on all nodes; give a folder"
+                " on storage that all of them share"
+            )
+
+    def may_be_lost(self) -> contextlib.AbstractContextManager[None]:
+        """Tells in one line of another rank that is gone, which torch does in whatever it exchanges just then.
+
+        Raises:
+            EarshotError: another rank was lost
+        """
+        return _others_may_be_lost() if self.are_many else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def together(self) -> Generator[None]:
@@ -120,7 +144,9 @@ def _others_may_be_lost() -> Generator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in _NETWORKS):
+            raise
+        reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
         raise EarshotError(
             f"rank {os.environ.get('RANK', '0')} lost the others ({reason}); start the same command again, on"
             " any number of ranks: it goes on from the state saved last"

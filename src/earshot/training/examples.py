@@ -194,6 +194,8 @@ class Examples:
     def key(self, row: int, view: int) -> bytes:
         """What a row's kept features are found by; only for rows with a transcript."""
         about = f"{self.speech.name(row)}\n{self._text(row)}\n{view}"
+        if view:  # what it is drawn from, and among how many rows the voice behind it is found
+            about += f"\n{self._view_seed(row, view)}\n{len(self.speech)}"
         return blake2b(about.encode(), digest_size=16).digest()
 
     def _text(self, row: int) -> str:
@@ -271,8 +273,11 @@ class Examples:
         mel = self._plain_mel(sound)
         if view == 0:
             return mel
-        seed = row * self.data.n_views + view
+        seed = self._view_seed(row, view)
         return augment(mel, seed, self.window_frames, lambda: self._babble(seed))
+
+    def _view_seed(self, row: int, view: int) -> int:
+        return row * self.data.n_views + view
 
     def _babble(self, seed: int) -> Float[Tensor, "M F"]:
         """Somebody else's clip, to speak in the background."""

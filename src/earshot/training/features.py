@@ -64,6 +64,7 @@ def keep_features(
             dtype=DTYPE,
         )
         filling.check_disk()
+    ranks.agree([block.name for block in filling.blocks], str(folder))
     if not filling.n_missing:
         return StateCache.open(folder, fingerprint)
     announce(f"encoding {filling.n_missing} clips; {folder} needs {filling.n_bytes / 1e9:.2f} GB of disk")

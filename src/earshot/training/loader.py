@@ -1,8 +1,10 @@
 """A run's clips, prepared ahead of the steps that learn from them, by worker processes of each rank."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +16,13 @@ _AHEAD = 4
 """Pieces of work that lie ready for each worker's turn."""
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """A user's mistake that a worker met: torch would send its traceback as the message."""
+
+    error: EarshotError
+
+
 class _Work(Dataset):
     """What is done with a piece of work; torch calls it an index."""
 
@@ -21,7 +30,10 @@ class _Work(Dataset):
         self.do = do
 
     def __getitem__(self, index: Any) -> Any:
-        return self.do(index)
+        try:
+            return self.do(index)
+        except EarshotError as error:
+            return _Failure(error)
 
 
 def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Generator[Any]:
@@ -32,7 +44,7 @@ def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) ->
         n_workers: 0 does it here, when it is asked for
 
     Raises:
-        EarshotError: a worker process died
+        EarshotError: what `do` raised of them, or a worker process died
     """
     if n_workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
@@ -46,8 +58,22 @@ def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) ->
         worker_init_fn=_begin,
         pin_memory=torch.cuda.is_available(),
     )
+    with workers_may_die():
+        for made in loader:
+            if isinstance(made, _Failure):
+                raise made.error
+            yield made
+
+
+@contextlib.contextmanager
+def workers_may_die() -> Generator[None]:
+    """Tells in one line of a worker that died, which torch does wherever the training process is just then.
+
+    Raises:
+        EarshotError: a worker process died
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -15,7 +15,7 @@ from earshot.storage import write_text
 from earshot.tables import to_toml
 from earshot.training.distributed import joined
 from earshot.training.examples import Portion
-from earshot.training.loader import prepared
+from earshot.training.loader import prepared, workers_may_die
 from earshot.training.metrics import MetricsLog
 from earshot.training.progress import Progress
 from earshot.training.run import Run, prepare
@@ -60,6 +60,8 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
     metrics, skipped = _opened(run, standing)
     step, tally = standing.step, Tally(run)
     with (
+        workers_may_die(),
+        run.ranks.may_be_lost(),
         stop_requests() as was_asked_to_stop,
         progress.training(step, n_steps),
         contextlib.closing(_portions(run, step)) as portions,
@@ -73,8 +75,9 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
             if step % LOG_EVERY == 0 or is_last:
                 _check_finite(run, step, taken)
                 row = tally.row(step)
-                if metrics:
-                    metrics.write(row)
+                with run.ranks.together():
+                    if metrics:
+                        metrics.write(row)
                 progress.log(row)
             is_unusable = _are_too_many(run, step, taken, skipped)
             is_stopped = not is_last and run.ranks.sum([was_asked_to_stop()])[0] > 0
@@ -101,11 +104,13 @@ def _opened(run: Run, standing: Standing) -> tuple[MetricsLog | None, Skipped]:
             keep_origin(run.folder, run.origin, standing.step)
             write_text(run.folder / "recipe.toml", to_toml(run.recipe))
             metrics = MetricsLog(run.folder, standing.step)
-            skipped = Skipped(run.folder, len(run.examples.speech), run.recipe.data.max_bad_share)
-            if not standing.step:
-                skipped.forget()
+            _skipped(run, standing.step)  # brings the file to where the run stands, before others read it
     with run.ranks.together():
-        return metrics, Skipped(run.folder, len(run.examples.speech), run.recipe.data.max_bad_share)
+        return metrics, _skipped(run, standing.step)
+
+
+def _skipped(run: Run, step: int) -> Skipped:
+    return Skipped(run.folder, len(run.examples.speech), run.recipe.data.max_bad_share, step)
 
 
 def _standing(run: Run, step: int) -> Standing:
@@ -116,8 +121,9 @@ def _are_too_many(run: Run, step: int, taken: Taken, skipped: Skipped) -> bool:
     """Lists the rows that a step had to leave out; whether they are more than the recipe allows."""
     if not taken.n_skipped:
         return False
-    for rows in run.ranks.gather(taken.skipped):
-        skipped.note(rows, writes=run.ranks.is_first)
+    with run.ranks.together():
+        for rows in run.ranks.gather(taken.skipped):
+            skipped.note(rows, step, writes=run.ranks.is_first)
     try:
         skipped.check(run.sampler.n_samples(step))
     except DataError:

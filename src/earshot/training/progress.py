@@ -78,7 +78,8 @@ class Progress:
         is_due = step - self._last_printed >= self._n_steps / _N_PRINTED or step == self._n_steps
         if not self.console.is_terminal and is_due:
             self._last_printed = step
-            self.console.print(f"step {step}/{self._n_steps}  loss {row['loss']:.3f}  {note}", soft_wrap=True)
+            loss = f"loss {row['loss']:.3f}" if "loss" in row else "no clip could be used"
+            self.console.print(f"step {step}/{self._n_steps}  {loss}  {note}", soft_wrap=True)
 
     def _new_bar(self, what: str, done: int, n: int) -> Bar:
         bar = Bar(

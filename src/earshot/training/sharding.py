@@ -27,7 +27,7 @@ def place_llm(ear: Ear, how: Literal["auto", "replicated", "sharded"], ranks: Ra
         ConfigError: a wish that cannot be fulfilled
     """
     device = next(ear.connector.parameters()).device
-    is_sharded = how == "sharded" or (how == "auto" and ranks.are_many and _is_too_large(ear, device))
+    is_sharded = how == "sharded" or (how == "auto" and ranks.are_many and _are_too_large(ear, device, ranks))
     if is_sharded:
         _check_can_be_spread(ear, ranks)
         mesh = init_device_mesh(device.type, (ranks.n_ranks,))
@@ -68,8 +68,13 @@ def layers_of(llm: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()))
 
 
+def _are_too_large(ear: Ear, device: torch.device, ranks: Ranks) -> bool:
+    """Whether the models are too large for the GPU of any rank: all do what one has to."""
+    return ranks.sum([_is_too_large(ear, device)])[0] > 0
+
+
 def _is_too_large(ear: Ear, device: torch.device) -> bool:
-    if device.type != "cuda":
+    if device.type != "cuda" or getattr(ear.llm, "is_quantized", False):
         return False
     models = (ear.llm, ear.whisper.model)
     n_bytes = sum(weight.nbytes for model in models for weight in model.parameters())

@@ -1,7 +1,7 @@
 """Rows that could not be learned from: listed once each, counted, and too many of them refused."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from earshot.errors import CheckpointError, DataError
@@ -19,19 +19,21 @@ class Skipped:
     Args:
         n_rows: of the whole source
         max_share: of the rows, that may be left out
+        step: where the run stands; rows of later steps are met again, and counted then
     """
 
-    def __init__(self, folder: Path, n_rows: int, max_share: float) -> None:
+    def __init__(self, folder: Path, n_rows: int, max_share: float, step: int) -> None:
         self.path, self.n_rows, self.max_share = folder / SKIPPED, n_rows, max_share
-        self.reasons = _read(self.path)
+        self.reasons = _read(self.path, step)
 
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def note(self, rows: Mapping[str, str], *, writes: bool = True) -> None:
+    def note(self, rows: Mapping[str, str], step: int, *, writes: bool = True) -> None:
         """Lists rows, by name and reason, that are not listed yet.
 
         Args:
+            step: that left them out
             writes: whether this process is the one that does
 
         Raises:
@@ -42,7 +44,7 @@ class Skipped:
         if new and writes:
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(_lines(new.items()))
+                    file.writelines(_line(name, reason, step) for name, reason in new.items())
             except OSError as error:
                 raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error
 
@@ -61,18 +63,13 @@ class Skipped:
                 f" in {self.path}); mend them, or allow a larger share"
             )
 
-    def forget(self) -> None:
-        """A new run begins with an empty list."""
-        self.reasons = {}
-        self.path.unlink(missing_ok=True)
+
+def _line(name: str, reason: str, step: int) -> str:
+    return json.dumps({"row": name, "reason": reason, "step": step}, ensure_ascii=False) + "\n"
 
 
-def _lines(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
-    return (json.dumps({"row": name, "reason": reason}, ensure_ascii=False) + "\n" for name, reason in rows)
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The rows listed so far; a last line that was cut off is taken away, as its row will be met again."""
+def _read(path: Path, step: int) -> dict[str, str]:
+    """The rows listed up to a step; others, and a last line that was cut off, are taken away."""
     if not path.exists():
         return {}
     try:
@@ -80,13 +77,16 @@ def _read(path: Path) -> dict[str, str]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     reasons: dict[str, str] = {}
-    is_whole = text.endswith("\n") or not text
-    for line in text.splitlines():
+    kept = ""
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
-            reasons[str(row["row"])] = str(row["reason"])
+            name, reason, found = str(row["row"]), str(row["reason"]), int(row["step"])
         except (ValueError, TypeError, KeyError):
-            is_whole = False
-    if not is_whole:
-        write_text(path, "".join(_lines(reasons.items())))
+            continue
+        if found <= step:
+            reasons[name] = reason
+            kept += _line(name, reason, found)
+    if kept != text:
+        write_text(path, kept)
     return reasons

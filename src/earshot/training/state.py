@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _tensors(connector: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], ranks: Ranks) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _alone_is_fine():
+    with ranks.may_be_lost(), _alone_is_fine():
         dcp.save(tensors, storage_writer=writer, no_dist=not ranks.are_many)
 
 
@@ -165,28 +165,37 @@ def load_state(
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
-    check_state(folder, recipe)
-    path = _newest(folder)
-    if path is None:
+    with ranks.together():
+        check_state(folder, recipe)
+        path = _newest(folder)
+        progress = None if path is None else _progress(path)
+    ranks.agree(progress, str(folder / STATES))
+    if path is None or progress is None:
         return Standing()
-    progress = _progress(path)
     try:
         reader = dcp.HuggingFaceStorageReader(str(path))
         there = reader.read_metadata().state_dict_metadata
         with torch.no_grad():
             for name, weight in connector.named_parameters():
-                parts = {part: torch.zeros_like(weight) for part in _OPTIMIZER if f"{part}.{name}" in there}
+                parts = [part for part in _OPTIMIZER if f"{part}.{name}" in there]
                 if parts:
-                    parts["step"] = torch.zeros(1)
-                    optimizer.state[weight] = parts
+                    optimizer.state[weight] = _moments(weight, parts)
         tensors = dict(_tensors(connector, optimizer))
-        with _alone_is_fine():
+        with ranks.may_be_lost(), _alone_is_fine():
             dcp.load(tensors, storage_reader=reader, no_dist=not ranks.are_many)
         for state in optimizer.state.values():
             state["step"] = state["step"].reshape(())
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
     return Standing(step=progress["step"], n_samples=progress["n_samples"])
+
+
+def _moments(weight: torch.Tensor, parts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Room for what the optimizer keeps of a weight; all of it beside the weight, as fused kernels want even steps."""
+    return {
+        part: weight.new_zeros(1, dtype=torch.float32) if part == "step" else torch.zeros_like(weight)
+        for part in parts
+    }
 
 
 def check_state(folder: Path, recipe: Recipe) -> None:

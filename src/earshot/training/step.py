@@ -16,6 +16,7 @@ from earshot.config import ConnectorSettings
 from earshot.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from earshot.training.distil import Terms, distillation_terms, weighted_sum
 from earshot.training.examples import Clip, Portion, new_batch, new_portion
+from earshot.training.features import DTYPE as FEATURES_DTYPE
 from earshot.training.optimizer import lr_factor
 from earshot.training.run import Run
 from earshot.training.teacher import Targets
@@ -155,9 +156,16 @@ def _candidates(run: Run, portions: Sequence[Portion]) -> Int[Tensor, " C"]:
 
 
 def _placeholder(run: Run) -> Portion:
-    """A clip of no weight, for a rank that has none while others do: gradients are exchanged by all or none."""
+    """A clip of no weight, for a rank that has none while others do: gradients are exchanged by all or none.
+
+    It is heard as the others' are: an encoder that is spread over the ranks is passed by all or none, too.
+    """
+    ids = torch.zeros(1, dtype=torch.long)
+    if run.examples.kept is not None:
+        states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURES_DTYPE)
+        return new_portion([Clip(ids=ids, mel=None, states=states)], {})
     mel = torch.zeros(run.ear.whisper.config.num_mel_bins, POSITIONS_PER_SECOND * FRAMES_PER_POSITION)
-    return new_portion([Clip(ids=torch.zeros(1, dtype=torch.long), mel=mel, states=None)], {})
+    return new_portion([Clip(ids=ids, mel=mel, states=None)], {})
 
 
 def _gradients_together(learner: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
