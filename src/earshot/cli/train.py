@@ -1,5 +1,6 @@
 """earshot train."""
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -24,7 +25,7 @@ class Train:
         from earshot.training.loop import Stopped, train
         from earshot.training.progress import Progress
 
-        console = Console()
+        console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of all that torchrun started, one speaks
         try:
             train(self.settings, Progress(console))
         except Stopped as stop:
