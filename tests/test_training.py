@@ -33,11 +33,11 @@ from earshot.config import (
     load_recipe,
 )
 from earshot.data.sampler import Draw
-from earshot.errors import CacheError, CheckpointError, DataError, EarshotError
+from earshot.errors import CacheError, CheckpointError, ConfigError, DataError, EarshotError
 from earshot.model import Ear
 from earshot.training import loop, state
 from earshot.training.distil import distillation_terms, weighted_sum
-from earshot.training.examples import Batch, Portion, new_batch
+from earshot.training.examples import Batch, Examples, Portion, new_batch
 from earshot.training.loop import Stopped, continue_run, steps_within
 from earshot.training.metrics import METRICS, MetricsLog, read_metrics
 from earshot.training.optimizer import lr_factor, new_optimizer
@@ -320,6 +320,30 @@ def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -
     (run.folder / state.ORIGIN).write_text("[")
     with pytest.raises(CheckpointError, match=r"origin\.json is damaged"):
         continue_run(run)
+
+
+def test_a_step_without_clips_does_not_hide_a_loss_that_is_not_finite(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run, step: int, portions: object) -> Taken:
+        nan = torch.tensor(math.nan)
+        return Taken(terms={"loss": nan, "grad_norm": nan}) if step == 5 else Taken()
+
+    monkeypatch.setattr(loop, "optimise", broken)
+    with pytest.raises(EarshotError, match=r"at step 7 the loss is nan"):
+        loop.train(recipe)
+    assert not (Path(recipe.out) / state.STATES).exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("join_share", 0.5), ("n_views", 2)])
+def test_a_stream_is_read_in_order_only(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    run = prepare(recipe)
+    monkeypatch.setattr(run.examples.speech, "is_sequential", True)
+    data = replace(recipe.data, **{"feature_cache": None, name: value})
+    with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which takes clips from anywhere"):
+        Examples(run.ear, run.examples.speech, data, recipe.augment, 0)
 
 
 def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from earshot.data.rows import Utterance
 from earshot.data.sampler import Draw
 from earshot.data.speech import Speech
 from earshot.encoder import FRAMES_PER_POSITION, Features, clip_mel, pad_mels
-from earshot.errors import AudioError, DataError
+from earshot.errors import AudioError, ConfigError, DataError
 from earshot.model import Ear
 from earshot.training.cache import StateCache
 
@@ -129,7 +129,8 @@ class Examples:
         kept: encoder features to take in place of the sound
 
     Raises:
-        ConfigError: noise that cannot be used
+        ConfigError: noise that cannot be used, or settings by which a stream would be read from its front again and
+            again
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Examples:
         seed: int,
         kept: StateCache | None = None,
     ) -> None:
+        _check_is_in_order(speech, data)
         self.speech, self.data, self.seed, self.kept = speech, data, seed, kept
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
@@ -289,6 +291,16 @@ class Examples:
 
     def _plain_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         return clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
+
+
+def _check_is_in_order(speech: Speech, data: DataSettings) -> None:
+    """Clips are joined to, and views spoken over by, others from anywhere in the speech."""
+    for name, is_elsewhere in {"join_share": data.join_share > 0, "n_views": data.n_views > 1}.items():
+        if speech.is_sequential and is_elsewhere:
+            raise ConfigError(
+                f"data.{name} is {getattr(data, name)}, which takes clips from anywhere, but a streamed source is read"
+                " from front to back: leave it out, or pack the source first (earshot data pack)"
+            )
 
 
 def _seed(*numbers: int) -> int:

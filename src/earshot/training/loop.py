@@ -58,7 +58,7 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
     progress, n_steps = progress or Progress(), run.recipe.train.n_steps
     standing = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe, run.ranks)
     metrics, skipped = _opened(run, standing)
-    step, tally = standing.step, Tally(run)
+    step, tally, learned = standing.step, Tally(run), Taken()
     with (
         workers_may_die(),
         run.ranks.may_be_lost(),
@@ -69,11 +69,12 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
         while step < n_steps:
             taken = optimise(run, step, [next(portions) for _ in range(run.recipe.train.n_accumulated)])
             step += 1
+            learned = taken if taken.terms else learned  # a step without clips says nothing of the weights
             tally.add(taken)
             progress.advance(step)
             is_last = step == n_steps
             if step % LOG_EVERY == 0 or is_last:
-                _check_finite(run, step, taken)
+                _check_finite(run, step, learned)
                 row = tally.row(step)
                 with run.ranks.together():
                     if metrics:
@@ -82,7 +83,7 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
             is_unusable = _are_too_many(run, step, taken, skipped)
             is_stopped = not is_last and run.ranks.sum([was_asked_to_stop()])[0] > 0
             if step % run.recipe.train.save_every == 0 or is_last or is_stopped or is_unusable:
-                _check_finite(run, step, taken)
+                _check_finite(run, step, learned)
                 save_state(
                     run.folder, run.ear.connector, run.optimizer, _standing(run, step), run.recipe, run.ranks
                 )
