@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
 def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -> None:
     run = prepare(recipe)
     save_state(run.folder, run.ear.connector, run.optimizer, Standing(7, 28), recipe)
-    keep_origin(run.folder, run.origin, 0)
+    keep_origin(run.folder, run.origin)
     if what == "encoder":
         run = replace(run, bases={**run.bases, "encoder": "0123456789abcdef"})
     else:
@@ -409,6 +409,18 @@ def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
     plain = prepare(recipe)
     dropped, kept = (loss_of(each, 0) for each in (run, plain))
     assert dropped != kept
+
+
+def test_a_sound_replaced_under_its_name_is_heard_anew(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
+    shutil.copytree(speech.parent, tmp_path / "mine")
+    mine = changed(recipe, data={"source": (str(tmp_path / "mine" / speech.name),)})
+    before = batch_of(prepare(mine), [0, 1])
+    samples, rate = soundfile.read(tmp_path / "mine" / "0.wav")
+    soundfile.write(tmp_path / "mine" / "0.wav", samples[::-1], rate)
+    os.utime(tmp_path / "mine" / "0.wav", ns=(1, 1))
+    after = batch_of(prepare(mine), [0, 1])
+    assert not torch.equal(before.features.states[0], after.features.states[0])
+    assert torch.equal(before.features.states[1], after.features.states[1])
 
 
 def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:

@@ -188,8 +188,8 @@ class DataSettings:
     throat, at another tempo, in a room, through a microphone, with noise."""
 
     feature_cache: str | None = None
-    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own). They are known
-    by row and transcript: remove the folder where sounds were replaced under their old names."""
+    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own). Of sound
+    inside tables and tars they are known by row and transcript: remove the folder where it was replaced there."""
 
     teacher_cache: str | None = None
     """Folder of the teacher's states: what is there is used, what is not is computed in the step."""

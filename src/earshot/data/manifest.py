@@ -63,6 +63,16 @@ class ManifestRows(Rows):
         """File and line, the first being line 1."""
         return f"{self._paths[self._file(row)]}, line {self._spans[row, 0]}"
 
+    def stamp(self, row: int) -> str:
+        """Size and time of the sound's file."""
+        try:
+            audio = self[row].audio
+            assert isinstance(audio, Path)
+            state = audio.stat()
+        except (DataError, OSError):
+            return ""
+        return f"{state.st_size} {state.st_mtime_ns}"
+
     def __getitem__(self, row: int) -> Utterance:
         """One line."""
         name, number = self.name(row), self._file(row)

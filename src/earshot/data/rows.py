@@ -55,6 +55,10 @@ class Rows(ABC):
     def name(self, row: int) -> str:
         """File and row, for messages."""
 
+    def stamp(self, row: int) -> str:
+        """What changes when the sound of a row that is a file of its own is replaced under the same name."""
+        return ""
+
     @abstractmethod
     def __getitem__(self, row: int) -> Utterance:
         """One row.

@@ -66,6 +66,11 @@ class Speech:
         rows, number = self._at(row)
         return rows.name(number)
 
+    def stamp(self, row: int) -> str:
+        """What changes when the sound of a row that is a file of its own is replaced under the same name."""
+        rows, number = self._at(row)
+        return rows.stamp(number)
+
     @cached_property
     def texts(self) -> pa.ChunkedArray:
         """Transcripts, normalised; null where a row has none or a stream has yet to tell."""

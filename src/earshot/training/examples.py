@@ -195,7 +195,7 @@ class Examples:
 
     def key(self, row: int, view: int) -> bytes:
         """What a row's kept features are found by; only for rows with a transcript."""
-        about = f"{self.speech.name(row)}\n{self._text(row)}\n{view}"
+        about = f"{self.speech.name(row)}\n{self._text(row)}\n{self.speech.stamp(row)}\n{view}"
         if view:  # what it is drawn from, and among how many rows the voice behind it is found
             about += f"\n{self._view_seed(row, view)}\n{len(self.speech)}"
         return blake2b(about.encode(), digest_size=16).digest()
@@ -257,7 +257,7 @@ class Examples:
             nonlocal n_tokens
             for _ in range(_MOST_TRIES):
                 try:
-                    other = self.speech[rng.randrange(len(self.speech))]
+                    other = self.speech[self._any_row(rng)]
                     n_tokens += len(self._ids(other.name, other.text))
                     if n_tokens > most:
                         return
@@ -286,8 +286,15 @@ class Examples:
         rng = random.Random(seed)
         for _ in range(_MOST_TRIES):
             with contextlib.suppress(DataError):
-                return self._plain_mel(self._sound(self.speech[rng.randrange(len(self.speech))]))
+                return self._plain_mel(self._sound(self.speech[self._any_row(rng)]))
         raise DataError(f"{_MOST_TRIES} clips drawn from the speech cannot be used: see skipped.jsonl")
+
+    def _any_row(self, rng: random.Random) -> int:
+        """A row of any source, by the sources' weights."""
+        sections = self.speech.sections
+        weights = [section.n_rows if section.weight is None else section.weight for section in sections]
+        section = rng.choices(sections, weights)[0]
+        return section.first + rng.randrange(section.n_rows)
 
     def _plain_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         return clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)

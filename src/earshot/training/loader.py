@@ -78,8 +78,8 @@ def workers_may_die() -> Generator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise EarshotError(
-            f"a process that reads speech died ({str(error).splitlines()[0]}), most often for want of memory:"
-            " start the same command again with fewer of them (--data.n-workers)"
+            f"a process that reads speech died ({str(error).splitlines()[0]}), most often for want of memory"
+            " (in containers of /dev/shm): start the same command again with fewer of them (--data.n-workers)"
         ) from error
 
 
@@ -88,5 +88,8 @@ def _as_it_is(thing: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the training process answers it."""
+    """Ctrl-C reaches every process of a terminal, and the end of a job every process of the job: both are for the
+    training process to answer, which then sends its workers home. Only if it has to ask twice does it kill them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -102,7 +102,7 @@ def _opened(run: Run, standing: Standing) -> tuple[MetricsLog | None, Skipped]:
     metrics = None
     with run.ranks.together():
         if run.ranks.is_first:
-            keep_origin(run.folder, run.origin, standing.step)
+            keep_origin(run.folder, run.origin)
             write_text(run.folder / "recipe.toml", to_toml(run.recipe))
             metrics = MetricsLog(run.folder, standing.step)
             _skipped(run, standing.step)  # brings the file to where the run stands, before others read it

@@ -25,6 +25,7 @@ from earshot.training.features import keep_features
 from earshot.training.optimizer import new_optimizer
 from earshot.training.progress import Progress
 from earshot.training.sharding import place_llm, shard_encoder
+from earshot.training.state import check_origin
 from earshot.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint
 
 
@@ -91,7 +92,11 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
             llm_bits=recipe.train.llm_bits,
             on_host=others.are_many and recipe.train.frozen != "replicated",
         )
-        bases = _fingerprints(ear, recipe)
+    with others.together():  # a rounded LLM is read once more for its fingerprint: by one rank
+        own = _fingerprints(ear, recipe) if others.is_first else {}
+    bases = others.gather(own)[0]
+    with others.together():
+        check_origin(Path(recipe.out), {**bases, "speech": speech.fingerprint})
         examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
         costs = cost_model(recipe, ear)
         read = _stored_readings(recipe, ear, bases)

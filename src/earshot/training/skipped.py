@@ -60,7 +60,7 @@ class Skipped:
             raise DataError(
                 f"{len(self)} of {n_judged} rows cannot be used, more than data.max_bad_share ="
                 f" {self.max_share:g} allows: {shown}{'; ...' if len(self) > _N_SHOWN else ''} (all of them are"
-                f" in {self.path}); mend them, or allow a larger share"
+                f" in {self.path}); mend them and begin anew, or allow a larger share"
             )
 
 

@@ -6,6 +6,7 @@ Ranks share out the writing, and any number of them can read it (torch.distribut
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -70,7 +71,11 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
     free = {"out", "train.save_every", "train.n_accumulated", "train.frozen", "data.n_workers"}
     free |= {"data.feature_cache", "data.teacher_cache", "data.max_bad_share"}
-    return {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
+    kept = {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
+    return {
+        **kept,
+        "data.feature_cache": "in use" if recipe.data.feature_cache else None,
+    }  # it rounds to bfloat16
 
 
 def save_state(
@@ -106,7 +111,12 @@ def save_state(
                     "files": sizes,
                     "recipe": _identity(recipe),
                 }
-                (temporary / _PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+                with (temporary / _PROGRESS).open("w", encoding="utf-8") as file:
+                    file.write(json.dumps(progress, indent=1) + "\n")
+                    file.flush()
+                    os.fsync(
+                        file.fileno()
+                    )  # as torch does with the rest: before the state it replaces is removed
                 shutil.rmtree(target, ignore_errors=True)  # of a run that was taken back
                 temporary.rename(target)
     finally:
@@ -216,18 +226,27 @@ def check_state(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def keep_origin(folder: Path, origin: dict[str, str], step: int) -> None:
-    """Writes beside a new run what it learns from, and refuses to go on with one that learned from something else.
+def keep_origin(folder: Path, origin: dict[str, str]) -> None:
+    """Writes beside a run what it learns from.
 
     Args:
         origin: fingerprints by name
-        step: where the run stands; 0 is a new one
 
     Raises:
-        CheckpointError: another encoder, LLM, tokenizer or speech than the run began with, or a full disk
+        CheckpointError: it learned from something else before, or a full disk
+    """
+    check_origin(folder, origin)
+    write_text(folder / ORIGIN, json.dumps(origin, indent=1) + "\n")
+
+
+def check_origin(folder: Path, origin: dict[str, str]) -> None:
+    """Refuses to go on with a run that learned from something else, before anything expensive is done for it.
+
+    Raises:
+        CheckpointError: another encoder, LLM, tokenizer or speech than the run began with
     """
     path = folder / ORIGIN
-    if step and path.exists():
+    if _newest(folder) is not None and path.exists():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -239,7 +258,6 @@ def keep_origin(folder: Path, origin: dict[str, str], step: int) -> None:
                 f" {before.get(changed[0])} and is {origin[changed[0]]}; bring back the one it began with,"
                 " or give another folder as out"
             )
-    write_text(path, json.dumps(origin, indent=1) + "\n")
 
 
 def _states(folder: Path) -> list[Path]:
