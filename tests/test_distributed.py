@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from earshot.config import Recipe
 from earshot.errors import CheckpointError, ConfigError, DataError, EarshotError
 from earshot.model import Ear
 from earshot.training import loop, sharding, step
-from earshot.training.distributed import joined, ranks
+from earshot.training.distributed import joined, meet, ranks
 from earshot.training.loop import Stopped
 from earshot.training.metrics import MetricsLog, read_metrics
 from earshot.training.run import prepare
@@ -331,3 +332,27 @@ def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -
     assert not dist.is_initialized()
     assert signal.getsignal(signal.SIGINT) is not None
     assert torch.get_num_threads() == 1
+
+
+def test_a_group_that_is_started_again_reads_nothing_of_the_one_before() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=60))
+    names = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            coming = [pool.submit(meet, store, rank, 3) for rank in range(3)]
+            found = {one.result(60) for one in coming}
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
+
+
+def test_whoever_comes_late_is_waited_for_whatever_was_left_by_one_that_is_gone() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=60))
+    store.set("hello/1", "gone")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(meet, store, 0, 2)
+        store.wait(["welcome/gone"])
+        assert not first.done()
+        assert meet(store, 1, 2) == first.result(60)

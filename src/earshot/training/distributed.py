@@ -6,6 +6,8 @@ them; gradients are DistributedDataParallel's business.
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from earshot.errors import ConfigError, EarshotError
 
@@ -132,11 +135,40 @@ def joined() -> Generator[Ranks]:
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _others_may_be_lost():
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+        store = dist.PrefixStore(meet(store, rank, n_ranks), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_PATIENCE)
     try:
         yield ranks()
     finally:
         dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, n_ranks: int) -> str:
+    """A name for this group of processes that no earlier one had, the same on each of them.
+
+    torchrun keeps one store through all its restarts: without a name of its own, a group reads addresses that were
+    left there by processes that are gone, and fails or waits for ever.
+
+    Raises:
+        DistError: another process has not come
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", mine)
+        name = store.get(f"welcome/{mine}").decode()
+        store.set(f"{name}/{rank}", "here")
+        return name
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    for other in range(1, n_ranks):
+        while not store.check(
+            [f"{mine}/{other}"]
+        ):  # what it reads may still be the hello of one that is gone
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError(f"Connection to rank {other} timed out")
+            store.set(f"welcome/{store.get(f'hello/{other}').decode()}", mine)
+            time.sleep(0.02)
+    return mine
 
 
 @contextlib.contextmanager
