@@ -374,3 +374,9 @@ def test_a_byte_that_changed_is_harmless_or_refused_by_name(small, which: int, p
             assert_is(found[number], value(number))
     finally:
         (folder / name).write_bytes(whole[name])
+
+
+def test_a_folder_with_another_index_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"format": 1, "shards": []}')
+    with pytest.raises(CacheError, match=r"holds other things, such as its index\.json; give another folder"):
+        StateCache.open(tmp_path, {})

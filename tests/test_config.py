@@ -129,6 +129,10 @@ def test_a_whole_number_is_a_number() -> None:
         ("[data]\nn_workers = -1", "data.n_workers is -1, expected zero or more"),
         ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or to be left out"),
         (
+            '[data]\nfeature_cache = "f"\nteacher_cache = "f"',
+            "data.teacher_cache is 'f', expected another folder than data.feature_cache",
+        ),
+        (
             '[data]\njoin_share = 0.5\nfeature_cache = "f"',
             "data.feature_cache is 'f', expected to be left out",
         ),

@@ -105,6 +105,14 @@ def test_inspect_shows_counts_and_exits_well(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_reasons_of_one_kind_are_counted_together(tmp_path: Path) -> None:
+    manifest = tmp_path / "speech.jsonl"
+    texts = ("", "  ", 3, 4.5)
+    manifest.write_text("".join(json.dumps({"audio": "a.wav", "text": text}) + "\n" for text in texts))
+    found = survey(open_speech([str(manifest)]))
+    assert found.kinds == {"the transcript is …, expected a text that is not empty": 4}
+
+
 def test_pack_says_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_manifest(tmp_path, HALF_BAD), tmp_path / "packed"
     command = ["data", "pack", source, "--out", str(out), "--pcm", "--n-workers", "0"]
@@ -126,6 +134,14 @@ def test_pack_says_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["inspect", "gone.jsonl"], 1, "no such file"),
         (["inspect", "a.jsonl?colour=red"], 2, "unknown key 'colour'"),
         (["inspect", "pocket/speech", "--decode", "-1"], 2, "expected zero or more"),
+        (
+            ["inspect", "pocket/speech", "--n-clips", "-3"],
+            2,
+            "the number of clips is -3, expected at least 1",
+        ),
+        (["inspect", "pocket/speech", "--html", "."], 2, "--html is ., which is a folder"),
+        (["pack", "pocket/speech", "--out", "x", "--n-clips", "0"], 2, "the number of clips is 0"),
+        (["pack", "pocket/speech?weight=2", "--out", "x"], 2, "a packed folder keeps no weights"),
         (["pack", "gone.jsonl", "--out", "x", "--max-bad-share", "2"], 2, "a share between 0 and 1"),
     ],
 )

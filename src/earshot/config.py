@@ -208,6 +208,12 @@ class DataSettings:
         _check_share("data.join_share", self.join_share)
         for name in ("feature_cache", "teacher_cache"):
             check(getattr(self, name) != "", f"data.{name}", "", "a folder, or to be left out")
+        check(
+            self.teacher_cache is None or self.teacher_cache != self.feature_cache,
+            "data.teacher_cache",
+            self.teacher_cache,
+            "another folder than data.feature_cache",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

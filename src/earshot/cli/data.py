@@ -44,6 +44,10 @@ class Inspect:
 
         if self.decode < 0:
             raise ConfigError(f"--decode is {self.decode}, expected zero or more")
+        if self.html and self.html.is_dir():
+            raise ConfigError(
+                f"--html is {self.html}, which is a folder; expected the name of a page to write"
+            )
         speech = open_speech(self.source, self.n_clips)
         with _bar() as bar:
             task = bar.add_task("decoding", total=None)
@@ -125,12 +129,14 @@ class Data:
 
 
 def _bar() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
         transient=True,
     )
 

@@ -21,7 +21,7 @@ from earshot.audio import SAMPLE_RATE, load_audio
 from earshot.data.packed import ABOUT, FORMAT, INDEX, Shard, map_shard, read_index
 from earshot.data.rows import Utterance
 from earshot.data.speech import Speech
-from earshot.errors import AudioError, DataError
+from earshot.errors import AudioError, ConfigError, DataError
 from earshot.storage import write_text, written_whole
 
 SHARD_BYTES = 256 * 2**20
@@ -104,9 +104,15 @@ def pack(
         progress: is told how many rows are done
 
     Raises:
+        ConfigError: sources with weights, which a packed folder cannot keep
         DataError: too many bad rows, no good one, or a folder with other things or another source
         CheckpointError: the disk is full or the place cannot be written to
     """
+    if any(section.weight is not None for section in speech.sections):
+        raise ConfigError(
+            "a packed folder keeps no weights; pack each source into a folder of its own, and weigh those"
+            " (packed/?weight=2)"
+        )
     about = {"source": speech.fingerprint, "encoding": "int16" if pcm else "as given"}
     shards = _begin(folder, about)
     if (folder / INDEX).is_file():

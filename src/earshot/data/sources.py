@@ -12,7 +12,7 @@ from earshot.data.rows import Rows
 from earshot.data.speech import Speech
 from earshot.data.spelling import KINDS, POCKET_SPEECH, Spelling, files, parse_all
 from earshot.data.tar import TarRows
-from earshot.errors import DataError
+from earshot.errors import ConfigError, DataError
 
 _HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
 _ONLY_HUB = ("config", "split", "revision", "streaming")
@@ -28,9 +28,11 @@ def open_speech(spellings: Sequence[str], n_clips: int | None = None) -> Speech:
         n_clips: only the first so many of all rows
 
     Raises:
-        ConfigError: a spelling that cannot be
+        ConfigError: a spelling that cannot be, or a number of clips that is none
         DataError: no such source, one that cannot be read at all, or one without rows
     """
+    if n_clips is not None and n_clips < 1:
+        raise ConfigError(f"the number of clips is {n_clips}, expected at least 1, or none for all")
     groups = RowGroups()
     sources = []
     for spelling in parse_all(spellings):

@@ -13,7 +13,7 @@ from earshot.audio import SAMPLE_RATE, load_audio
 from earshot.data.speech import Speech
 from earshot.errors import AudioError, DataError
 
-_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\d.,:]*")
+_PARTICULAR = re.compile(r"b?'[^']*'|\"[^\"]*\"|(?<![\w-])\d+(?:[.,:]\d+)*")
 """What differs between reasons of one kind: names, values and numbers."""
 _N_BINS = 20
 

@@ -137,6 +137,8 @@ def check_fingerprint(folder: Path, was: dict[str, str], now: dict[str, str]) ->
 def _read_index(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(index, dict) and "crc32" not in index:
+            raise CacheError(f"{path.parent} holds other things, such as its {INDEX}; give another folder")
         crc32 = index.pop("crc32")
         if crc32 != zlib.crc32(json.dumps(index).encode()):
             raise ValueError("its check sum is wrong")
