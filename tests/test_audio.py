@@ -1,5 +1,6 @@
 import io
 import itertools
+import signal
 import struct
 import wave
 
@@ -560,3 +561,36 @@ def test_sound_is_cut_in_its_pause(at_s, pause_s, hiss):
 def test_silence_is_cut_as_late_as_may_be():
     pieces = split_at_quiet(np.zeros(14 * SAMPLE_RATE, np.float32), 6 * SAMPLE_RATE)
     assert [len(piece) / SAMPLE_RATE for piece in pieces] == [6.0, 6.0, 2.0]
+
+
+@pytest.fixture
+def _ctrl_c():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, handler) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("form", ["ogg", "webm"])
+@pytest.mark.usefixtures("_ctrl_c")
+def test_ctrl_c_never_makes_a_whole_sound_seem_cut(form):
+    heard = []
+
+    def hear():
+        with open_stream(encode(tone(), SAMPLE_RATE, form), "it") as stream:
+            signal.raise_signal(signal.SIGINT)  # as it comes while the decoder reads
+            heard.extend(stream.blocks)
+
+    with pytest.raises(KeyboardInterrupt):
+        hear()
+    assert sum(map(len, heard)) >= SAMPLE_RATE
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+def test_ctrl_c_goes_before_what_is_said_of_the_sound():
+    def hear():
+        with open_stream(encode(tone(), SAMPLE_RATE, "wav"), "it"):
+            signal.raise_signal(signal.SIGINT)
+            raise AudioError("it is cut short")
+
+    with pytest.raises(KeyboardInterrupt):
+        hear()

@@ -6,10 +6,13 @@ would be heard as a shorter sentence. Hence every length that a file announces i
 
 import io
 import os
+import signal
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import av
 import av.container
@@ -55,6 +58,7 @@ def open_stream(source: object, name: str) -> Generator[Stream, None, None]:
         AudioError: nothing there, empty, cut short or not audio; and, while blocks are read, damaged.
     """
     with ExitStack() as stack:
+        stack.enter_context(_interrupts_wait())
         file = stack.enter_context(_open(source))
         if not file.read(1):
             raise AudioError(f"{name} is empty (0 bytes); expected {FORMATS}: record or export it again")
@@ -64,6 +68,23 @@ def open_stream(source: object, name: str) -> Generator[Stream, None, None]:
                 " export it again"
             )
         yield _decode(file, name, stack)
+
+
+@contextmanager
+def _interrupts_wait() -> Generator[None, None, None]:
+    """Ctrl-C counts when the sound is read: raised where a decoder calls Python it is lost, and the sound seems cut."""
+    held = signal.getsignal(signal.SIGINT)
+    if not callable(held) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, held)
+        if came:
+            held(*came[0])
 
 
 def missing_bytes(file: BinaryFile) -> int:
