@@ -636,6 +636,26 @@ def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
     assert not (Path(recipe.out) / state.STATES).exists()
 
 
+def test_a_run_goes_on_when_its_speech_has_moved(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
+    short = changed(recipe, train={"n_steps": 2}, data={"feature_cache": None})
+    with pytest.raises(Stopped):
+        loop.train(short, Stopper(1))
+    shutil.copytree(speech.parent, tmp_path / "moved")
+    moved = changed(short, data={"source": (str(tmp_path / "moved" / speech.name),)})
+    assert loop.train(moved) is not None
+    weighted = changed(short, data={"source": (f"{speech}?weight=2",)})
+    with pytest.raises(
+        CheckpointError, match=r"data\.source was \['speech.jsonl'\] and is \['speech.jsonl\?weight=2'\]"
+    ):
+        loop.train(weighted)
+
+
+def test_a_run_is_no_file(recipe: Recipe) -> None:
+    Path(recipe.out).write_text("a file")
+    with pytest.raises(CheckpointError, match="run is a file; a run is a folder: give another name as out"):
+        loop.train(recipe)
+
+
 def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe) -> None:
     short = changed(recipe, train={"n_steps": 2})
     first = loop.train(short)

@@ -74,8 +74,9 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     kept = {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
     return {
         **kept,
-        "data.feature_cache": "in use" if recipe.data.feature_cache else None,
-    }  # it rounds to bfloat16
+        "data.feature_cache": "in use" if recipe.data.feature_cache else None,  # it rounds to bfloat16
+        "data.source": [source.rpartition("/")[2] for source in recipe.data.source],  # it may have moved
+    }
 
 
 def save_state(
@@ -214,6 +215,8 @@ def check_state(folder: Path, recipe: Recipe) -> None:
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a run is a folder: give another name as out")
     path = _newest(folder)
     if path is None:
         return
