@@ -66,7 +66,8 @@ class ParquetRows(Rows):
     def __init__(self, files: Sequence[Path], spelling: Spelling, groups: RowGroups | None = None) -> None:
         self._files, self._groups = tuple(files), groups or RowGroups()
         self._columns: list[Columns] = []
-        texts, durations, marks, ends, owners = [], [], [], [0], []
+        texts, durations, sizes, marks, ends, owners = [], [], [], [], [0], []
+        is_small = sum(path.stat().st_size for path in self._files if path.is_file()) <= CACHED_BYTES
         for number, path in enumerate(self._files):
             with _read(path), pq.ParquetFile(path) as file:
                 columns = find_columns(str(path), _kinds(file.schema_arrow), spelling)
@@ -74,13 +75,19 @@ class ParquetRows(Rows):
                 table = file.read([columns.text, *filter(None, [columns.duration])])
                 texts += normalised(table[columns.text]).chunks
                 durations.append(seconds(table, columns.duration))
+                is_read = is_small and columns.duration is None
+                sizes.append(
+                    _sizes(file, columns.audio) if is_read else np.full(len(table), np.nan, np.float32)
+                )
                 for group in range(file.metadata.num_row_groups):
                     about = file.metadata.row_group(group)
                     ends.append(ends[-1] + about.num_rows)
                     owners.append((number, group))
                     marks.append(f"{about.num_rows}:{about.total_byte_size}")
         self.texts = pa.chunked_array(texts, type=pa.string())
-        self.lengths = estimated_lengths(self.texts, np.concatenate(durations))
+        self.lengths = _by_size(
+            estimated_lengths(self.texts, np.concatenate(durations)), np.concatenate(sizes)
+        )
         self.mark = "parquet " + " ".join(marks)
         self._ends = np.array(ends)
         self._owners = np.array(owners, np.int64).reshape(-1, 2)
@@ -136,6 +143,33 @@ def arrow_kind(kind: pa.DataType) -> str:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return "a"
     return "d" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else ""
+
+
+def _sizes(file: pq.ParquetFile, column: str) -> Float32[np.ndarray, " n"]:
+    """Bytes of each row's sound, NaN where it is a file of its own."""
+    sounds = file.read([column])[column]
+    if pa.types.is_struct(sounds.type):
+        has_bytes = sounds.type.get_field_index("bytes") >= 0
+        sounds = (
+            pc.call_function("struct_field", [sounds], pc.StructFieldOptions("bytes"))
+            if has_bytes
+            else sounds
+        )
+    if not (pa.types.is_binary(sounds.type) or pa.types.is_large_binary(sounds.type)):
+        return np.full(len(sounds), np.nan, np.float32)
+    n_bytes: Any = pc.cast(pc.call_function("binary_length", [sounds]), pa.float32(), safe=False)
+    return pc.fill_null(n_bytes, float("nan")).to_numpy().astype(np.float32)
+
+
+def _by_size(
+    estimated: Float32[np.ndarray, " n"], sizes: Float32[np.ndarray, " n"]
+) -> Float32[np.ndarray, " n"]:
+    """Lengths by the sound's bytes where they are known: these tell better than a transcript what is long."""
+    known = np.isfinite(sizes) & (sizes > 0)
+    if not known.any():
+        return estimated
+    per_byte = estimated[known].sum() / sizes[known].sum()
+    return np.where(known, sizes * per_byte, estimated).astype(np.float32)
 
 
 def seconds(table: pa.Table, column: str | None) -> Float32[np.ndarray, " n"]:

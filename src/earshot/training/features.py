@@ -84,21 +84,23 @@ def _encoded(ear: Ear, examples: Examples, views: Sequence[tuple[int, int]]) -> 
     """The features of some clips, in their order; none for one that cannot be used."""
     work = functools.partial(_mels, examples)
     pieces = [views[first : first + _ENCODED_AT_ONCE] for first in range(0, len(views), _ENCODED_AT_ONCE)]
-    for mels in prepared(work, pieces, examples.data.n_workers):
-        good = [mel for mel in mels if mel is not None]
-        if good:
-            padded, n_frames = pad_mels(good)
-            states = ear.encode_mels(padded, n_frames).states.to("cpu", DTYPE)
-            lengths = (n_frames // FRAMES_PER_POSITION).tolist()
-            rows = iter([row[:n] for row, n in zip(states, lengths, strict=True)])
-        yield from (None if mel is None else Value(next(rows)) for mel in mels)
+    for mel, n_frames in prepared(work, pieces, examples.data.n_workers):
+        rows: Iterator[Tensor] = iter(())
+        if mel is not None:
+            states = ear.encode_mels(mel, torch.tensor([n for n in n_frames if n])).states.to("cpu", DTYPE)
+            rows = iter(states)
+        yield from (Value(next(rows)[: n // FRAMES_PER_POSITION]) if n else None for n in n_frames)
 
 
-def _mels(examples: Examples, views: Sequence[tuple[int, int]]) -> list[Float[Tensor, "M _"] | None]:
-    mels: list[Float[Tensor, "M _"] | None] = []
+def _mels(
+    examples: Examples, views: Sequence[tuple[int, int]]
+) -> tuple[Float[Tensor, "B M F"] | None, list[int]]:
+    """Spectrograms of the clips that can be used, and the frames of each clip, 0 for one that cannot."""
+    mels, n_frames = [], []
     for view, row in views:
         try:
             mels.append(examples.plain_mel(row, view))
+            n_frames.append(mels[-1].shape[1])
         except DataError:  # it will be met again by the run, which says why
-            mels.append(None)
-    return mels
+            n_frames.append(0)
+    return (pad_mels(mels)[0] if mels else None), n_frames
