@@ -25,7 +25,8 @@ class Train:
         from earshot.training.loop import Stopped, train
         from earshot.training.progress import Progress
 
-        console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of all that torchrun started, one speaks
+        is_first = os.environ.get("RANK", "0") == "0"  # of all processes that torchrun started, one speaks
+        console = Console(quiet=not is_first)
         try:
             train(self.settings, Progress(console))
         except Stopped as stop:

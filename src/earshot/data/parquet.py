@@ -146,8 +146,11 @@ def arrow_kind(kind: pa.DataType) -> str:
 
 
 def _sizes(file: pq.ParquetFile, column: str) -> Float32[np.ndarray, " n"]:
-    """Bytes of each row's sound, NaN where it is a file of its own."""
-    sounds = file.read([column])[column]
+    """Bytes of each row's sound, NaN where it is a file of its own, and for all of a damaged one."""
+    try:
+        sounds = file.read([column])[column]
+    except _DAMAGE:  # its rows will be met, and named
+        return np.full(file.metadata.num_rows, np.nan, np.float32)
     if pa.types.is_struct(sounds.type):
         has_bytes = sounds.type.get_field_index("bytes") >= 0
         sounds = (
