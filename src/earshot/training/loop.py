@@ -29,8 +29,8 @@ __all__ = ["Stopped", "continue_run", "steps_within", "train", "train_step"]
 
 LOG_EVERY = 10
 """Steps to a line of metrics."""
-_TIMED_STEPS = 6
-"""Steps by which a run's speed is judged; several, as batches differ in length."""
+_TIMED_STEPS, _OF_STEPS = 6, 48
+"""Steps by which a run's speed is judged, and of how many: from the shortest to the longest at even distances."""
 
 
 def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
@@ -171,10 +171,16 @@ def _seconds_per_step(run: Run, first: int) -> float:
         float(train_step(run, step).terms["loss"])  # waits for the device
 
     take(first)  # a first step is slower than all others
+    steps = sorted(range(first, first + _OF_STEPS), key=lambda step: _length(run, step))
+    every = _OF_STEPS // _TIMED_STEPS
     started = time.perf_counter()
-    for step in range(first + 1, first + 1 + _TIMED_STEPS):
+    for step in steps[every // 2 :: every]:
         take(step)
     return (time.perf_counter() - started) / _TIMED_STEPS
+
+
+def _length(run: Run, step: int) -> float:
+    return float(sum(run.examples.speech.lengths[draw.row] for draw in run.sampler[step]))
 
 
 @contextlib.contextmanager
