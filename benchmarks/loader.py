@@ -81,11 +81,10 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
         speech.lengths, BATCH, 0, sections=speech.sections, is_sequential=speech.is_sequential
     )
     examples = Examples(run.ear, speech, DataSettings(), AugmentSettings(), 0)
-    n_workers = 1 if speech.is_sequential else N_WORKERS
 
     def clips_per_s() -> float:
         """From the first batch that arrives on: a run starts its workers once."""
-        batches = prepared(examples.portion, [sampler[step] for step in range(n_batches)], n_workers)
+        batches = prepared(examples.portion, [sampler[step] for step in range(n_batches)], N_WORKERS)
         next(batches)
         started, n = time.perf_counter(), 0
         for portion in batches:

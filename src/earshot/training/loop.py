@@ -167,15 +167,19 @@ def steps_within(run: Run, seconds: float) -> int:
 
 
 def _seconds_per_step(run: Run, first: int) -> float:
-    def take(step: int) -> None:
-        float(train_step(run, step).terms["loss"])  # waits for the device
+    """By steps whose clips are ready, as workers have them when a step wants them."""
 
-    take(first)  # a first step is slower than all others
-    steps = sorted(range(first, first + _OF_STEPS), key=lambda step: _length(run, step))
+    def take(step: int, portions: list[Portion]) -> None:
+        float(optimise(run, step, portions).terms["loss"])  # waits for the device
+
+    by_length = sorted(range(first, first + _OF_STEPS), key=lambda step: _length(run, step))
     every = _OF_STEPS // _TIMED_STEPS
+    steps = by_length[every // 2 :: every]
+    ready = {step: [run.examples.portion(draws) for draws in run.parts(step)] for step in steps}
+    take(steps[0], ready[steps[0]])  # a first step is slower than all others
     started = time.perf_counter()
-    for step in steps[every // 2 :: every]:
-        take(step)
+    for step, portions in ready.items():
+        take(step, portions)
     return (time.perf_counter() - started) / _TIMED_STEPS
 
 
