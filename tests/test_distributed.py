@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_training import Stopper, base, changed, one_thread, recipe, speech, weights
+from test_training import Stopper, base, changed, one_thread, recipe, speech, train_step, weights
 from torch.testing import assert_close
 
 from earshot.config import Recipe
@@ -89,7 +89,7 @@ def plain(recipe: Recipe) -> Recipe:
 def first_losses(recipe: Recipe) -> dict[str, float]:
     """The terms of a run's first step, over all ranks, its weights being those of every other run."""
     run = prepare(recipe)
-    terms = loop.train_step(run, 0).terms
+    terms = train_step(run, 0).terms
     names = sorted(set(terms) - {"grad_norm"})
     sums = run.ranks.sum([float(terms[name]) for name in names])
     return {**dict(zip(names, sums, strict=True)), "grad_norm": float(terms["grad_norm"])}

@@ -26,9 +26,9 @@ from earshot.evaluation import (
     shown,
     write_report,
 )
-from earshot.evaluation.clips import wav
 from earshot.microphone import Microphone
 from earshot.model import Ear
+from earshot.pages import wav
 from earshot.storage import written_whole
 from earshot.training.loop import continue_run, steps_within
 from earshot.training.metrics import read_metrics

@@ -1,14 +1,9 @@
 """A survey of speech as one HTML page that needs no network, no script and nothing beside it."""
 
-import base64
-import io
 from dataclasses import dataclass
 
-import jinja2
-import soundfile
-
-from earshot.audio import SAMPLE_RATE
-from earshot.data.survey import Bins, Example, Survey, histogram
+from earshot.data.survey import Bins, Survey, histogram
+from earshot.pages import data_uri, templates, wav
 
 WIDTH, HEIGHT, BASE = 440, 200, 178
 """Size of a histogram and where its bars stand, in SVG units."""
@@ -64,28 +59,25 @@ def basis(found: Survey) -> str:
 
 def render(found: Survey, title: str) -> str:
     """The page of a survey."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("earshot.data", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = (
         _plot("Seconds of a clip", histogram(found.seconds)),
         _plot("Characters of a transcript", histogram(found.characters)),
     )
-    return environment.get_template("survey_template.html").render(
-        title=title,
-        survey=found,
-        facts=facts(found),
-        basis=basis(found),
-        plots=[plot for plot in plots if plot.bars],
-        examples=[(example, _player(example)) for example in found.examples],
-        width=WIDTH,
-        height=HEIGHT,
-        base=BASE,
-        max_bad=MAX_BAD,
+    return (
+        templates("earshot.data")
+        .get_template("survey_template.html")
+        .render(
+            title=title,
+            survey=found,
+            facts=facts(found),
+            basis=basis(found),
+            plots=[plot for plot in plots if plot.bars],
+            examples=[(example, data_uri("audio/wav", wav(example.samples))) for example in found.examples],
+            width=WIDTH,
+            height=HEIGHT,
+            base=BASE,
+            max_bad=MAX_BAD,
+        )
     )
 
 
@@ -117,10 +109,3 @@ def _plot(title: str, bins: Bins) -> _Plot:
 def edge(bins: Bins, place: int) -> str:
     """Where a step of a histogram begins."""
     return f"{bins.low + place * bins.step:.10g}"
-
-
-def _player(example: Example) -> str:
-    """The clip as a URL that holds it."""
-    file = io.BytesIO()
-    soundfile.write(file, example.samples, SAMPLE_RATE, format="wav", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,8 +1,6 @@
 """The sound people listen to in a report: which items, how browsers play them, which words were misheard."""
 
-import base64
 import difflib
-import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import soundfile
-
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
 from earshot.errors import AudioError
 from earshot.evaluation.metrics import normalise
 from earshot.evaluation.results import Answered
+from earshot.pages import data_uri, wav
 
 N_CLIPS = 12
 SHARE_OF_FAILURES = 1 / 3
@@ -97,7 +93,7 @@ def player(audio: AudioSource | None) -> Player:
         if isinstance(encoded, bytes) and len(encoded) <= PLAYED_AS_IS_BYTES:
             for start, mime_type in _MIME_TYPES.items():
                 if encoded.startswith(start):
-                    return Player(uri=_data_uri(mime_type, encoded))
+                    return Player(uri=data_uri(mime_type, encoded))
         samples = load_audio(audio)
     except (AudioError, OSError) as error:
         return Player(uri=None, note=f"The sound can no longer be read: {error}")
@@ -107,18 +103,7 @@ def player(audio: AudioSource | None) -> Player:
         if len(samples) > n_played
         else None
     )
-    return Player(uri=_data_uri("audio/wav", wav(samples[:n_played])), note=note)
-
-
-def wav(samples: np.ndarray) -> bytes:
-    """Samples at 16 kHz as a wav file, 16 bits a sample."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _data_uri(mime_type: str, encoded: bytes) -> str:
-    return f"data:{mime_type};base64,{base64.b64encode(encoded).decode('ascii')}"
+    return Player(uri=data_uri("audio/wav", wav(samples[:n_played])), note=note)
 
 
 def compared_words(text: str, transcript: str) -> tuple[Word, ...]:

@@ -10,6 +10,7 @@ from earshot.evaluation import plots
 from earshot.evaluation.clips import choose_clips, compared_words, player
 from earshot.evaluation.plots import loss_panels
 from earshot.evaluation.results import Report, Table
+from earshot.pages import templates
 
 MAX_ERRORS = 400
 """Errors listed on the page; report.json has them all."""
@@ -59,13 +60,7 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("earshot.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("earshot.evaluation")
     environment.filters |= {
         "percent": percent,
         "interval": interval,

@@ -161,9 +161,8 @@ def meet(store: dist.Store, rank: int, n_ranks: int) -> str:
         return name
     deadline = time.monotonic() + _PATIENCE.total_seconds()
     for other in range(1, n_ranks):
-        while not store.check(
-            [f"{mine}/{other}"]
-        ):  # what it reads may still be the hello of one that is gone
+        # What is read of another may still be the hello of one that is gone, so it is answered until one comes.
+        while not store.check([f"{mine}/{other}"]):
             if time.monotonic() > deadline:
                 raise dist.DistStoreError(f"Connection to rank {other} timed out")
             store.set(f"welcome/{store.get(f'hello/{other}').decode()}", mine)

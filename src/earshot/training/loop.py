@@ -25,7 +25,7 @@ from earshot.training.step import Taken, optimise
 from earshot.training.stopping import Stopped, stop_requests
 from earshot.training.tally import Tally
 
-__all__ = ["Stopped", "continue_run", "steps_within", "train", "train_step"]
+__all__ = ["Stopped", "continue_run", "steps_within", "train"]
 
 LOG_EVERY = 10
 """Steps to a line of metrics."""
@@ -80,15 +80,15 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
                     if metrics:
                         metrics.write(row)
                 progress.log(row)
-            is_unusable = _are_too_many(run, step, taken, skipped)
+            refusal = _refusal(run, step, taken, skipped)
             is_stopped = not is_last and run.ranks.sum([was_asked_to_stop()])[0] > 0
-            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or is_unusable:
+            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or refusal:
                 _check_finite(run, step, learned)
                 save_state(
                     run.folder, run.ear.connector, run.optimizer, _standing(run, step), run.recipe, run.ranks
                 )
-            if is_unusable:
-                skipped.check(run.sampler.n_samples(step))
+            if refusal:
+                raise refusal
             if is_stopped:
                 raise Stopped(step, n_steps)
     with run.ranks.together():
@@ -118,27 +118,22 @@ def _standing(run: Run, step: int) -> Standing:
     return Standing(step=step, n_samples=run.sampler.n_samples(step))
 
 
-def _are_too_many(run: Run, step: int, taken: Taken, skipped: Skipped) -> bool:
-    """Lists the rows that a step had to leave out; whether they are more than the recipe allows."""
+def _refusal(run: Run, step: int, taken: Taken, skipped: Skipped) -> DataError | None:
+    """Lists the rows that a step had to leave out; what to end with if they are more than the recipe allows."""
     if not taken.n_skipped:
-        return False
+        return None
     with run.ranks.together():
         for rows in run.ranks.gather(taken.skipped):
             skipped.note(rows, step, writes=run.ranks.is_first)
     try:
         skipped.check(run.sampler.n_samples(step))
-    except DataError:
-        return True
-    return False
+    except DataError as error:
+        return error
+    return None
 
 
 def _portions(run: Run, step: int) -> Generator[Portion]:
     return prepared(run.examples.portion, run.parts_from(step), run.recipe.data.n_workers)
-
-
-def train_step(run: Run, step: int) -> Taken:
-    """One optimizer step, its clips prepared here and now."""
-    return optimise(run, step, [run.examples.portion(draws) for draws in run.parts(step)])
 
 
 def _check_finite(run: Run, step: int, taken: Taken) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from earshot import checkpoint
-from earshot.bases import load_llm
 from earshot.config import ObjectiveSettings, Recipe
 from earshot.data.sampler import BatchSampler, Draw
 from earshot.data.sources import open_speech
@@ -26,7 +25,7 @@ from earshot.training.optimizer import new_optimizer
 from earshot.training.progress import Progress
 from earshot.training.sharding import place_llm, shard_encoder
 from earshot.training.state import check_origin
-from earshot.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint
+from earshot.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint, unrounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +131,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
 
 
 def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
-    """Of the bases as they lie on disk: a rounded LLM is read once more as it is."""
-    llm = ear.llm
-    if recipe.train.llm_bits != 16:
-        llm, _ = load_llm(recipe.base.llm, recipe.base.llm_revision, ear.device, on_host=True)
+    """Of the bases as they lie on disk."""
+    llm = unrounded(ear.llm, recipe, ear.device)
     return checkpoint.fingerprints(ear.whisper.model.model.encoder, llm, ear.tokenizer)
 
 

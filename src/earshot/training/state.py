@@ -115,9 +115,7 @@ def save_state(
                 with (temporary / _PROGRESS).open("w", encoding="utf-8") as file:
                     file.write(json.dumps(progress, indent=1) + "\n")
                     file.flush()
-                    os.fsync(
-                        file.fileno()
-                    )  # as torch does with the rest: before the state it replaces is removed
+                    os.fsync(file.fileno())  # before the state that it replaces is removed
                 shutil.rmtree(target, ignore_errors=True)  # of a run that was taken back
                 temporary.rename(target)
     finally:

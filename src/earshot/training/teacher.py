@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from earshot.bases import embed, next_token_logits
-from earshot.config import ObjectiveSettings
+from earshot.bases import embed, load_llm, next_token_logits
+from earshot.config import ObjectiveSettings, Recipe
 from earshot.errors import CacheError
 from earshot.model import Ear
 from earshot.prompt import ChatTemplate
@@ -282,6 +282,14 @@ def _answered(
 def text_key(ids: Int[Tensor, " T"] | np.ndarray) -> bytes:
     """The key of a transcript: of its tokens alone, whatever set it comes from."""
     return blake2b(np.asarray(ids).astype("<i4").tobytes(), digest_size=16).digest()
+
+
+def unrounded(llm: Any, recipe: Recipe, device: torch.device) -> Any:
+    """The LLM as it lies on disk, for its fingerprint: one that was rounded is read once more."""
+    if recipe.train.llm_bits == 16:
+        return llm
+    whole, _ = load_llm(recipe.base.llm, recipe.base.llm_revision, device, on_host=True)
+    return whole
 
 
 def teacher_fingerprint(

@@ -25,7 +25,7 @@ from earshot.model import check_vocabulary
 from earshot.prompt import ChatTemplate
 from earshot.training.cache import Filling, StateCache, Value, finish, plan_filling
 from earshot.training.distributed import Ranks
-from earshot.training.teacher import Need, Teacher, stored_need, teacher_fingerprint, text_key
+from earshot.training.teacher import Need, Teacher, stored_need, teacher_fingerprint, text_key, unrounded
 
 _READ_AT_ONCE = 1_024
 """Transcripts that are sorted by length, so that they are read beside their like."""
@@ -190,13 +190,10 @@ def _load_reader(recipe: Recipe, device: torch.device) -> tuple[BareReader, dict
     """The LLM as the run will use it, and fingerprints of it as it lies on disk."""
     base = recipe.base
     llm, tokenizer = load_llm(base.llm, base.llm_revision, device, bits=recipe.train.llm_bits)
-    whole = llm
-    if recipe.train.llm_bits != 16:
-        whole, _ = load_llm(base.llm, base.llm_revision, device, on_host=True)
     reader = BareReader(llm, tokenizer, ChatTemplate(tokenizer, recipe.prompt))
     check_vocabulary(llm, tokenizer, reader.template)
     bases = {
-        "llm": checkpoint.fingerprint(whole),
+        "llm": checkpoint.fingerprint(unrounded(llm, recipe, device)),
         "tokenizer": checkpoint.tokenizer_fingerprint(tokenizer),
     }
     return reader, bases
