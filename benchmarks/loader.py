@@ -80,11 +80,11 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
     sampler = BatchSampler(
         speech.lengths, BATCH, 0, sections=speech.sections, is_sequential=speech.is_sequential
     )
-    examples = Examples(run.ear, speech, DataSettings(), AugmentSettings(), 0)
+    examples = Examples(run.ear, speech, DataSettings(n_workers=N_WORKERS), AugmentSettings(), 0)
 
     def clips_per_s() -> float:
         """From the first batch that arrives on: a run starts its workers once."""
-        batches = prepared(examples.portion, [sampler[step] for step in range(n_batches)], N_WORKERS)
+        batches = prepared(examples.portion, [sampler[step] for step in range(n_batches)], examples.n_workers)
         next(batches)
         started, n = time.perf_counter(), 0
         for portion in batches:

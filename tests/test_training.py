@@ -1,5 +1,6 @@
 """Distillation of tiny random models on tones: what it learns, what it leaves alone, and how it stops."""
 
+import contextlib
 import errno
 import io
 import json
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 from test_pack import damaged_lines
 from tiny_models import save_tiny_bases
+from tiny_speech import clips, write_data_set
 from torch.testing import assert_close
 
 from earshot.config import (
@@ -518,6 +520,19 @@ def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
         DataError, match=rf"of {2 * n_bad} rows cannot be used, more than data.max_bad_share = 0.49"
     ):
         loop.train(replace(changed(half, data={"max_bad_share": 0.49}), out=str(tmp_path / "strict")))
+
+
+def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe, tmp_path: Path) -> None:
+    """Inside torch's workers `datasets` deals a stream's shards out among them, by itself."""
+    source = write_data_set(tmp_path, clips(11)) + "?streaming=true"
+    found = {}
+    for n_workers in (0, 1, 2):
+        data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
+        run = prepare(changed(recipe, data=data, train={"n_steps": 6, "n_accumulated": 2}))
+        with contextlib.closing(loop._portions(run, 0)) as portions:
+            found[n_workers] = [(portion.text_ids.tolist(), portion.skipped) for portion in portions]
+    assert found[0] == found[1] == found[2]
+    assert not any(skipped for _, skipped in found[0])
 
 
 def test_a_source_of_nothing_but_bad_rows_is_refused(damaged: Callable[..., Recipe], tmp_path: Path) -> None:

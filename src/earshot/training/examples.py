@@ -150,6 +150,12 @@ class Examples:
         self.is_full_window = ear.settings.base.encoder_window == "full"
         self.augmenter = Augmenter(augment_settings, self.window_samples)
 
+    @property
+    def n_workers(self) -> int:
+        """Processes that make clips: no more than one for a stream, whose shards `datasets` would deal out among
+        several, so that each had other rows under the same numbers."""
+        return min(self.data.n_workers, 1) if self.speech.is_sequential else self.data.n_workers
+
     def portion(self, draws: Sequence[Draw]) -> Portion:
         """The clips that were drawn, without those that cannot be used."""
         clips, skipped = [], {}

@@ -84,7 +84,7 @@ def _encoded(ear: Ear, examples: Examples, views: Sequence[tuple[int, int]]) -> 
     """The features of some clips, in their order; none for one that cannot be used."""
     work = functools.partial(_mels, examples)
     pieces = [views[first : first + _ENCODED_AT_ONCE] for first in range(0, len(views), _ENCODED_AT_ONCE)]
-    for mel, n_frames in prepared(work, pieces, examples.data.n_workers):
+    for mel, n_frames in prepared(work, pieces, examples.n_workers):
         rows: Iterator[Tensor] = iter(())
         if mel is not None:
             states = ear.encode_mels(mel, torch.tensor([n for n in n_frames if n])).states.to("cpu", DTYPE)

@@ -133,7 +133,7 @@ def _refusal(run: Run, step: int, taken: Taken, skipped: Skipped) -> DataError |
 
 
 def _portions(run: Run, step: int) -> Generator[Portion]:
-    return prepared(run.examples.portion, run.parts_from(step), run.recipe.data.n_workers)
+    return prepared(run.examples.portion, run.parts_from(step), run.examples.n_workers)
 
 
 def _check_finite(run: Run, step: int, taken: Taken) -> None:
