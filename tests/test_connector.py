@@ -18,7 +18,7 @@ from earshot.connector import (
     StackingConnector,
     new_connector,
 )
-from earshot.encoder import Features, attention_bias
+from earshot.encoder import Features
 from earshot.errors import ConfigError
 
 D_LLM, D_ENCODER, N_POSITIONS = 24, 32, 64
@@ -359,8 +359,7 @@ def test_in_training_tokens_are_where_the_transcript_says() -> None:
     """Known tokens are found in order, each clip's shares sum to one, and the likelihood teaches the spotter."""
     made, batch = connector("anchored"), features(60, 25)
     transcripts = said(4, 7)
-    bias = attention_bias(batch.mask, batch.states.dtype)
-    anchors = made.spotter(batch.states, batch.mask, bias, torch.tensor([20, 20]), transcripts)
+    anchors = made.spotter(batch.states, batch.mask, batch.attended, torch.tensor([20, 20]), transcripts)
     for row, n in enumerate((4, 7)):
         torch.testing.assert_close(anchors.shares[row, :n].sum(1), torch.ones(n))
         assert not anchors.shares[row, n:].any()

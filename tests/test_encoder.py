@@ -16,7 +16,7 @@ from earshot.encoder import (
     FRAMES_PER_POSITION,
     POSITIONS_PER_SECOND,
     Features,
-    attention_bias,
+    attended,
     clip_mel,
     encode,
     mel_batch,
@@ -121,13 +121,11 @@ def test_a_batch_of_mels_is_each_clip_s_own() -> None:
             assert torch.equal(mel[row, :, : n_frames[row]], alone)
 
 
-def test_the_mask_becomes_a_bias_only_where_it_hides_something() -> None:
-    assert attention_bias(torch.ones(2, 5, dtype=torch.bool), torch.float32) is None
-    bias = attention_bias(torch.tensor([[True, False]]), torch.bfloat16)
-    assert bias is not None
-    assert bias.dtype == torch.bfloat16
-    assert bias.isfinite().all()
-    assert bias.softmax(-1).tolist() == [[[[1.0, 0.0]]]]
+def test_attention_is_given_a_mask_only_where_it_hides_something() -> None:
+    mask = torch.tensor([[True, False]])
+    assert attended(torch.ones(2, 5, dtype=torch.bool)) is None
+    assert torch.equal(attended(mask), mask[:, None, None])
+    assert attended(mask, is_whole=True) is None  # as it was told: nobody is asked
 
 
 def test_bfloat16() -> None:

@@ -21,14 +21,16 @@ def naming_logits(heard: Float[Tensor, "*N D"], candidates: Float[Tensor, "C D"]
     """How likely each candidate is meant: the likelier the closer it lies.
 
     The negative squared L2 distance, in units of how far candidates lie from their mean, over
-    `NAMING_TEMPERATURE`. In float32 at least.
+    `NAMING_TEMPERATURE`. In float32 at least, but for the product of the two, which is autocast's; both are taken from
+    the candidates' mean, so that little is lost by it.
 
     Args:
         heard: points in the LLM's embedding space
         candidates: embeddings to choose from, such as those of all tokens in a batch's transcripts
     """
-    heard, candidates = precise(heard), precise(candidates)
-    spread = (candidates - candidates.mean(0)).square().sum(1).mean()
+    mean = precise(candidates).mean(0)
+    heard, candidates = precise(heard) - mean, precise(candidates) - mean
+    spread = candidates.square().sum(1).mean()
     distances = heard.square().sum(-1, keepdim=True) - 2 * heard @ candidates.T + candidates.square().sum(1)
     return -distances / (NAMING_TEMPERATURE * spread.clamp(min=torch.finfo(spread.dtype).eps))
 
@@ -39,7 +41,7 @@ class Transcripts:
 
     n_tokens: Int[Tensor, " B"]
     wanted: Int[Tensor, "B T"]
-    """Which candidate each token is; what stands from n_tokens on does not matter."""
+    """Which candidate each token is, as wide as the longest; what stands from n_tokens on does not matter."""
     candidates: Float[Tensor, "C D"]
     """Embeddings to tell from each other, such as those of all tokens in the batch's transcripts."""
 

@@ -17,7 +17,7 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 
 from earshot.alignment import Transcripts, align, likeliest_count, naming_logits, precise
 from earshot.config import ConnectorSettings
-from earshot.encoder import POSITIONS_PER_SECOND, Features, attention_bias
+from earshot.encoder import POSITIONS_PER_SECOND, Features
 from earshot.errors import ConfigError
 
 _SPARE_SLOTS = 2
@@ -78,28 +78,32 @@ class Spotter(nn.Module):
         nn.init.constant_(self.is_spoken.bias, -2.5)  # of fifty positions a second about four speak
 
     def around(
-        self, states: Float[Tensor, "B S E"], mask: Bool[Tensor, "B S"], bias: Float[Tensor, "B 1 1 S"] | None
+        self,
+        states: Float[Tensor, "B S E"],
+        mask: Bool[Tensor, "B S"],
+        attended: Bool[Tensor, "B 1 1 S"] | None,
     ) -> Float[Tensor, "B S E"]:
         """Each position with what lies around it."""
-        heard = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
-        around = functional.gelu(self.neighbourhood(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
-        return self.context(self.dropout(states + around), bias)
+        inside = (states * mask[..., None]).transpose(1, 2)  # (B, S, E) -> (B, E, S)
+        around = functional.gelu(self.neighbourhood(inside)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
+        heard = states.to(next(self.parameters()).dtype)  # sums are precise, whatever products are
+        return self.context(self.dropout(heard + around), attended)
 
     def forward(
         self,
         states: Float[Tensor, "B S E"],
         mask: Bool[Tensor, "B S"],
-        bias: Float[Tensor, "B 1 1 S"] | None,
+        attended: Bool[Tensor, "B 1 1 S"] | None,
         most: Int[Tensor, " B"],
         transcripts: Transcripts | None = None,
     ) -> Anchors:
         """Where the tokens of known transcripts are spoken; else where any are, as many as is likeliest.
 
         Args:
-            bias: the mask, as attention scores take it
+            attended: the mask, as attention takes it
             most: without transcripts, no more tokens than this
         """
-        around = self.around(states, mask, bias)
+        around = self.around(states, mask, attended)
         logits = precise(self.is_spoken(around)[..., 0])
         log_spoken, log_pause = functional.logsigmoid(logits), functional.logsigmoid(-logits)
         if transcripts is None:
@@ -185,46 +189,47 @@ class Connector(nn.Module):
         """Audio tokens of a batch of clips.
 
         Args:
+            features: in the type that the weights are in, unless autocast sees to that
             transcripts: in training, where they are known. There are then as many slots as the longest one needs
                 (form left: and one more to learn the end by), as far as there are queries; form right always has
                 all. Without them the end is where the connector says.
         """
-        states, mask = features.states.to(self.projection.weight.dtype), features.mask
-        n_text = None if transcripts is None else transcripts.n_tokens
-        bias = attention_bias(mask, states.dtype)
+        states, mask, attended = features.states, features.mask, features.attended
         anchors = None
         if self.spotter is not None:
-            anchors = self.spotter(states, mask, bias, self.most_tokens(features), transcripts)
-        n_slots = self._n_slots(features, anchors, n_text)
+            anchors = self.spotter(states, mask, attended, self.most_tokens(features), transcripts)
+        n_slots = self._n_slots(features, anchors, transcripts)
         queries = (self.queries + self.positions)[:n_slots].expand(len(states), -1, -1)
         if anchors is not None:
             queries = queries + anchors.queries[:, :n_slots]
-        hidden = self._decode(queries, states, bias)
+        hidden = self._decode(queries, states, attended)
         end_logits = None if self.end_head is None else self.end_head(hidden)[..., 0]
         return AudioTokens(
             tokens=self.projection(hidden),
-            n_tokens=self._n_tokens(anchors, end_logits, features, n_slots, n_text),
+            n_tokens=self._n_tokens(anchors, end_logits, features, n_slots, transcripts),
             end_logits=end_logits,
             spotting=None if anchors is None else anchors.log_likelihood,
         )
 
-    def _n_slots(self, features: Features, anchors: Anchors | None, n_text: Int[Tensor, " B"] | None) -> int:
+    def _n_slots(self, features: Features, anchors: Anchors | None, transcripts: Transcripts | None) -> int:
         if self.aligned == "right":
             return self.settings.n_queries
         if anchors is not None:
             return min(anchors.queries.shape[1], self.settings.n_queries)
-        if n_text is None:
+        if transcripts is None:
             return int(self.most_tokens(features).max())
-        return min(int(n_text.max()) + 1, self.settings.n_queries)
+        return min(transcripts.wanted.shape[1] + 1, self.settings.n_queries)
 
     def _decode(
         self,
         hidden: Float[Tensor, "B Q E"],
         states: Float[Tensor, "B S E"],
-        bias: Float[Tensor, "B 1 1 S"] | None,
+        attended: Bool[Tensor, "B 1 1 S"] | None,
     ) -> Float[Tensor, "B Q E"]:
         for layer in self.layers:
-            hidden = layer(hidden, encoder_hidden_states=states, encoder_attention_mask=bias, use_cache=False)
+            hidden = layer(
+                hidden, encoder_hidden_states=states, encoder_attention_mask=attended, use_cache=False
+            )
         return self.layer_norm(hidden)
 
     def _n_tokens(
@@ -233,15 +238,15 @@ class Connector(nn.Module):
         end_logits: Float[Tensor, "B Q"] | None,
         features: Features,
         n_slots: int,
-        n_text: Int[Tensor, " B"] | None,
+        transcripts: Transcripts | None,
     ) -> Int[Tensor, " B"]:
         """Slots to be read: as many as were anchored; else the transcript's length or those before the end."""
         if anchors is not None:
             return anchors.n_tokens.clamp(max=n_slots)
         if end_logits is None:
             return torch.full((len(features.mask),), n_slots, device=features.mask.device)
-        if n_text is not None:
-            return n_text.clamp(max=n_slots)
+        if transcripts is not None:
+            return transcripts.n_tokens.clamp(max=n_slots)
         n_before_end = (end_logits <= 0).cumprod(1).sum(1)
         return n_before_end.clamp(min=1).minimum(self.most_tokens(features))
 

@@ -30,6 +30,13 @@ class Features:
 
     states: Float[Tensor, "B S E"]
     mask: Bool[Tensor, "B S"]
+    is_whole: bool | None = None
+    """Whether every position belongs to its clip; not given, the device is asked, and waited for."""
+
+    @property
+    def attended(self) -> Bool[Tensor, "B 1 1 S"] | None:
+        """The mask as attention takes it; None where it hides nothing, for which kernels are faster."""
+        return attended(self.mask, self.is_whole)
 
 
 def n_frames_for(n_samples: int) -> int:
@@ -74,9 +81,12 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
 
     Args:
         mel: F is at most the encoder's window
-        n_frames: frames that belong to each clip; what lies beyond is ignored
+        n_frames: frames that belong to each clip; what lies beyond is ignored. Best on the CPU: on a GPU they are
+            waited for
     """
-    frame_mask = torch.arange(mel.shape[2], device=mel.device) < n_frames[:, None]
+    is_whole = bool((n_frames >= mel.shape[2]).all())
+    on_device = n_frames.to(mel.device, non_blocking=True)
+    frame_mask = torch.arange(mel.shape[2], device=mel.device) < on_device[:, None]
     mask = frame_mask[:, ::FRAMES_PER_POSITION]
     dtype = encoder.conv1.weight.dtype
     # The convolutions must meet zeros behind each clip, as they do at the end of a window.
@@ -85,15 +95,17 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
     hidden = functional.gelu(encoder.conv2(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    attention_mask = attention_bias(mask, dtype)
+    hides = attended(mask, is_whole)
     for layer in encoder.layers:
-        hidden = layer(hidden, attention_mask)
-    return Features(states=encoder.layer_norm(hidden), mask=mask)
+        hidden = layer(hidden, hides)
+    return Features(states=encoder.layer_norm(hidden), mask=mask, is_whole=is_whole)
 
 
-def attention_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """What to add to attention scores so that only the mask is attended to; None where that is everything."""
-    if mask.all():
-        return None
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+def attended(mask: Bool[Tensor, "B S"], is_whole: bool | None = None) -> Bool[Tensor, "B 1 1 S"] | None:
+    """A mask of positions as attention takes it; None where it hides nothing.
+
+    Args:
+        is_whole: whether that is so, if it is known; else the device is asked
+    """
+    hides_nothing = bool(mask.all()) if is_whole is None else is_whole
+    return None if hides_nothing else mask[:, None, None]

@@ -142,9 +142,8 @@ class Ear:
 
     @torch.no_grad()
     def encode_mels(self, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
-        """The encoder's states for spectrograms on any device, of which so many frames belong to each clip."""
-        on_device = (tensor.to(self.device, non_blocking=True) for tensor in (mel, n_frames))
-        return encode(self.whisper.model.model.encoder, *on_device)
+        """The encoder's states for spectrograms, of which so many frames belong to each clip."""
+        return encode(self.whisper.model.model.encoder, mel.to(self.device, non_blocking=True), n_frames)
 
     @overload
     def hear(self, source: list[AudioSource]) -> list[Float[Tensor, "_ D"]]: ...

@@ -72,9 +72,10 @@ def naming_loss(
         audio: slots from n_audio on are ignored
     """
     tokens, stands = slot_targets(transcripts.n_tokens, n_audio, audio.shape[1], aligned)
-    logits = naming_logits(audio[stands], transcripts.candidates)
-    losses = functional.cross_entropy(logits, transcripts.wanted.gather(1, tokens)[stands], reduction="sum")
-    return losses / stands.sum().clamp(min=1)
+    # Slots without a token are named as well: to leave them out, a device would have to be asked how many there are.
+    logits = naming_logits(audio, transcripts.candidates).transpose(1, 2)  # (B, Q, C) -> (B, C, Q)
+    losses = functional.cross_entropy(logits, transcripts.wanted.gather(1, tokens), reduction="none")
+    return (losses * stands).sum() / stands.sum().clamp(min=1)
 
 
 def hidden_distance(

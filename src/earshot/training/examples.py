@@ -95,6 +95,10 @@ class Batch:
     text_ids: Int[Tensor, "B T"]
     """Padded on the right; what stands beyond n_text does not matter."""
     n_text: Int[Tensor, " B"]
+    text_lengths: Sequence[int]
+    """n_text, on the host."""
+    sound_lengths: Sequence[int]
+    """Encoder positions of each clip, on the host."""
 
     @property
     def tokens(self) -> Int[Tensor, " C"]:
@@ -107,9 +111,13 @@ def new_batch(ear: Ear, portion: Portion) -> Batch:
     """A portion on the ear's device, encoded if it is not yet."""
     device = ear.device
     if portion.states is not None:
-        place = torch.arange(portion.states.shape[1])
-        mask = place < torch.tensor(portion.n_positions)[:, None]
-        features = Features(portion.states.to(device, non_blocking=True), mask.to(device, non_blocking=True))
+        n_positions = torch.tensor(portion.n_positions)
+        mask = torch.arange(portion.states.shape[1]) < n_positions[:, None]
+        features = Features(
+            states=portion.states.to(device, non_blocking=True).to(ear.whisper.model.dtype),
+            mask=mask.to(device, non_blocking=True),
+            is_whole=bool(mask.all()),
+        )
     else:
         assert portion.mel is not None
         features = ear.encode_mels(portion.mel, torch.tensor(portion.n_positions) * FRAMES_PER_POSITION)
@@ -117,6 +125,8 @@ def new_batch(ear: Ear, portion: Portion) -> Batch:
         features=features,
         text_ids=portion.text_ids.to(device, non_blocking=True),
         n_text=torch.tensor(portion.n_text).to(device, non_blocking=True),
+        text_lengths=portion.n_text,
+        sound_lengths=portion.n_positions,
     )
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from earshot.augment import augment
-from earshot.encoder import attention_bias, clip_mel, encode, pad_mels
+from earshot.encoder import attended, clip_mel, encode, pad_mels
 from earshot.pocket.make import world
 from earshot.pocket.make.llm import lr_factor, report
 from earshot.pocket.make.tokens import N_BPE_TOKENS
@@ -258,11 +258,11 @@ class Hearing(nn.Module):
         lost = torch.rand(inputs.shape, generator=generator) < 0.15
         lost[:, :2] = False
         inputs = torch.where(lost, torch.randint(0, N_BPE_TOKENS, inputs.shape, generator=generator), inputs)
-        decoder, bias = self.model.model.decoder, attention_bias(mask, states.dtype)
+        decoder, hides = self.model.model.decoder, attended(mask)
         hidden = decoder.embed_tokens(inputs) + decoder.embed_positions.weight[: inputs.shape[1]]
         causal = torch.full((inputs.shape[1], inputs.shape[1]), -torch.inf).triu(1)[None, None]
         for layer in decoder.layers:
-            hidden = layer(hidden, causal, states, bias, use_cache=False)
+            hidden = layer(hidden, causal, states, hides, use_cache=False)
         logits = self.model.proj_out(decoder.layer_norm(hidden))
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05)
 
