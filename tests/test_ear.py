@@ -117,7 +117,7 @@ def test_only_the_connector_learns(ear: Ear) -> None:
     for _ in range(2):
         transcripts = Transcripts(torch.tensor([3, 5]), torch.randint(9, (2, 5)), torch.randn(9, 48))
         audio = ear.connector(ear.features([tone(0.6), tone(1.0)]), transcripts)
-        ear.readings(audio.tokens, audio.n_tokens).last(1)[:, 0].square().mean().backward()
+        ear.last_states(audio.tokens, audio.n_tokens.tolist(), [1, 1]).square().mean().backward()
         optimizer.step()
     ear.chat(said(tone(0.5)), max_new_tokens=4)
     ear.transcribe([tone(0.5)])
@@ -130,8 +130,7 @@ def test_only_the_connector_learns(ear: Ear) -> None:
 
 def test_gradients_flow_to_the_middle_and_to_nothing_else(left: Ear) -> None:
     middle = torch.randn(2, 5, 48, requires_grad=True)
-    readings = left.readings(middle, torch.tensor([5, 2]))
-    readings.last(1)[:, 0].sum().backward()
+    left.last_states(middle, [5, 2], [1, 1]).sum().backward()
     assert middle.grad is not None
     assert bool((middle.grad[0] != 0).all(1).any())
     assert bool((middle.grad[1, :2] != 0).any())
@@ -141,27 +140,24 @@ def test_gradients_flow_to_the_middle_and_to_nothing_else(left: Ear) -> None:
 def test_readings_do_not_depend_on_padding_or_company(left: Ear) -> None:
     torch.manual_seed(0)
     middle = torch.randn(3, 6, 48)
-    n_middle = torch.tensor([2, 6, 1])
-    whole = left.readings(middle, n_middle)
+    n_middle, n_last = [2, 6, 1], [n + len(left.template.frame.suffix) for n in (2, 6, 1)]
+    whole = left.last_states(middle, n_middle, n_last)
     other = middle.clone()
     other[0, 2:], other[2, 1:] = 1e3, torch.nan
-    torch.testing.assert_close(
-        left.readings(other, n_middle).last(whole.n_suffix), whole.last(whole.n_suffix), rtol=0, atol=0
-    )
-    for row, n in enumerate(n_middle.tolist()):
-        alone = left.readings(middle[row : row + 1, :n], torch.tensor([n]))
-        length = alone.states.shape[1]
-        torch.testing.assert_close(whole.last(length)[row], alone.last(length)[0])
+    torch.testing.assert_close(left.last_states(other, n_middle, n_last), whole, rtol=0, atol=0)
+    for row, (n, length) in enumerate(zip(n_middle, n_last, strict=True)):
+        alone = left.last_states(middle[row : row + 1, :n], [n], [length])
+        torch.testing.assert_close(whole[row, -length:], alone[0])
 
 
 def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
     texts = ["what is the capital of france?", "yes"]
     splits = [left.template.split(text) for text in texts]
-    n_text = torch.tensor([len(split.text) for split in splits])
-    ids = torch.zeros(2, int(n_text.max()), dtype=torch.long)
+    n_text = [len(split.text) for split in splits]
+    ids = torch.zeros(2, max(n_text), dtype=torch.long)
     for row, split in enumerate(splits):
         ids[row, : len(split.text)] = torch.tensor(split.text)
-    readings = left.readings(left.embed(ids), n_text)
+    states = left.last_states(left.embed(ids), n_text, [1, 1])
     for row, text in enumerate(texts):
         whole = left.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
@@ -172,8 +168,8 @@ def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
         )
         with torch.no_grad():
             truth = left.llm(input_ids=whole, output_hidden_states=True)
-        torch.testing.assert_close(readings.last(1)[row, 0], truth.hidden_states[-1][0, -1])
-        torch.testing.assert_close(left.logits(readings.last(1)[row, 0]), truth.logits[0, -1])
+        torch.testing.assert_close(states[row, 0], truth.hidden_states[-1][0, -1])
+        torch.testing.assert_close(left.logits(states[row, 0]), truth.logits[0, -1])
 
 
 def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ def test_final_states_and_logits_are_the_llm_s_own(ear: Ear) -> None:
     split = ear.template.split("hello there")
     whole = torch.tensor([[*split.prefix, *split.text, *split.suffix]])
     assert split.is_framed
-    readings = ear.readings(ear.embed(torch.tensor([split.text])), torch.tensor([len(split.text)]))
+    n, n_suffix = len(split.text), len(split.suffix)
+    states = ear.last_states(ear.embed(torch.tensor([split.text])), [n], [n + n_suffix])
     with torch.no_grad():
         truth = ear.llm(input_ids=whole, output_hidden_states=True)
-    torch.testing.assert_close(readings.states, truth.hidden_states[-1])
-    torch.testing.assert_close(ear.logits(readings.last(1)[:, 0]), truth.logits[:, -1])
+    torch.testing.assert_close(states, truth.hidden_states[-1][:, -n - n_suffix :])
+    torch.testing.assert_close(ear.logits(states[:, -1]), truth.logits[:, -1])

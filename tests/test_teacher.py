@@ -273,7 +273,8 @@ def batch_of(ear: Ear, rows: list[Tensor]) -> Batch:
     rng = np.random.default_rng(0)
     sounds = [rng.standard_normal(4_000 * len(ids)).astype(np.float32) * 0.1 for ids in rows]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return Batch(features=ear.features(sounds), text_ids=ids, n_text=torch.tensor([len(ids) for ids in rows]))
+    features, n_text = ear.features(sounds), [len(ids) for ids in rows]
+    return Batch(features, ids, torch.tensor(n_text), n_text, features.mask.sum(1).tolist())
 
 
 @pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])

@@ -42,8 +42,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 10.0
 # What transformers raises, by the kind of file that is missing, damaged or of something else.
 _UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError)
-# Two ways through the same numbers; what is really another number is off by far more.
-_SAME_READING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+SAME_READING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""How far two ways through the same numbers may be apart; what is really another number is off by far more."""
 
 
 @dataclass(frozen=True)
@@ -412,7 +412,7 @@ def _check_reading(name: str, llm: PreTrainedModel) -> None:
             f"LLM {name!r} cannot be given embeddings ({_one_line(error)}), expected one whose layers need"
             " nothing else"
         ) from error
-    same = _SAME_READING[llm.dtype] * float(by_ids.abs().max())
+    same = SAME_READING[llm.dtype] * float(by_ids.abs().max())
     if n_states != embeds.shape[2] or (by_ids - by_embeds).abs().max() > same:
         raise CheckpointError(
             f"LLM {name!r} does not read embeddings as it reads ids (its layers take in ids as well), so it"
@@ -447,6 +447,15 @@ def embeddings(llm: PreTrainedModel) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"its input embeddings are a {type(table).__name__}")
     return table
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The list that holds most of a model's weights, whatever the family calls it."""
+
+    def n_weights(layers: nn.ModuleList) -> int:
+        return sum(weight.numel() for weight in layers.parameters())
+
+    return max((each for each in model.modules() if isinstance(each, nn.ModuleList)), key=n_weights)
 
 
 def embed(llm: PreTrainedModel, ids: Any) -> Float[Tensor, "... D"]:

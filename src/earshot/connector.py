@@ -5,6 +5,7 @@ share Whisper's complete decoder stack; the frame-stacking MLP is there to be co
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -280,6 +281,20 @@ class StackingConnector(nn.Module):
         stacked = states.reshape(len(states), -1, n_stacked * states.shape[2])  # (B, S, E) -> (B, Q, n E)
         n_tokens = -(-features.mask.sum(1) // n_stacked)
         return AudioTokens(tokens=self.mlp(stacked), n_tokens=n_tokens, end_logits=None, spotting=None)
+
+
+def n_heard(settings: ConnectorSettings, n_text: Sequence[int], n_positions: Sequence[int]) -> list[int]:
+    """How many audio tokens of each clip are read in training: `AudioTokens.n_tokens`, without asking the device.
+
+    Args:
+        n_text: tokens of each transcript
+        n_positions: encoder positions of each clip
+    """
+    if settings.form == "right":
+        return [settings.n_queries] * len(n_text)
+    if settings.form == "stack":
+        return [-(-n // settings.n_stacked) for n in n_positions]
+    return [min(n, settings.n_queries) for n in n_text]
 
 
 def new_connector(

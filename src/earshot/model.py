@@ -6,12 +6,13 @@ reads). How an answer is drawn from a prompt is `generate`'s business, how the c
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +35,7 @@ from earshot.encoder import Features, encode, mel_batch
 from earshot.errors import CheckpointError
 from earshot.generate import Prompt
 from earshot.prompt import ChatTemplate, Piece, SoundPiece, TextPiece
+from earshot.reading import Reader
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
@@ -49,30 +51,6 @@ class EarSettings:
     base: BaseSettings = field(default_factory=BaseSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     connector: ConnectorSettings = field(default_factory=ConnectorSettings)
-
-
-@dataclass(frozen=True)
-class Readings:
-    """The LLM's final hidden states over prompts of one frame around different middles, right-padded."""
-
-    states: Float[Tensor, "B L D"]
-    n_prefix: int
-    n_suffix: int
-    n_middle: Int[Tensor, " B"]
-    n_after: Int[Tensor, " B"] | None = None
-    """Tokens of the answer that were read behind the suffix."""
-
-    def last(self, n: int) -> Float[Tensor, "B N D"]:
-        """The states at each prompt's last n positions, whatever stands before the first of shorter ones."""
-        length = self.n_prefix + self.n_middle + self.n_suffix
-        if self.n_after is not None:
-            length = length + self.n_after
-        place = length[:, None] - n + torch.arange(n, device=length.device)
-        return _rows(self.states, place.clamp(min=0))
-
-
-def _rows(states: Float[Tensor, "B L D"], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-    return states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))
 
 
 class Ear:
@@ -280,43 +258,44 @@ class Ear:
 
     # Student and teacher
 
-    def readings(
+    @cached_property
+    def reader(self) -> Reader:
+        """The LLM behind the chat template's beginning."""
+        prefix, _ = self.template.frame
+        return Reader(self.llm, prefix)
+
+    def last_states(
         self,
         middle: Float[Tensor, "B M D"],
-        n_middle: Int[Tensor, " B"],
+        n_middle: Sequence[int],
+        n_last: Sequence[int],
         *,
         after: Float[Tensor, "B A D"] | None = None,
-        n_after: Int[Tensor, " B"] | None = None,
-        longest: int | None = None,
-    ) -> Readings:
-        """The LLM's final hidden states, after its last norm, over [prefix; middle; suffix; after] of one user turn.
+        n_after: Sequence[int] = (),
+    ) -> Float[Tensor, "B P D"]:
+        """The LLM's final hidden states, after its last norm, at the last positions of one user turn.
 
-        Gradients flow to `middle`; the LLM itself has none. Only as many rows of `middle` as belong to each
-        clip are read, and padding is to the right, so that a causal LLM cannot see it.
+        The turn is [prefix; middle; suffix; after], of which each clip has as many rows as are said to belong to it.
+        Gradients flow to `middle`; the LLM itself has none. What is known on the host is taken from there, so that the
+        device is not waited for.
 
         Args:
-            after: what the LLM has answered so far, of which so many rows belong to each clip
-            longest: the most rows of a middle that are read, if it is known; else the device has to be asked
+            n_last: how many states of each clip are wanted, from after the prefix on; they end together
+            after: what the LLM has answered so far
         """
-        prefix, suffix = (self.embed(ids).expand(len(middle), -1, -1) for ids in self.template.frame)
-        answer = prefix[:, :0] if after is None else after.to(prefix.dtype)
-        table = torch.cat([prefix, middle.to(prefix.dtype), suffix, answer], dim=1)  # (B, P + M + N + A, D)
-        n_behind = suffix.shape[1] + (torch.zeros_like(n_middle) if n_after is None else n_after)
-        longest = int(n_middle.max()) if longest is None else longest
-        padding = middle.shape[1] - longest
-        index, mask = _layout(n_middle, n_behind, middle.shape[1], prefix.shape[1], table.shape[1] - padding)
-        # The LLM computes in its own type, as it does when it answers.
-        with torch.autocast(self.device.type, enabled=False):
-            states = self.llm.base_model(
-                inputs_embeds=_rows(table, index), attention_mask=mask.long(), use_cache=False
-            ).last_hidden_state
-        return Readings(
-            states=states,
-            n_prefix=prefix.shape[1],
-            n_suffix=suffix.shape[1],
-            n_middle=n_middle,
-            n_after=n_after,
-        )
+        _, behind_sound = self.template.frame
+        suffix = self.embed(behind_sound)
+        (n_clips, longest), n_suffix = middle.shape[:2], len(suffix)
+        answer = suffix[:0] if after is None else after.flatten(0, 1)
+        table = torch.cat([middle.flatten(0, 1), suffix, answer.to(suffix.dtype)]).to(suffix.dtype)
+        behind = n_clips * longest + np.arange(n_suffix)
+        texts = []
+        for clip, n in enumerate(n_middle):
+            own = [clip * longest + np.arange(n), behind]
+            if after is not None:
+                own.append(behind[-1] + 1 + clip * after.shape[1] + np.arange(n_after[clip]))
+            texts.append(np.concatenate(own))
+        return self.reader.last_states(table, texts, n_last)
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
@@ -334,14 +313,3 @@ def check_vocabulary(
             f"the tokenizer {tokenizer.name_or_path!r} has {n_needed} tokens, but the LLM has embeddings for"
             f" {n_rows}: expected the tokenizer that the LLM was trained with"
         )
-
-
-def _layout(
-    n_middle: Int[Tensor, " B"], n_behind: Int[Tensor, " B"], d_middle: int, n_prefix: int, length: int
-) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Where each position of the prompt stands in [prefix; padded middle; what is behind], and which there are."""
-    place = torch.arange(length, device=n_middle.device).expand(len(n_middle), -1)
-    end = n_prefix + n_middle[:, None]
-    mask = place < end + n_behind[:, None]
-    index = torch.where(place < end, place, place - end + n_prefix + d_middle)
-    return index.where(mask, 0), mask

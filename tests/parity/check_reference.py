@@ -175,8 +175,8 @@ def compare(arrays: Arrays) -> list[Difference]:
         audio = ear.connector(ear.listen(arrays["mel"]))
         n_text = arrays["reversed_mask"].sum(1).long()
         text = ear.embed(arrays["input_ids"])
-        student = ear.readings(audio.tokens, audio.n_tokens).last(1)[:, 0]
-        teacher = ear.readings(text, n_text).last(1)[:, 0]
+        student = ear.last_states(audio.tokens, audio.n_tokens.tolist(), [1] * len(n_text))[:, 0]
+        teacher = ear.last_states(text, n_text.tolist(), [1] * len(n_text))[:, 0]
         hidden = hidden_distance(student[:, None], teacher[:, None])
         align = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, ear.connector.aligned)
         (hidden + align).backward()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from earshot.alignment import Transcripts
 from earshot.config import ObjectiveSettings
-from earshot.connector import AudioTokens
+from earshot.connector import AudioTokens, n_heard
 from earshot.encoder import Features
 from earshot.model import Ear
 from earshot.objectives import alignment_distance, end_loss, forward_kl, hidden_distance, naming_loss
@@ -70,7 +70,7 @@ def _targets(
     """Asked for before anything is queued on the device, as the transcripts have to come back from it."""
     if isinstance(teacher, Targets):
         return teacher
-    rows = zip(batch.text_ids.cpu(), batch.n_text.tolist(), strict=True)
+    rows = zip(batch.text_ids.cpu(), batch.text_lengths, strict=True)
     return (teacher or Teacher(ear, settings)).targets([ids[:n] for ids, n in rows])
 
 
@@ -78,15 +78,13 @@ def _reading_terms(
     ear: Ear, audio: AudioTokens, batch: Batch, targets: Targets, settings: ObjectiveSettings
 ) -> Terms:
     """How far the LLM's states on sound are from those on text, compared from their ends: hidden and kl."""
-    is_one_to_one = ear.connector.aligned == "left"
-    n_slots = audio.tokens.shape[1]
-    heard = ear.readings(
+    heard = ear.last_states(
         audio.tokens,
-        audio.n_tokens,
+        n_heard(ear.connector.settings, batch.text_lengths, batch.sound_lengths),
+        targets.n_states.tolist(),
         after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
-        n_after=targets.n_answers,
-        longest=min(n_slots, batch.text_ids.shape[1]) if is_one_to_one else n_slots,
-    ).last(targets.states.shape[1])
+        n_after=targets.n_answers.tolist(),
+    )
     terms: Terms = {}
     if settings.hidden_weight:
         terms["hidden"] = hidden_distance(heard, targets.states, targets.counts)

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from earshot.bases import layers_of
 from earshot.errors import ConfigError
 from earshot.model import Ear
 from earshot.training.distributed import Ranks
@@ -60,12 +60,6 @@ def _check_can_be_spread(ear: Ear, ranks: Ranks) -> None:
             'train.frozen is "sharded" and train.llm_bits below 16: expected one of the two, as rounded weights'
             " cannot be spread"
         )
-
-
-def layers_of(llm: nn.Module) -> nn.ModuleList:
-    """The LLM's layers: the list in it that holds most weights, whatever the family calls it."""
-    lists = [module for module in llm.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()))
 
 
 def _are_too_large(ear: Ear, device: torch.device, ranks: Ranks) -> bool:

@@ -26,6 +26,7 @@ from earshot.config import ObjectiveSettings, Recipe
 from earshot.errors import CacheError
 from earshot.model import Ear
 from earshot.prompt import ChatTemplate
+from earshot.reading import Reader
 from earshot.training.cache import StateCache, Value
 from earshot.training.distributed import ranks
 
@@ -41,7 +42,7 @@ Positions = Literal["last", "suffix", "all"]
 
 
 @runtime_checkable
-class Reader(Protocol):
+class LlmSide(Protocol):
     """What reads: an ear, or an LLM with its tokenizer and template alone."""
 
     @property
@@ -94,21 +95,23 @@ class Targets:
 
     states: Float[Tensor, "B P D"]
     n_states: Int[Tensor, " B"]
-    """How many of a row's states, up to the last, are its own."""
+    """How many of a row's states, up to the last, are its own; on the host."""
     answers: Int[Tensor, "B A"]
     """Tokens of the LLM's answer that are read behind the suffix; what stands from n_answers on does not matter."""
     n_answers: Int[Tensor, " B"]
+    """On the host."""
 
     @property
     def counts(self) -> Bool[Tensor, "B P"]:
         """Which states are a row's own."""
         n = self.states.shape[1]
-        return torch.arange(n, device=self.n_states.device) >= n - self.n_states[:, None]
+        counts = torch.arange(n) >= n - self.n_states[:, None]
+        return counts.to(self.states.device, non_blocking=True)
 
     @property
     def first_answer(self) -> Int[Tensor, " B"]:
         """Which of a row's states predicts the answer's first token."""
-        return self.states.shape[1] - 1 - self.n_answers
+        return (self.states.shape[1] - 1 - self.n_answers).to(self.states.device, non_blocking=True)
 
 
 class Teacher:
@@ -122,7 +125,7 @@ class Teacher:
 
     def __init__(
         self,
-        ear: Ear | Reader,
+        ear: Ear | LlmSide,
         objective: ObjectiveSettings,
         cache: StateCache | None = None,
         *,
@@ -130,7 +133,8 @@ class Teacher:
     ) -> None:
         self.ear, self.cache, self.reads_together = ear, cache, reads_together
         self.need = Need.of(objective)
-        self._prefix, self._suffix = ear.template.frame
+        prefix, self._suffix = ear.template.frame
+        self._reader = ear.reader if isinstance(ear, Ear) else Reader(ear.llm, prefix)
         self._ends = _ends(ear) if self.need.n_answer > 1 else set()
 
     def targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> Targets:
@@ -152,7 +156,7 @@ class Teacher:
     def read(self, text_ids: Sequence[Int[Tensor, " _"]]) -> list[Value]:
         """What the LLM makes of transcripts, whether it is stored or not; on its own device."""
         values: dict[int, Value] = {}
-        for places, length in self._chunks([len(ids) + self._n_frame for ids in text_ids]):
+        for places, length in self._chunks([len(ids) + len(self._suffix) for ids in text_ids]):
             n_rows = self._n_at_once(length) if self._is_filled_up else len(places)
             read = self._read([text_ids[place] for place in places], length, n_rows)
             values |= zip(places, read, strict=True)
@@ -181,10 +185,6 @@ class Teacher:
         """Token by token there are as many positions as rows, and few enough for a CPU to mind."""
         return self.need.n_answer > 1 and not next(self.ear.llm.parameters()).is_cuda
 
-    @property
-    def _n_frame(self) -> int:
-        return len(self._prefix) + len(self._suffix)
-
     def _stored(self, ids: Int[Tensor, " T"]) -> Value | None:
         value = self.cache.get(text_key(ids)) if self.cache else None
         if value is None:
@@ -200,18 +200,20 @@ class Teacher:
         if not ranks().sum([float(len(rows))])[0]:
             return []
         read = rows or [torch.zeros(1, dtype=torch.long)]
-        longest = max(map(len, read)) + self._n_frame
+        longest = max(map(len, read)) + len(self._suffix)
         return self._read(read, longest, len(read))[: len(rows)]
 
     @torch.no_grad()
     def _read(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[Value]:
         """The values of rows, padded and filled up; the LLM is passed n_answer times, whatever they are."""
-        whole = [torch.tensor([*self._prefix, *ids.tolist(), *self._suffix]) for ids in rows]
-        filled = whole + whole[-1:] * (n_rows - len(whole))
-        states, answers = _answered(self.ear.llm, filled, length, self.need.n_answer - 1)
+        own = [torch.tensor([*ids.tolist(), *self._suffix]) for ids in rows]
+        filled = own + own[-1:] * (n_rows - len(own))
+        n_answer = self.need.n_answer - 1
+        states, answers = _answered(self._reader, filled, length, n_answer)
         fed = [self._before_end(row) for row in answers.tolist()] if answers.shape[1] else [()] * len(rows)
+        behind = states.shape[1] - n_answer  # where the answers begin, whether the prefix was passed or not
         return [
-            Value(states[row, length + len(fed[row]) - n : length + len(fed[row])], fed[row])
+            Value(states[row, behind + len(fed[row]) - n : behind + len(fed[row])], fed[row])
             for row, ids in enumerate(rows)
             for n in [self.need.n_states(len(ids), len(self._suffix), len(fed[row]))]
         ]
@@ -234,13 +236,13 @@ class Teacher:
         )
         return Targets(
             states=pad_sequence(states, batch_first=True, padding_side="left"),
-            n_states=torch.tensor([len(value.states) for value in values]).to(device),
+            n_states=torch.tensor([len(value.states) for value in values]),
             answers=answers.to(device),
-            n_answers=torch.tensor([len(value.ids) for value in values]).to(device),
+            n_answers=torch.tensor([len(value.ids) for value in values]),
         )
 
 
-def _ends(ear: Ear | Reader) -> set[int]:
+def _ends(ear: Ear | LlmSide) -> set[int]:
     """Tokens that end an answer, as the LLM's own config or else its tokenizer says."""
     own = ear.llm.generation_config.eos_token_id
     end = ear.tokenizer.eos_token_id if own is None else own
@@ -248,17 +250,25 @@ def _ends(ear: Ear | Reader) -> set[int]:
 
 
 def _answered(
-    llm: Any, rows: Sequence[Int[Tensor, " _"]], length: int, n_answer: int
+    reader: Reader, rows: Sequence[Int[Tensor, " _"]], length: int, n_answer: int
 ) -> tuple[Float[Tensor, "B _ D"], Int[Tensor, "B A"]]:
-    """The LLM's final states over rows padded on the left, and over its likeliest answer to each, that answer too.
+    """The LLM's final states over what stands behind the prefix, padded on the left, and over its likeliest answer to
+    each, that answer too.
 
     The answer is followed beyond its end, which is for the caller to find.
     """
+    llm, prefix = reader.llm, reader.prefix
+    shared = reader.shared if reader.sees_all_of(length + n_answer) else None
+    if shared is None:
+        rows, length = [torch.cat([torch.tensor(prefix).long(), row]) for row in rows], length + len(prefix)
     device = next(llm.parameters()).device
     ids = pad_sequence([*rows, rows[0].new_zeros(length)], batch_first=True, padding_side="left")[:-1]
     n_own = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(length) >= length - n_own[:, None]).long().to(device)
     embeds, past = embed(llm, ids), None
+    if shared is not None:
+        past = shared.copied(len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1)
     states, answer = [], ids[:, :0].to(device)
     takes_places = "position_ids" in inspect.signature(llm.base_model.forward).parameters
     with torch.autocast(device.type, enabled=False):  # stored and computed in the step: the same numbers
@@ -293,7 +303,7 @@ def unrounded(llm: Any, recipe: Recipe, device: torch.device) -> Any:
 
 
 def teacher_fingerprint(
-    bases: Mapping[str, str], ear: Ear | Reader, text_rule: str, *, llm_bits: int = 16
+    bases: Mapping[str, str], ear: Ear | LlmSide, text_rule: str, *, llm_bits: int = 16
 ) -> dict[str, str]:
     """All that the teacher's states of a transcript depend on, but for which positions are kept.
 
