@@ -1,15 +1,17 @@
 # make demo    distil the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
 # make test    the tests
 # make check   what CI runs: format, lint, types, floors, tests
-# make bench   the benchmarks, each with a line of JSON at its end
+# make bench   the benchmarks that take minutes, each with a line of JSON at its end, and one table of ratios
 #
-# Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench PYTHON=python3.12
+# Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench BENCH_ARGS="--only loss"
+#        make check PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
@@ -28,8 +30,7 @@ check: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory test
 
 bench: $(VENV)/.installed-dev
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there are no benchmarks in benchmarks/" >&2; exit 1; }
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -120,7 +120,7 @@ class Kept:
 
 
 @contextlib.contextmanager
-def kept_for_backward(weights: Iterator[Tensor]) -> Generator[Kept]:
+def kept_for_backward(weights: Iterable[Tensor]) -> Generator[Kept]:
     """Sees what is kept, and let go again, within the block."""
     kept, own = Kept(), {_place(weight) for weight in weights}
     held: dict[int, int] = {}

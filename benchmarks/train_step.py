@@ -155,26 +155,26 @@ def our_numbers(ours: Ours, sweep_s: float, peak: float) -> dict[str, Any]:
     device = run.ear.device
     with Counter() as counter:
         flops = Shares(lambda: counter.total)
-        with watched(run, flops):
+        with watched(run, flops), kept_for_backward(weights_of(run)) as kept:
             ours.sweep()
-    times = Shares(clock(device))
+    times, whole = Shares(clock(device)), []
     with watched(run, times):
-        whole_s = seconds(ours.sweep, device)
-    cache_s = ours.cache_s / n
+        at_peak = peak_bytes(lambda: whole.append(seconds(ours.sweep, device)), device)
     return {
         "clips_per_s": n / sweep_s,
         "clips_per_s_teacher_in_1_pass": n / (sweep_s + ours.cache_s),
         "clips_per_s_teacher_in_2_passes": n / (sweep_s + ours.cache_s / 2),
-        "teacher_s_per_clip": cache_s,
+        "teacher_s_per_clip": ours.cache_s / n,
         "step_s": sweep_s / len(ours.batches),
         "tflop_per_clip": counter.total / n / 1e12,
         "tflop_per_clip_teacher_in_1_pass": (counter.total + ours.cache_flops) / n / 1e12,
         "flops_to_plan": counter.total / ours.planned_flops(),
         "share_of_attention": counter.in_attention / counter.total,
         "utilisation": counter.total / sweep_s / peak,
-        "share_of_time": times.shares(whole_s),
+        "share_of_time": times.shares(whole[0]),
         "share_of_flops": flops.shares(counter.total),
-        **memory(lambda: ours.step(len(ours.batches) - 1), weights_of(run), device),
+        "kept_bytes": kept.most,
+        "peak_bytes": at_peak,
     }
 
 
@@ -183,12 +183,13 @@ def literal_numbers(
 ) -> dict[str, Any]:
     """Everything about the published step, by how long it takes."""
     n, device = len(given.n_text), literal.llm.device
+    weights = [*literal.connector.parameters(), *literal.llm.parameters(), *literal.encoder.parameters()]
     with Counter() as counter:
         flops = Shares(lambda: counter.total)
-        literal.step(given, flops)
-    times = Shares(clock(device))
-    whole_s = seconds(lambda: literal.step(given, times), device)
-    weights = [*literal.connector.parameters(), *literal.llm.parameters(), *literal.encoder.parameters()]
+        with kept_for_backward(weights) as kept:
+            literal.step(given, flops)
+    times, whole = Shares(clock(device)), []
+    at_peak = peak_bytes(lambda: whole.append(seconds(lambda: literal.step(given, times), device)), device)
     return {
         "clips_per_s": n / step_s,
         "step_s": step_s,
@@ -196,9 +197,10 @@ def literal_numbers(
         "flops_to_plan": counter.total / planned_flops,
         "share_of_attention": counter.in_attention / counter.total,
         "utilisation": counter.total / step_s / peak,
-        "share_of_time": times.shares(whole_s),
+        "share_of_time": times.shares(whole[0]),
         "share_of_flops": flops.shares(counter.total),
-        **memory(lambda: literal.step(given), weights, device),
+        "kept_bytes": kept.most,
+        "peak_bytes": at_peak,
     }
 
 
@@ -206,13 +208,6 @@ def weights_of(run: Run) -> list[Tensor]:
     """All weights of an ear: they are there anyway."""
     models = (run.ear.connector, run.ear.llm, run.ear.whisper.model)
     return [weight for model in models for weight in (*model.parameters(), *model.buffers())]
-
-
-def memory(work: Callable[[], Any], weights: Sequence[Tensor], device: torch.device) -> dict[str, Any]:
-    """What a step holds at its peak."""
-    with kept_for_backward(iter(weights)) as kept:
-        work()
-    return {"kept_bytes": kept.most, "peak_bytes": peak_bytes(work, device)}
 
 
 def compared(
