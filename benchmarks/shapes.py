@@ -231,8 +231,12 @@ def portion_of(clips: Sequence[Clip]) -> Portion:
     return new_portion(clips, {})
 
 
-def planned(shape: Shape, recipe: Recipe) -> CostModel:
-    """What `earshot plan` says of a recipe between bases of these sizes; nothing is computed."""
+def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel:
+    """What `earshot plan` says of a recipe between bases of these sizes; nothing is computed.
+
+    Args:
+        plainly: with an LLM that has to read its prefix with every clip, and all positions in all layers
+    """
     with torch.device("meta"):
         whisper = WhisperForConditionalGeneration._from_config(shape.whisper, dtype=torch.bfloat16)
         llm = LlamaForCausalLM._from_config(shape.llama, dtype=torch.bfloat16)
@@ -247,12 +251,14 @@ def planned(shape: Shape, recipe: Recipe) -> CostModel:
             n_prefix=N_PREFIX,
             n_suffix=N_SUFFIX,
             is_frame_known=True,
+            shares_prefix=not plainly,
+            picks=not plainly,
         ),
     )
 
 
 def published_recipe(shape: Shape) -> Recipe:
-    """As recipes/diva-llama-3-8b.toml has it: what `literal` computes, as a plan sees it."""
+    """As recipes/diva-llama-3-8b.toml has it: planned plainly, what `literal` computes."""
     return Recipe(
         out="nowhere",
         base=BaseSettings(encoder="random/whisper", llm="random/llm", encoder_window="full"),

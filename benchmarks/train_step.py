@@ -14,7 +14,7 @@ import gc
 import json
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +37,7 @@ from meters import (
 )
 from shapes import (
     SHAPES,
+    TOKENS_PER_SECOND,
     Bases,
     Shape,
     drawn_batches,
@@ -50,13 +51,13 @@ from shapes import (
 from torch import Tensor
 
 from earshot.bases import default_device
+from earshot.encoder import POSITIONS_PER_SECOND
 from earshot.training import distil
 from earshot.training.examples import Clip, Portion
 from earshot.training.run import Run
 from earshot.training.step import optimise
+from earshot.training.teacher import Teacher
 
-TARGETS = {"clips/s, ours to published, at 5 s": 10.0, "FLOPs, ours to published, at 5 s": 0.1}
-PLAN_RTOL = 0.1
 _N_BATCHES = 3
 """Of the lengths that a mean length stands for: short ones, middling ones and long ones."""
 
@@ -119,7 +120,7 @@ def prepared(
     (folder / "teacher").rename(folder / "counted")
     found = []
     cache_s = seconds(lambda: found.append(filled_cache(run, clips)), device)
-    run = new_run(bases, recipe, found[0])
+    run = replace(run, teacher=Teacher(run.ear, recipe.objective, found[0]))
     return Ours(run, batches, [portion_of(batch) for batch in batches], cache_s, counter.total)
 
 
@@ -235,7 +236,7 @@ def compared(
         found: dict[str, Any] = {"seconds": mean_s, "batch": batch_size, "ours": mine}
         if literal:
             middle = ours.portions[ours.middle]
-            costs = planned(shape, published_recipe(shape))
+            costs = planned(shape, published_recipe(shape), plainly=True)
             n_positions = np.full(batch_size, shape.n_positions)
             planned_flops = costs.flops(n_positions, np.array(middle.n_text), leads=False)
             theirs = literal_numbers(literal, given[ours.middle], median(steps), planned_flops, peak)
@@ -263,7 +264,7 @@ def fitted(
             steps[-1].step(0)
         times = [[seconds(ours.sweep, bases.llm.device) for ours in steps] for _ in range(rounds)]
         for number, ours in enumerate(steps):
-            heard_s = sum(ours.portions[0].n_positions) / 50 / batch_size
+            heard_s = sum(ours.portions[0].n_positions) / POSITIONS_PER_SECOND / batch_size
             points.append((heard_s, median([row[number] for row in times])))
     line = Line.through(*zip(*points, strict=True))
     return {"points": points, **asdict(line)}
@@ -277,9 +278,11 @@ def proportions(shape: Shape, mean_s: float) -> dict[str, dict[str, float]]:
             ("ours", our_recipe(sizes, Path("nowhere"), 1)),
             ("published", published_recipe(sizes)),
         ):
-            n_positions = sizes.n_positions if name == "published" else min(mean_s * 50, sizes.n_positions)
-            parts = planned(sizes, recipe).parts(n_positions, mean_s * 2.8, n_candidates=100)
-            if name == "ours":
+            is_published = name == "published"
+            heard = sizes.n_positions if is_published else mean_s * POSITIONS_PER_SECOND
+            costs = planned(sizes, recipe, plainly=is_published)
+            parts = costs.parts(min(heard, sizes.n_positions), mean_s * TOKENS_PER_SECOND, n_candidates=100)
+            if not is_published:
                 parts.pop("teacher")
             total = float(sum(parts.values()))
             found[f"{name}, {sizes.name}"] = {
