@@ -107,15 +107,18 @@ def counted(
     if audio.spotting is not None and objective.spot_weight:
         loss = loss - audio.spotting.sum()
     middle = audio.tokens.detach().requires_grad_()
-    student = part("student forward", lambda: ear.readings(middle, audio.n_tokens))
+    n_suffix, n_audio = len(ear.template.frame.suffix), audio.n_tokens.tolist()
+    wanted = {"last": 1, "suffix": n_suffix, "all": n_tokens + n_suffix}[objective.hidden_positions]
+    assert ear.reader.picks  # which it has to find out, and that costs as well
+    student = part("student forward", lambda: ear.last_states(middle, n_audio, [wanted]))
     with torch.no_grad():
-        teacher = part("teacher", lambda: ear.readings(text, n_text))
-    heard = student.states[:, -1]
-    distance = (heard - teacher.states[:, -1]).square().sum()
+        teacher = part("teacher", lambda: ear.last_states(text, [n_tokens], [n_tokens + n_suffix]))
+    heard = student[:, -1]
+    distance = (student - teacher[:, -wanted:]).square().sum()
     if objective.kl_weight:
         logits = part("student forward", lambda: ear.logits(heard))
         with torch.no_grad():
-            target = part("teacher", lambda: ear.logits(teacher.states[:, -1]))
+            target = part("teacher", lambda: ear.logits(teacher[:, -1]))
         distance = distance + forward_kl(logits, target)
     part("student backward", distance.backward)
     part("connector backward", (loss + audio.tokens.sum()).backward)
@@ -144,14 +147,16 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
     ear = Ear.new(replace(tiny_ear().settings, base=base), "cpu")
     costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear).llm
     assert cost_model(small_recipe(ear, ObjectiveSettings())).llm == costs
-    for length in (5, 30):
-        embeds = torch.randn(1, length, embeddings(ear.llm).embedding_dim, requires_grad=True)
+    n_suffix = len(ear.template.frame.suffix)
+    for n, n_wanted in ((5, 1), (30, 30 + n_suffix)):
+        middle = torch.randn(1, n, embeddings(ear.llm).embedding_dim, requires_grad=True)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            states = ear.llm.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            states = ear.last_states(middle, [n], [n_wanted])
             forward = counter.get_total_flops()
             states.sum().backward()
-        assert costs.forward(length) == pytest.approx(forward, rel=1e-9)
-        assert costs.backward(length) == pytest.approx(counter.get_total_flops() - forward, rel=1e-9)
+        assert costs.forward(n + n_suffix, n_wanted) == pytest.approx(forward, rel=1e-9)
+        backward = counter.get_total_flops() - forward
+        assert costs.backward(n + n_suffix, n_wanted) == pytest.approx(backward, rel=1e-9)
 
 
 def test_of_experts_those_that_are_asked_are_counted() -> None:
@@ -164,8 +169,8 @@ def test_of_experts_those_that_are_asked_are_counted() -> None:
     asked = sum(size * (0.5 if "experts" in name else 1) for name, size in sizes.items())
     costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear)
     assert not costs.is_llm_estimated
-    assert costs.llm.forward.terms[(1,)] == pytest.approx(2 * asked, rel=1e-9)
-    assert costs.llm.backward.terms[(1,)] == pytest.approx(2 * asked, rel=1e-9)
+    assert costs.llm.whole.forward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
+    assert costs.llm.whole.backward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
 
 
 def test_an_llm_that_looks_at_values_is_estimated_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +183,8 @@ def test_an_llm_that_looks_at_values_is_estimated_by_its_weights(monkeypatch: py
     estimated = cost_model(recipe, ear)
     assert estimated.is_llm_estimated
     assert not exact.is_llm_estimated
-    assert estimated.llm.forward.terms == {(1,): exact.llm.forward.terms[(1,)]}
+    weights = estimated.llm.whole.forward.terms
+    assert weights == {(1, 0, 0): exact.llm.whole.forward.terms[(1, 0, 0)]}
 
 
 def kept_bytes(run: Callable[[], Any], model: nn.Module) -> tuple[Any, int]:
@@ -202,7 +208,8 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
     whisper = tiny_whisper(d_model=128)
     ear = tiny_ear(form, whisper=whisper, llm=tiny_llama(d_model=192).bfloat16(), n_queries=40)
     ear.connector.train()
-    costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear)
+    costs = cost_model(small_recipe(ear, ObjectiveSettings(hidden_positions="suffix")), ear)
+    n_suffix = len(ear.template.frame.suffix)
     for n_clips, n_positions, n_tokens in ((1, 100, 8), (3, 120, 12)):
         features = encode(
             whisper.model.model.encoder,
@@ -215,13 +222,16 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         transcripts = Transcripts(n_tokens=n_text, wanted=ids, candidates=ear.embed(ids[0]))
         audio, in_connector = kept_bytes(lambda f=features, t=transcripts: ear.connector(f, t), ear.connector)
         middle = audio.tokens.detach().requires_grad_()
-        _, in_llm = kept_bytes(lambda m=middle, n=audio.n_tokens: ear.readings(m, n), ear.llm)
+        assert ear.reader.picks
+        _, in_llm = kept_bytes(
+            lambda m=middle, n=audio.n_tokens.tolist(): ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
+        )
         slots = costs.n_slots(n_positions, n_tokens)
         kept = costs.connector.kept
         expected = kept.constant + n_clips * (kept(slots, n_positions, n_tokens) - kept.constant)
         assert expected == pytest.approx(in_connector, rel=KEPT_RTOL)
-        student = costs.n_frame + costs.n_heard(n_positions, n_tokens)
-        assert n_clips * costs.llm.kept(student) == pytest.approx(in_llm, rel=KEPT_RTOL)
+        student = costs.student(costs.n_heard(n_positions, n_tokens), n_tokens)
+        assert costs.llm.kept(*student, n_clips) == pytest.approx(in_llm, rel=KEPT_RTOL)
 
 
 def batch_of(costs: CostModel, **options: Any) -> float:
@@ -272,8 +282,9 @@ def test_a_run_costs_its_steps(recipe: Recipe) -> None:
 def test_a_longer_look_at_the_answer_costs_its_positions_and_the_words_to_be_found(recipe: Recipe) -> None:
     one, four = (cost_model(changed(recipe, objective={"n_answer": n})) for n in (1, 4))
     short, long = one.parts(100, 9), four.parts(100, 9)
-    assert long["student forward"] == pytest.approx(one.llm.forward(one.n_frame + 9 + 3), rel=1e-12)
-    assert long["teacher"] == pytest.approx(long["student forward"] + 3 * one.head, rel=1e-12)
+    assert long["student forward"] == pytest.approx(one.llm.forward(one.n_suffix + 9 + 3, 4), rel=1e-12)
+    n = one.n_suffix + 9 + 3
+    assert long["teacher"] == pytest.approx(one.llm.forward(n, n) + 3 * one.head, rel=1e-12)
     assert long["connector backward"] == short["connector backward"]
 
 

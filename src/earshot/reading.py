@@ -26,8 +26,10 @@ from transformers.cache_utils import DynamicLayer
 
 from earshot.bases import SAME_READING, embed, layers_of
 
-_ROW = 64
+ROW = 64
 """Positions that texts are put together up to: few enough that attention among them costs next to nothing."""
+PICKED_SHARE = 0.5
+"""If more of the positions are wanted, the last layer computes all of them: keys and values are the more work to it."""
 _UNLIKE = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
 """What an LLM may raise that does not have what all others have in common."""
 
@@ -138,7 +140,8 @@ class Reader:
             n_last: how many states of each are wanted, at least one
         """
         shared, picks = self._way if self.sees_all_of(max(map(len, texts))) else (None, False)
-        return self._read(table, texts, n_last, shared, picks=picks)
+        with self._own_type():
+            return self.read(table, texts, n_last, shared, picks=picks)
 
     @property
     def shared(self) -> SharedPrefix | None:
@@ -153,19 +156,23 @@ class Reader:
     @cached_property
     def _way(self) -> tuple[SharedPrefix | None, bool]:
         """How the LLM can be read, found by trying beside the plain way."""
-        if not self.prefix:
+        if not self.prefix or not self.sees_all_of(ROW):
             return None, False
         table = embed(self.llm, torch.arange(8) + 1)
         texts, n_last = [np.arange(5), np.arange(5, 8)], [2, 1]
-        with torch.no_grad(), contextlib.suppress(*_UNLIKE):
-            plain = self._read(table, texts, n_last, None, picks=False)
+        with torch.no_grad(), self._own_type(), contextlib.suppress(*_UNLIKE):
+            plain = self.read(table, texts, n_last, None, picks=False)
             shared = SharedPrefix.of(self.llm, self.prefix)
             for picks in (True, False):
                 with contextlib.suppress(*_UNLIKE):
-                    found = self._read(table, texts, n_last, shared, picks=picks)
+                    found = self.read(table, texts, n_last, shared, picks=picks)
                     if (found - plain).abs().max() <= SAME_READING[self.llm.dtype] * plain.abs().max():
                         return shared, picks
         return None, False
+
+    def _own_type(self) -> torch.autocast:
+        """The LLM computes in its own type, as it does when it answers."""
+        return torch.autocast(self.llm.device.type, enabled=False)
 
     def sees_all_of(self, n: int) -> bool:
         """Whether so many positions see all of the prefix, and of themselves: some have a window."""
@@ -173,7 +180,7 @@ class Reader:
         window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
         return window is None or len(self.prefix) + n <= window
 
-    def _read(
+    def read(
         self,
         table: Float[Tensor, "N D"],
         texts: Sequence[Int[np.ndarray, " _"]],
@@ -182,33 +189,31 @@ class Reader:
         *,
         picks: bool,
     ) -> Float[Tensor, "B P D"]:
+        """`last_states` in a given way: plainly without a shared prefix."""
         if shared is None:
             own = np.arange(len(self.prefix))
             texts = [np.concatenate([own, text + len(own)]) for text in texts]
             table = torch.cat([embed(self.llm, self.prefix).to(table.dtype), table])
-        layout = _laid_out(texts, n_last, 0 if shared is None else _ROW)
+        layout = _laid_out(texts, n_last, 0 if shared is None else ROW)
         place, wanted, index, found = (
             torch.from_numpy(each).to(table.device, non_blocking=True)
             for each in (layout.place, layout.wanted, layout.index, layout.found)
         )
         embeds = table.index_select(0, index.flatten()).unflatten(0, layout.shape)  # (R, L, D)
-        with torch.autocast(
-            table.device.type, enabled=False
-        ):  # it computes in its own type, as when it answers
-            if shared is None:
-                mask = torch.from_numpy(layout.text >= 0).to(table.device, non_blocking=True)
-                states = self._states(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
-                return _rows(states, wanted).flatten(0, 1)[found]
-            given = {
-                "inputs_embeds": embeds,
-                "attention_mask": self._mask(layout, table.device),
-                "position_ids": place + len(self.prefix),
-                "past_key_values": shared,
-            }
-            if not picks or wanted.numel() > index.numel() // 2:
-                return _rows(self._states(**given), wanted).flatten(0, 1)[found]
-            with _picking(layers_of(self.llm.base_model)[-1], wanted):
-                return self._states(**given).flatten(0, 1)[found]
+        if shared is None:
+            mask = torch.from_numpy(layout.text >= 0).to(table.device, non_blocking=True)
+            states = self._states(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
+            return _rows(states, wanted).flatten(0, 1)[found]
+        given = {
+            "inputs_embeds": embeds,
+            "attention_mask": self._mask(layout, table.device),
+            "position_ids": place + len(self.prefix),
+            "past_key_values": shared,
+        }
+        if not picks or wanted.numel() > PICKED_SHARE * index.numel():
+            return _rows(self._states(**given), wanted).flatten(0, 1)[found]
+        with _picking(layers_of(self.llm.base_model)[-1], wanted):
+            return self._states(**given).flatten(0, 1)[found]
 
     def _states(self, **given: Any) -> Float[Tensor, "R _ D"]:
         read: Any = self.llm.base_model(**given)

@@ -1,6 +1,7 @@
 """What a clip costs by how long it is: polynomials found once, then as cheap as a sum over a batch."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,43 @@ from earshot.encoder import FRAMES_PER_POSITION, Features, encode
 from earshot.model import Ear
 from earshot.plan.shapes import Shapes, read_shapes, shapes_of
 from earshot.plan.trace import Cost, Numbers, Polynomial, prime_counts, trace
+from earshot.reading import PICKED_SHARE, ROW, Reader, SharedPrefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingCost:
+    """What the LLM costs a text, as `earshot.reading` has it read; backward is to its input only, as its weights have
+    no gradient.
+
+    By positions behind the prefix, by those of them whose states are wanted, and by positions with the prefix.
+    """
+
+    whole: Cost
+    picked: Cost | None
+    """With the last layer left out where no states are wanted, as far as the LLM allows it."""
+    n_prefix: int
+
+    def forward(self, n: Numbers, n_wanted: Numbers) -> Numbers:
+        """FLOPs of so many positions, of which the states of some are wanted."""
+        return self._by(lambda cost: cost.forward, n, n_wanted)
+
+    def backward(self, n: Numbers, n_wanted: Numbers) -> Numbers:
+        """FLOPs."""
+        return self._by(lambda cost: cost.backward, n, n_wanted)
+
+    def kept(self, n: Numbers, n_wanted: Numbers, n_texts: int) -> Numbers:
+        """Bytes that so many such texts keep: the prefix's keys and values once in each row that they share."""
+        rows = np.ceil(n_texts / np.maximum(1, ROW // np.asarray(n)))
+        return n_texts * self._by(lambda cost: cost.kept, n, n_wanted, rows / n_texts)
+
+    def _by(
+        self, part: Callable[[Cost], Polynomial], n: Numbers, n_wanted: Numbers, rows: Numbers = 1.0
+    ) -> Numbers:
+        counts = (np.asarray(n), np.asarray(n_wanted), np.asarray(n) + self.n_prefix * rows)
+        whole = part(self.whole).growing(*counts)  # the prefix is constant, and computed once in a run
+        if self.picked is None:
+            return whole
+        return np.where(PICKED_SHARE * counts[0] < counts[1], whole, part(self.picked).growing(*counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +63,14 @@ class CostModel:
     """By encoder positions."""
     connector: Cost
     """By slots, encoder positions and candidates."""
-    llm: Cost
-    """By positions of its sequence; backward is to its input only, as its weights have no gradient."""
+    llm: ReadingCost
     is_llm_estimated: bool
     """Whether it could not be run on shapes: two operations to a weight and position then, attention left out."""
     head: float
     """FLOPs of the logits at one position."""
     d_llm: int
-    n_frame: int
-    """Positions of the LLM's sequence around what is said."""
+    n_suffix: int
+    """Positions of the LLM's sequence behind what is said."""
     settings: ConnectorSettings
     objective: ObjectiveSettings
     is_teacher_cached: bool
@@ -84,25 +121,33 @@ class CostModel:
             n_candidates = n_distinct(float(np.sum(n_tokens)))
         slots = self.n_slots(n_positions, n_tokens)
         heard = self.n_heard(n_positions, n_tokens)
-        n_fed = self.objective.n_answer - 1
         is_kl = self.objective.kl_weight > 0
-        student = self.n_frame + heard + n_fed
+        student = self.student(heard, n_tokens)
         naming = 0.0
         if self.objective.name_weight:
-            naming = 2.0 * np.minimum(heard, n_tokens) * n_candidates * self.d_llm
+            naming = 2.0 * slots * n_candidates * self.d_llm
         return {
             "encoder": self.encoder.forward(n_positions),
             "connector forward": self.connector.forward(slots, n_positions, n_candidates) + naming,
             "connector backward": self.connector.backward(slots, n_positions, n_candidates) + naming,
-            "student forward": self.llm.forward(student) + is_kl * self.head,
-            "student backward": self.llm.backward(student) + is_kl * self.head,
+            "student forward": self.llm.forward(*student) + is_kl * self.head,
+            "student backward": self.llm.backward(*student) + is_kl * self.head,
             "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head,
         }
 
     def _teacher(self, n_tokens: Numbers) -> Numbers:
         """Reads the transcript and, where some of the answer is compared too, finds and reads that."""
         n_fed = self.objective.n_answer - 1
-        return self.llm.forward(self.n_frame + n_tokens + n_fed) + n_fed * self.head
+        n = np.asarray(n_tokens) + self.n_suffix + n_fed
+        return self.llm.forward(n, n) + n_fed * self.head
+
+    def student(self, n_heard: Numbers, n_tokens: Numbers) -> tuple[Numbers, Numbers]:
+        """Positions that the student reads behind the prefix, and of how many of them the states are wanted."""
+        n_fed = self.objective.n_answer - 1
+        n = np.asarray(n_heard) + self.n_suffix + n_fed
+        wanted = {"last": 1, "suffix": self.n_suffix, "all": np.asarray(n_tokens) + self.n_suffix}
+        positions = self.objective.hidden_positions if self.objective.hidden_weight else "last"
+        return n, np.minimum(wanted[positions] + n_fed, n)
 
     def n_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Slots that the connector computes for a clip."""
@@ -143,7 +188,7 @@ def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
         is_llm_estimated=is_estimated,
         head=2.0 * shapes.d_llm * shapes.n_vocabulary,
         d_llm=shapes.d_llm,
-        n_frame=shapes.n_frame,
+        n_suffix=shapes.n_suffix,
         settings=shapes.settings,
         objective=recipe.objective,
         is_teacher_cached=recipe.data.teacher_cache is not None,
@@ -160,25 +205,61 @@ def _encoder_cost(shapes: Shapes) -> Cost:
         return trace(lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions])
 
 
-def _llm_cost(shapes: Shapes) -> tuple[Cost, bool]:
-    """What the LLM costs by positions, and whether that had to be estimated."""
+def _llm_cost(shapes: Shapes) -> tuple[ReadingCost, bool]:
+    """What the LLM costs to read, and whether that had to be estimated."""
+    if _shares(shapes):
+        picked = _read_cost(shapes, picks=True) if shapes.picks else None
+        whole = _read_cost(shapes, picks=False)
+        if whole is not None:
+            return ReadingCost(whole=whole, picked=picked, n_prefix=shapes.n_prefix), False
+    whole = _plain_cost(shapes)
+    is_estimated = whole is None
+    whole = _estimated_cost(shapes) if whole is None else whole
+    return ReadingCost(whole=whole, picked=None, n_prefix=shapes.n_prefix), is_estimated
+
+
+def _shares(shapes: Shapes) -> bool:
+    """Whether texts are read behind a prefix that is computed once."""
+    sees_it = Reader(shapes.llm, [0] * shapes.n_prefix).sees_all_of(ROW)
+    return shapes.n_prefix > 0 and shapes.shares_prefix and sees_it
+
+
+def _read_cost(shapes: Shapes, *, picks: bool) -> Cost | None:
+    """Read behind a prefix that is shared."""
+    llm = shapes.llm
+    n_wanted, *_, n, through = prime_counts([llm.base_model], 6)
+    table = torch.empty(n, shapes.d_llm, device="meta", dtype=llm.dtype, requires_grad=True)
+
+    def read() -> Tensor:
+        reader = Reader(llm, [0] * (through - n))
+        shared = SharedPrefix.of(llm, reader.prefix)
+        return reader.read(table, [np.arange(n)], [n_wanted], shared, picks=picks)
+
+    return _traced(read, llm, [n, n_wanted, through])
+
+
+def _plain_cost(shapes: Shapes) -> Cost | None:
+    """Read with its prefix, all in a row."""
     llm = shapes.llm.base_model
     (length,) = prime_counts([llm], 1)
     embeds = torch.empty(1, length, shapes.d_llm, device="meta", dtype=shapes.llm.dtype, requires_grad=True)
+    found = _traced(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
+    return None if found is None else found.among((0, 0, 1))
+
+
+def _traced(run: Callable[[], Tensor], llm: nn.Module, counts: Sequence[int]) -> Cost | None:
+    """None for operations that depend on values, which shapes lack."""
     try:
-        return trace(
-            lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length]
-        ), False
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-    ):  # its operations depend on values, which shapes lack
-        layers = [layer for layer in llm.modules() if isinstance(layer, nn.Linear)]
-        flops = Polynomial({(1,): 2.0 * sum(layer.weight.numel() for layer in layers)})
-        kept = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
-        return Cost(forward=flops, backward=flops, kept=kept), True
+        return trace(run, llm, counts)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+        return None
+
+
+def _estimated_cost(shapes: Shapes) -> Cost:
+    layers = [layer for layer in shapes.llm.base_model.modules() if isinstance(layer, nn.Linear)]
+    flops = Polynomial({(1,): 2.0 * sum(layer.weight.numel() for layer in layers)})
+    kept = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
+    return Cost(forward=flops, backward=flops, kept=kept).among((1, 0, 0) if _shares(shapes) else (0, 0, 1))
 
 
 def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:

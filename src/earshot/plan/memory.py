@@ -52,22 +52,20 @@ def step_memory(
     n_clips = -(-train.batch_size // (n_gpus * n_parts))
     n_trained = n_weights(shapes.connector)
     slots = costs.n_slots(longest.n_positions, longest.n_tokens)
-    student = (
-        costs.n_frame + costs.n_heard(longest.n_positions, longest.n_tokens) + costs.objective.n_answer - 1
-    )
+    student = costs.student(costs.n_heard(longest.n_positions, longest.n_tokens), longest.n_tokens)
     kept = costs.connector.kept
     # What is kept whatever the clip is: weights rounded by autocast, which keeps all of them until forward is over.
     per_batch = max(kept.constant, 2.0 * n_trained)
     connector = kept(slots, longest.n_positions, longest.n_candidates) - kept.constant
-    heard = costs.llm.kept(student) - costs.llm.kept.constant if costs.has_student else 0.0
+    heard = costs.llm.kept(*student, n_clips) if costs.has_student else 0.0
     return {
         **_frozen(shapes, train, n_gpus, gpu_bytes),
         "connector, gradients, AdamW": n_trained * (_PER_TRAINED + 4.0 * (n_gpus > 1)),
         "connector in bfloat16": per_batch,
         "kept by the connector": float(n_clips * connector),
-        "kept by the LLM": float(n_clips * heard),
+        "kept by the LLM": float(heard),
         "encoder features": float(n_clips * longest.n_positions * shapes.d_encoder * 2),
-        "in passing": float(n_clips * _in_passing(shapes, longest.n_positions, slots, student)),
+        "in passing": float(n_clips * _in_passing(shapes, longest.n_positions, slots, student[0])),
     }
 
 

@@ -29,6 +29,10 @@ class Shapes:
     n_suffix: int
     is_frame_known: bool
     """Whether the chat template was read, or its length assumed."""
+    shares_prefix: bool = True
+    """Whether the LLM can be read behind a prefix computed once; most can."""
+    picks: bool = True
+    """Whether its last layer can be left out where no states are wanted; most can."""
 
     @property
     def encoder(self) -> Any:
@@ -122,6 +126,8 @@ def shapes_of(ear: Ear) -> Shapes:
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
+        shares_prefix=ear.reader.shared is not None,
+        picks=ear.reader.picks,
     )
 
 

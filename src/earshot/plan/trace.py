@@ -49,6 +49,17 @@ class Polynomial:
         """What is there whatever the counts are."""
         return sum((share for powers, share in self.terms.items() if not any(powers)), 0.0)
 
+    @property
+    def growing(self) -> "Polynomial":
+        """All else."""
+        return Polynomial({powers: share for powers, share in self.terms.items() if any(powers)})
+
+    def among(self, which: tuple[int, ...]) -> "Polynomial":
+        """The same by several counts, of which one, marked by 1, is the one it has."""
+        return Polynomial(
+            {tuple(power * each for each in which): share for (power,), share in self.terms.items()}
+        )
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -60,6 +71,10 @@ class Cost:
     """FLOPs; none where nothing has a gradient."""
     kept: Polynomial
     """Bytes."""
+
+    def among(self, which: tuple[int, ...]) -> "Cost":
+        """The same by several counts, of which one, marked by 1, is the one it has."""
+        return Cost(*(part.among(which) for part in (self.forward, self.backward, self.kept)))
 
 
 def prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:

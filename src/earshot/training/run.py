@@ -97,9 +97,10 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     with others.together():
         check_origin(Path(recipe.out), {**bases, "speech": speech.fingerprint})
         examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
-        costs = cost_model(recipe, ear)
         read = _stored_readings(recipe, ear, bases)
     is_sharded = place_llm(ear, recipe.train.frozen, others)
+    with others.together():  # how the LLM can be read is found out on its own device
+        costs = cost_model(recipe, ear)
     if recipe.data.feature_cache is not None:
         try:
             examples.kept = keep_features(
