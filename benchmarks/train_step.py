@@ -292,65 +292,80 @@ def proportions(shape: Shape, mean_s: float) -> dict[str, dict[str, float]]:
     return found
 
 
-def shown(result: dict[str, Any]) -> None:
-    """The tables."""
-    print(f"{result['shape']}: {result['machine']}; matmul {result['matmul_peak'] / 1e9:,.0f} GFLOP/s")
+_HEAD = ("s", "", "clips/s", "x", "TFLOP/clip", "to plan", "use", "kept MB", "peak MB")
+
+
+def show_length(row: dict[str, Any]) -> None:
+    """The numbers of one length."""
+    for name in ("ours", "published"):
+        if found := row.get(name):
+            ratio = row.get("ratio_clips_per_s", 1.0) if name == "ours" else 1.0
+            at_peak = "" if found["peak_bytes"] is None else f"{found['peak_bytes'] / 1e6:9,.0f}"
+            print(
+                f"{row['seconds']:4g} {name:10}{found['clips_per_s']:9.2f}{ratio:7.1f}"
+                f"{found['tflop_per_clip']:12.4g}{found['flops_to_plan']:9.3f}{found['utilisation']:6.0%}"
+                f"{found['kept_bytes'] / 1e6:9,.0f}{at_peak}"
+            )
+    mine = row["ours"]
+    print(
+        f"     ours with the teacher in one pass {mine['clips_per_s_teacher_in_1_pass']:.2f} clips/s, in two"
+        f" {mine['clips_per_s_teacher_in_2_passes']:.2f}"
+    )
+    for name in ("share_of_time", "share_of_flops"):
+        print(
+            f"     {name}: " + ", ".join(f"{part} {share:.0%}" for part, share in mine[name].items()),
+            flush=True,
+        )
+
+
+def show_proportions(found: dict[str, dict[str, float]]) -> None:
+    """What is small beside what is real."""
     print("shares of FLOPs by the plan, at 5 s:")
-    for name, parts in result["proportions"].items():
+    for name, parts in found.items():
         print(f"  {name:22}" + ", ".join(f"{part} {share:.3g}" for part, share in parts.items()))
-    head = ("s", "", "clips/s", "x", "TFLOP/clip", "to plan", "use", "kept MB", "peak MB")
-    print("{:>4} {:10}{:>9}{:>7}{:>12}{:>9}{:>6}{:>9}{:>9}".format(*head))
-    for row in result["lengths"]:
-        for name in ("ours", "published"):
-            if found := row.get(name):
-                ratio = row.get("ratio_clips_per_s", 1.0) if name == "ours" else 1.0
-                at_peak = f"{found['peak_bytes'] / 1e6:9,.0f}" if found["peak_bytes"] is not None else " " * 9
-                print(
-                    f"{row['seconds']:4g} {name:10}{found['clips_per_s']:9.2f}{ratio:7.1f}"
-                    f"{found['tflop_per_clip']:12.4g}{found['flops_to_plan']:9.3f}{found['utilisation']:6.0%}"
-                    f"{found['kept_bytes'] / 1e6:9,.0f}{at_peak}"
-                )
-        mine = row["ours"]
-        print(
-            f"     ours with the teacher in one pass {mine['clips_per_s_teacher_in_1_pass']:.2f} clips/s, in two"
-            f" {mine['clips_per_s_teacher_in_2_passes']:.2f}"
-        )
-        for name in ("share_of_time", "share_of_flops"):
-            print(f"     {name}: " + ", ".join(f"{part} {share:.0%}" for part, share in mine[name].items()))
-    if fit := result.get("fit"):
-        print(
-            f"step = {fit['slope']:.4f} s a second of sound + {fit['intercept']:.4f} s, R2 {fit['r2']:.4f}: "
-            + ", ".join(f"{x:.1f} s {y:.3f}" for x, y in fit["points"])
-        )
+
+
+def show_fit(fit: dict[str, Any]) -> None:
+    """The line and what it is drawn through."""
+    print(
+        f"step = {fit['slope']:.4f} s a second of sound + {fit['intercept']:.4f} s, R2 {fit['r2']:.4f}: "
+        + ", ".join(f"{x:.1f} s {y:.3f}" for x, y in fit["points"])
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 5.0, 10.0, 30.0])
+    parser.add_argument("--seconds", type=float, nargs="*", default=[1.0, 5.0, 10.0, 30.0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fit", type=float, nargs="*", default=[1.0, 2.0, 5.0, 10.0, 20.0, 30.0])
     asked = parser.parse_args(arguments)
     device, shape = default_device(), SHAPES[asked.shape]
     bases = Bases.of(shape, device)
-    literal = new_literal(bases, shape)
     peak = matmul_peak(device, bases.llm.dtype)
-    literal.step(Given.of(shape, drawn_batches(shape, 5.0, asked.batch, 1)[0]))  # a first step is slower
     result = {
         **about("train_step", device),
         "shape": shape.name,
         "batch": asked.batch,
         "matmul_peak": peak,
         "proportions": proportions(shape, 5.0),
-        "lengths": [
-            compared(bases, shape, length, asked.batch, asked.rounds, literal, peak)
-            for length in asked.seconds
-        ],
+        "lengths": [],
     }
+    print(f"{shape.name}: {result['machine']}; matmul {peak / 1e9:,.0f} GFLOP/s")
+    show_proportions(result["proportions"])
+    print("{:>4} {:10}{:>9}{:>7}{:>12}{:>9}{:>6}{:>9}{:>9}".format(*_HEAD), flush=True)
+    if asked.seconds:
+        literal = new_literal(bases, shape)
+        literal.step(Given.of(shape, drawn_batches(shape, 5.0, asked.batch, 1)[0]))  # a first step is slower
+        for length in asked.seconds:
+            row = compared(bases, shape, length, asked.batch, asked.rounds, literal, peak)
+            result["lengths"].append(row)
+            show_length(row)
+        del literal
     if len(asked.fit) > 1:
         result["fit"] = fitted(bases, shape, asked.fit, asked.batch, asked.rounds)
-    shown(result)
+        show_fit(result["fit"])
     print(json.dumps(result))
     return result
 
