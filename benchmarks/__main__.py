@@ -138,7 +138,9 @@ def main() -> int:
     print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes\n\n" + "\n".join(lines))
     for name, reason in failed.items():
         print(f"{name} FAILED: {reason}")
-    print(f"{len(missed)} of what is wanted was not reached" if missed else "all that is wanted was reached")
+    print(
+        f"{len(missed)} of what is wanted not reached; {len(failed)} of {len(failed) + len(results)} failed"
+    )
     summary = [{"what": row.what, "found": row.found, "reached": row.is_reached} for row in missed]
     print(json.dumps({"benchmark": "all", "missed": summary, "failed": failed}))
     return 1 if failed else 0

@@ -301,7 +301,7 @@ CHOICES: dict[str, Change] = {
 
 def first_token(shape: str, limit_s: float) -> dict[str, Any]:
     """Its last line, as it runs by itself."""
-    command = [sys.executable, str(HERE / "first_token.py"), "--shape", shape]
+    command = [sys.executable, str(HERE / "first_token.py"), "--shape", shape, "--no-pocket"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     if done.returncode:
         raise RuntimeError(f"it ended with {done.returncode}: {done.stderr.strip()[-400:]}")
