@@ -49,7 +49,7 @@ def distillation_terms(
         wanted=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
         candidates=ear.embed(candidates),
     )
-    audio = (connector or ear.connector)(batch.features, transcripts)
+    audio = (ear.connector if connector is None else connector)(batch.features, transcripts)
     terms: Terms = {}
     aligned = ear.connector.aligned
     if settings.align_weight:
