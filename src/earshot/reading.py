@@ -12,6 +12,7 @@ not is read plainly.
 """
 
 import contextlib
+import heapq
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,8 @@ from transformers.cache_utils import DynamicLayer
 from earshot.bases import SAME_READING, embed, layers_of
 
 ROW = 64
-"""Positions that texts are put together up to: few enough that attention among them costs next to nothing."""
+"""Positions to a row that texts are put together to, or half as many more: few enough that attention among them costs
+next to nothing."""
 PICKED_SHARE = 0.5
 """If more of the positions are wanted, the last layer computes all of them: keys and values are the more work to it."""
 _UNLIKE = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
@@ -114,6 +116,14 @@ class _Layout:
     def shape(self) -> tuple[int, int]:
         """R, L."""
         return self.index.shape[0], self.index.shape[1]
+
+
+@dataclass(frozen=True)
+class _SharedOut:
+    """Texts by row, and how long the longest row is."""
+
+    texts: list[list[int]]
+    length: int
 
 
 class Reader:
@@ -233,19 +243,9 @@ class Reader:
 
 
 def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row: int) -> _Layout:
-    """Texts put together into rows of up to so many positions, or as many as the longest has; longest first."""
-    longest = max(max(map(len, texts)), row if len(texts) > 1 else 0)
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        at = next((at for at, left in enumerate(free) if left >= len(texts[number])), len(rows))
-        if at == len(rows) or not row:
-            at = len(rows)
-            rows.append([])
-            free.append(longest)
-        rows[at].append(number)
-        free[at] -= len(texts[number])
-    length = longest - min(free)
+    """Texts put together into rows of about so many positions, one behind the other; 0 for one to a row."""
+    rows = _shared_out([len(text) for text in texts], row)
+    length = max(sum(len(texts[number]) for number in numbers) for numbers in rows)
     index, place = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
     text = np.full((len(rows), length), -1)
     most = max(sum(n_last[number] for number in row) for row in rows)
@@ -262,6 +262,28 @@ def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row
             found[number, -n:] = at * most + np.arange(n_wanted, n_wanted + n)
             start, n_wanted = end, n_wanted + n
     return _Layout(index=index, place=place, text=text, wanted=wanted, found=found)
+
+
+def _shared_out(lengths: Sequence[int], row: int) -> list[list[int]]:
+    """Which texts stand in which row, so that rows are about as long as each other and little is padding."""
+    if not row:
+        return [[number] for number in range(len(lengths))]
+    longest, total = max(lengths), sum(lengths)
+    most_long = max(longest, 3 * row // 2)
+    fewest, most = -(-total // most_long), max(1, -(-2 * total // row))
+    tried = [_evenly(lengths, n_rows) for n_rows in range(fewest, min(len(lengths), most) + 1)]
+    return min(tried, key=lambda rows: (rows.length > most_long, len(rows.texts) * rows.length)).texts
+
+
+def _evenly(lengths: Sequence[int], n_rows: int) -> _SharedOut:
+    """The longest text first, each into the row that is shortest so far."""
+    rows: list[list[int]] = [[] for _ in range(n_rows)]
+    shortest = [(0, at) for at in range(n_rows)]
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        size, at = heapq.heappop(shortest)
+        rows[at].append(number)
+        heapq.heappush(shortest, (size + lengths[number], at))
+    return _SharedOut(rows, max(size for size, _ in shortest))
 
 
 @contextlib.contextmanager
