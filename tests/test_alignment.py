@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from earshot.alignment import Alignment, align, likeliest_count, naming_logits
+from earshot.alignment import Alignment, align, likeliest_tokens, naming_logits
 
 EXAMPLES = settings(max_examples=30)
 clips = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=3)
@@ -140,12 +140,16 @@ def test_half_precision_is_summed_in_full() -> None:
 @given(pairs=clips, seed=st.integers(0, 9))
 def test_the_likeliest_count_has_the_largest_sum_over_paths(pairs: list[tuple[int, int]], seed: int) -> None:
     spoken, pause, most, mask = scores(pairs, seed)
-    counts = likeliest_count(spoken[..., 0], pause, most, mask)
+    spotted = likeliest_tokens(spoken[..., 0], pause, most, mask)
+    counts = spotted.n_tokens
     for row, (n_positions, n_most) in enumerate(pairs):
         any_token = spoken[row, :, :1].expand(-1, n_most)
         found = [written_out(any_token, pause[row], n_positions, n) for n in range(1, n_most + 1)]
         totals = torch.stack([torch.tensor(-torch.inf) if one is None else one[0] for one in found])
         assert counts[row] == totals.argmax() + 1
+    # Where they are spoken is what aligning so many tokens gives, each as likely as the next.
+    alike = spoken[..., :1].expand(-1, -1, int(counts.max()))
+    torch.testing.assert_close(spotted.posterior, align(alike, pause, counts, mask).posterior)
 
 
 def test_the_nearest_candidate_is_the_likeliest() -> None:

@@ -86,29 +86,45 @@ class _Chain(torch.autograd.Function):
         links = _links(log_spoken, log_pause)  # (B, S, 2T + 1)
         # Backward is forward through the chain and the clip from their ends: both in one loop.
         from_end = _reversed(_reversed(links, n_positions, 1), n_links, 2)
-        sums = _prefix_sums(torch.cat([links, from_end]))
-        forward, backward = sums.chunk(2)
-        backward = _reversed(_reversed(backward, n_positions, 1), n_links, 2)
-        rows = torch.arange(len(links), device=links.device)
-        last = forward[rows, n_positions - 1]  # (B, 2T + 1)
-        total = torch.logaddexp(last[rows, n_links - 1], last[rows, n_links - 2])  # (B)
-        fits = total.isfinite()
-        link = torch.arange(links.shape[2], device=links.device)
-        counts = mask[..., None] & (link < n_links[:, None])[:, None] & fits[:, None, None]
-        shares = (forward + backward - links - total[:, None, None]).exp()
-        shares = torch.where(counts, shares, 0.0)
-        even = _even_shares(n_text, n_positions, *log_spoken.shape[1:]).to(shares)
-        posterior = torch.where(fits[:, None, None], shares[..., 1::2], even)
-        posterior = posterior.transpose(1, 2)  # (B, S, T) -> (B, T, S)
+        forward, from_end = _prefix_sums(torch.cat([links, from_end])).chunk(2)
+        total, shares, posterior = _shares(links, forward, from_end, n_text, mask)
         ctx.save_for_backward(shares)
         ctx.mark_non_differentiable(posterior)
-        return total.where(fits, 0.0), posterior
+        return total, posterior
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (shares,) = ctx.saved_tensors
         weighted = shares * gradients[0][:, None, None]
         return weighted[..., 1::2], weighted[..., ::2].sum(2), None, None
+
+
+def _shares(
+    links: Float[Tensor, "B S C"],
+    forward: Float[Tensor, "B S C"],
+    from_end: Float[Tensor, "B S C"],
+    n_text: Int[Tensor, " B"],
+    mask: Bool[Tensor, "B S"],
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B S C"], Float[Tensor, "B T S"]]:
+    """Log-likelihood, how much each position belongs to each link, and the posterior of tokens.
+
+    Args:
+        forward: sums from the first position and link on
+        from_end: the same for what is reversed in both
+    """
+    n_links, n_positions = 2 * n_text + 1, mask.sum(1)
+    backward = _reversed(_reversed(from_end, n_positions, 1), n_links, 2)
+    rows = torch.arange(len(links), device=links.device)
+    last = forward[rows, n_positions - 1]  # (B, 2T + 1)
+    total = torch.logaddexp(last[rows, n_links - 1], last[rows, n_links - 2])  # (B)
+    fits = total.isfinite()
+    link = torch.arange(links.shape[2], device=links.device)
+    counts = mask[..., None] & (link < n_links[:, None])[:, None] & fits[:, None, None]
+    shares = (forward + backward - links - total[:, None, None]).exp()
+    shares = torch.where(counts, shares, 0.0)
+    even = _even_shares(n_text, n_positions, links.shape[1], links.shape[2] // 2).to(shares)
+    posterior = torch.where(fits[:, None, None], shares[..., 1::2], even)
+    return total.where(fits, 0.0), shares, posterior.transpose(1, 2)  # (B, S, T) -> (B, T, S)
 
 
 def _links(log_spoken: Float[Tensor, "B S T"], log_pause: Float[Tensor, "B S"]) -> Float[Tensor, "B S C"]:
@@ -119,16 +135,22 @@ def _links(log_spoken: Float[Tensor, "B S T"], log_pause: Float[Tensor, "B S"]) 
 
 
 def _prefix_sums(links: Float[Tensor, "B S C"]) -> Float[Tensor, "B S C"]:
-    """Log-probability of all ways to be at a link at a position, having begun at the first or the second."""
-    sums = torch.empty_like(links)
-    reached = torch.full_like(links[:, 0], -torch.inf)
-    reached[:, :2] = links[:, 0, :2]
-    sums[:, 0] = reached
-    for position in range(1, links.shape[1]):
-        before = functional.pad(reached[:, :-1], (1, 0), value=-torch.inf)
-        reached = torch.logaddexp(reached, before) + links[:, position]
-        sums[:, position] = reached
-    return sums
+    """Log-probability of all ways to be at a link at a position, having begun at the first or the second.
+
+    Written in place: on a GPU the loop takes as long as its kernels take to be started, two for each position.
+    """
+    steps = links.transpose(0, 1)  # (B, S, C) -> (S, B, C)
+    n_positions, n_clips, n_links = steps.shape
+    sums = steps.new_full(
+        (n_positions, n_clips, 1 + n_links), -torch.inf
+    )  # nothing comes before the first link
+    at, before = sums[..., 1:], sums[..., :-1]
+    at[0, :, :2] = steps[0, :, :2]
+    for reached, stays, moves, link in zip(
+        at[1:].unbind(), at[:-1].unbind(), before[:-1].unbind(), steps[1:].unbind(), strict=True
+    ):
+        torch.logaddexp(stays, moves, out=reached).add_(link)
+    return at.transpose(0, 1)  # (S, B, C) -> (B, S, C)
 
 
 def _reversed(
@@ -148,13 +170,23 @@ def _even_shares(n_text: Int[Tensor, " B"], n_positions: Int[Tensor, " B"], size
     return functional.one_hot(token.clamp(max=width - 1), width) * is_inside[..., None]
 
 
-def likeliest_count(
+@dataclass(frozen=True)
+class Spotted:
+    """The tokens that are most likely spoken, whichever they are."""
+
+    n_tokens: Int[Tensor, " B"]
+    posterior: Float[Tensor, "B T S"]
+    """Probability that a token is spoken at a position, as wide as the most tokens of a clip."""
+
+
+@torch.no_grad()
+def likeliest_tokens(
     log_spoken: Float[Tensor, "B S"],
     log_pause: Float[Tensor, "B S"],
     most: Int[Tensor, " B"],
     mask: Bool[Tensor, "B S"],
-) -> Int[Tensor, " B"]:
-    """How many tokens each clip most likely speaks, whichever they are, over all ways to lay them into it.
+) -> Spotted:
+    """How many tokens each clip most likely speaks, over all ways to lay them into it, and where.
 
     Args:
         log_spoken: log-probability that a position speaks a token
@@ -162,13 +194,18 @@ def likeliest_count(
         most: no more than so many; at least one
         mask: true where a position belongs to the clip, from its first on
     """
-    n_most = int(most.max())
-    # Chains of any length begin alike: the sums of the longest one hold all shorter ones.
+    n_most, n_positions = int(most.max()), mask.sum(1)
+    # Chains of any length begin alike and, of tokens that are all the same, end alike: the sums of the longest one
+    # hold those of all shorter ones from either end, and one loop finds both the number and the places.
     links = _links(precise(log_spoken)[..., None].expand(-1, -1, n_most), precise(log_pause))
-    last = _prefix_sums(links)[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]  # (B, 2C + 1)
+    forward, from_end = _prefix_sums(torch.cat([links, _reversed(links, n_positions, 1)])).chunk(2)
+    last = forward[torch.arange(len(mask), device=mask.device), n_positions - 1]  # (B, 2C + 1)
     totals = torch.logaddexp(last[:, 1::2], last[:, 2::2])  # (B, C): for 1, 2, ..., C tokens
     count = torch.arange(1, n_most + 1, device=most.device)
-    return totals.masked_fill(count > most[:, None], -torch.inf).argmax(1) + 1
+    n_tokens = totals.masked_fill(count > most[:, None], -torch.inf).argmax(1) + 1
+    width = 2 * int(n_tokens.max()) + 1
+    own = (each[..., :width] for each in (links, forward, from_end))
+    return Spotted(n_tokens, _shares(*own, n_tokens, mask)[2])
 
 
 def precise(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

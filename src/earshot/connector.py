@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoderLayer
 
-from earshot.alignment import Transcripts, align, likeliest_count, naming_logits, precise
+from earshot.alignment import Transcripts, align, likeliest_tokens, naming_logits, precise
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features
 from earshot.errors import ConfigError
@@ -107,23 +107,25 @@ class Spotter(nn.Module):
         around = self.around(states, mask, attended)
         logits = precise(self.is_spoken(around)[..., 0])
         log_spoken, log_pause = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        log_likelihood = None
         if transcripts is None:
-            n_tokens = likeliest_count(log_spoken, log_pause, most, mask)
-            links = log_spoken[..., None].expand(-1, -1, int(n_tokens.max()))
+            spotted = likeliest_tokens(log_spoken, log_pause, most, mask)
+            n_tokens, posterior = spotted.n_tokens, spotted.posterior
         else:
             n_tokens = transcripts.n_tokens
             names = naming_logits(self.token(around), transcripts.candidates).log_softmax(-1)  # (B, S, C)
             wanted = transcripts.wanted[:, None].expand(-1, names.shape[1], -1)
             links = log_spoken[..., None] + names.gather(2, wanted)  # (B, S, T)
-        found = align(links, log_pause, n_tokens, mask)
-        shares = found.posterior / found.posterior.sum(2, keepdim=True).clamp(min=1e-6)
+            found = align(links, log_pause, n_tokens, mask)
+            log_likelihood, posterior = found.log_likelihood, found.posterior
+        shares = posterior / posterior.sum(2, keepdim=True).clamp(min=1e-6)
         anchors = shares.to(around.dtype) @ around
         before = functional.pad(anchors[:, :-1], (0, 0, 1, 0))
         return Anchors(
             shares=shares,
             queries=self.to_query(torch.cat([before, anchors], dim=2)),
             n_tokens=n_tokens,
-            log_likelihood=None if transcripts is None else found.log_likelihood,
+            log_likelihood=log_likelihood,
         )
 
 
