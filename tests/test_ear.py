@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from earshot.alignment import Transcripts
 from earshot.audio import AudioSource, split_at_quiet
-from earshot.config import PromptSettings
+from earshot.config import BaseSettings, PromptSettings
 from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
 from earshot.model import Ear, EarSettings
 
@@ -201,19 +201,68 @@ def test_the_window_itself_is_heard_in_one_piece_and_a_sample_more_in_two(left: 
         left.features([longer])
 
 
+def padded_lengths(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The samples of the sounds that are heard together, batch by batch, from now on."""
+    batches: list[list[int]] = []
+    features = ear.features
+    monkeypatch.setattr(
+        ear, "features", lambda given: batches.append([len(one) for one in given]) or features(given)
+    )
+    return batches
+
+
 def test_more_windows_than_are_encoded_at_once_keep_their_order(
     left: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sounds: list[AudioSource] = [tone(1.0), long_sound(), tone(0.5)]
     together, written = left.hear(sounds), left.transcribe(sounds)
-    sizes: list[int] = []
-    features = left.features
     monkeypatch.setattr("earshot.model._WINDOWS_AT_ONCE", 2)
-    monkeypatch.setattr(left, "features", lambda given: sizes.append(len(given)) or features(given))
+    batches = padded_lengths(left, monkeypatch)
     for apart, tokens in zip(left.hear(sounds), together, strict=True):
         torch.testing.assert_close(apart, tokens)
-    assert sizes == [2, 2, 2, 1]
+    assert sum(map(len, batches)) == 7
+    assert len(batches) > 2
+    assert all(len(batch) * max(batch) <= 2 * left.whisper.window_samples for batch in batches)
     assert left.transcribe(sounds) == written
+
+
+def test_a_short_sound_is_not_padded_to_a_long_one(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds = [tone(length) for length in (0.3, 6.0, 2.0, 0.5, 5.5, 1.1, 0.05, 3.1, 2.2)]
+    alone = [ear.hear(sound) for sound in sounds]
+    batches = padded_lengths(ear, monkeypatch)
+    for tokens, own in zip(ear.hear([*sounds]), alone, strict=True):
+        torch.testing.assert_close(tokens, own)
+    assert sorted(n for batch in batches for n in batch) == sorted(len(sound) for sound in sounds)
+    assert 1 < len(batches) < 5
+    for batch in batches:
+        assert max(batch) <= 1.5 * min(batch) + RATE
+
+
+def test_what_is_heard_in_the_whole_window_is_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BaseSettings(encoder="tiny/whisper", llm="tiny/llm", encoder_window="full")
+    ear = tiny_ear("right", base=base)
+    batches = padded_lengths(ear, monkeypatch)
+    ear.hear([tone(0.1), tone(6.0), tone(1.0)])
+    assert [len(batch) for batch in batches] == [3]
+
+
+@pytest.mark.parametrize("form", ["left", "anchored"])
+def test_a_question_costs_what_its_seconds_do(form: str) -> None:
+    """Encoder frames and positions of the LLM are counted, as they pass."""
+    ear = tiny_ear(form)
+    frames, positions = [], []
+    encoder, llm = ear.whisper.model.model.encoder, ear.llm
+    encoder.layer_norm.register_forward_hook(lambda module, given, out: frames.append(out.shape[1]))
+    llm.register_forward_pre_hook(
+        lambda module, given, named: positions.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    lengths = (1.0, 2.0, 4.0)
+    for length in lengths:
+        ear.chat(said(tone(length)), max_new_tokens=1)
+    n_around = sum(len(part) for part in ear.template.frame)
+    for length, n_frames, n_positions in zip(lengths, frames, positions, strict=True):
+        assert n_frames == pytest.approx(50 * length, abs=3)
+        assert 1 <= n_positions - n_around <= 6 * length + 2
 
 
 def test_a_window_of_digital_silence_in_a_long_sound_gives_nothing(left: Ear) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from earshot import generate
-from earshot.audio import SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
+from earshot.audio import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
 from earshot.bases import (
     Whisper,
     embed,
@@ -41,7 +41,9 @@ Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
 _Out = TypeVar("_Out")
 _WINDOWS_AT_ONCE = 16
-"""Windows that are encoded together: an hour of sound must not need an hour's memory."""
+"""Full windows whose worth of sound is encoded together: an hour of sound must not need an hour's memory."""
+_LIKE_LENGTH, _LIKE_SAMPLES = 1.5, SAMPLE_RATE
+"""Sounds that are heard together are padded to at most so many times their length, and so many samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,9 @@ class Ear:
         return heard if isinstance(source, list) else heard[0]
 
     def _hear(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
-        return [torch.cat(tokens) for tokens in self._in_windows(sounds, self._hear_windows)]
+        is_full = self.settings.base.encoder_window == "full"
+        heard = self._in_windows(sounds, self._hear_windows, is_full=is_full)
+        return [torch.cat(tokens) for tokens in heard]
 
     def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
@@ -157,14 +161,27 @@ class Ear:
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
 
     def _in_windows(
-        self, sounds: Sequence[np.ndarray], call: Callable[[Sequence[np.ndarray]], list[_Out]]
+        self,
+        sounds: Sequence[np.ndarray],
+        call: Callable[[Sequence[np.ndarray]], list[_Out]],
+        *,
+        is_full: bool,
     ) -> list[list[_Out]]:
-        """What `call` makes of the windows of each sound, a bounded number of them at a time."""
+        """What `call` makes of the windows of each sound, a bounded number of them at a time, long with long.
+
+        Args:
+            is_full: whether `call` gives each of them the encoder's whole window
+        """
         windows = [self._windows(sound) for sound in sounds]
         row = [window for pieces in windows for window in pieces]
-        batches = (row[first : first + _WINDOWS_AT_ONCE] for first in range(0, len(row), _WINDOWS_AT_ONCE))
-        made = (thing for batch in batches for thing in call(batch))
-        return [list(islice(made, len(pieces))) for pieces in windows]
+        whole = self.whisper.window_samples
+        made: dict[int, _Out] = {}
+        for batch in _of_like_length(
+            [whole if is_full else len(window) for window in row], _WINDOWS_AT_ONCE * whole
+        ):
+            made |= zip(batch, call([row[number] for number in batch]), strict=True)
+        in_order = (made[number] for number in range(len(row)))
+        return [list(islice(in_order, len(pieces))) for pieces in windows]
 
     def _windows(self, sound: np.ndarray) -> list[np.ndarray]:
         """The pieces in which a sound is heard; one of nothing but zeros would be made words of, and is left out."""
@@ -239,7 +256,8 @@ class Ear:
 
         Long sound is cut as `hear` cuts it, so that both are measured on equal terms.
         """
-        texts = self._in_windows([load_audio(source) for source in sources], self._transcribe_windows)
+        sounds = [load_audio(source) for source in sources]
+        texts = self._in_windows(sounds, self._transcribe_windows, is_full=True)
         return [" ".join(filter(None, pieces)) for pieces in texts]
 
     def _transcribe_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
@@ -300,6 +318,25 @@ class Ear:
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
         return next_token_logits(self.llm, states)
+
+
+def _of_like_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of sounds in batches, longest first, so that none is padded to one that is much longer.
+
+    Args:
+        most: samples of a batch, padding included, unless a single sound has more
+    """
+    batch: list[int] = []
+    longest = 0
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        is_like = longest <= _LIKE_LENGTH * lengths[number] + _LIKE_SAMPLES
+        if batch and not (is_like and (len(batch) + 1) * longest <= most):
+            yield batch
+            batch = []
+        longest = longest if batch else lengths[number]
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def check_vocabulary(
