@@ -37,6 +37,7 @@ from shapes import (
 from earshot import reading
 from earshot.bases import default_device
 from earshot.config import ObjectiveSettings, Recipe
+from earshot.training.run import Share
 from earshot.training.step import optimise
 from earshot.training.teacher import Teacher
 
@@ -118,7 +119,7 @@ def step_of(
 
     def step() -> None:
         with rung.reading():
-            optimise(run, 0, [portion])
+            optimise(run, 0, Share([portion], {}))
 
     costs = planned(shape, recipe, plainly=not rung.shares)
     if not rung.picks:

@@ -84,11 +84,11 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
 
     def clips_per_s() -> float:
         """From the first batch that arrives on: a run starts its workers once."""
-        batches = prepared(examples.portion, [sampler[step] for step in range(n_batches)], examples.n_workers)
+        batches = prepared(examples.made, [sampler[step] for step in range(n_batches)], examples.n_workers)
         next(batches)
         started, n = time.perf_counter(), 0
-        for portion in batches:
-            n += len(portion)
+        for made in batches:
+            n += len(made.n_text)
         return n / (time.perf_counter() - started)
 
     return clips_per_s
@@ -97,7 +97,7 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
 def learning(run: Run, n_steps: int) -> Callable[[], float]:
     """The second stage of the recipe, all terms; batches of every length."""
     first = run.recipe.train.n_steps - 1
-    ready = cycle([[run.examples.portion(draws) for draws in run.parts(step)] for step in range(8)])
+    ready = cycle([run.share([run.examples.made(piece) for piece in run.pieces(step)]) for step in range(8)])
 
     def clips_per_s() -> float:
         started = time.perf_counter()

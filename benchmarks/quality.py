@@ -61,7 +61,9 @@ def measured(arm: str, seed: int, n_steps: int, out: Path) -> dict[str, float]:
         if not (Path(recipe.out) / checkpoint.RUN_EAR).is_dir():
             train(recipe)
         trained_s = time.perf_counter() - started
-        report = evaluate(checkpoint.load(Path(recipe.out)), load_suite("pocket"), name="pocket", batch_size=64)
+        report = evaluate(
+            checkpoint.load(Path(recipe.out)), load_suite("pocket"), name="pocket", batch_size=64
+        )
         table = report.overall
         found = {
             "ear": table.ear.accuracy,

@@ -8,7 +8,7 @@
 2. A run that goes on with 2, 4 and 1 processes learns the same clips in the same order as with one process. Its losses
    are the same but for the order of sums: computed in float64 to many digits in every step; in float32 to seven in the
    first step, from where AdamW, which makes steps of equal size from gradients of any, carries roundings on. How far it
-   carries them shows in a run of one process that takes each batch in two parts.
+   carries them shows in a run of one process that takes each batch clip by clip.
 
 Prints what it saw and, last, one line of JSON; exit code 1 if any of it does not hold.
 """
@@ -175,9 +175,9 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
         ear.connector.to(getattr(torch, dtype))
         return ear
 
-    def watched(run: Any, step: int, portions: Any) -> Any:
-        taken = optimise(run, step, portions)
-        rows = [(draw.row, draw.epoch) for part in run.parts(step) for draw in part]
+    def watched(run: Any, step: int, share: Any) -> Any:
+        taken = optimise(run, step, share)
+        rows = [(draw.row, draw.epoch) for piece in run.pieces(step) for draw in piece]
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "loss": float(taken.terms["loss"])}) + "\n")
         if step + 1 == until:
@@ -186,7 +186,7 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
 
     Ear.new, loop.optimise = new_ear, watched
     bases.frozen_dtype = lambda device: getattr(torch, dtype)
-    bases._SAME_READING[getattr(torch, dtype)] = 1e-3
+    bases.SAME_READING[getattr(torch, dtype)] = 1e-3
     with contextlib.suppress(Stopped):
         train(load_recipe(recipe_file))
 
@@ -217,7 +217,7 @@ def furthest(first: list[Step], second: list[Step]) -> float:
 
 
 def elastic(folder: Path) -> dict[str, object]:
-    """The same steps with one process, with 2, 4 and 1 in turn, and with one process in two parts."""
+    """The same steps with one process, with 2, 4 and 1 in turn, and with one process clip by clip."""
     n_steps, result = 24, {}
     for dtype in ("float64", "float32"):
         recipes = {
@@ -225,7 +225,7 @@ def elastic(folder: Path) -> dict[str, object]:
             for name in ("alone", "changing", "parts")
         }
         with recipes["parts"].open("a") as file:
-            file.write("n_accumulated = 2\n")
+            file.write("part_gb = 1e-9\n")
         run(watched(recipes["alone"], 1, n_steps, dtype))
         run(watched(recipes["parts"], 1, n_steps, dtype))
         for n_processes, until in ((2, 9), (4, 17), (1, n_steps)):

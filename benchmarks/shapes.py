@@ -34,7 +34,7 @@ from earshot.data.sampler import BatchSampler
 from earshot.data.speech import Speech
 from earshot.encoder import FRAMES_PER_POSITION, n_frames_for
 from earshot.model import Ear, EarSettings
-from earshot.plan import CostModel, cost_model
+from earshot.plan import CostModel, PartMemory, cost_model, shapes_of
 from earshot.plan.shapes import Shapes
 from earshot.training.cache import StateCache, Value, finish, plan_filling
 from earshot.training.distributed import Ranks
@@ -228,7 +228,7 @@ def _clip(shape: Shape, length_s: float, n_tokens: int) -> Clip:
 
 def portion_of(clips: Sequence[Clip]) -> Portion:
     """Clips as a step is given them."""
-    return new_portion(clips, {})
+    return new_portion(clips)
 
 
 def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel:
@@ -298,6 +298,8 @@ class _NoRows(Rows):
 def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Run:
     """A run as `earshot.training.run.prepare` makes it of files, with nothing read from any."""
     ear = bases.ear(recipe.connector)
+    shapes = shapes_of(ear)
+    costs = cost_model(recipe, shapes)
     speech = Speech([(_NoRows(), None)])
     return Run(
         recipe=recipe,
@@ -308,7 +310,8 @@ def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Ru
         optimizer=new_optimizer(ear.connector, recipe.train),
         sampler=new_sampler(speech, recipe),
         ranks=Ranks(),
-        costs=cost_model(recipe, ear),
+        costs=costs,
+        memory=PartMemory.of(shapes, costs),
         peak_flops=None,
         bases={},
     )

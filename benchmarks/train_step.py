@@ -54,7 +54,7 @@ from earshot.bases import default_device
 from earshot.encoder import POSITIONS_PER_SECOND
 from earshot.training import distil
 from earshot.training.examples import Clip, Portion
-from earshot.training.run import Run
+from earshot.training.run import Run, Share
 from earshot.training.step import optimise
 from earshot.training.teacher import Teacher
 
@@ -80,7 +80,7 @@ class Ours:
 
     def step(self, number: int) -> None:
         """One optimizer step."""
-        optimise(self.run, 0, [self.portions[number]])
+        optimise(self.run, 0, Share([self.portions[number]], {}))
 
     def sweep(self) -> None:
         """A step with each batch."""

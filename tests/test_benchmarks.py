@@ -62,7 +62,7 @@ def test_the_baseline_is_the_published_method(toy: Any, bases: Any) -> None:
     ear = bases.ear(ConnectorSettings(form="right", n_queries=toy.n_slots))
     ear.connector.load_state_dict(step.connector.state_dict())
     mels = script("shapes").full_window(toy, clips)
-    whole = new_portion([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)], {})
+    whole = new_portion([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
     assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_positions] * 3
     published = ObjectiveSettings()
     terms = distillation_terms(ear, new_batch(ear, whole), published, leads=False)

@@ -113,8 +113,8 @@ def test_a_whole_number_is_a_number() -> None:
         ("[train]\nbetas = [0.9, 1.0]", "train.betas is (0.9, 1.0), expected two numbers"),
         ("[train]\nseed = -1", "train.seed is -1, expected a whole number from 0"),
         (
-            "[train]\nbatch_size = 4\nn_accumulated = 8",
-            "train.n_accumulated is 8, expected at most train.batch_size",
+            "[train]\npart_gb = 0.0",
+            "train.part_gb is 0.0, expected a positive number",
         ),
         ("[data]\nn_clips = 0", "data.n_clips is 0, expected at least 1"),
         ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected a whole number"),

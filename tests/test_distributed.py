@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_training import Stopper, base, changed, one_thread, recipe, speech, train_step, weights
+from test_training import ONE_CLIP_GB, Stopper, base, changed, one_thread, recipe, speech, train_step, weights
 from torch.testing import assert_close
 
 from earshot.config import Recipe
@@ -82,7 +82,7 @@ def plain(recipe: Recipe) -> Recipe:
         data={"feature_cache": None},
         connector={"form": "anchored"},
         objective={"lead_share": 0.0, "name_weight": 1.0, "kl_weight": 0.1},
-        train={"n_steps": 4, "n_accumulated": 2},
+        train={"n_steps": 4, "part_gb": ONE_CLIP_GB},
     )
 
 
@@ -104,7 +104,7 @@ def test_ranks_learn_from_a_batch_what_one_process_learns(plain: Recipe, tmp_pat
 
 
 def test_more_ranks_than_clips_and_parts(plain: Recipe, tmp_path: Path) -> None:
-    few = changed(plain, train={"batch_size": 3, "n_accumulated": 3})
+    few = changed(plain, train={"batch_size": 3})
     alone = first_losses(few)
     for found in on_ranks(4, tmp_path, lambda: first_losses(few)):
         assert_close(found, alone, rtol=LOSS_RTOL, atol=0.0)
@@ -136,13 +136,13 @@ def test_a_run_goes_on_with_any_number_of_ranks_at_the_very_next_sample(
     log.mkdir()
     optimise, count = loop.optimise, itertools.count()
 
-    def watched(run: Any, step: int, portions: Any) -> Any:
-        rows = [f"{step} {draw.row} {draw.epoch}\n" for part in run.parts(step) for draw in part]
+    def watched(run: Any, step: int, share: Any) -> Any:
+        rows = [f"{step} {draw.row} {draw.epoch}\n" for piece in run.pieces(step) for draw in piece]
         with (log / f"{Path(run.recipe.out).name}-{run.ranks.rank}-{os.getpid()}-{next(count)}").open(
             "w"
         ) as file:
             file.writelines(rows)
-        return optimise(run, step, portions)
+        return optimise(run, step, share)
 
     monkeypatch.setattr(loop, "optimise", watched)
     whole = loop.train(replace(longer, out=str(tmp_path / "whole")))
@@ -187,7 +187,7 @@ def test_ranks_without_clips_wait_for_no_encoder_where_features_are_kept(
     few = changed(
         plain,
         data={"feature_cache": str(tmp_path / "features")},
-        train={"batch_size": 3, "n_accumulated": 1},
+        train={"batch_size": 3, "part_gb": None},
     )
     alone = first_losses(few)
     shared = changed(few, train={"frozen": "sharded"})

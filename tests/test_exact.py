@@ -62,7 +62,7 @@ def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
     teacher = Teacher(ear, objective)
     return distillation_terms(
-        ear, new_batch(ear, new_portion(clips, {})), objective, leads=False, teacher=teacher
+        ear, new_batch(ear, new_portion(clips)), objective, leads=False, teacher=teacher
     )
 
 

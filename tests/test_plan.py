@@ -33,7 +33,7 @@ from earshot.encoder import encode, n_frames_for
 from earshot.errors import CheckpointError, ConfigError
 from earshot.model import Ear
 from earshot.objectives import alignment_distance, end_loss, forward_kl, naming_loss
-from earshot.plan import Assumptions, CostModel, cost_model, estimate, peak_flops
+from earshot.plan import ROOM, Assumptions, CostModel, cost_model, estimate, peak_flops
 from earshot.tables import to_toml
 
 FORMS = ("left", "anchored", "right", "stack")
@@ -223,8 +223,9 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         audio, in_connector = kept_bytes(lambda f=features, t=transcripts: ear.connector(f, t), ear.connector)
         middle = audio.tokens.detach().requires_grad_()
         assert ear.reader.picks
+        n_heard = audio.n_tokens.tolist()
         _, in_llm = kept_bytes(
-            lambda m=middle, n=audio.n_tokens.tolist(): ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
+            lambda m=middle, n=n_heard: ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
         )
         slots = costs.n_slots(n_positions, n_tokens)
         kept = costs.connector.kept
@@ -308,19 +309,21 @@ def test_long_examples_are_read_in_the_step_although_there_is_a_cache(recipe: Re
     assert found.run["teacher"] == pytest.approx(1_000 * single.clip["teacher"] + 3_200 * long, rel=1e-9)
 
 
-def test_more_parts_need_less_memory_and_the_fewest_that_fit_are_found(recipe: Recipe) -> None:
-    large = changed(recipe, train={"batch_size": 400_000})
-    for on in estimate(large, Assumptions(clip_s=5.0)).gpus[::7]:
-        assert not on.fits
-        assert on.n_parts is not None
-        assert on.n_parts > 1
-        fitting = changed(large, train={"n_accumulated": on.n_parts})
-        too_few = changed(large, train={"n_accumulated": on.n_parts // 2})
-        fits = {
-            parts: next(each.fits for each in estimate(each_recipe).gpus if each.gpu == on.gpu)
-            for parts, each_recipe in (("found", fitting), ("fewer", too_few))
-        }
-        assert fits == {"found": True, "fewer": False}
+def test_a_part_has_as_many_clips_as_find_room(recipe: Recipe) -> None:
+    large = changed(recipe, train={"batch_size": 10_000_000})
+    found = estimate(large, Assumptions(clip_s=2.0, longest_s=5.0))
+    of_a_clip = {"kept by the connector", "kept by the LLM", "encoder features", "in passing"}
+    assert of_a_clip < set(found.memory)
+    clip = sum(found.memory[name] for name in of_a_clip)
+    for on in found.gpus:
+        left = ROOM * on.memory_bytes - (sum(found.memory.values()) - clip)
+        assert on.n_longest == pytest.approx(
+            left / clip, rel=0.15
+        )  # texts share rows, the prefix's keys with them
+        assert on.n_longest < on.n_mean
+    assert [on.n_mean for on in estimate(recipe, Assumptions(n_gpus=2)).gpus] == [
+        -(-recipe.train.batch_size // 2)
+    ] * len(found.gpus)
 
 
 def test_more_gpus_share_time_and_if_told_weights(recipe: Recipe) -> None:

@@ -39,18 +39,20 @@ from earshot.errors import CacheError, CheckpointError, ConfigError, DataError, 
 from earshot.model import Ear
 from earshot.training import loop, state
 from earshot.training.distil import distillation_terms, weighted_sum
-from earshot.training.examples import Batch, Examples, Portion, new_batch
+from earshot.training.examples import Batch, Examples, new_batch, new_portion
 from earshot.training.loop import Stopped, continue_run, steps_within
 from earshot.training.metrics import METRICS, MetricsLog, read_metrics
 from earshot.training.optimizer import lr_factor, new_optimizer
 from earshot.training.progress import Progress
-from earshot.training.run import Run, prepare, with_steps
+from earshot.training.run import Run, Share, prepare, with_steps
 from earshot.training.skipped import SKIPPED, Skipped
 from earshot.training.state import Standing, keep_origin, load_state, save_state
 from earshot.training.step import Taken, optimise
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 """Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
+ONE_CLIP_GB = 1e-9
+"""Memory for parts in which no more than the one clip finds room that has to."""
 GOLDEN_RTOL = 1e-4
 """float32 sums differ in order from one processor to another, and 20 steps carry that on."""
 WORDS = (
@@ -118,12 +120,12 @@ def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
 
 def batch_of(run: Run, rows: list[int], view: int = 0) -> Batch:
     """Some clips as a step is given them."""
-    return new_batch(run.ear, run.examples.portion([Draw(row, view) for row in rows]))
+    return new_batch(run.ear, new_portion(run.examples.made([Draw(row, view) for row in rows]).clips))
 
 
 def train_step(run: Run, step: int) -> Taken:
     """One optimizer step, its clips prepared here and now."""
-    return optimise(run, step, [run.examples.portion(draws) for draws in run.parts(step)])
+    return optimise(run, step, run.share([run.examples.made(piece) for piece in run.pieces(step)]))
 
 
 def loss_of(run: Run, step: int) -> float:
@@ -262,18 +264,18 @@ def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
 def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: str) -> None:
     objective = {"hidden_positions": "suffix", "kl_weight": 0.5, "name_weight": 1.0, "lead_share": 0.0}
     learned = {}
-    for n_parts in (1, 3):
+    for part_gb in (None, ONE_CLIP_GB):
         new = changed(
             recipe,
             connector={"form": form, "n_queries": 40 if form in ("left", "anchored") else 6, "n_stacked": 8},
             objective=objective,
-            train={"batch_size": 12, "n_accumulated": n_parts, "clip_norm": 1e9},
+            train={"batch_size": 12, "part_gb": part_gb, "clip_norm": 1e9},
         )
         run = prepare(new)
         run.optimizer.zero_grad = lambda: None  # ty: ignore[invalid-assignment]
         terms = train_step(run, 0).terms
-        learned[n_parts] = terms, {name: weight.grad for name, weight in run.ear.connector.named_parameters()}
-    assert_close(learned[3], learned[1])
+        learned[part_gb] = terms, {name: weight.grad for name, weight in run.ear.connector.named_parameters()}
+    assert_close(learned[ONE_CLIP_GB], learned[None])
 
 
 def test_the_learning_rate_rises_and_falls_as_told() -> None:
@@ -303,8 +305,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
 ) -> None:
     taken = loop.optimise
 
-    def diverging(run: Run, step: int, portions: list[Portion]) -> Taken:
-        done = taken(run, step, portions)
+    def diverging(run: Run, step: int, share: Share) -> Taken:
+        done = taken(run, step, share)
         return replace(done, terms=done.terms | {"grad_norm": torch.tensor(math.inf)}) if step > 8 else done
 
     monkeypatch.setattr(loop, "optimise", diverging)
@@ -434,7 +436,7 @@ def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:
     n = run.sampler.batches_per_epoch
     for step, view in {0: 0, n - 1: 0, n: 1, 2 * n: 0}.items():
         rows = [draw.row for draw in run.sampler[step]]
-        taken = run.examples.portion(run.sampler[step])
+        taken = new_portion(run.examples.made(run.sampler[step]).clips)
         assert taken.states is not None
         assert torch.equal(taken.states, batch_of(run, rows, view).features.states)
 
@@ -527,9 +529,9 @@ def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe,
     found = {}
     for n_workers in (0, 1, 2):
         data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
-        run = prepare(changed(recipe, data=data, train={"n_steps": 6, "n_accumulated": 2}))
-        with contextlib.closing(loop._portions(run, 0)) as portions:
-            found[n_workers] = [(portion.text_ids.tolist(), portion.skipped) for portion in portions]
+        run = prepare(changed(recipe, data=data, train={"n_steps": 6}))
+        with contextlib.closing(loop._shares(run, 0)) as shares:
+            found[n_workers] = [(share.portions[0].text_ids.tolist(), share.skipped) for share in shares]
     assert found[0] == found[1] == found[2]
     assert not any(skipped for _, skipped in found[0])
 
@@ -570,7 +572,7 @@ def test_what_a_worker_meets_is_told_in_its_own_words(
     def damaged(*args: object) -> None:
         raise CacheError("shard 7 is damaged")
 
-    run = prepare(changed(recipe, data={"n_workers": 1}))
+    run = prepare(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
     monkeypatch.setattr(run.examples, "clip", damaged)
     with pytest.raises(CacheError, match=r"^shard 7 is damaged$"):
         continue_run(run)
@@ -588,15 +590,15 @@ def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
 
     monkeypatch.setattr(loop, "optimise", killing)
     with pytest.raises(EarshotError, match=r"a process that reads speech died \(.*\), most often") as told:
-        loop.train(changed(recipe, data={"n_workers": 1}))
+        loop.train(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
     assert "\n" not in str(told.value)
 
 
 def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
     run = prepare(recipe)
-    longest = max(run.examples.portion([Draw(row, 0) for row in range(12)]).n_text)
+    longest = max(run.examples.made([Draw(row, 0) for row in range(12)]).n_text)
     full = prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
-    skipped = full.examples.portion([Draw(row, 0) for row in range(12)]).skipped
+    skipped = full.examples.made([Draw(row, 0) for row in range(12)]).skipped
     assert skipped
     for reason in skipped.values():
         assert (
@@ -621,7 +623,7 @@ def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Pa
     control = prepare(recipe).ear.tokenizer.eos_token
     source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
     run = prepare(changed(recipe, data={"source": (str(source),), "feature_cache": None}))
-    (reason,) = run.examples.portion([Draw(0, 0)]).skipped.values()
+    (reason,) = run.examples.made([Draw(0, 0)]).skipped.values()
     assert re.search(r"line 1: the transcript .* control token", reason)
 
 
@@ -691,7 +693,7 @@ def test_a_run_of_another_recipe_is_refused_by_the_setting(recipe: Recipe) -> No
     ):
         with pytest.raises(CheckpointError, match=f"{recipe.out} holds a run of another recipe: {message}"):
             loop.train(other)
-    loop.train(changed(short, train={"n_accumulated": 2, "save_every": 1}))
+    loop.train(changed(short, train={"part_gb": 1.0, "save_every": 1}))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped header", "no weights", "no progress", "text"])

@@ -258,8 +258,9 @@ class TrainSettings:
     batch_size: int = 512
     """Most clips to an optimizer step; all batches of a pass have as many, give or take one."""
 
-    n_accumulated: int = 1
-    """Parts a batch is run in, one after the other, to save memory."""
+    part_gb: float | None = None
+    """Memory for the parts that a batch is run in, as few as fit, one after the other; none for what is left on the
+    device, found by a probe at the start."""
 
     peak_lr: float = 5e-5
     """Learning rate after warm-up."""
@@ -294,14 +295,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
-        for name in ("n_steps", "batch_size", "n_accumulated", "save_every"):
+        for name in ("n_steps", "batch_size", "save_every"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        check(
-            self.n_accumulated <= self.batch_size,
-            "train.n_accumulated",
-            self.n_accumulated,
-            f"at most train.batch_size = {self.batch_size}",
-        )
+        if self.part_gb is not None:
+            _check_positive("train.part_gb", self.part_gb)
         for name in ("peak_lr", "clip_norm"):
             _check_positive(f"train.{name}", getattr(self, name))
         for name in ("warmup_share", "final_lr_share"):

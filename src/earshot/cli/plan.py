@@ -88,9 +88,9 @@ def show(found: "Estimate", recipe: Recipe, console: Console) -> None:
     tables = {
         "Weights": _weights(found),
         "Operations": _work(found),
-        "Memory of each GPU at the peak of a step, where all of it fits": _memory(found),
+        "Memory of each GPU at the peak of a step, one of the longest clips at a time": _memory(found),
         "Disk": _disk(found),
-        "Time, and whether it fits": _gpus(found, recipe),
+        "Time, and whether it fits": _gpus(found),
         "Assumed": _assumptions(found),
     }
     for number, (title, table) in enumerate(tables.items()):
@@ -144,26 +144,14 @@ def _disk(found: "Estimate") -> Table:
     return table
 
 
-def _gpus(found: "Estimate", recipe: Recipe) -> Table:
-    parts = recipe.train.n_accumulated
-    columns = (
-        "GPU",
-        "GB",
-        f"GB needed in {parts} part{'s' * (parts > 1)}",
-        "fits",
-        "in parts",
-        "hours",
-        "GPU-hours",
-    )
-    table = _table(*columns)
+def _gpus(found: "Estimate") -> Table:
+    table = _table("GPU", "GB", "mean clips in a part", "longest clips", "hours", "GPU-hours")
     for on in found.gpus:
-        least = "not at all" if on.n_parts is None else f"{on.n_parts} or more"
         table.add_row(
             on.gpu,
             f"{on.memory_bytes / 1e9:.0f}",
-            _giga(on.needed_bytes),
-            "yes" if on.fits else "no",
-            least,
+            f"{on.n_mean:,}" if on.n_mean else "none fits",
+            f"{on.n_longest:,}" if on.n_longest else "none fits",
             _hours(on.hours),
             _hours(on.gpu_hours),
         )

@@ -1,5 +1,6 @@
 """A recipe's whole cost: weights, operations, memory, disk, hours."""
 
+import bisect
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from earshot.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, n_frames_
 from earshot.errors import ConfigError
 from earshot.plan.costs import CostModel, cost_model, n_distinct
 from earshot.plan.gpus import GPUS, SHOWN, Gpu
-from earshot.plan.memory import ROOM, Longest, n_weights, step_memory
+from earshot.plan.memory import ROOM, Longest, PartMemory, n_weights, step_memory
 from earshot.plan.shapes import Shapes, read_shapes
 
 JOINED_SHARE = 0.75
@@ -55,11 +56,10 @@ class OnGpu:
 
     gpu: str
     memory_bytes: float
-    needed_bytes: float
-    """At the peak of a step, as the recipe says to run it."""
-    fits: bool
-    n_parts: int | None
-    """Fewest parts of a batch (train.n_accumulated) that fit; None where one clip is too much."""
+    n_mean: int
+    """Clips of the mean length that fit into a part of a batch; none of a length that does not fit at all."""
+    n_longest: int
+    """Of the longest ones."""
     hours: float
     gpu_hours: float
 
@@ -76,7 +76,7 @@ class Estimate:
     run_live: float
     """FLOPs of the whole run without caches."""
     memory: dict[str, float]
-    """Bytes on each GPU at the peak of a step, by part, on a GPU that holds all of it."""
+    """Bytes on each GPU at the peak of a step, by part, with one of the longest clips at a time."""
     disk: dict[str, float]
     gpus: list[OnGpu]
     assumptions: list[str]
@@ -96,7 +96,7 @@ def estimate(recipe: Recipe, assumed: Assumptions = Assumptions()) -> Estimate:
     shapes = read_shapes(recipe, assumed.n_frame)
     planned = _Planned(recipe, assumed, shapes, cost_model(recipe, shapes))
     run = planned.run(cached=True)
-    memory = planned.memory(recipe.train.n_accumulated, math.inf)
+    memory = planned.memory(1, planned.longest_s, math.inf)
     return Estimate(
         weights=_weights(shapes),
         clip=planned.clip(),
@@ -212,41 +212,45 @@ class _Planned:
             total["teacher"] = self.n_clips * single + n_taught * joined
         return total
 
-    def memory(self, n_parts: int, gpu_bytes: float) -> dict[str, float]:
+    def memory(self, n_clips: int, length_s: float, gpu_bytes: float) -> dict[str, float]:
+        """With parts of so many clips of a length."""
         longest = Longest(
-            n_positions=self.positions(self.longest_s),
-            n_tokens=self.tokens(self.longest_s),
+            n_positions=self.positions(length_s),
+            n_tokens=self.tokens(length_s),
             n_candidates=self.n_candidates,
         )
         return step_memory(
             self.shapes,
             self.costs,
             self.recipe.train,
-            longest,
+            PartMemory.of(self.shapes, self.costs).by_part(n_clips, longest),
             n_gpus=self.assumed.n_gpus,
-            n_parts=n_parts,
             gpu_bytes=gpu_bytes,
         )
 
     def on(self, gpu: Gpu, flops: float) -> OnGpu:
         n_bytes = gpu.memory_gb * 1e9
-
-        def needed(n_parts: int) -> float:
-            return sum(self.memory(n_parts, n_bytes).values())
-
-        most = -(-self.recipe.train.batch_size // self.assumed.n_gpus)
-        n_parts = next((n for n in _doubled(most) if needed(n) <= ROOM * n_bytes), None)
         hours = flops / (gpu.peak_tflops * 1e12 * self.assumed.utilisation * self.assumed.n_gpus) / 3600
-        as_is = needed(self.recipe.train.n_accumulated)
+        n_mean, n_longest = (
+            self._n_fitting(length_s, n_bytes) for length_s in (self.assumed.clip_s, self.longest_s)
+        )
         return OnGpu(
             gpu=gpu.name,
             memory_bytes=n_bytes,
-            needed_bytes=as_is,
-            fits=as_is <= ROOM * n_bytes,
-            n_parts=n_parts,
+            n_mean=n_mean,
+            n_longest=n_longest,
             hours=hours,
             gpu_hours=hours * self.assumed.n_gpus,
         )
+
+    def _n_fitting(self, length_s: float, gpu_bytes: float) -> int:
+        """How many clips of a length fit into a part, of those that a rank has in a batch."""
+
+        def too_much(n_clips: int) -> bool:
+            return sum(self.memory(n_clips, length_s, gpu_bytes).values()) > ROOM * gpu_bytes
+
+        most = -(-self.recipe.train.batch_size // self.assumed.n_gpus)
+        return bisect.bisect_left(range(1, most + 1), True, key=too_much)
 
     def disk(self) -> dict[str, float]:
         recipe, shapes = self.recipe, self.shapes
@@ -279,8 +283,8 @@ class _Planned:
             f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilisation:.0%} of the vendor's"
             " dense bfloat16 peak (--utilisation), which small models do not get near; reading and decoding sound"
             " keep up",
-            f"memory at a part whose clips all last {self.longest_s:g} s (--longest-s), in bfloat16;"
-            f" {ROOM:.0%} of a GPU can be used",
+            f"the longest clips last {self.longest_s:g} s (--longest-s); memory in bfloat16, {ROOM:.0%} of a GPU can be"
+            " used",
             "matrix products and convolutions, attention in full, padding and what is computed twice left out",
         ]
         if recipe.data.join_share:
@@ -297,8 +301,3 @@ class _Planned:
                 "the LLM could not be run on shapes: two operations to a weight and position, no attention"
             )
         return said
-
-
-def _doubled(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
-    return [2**n for n in range(most.bit_length()) if 2**n < most] + [most]

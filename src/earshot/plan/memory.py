@@ -1,10 +1,10 @@
 """What a rank's GPU has to hold in a step: weights, what the optimizer keeps, what waits for the backward pass."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from earshot.bases import layers_of
 from earshot.config import TrainSettings
 from earshot.plan.costs import CostModel
 from earshot.plan.shapes import Shapes
@@ -21,10 +21,10 @@ _PER_TRAINED = 4 * 4
 
 @dataclass(frozen=True, kw_only=True)
 class Longest:
-    """The clips of the part that needs most: all of them as long as this."""
+    """What the clips of a part are padded to."""
 
     n_positions: int
-    n_tokens: float
+    n_tokens: float | int
     n_candidates: float
 
 
@@ -33,39 +33,70 @@ def n_weights(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartMemory:
+    """Bytes that a part of a batch takes, by how many clips it has and what they are padded to."""
+
+    costs: CostModel
+    d_encoder: int
+    passing: tuple[float, float, float]
+    """To an encoder position, a slot and a position of the LLM: what one layer makes and drops again."""
+
+    @classmethod
+    def of(cls, shapes: Shapes, costs: CostModel) -> "PartMemory":
+        """Of models of these shapes."""
+        return cls(
+            costs=costs,
+            d_encoder=shapes.d_encoder,
+            passing=(
+                _in_passing(shapes.encoder, shapes.d_encoder),
+                _in_passing(shapes.connector, shapes.d_encoder),
+                _in_passing(shapes.llm.base_model, shapes.d_llm),
+            ),
+        )
+
+    def by_part(self, n_clips: int, longest: Longest) -> dict[str, float]:
+        """By what it is needed for."""
+        costs, kept = self.costs, self.costs.connector.kept.growing
+        slots = costs.n_slots(longest.n_positions, longest.n_tokens)
+        student = costs.student(costs.n_heard(longest.n_positions, longest.n_tokens), longest.n_tokens)
+        lengths = (longest.n_positions, slots, student[0])
+        return {
+            "kept by the connector": float(n_clips * kept(slots, longest.n_positions, longest.n_candidates)),
+            "kept by the LLM": float(costs.llm.kept(*student, max(1, n_clips))) if costs.has_student else 0.0,
+            "encoder features": float(n_clips * longest.n_positions * self.d_encoder * 2),
+            "in passing": n_clips
+            * max(float(n * each) for n, each in zip(lengths, self.passing, strict=True)),
+        }
+
+    def total(self, n_clips: int, longest: Longest) -> float:
+        """All of it."""
+        return sum(self.by_part(n_clips, longest).values())
+
+
 def step_memory(
     shapes: Shapes,
     costs: CostModel,
     train: TrainSettings,
-    longest: Longest,
+    part: dict[str, float],
     *,
     n_gpus: int,
-    n_parts: int,
     gpu_bytes: float,
 ) -> dict[str, float]:
     """Bytes that a step needs on each GPU at its peak, by part.
 
     Args:
-        n_parts: that a rank's share of a batch is run in
+        part: of them those that a part of a batch takes
         gpu_bytes: memory of the GPU, by which it is decided whether frozen weights are shared out
     """
-    n_clips = -(-train.batch_size // (n_gpus * n_parts))
     n_trained = n_weights(shapes.connector)
-    slots = costs.n_slots(longest.n_positions, longest.n_tokens)
-    student = costs.student(costs.n_heard(longest.n_positions, longest.n_tokens), longest.n_tokens)
-    kept = costs.connector.kept
-    # What is kept whatever the clip is: weights rounded by autocast, which keeps all of them until forward is over.
-    per_batch = max(kept.constant, 2.0 * n_trained)
-    connector = kept(slots, longest.n_positions, longest.n_candidates) - kept.constant
-    heard = costs.llm.kept(*student, n_clips) if costs.has_student else 0.0
+    # Weights rounded by autocast, which keeps all of them until forward is over, whatever the clips are.
+    rounded = max(costs.connector.kept.constant, 2.0 * n_trained)
     return {
         **_frozen(shapes, train, n_gpus, gpu_bytes),
         "connector, gradients, AdamW": n_trained * (_PER_TRAINED + 4.0 * (n_gpus > 1)),
-        "connector in bfloat16": per_batch,
-        "kept by the connector": float(n_clips * connector),
-        "kept by the LLM": float(heard),
-        "encoder features": float(n_clips * longest.n_positions * shapes.d_encoder * 2),
-        "in passing": float(n_clips * _in_passing(shapes, longest.n_positions, slots, student[0])),
+        "connector in bfloat16": rounded,
+        **part,
     }
 
 
@@ -89,23 +120,7 @@ def _frozen(shapes: Shapes, train: TrainSettings, n_gpus: int, gpu_bytes: float)
     }
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The list that holds most of a model's weights, whatever the family calls it."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=n_weights)
-
-
-def _in_passing(shapes: Shapes, n_positions: Any, slots: Any, student: Any) -> float:
-    """Bytes to a clip that one layer makes and drops again: its wide middle, values and gradients."""
-
-    def layer(model: nn.Module, width: int) -> int:
-        widest = max(
-            (each.out_features for each in model.modules() if isinstance(each, nn.Linear)), default=0
-        )
-        return (3 * widest + 8 * width) * 2
-
-    return max(
-        float(n_positions) * layer(shapes.encoder, shapes.d_encoder),
-        float(slots) * layer(shapes.connector, shapes.d_encoder),
-        float(student) * layer(shapes.llm.base_model, shapes.d_llm),
-    )
+def _in_passing(model: nn.Module, width: int) -> float:
+    """Bytes to a position that one layer makes and drops again: its wide middle, values and gradients."""
+    widest = max((each.out_features for each in model.modules() if isinstance(each, nn.Linear)), default=0)
+    return (3.0 * widest + 8.0 * width) * 2

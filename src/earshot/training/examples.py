@@ -22,8 +22,11 @@ from earshot.data.speech import Speech
 from earshot.encoder import FRAMES_PER_POSITION, Features, clip_mel, pad_mels
 from earshot.errors import AudioError, ConfigError, DataError
 from earshot.model import Ear
+from earshot.prompt import Split
 from earshot.training.cache import StateCache
 
+_TEXTS_KEPT = 65_536
+"""Transcripts whose tokens are kept from one pass to the next."""
 _MOST_TRIES = 32
 """Clips that are looked at to fill an example of several."""
 
@@ -48,15 +51,51 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Made:
+    """Clips as a worker process leaves them: end to end, as few tensors travel faster than many; and the rows that
+    could not be used, with the reason."""
+
+    n_text: list[int]
+    n_positions: list[int]
+    text_ids: Int[Tensor, " T"]
+    mel: Float[Tensor, "F M"] | None
+    states: Float[Tensor, "S E"] | None
+    skipped: dict[str, str]
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip], skipped: dict[str, str]) -> "Made":
+        """Clips of which all have features, or none has."""
+        mels = [clip.mel.T for clip in clips if clip.mel is not None]
+        kept = [clip.states for clip in clips if clip.states is not None]
+        return cls(
+            n_text=[len(clip.ids) for clip in clips],
+            n_positions=[clip.n_positions for clip in clips],
+            text_ids=torch.cat([torch.zeros(0, dtype=torch.long), *(clip.ids for clip in clips)]),
+            mel=torch.cat(mels) if mels else None,
+            states=torch.cat(kept) if kept else None,
+            skipped=skipped,
+        )
+
+    @property
+    def clips(self) -> list[Clip]:
+        """One by one again."""
+        n = len(self.n_text)
+        ids = self.text_ids.split(self.n_text)
+        n_frames = [FRAMES_PER_POSITION * n for n in self.n_positions]
+        mels = [None] * n if self.mel is None else [mel.T for mel in self.mel.split(n_frames)]
+        states = [None] * n if self.states is None else self.states.split(self.n_positions)
+        return [Clip(ids=ids[row], mel=mels[row], states=states[row]) for row in range(n)]
+
+
+@dataclass(frozen=True)
 class Portion:
-    """The clips of one part of a batch, padded, on the CPU; and the rows that could not be used, with the reason."""
+    """The clips of one part of a batch, padded, on the host."""
 
     n_text: list[int]
     n_positions: list[int]
     text_ids: Int[Tensor, "B T"]
     mel: Float[Tensor, "B M F"] | None
     states: Float[Tensor, "B S E"] | None
-    skipped: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.n_text)
@@ -71,7 +110,7 @@ class Portion:
         )
 
 
-def new_portion(clips: Sequence[Clip], skipped: dict[str, str]) -> Portion:
+def new_portion(clips: Sequence[Clip]) -> Portion:
     """Clips side by side; all of them have features, or none has."""
     kept = [clip.states for clip in clips if clip.states is not None]
     mels = [clip.mel for clip in clips if clip.mel is not None]
@@ -83,7 +122,6 @@ def new_portion(clips: Sequence[Clip], skipped: dict[str, str]) -> Portion:
         else torch.zeros(0, 1, dtype=torch.long),
         mel=pad_mels(mels)[0] if mels else None,
         states=pad_sequence(kept, batch_first=True) if kept else None,
-        skipped=skipped,
     )
 
 
@@ -159,14 +197,18 @@ class Examples:
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
         self.is_full_window = ear.settings.base.encoder_window == "full"
         self.augmenter = Augmenter(augment_settings, self.window_samples)
+        self._splits: dict[str, Split] = {}
 
     @property
     def n_workers(self) -> int:
         """Processes that make clips: no more than one for a stream, whose shards `datasets` would deal out among
-        several, so that each had other rows under the same numbers."""
+        several, so that each had other rows under the same numbers; and none where a CPU only has to look up what
+        was kept, which takes it less than to hand it over."""
+        if self.kept is not None and not torch.cuda.is_available():
+            return 0
         return min(self.data.n_workers, 1) if self.speech.is_sequential else self.data.n_workers
 
-    def portion(self, draws: Sequence[Draw]) -> Portion:
+    def made(self, draws: Sequence[Draw]) -> Made:
         """The clips that were drawn, without those that cannot be used."""
         clips, skipped = [], {}
         for draw in draws:
@@ -174,7 +216,7 @@ class Examples:
                 clips.append(self.clip(draw))
             except DataError as error:
                 skipped[self.speech.name(draw.row)] = str(error)
-        return new_portion(clips, skipped)
+        return Made.of(clips, skipped)
 
     def clip(self, draw: Draw) -> Clip:
         """One example.
@@ -235,7 +277,7 @@ class Examples:
     def _ids(self, name: str, text: str) -> Int[Tensor, " T"]:
         """The transcript's tokens, as the chat template frames them."""
         try:
-            split = self.template.split(text)
+            split = self._split(text)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         if not split.text or not split.is_framed:
@@ -249,6 +291,12 @@ class Examples:
                 f" {self.connector.n_queries}; expected at least one query more than tokens"
             )
         return torch.tensor(split.text)
+
+    def _split(self, text: str) -> Split:
+        found = self._splits.get(text) or self.template.split(text)
+        if len(self._splits) < _TEXTS_KEPT:
+            self._splits[text] = found
+        return found
 
     def _sound(self, utterance: Utterance) -> Float32[np.ndarray, " N"]:
         try:

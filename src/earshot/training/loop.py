@@ -14,11 +14,10 @@ from earshot.model import Ear
 from earshot.storage import write_text
 from earshot.tables import to_toml
 from earshot.training.distributed import joined
-from earshot.training.examples import Portion
 from earshot.training.loader import prepared, workers_may_die
 from earshot.training.metrics import MetricsLog
 from earshot.training.progress import Progress
-from earshot.training.run import Run, prepare
+from earshot.training.run import Run, Share, prepare
 from earshot.training.skipped import Skipped
 from earshot.training.state import Standing, check_state, keep_origin, load_state, save_state
 from earshot.training.step import Taken, optimise
@@ -64,10 +63,10 @@ def continue_run(run: Run, progress: Progress | None = None) -> Ear:
         run.ranks.may_be_lost(),
         stop_requests() as was_asked_to_stop,
         progress.training(step, n_steps),
-        contextlib.closing(_portions(run, step)) as portions,
+        contextlib.closing(_shares(run, step)) as shares,
     ):
         while step < n_steps:
-            taken = optimise(run, step, [next(portions) for _ in range(run.recipe.train.n_accumulated)])
+            taken = optimise(run, step, next(shares))
             step += 1
             learned = taken if taken.terms else learned  # a step without clips says nothing of the weights
             tally.add(taken)
@@ -132,8 +131,13 @@ def _refusal(run: Run, step: int, taken: Taken, skipped: Skipped) -> DataError |
     return None
 
 
-def _portions(run: Run, step: int) -> Generator[Portion]:
-    return prepared(run.examples.portion, run.parts_from(step), run.examples.n_workers)
+def _shares(run: Run, step: int) -> Generator[Share]:
+    """What this rank learns from in each of the steps that are left."""
+    with contextlib.closing(
+        prepared(run.examples.made, run.pieces_from(step), run.examples.n_workers)
+    ) as made:
+        for number in range(step, run.recipe.train.n_steps):
+            yield run.share([next(made) for _ in run.pieces(number)])
 
 
 def _check_finite(run: Run, step: int, taken: Taken) -> None:
@@ -164,17 +168,17 @@ def steps_within(run: Run, seconds: float) -> int:
 def _seconds_per_step(run: Run, first: int) -> float:
     """By steps whose clips are ready, as workers have them when a step wants them."""
 
-    def take(step: int, portions: list[Portion]) -> None:
-        float(optimise(run, step, portions).terms["loss"])  # waits for the device
+    def take(step: int, share: Share) -> None:
+        float(optimise(run, step, share).terms["loss"])  # waits for the device
 
     by_length = sorted(range(first, first + _OF_STEPS), key=lambda step: _length(run, step))
     every = _OF_STEPS // _TIMED_STEPS
     steps = by_length[every // 2 :: every]
-    ready = {step: [run.examples.portion(draws) for draws in run.parts(step)] for step in steps}
+    ready = {step: run.share([run.examples.made(piece) for piece in run.pieces(step)]) for step in steps}
     take(steps[0], ready[steps[0]])  # a first step is slower than all others
     started = time.perf_counter()
-    for step, portions in ready.items():
-        take(step, portions)
+    for step, share in ready.items():
+        take(step, share)
     return (time.perf_counter() - started) / _TIMED_STEPS
 
 

@@ -1,8 +1,8 @@
 """One distillation while it goes on: the ear, its examples and all that has to be there before the first step."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,16 +16,30 @@ from earshot.data.sources import open_speech
 from earshot.data.speech import Speech
 from earshot.data.text import TEXT_RULE
 from earshot.model import Ear, EarSettings
-from earshot.plan import CostModel, cost_model, peak_flops
+from earshot.plan import CostModel, PartMemory, cost_model, peak_flops, shapes_of
 from earshot.training.cache import StateCache
 from earshot.training.distributed import Ranks, ranks
-from earshot.training.examples import Examples
+from earshot.training.examples import Examples, Made, Portion, new_portion
 from earshot.training.features import keep_features
 from earshot.training.optimizer import new_optimizer
+from earshot.training.parts import in_parts, settled_budget
 from earshot.training.progress import Progress
 from earshot.training.sharding import place_llm, shard_encoder
 from earshot.training.state import check_origin
 from earshot.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint, unrounded
+
+_PIECE = 32
+"""Clips that a worker process makes at a time."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank learns from in a step."""
+
+    portions: list[Portion]
+    """The parts that it is run in, one after the other."""
+    skipped: dict[str, str]
+    """Rows that could not be used, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,10 @@ class Run:
     ranks: Ranks
     costs: CostModel
     """What clips cost, by their lengths."""
+    memory: PartMemory
+    """What a part of a batch takes, by its clips' lengths."""
+    budget: float = math.inf
+    """Predicted bytes to a part."""
     peak_flops: float | None
     """Floating-point operations a second that the device could do, if that is known of it."""
     bases: dict[str, str]
@@ -58,20 +76,29 @@ class Run:
         """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
         return {**self.bases, "speech": self.examples.speech.fingerprint}
 
-    def parts(self, step: int) -> list[list[Draw]]:
-        """This rank's share of a step's batch, in the parts that it is run in; some may be empty.
+    def pieces(self, step: int) -> list[list[Draw]]:
+        """This rank's share of a step's batch, in the pieces that clips are made in; there may be none.
 
         Every rank has clips of all lengths.
         """
         mine = self.sampler[step][self.ranks.rank :: self.ranks.n_ranks]
-        n_parts = self.recipe.train.n_accumulated
-        edges = [part * len(mine) // n_parts for part in range(n_parts + 1)]
-        return [mine[start:stop] for start, stop in pairwise(edges)]
+        return [mine[first : first + _PIECE] for first in range(0, len(mine), _PIECE)]
 
-    def parts_from(self, step: int) -> Iterator[list[Draw]]:
-        """The parts of this step and all that are left."""
+    def pieces_from(self, step: int) -> Iterator[list[Draw]]:
+        """The pieces of this step and all that are left."""
         for number in range(step, self.recipe.train.n_steps):
-            yield from self.parts(number)
+            yield from self.pieces(number)
+
+    def share(self, made: Sequence[Made]) -> Share:
+        """What was made for a step, in the parts that it is run in; all ranks have as many, some may be empty."""
+        clips = [clip for piece in made for clip in piece.clips]
+        portions = [new_portion(part) for part in in_parts(clips, self.memory, self.budget)]
+        n_parts = max(self.ranks.gather(len(portions)))
+        portions += [new_portion([])] * (n_parts - len(portions))
+        if self.ear.device.type == "cuda":
+            portions = [portion.pin_memory() for portion in portions]
+        skipped = {name: reason for piece in made for name, reason in piece.skipped.items()}
+        return Share(portions=portions, skipped=skipped)
 
 
 def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
@@ -100,7 +127,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         read = _stored_readings(recipe, ear, bases)
     is_sharded = place_llm(ear, recipe.train.frozen, others)
     with others.together():  # how the LLM can be read is found out on its own device
-        costs = cost_model(recipe, ear)
+        shapes = shapes_of(ear)
+        costs = cost_model(recipe, shapes)
     if recipe.data.feature_cache is not None:
         try:
             examples.kept = keep_features(
@@ -116,7 +144,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
             progress.close()
     if is_sharded:
         shard_encoder(ear, others)
-    return Run(
+    run = Run(
         recipe=recipe,
         ear=ear,
         learner=_learner(ear.connector, recipe.connector.form, recipe.objective, others),
@@ -126,9 +154,11 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         sampler=new_sampler(speech, recipe),
         ranks=others,
         costs=costs,
+        memory=PartMemory.of(shapes, costs),
         peak_flops=peak_flops(torch.cuda.get_device_name(ear.device)) if ear.device.type == "cuda" else None,
         bases=bases,
     )
+    return replace(run, budget=settled_budget(run))
 
 
 def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:

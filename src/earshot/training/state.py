@@ -59,7 +59,7 @@ class Standing:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What must not change between a stop and going on, by dotted names.
 
-    Where it lies, how often it saves, in how many parts and by how many hands it takes a batch, and what is looked up
+    Where it lies, how often it saves, in what parts and by how many hands it takes a batch, and what is looked up
     instead of computed, do not change what a run learns.
     """
 
@@ -69,7 +69,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             pairs |= flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
         return pairs
 
-    free = {"out", "train.save_every", "train.n_accumulated", "train.frozen", "data.n_workers"}
+    free = {"out", "train.save_every", "train.part_gb", "train.frozen", "data.n_workers"}
     free |= {"data.feature_cache", "data.teacher_cache", "data.max_bad_share"}
     kept = {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
     return {

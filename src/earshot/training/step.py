@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from earshot.bases import embeddings
 from earshot.config import ConnectorSettings
 from earshot.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
+from earshot.errors import EarshotError
 from earshot.training.distil import Terms, distillation_terms, weighted_sum
 from earshot.training.examples import Clip, Portion, new_batch, new_portion
 from earshot.training.features import DTYPE as FEATURES_DTYPE
 from earshot.training.optimizer import lr_factor
-from earshot.training.run import Run
+from earshot.training.run import Run, Share
 from earshot.training.teacher import Targets
 
 _TERMS = ("align", "name", "end", "spot", "hidden", "kl")
@@ -53,22 +54,26 @@ def leads(run: Run, step: int) -> bool:
     return step < run.recipe.objective.lead_share * run.recipe.train.n_steps
 
 
-def optimise(run: Run, step: int, portions: Sequence[Portion]) -> Taken:
+def optimise(run: Run, step: int, share: Share) -> Taken:
     """Brings the connector closer on the clips of a step, in parts and by ranks, with the result of one whole batch.
 
-    Args:
-        portions: this rank's parts; all ranks have as many
+    Raises:
+        EarshotError: a GPU's memory was not enough for a part
     """
-    settings, objective = run.recipe.train, run.recipe.objective
+    portions = share.portions
+    settings = run.recipe.train
     for group in run.optimizer.param_groups:
         group["lr"] = settings.peak_lr * lr_factor(step, settings)
     counts = [_term_counts(run.recipe.connector, portion) for portion in portions]
-    shared = run.ranks.sum(_numbers(run, step, counts, portions))
+    shared = run.ranks.sum(_numbers(run, step, counts, share))
     totals = dict(zip(_TERMS, shared, strict=False))
     n_clips, audio_s, flops, n_skipped, *sizes = shared[len(_TERMS) :]
-    skipped = {name: reason for portion in portions for name, reason in portion.skipped.items()}
     taken = Taken(
-        n_clips=int(n_clips), audio_s=audio_s, flops=flops, n_skipped=int(n_skipped), skipped=skipped
+        n_clips=int(n_clips),
+        audio_s=audio_s,
+        flops=flops,
+        n_skipped=int(n_skipped),
+        skipped=share.skipped,
     )
     if not n_clips:
         return taken
@@ -80,20 +85,9 @@ def optimise(run: Run, step: int, portions: Sequence[Portion]) -> Taken:
     run.ear.connector.train()
     for number in filled:
         portion = portions[number] if len(portions[number]) else _placeholder(run)
-        with _gradients_together(run.learner, number == filled[-1]):
-            with run.ear.autocast():
-                terms = distillation_terms(
-                    run.ear,
-                    new_batch(run.ear, portion),
-                    objective,
-                    leads=leads(run, step),
-                    candidates=candidates,
-                    connector=run.learner,
-                    teacher=_targets(run, step, portion),
-                )
-            terms = {name: term * (counts[number][name] / totals[name]) for name, term in terms.items()}
-            loss = weighted_sum(terms, objective)
-            (loss * run.ranks.n_ranks).backward()  # over the ranks, gradients are averaged, not added
+        shares = {name: counts[number][name] / total if total else 0.0 for name, total in totals.items()}
+        with _gradients_together(run.learner, number == filled[-1]), _memory_may_run_out(run, portion):
+            loss, terms = _learned(run, step, portion, candidates, shares)
         for name, term in {"loss": loss, **terms}.items():
             sums[name] = sums.get(name, 0.0) + term.detach()
     sums["grad_norm"] = nn.utils.clip_grad_norm_(run.ear.connector.parameters(), settings.clip_norm)
@@ -101,6 +95,45 @@ def optimise(run: Run, step: int, portions: Sequence[Portion]) -> Taken:
     run.optimizer.zero_grad()
     run.ear.connector.eval()
     return replace(taken, terms=sums)
+
+
+def _learned(
+    run: Run, step: int, portion: Portion, candidates: Int[Tensor, " C"], shares: dict[str, float]
+) -> tuple[Tensor, Terms]:
+    """A part's share of the loss and of its terms, whose gradients are with the connector now."""
+    objective = run.recipe.objective
+    with run.ear.autocast():
+        terms = distillation_terms(
+            run.ear,
+            new_batch(run.ear, portion),
+            objective,
+            leads=leads(run, step),
+            candidates=candidates,
+            connector=run.learner,
+            teacher=_targets(run, step, portion),
+        )
+    terms = {name: term * shares[name] for name, term in terms.items()}
+    loss = weighted_sum(terms, objective)
+    (loss * run.ranks.n_ranks).backward()  # over the ranks, gradients are averaged, not added
+    return loss, terms
+
+
+@contextlib.contextmanager
+def _memory_may_run_out(run: Run, portion: Portion) -> Generator[None]:
+    """Tells in one line of a GPU whose memory was not enough.
+
+    Raises:
+        EarshotError: it was not
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        longest = max(portion.n_positions) / POSITIONS_PER_SECOND
+        raise EarshotError(
+            f"the GPU's memory is not enough for a part of {len(portion)} clips of up to {longest:.1f} s and"
+            f" {max(portion.n_text)} tokens: start the same command again with less for parts (--train.part-gb, or a"
+            " smaller one); it goes on from the state saved last"
+        ) from error
 
 
 def _targets(run: Run, step: int, portion: Portion) -> Targets | None:
@@ -111,19 +144,17 @@ def _targets(run: Run, step: int, portion: Portion) -> Targets | None:
     return run.teacher.targets([row[:n] for row, n in zip(portion.text_ids, portion.n_text, strict=True)])
 
 
-def _numbers(
-    run: Run, step: int, counts: Sequence[dict[str, int]], portions: Sequence[Portion]
-) -> list[float | int]:
+def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: Share) -> list[float | int]:
     """What the ranks add up before a step: by the terms' counts, parts and ranks have their share of each mean."""
-    n_positions = [n for portion in portions for n in portion.n_positions]
-    n_text = [n for portion in portions for n in portion.n_text]
+    n_positions = [n for portion in share.portions for n in portion.n_positions]
+    n_text = [n for portion in share.portions for n in portion.n_text]
     return [
         *(sum(count[name] for count in counts) for name in _TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
         run.costs.flops(np.array(n_positions), np.array(n_text), leads=leads(run, step)),
-        sum(len(portion.skipped) for portion in portions),
-        *(len(portion) for portion in portions),
+        len(share.skipped),
+        *map(len, share.portions),
     ]
 
 
@@ -163,9 +194,9 @@ def _placeholder(run: Run) -> Portion:
     ids = torch.zeros(1, dtype=torch.long)
     if run.examples.kept is not None:
         states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURES_DTYPE)
-        return new_portion([Clip(ids=ids, mel=None, states=states)], {})
+        return new_portion([Clip(ids=ids, mel=None, states=states)])
     mel = torch.zeros(run.ear.whisper.config.num_mel_bins, POSITIONS_PER_SECOND * FRAMES_PER_POSITION)
-    return new_portion([Clip(ids=ids, mel=mel, states=None)], {})
+    return new_portion([Clip(ids=ids, mel=mel, states=None)])
 
 
 def _gradients_together(learner: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
