@@ -21,8 +21,8 @@ from earshot.training.run import prepare
 
 __all__ = ["base", "recipe", "speech"]
 LEAST, MOST = 0.7, 1.1
-"""Of what was predicted: texts may share rows better than predicted, and with them the prefix's keys, which weigh much in
-LLMs as small as these; what is predicted too low would end in memory that runs out."""
+"""Of what was predicted: texts may share rows better than predicted, with the prefix's keys, which weigh much in small
+LLMs; what is predicted too low would end in memory that runs out."""
 
 
 def memory_of(form: str = "left") -> PartMemory:
