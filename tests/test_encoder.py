@@ -124,7 +124,9 @@ def test_a_batch_of_mels_is_each_clip_s_own() -> None:
 def test_attention_is_given_a_mask_only_where_it_hides_something() -> None:
     mask = torch.tensor([[True, False]])
     assert attended(torch.ones(2, 5, dtype=torch.bool)) is None
-    assert torch.equal(attended(mask), mask[:, None, None])
+    hides = attended(mask)
+    assert hides is not None
+    assert torch.equal(hides, mask[:, None, None])
     assert attended(mask, is_whole=True) is None  # as it was told: nobody is asked
 
 
