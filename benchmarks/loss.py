@@ -25,6 +25,7 @@ from train_step import weights_of
 from earshot.bases import default_device, frozen_dtype
 from earshot.config import ObjectiveSettings
 from earshot.objectives import forward_kl, hidden_distance
+from earshot.training.run import Share
 from earshot.training.step import optimise
 
 SMALL_V, LARGE_V = 2_566, 128_256
@@ -92,7 +93,7 @@ def of_a_step(shape: Shape, batch: int) -> dict[str, dict[int, int]]:
                 recipe = replace(our_recipe(sizes, Path(folder), batch), objective=objective)
                 run = new_run(bases, recipe, filled_cache(new_run(bases, recipe), clips))
                 with kept_for_backward(weights_of(run)) as kept:
-                    optimise(run, 0, [portion_of(clips)])
+                    optimise(run, 0, Share([portion_of(clips)], {}))
             found[name][n_vocabulary] = kept.most
     return found
 
