@@ -67,6 +67,7 @@ class Found:
 
     device: str
     n_ranks: int
+    frozen: str
     part_gb: float | None
     budget: float
     """Predicted bytes to a part."""
@@ -84,6 +85,7 @@ def settled_budget(run: "Run") -> float:
     conditions = {
         "device": _device_name(run.ear.device),
         "n_ranks": ranks.n_ranks,
+        "frozen": run.recipe.train.frozen,
         "part_gb": run.recipe.train.part_gb,
     }
     before = ranks.gather(_read(path) if ranks.is_first else None)[0]
