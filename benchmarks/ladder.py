@@ -33,6 +33,7 @@ from shapes import (
     portion_of,
     published_recipe,
 )
+from train_step import weights_of
 
 from earshot import reading
 from earshot.bases import default_device
@@ -131,8 +132,7 @@ def step_of(
         n_read=0 if rung.is_cached else len(clips),
         n_candidates=len(torch.cat([clip.ids for clip in clips]).unique()),
     )
-    models = (run.ear.connector, run.ear.llm, run.ear.whisper.model)
-    return step, flops, [weight for model in models for weight in (*model.parameters(), *model.buffers())]
+    return step, flops, weights_of(run)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -150,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     flops = whole.flops(
         np.full(len(clips), shape.n_positions), np.array([len(c.ids) for c in clips]), leads=False
     )
-    weights = [*literal.connector.parameters(), *literal.llm.parameters(), *literal.encoder.parameters()]
-    steps = {"as published (literal.py)": (lambda: literal.step(given), flops, weights)}
+    steps = {"as published (literal.py)": (lambda: literal.step(given), flops, literal.weights)}
     with contextlib.ExitStack() as stack:
         for rung in RUNGS:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

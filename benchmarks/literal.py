@@ -66,6 +66,12 @@ class Literal:
             self.connector.parameters(), lr=5e-5, betas=(0.9, 0.999), weight_decay=0.1, fused=True
         )
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """All that are there anyway."""
+        models = (self.connector, self.llm, self.encoder)
+        return [weight for model in models for weight in model.parameters()]
+
     def step(self, given: Given, watch: Watch = unwatched) -> Float[Tensor, ""]:
         """One optimizer step; the loss before it."""
         device = self.llm.device

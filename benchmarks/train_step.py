@@ -150,28 +150,31 @@ def watched(run: Run, watch: Watch) -> Generator[None]:
         yield
 
 
-def our_numbers(ours: Ours, sweep_s: float, peak: float) -> dict[str, Any]:
-    """Everything about our step, by how long a sweep takes."""
-    run, n = ours.run, ours.n_clips
-    device = run.ear.device
+def numbers(
+    step: Callable[[Watch], Any],
+    weights: Sequence[Tensor],
+    device: torch.device,
+    n_clips: int,
+    step_s: float,
+    peak: float,
+) -> dict[str, Any]:
+    """What a step costs, by how long it takes.
+
+    Args:
+        step: lays what it is given around its parts
+        n_clips: that it learns from
+    """
     with Counter() as counter:
         flops = Shares(lambda: counter.total)
-        with watched(run, flops), kept_for_backward(weights_of(run)) as kept:
-            ours.sweep()
+        with kept_for_backward(weights) as kept:
+            step(flops)
     times, whole = Shares(clock(device)), []
-    with watched(run, times):
-        at_peak = peak_bytes(lambda: whole.append(seconds(ours.sweep, device)), device)
+    at_peak = peak_bytes(lambda: whole.append(seconds(lambda: step(times), device)), device)
     return {
-        "clips_per_s": n / sweep_s,
-        "clips_per_s_teacher_in_1_pass": n / (sweep_s + ours.cache_s),
-        "clips_per_s_teacher_in_2_passes": n / (sweep_s + ours.cache_s / 2),
-        "teacher_s_per_clip": ours.cache_s / n,
-        "step_s": sweep_s / len(ours.batches),
-        "tflop_per_clip": counter.total / n / 1e12,
-        "tflop_per_clip_teacher_in_1_pass": (counter.total + ours.cache_flops) / n / 1e12,
-        "flops_to_plan": counter.total / ours.planned_flops(),
+        "clips_per_s": n_clips / step_s,
+        "tflop_per_clip": counter.total / n_clips / 1e12,
         "share_of_attention": counter.in_attention / counter.total,
-        "utilisation": counter.total / sweep_s / peak,
+        "utilisation": counter.total / step_s / peak,
         "share_of_time": times.shares(whole[0]),
         "share_of_flops": flops.shares(counter.total),
         "kept_bytes": kept.most,
@@ -179,29 +182,38 @@ def our_numbers(ours: Ours, sweep_s: float, peak: float) -> dict[str, Any]:
     }
 
 
+def our_numbers(ours: Ours, sweep_s: float, peak: float) -> dict[str, Any]:
+    """Everything about our step, by how long a sweep takes."""
+    run, n = ours.run, ours.n_clips
+
+    def sweep(watch: Watch) -> None:
+        with watched(run, watch):
+            ours.sweep()
+
+    found = numbers(sweep, weights_of(run), run.ear.device, n, sweep_s, peak)
+    return {
+        **found,
+        "clips_per_s_teacher_in_1_pass": n / (sweep_s + ours.cache_s),
+        "clips_per_s_teacher_in_2_passes": n / (sweep_s + ours.cache_s / 2),
+        "teacher_s_per_clip": ours.cache_s / n,
+        "step_s": sweep_s / len(ours.batches),
+        "tflop_per_clip_teacher_in_1_pass": found["tflop_per_clip"] + ours.cache_flops / n / 1e12,
+        "flops_to_plan": found["tflop_per_clip"] * n * 1e12 / ours.planned_flops(),
+    }
+
+
 def literal_numbers(
     literal: Literal, given: Given, step_s: float, planned_flops: float, peak: float
 ) -> dict[str, Any]:
     """Everything about the published step, by how long it takes."""
-    n, device = len(given.n_text), literal.llm.device
-    weights = [*literal.connector.parameters(), *literal.llm.parameters(), *literal.encoder.parameters()]
-    with Counter() as counter:
-        flops = Shares(lambda: counter.total)
-        with kept_for_backward(weights) as kept:
-            literal.step(given, flops)
-    times, whole = Shares(clock(device)), []
-    at_peak = peak_bytes(lambda: whole.append(seconds(lambda: literal.step(given, times), device)), device)
+    n = len(given.n_text)
+    found = numbers(
+        lambda watch: literal.step(given, watch), literal.weights, literal.llm.device, n, step_s, peak
+    )
     return {
-        "clips_per_s": n / step_s,
+        **found,
         "step_s": step_s,
-        "tflop_per_clip": counter.total / n / 1e12,
-        "flops_to_plan": counter.total / planned_flops,
-        "share_of_attention": counter.in_attention / counter.total,
-        "utilisation": counter.total / step_s / peak,
-        "share_of_time": times.shares(whole[0]),
-        "share_of_flops": flops.shares(counter.total),
-        "kept_bytes": kept.most,
-        "peak_bytes": at_peak,
+        "flops_to_plan": found["tflop_per_clip"] * n * 1e12 / planned_flops,
     }
 
 

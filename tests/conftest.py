@@ -1,6 +1,19 @@
 """Settings of all tests: examples are the same each time, and none is too slow on a busy machine."""
 
+from collections.abc import Iterator
+
+import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("earshot", deadline=None, derandomize=True)
 settings.load_profile("earshot")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Beside other tests, several are slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_training import ONE_CLIP_GB, Stopper, base, changed, one_thread, recipe, speech, train_step, weights
+from test_training import ONE_CLIP_GB, Stopper, base, changed, recipe, speech, train_step, weights
 from torch.testing import assert_close
 
 from earshot.config import Recipe
@@ -30,7 +30,9 @@ from earshot.training.run import prepare
 from earshot.training.sharding import layers_of
 from earshot.training.skipped import SKIPPED
 
-__all__ = ["base", "one_thread", "recipe", "speech"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+__all__ = ["base", "recipe", "speech"]
 PATIENCE_S = 200
 LOSS_RTOL = 1e-5
 """float32 sums of the same numbers in another order, with the same weights."""

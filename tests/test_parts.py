@@ -135,6 +135,9 @@ def test_what_was_found_is_kept_and_found_anew_only_for_other_conditions(
     monkeypatch.setattr(parts, "_probed", lambda run: (7.0, 1.0))
     assert prepare(recipe).budget == first
     assert prepare(changed(recipe, train={"part_gb": 2.0})).budget == 7.0
+    monkeypatch.setattr(parts, "_probed", lambda run: (8.0, 1.0))
+    assert prepare(changed(recipe, connector={"form": "anchored"})).budget == 8.0
+    monkeypatch.setattr(parts, "_probed", lambda run: (7.0, 1.0))
     (prepare(recipe).folder / FILE).write_text('{"budget": "many"}')
     assert prepare(recipe).budget == 7.0
     monkeypatch.undo()

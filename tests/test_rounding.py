@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import base, changed, one_thread, recipe, speech
+from test_training import base, changed, recipe, speech
 from torch.nn.functional import cosine_similarity
 
 import earshot
@@ -16,7 +16,9 @@ from earshot.errors import ConfigError
 from earshot.training.loop import train
 from earshot.training.run import prepare
 
-__all__ = ["base", "one_thread", "recipe", "speech"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+__all__ = ["base", "recipe", "speech"]
 LIKE = 0.99
 """Cosine of gradients: 8 bits are not 32."""
 

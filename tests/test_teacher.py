@@ -1,6 +1,5 @@
 """Laws of the teacher: stored is live, alone is in company, and all of it is what the LLM does token by token."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,12 @@ from earshot.training.teacher import (
     text_key,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 POSITIONS = ("last", "suffix", "all")
 TEXTS = ("yes", "what is the capital of france?", "two cats", "seven", "the old house on the hill", "rain")
 FLOAT32_SUMS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 """Padding on the other side, and keys and values kept from pass to pass, change the order of float32 sums."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Beside other tests, several are slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def objective(positions: str = "last", n_answer: int = 1, **others: Any) -> ObjectiveSettings:

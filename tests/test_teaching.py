@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_distributed import on_ranks
-from test_training import assert_same_bits, base, changed, one_thread, recipe, speech, weights
+from test_training import assert_same_bits, base, changed, recipe, speech, weights
 
 from earshot.cli import main
 from earshot.config import PromptSettings, Recipe
@@ -25,7 +25,9 @@ from earshot.training.metrics import read_metrics
 from earshot.training.teacher import Teacher, text_key
 from earshot.training.teaching import prepare_lecture, read_lessons
 
-__all__ = ["base", "one_thread", "recipe", "speech"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+__all__ = ["base", "recipe", "speech"]
 N_TEXTS = 9
 """Different ones, in a dozen rows."""
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ from earshot.training.run import Run, Share, prepare, with_steps
 from earshot.training.skipped import SKIPPED, Skipped
 from earshot.training.state import Standing, keep_origin, load_state, save_state
 from earshot.training.step import Taken, optimise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 """Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
@@ -103,14 +105,6 @@ def recipe(base: BaseSettings, speech: Path, tmp_path: Path) -> Recipe:
         data=DataSettings(source=(str(speech),), feature_cache=str(tmp_path / "features"), n_workers=0),
         train=TrainSettings(n_steps=20, batch_size=4, peak_lr=2e-3, warmup_share=0.1, save_every=7),
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
@@ -226,12 +220,12 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
 
 
 @pytest.fixture(scope="module")
-def runs(base: BaseSettings, speech: Path) -> dict[str, Run]:
+def runs(base: BaseSettings, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A prepared run of each form; nothing is learned in them."""
     return {
         form: prepare(
             Recipe(
-                out="nowhere",
+                out=str(tmp_path_factory.mktemp(form)),
                 base=base,
                 connector=ConnectorSettings(form=form, n_queries=40),
                 data=DataSettings(source=(str(speech),), n_workers=0),

@@ -244,8 +244,8 @@ class Reader:
 
 def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row: int) -> _Layout:
     """Texts put together into rows of about so many positions, one behind the other; 0 for one to a row."""
-    rows = _shared_out([len(text) for text in texts], row)
-    length = max(sum(len(texts[number]) for number in numbers) for numbers in rows)
+    shared_out = _shared_out([len(text) for text in texts], row)
+    rows, length = shared_out.texts, shared_out.length
     index, place = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
     text = np.full((len(rows), length), -1)
     most = max(sum(n_last[number] for number in row) for row in rows)
@@ -264,15 +264,15 @@ def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row
     return _Layout(index=index, place=place, text=text, wanted=wanted, found=found)
 
 
-def _shared_out(lengths: Sequence[int], row: int) -> list[list[int]]:
+def _shared_out(lengths: Sequence[int], row: int) -> _SharedOut:
     """Which texts stand in which row, so that rows are about as long as each other and little is padding."""
     if not row:
-        return [[number] for number in range(len(lengths))]
+        return _SharedOut([[number] for number in range(len(lengths))], max(lengths))
     longest, total = max(lengths), sum(lengths)
     most_long = max(longest, 3 * row // 2)
     fewest, most = -(-total // most_long), max(1, -(-2 * total // row))
     tried = [_evenly(lengths, n_rows) for n_rows in range(fewest, min(len(lengths), most) + 1)]
-    return min(tried, key=lambda rows: (rows.length > most_long, len(rows.texts) * rows.length)).texts
+    return min(tried, key=lambda rows: (rows.length > most_long, len(rows.texts) * rows.length))
 
 
 def _evenly(lengths: Sequence[int], n_rows: int) -> _SharedOut:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ class Found:
 
     device: str
     n_ranks: int
-    frozen: str
+    of: str
+    """Fingerprint of the models and of what is learned with them."""
     part_gb: float | None
     budget: float
     """Predicted bytes to a part."""
@@ -85,7 +87,7 @@ def settled_budget(run: "Run") -> float:
     conditions = {
         "device": _device_name(run.ear.device),
         "n_ranks": ranks.n_ranks,
-        "frozen": run.recipe.train.frozen,
+        "of": _fingerprint(run),
         "part_gb": run.recipe.train.part_gb,
     }
     before = ranks.gather(_read(path) if ranks.is_first else None)[0]
@@ -99,6 +101,14 @@ def settled_budget(run: "Run") -> float:
         if ranks.is_first:
             write_text(path, json.dumps(asdict(found)) + "\n")
     return budget
+
+
+def _fingerprint(run: "Run") -> str:
+    """Of all in a run that changes what a part takes, or what else the device has to hold."""
+    recipe = run.recipe
+    about = (run.bases, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
+    about += (recipe.train.frozen, recipe.train.llm_bits)
+    return blake2b(repr(about).encode(), digest_size=8).hexdigest()
 
 
 def _read(path: Path) -> Found | None:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from earshot.bases import embeddings
 from earshot.config import ConnectorSettings
+from earshot.connector import n_heard
 from earshot.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from earshot.errors import EarshotError
 from earshot.training.distil import Terms, distillation_terms, weighted_sum
@@ -160,11 +161,7 @@ def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: Share
 
 def _term_counts(connector: ConnectorSettings, portion: Portion) -> dict[str, int]:
     """How many tokens, slots or clips each term is a mean over."""
-    n_slots = [
-        -(-n // connector.n_stacked) if connector.form == "stack" else connector.n_queries
-        for n in portion.n_positions
-    ]
-    n_aligned = sum(map(min, portion.n_text, n_slots))
+    n_aligned = sum(map(min, portion.n_text, n_heard(connector, portion.n_text, portion.n_positions)))
     return {
         "align": n_aligned,
         "name": n_aligned,
