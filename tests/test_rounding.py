@@ -44,7 +44,7 @@ def test_the_gradient_through_8_bits_is_nearly_that_through_all(plain: Recipe) -
 
 def test_an_ear_taught_by_8_bits_belongs_to_the_llm_as_it_lies_on_disk(plain: Recipe) -> None:
     train(changed(plain, train={"llm_bits": 8}))
-    whole = prepare(replace(plain, out="elsewhere"))
+    whole = prepare(replace(plain, out=f"{plain.out}-whole"))
     ear = earshot.load(plain.out)
     assert torch.equal(ear.embed([1, 2]), whole.ear.embed([1, 2]))
     assert not getattr(ear.llm, "is_quantized", False)
