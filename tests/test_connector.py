@@ -129,6 +129,25 @@ def test_it_starts_as_the_encoders_own_decoder(form: str) -> None:
     assert all(weight.requires_grad for weight in made.parameters())
 
 
+@pytest.mark.parametrize(
+    ("n_layers", "taken"), [(1, [0]), (2, [0, 5]), (3, [0, 2, 5]), (4, [0, 2, 3, 5]), (6, [0, 1, 2, 3, 4, 5])]
+)
+def test_fewer_layers_are_the_decoders_at_even_distances(n_layers: int, taken: list[int]) -> None:
+    whisper = tiny_whisper(decoder_layers=6)
+    decoder = whisper.model.model.decoder
+    made = new_connector(whisper.config, chosen("anchored", n_queries=8, n_layers=n_layers), D_LLM)
+    made.start_from(decoder)
+    assert len(made.layers) == n_layers
+    for layer, number in zip(made.layers, taken, strict=True):
+        assert torch.equal(layer.fc1.weight, decoder.layers[number].fc1.weight)
+
+
+def test_no_more_layers_than_the_decoder_has() -> None:
+    n = pretrained().config.decoder_layers
+    with pytest.raises(ConfigError, match=rf"connector.n_layers is {n + 1}, but .* has {n}; expected"):
+        connector("left", n_layers=n + 1)
+
+
 def test_it_stays_in_float32_beside_a_decoder_in_half() -> None:
     decoder = tiny_whisper(n_mels=8).model.bfloat16().model.decoder
     made = connector("left", starts=False)

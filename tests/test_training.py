@@ -236,6 +236,31 @@ def runs(base: BaseSettings, speech: Path, tmp_path_factory: pytest.TempPathFact
     }
 
 
+def test_a_run_starts_from_a_trained_ear(recipe: Recipe, tmp_path: Path) -> None:
+    taught = loop.train(recipe)
+    again = changed(recipe, train={"start": recipe.out, "seed": 7})
+    run = prepare(replace(again, out=str(tmp_path / "again")))
+    assert_same_bits(weights(run.ear), weights(taught))
+    assert loss_of(run, 0) < loss_of(prepare(changed(again, train={"start": None})), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"connector": {"form": "anchored"}}, "has another connector"),
+        ({"connector": {"n_layers": 1}}, "has another connector"),
+        ({"train": {"start": "nowhere"}}, "nowhere is not an ear"),
+    ],
+)
+def test_only_an_ear_of_the_same_kind_can_be_started_from(
+    recipe: Recipe, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    loop.train(changed(recipe, train={"n_steps": 1}))
+    again = changed(changed(recipe, train={"start": recipe.out}), **change)
+    with pytest.raises(CheckpointError, match=said):
+        prepare(replace(again, out=str(tmp_path / "again")))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_but_the_connector_changes(recipe: Recipe, form: str) -> None:
     objective = {"hidden_positions": "suffix", "lead_share": 0.0, "kl_weight": 1.0}

@@ -168,6 +168,29 @@ def load(
     return Ear(whisper, model, tokenizer, connector.to(place), settings)
 
 
+def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:
+    """Gives an ear the trained connector of another one on the same bases.
+
+    Args:
+        folder: of an ear or of a run, or "pocket/ear" for the embedded one
+        bases: fingerprints of the bases that `ear` stands on
+
+    Raises:
+        CheckpointError: not an ear, a damaged one, one of other bases or with a connector of another kind
+    """
+    path = _ear_folder(Path(locate(folder)))
+    config = _read_config(path)
+    settings = _settings(config, path)
+    _check_bases(bases, config["fingerprints"], ear.settings.base, path)
+    try:
+        ear.connector.load_state_dict(_read_weights(path))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} has another connector ({settings.connector}) than the one that is to start from it"
+            f" ({ear.settings.connector}): {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
 def _ear_folder(folder: Path) -> Path:
     """The ear's own folder: a run keeps its ear in `ear/` and can be named in its place."""
     inner = folder / RUN_EAR

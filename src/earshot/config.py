@@ -78,6 +78,10 @@ class ConnectorSettings:
     init: Literal["whisper", "random"] = "whisper"
     """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
 
+    n_layers: int | None = None
+    """Layers of the decoder stack, taken from the encoder's decoder at even distances; none for all it has (not in
+    form stack)."""
+
     n_queries: int = 448
     """Learned queries: the most slots a clip can have; in form right, the number it always has."""
 
@@ -93,6 +97,7 @@ class ConnectorSettings:
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes that are none."""
         check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
+        check(self.n_layers is None or self.n_layers >= 1, "connector.n_layers", self.n_layers, "at least 1")
         _check_positive("connector.slots_per_second", self.slots_per_second)
         check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
         check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
@@ -252,6 +257,10 @@ class AugmentSettings:
 class TrainSettings:
     """How the connector is optimised."""
 
+    start: str | None = None
+    """An ear on the same bases whose connector to start from, in place of a new one: an ear's folder, a run's, or the
+    embedded "pocket/ear"."""
+
     n_steps: int = 4_300
     """Optimizer steps."""
 
@@ -295,6 +304,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
+        check(self.start != "", "train.start", "", "an ear's folder, or to be left out")
         for name in ("n_steps", "batch_size", "save_every"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         if self.part_gb is not None:

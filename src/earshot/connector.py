@@ -147,9 +147,16 @@ class Connector(nn.Module):
                 f"connector.n_queries is {settings.n_queries}, but the encoder's decoder has positions for"
                 f" {whisper.max_target_positions}; expected at most that"
             )
+        n_layers = whisper.decoder_layers if settings.n_layers is None else settings.n_layers
+        if n_layers > whisper.decoder_layers:
+            raise ConfigError(
+                f"connector.n_layers is {n_layers}, but the encoder's decoder has {whisper.decoder_layers};"
+                " expected at most that"
+            )
         self.settings = settings
         config = copy.deepcopy(whisper)
         config.vocab_size, config.pad_token_id = 1, 0  # its token embeddings are not used
+        config.decoder_layers = n_layers
         config._attn_implementation = "sdpa"
         config.attention_dropout = config.activation_dropout = config.decoder_layerdrop = 0.0
         config.dropout = settings.dropout
@@ -167,13 +174,17 @@ class Connector(nn.Module):
         return "right" if self.settings.form == "right" else "left"
 
     def start_from(self, decoder: WhisperDecoder) -> None:
-        """Takes over the encoder's own decoder: every layer, the final norm, and its positions.
+        """Takes over the encoder's own decoder: its layers, the final norm, and its positions.
+
+        A stack of fewer layers takes the first, the last and those at even distances between.
 
         Queries take the place of token embeddings and start at their scale: close to the mean of all tokens
         when aligned to the left, where positions alone tell slots apart; as unlike each other as tokens are
         when aligned to the right.
         """
-        self.layers.load_state_dict(decoder.layers.state_dict())
+        taken = torch.linspace(0, len(decoder.layers) - 1, len(self.layers)).round().long().tolist()
+        for layer, number in zip(self.layers, taken, strict=True):
+            layer.load_state_dict(decoder.layers[number].state_dict())
         self.layer_norm.load_state_dict(decoder.layer_norm.state_dict())
         embeddings = decoder.embed_tokens.weight.detach().float()
         mean, spread = embeddings.mean(0).to(self.queries), embeddings.std().to(self.queries)
@@ -305,7 +316,7 @@ def new_connector(
     """The connector that the settings ask for, with random weights.
 
     Raises:
-        ConfigError: more queries than the encoder's decoder has positions
+        ConfigError: more queries than the encoder's decoder has positions, or more layers than it has
     """
     kind = StackingConnector if settings.form == "stack" else Connector
     return kind(whisper, settings, d_llm)

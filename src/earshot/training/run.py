@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     """Loads the bases and the speech, and encodes it if features are kept.
 
     Raises:
-        CheckpointError: a base that cannot be used
+        CheckpointError: a base or an ear to start from that cannot be used
         CacheError: stored states of something else, or damaged ones
         DataError: speech that cannot be used
     """
@@ -125,6 +125,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         check_origin(Path(recipe.out), {**bases, "speech": speech.fingerprint})
         examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
         read = _stored_readings(recipe, ear, bases)
+        if recipe.train.start is not None:
+            checkpoint.start_from(ear, recipe.train.start, bases)
     is_sharded = place_llm(ear, recipe.train.frozen, others)
     with others.together():  # how the LLM can be read is found out on its own device
         shapes = shapes_of(ear)

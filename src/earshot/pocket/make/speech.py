@@ -84,6 +84,8 @@ class Clips:
     """How many of those begin with two words that questions begin with."""
     idiolect_share: float = 0.0
     """How many of espeak-ng's voices have a pronunciation of their own."""
+    mbrola_share: float = 0.0
+    """How many of all voices are MBROLA's."""
 
 
 def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.Voice]]:
@@ -92,7 +94,7 @@ def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.V
     lines = [
         (
             heard_text(rng, clips.pair_share, clips.opening_share),
-            voices.heard_voice(rng, clips.idiolect_share),
+            voices.heard_voice(rng, clips.idiolect_share, clips.mbrola_share),
         )
         for _ in range(CHUNK_CLIPS)
     ]

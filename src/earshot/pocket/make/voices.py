@@ -1,8 +1,9 @@
-"""Who speaks in the pocket world: voices of four speech engines, and which of them training may hear.
+"""Who speaks in the pocket world: voices of five speech engines, and which of them training may hear.
 
-Training hears espeak-ng's accents and variants, festival's ked and SVOX Pico. The evaluation hears accents and variants
-kept apart, and the voices of flite, an engine that training never uses. festival's own kal and slt are left out
-altogether: the same two speakers stand behind flite's voices of those names.
+Training hears espeak-ng's accents and variants, festival's ked, SVOX Pico, and MBROLA's speakers of other languages, who
+speak English with their own sounds. The evaluation hears accents and variants kept apart, and the voices of flite, an
+engine that training never uses. festival's own kal and slt are left out altogether: the same two speakers stand behind
+flite's voices of those names. MBROLA's speakers of English are kept for a blind check.
 """
 
 import random
@@ -27,6 +28,9 @@ HEARD_VARIANTS = (
     "steph2 steph3 Storm travis victor fast anika edward edward2 michel"
 ).split()
 PICO_VOICES = ("en-US", "en-GB")
+MBROLA_VOICES = tuple(
+    f"mb-{name}-en" for name in "af1 de1 de2 de3 de4 de5 de6 fr1 fr4 gr2 hu1 nl2 pl1 ro1 sw1 sw2".split()
+)
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
 
 
@@ -43,12 +47,21 @@ class Voice:
     """Whose pronunciation, of endlessly many (see `pronounce`); 0: the accent's own."""
 
 
-def heard_voice(rng: random.Random, idiolect_share: float) -> Voice:
+def heard_voice(rng: random.Random, idiolect_share: float, mbrola_share: float = 0.0) -> Voice:
     """A voice for training, drawn with its speed and pitch.
 
     Args:
         idiolect_share: how many of espeak-ng's voices speak in a way of their own (see `pronounce`)
+        mbrola_share: how many of all voices are MBROLA's
     """
+    if mbrola_share and rng.random() < mbrola_share:
+        return Voice(
+            engine="mbrola",
+            name=rng.choice(MBROLA_VOICES),
+            words_per_minute=rng.randint(125, 190),
+            pitch=rng.randint(20, 80),
+            formant_shift=rng.uniform(0.86, 1.16),
+        )
     draw = rng.random()
     if draw < 0.22:
         return Voice(
@@ -201,7 +214,7 @@ def speak_with_festival(lines: list[tuple[str, Voice]], scratch: Path) -> list[n
 
 
 def speak(text: str, voice: Voice, scratch: Path) -> np.ndarray:
-    """Speech of one text by a voice of espeak-ng, SVOX Pico or flite, float32 at 16 kHz."""
+    """Speech of one text by a voice of espeak-ng, MBROLA, SVOX Pico or flite, float32 at 16 kHz."""
     path, said = scratch / "line.wav", text
     if voice.engine == "flite":
         command = ["flite", "-voice", voice.name, "-t", text, "-o", str(path)]
