@@ -1,16 +1,10 @@
-"""What counts as right, and how sure a number over few items is; it knows texts and flags, no models."""
+"""Which words a text has, and which of them count as right; it knows texts, no models."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
 import jiwer
-import numpy as np
-
-N_RESAMPLES = 10_000
-"""Bootstrap resamples: enough that the interval's ends move by less than 0.1 points between seeds."""
-
-CONFIDENCE = 0.95
 
 _APOSTROPHES = "'\u2019\u02bc"
 _DASHES_OF_NUMBERS = "-\u2212"
@@ -65,30 +59,6 @@ def is_correct(answer: str, expected: str) -> bool:
     if not expected_words:
         return answer.strip() == expected.strip()
     return normalise(answer, fold_case=fold_case) == expected_words
-
-
-def bootstrap_ci95(
-    values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values that each lie between `least` and `most`.
-
-    Resampling n values is one multinomial draw over the values that occur, so no matrix of n columns is
-    built. Values that are all equal have no spread to resample, and a bootstrap would claim certainty from
-    two items as from two thousand; there the exact binomial bound for unanimous observations takes over. No
-    values at all say nothing: the interval is the whole range.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13; Clopper and Pearson, 1934.
-    """
-    n = len(values)
-    if n == 0:
-        return least, most
-    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
-    if len(distinct) == 1:
-        value, unseen = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
-        return value - (value - least) * unseen, value + (most - value) * unseen
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=N_RESAMPLES)
-    low, high = np.quantile(draws @ distinct / n, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:

@@ -3,11 +3,11 @@
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,12 @@ class Item:
     """The expected answer; without one, the LLM's own answer to the text is expected."""
     group: str | None = None
     """The row of the report that the item counts in, such as "unseen voices"."""
+    rule: str = "exact"
+    """How its answers are marked: the name of one of `earshot.evaluation.scoring.RULES`."""
+    rubric: Mapping[str, Any] = field(default_factory=dict)
+    """What that rule has to know beside the expected answer, as JSON has it; the report keeps it."""
+    choices: tuple[str, ...] = ()
+    """Words among which the LLM's likeliest is its answer, where it is not asked to answer freely."""
 
     def __post_init__(self) -> None:
         """Refuse an item that could not be scored.
@@ -57,6 +63,21 @@ class Item:
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise DataError(f"item {self.id!r}: {name} is empty; give it a text or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Items that are evaluated together, and how their number is made."""
+
+    name: str
+    """What the report calls it."""
+    items: tuple[Item, ...]
+    overall: Literal["items", "groups"] = "items"
+    """Whether the suite's number is that of all items, or the mean of its groups' numbers."""
+    about: str = ""
+    """What it is and where it comes from, in a sentence for the report."""
+    max_new_tokens: int | None = None
+    """Longest answer, where the suite says so."""
 
 
 def load_suite(name: str | Path) -> tuple[Item, ...]:

@@ -1,0 +1,29 @@
+"""The suites that can be evaluated, by name: the embedded one, files of one's own, and the public benchmarks."""
+
+from collections.abc import Callable, Mapping
+
+from earshot.evaluation.suite import POCKET_SUITE, Suite, load_suite
+
+__all__ = ["SUITES", "open_suite"]
+
+Opener = Callable[[str, str | None], Suite]
+"""Makes a suite of the part of its name behind a slash ("" for none) and of the place of its data, if one was named."""
+
+SUITES: Mapping[str, Opener] = {}
+"""The public benchmarks."""
+
+
+def open_suite(name: str, data: str | None = None) -> Suite:
+    """A suite by its name, such as "pocket", "voicebench", "covost2/en_de", or a JSONL or parquet file.
+
+    Args:
+        data: where the data of a public benchmark lies, if not under its own hub id: another hub id, or a local
+            folder in the published layout
+
+    Raises:
+        DataError: no such suite, or data that is not as published
+    """
+    family, _, part = name.partition("/")
+    if family in SUITES:
+        return SUITES[family](part, data)
+    return Suite(name=POCKET_SUITE if name == POCKET_SUITE else name, items=load_suite(name))
