@@ -13,7 +13,8 @@ from typing import Any
 
 from earshot.audio import AudioSource
 from earshot.errors import DataError
-from earshot.evaluation.metrics import bootstrap_ci95, is_correct, word_error_rate
+from earshot.evaluation.marks import bootstrap_ci95
+from earshot.evaluation.metrics import is_correct, word_error_rate
 
 OTHER = "other"
 """The group of items that name none, in a suite where others do."""
