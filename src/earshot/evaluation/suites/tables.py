@@ -1,0 +1,163 @@
+"""Rows of public benchmarks as their authors publish them; it knows tables, not what is asked of an ear.
+
+Read through `datasets`, from the hub or from a folder in the hub's layout: parquet files, the configurations named in
+the folder's README.md or being folders themselves. Nothing is decoded and nothing but the row in hand is kept.
+"""
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from earshot.errors import DataError, EarshotError
+
+_WITHOUT_TORCHCODEC = "HF_DATASETS_DISABLE_TORCHCODEC"
+_MAX_SHOWN = 80
+"""Characters of a value that a message shows."""
+
+
+def published_rows(
+    place: str, *, config: str | None, split: str, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Each row of a split as a dict of the columns asked for, in the published order; read as it is asked for.
+
+    Args:
+        place: hub id, or a local folder in the hub's layout
+        config: the data set's configuration, None where it has only one
+        columns: what is wanted of a row; a column of sound comes as {"bytes", "path"}, undecoded
+
+    Raises:
+        DataError: no such data set, configuration, split or column; rows that cannot be read; no row at all; or
+            `datasets` is not installed. When the first row is asked for, as for every generator.
+    """
+    where = table_name(place, config, split)
+    n_rows = 0
+    with _imported(where) as datasets, _explained(where, place):
+        stream = _stream(datasets, place, config, split)
+        known = list(stream.features)
+        if missing := [column for column in columns if column not in known]:
+            raise DataError(
+                f"{where} has no column {missing[0]!r}, only {', '.join(known)}; give it as it is published"
+            )
+        stream = stream.select_columns(list(columns))
+        for column in columns:
+            if isinstance(stream.features[column], datasets.Audio):
+                stream = stream.cast_column(column, datasets.Audio(decode=False))
+        rows = iter(stream)
+        try:
+            for row in rows:
+                n_rows += 1
+                yield {column: row[column] for column in columns}
+        finally:
+            if isinstance(rows, Generator):  # a stream's files are closed now, not when Python ends
+                rows.close()
+    if not n_rows:
+        raise DataError(f"{where} has no rows; download it again")
+
+
+def table_name(place: str, config: str | None, split: str) -> str:
+    """What messages call a table: "WillHeld/SD-QA (dev)", "a/folder (en_de, test)"."""
+    return f"{place} ({', '.join(part for part in (config, split) if part)})"
+
+
+def text_of(row: dict[str, Any], column: str, where: str) -> str:
+    """A text of a row, without white space around it.
+
+    Args:
+        where: names the row in the message, such as "WillHeld/SD-QA (dev), row 3"
+
+    Raises:
+        DataError: no text, or an empty one
+    """
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {column} is {_shown(value)}, expected a text; download the data again")
+    return value.strip()
+
+
+def sound_of(row: dict[str, Any], column: str, where: str, place: str) -> bytes | Path:
+    """The encoded sound of a row: its bytes, or the file that its path names, also relative to the data's folder.
+
+    Raises:
+        DataError: neither bytes nor a file that is there
+    """
+    value = row[column]
+    content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(content, bytes) and content:
+        return content
+    if isinstance(name, str) and name:
+        file = Path(place) / name  # an absolute path stays what it is
+        if file.is_file():
+            return file
+        raise DataError(f"{where}: {column} has no bytes, and there is no file {str(file)[:_MAX_SHOWN]}")
+    raise DataError(f"{where}: {column} is {_shown(value)}, expected a sound; download the data again")
+
+
+def _stream(datasets: ModuleType, place: str, config: str | None, split: str) -> Any:
+    """A split as a stream with known features.
+
+    Raises:
+        DataError: no such configuration or split
+    """
+    configs = datasets.get_dataset_config_names(place)
+    options: dict[str, Any] = {}
+    if config is not None and config not in configs and (Path(place) / config).is_dir():
+        config, options = None, {"data_dir": config}  # a folder that no README.md describes
+    if config is not None and config not in configs:
+        raise DataError(f"{place} has no configuration {config!r}, only {', '.join(map(str, configs))}")
+    splits = datasets.get_dataset_split_names(place, config, **options)
+    if split not in splits:
+        raise DataError(f"{place} has no split {split!r}, only {', '.join(map(str, splits))}")
+    stream = datasets.load_dataset(place, config, split=split, streaming=True, **options)
+    return stream._resolve_features() if stream.features is None else stream
+
+
+@contextmanager
+def _imported(where: str) -> Generator[ModuleType]:
+    """`datasets`, told to leave sound to us while the block runs."""
+    before = os.environ.get(_WITHOUT_TORCHCODEC)
+    os.environ[_WITHOUT_TORCHCODEC] = "1"
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{where} is read with the datasets library, which is not installed: pip install 'earshot[hub]'"
+        ) from error
+    else:
+        yield datasets
+    finally:
+        if before is None:
+            del os.environ[_WITHOUT_TORCHCODEC]
+        else:
+            os.environ[_WITHOUT_TORCHCODEC] = before
+
+
+@contextmanager
+def _explained(where: str, place: str) -> Generator[None]:
+    """One line for whatever the data set's libraries raise."""
+    try:
+        yield
+    except EarshotError:
+        raise
+    except Exception as error:  # their own kinds, those of the network, of arrow and of the file's format
+        trouble = (
+            "cannot be read as a data set; give the folder as it is on the hub"
+            if Path(place).exists()
+            else "cannot be had from the hub, nor is it a folder here; name the folder that holds its data"
+        )
+        raise DataError(f"{where} {trouble}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong in the first place, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
