@@ -23,6 +23,8 @@ MAX_SHOWN = 300
 """Characters of a path that a message shows: what is no path may be as long as a sound."""
 POCKET_SUITE = "pocket"
 """The embedded suite's name: spoken questions, by voices that the embedded speech does not have."""
+EMBEDDED = {POCKET_SUITE: "pocket/suite", "pocket-manner": "pocket/manner"}
+"""The tables that the package carries, by their suites' names; in the second one the manner of speaking asks too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Suite:
 
 
 def load_suite(name: str | Path) -> tuple[Item, ...]:
-    """The items of a suite: "pocket" for the embedded one, or a file with an item to a line or row.
+    """The items of a suite: "pocket" or "pocket-manner" for the embedded ones, or a file with an item to a line or row.
 
     A JSONL file has {"audio", "text"} and optionally the other `KEYS` on each line, audio paths relative to
     the file; blank lines are skipped. A parquet file has columns of these names, audio as a struct
@@ -92,10 +94,10 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
         DataError: a file that cannot be read or has no items; a line or row that is not such an item, names
             sound that is not there, or repeats an id. The message says which.
     """
-    path = Path(locate("pocket/suite") + ".parquet" if name == POCKET_SUITE else name)
+    path = Path(locate(EMBEDDED[name]) + ".parquet" if isinstance(name, str) and name in EMBEDDED else name)
     if not _is_file(path):
         raise DataError(
-            f"{path}: no such suite file; give the path of a JSONL or parquet file, or {POCKET_SUITE}"
+            f"{path}: no such suite file; give the path of a JSONL or parquet file, or {' or '.join(EMBEDDED)}"
         )
     items: dict[str, Item] = {}
     for place, read in _parquet_items(path) if path.suffix == ".parquet" else _jsonl_items(path):
