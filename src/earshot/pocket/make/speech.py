@@ -63,9 +63,13 @@ def _trim(samples: np.ndarray) -> np.ndarray:
     return samples[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def _finish(samples: np.ndarray) -> np.ndarray | None:
-    """A clip as 16-bit samples at a common loudness, or None when it is longer than the window."""
-    samples = _trim(samples)
+def finish(samples: np.ndarray, tail_s: float = 0.0) -> np.ndarray | None:
+    """A clip as 16-bit samples at a common loudness, or None when it is longer than the window.
+
+    Args:
+        tail_s: silence behind it, in seconds
+    """
+    samples = np.pad(_trim(samples), (0, int(tail_s * SAMPLE_RATE)))
     if len(samples) > MAX_CLIP_S * SAMPLE_RATE:
         return None
     return (samples / np.abs(samples).max() * 0.7 * 32767).astype(np.int16)
@@ -98,18 +102,20 @@ def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.V
         )
         for _ in range(CHUNK_CLIPS)
     ]
+    finished = map(finish, speak_lines(lines))
+    return [(samples, *line) for samples, line in zip(finished, lines, strict=True) if samples is not None]
+
+
+def speak_lines(lines: list[tuple[str, voices.Voice]]) -> Iterator[np.ndarray]:
+    """Speech for each (text, voice), float32 at 16 kHz, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         by_festival = [line for line in lines if line[1].engine == "festival"]
         spoken = dict(
             zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True)
         )
-        finished_lines = []
         for line in lines:
-            samples = spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
-            if (finished := _finish(samples)) is not None:
-                finished_lines.append((finished, *line))
-    return finished_lines
+            yield spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
 
 
 def make_heard_speech(folder: Path, clips: Clips) -> None:
@@ -174,7 +180,7 @@ def evaluation_lines(
         )
 
 
-def _encode(samples: np.ndarray) -> bytes:
+def encode(samples: np.ndarray) -> bytes:
     """Ogg Opus at 14 kbit/s: about 4 kB a clip."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="ogg") as container:
@@ -211,7 +217,7 @@ def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
     rows = []
     for number, (clip, samples) in enumerate(islice(_recorded(heard), n_clips)):
         voice = f"{clip['engine']}:{clip['name']}"
-        audio = {"bytes": _encode(samples), "path": f"{number:05d}.opus"}
+        audio = {"bytes": encode(samples), "path": f"{number:05d}.opus"}
         rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
     write_table(path, rows)
 
@@ -237,9 +243,9 @@ def make_evaluation_speech(path: Path) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, line in enumerate(lines):
-            samples = _finish(voices.speak(line.text, line.voice, Path(folder)))
+            samples = finish(voices.speak(line.text, line.voice, Path(folder)))
             assert samples is not None, f"{line.text!r} is longer than the window"
-            audio = {"bytes": _encode(samples), "path": f"{number:04d}.opus"}
+            audio = {"bytes": encode(samples), "path": f"{number:04d}.opus"}
             voice = f"{line.voice.engine}:{line.voice.name}"
             rows.append(asdict(line) | {"id": f"{number:04d}", "audio": audio, "voice": voice})
     write_table(path, rows)

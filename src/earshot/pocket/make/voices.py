@@ -31,7 +31,8 @@ PICO_VOICES = ("en-US", "en-GB")
 MBROLA_VOICES = tuple(
     f"mb-{name}-en" for name in "af1 de1 de2 de3 de4 de5 de6 fr1 fr4 gr2 hu1 nl2 pl1 ro1 sw1 sw2".split()
 )
-FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+FLITE_VOICES = {"slt": 167.0, "rms": 98.0, "awb": 126.0, "kal16": 95.0}
+"""Each with its usual pitch in hertz."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def unheard_voice(rng: random.Random) -> Voice:
 
 def flite_voice(rng: random.Random) -> Voice:
     """A voice of the engine that training has never heard."""
-    return Voice(engine="flite", name=rng.choice(FLITE_VOICES))
+    return Voice(engine="flite", name=rng.choice(tuple(FLITE_VOICES)))
 
 
 _HABITS = {
@@ -213,11 +214,23 @@ def speak_with_festival(lines: list[tuple[str, Voice]], scratch: Path) -> list[n
     ]
 
 
+def _flite_settings(voice: Voice) -> list[str]:
+    """Speed and pitch where they differ from the voice's own. cmu_us_rms keeps its pitch, whatever it is told."""
+    stretch = Voice.words_per_minute / voice.words_per_minute * voice.formant_shift
+    mean_hz = FLITE_VOICES[voice.name] * 2 ** ((voice.pitch - Voice.pitch) / 50) / voice.formant_shift
+    settings = []
+    if stretch != 1:
+        settings += ["--setf", f"duration_stretch={stretch:.3f}"]
+    if mean_hz != FLITE_VOICES[voice.name]:
+        settings += ["--setf", f"int_f0_target_mean={mean_hz:.0f}"]
+    return settings
+
+
 def speak(text: str, voice: Voice, scratch: Path) -> np.ndarray:
     """Speech of one text by a voice of espeak-ng, MBROLA, SVOX Pico or flite, float32 at 16 kHz."""
     path, said = scratch / "line.wav", text
     if voice.engine == "flite":
-        command = ["flite", "-voice", voice.name, "-t", text, "-o", str(path)]
+        command = ["flite", "-voice", voice.name, *_flite_settings(voice), "-t", text, "-o", str(path)]
     elif voice.engine == "pico":
         # In per cent of the voice's own; the throat's length moves both, which is taken back here.
         pitch = voice.pitch / voice.formant_shift
