@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from earshot.evaluation.marks import Metric
 from earshot.evaluation.marks import Marks as Marks
@@ -17,6 +17,7 @@ class Judgement:
     prompt: str
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whoever says how good answers are: a model behind an API, a local LLM, or a rule that works offline."""
 
