@@ -3,13 +3,28 @@
 from collections.abc import Callable, Mapping
 
 from earshot.evaluation.suite import POCKET_SUITE, Suite, load_suite
+from earshot.evaluation.suites.bigbench import open_bigbench
+from earshot.evaluation.suites.covost import open_covost
+from earshot.evaluation.suites.emotion import open_iemocap, open_meld
+from earshot.evaluation.suites.librispeech import open_librispeech
+from earshot.evaluation.suites.spokenqa import open_heysquad, open_sdqa
+from earshot.evaluation.suites.voicebench import open_voicebench
 
 __all__ = ["SUITES", "open_suite"]
 
 Opener = Callable[[str, str | None], Suite]
 """Makes a suite of the part of its name behind a slash ("" for none) and of the place of its data, if one was named."""
 
-SUITES: Mapping[str, Opener] = {}
+SUITES: Mapping[str, Opener] = {
+    "voicebench": open_voicebench,
+    "sd-qa": open_sdqa,
+    "heysquad": open_heysquad,
+    "covost2": open_covost,
+    "bigbenchaudio": open_bigbench,
+    "librispeech": open_librispeech,
+    "iemocap": open_iemocap,
+    "meld": open_meld,
+}
 """The public benchmarks."""
 
 

@@ -24,9 +24,10 @@ def published_rows(
     """Each row of a split as a dict of the columns asked for, in the published order; read as it is asked for.
 
     Args:
-        place: hub id, or a local folder in the hub's layout
+        place: hub id, with @REVISION if another branch is meant; or a local folder in the hub's layout
         config: the data set's configuration, None where it has only one
-        columns: what is wanted of a row; a column of sound comes as {"bytes", "path"}, undecoded
+        columns: what is wanted of a row; a column of sound comes as {"bytes", "path"}, undecoded, and one of
+            numbered classes as their names
 
     Raises:
         DataError: no such data set, configuration, split or column; rows that cannot be read; no row at all; or
@@ -42,19 +43,26 @@ def published_rows(
                 f"{where} has no column {missing[0]!r}, only {', '.join(known)}; give it as it is published"
             )
         stream = stream.select_columns(list(columns))
+        names: dict[str, Sequence[str]] = {}
         for column in columns:
             if isinstance(stream.features[column], datasets.Audio):
                 stream = stream.cast_column(column, datasets.Audio(decode=False))
+            elif isinstance(stream.features[column], datasets.ClassLabel):
+                names[column] = stream.features[column].names
         rows = iter(stream)
         try:
             for row in rows:
                 n_rows += 1
-                yield {column: row[column] for column in columns}
+                yield {column: _named(row[column], names.get(column)) for column in columns}
         finally:
             if isinstance(rows, Generator):  # a stream's files are closed now, not when Python ends
                 rows.close()
     if not n_rows:
         raise DataError(f"{where} has no rows; download it again")
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def table_name(place: str, config: str | None, split: str) -> str:
@@ -101,10 +109,12 @@ def _stream(datasets: ModuleType, place: str, config: str | None, split: str) ->
     Raises:
         DataError: no such configuration or split
     """
-    configs = datasets.get_dataset_config_names(place)
     options: dict[str, Any] = {}
+    if "@" in place and not Path(place).exists():
+        place, _, options["revision"] = place.partition("@")
+    configs = datasets.get_dataset_config_names(place, **options)
     if config is not None and config not in configs and (Path(place) / config).is_dir():
-        config, options = None, {"data_dir": config}  # a folder that no README.md describes
+        config, options["data_dir"] = None, config  # a folder that no README.md describes
     if config is not None and config not in configs:
         raise DataError(f"{place} has no configuration {config!r}, only {', '.join(map(str, configs))}")
     splits = datasets.get_dataset_split_names(place, config, **options)
@@ -123,7 +133,7 @@ def _imported(where: str) -> Generator[ModuleType]:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"{where} is read with the datasets library, which is not installed: pip install 'earshot[hub]'"
+            f"{where} is read with the datasets library, which is not installed: pip install 'earshot[benchmarks]'"
         ) from error
     else:
         yield datasets
