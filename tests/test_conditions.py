@@ -65,7 +65,7 @@ def heard(clip: np.ndarray, condition: Condition, seed: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
 @given(snr_db=st.floats(-5, 30), seed=st.integers(0, 99), n_samples=st.integers(2_000, 40_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_noise_is_as_loud_as_asked_beside_the_speech(kind, snr_db, seed, n_samples):
     clip = voice(7, n_samples, loudness=0.02)  # too quiet to reach full scale
     noise = heard(clip, Condition(kind=kind, level=snr_db), seed) - clip
@@ -270,6 +270,5 @@ def test_conditions_have_names_that_people_read():
         "white noise, 0 dB",
         "speed × 0.8",
         "telephone",
-        "1 s of silence before",
-        "1 s of silence before and after",
+        "silence before, 1 s",
     } < set(names)

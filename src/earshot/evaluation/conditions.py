@@ -47,6 +47,8 @@ Kind = Literal[
     "silence after",
     "silence around",
 ]
+_NOISES: tuple[Kind, ...] = ("babble", "white noise")
+_SILENCES: tuple[Kind, ...] = ("silence before", "silence after", "silence around")
 _RANGES = {
     "babble": (-40.0, 80.0, "dB of speech over babble"),
     "white noise": (-40.0, 80.0, "dB of speech over noise"),
@@ -91,14 +93,8 @@ class Condition:
             return self.kind
         if self.kind == "speed":
             return f"speed × {self.level:g}"
-        if self.kind.startswith("silence"):
-            place = {"silence before": "before", "silence after": "after"}.get(self.kind, "before and after")
-            return f"{self.level:g} s of silence {place}"
-        return f"{self.kind}, {self.level:g} dB"
+        return f"{self.kind}, {self.level:g} {'dB' if self.kind in _NOISES else 's'}"
 
-
-_NOISES: tuple[Kind, ...] = ("babble", "white noise")
-_SILENCES: tuple[Kind, ...] = ("silence before", "silence after", "silence around")
 
 CONDITIONS = (
     Condition(kind="clean"),
