@@ -2,8 +2,8 @@
 
 The sets, their splits, what each is marked by and how the overall number is made follow VoiceBench (Chen et al., arXiv
 2410.17196; github.com/MatthewCYM/VoiceBench), its leaderboard's form: AlpacaEval in full, SD-QA in the accent of the
-USA, and overall = the mean of the nine, where a mean rating of up to 5 points counts 20 times itself, SD-QA is the mean of
-PANDA and a judge's verdicts, and IFEval that of four shares. The data is hlt-lab/voicebench on the hub.
+USA, and overall = the mean of the nine, where a mean rating of up to 5 points counts 20 times itself, SD-QA is the mean
+of PANDA and a judge's verdicts, and IFEval that of four shares. The data is hlt-lab/voicebench on the hub.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earshot.errors import ConfigError, DataError
+from earshot.errors import DataError
 from earshot.evaluation.scoring.bbh import CHOICES, TASKS
 from earshot.evaluation.scoring.choices import LETTERS
 from earshot.evaluation.scoring.ifeval import check_instruction
@@ -152,11 +152,10 @@ def open_voicebench(part: str, data: str | None) -> Suite:
         data: another hub id than `HUB_ID`, or a local folder in its layout
 
     Raises:
-        ConfigError: no such subset
-        DataError: data that is not there or not as published; the message names place, row and column
+        DataError: no such subset, or data that is not there or not as published; the message names place, row and column
     """
     if part and part not in SUBSETS:
-        raise ConfigError(
+        raise DataError(
             f'suite "voicebench/{part}": no such subset; take one of {", ".join(SUBSETS)}, or "voicebench" for all'
         )
     place = data or HUB_ID

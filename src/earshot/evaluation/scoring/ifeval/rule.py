@@ -39,7 +39,7 @@ def _followed(sums: Float[np.ndarray, "... 5"], n: Int[np.ndarray, "..."]) -> Fl
     """The mean of four shares: of prompts and of instructions, strictly and loosely."""
     prompts = (sums[..., 0] + sums[..., 1]) / np.maximum(n, 1)
     instructions = (sums[..., 2] + sums[..., 3]) / np.maximum(sums[..., 4], 1)
-    return (prompts + instructions) / 4
+    return np.asarray((prompts + instructions) / 4)
 
 
 FOLLOWED = Metric(name="followed", label="instructions followed", value=_followed, is_mean=False)
