@@ -1,0 +1,150 @@
+"""How far apart next-token distributions can be when final hidden states are so far apart, by the head alone.
+
+It knows matrices and no models. W is a head of V rows, h a final hidden state, P = softmax(W h); δ is the student's
+state less the teacher's, and d = W δ what that does to the logits. Everything is in float64 and in nats.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def divergence(
+    head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"], student: Float[Tensor, "N D"]
+) -> Float[Tensor, " N"]:
+    """KL(P_teacher || P_student) of each pair.
+
+    As log E[exp(d - E d)] under P_teacher, which keeps its digits where the two are close.
+    """
+    p = (teacher @ head.T).softmax(-1)
+    shift = (student - teacher) @ head.T
+    shift = shift - (p * shift).sum(-1, keepdim=True)
+    near = torch.log1p((p * torch.expm1(shift.clamp(max=50))).sum(-1))
+    far = (p.log() + shift).logsumexp(-1)
+    return near.where(shift.amax(-1) < 1, far).clamp(min=0)
+
+
+def most_divergence(span: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The largest KL that any P_teacher allows when the differences of the logits span a range of R.
+
+    log E[exp(d - E d)] with d in [a, a + R] is largest, for any given mean of d, when all mass lies at both ends; and
+    over the share q of the upper end at q = 1/R - 1/(exp(R) - 1). It is R²/8 for small R (Hoeffding's lemma is the
+    parabola above it), and grows like R for large ones.
+    """
+    safe = span.clamp(min=1e-3)
+    exact = torch.log(torch.expm1(safe.clamp(max=700)) / safe) - 1 + safe / torch.expm1(safe.clamp(max=700))
+    return torch.where(span < 1e-2, span**2 / 8, exact)
+
+
+def upper_share(span: float) -> float:
+    """The share of P_teacher at the upper end of the logits' differences at which the divergence is largest."""
+    r = torch.tensor(span, dtype=torch.float64)
+    return float(1 / r - 1 / torch.expm1(r))
+
+
+def span_of(head: Float[Tensor, "V D"], delta: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """The range R of d = W δ: the largest difference less the smallest."""
+    d = delta @ head.T
+    return d.amax(-1) - d.amin(-1)
+
+
+def widest_pair(head: Float[Tensor, "V D"]) -> tuple[int, int, float]:
+    """The two rows of a head that are farthest apart, and how far: R is at most that times the length of δ."""
+    best = (0, 0, -1.0)
+    for first in range(0, len(head), 1024):
+        apart = torch.cdist(head[first : first + 1024], head)
+        at = int(apart.argmax())
+        i, j = divmod(at, len(head))
+        if apart[i, j] > best[2]:
+            best = (first + i, j, float(apart[i, j]))
+    return best
+
+
+def centred(head: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+    """A head without what it adds to all logits alike, which no distribution shows."""
+    return head - head.mean(0)
+
+
+def curvatures(
+    head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"]
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D D"]]:
+    """Eigenvalues, smallest first, and eigenvectors (columns) of Wᵀ(diag P - P Pᵀ)W at each teacher.
+
+    For small δ the divergence is half of δᵀ F δ; the squared L2 distance has the identity in place of F.
+    """
+    found = [torch.linalg.eigh((rows.T * p) @ rows) for p, rows in _centred_by(head, teacher)]
+    return torch.stack([values for values, _ in found]), torch.stack([vectors for _, vectors in found])
+
+
+def _centred_by(
+    head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"]
+) -> list[tuple[Float[Tensor, " V"], Float[Tensor, "V D"]]]:
+    ps = (teacher @ head.T).softmax(-1)
+    return [(p, head - p @ head) for p in ps]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """Unit vectors to move each teacher's state along: what they are called, and one for each teacher."""
+
+    name: str
+    along: Float[Tensor, "N D"]
+
+
+def moves(
+    head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"], generator: torch.Generator
+) -> list[Moves]:
+    """From the moves that matter most to a distribution to those that hardly do."""
+    n, d = teacher.shape
+    logits = teacher @ head.T
+    top = logits.topk(2, dim=-1).indices
+    _, _, directions = torch.linalg.svd(centred(head), full_matrices=False)
+    _, own = curvatures(head, teacher)
+    drawn = torch.randn(n, d, dtype=head.dtype, generator=generator)
+    return [
+        Moves(
+            name="from the likeliest token's row to the next one's",
+            along=_unit(head[top[:, 1]] - head[top[:, 0]]),
+        ),
+        Moves(name="stiffest direction of the teacher's own distribution", along=own[:, :, -1]),
+        Moves(name="top singular direction of centred W", along=directions[0].expand(n, d)),
+        Moves(name="any direction, drawn", along=_unit(drawn)),
+        Moves(name="bottom singular direction of centred W", along=directions[-1].expand(n, d)),
+        Moves(name="softest direction of the teacher's own distribution", along=own[:, :, 0]),
+    ]
+
+
+def _unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+
+def with_silent_direction(
+    head: Float[Tensor, "V D"], generator: torch.Generator
+) -> tuple[Float[Tensor, "V D"], Float[Tensor, " D"]]:
+    """The same head, but a move of one along one direction, which is given too, adds one to all logits."""
+    silent = _unit(torch.randn(1, head.shape[1], dtype=head.dtype, generator=generator))[0]
+    return head + torch.outer(1 - head @ silent, silent), silent
+
+
+def nearly_worst(head: Float[Tensor, "V D"], length: float) -> tuple[float, float]:
+    """A divergence as large as we can make it with states so far apart, and the bound.
+
+    The teacher is undecided between the two rows that are farthest apart, the student moves along their difference.
+    """
+    i, j, apart = widest_pair(head)
+    span = apart * length
+    line = head[i] - head[j]
+    both = torch.linalg.lstsq(torch.stack([head[i], head[j]]), torch.ones(2, 1, dtype=head.dtype)).solution[
+        :, 0
+    ]
+    q = upper_share(span)
+    wanted = torch.log(torch.tensor(q / (1 - q), dtype=head.dtype))
+    best = 0.0
+    for scale in (10.0, 30.0, 100.0, 300.0, 1_000.0):
+        state = scale * both
+        state = state + (wanted - (head[i] - head[j]) @ state) / apart**2 * line
+        moved = state + length / apart * line
+        best = max(best, float(divergence(head, state[None], moved[None])))
+    return best, float(most_divergence(torch.tensor([span], dtype=head.dtype)))

@@ -1,0 +1,100 @@
+"""What an ear does with clips it has not learned from: how far hearing is from reading, in L2, KL and first words."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from heads import divergence
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from earshot.audio import load_audio
+from earshot.config import ObjectiveSettings
+from earshot.encoder import Features
+from earshot.evaluation.suite import load_suite
+from earshot.model import Ear
+from earshot.training.teacher import Teacher
+
+_HEARD_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What an ear does with the held-out clips, at the position that predicts the answer's first token."""
+
+    student: Float[Tensor, "N D"]
+    teacher: Float[Tensor, "N D"]
+    head: Float[Tensor, "V D"]
+
+    @cached_property
+    def l2(self) -> Float[Tensor, " N"]:
+        """Distance of each clip's states."""
+        return torch.linalg.vector_norm(self.student - self.teacher, dim=-1)
+
+    @cached_property
+    def kl(self) -> Float[Tensor, " N"]:
+        """KL(teacher || student) of each clip's next-token distributions, in nats."""
+        return divergence(self.head, self.teacher, self.student)
+
+    @cached_property
+    def agrees(self) -> Float[Tensor, " N"]:
+        """Whether the likeliest first token is the same."""
+        return ((self.student @ self.head.T).argmax(-1) == (self.teacher @ self.head.T).argmax(-1)).double()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Spoken questions, encoded once, and what the LLM makes of their transcripts."""
+
+    batches: list[tuple[list[int], Features]]
+    """Places and sound of clips of like length."""
+    teacher: Float[Tensor, "N D"]
+
+    @classmethod
+    def of(cls, ear: Ear, n_clips: int) -> "HeldOut":
+        """Every so-manieth item of the pocket suite, its spoken part alone."""
+        items = load_suite("pocket")
+        chosen = [items[len(items) * number // n_clips] for number in range(n_clips)]
+        sounds = [load_audio(item.audio) for item in chosen]
+        order = sorted(range(n_clips), key=lambda place: len(sounds[place]))
+        batches = [order[first : first + _HEARD_AT_ONCE] for first in range(0, n_clips, _HEARD_AT_ONCE)]
+        ids = [torch.tensor(ear.template.split(item.text).text) for item in chosen]
+        read = Teacher(ear, ObjectiveSettings(hidden_positions="last")).targets(ids)
+        heard = [(places, ear.features([sounds[place] for place in places])) for places in batches]
+        return cls(heard, read.states[:, -1].double())
+
+    @torch.no_grad()
+    def look(self, ear: Ear) -> Look:
+        """Hears all of it; how many tokens there are the ear says itself, as when it is asked."""
+        student = torch.zeros_like(self.teacher)
+        for places, features in self.batches:
+            audio = ear.connector(features)
+            lengths = audio.n_tokens.tolist()
+            tokens = pad_sequence(
+                [row[:n] for row, n in zip(audio.tokens, lengths, strict=True)], batch_first=True
+            )
+            student[places] = ear.last_states(tokens, lengths, [1] * len(places))[:, -1].double()
+        return Look(student=student, teacher=self.teacher, head=head_of(ear))
+
+
+def head_of(ear: Ear) -> Float[Tensor, "V D"]:
+    """The matrix that makes logits of the LLM's final states."""
+    return ear.llm.get_output_embeddings().weight.detach().double()
+
+
+def ranks_agree(x: Float[Tensor, " N"], y: Float[Tensor, " N"]) -> float:
+    """Spearman's rank correlation."""
+    ranks = [values.argsort().argsort().double() for values in (x, y)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def standard_error(values: Float[Tensor, " N"]) -> float:
+    """Of the mean over clips."""
+    return float(values.std() / len(values) ** 0.5)
+
+
+def paired_difference(one: Float[Tensor, " N"], other: Float[Tensor, " N"]) -> str:
+    """The mean over clips of one value less the other, with the standard error of that mean."""
+    less = one - other
+    return f"{less.mean():+.3f} ± {standard_error(less):.3f}"
