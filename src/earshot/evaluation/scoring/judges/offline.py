@@ -66,10 +66,8 @@ def _content(text: str) -> set[str]:
 
 
 def _stem(word: str) -> str:
-    for ending in ("ing", "es", "ed", "s"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word.removesuffix(ending)
-    return word
+    ending = next((end for end in ("ing", "ed", "s") if word.endswith(end) and len(word) - len(end) >= 3), "")
+    return word.removesuffix(ending).removesuffix("e")
 
 
 def _f1(first: set[str], second: set[str]) -> float:
