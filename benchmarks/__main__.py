@@ -4,7 +4,7 @@
     python benchmarks --only loss cache
 
 What is wanted and not reached is said, and so is a benchmark that fails. Two more are long and are run by hand:
-resume.py and quality.py; and gpu.py does all that a GPU is wanted for.
+resume.py and ablations.py (hours); and gpu.py does all that a GPU is wanted for.
 """
 
 import argparse

@@ -1,0 +1,130 @@
+"""Two pictures of the ablations: quality by training operations, and alignment error by slot; it measures nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arms import OURS
+from labels import apart
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from measures import N_SLOTS_MEASURED
+
+SLOT_ARMS = {OURS: "ours: anchored", "left": "left, learned end", "right": "right, 64 slots"}
+"""The arms whose slots are compared, and what the picture calls them."""
+_SIDES = ("from the start", "from the end")
+_COLOURS = ("#1b6ca8", "#d1701f", "#5a8f3c")
+_GREY, _LIGHT = "#5f6368", "#c9cdd2"
+_LABEL_GAP = 0.042
+"""Least distance of two labels, as a share of the axes' height: a line of their letters."""
+
+
+def draw(found: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
+    """Writes both pictures: to the path, and to one beside it that ends in -slots."""
+    slots = path.with_stem(f"{path.stem}-slots")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(quality_figure(found), path)
+    _save(slots_figure(found), slots)
+    return path, slots
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+
+
+def quality_figure(found: Mapping[str, Any]) -> Figure:
+    """Right answers by the operations that training took, an arm a point, its spread over seeds a bar.
+
+    Labels stand in a column beside the axes, where they cannot cover each other, with a line to their point.
+    """
+    figure = Figure(figsize=(9.6, 6.4))
+    axes = figure.add_axes((0.08, 0.1, 0.55, 0.8))
+    arms = {name: arm for name, arm in found["arms"].items() if arm["mean"].get("training TFLOP")}
+    for name, arm in arms.items():
+        deviation = arm["spread"]["ear"]
+        axes.errorbar(
+            arm["mean"]["training TFLOP"],
+            100 * arm["mean"]["ear"],
+            yerr=None if deviation is None else 100 * deviation,
+            fmt="o",
+            markersize=6,
+            capsize=2,
+            linewidth=1,
+            color=_COLOURS[0] if name == OURS else _GREY,
+            zorder=3,
+        )
+    axes.set_xscale("log", subs=(2, 3, 4, 5, 7))
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter(ScalarFormatter())
+    axes.margins(x=0.1)
+    axes.set_ylim(-2, None)
+    axes.set_xlabel("training operations, TFLOP (features of the encoder were kept, so without those)")
+    axes.set_ylabel("right answers, %")
+    axes.set_title(f"The pocket world after {found['n_steps']:,} steps", loc="left", fontsize=11)
+    _dress(axes)
+    _label(axes, arms)
+    return figure
+
+
+def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
+    low, high = axes.get_ylim()
+    points = {name: (arm["mean"]["training TFLOP"], 100 * arm["mean"]["ear"]) for name, arm in arms.items()}
+    points = dict(sorted(points.items(), key=lambda item: (item[1][1], item[1][0])))  # fewer lines cross
+    heights = apart([(y - low) / (high - low) for _, y in points.values()], _LABEL_GAP, 0.0, 1.0)
+    for (name, point), height in zip(points.items(), heights, strict=True):
+        axes.annotate(
+            f"{name}  {point[1]:.1f} % (n {arms[name]['n']})",
+            point,
+            (1.05, height),
+            textcoords="axes fraction",
+            fontsize=8.5,
+            verticalalignment="center",
+            color=_COLOURS[0] if name == OURS else "black",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _LIGHT,
+                "linewidth": 0.7,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def slots_figure(found: Mapping[str, Any]) -> Figure:
+    """Mean distance of a token's embedding and its audio token by its place in the sentence, an arm a line."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, side in zip(panels, _SIDES, strict=True):
+        for (name, label), colour in zip(SLOT_ARMS.items(), _COLOURS, strict=True):
+            runs = found["arms"].get(name, {}).get("runs", {}).values()
+            errors = mean_by_slot([run["by slot"][side] for run in runs])
+            if any(value is not None for value in errors):
+                shown = [float("nan") if value is None else value for value in errors]
+                axes.plot(shown, "o-", color=colour, markersize=4, label=f"{label} (n {len(runs)})")
+        axes.set_xlabel(f"token, counted {side}")
+        axes.set_ylim(0, None)
+        axes.set_xticks(range(0, N_SLOTS_MEASURED, 2))
+        _dress(axes)
+    if panels[0].has_data():
+        panels[0].legend(frameon=False, fontsize=9)
+    panels[0].set_ylabel("L2 of embedding and audio token")
+    figure.suptitle(
+        f"Alignment by place in the sentence after {found['n_steps']:,} steps", fontsize=11, x=0.06, ha="left"
+    )
+    return figure
+
+
+def mean_by_slot(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """The mean over seeds at each place that all of them have."""
+    return [
+        None if not all(value is not None for value in column) else sum(column) / len(column)
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def _dress(axes: Axes) -> None:
+    axes.grid(color=_LIGHT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

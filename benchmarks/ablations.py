@@ -1,0 +1,205 @@
+"""Which parts of the method matter: ours and what is left of it without each, at equal steps.
+
+    python benchmarks/ablations.py --out runs/ablations
+    python benchmarks/ablations.py --out runs/ablations --only ours left right --seeds 0 --plot ablations.png
+
+An arm is trained with one seed after the other; a seed draws new weights and another order of clips, the same for all
+arms, so that they are compared in pairs. Trained ears stay in --out, what was measured of each beside it: the same
+command goes on where it was stopped, and --measure-again measures all that was trained anew, training nothing. Last, a
+table and one line of JSON of whatever is there.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from ablation_results import IN_NOISE, Found, result, tables
+from arms import ARMS, Arm, recipe_of, run_folder
+from measures import (
+    Asked,
+    Spoken,
+    answers,
+    by_slot,
+    cost,
+    fidelity,
+    naming,
+    noisy_questions,
+    questions,
+    training_clips,
+)
+
+from earshot import checkpoint
+from earshot.config import Recipe, load_recipe
+from earshot.errors import ConfigError, EarshotError
+from earshot.storage import write_text
+from earshot.training.loop import Stopped, train
+
+MEASURED = "measured.json"
+
+
+# Runs
+
+
+class Bench:
+    """The runs below one folder: trains and measures what is not there yet."""
+
+    def __init__(self, out: Path, n_steps: int) -> None:
+        self.out, self.n_steps = out, n_steps
+
+    def train(self, arm: Arm, seed: int) -> None:
+        """Distils an arm's ear, from where its run stands.
+
+        Raises:
+            ConfigError: a run of another recipe in its folder
+        """
+        recipe = recipe_of(arm, seed, self.n_steps, self.out)
+        if self.is_trained(arm, seed):
+            _check_same(recipe)
+        else:
+            train(recipe)
+
+    def is_trained(self, arm: Arm, seed: int) -> bool:
+        """Whether the run is at its end."""
+        return (run_folder(arm, seed, self.out) / checkpoint.RUN_EAR).is_dir()
+
+    def measure(self, arm: Arm, seed: int, *, again: bool) -> Found:
+        """What a trained ear is worth; measured, if it was not yet."""
+        folder = run_folder(arm, seed, self.out)
+        place = folder / MEASURED
+        if again or not place.exists():
+            ear, recipe = checkpoint.load(folder), load_recipe(folder / "recipe.toml")
+            asked = self.questions
+            found = answers(asked.by(ear)) | naming(ear, asked.items) | fidelity(ear, asked.items)
+            if arm.hears_noise:
+                noisy = answers(self.noisy.by(ear)) | naming(ear, self.noisy.items)
+                found |= {name + IN_NOISE: value for name, value in noisy.items()}
+            found |= cost(folder, recipe.train.batch_size) | {"by slot": by_slot(ear, self.clips)}
+            write_text(place, json.dumps(found, indent=1) + "\n")
+        return json.loads(place.read_text())
+
+    @cached_property
+    def questions(self) -> Asked:
+        """As they were spoken."""
+        return questions(self.out)
+
+    @cached_property
+    def noisy(self) -> Asked:
+        """The same in noise."""
+        return noisy_questions(self.out)
+
+    @cached_property
+    def clips(self) -> Spoken:
+        """Those by which slots are measured."""
+        return training_clips()
+
+    def found(self) -> dict[str, dict[int, Found]]:
+        """All that was measured so far, by arm and seed."""
+        stored: dict[str, dict[int, Found]] = {}
+        for arm in ARMS.values():
+            places = self.out.glob(f"{arm.slug}-*/{MEASURED}")
+            by_seed = {
+                int(place.parent.name.removeprefix(f"{arm.slug}-")): place
+                for place in places
+                if _is_of(arm, place)
+            }
+            if by_seed:
+                stored[arm.name] = {seed: json.loads(by_seed[seed].read_text()) for seed in sorted(by_seed)}
+        return stored
+
+
+def _is_of(arm: Arm, place: Path) -> bool:
+    """Whether a run is an arm's, not one's whose name begins with its name."""
+    return place.parent.name.removeprefix(f"{arm.slug}-").isdigit()
+
+
+def _check_same(recipe: Recipe) -> None:
+    """A folder that was moved is the same run."""
+
+    def placeless(other: Recipe) -> Recipe:
+        data = replace(other.data, feature_cache=None, source=tuple(Path(s).name for s in other.data.source))
+        return replace(other, out=".", data=data)
+
+    kept = load_recipe(Path(recipe.out) / "recipe.toml")
+    if placeless(kept) != placeless(recipe):
+        raise ConfigError(
+            f"{recipe.out} holds a run of another recipe (of {kept.train.n_steps} steps) than the one asked for (of"
+            f" {recipe.train.n_steps}); give another --out, or remove that run"
+        )
+
+
+# The command
+
+
+def run_all(bench: Bench, arms: Sequence[Arm], seeds: Sequence[int], *, again: bool) -> dict[str, str]:
+    """Trains and measures seed by seed; why runs failed that did: the others are not kept from going on."""
+    failed: dict[str, str] = {}
+    for seed in seeds:
+        for arm in arms:
+            try:
+                if again and not bench.is_trained(arm, seed):
+                    continue
+                bench.train(arm, seed)
+                found = bench.measure(arm, seed, again=again)
+            except EarshotError as error:
+                failed[f"{arm.name}, seed {seed}"] = str(error)
+                print(f"{seed:4}  {arm.name:26} FAILED: {error}", flush=True)
+                continue
+            print(f"{seed:4}  {arm.name:26}{found['ear']:7.1%}", flush=True)
+    return failed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="ARM", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--measure-again", action="store_true", help="of what is trained; trains nothing")
+    parser.add_argument("--show", action="store_true", help="what is there; trains and measures nothing")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--plot", type=Path, help="picture of quality by operations; beside it, one of slots")
+    return parser
+
+
+def _drawing() -> Callable[[Found, Path], object]:
+    """What draws the pictures, asked for before anything is trained.
+
+    Raises:
+        ConfigError: no matplotlib, which nothing else wants
+    """
+    try:
+        from ablation_plots import draw
+    except ImportError as error:
+        raise ConfigError(f"--plot draws with matplotlib ({error}): pip install matplotlib") from error
+    return draw
+
+
+def main(arguments: Sequence[str] | None = None) -> Found:
+    """Trains, measures and tells, as the flags say; gives what it told."""
+    given = _parser().parse_args(arguments)
+    draw = _drawing() if given.plot else None
+    bench = Bench(given.out, given.steps)
+    arms = [] if given.show else [ARMS[name] for name in given.only]
+    failed = run_all(bench, arms, given.seeds, again=given.measure_again)
+    found = result(bench.found(), given.steps, failed)
+    print("\n" + "\n".join(tables(found)))
+    if given.json:
+        write_text(given.json, json.dumps(found, indent=1) + "\n")
+    if draw is not None:
+        draw(found, given.plot)
+    print(json.dumps(found))
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(1 if main()["failed"] else 0)
+    except EarshotError as error:
+        sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,150 @@
+"""The arms of the ablations: what each changes against ours, as settings; it trains and measures nothing.
+
+Ours is the pocket recipe with one view of each clip and hidden states from half of the steps on. An arm changes what its
+name says and nothing else, but for what the settings rule out: without alignment nothing can lead, and forms aligned to
+the right have no audio token for each token of the transcript, so that theirs are compared on the suffix.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from earshot.bases import locate
+from earshot.config import Recipe, load_recipe
+from earshot.data.spelling import POCKET_SPEECH
+from earshot.storage import written_whole
+
+OURS = "ours"
+PUNCTUATED = ", punctuated"
+"""Ends the names of the arms that learn transcripts with commas."""
+N_SLOTS = 64
+"""Slots of the forms that always have as many: all positions of the pocket Whisper's decoder."""
+N_STACKED = 6
+"""Encoder positions to an audio token of the stacking MLP: 8.3 tokens a second, where loose words come at up to 6."""
+KL_WEIGHT = 0.1
+"""With it KL's gradient on the connector is as large as that of hidden states with the recipe's weight: in a trial with
+two ears of 1,000 steps on eight batches the weight that makes them equal was 0.06 to 0.32, in the middle 0.09."""
+COMMA_SHARE = 1 / 3
+"""Share of the words behind which punctuated transcripts have a comma that nobody speaks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one arm changes against ours."""
+
+    name: str
+    connector: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    speech_share: float = 1.0
+    """Share of the pocket speech that it learns from, in as many steps."""
+    window: Literal["sound", "full"] = "sound"
+    is_punctuated: bool = False
+    """Whether it learns transcripts with commas that are not spoken."""
+    hears_noise: bool = False
+    """Whether it is asked the questions in noise too."""
+
+    @property
+    def plain(self) -> str | None:
+        """The arm that learned the same from transcripts as they are, of one that learned them punctuated."""
+        return self.name.removesuffix(PUNCTUATED) if self.is_punctuated else None
+
+    @property
+    def slug(self) -> str:
+        """Its name as a folder has it."""
+        words = self.name.replace("%", "percent").replace(",", "")
+        return "-".join(words.split()).lower()
+
+
+_RIGHT = {"form": "right", "n_queries": N_SLOTS}
+_STACK = {"form": "stack", "n_stacked": N_STACKED}
+_SUFFIX = {"hidden_positions": "suffix"}
+_NO_INPUT = {"align_weight": 0.0, "name_weight": 0.0, "lead_share": 0.0}
+_KL = {"hidden_weight": 0.0, "kl_weight": KL_WEIGHT}
+_PUBLISHED = {"hidden_positions": "last", "name_weight": 0.0, "lead_share": 0.0}
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(name=OURS, hears_noise=True),
+        Arm(name="hidden only", objective=_NO_INPUT),
+        Arm(name="alignment only", objective={"hidden_weight": 0.0}),
+        Arm(name="KL only", objective=_NO_INPUT | _KL),
+        Arm(name="KL in place of hidden", objective=_KL),
+        Arm(name="no naming", objective={"name_weight": 0.0}),
+        Arm(name="first 8 answer positions", objective={"n_answer": 8}),
+        Arm(name="hidden at last", objective={"hidden_positions": "last"}),
+        Arm(name="hidden at suffix", objective=_SUFFIX),
+        Arm(name="random init", connector={"init": "random"}),
+        Arm(name="stacking MLP", connector=_STACK, objective=_SUFFIX, hears_noise=True),
+        Arm(name="4 layers", connector={"n_layers": 4}),
+        Arm(name="2 layers", connector={"n_layers": 2}),
+        Arm(name="left", connector={"form": "left"}, hears_noise=True),
+        Arm(name="right", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
+        Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),
+        Arm(name="ours, full window", window="full"),
+        Arm(name="30 % of the speech", speech_share=0.3),
+        Arm(name="10 % of the speech", speech_share=0.1),
+        Arm(name="ours" + PUNCTUATED, is_punctuated=True),
+        Arm(name="left" + PUNCTUATED, connector={"form": "left"}, is_punctuated=True),
+        Arm(name="right" + PUNCTUATED, connector=_RIGHT, objective=_SUFFIX, is_punctuated=True),
+    )
+}
+
+
+def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
+    """An arm's recipe; all arms that hear the same sound share the features that are kept of it."""
+    pocket = load_recipe(Path(locate("pocket/recipe.toml")))
+    features = "punctuated" if arm.is_punctuated else arm.window
+    speech = {"source": (str(punctuated_speech(out)),)} if arm.is_punctuated else {}
+    return replace(
+        pocket,
+        out=str(run_folder(arm, seed, out)),
+        base=replace(pocket.base, encoder_window=arm.window),
+        connector=replace(pocket.connector, **arm.connector),
+        objective=replace(pocket.objective, **({"lead_share": 0.5} | dict(arm.objective))),
+        data=replace(
+            pocket.data,
+            n_views=1,
+            n_workers=0,
+            feature_cache=str(out / f"features-{features}"),
+            n_clips=None if arm.speech_share == 1 else n_clips(arm.speech_share),
+            **speech,
+        ),
+        train=replace(pocket.train, n_steps=n_steps, seed=seed),
+    )
+
+
+def run_folder(arm: Arm, seed: int, out: Path) -> Path:
+    """Where an arm's run with a seed is kept."""
+    return out / f"{arm.slug}-{seed}"
+
+
+def n_clips(share: float) -> int:
+    """So many of the pocket speech, whose clips lie in no order."""
+    return round(share * pq.read_metadata(locate(POCKET_SPEECH) + ".parquet").num_rows)
+
+
+def punctuated_speech(out: Path) -> Path:
+    """The pocket speech with commas in its transcripts, made if it is not there yet."""
+    path = out / "speech-punctuated.parquet"
+    if not path.exists():
+        table = pq.read_table(locate(POCKET_SPEECH) + ".parquet")
+        rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+        texts = pa.array([punctuated(text, row) for row, text in rows])
+        place = table.schema.get_field_index("text")
+        out.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            pq.write_table(table.set_column(place, "text", texts), temporary, row_group_size=256)
+    return path
+
+
+def punctuated(text: str, row: str) -> str:
+    """A transcript with commas behind some of its words, but for the last; which ones, the row's id draws."""
+    rng = random.Random(row)
+    *words, last = text.split()
+    return " ".join([word + "," if rng.random() < COMMA_SHARE else word for word in words] + [last])

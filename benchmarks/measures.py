@@ -1,0 +1,243 @@
+"""What a trained ear of the ablations is measured by, all of it on the questions of the suite that comes with earshot.
+
+It trains nothing and knows no arms. What does not depend on the connector (answers to the texts and to the recogniser's
+transcripts) is computed with the first ear and kept for all others.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
+from earshot.augment import add_noise
+from earshot.bases import embeddings
+from earshot.data.sources import open_speech
+from earshot.evaluation import Item, Report, evaluate, load_suite, read_report
+from earshot.model import Ear
+from earshot.storage import write_text
+from earshot.training.metrics import read_metrics
+
+SNR_DB = 10.0
+N_SLOTS_MEASURED = 16
+N_CLIPS_BY_SLOT = 600
+"""Clips of the training speech by whose slots alignment is measured: questions have eight tokens at most."""
+MAX_ANSWER = 48
+"""Tokens of an answer; right ones have 17 at most, and those of an ear that has learned nothing may never end."""
+_AT_ONCE = 64
+_NAMED_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The questions, and what all ears on the same frozen models share."""
+
+    items: tuple[Item, ...]
+    place: Path
+    """File of the report whose text ceiling and cascade are taken over."""
+
+    def by(self, ear: Ear) -> Report:
+        """The questions as an ear answers them."""
+        reading = read_report(self.place) if self.place.exists() else None
+        report = evaluate(
+            ear,
+            self.items,
+            name="pocket",
+            batch_size=_AT_ONCE,
+            command="",
+            reading=reading,
+            max_new_tokens=MAX_ANSWER,
+        )
+        if reading is None:
+            write_text(self.place, json.dumps(report.to_json()))
+        return report
+
+
+def questions(out: Path) -> Asked:
+    """As they were spoken."""
+    return Asked(items=load_suite("pocket"), place=out / "reading.json")
+
+
+def noisy_questions(out: Path) -> Asked:
+    """With white noise, the same for every ear."""
+    noisy = tuple(replace(item, audio=in_noise(item)) for item in load_suite("pocket"))
+    return Asked(items=noisy, place=out / "reading-noisy.json")
+
+
+def in_noise(item: Item) -> tuple[np.ndarray, int]:
+    """A question's samples in white noise that is drawn from its id, and their rate."""
+    samples = load_audio(item.audio)
+    rng = np.random.default_rng(list(item.id.encode()))
+    return add_noise(samples, rng.standard_normal(len(samples), dtype=np.float32), SNR_DB), SAMPLE_RATE
+
+
+def answers(report: Report) -> dict[str, float]:
+    """Shares of right answers, and of answers that are the text's word for word."""
+    overall = report.overall
+    return {
+        "ear": overall.ear.accuracy,
+        **{f"ear, {group}": table.ear.accuracy for group, table in report.groups.items()},
+        "cascade": overall.cascade.accuracy,
+        "text": overall.text_ceiling.accuracy,
+        "same answers": float(np.mean([item.ear_answer == item.text_answer for item in report.items])),
+    }
+
+
+# Naming
+
+
+@torch.inference_mode()
+def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
+    """How many tokens of the transcripts their audio tokens name, by the nearest of all the LLM's embeddings.
+
+    Aligned by edit distance. Nothing in forms aligned to the right says where the words begin: there the last slots
+    are read, as many as the transcript has tokens. Commas do not count, as nobody speaks them.
+
+    Returns: share of tokens named, errors per token, and, in forms that say it, share of clips of the right length
+    """
+    wanted, commas = token_ids(ear, [item.text for item in items]), _commas(ear)
+    heard = ear.hear([item.audio for item in items])
+    is_right = ear.connector.aligned == "right"
+    read = [slots[-len(ids) :] if is_right else slots for slots, ids in zip(heard, wanted, strict=True)]
+    names = [[i for i in row if i not in commas] for row in nearest(ear, read)]
+    found = jiwer.process_words(
+        [" ".join(map(str, ids)) for ids in wanted], [" ".join(map(str, row)) for row in names]
+    )
+    n_tokens = sum(map(len, wanted))
+    return {
+        "tokens named": found.hits / n_tokens,
+        "errors per token": (found.substitutions + found.deletions + found.insertions) / n_tokens,
+    } | ({} if is_right else {"length right": _share_of_length(names, wanted)})
+
+
+def _share_of_length(names: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
+    return float(np.mean([len(row) == len(ids) for row, ids in zip(names, wanted, strict=True)]))
+
+
+def _commas(ear: Ear) -> set[int]:
+    return set(ear.tokenizer.encode(",", add_special_tokens=False))
+
+
+def token_ids(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of transcripts, as the chat template frames them."""
+    return [list(ear.template.split(text).text) for text in texts]
+
+
+def nearest(ear: Ear, heard: Sequence[Float[Tensor, "_ D"]]) -> list[list[int]]:
+    """The token whose embedding is nearest to each audio token, by L2."""
+    table = ear.embed(torch.arange(embeddings(ear.llm).num_embeddings)).float()
+    rows = torch.cat(list(heard)).float().split(_NAMED_AT_ONCE)
+    names = iter(torch.cat([torch.cdist(part, table).argmin(1) for part in rows]).tolist())
+    return [[next(names) for _ in slots] for slots in heard]
+
+
+# Fidelity
+
+
+@torch.inference_mode()
+def fidelity(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
+    """How far the LLM's state before its answer is on sound from that on text.
+
+    Returns: KL(read || heard) of the next token in nats, share of the same likeliest token, L2 and cosine of the
+    final hidden states
+    """
+    read = _last_states(ear, [_turn(item, {"type": "text", "text": item.text}) for item in items])
+    heard = _last_states(ear, [_turn(item, {"type": "audio", "audio": item.audio}) for item in items])
+    of_read, of_heard = (ear.logits(states).float().log_softmax(-1) for states in (read, heard))
+    kl = functional.kl_div(of_heard, of_read, reduction="batchmean", log_target=True)
+    return {
+        "KL": float(kl),
+        "top-1": float((of_read.argmax(1) == of_heard.argmax(1)).float().mean()),
+        "L2": float((read - heard).norm(dim=1).mean()),
+        "cosine": float(functional.cosine_similarity(read, heard).mean()),
+    }
+
+
+def _turn(item: Item, spoken: dict[str, Any]) -> list[dict[str, Any]]:
+    beside = [] if item.instruction is None else [{"type": "text", "text": item.instruction}]
+    return [{"role": "user", "content": [spoken, *beside]}]
+
+
+def _last_states(ear: Ear, turns: Sequence[list[dict[str, Any]]]) -> Float[Tensor, "B D"]:
+    prompts = [
+        prompt
+        for first in range(0, len(turns), _AT_ONCE)
+        for prompt in ear.prompts(turns[first : first + _AT_ONCE])
+    ]
+    states = [
+        ear.llm.base_model(inputs_embeds=prompt.embeds[None], use_cache=False).last_hidden_state[0, -1]
+        for prompt in prompts
+    ]
+    return torch.stack(states).float()
+
+
+# Slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """Sounds and what is said in them."""
+
+    audio: list[AudioSource]
+    texts: list[str]
+
+
+def training_clips(n: int = N_CLIPS_BY_SLOT) -> Spoken:
+    """The first clips of the pocket speech, which lie in no order."""
+    speech = open_speech(("pocket/speech",), n)
+    clips = [speech[row] for row in range(len(speech))]
+    return Spoken(audio=[clip.audio for clip in clips], texts=[clip.text for clip in clips])
+
+
+@torch.inference_mode()
+def by_slot(ear: Ear, spoken: Spoken) -> dict[str, list[float | None]]:
+    """Mean L2 between a token's embedding and its audio token, by the token's place from the start and from the end.
+
+    Heard as at inference, with no transcript; a token belongs to the slot that it is aligned to in training. Tokens
+    without a slot are left out. Null where fewer than 20 clips have such a token.
+    """
+    places: dict[str, list[list[float]]] = {
+        side: [[] for _ in range(N_SLOTS_MEASURED)] for side in ("from the start", "from the end")
+    }
+    ids = token_ids(ear, spoken.texts)
+    for slots, wanted in zip(ear.hear(spoken.audio), ids, strict=True):
+        for token, error in _errors(ear, slots, torch.tensor(wanted)).items():
+            for side, place in (("from the start", token), ("from the end", len(wanted) - 1 - token)):
+                if place < N_SLOTS_MEASURED:
+                    places[side][place].append(error)
+    return {
+        side: [float(np.mean(errors)) if len(errors) >= 20 else None for errors in row]
+        for side, row in places.items()
+    }
+
+
+def _errors(ear: Ear, slots: Float[Tensor, "Q D"], wanted: Int[Tensor, " T"]) -> dict[int, float]:
+    """The distance of each token that has a slot."""
+    n_before = len(slots) - len(wanted) if ear.connector.aligned == "right" else 0
+    tokens = [token for token in range(len(wanted)) if 0 <= token + n_before < len(slots)]
+    targets = ear.embed(wanted[tokens])
+    errors = (slots[[token + n_before for token in tokens]] - targets).float().norm(dim=1)
+    return dict(zip(tokens, errors.tolist(), strict=True))
+
+
+# Cost
+
+
+def cost(folder: Path, batch_size: int) -> dict[str, float]:
+    """What a run's steps cost, by its own metrics: operations (features were kept, so without the encoder) and time."""
+    flops = seconds = 0.0
+    before = 0
+    for row in read_metrics(folder):
+        n_clips = (row["step"] - before) * batch_size
+        flops += row["tflops"] / row["clips_per_s"] * n_clips
+        seconds += n_clips / row["clips_per_s"]
+        before = row["step"]
+    return {"training TFLOP": flops, "seconds trained": seconds}
