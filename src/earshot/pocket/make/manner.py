@@ -12,7 +12,7 @@ import argparse
 import itertools
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,8 @@ TAIL_S = (0.25, 0.4)
 """Silence behind the words of a clip, in whatever manner: there the ear finds places for the tag's five tokens."""
 N_CHUNKS = 22
 """Of `speech.CHUNK_CLIPS` clips each."""
+N_QUESTIONS_ESPEAK, N_QUESTIONS_FLITE = 56, 24
+"""Of the suite, by the engine that asks."""
 
 _WINDOW, _HOP, _N_FFT = 400, 100, 1024
 """25 ms and 6.25 ms at 16 kHz; room for what rings on behind a frame."""
@@ -56,7 +58,7 @@ def whisper(
     window = np.hanning(_WINDOW + 1)[:-1]
     padded = np.pad(samples.astype(np.float64), _WINDOW)
     noise = _frames(rng.standard_normal(len(padded)), window)
-    shaped = np.fft.irfft(np.fft.rfft(noise, _N_FFT) * _throat(_frames(padded, window), lift))
+    shaped = np.fft.irfft(np.fft.rfft(noise, _N_FFT) * _throat(_frames(padded, window), window, lift))
     breath = np.zeros(len(padded) + _N_FFT)
     for number, frame in enumerate(shaped):
         breath[number * _HOP : number * _HOP + _N_FFT] += frame
@@ -67,10 +69,12 @@ def _frames(samples: Float[np.ndarray, " N"], window: Float[np.ndarray, " W"]) -
     return np.lib.stride_tricks.sliding_window_view(samples, len(window))[::_HOP] * window
 
 
-def _throat(frames: Float[np.ndarray, "F W"], lift: float) -> Float[np.ndarray, "F K"]:
+def _throat(
+    frames: Float[np.ndarray, "F W"], window: Float[np.ndarray, " W"], lift: float
+) -> Float[np.ndarray, "F K"]:
     """What each frame's throat makes of white noise of unit power, as gains by frequency."""
     power = np.abs(np.fft.rfft(frames, _N_FFT)) ** 2
-    correlation = np.fft.irfft(power)[:, : _LPC_ORDER + 1] / _WINDOW
+    correlation = np.fft.irfft(power)[:, : _LPC_ORDER + 1] / (window**2).sum()
     correlation[:, 0] = correlation[:, 0] * 1.0001 + 1e-10  # silence too has to have a solution
     lags = np.abs(np.subtract.outer(np.arange(_LPC_ORDER), np.arange(_LPC_ORDER)))
     predictor = np.linalg.solve(correlation[:, lags], correlation[:, 1:, None])[..., 0]
@@ -191,19 +195,15 @@ def make_heard_speech(path: Path, n_chunks: int = N_CHUNKS) -> None:
     unfinished.rename(path)
 
 
-def questions(
-    seed: str, n: int, draw_voice: Callable[[random.Random], voices.Voice]
-) -> Iterator[tuple[world.Exchange, voices.Voice]]:
-    """Exchanges that can be answered in every manner, no question twice, skills in turn, each with who asks."""
-    rng, asked = random.Random(seed), set()
-    for number in itertools.count():
-        exchange = world.SKILLS[number % len(world.SKILLS)](rng)
-        if answers(exchange) is None or exchange.question in asked:
-            continue
-        asked.add(exchange.question)
-        yield exchange, draw_voice(rng)
-        if len(asked) == n:
-            return
+def questions(rng: random.Random, n: int) -> list[world.Exchange]:
+    """Exchanges that can be answered in every manner, skills in turn, no question twice."""
+    found: dict[str, world.Exchange] = {}
+    skills = itertools.cycle(world.SKILLS)
+    while len(found) < n:
+        exchange = next(skills)(rng)
+        if answers(exchange) is not None:
+            found.setdefault(exchange.question, exchange)
+    return list(found.values())
 
 
 def answers(exchange: world.Exchange) -> dict[str, str] | None:
@@ -216,22 +216,16 @@ def answers(exchange: world.Exchange) -> dict[str, str] | None:
 
 def make_suite(path: Path) -> None:
     """Questions by voices that training has never heard, each asked in every manner by the same voice."""
-    asked = [
-        *questions("manner espeak", 56, voices.unheard_voice),
-        *questions("manner flite", 24, voices.flite_voice),
-    ]
-    rng = random.Random("manner suite")
-    rows = []
-    for number, (exchange, voice) in enumerate(asked):
+    rng, rows = random.Random("manner suite"), []
+    draws = [voices.unheard_voice] * N_QUESTIONS_ESPEAK + [voices.flite_voice] * N_QUESTIONS_FLITE
+    for number, (exchange, draw) in enumerate(zip(questions(rng, len(draws)), draws, strict=True)):
+        voice, expected = draw(rng), answers(exchange)
+        assert expected is not None
         lines = [Line(text=exchange.question, voice=voice, manner=manner) for manner in TAGS]
         for line, samples in zip(lines, speak_in_manner(lines, rng), strict=True):
             assert samples is not None, f"{line.text!r} is longer than the window"
-            expected = answers(exchange)
-            assert expected is not None
-            row = _row(f"{number:02d}-{line.manner}", line, samples)
-            rows.append(
-                row | {"answer": expected[line.manner], "group": line.manner, "skill": exchange.skill}
-            )
+            about = {"answer": expected[line.manner], "group": line.manner, "skill": exchange.skill}
+            rows.append(_row(f"{number:02d}-{line.manner}", line, samples) | about)
     speech.write_table(path, rows)
 
 
