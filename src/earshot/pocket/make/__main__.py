@@ -22,7 +22,7 @@ from earshot import checkpoint
 from earshot.bases import POCKET
 from earshot.config import Recipe, load_recipe
 from earshot.evaluation import evaluate, load_suite, model_card_table, shown
-from earshot.pocket.make import llm, speech, tokens, whisper
+from earshot.pocket.make import llm, manner, speech, tokens, whisper
 from earshot.pocket.make.speech import Clips
 from earshot.training.loop import train
 
@@ -111,6 +111,8 @@ def make(build: Path) -> None:
         speech.make_distillation_speech(folder, POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
     if not (POCKET / "suite.parquet").exists():
         speech.make_evaluation_speech(POCKET / "suite.parquet")
+    if not manner.SUITE.exists():
+        manner.make_suite(manner.SUITE)
     if not (POCKET / "ear").exists():
         ear = train(broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
         with shown(Console()) as progress:
