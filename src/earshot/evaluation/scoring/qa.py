@@ -1,7 +1,7 @@
 """Answers to questions of fact: whether what was said amounts to one of the published answers.
 
 The published scoring, PANDA (later PEDANTS), is a small classifier that is downloaded; what is here are rules in its
-spirit, which need nothing but the texts. Their numbers are close to the classifier's in kind, not the same.
+spirit, which need nothing but the texts. What they give is not to be put beside published tables.
 
 Source: Li et al., PANDA / PEDANTS, arXiv 2402.11161: normalised match, token F1, and the rules of quizzes that more
 detail does no harm, that a name may be shortened, and that numbers must be right.
