@@ -98,16 +98,17 @@ def answers(report: Report) -> dict[str, float]:
 def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
     """How many tokens of the transcripts their audio tokens name, by the nearest of all the LLM's embeddings.
 
-    Aligned by edit distance. Nothing in forms aligned to the right says where the words begin: there the last slots
-    are read, as many as the transcript has tokens. Commas do not count, as nobody speaks them.
+    Aligned by edit distance. Commas do not count: nobody speaks them. Nothing in forms aligned to the right says where
+    the words begin: there the last names are read, as many as the transcript has tokens.
 
     Returns: share of tokens named, errors per token, and, in forms that say it, share of clips of the right length
     """
     wanted, commas = token_ids(ear, [item.text for item in items]), _commas(ear)
-    heard = ear.hear([item.audio for item in items])
+    heard = nearest(ear, ear.hear([item.audio for item in items]))
+    names = [[i for i in row if i not in commas] for row in heard]
     is_right = ear.connector.aligned == "right"
-    read = [slots[-len(ids) :] if is_right else slots for slots, ids in zip(heard, wanted, strict=True)]
-    names = [[i for i in row if i not in commas] for row in nearest(ear, read)]
+    if is_right:
+        names = [row[-len(ids) :] for row, ids in zip(names, wanted, strict=True)]
     found = jiwer.process_words(
         [" ".join(map(str, ids)) for ids in wanted], [" ".join(map(str, row)) for row in names]
     )

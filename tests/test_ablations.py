@@ -205,13 +205,14 @@ TEXTS = ("where is sweden", "what does the dog say", "how many legs does a duck 
 class Knowing(Ear):
     """Hears the embeddings of what is said, by the length of the sound, behind some slots of noise."""
 
+    texts = TEXTS
     n_noise = 0
     n_lost = 0
 
     def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
         heard = []
         for sound in sounds:
-            ids = list(self.template.split(TEXTS[len(sound) // 1_000 - 1]).text)
+            ids = list(self.template.split(self.texts[len(sound) // 1_000 - 1]).text)
             noise = torch.randn(self.n_noise, 192, generator=torch.Generator().manual_seed(0))
             heard.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
         return heard
@@ -243,6 +244,17 @@ def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, 
     for side in ("from the start", "from the end"):
         assert slots[side][:longest] == pytest.approx([0.0] * longest)
         assert slots[side][longest:] == [None] * (16 - longest)
+
+
+@pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
+def test_commas_that_nobody_speaks_do_not_count(
+    form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measures, ear = script("measures"), knowing(form, n_noise=n_noise)
+    monkeypatch.setattr(Knowing, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
+    found = measures.naming(ear, items())
+    assert found.pop("length right", 1.0) == 1.0
+    assert found == {"tokens named": 1.0, "errors per token": 0.0}
 
 
 def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
