@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,8 +27,14 @@ KEY = "sk-very-secret"
 
 
 def item(number: int = 0, **fields: Any) -> Item:
-    given: dict[str, Any] = {"text": "How tall are oak trees?", "answer": "a good answer", "rule": "rated"}
-    return Item(**{"id": f"{number:04d}", "audio": b""} | given | fields)
+    given: dict[str, Any] = {
+        "id": f"{number:04d}",
+        "audio": b"",
+        "text": "How tall are oak trees?",
+        "answer": "a good answer",
+        "rule": "rated",
+    }
+    return Item(**(given | fields))
 
 
 def judgement(prompt: str = "Is it?") -> Judgement:
@@ -38,11 +44,15 @@ def judgement(prompt: str = "Is it?") -> Judgement:
 # An endpoint
 
 
+Reply = Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]
+"""From what was sent, the status, body and headers that come back."""
+
+
 @dataclass
 class Server:
     """What a test's endpoint replies, call by call (the last reply again and again), and what it was sent."""
 
-    replies: Sequence[Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]]
+    replies: Sequence[Reply]
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -50,14 +60,12 @@ class Server:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def says(text: str | None) -> Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]:
+def says(text: str | None) -> Reply:
     body = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
     return lambda request: (200, body, {})
 
 
-def refuses(
-    status: int, body: str = "", **headers: str
-) -> Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]:
+def refuses(status: int, body: str = "", **headers: str) -> Reply:
     return lambda request: (status, body, headers)
 
 
@@ -66,7 +74,7 @@ def echoes(request: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
 
 
 @contextmanager
-def serving(*replies: Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]) -> Iterator[Server]:
+def serving(*replies: Reply) -> Generator[Server]:
     """An endpoint on this machine; a reply of status 0 is none until the test is over."""
     state = Server(replies)
 
@@ -110,7 +118,8 @@ def straight_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def endpoint(server: Server, **options: Any) -> EndpointJudge:
-    return EndpointJudge(url=server.url, model="judge-1", **{"first_wait_s": 0.001} | options)
+    given: dict[str, Any] = {"first_wait_s": 0.001}
+    return EndpointJudge(url=server.url, model="judge-1", **(given | options))
 
 
 def test_an_endpoint_is_asked_as_openai_has_it() -> None:
