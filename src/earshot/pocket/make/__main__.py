@@ -38,7 +38,7 @@ DISTILLATION = Clips(
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
 BROAD = replace(DISTILLATION, name="broad", chunks=range(5_000, 5_240))
 """Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
-VOICES = replace(DISTILLATION, name="voices", chunks=range(6_000, 6_240), mbrola_share=0.4)
+VOICES = replace(DISTILLATION, name="voices", chunks=range(6_000, 6_144), mbrola_share=0.4)
 """As many again, by more voices: for the ear that comes with earshot."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (
