@@ -21,7 +21,7 @@ from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
 from earshot.augment import add_noise
 from earshot.bases import embeddings
 from earshot.data.sources import open_speech
-from earshot.evaluation import Item, Report, evaluate, load_suite, read_report
+from earshot.evaluation import Evaluation, Item, Report, Suite, evaluate, load_suite, read_report
 from earshot.model import Ear
 from earshot.storage import write_text
 from earshot.training.metrics import read_metrics
@@ -49,12 +49,10 @@ class Asked:
         reading = read_report(self.place) if self.place.exists() else None
         report = evaluate(
             ear,
-            self.items,
-            name="pocket",
-            batch_size=_AT_ONCE,
+            Suite(name="pocket", items=self.items),
+            Evaluation(batch_size=_AT_ONCE, options={"max_new_tokens": MAX_ANSWER}),
             command="",
             reading=reading,
-            max_new_tokens=MAX_ANSWER,
         )
         if reading is None:
             write_text(self.place, json.dumps(report.to_json()))
@@ -83,10 +81,10 @@ def answers(report: Report) -> dict[str, float]:
     """Shares of right answers, and of answers that are the text's word for word."""
     overall = report.overall
     return {
-        "ear": overall.ear.accuracy,
-        **{f"ear, {group}": table.ear.accuracy for group, table in report.groups.items()},
-        "cascade": overall.cascade.accuracy,
-        "text": overall.text_ceiling.accuracy,
+        "ear": overall.ear.value,
+        **{f"ear, {group}": table.ear.value for group, table in report.groups.items()},
+        "cascade": overall.cascade.value,
+        "text": overall.text_ceiling.value,
         "same answers": float(np.mean([item.ear_answer == item.text_answer for item in report.items])),
     }
 

@@ -399,7 +399,7 @@ def test_eval_writes_the_report_and_prints_the_table(
     report = json.loads(Path("reports/mine.json").read_text())
     assert {"suite", "n", "text_ceiling", "cascade", "ear", "items"} <= report.keys()
     assert report["n"] == len(SAID)
-    assert report["text_ceiling"]["accuracy"] == 1.0
+    assert report["text_ceiling"]["value"] == 1.0
     assert "wer" in report["cascade"]
     assert report["command"] == f"earshot eval {ear} --suite {world / 'speech.jsonl'} --out reports/mine.json"
     assert "<html" in Path("reports/mine.html").read_text()

@@ -17,10 +17,12 @@ from earshot.bases import locate
 from earshot.config import Recipe, load_recipe
 from earshot.errors import ConfigError
 from earshot.evaluation import (
+    Evaluation,
     Item,
     Report,
+    Suite,
     evaluate,
-    load_suite,
+    open_suite,
     model_card_table,
     print_table,
     shown,
@@ -76,10 +78,10 @@ def run_demo(
     _title(console, "1. Distilling", "only the connector learns, from statements")
     ear = _distilled(out, minutes, console)
     _title(console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard")
-    items = load_suite("pocket")
-    contenders = _evaluated(ear, items, out, console, command)
+    suite = open_suite("pocket")
+    contenders = _evaluated(ear, suite, out, console, command)
     _title(console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random")
-    question = microphone.listen(console) if microphone else random.choice(items)
+    question = microphone.listen(console) if microphone else random.choice(suite.items)
     path = _ask_aloud(contenders, question, out, console)
     files = shlex.join([str(out), str(path)])
     console.out(f'\nAsk it yourself:\n  {program} chat {files} --text "Answer in Spanish."', highlight=False)
@@ -136,17 +138,17 @@ def _distilled(out: Path, minutes: float, console: Console) -> Ear:
     return ear
 
 
-def _evaluated(ear: Ear, items: Sequence[Item], out: Path, console: Console, command: str) -> list[Contender]:
+def _evaluated(ear: Ear, suite: Suite, out: Path, console: Console, command: str) -> list[Contender]:
     """The ear just distilled and the shipped one, on the same items; their reports are written."""
     n_steps = load_recipe(out / "recipe.toml").train.n_steps
     own = f"distilled on this computer, {n_steps} steps"
-    report = _report(ear, items, own, console, command)
+    report = _report(ear, suite, own, console, command)
     checkpoint.save(ear, out / checkpoint.RUN_EAR, card=model_card_table(report))
     contenders = [Contender(name=own, ear=ear, report=report)]
     if Path(locate(SHIPPED)).is_dir():
         shipped = checkpoint.load(SHIPPED)
         name = "shipped with earshot, trained longer and on more speech"
-        report = _report(shipped, items, name, console, command, reading=report)
+        report = _report(shipped, suite, name, console, command, reading=report)
         contenders.append(Contender(name=name, ear=shipped, report=report))
     else:
         console.print(f"(no {SHIPPED} comes with this earshot: the ear just distilled stands alone)")
@@ -160,15 +162,14 @@ def _evaluated(ear: Ear, items: Sequence[Item], out: Path, console: Console, com
 
 
 def _report(
-    ear: Ear, items: Sequence[Item], name: str, console: Console, command: str, reading: Report | None = None
+    ear: Ear, suite: Suite, name: str, console: Console, command: str, reading: Report | None = None
 ) -> Report:
     base = ear.settings.base
     with shown(console) as progress:
         return evaluate(
             ear,
-            items,
-            name="pocket",
-            batch_size=EVALUATED_AT_ONCE,
+            suite,
+            Evaluation(batch_size=EVALUATED_AT_ONCE),
             progress=progress,
             about={"ear": name, "LLM": base.llm, "encoder": base.encoder},
             command=command,

@@ -1,30 +1,38 @@
 """Asks an LLM the same things three ways: it reads them, it reads their transcripts, it hears them.
 
-It knows the order of the questions and nothing about what answers them: whatever has `Listener`'s four
-methods can be evaluated. All three ways build the user's turn from the same parts, so that only the sound
-makes a difference.
+It knows the order of the questions and nothing about what answers them: whatever has `Listener`'s methods can be
+evaluated. All three ways build the user's turn from the same parts, so that only the sound makes a difference.
 """
 
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
-from earshot.errors import AudioError, ConfigError, DataError, EarshotError, RequestError
-from earshot.evaluation.results import Answered, Report
-from earshot.evaluation.suite import Item, check_items
+from earshot.errors import AudioError, ConfigError, DataError
+from earshot.evaluation.answered import WAYS, Answered
+from earshot.evaluation.asking import Asking, Message, Progress, refused
+from earshot.evaluation.conditions import Condition, changed, seed_of, voices_beside
+from earshot.evaluation.journal import Journal
+from earshot.evaluation.marks import Marks
+from earshot.evaluation.results import RECOGNISER, Again, Changed, Report
+from earshot.evaluation.scoring import RULES, Judge, Rule
+from earshot.evaluation.suite import Item, Suite, check_items
 
-Message = dict[str, Any]
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how many items it has done, and how many there are."""
-
+Transcribe = Callable[[list[AudioSource]], list[str]]
+Hear = Callable[[Item], AudioSource]
+"""The sound of an item as it is to be heard."""
+_In = TypeVar("_In")
 STAGES = (
     "checking sound",
     "hearing",
@@ -32,13 +40,14 @@ STAGES = (
     "transcribing",
     "reading transcripts",
     "answering by ear",
+    "marking text",
+    "marking cascade",
+    "marking ear",
 )
-"""What an evaluation goes through, in this order, as `Progress` names it."""
+"""What an evaluation goes through, in this order, as `Progress` names it; what is no reading of text or hearing comes
+again under each condition."""
 
-_REPORTED_PACKAGES = ("earshot", "torch", "transformers", "numpy", "jiwer")
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+_REPORTED_PACKAGES = ("earshot", "torch", "transformers", "numpy", "jiwer", "sacrebleu")
 
 
 @runtime_checkable
@@ -62,17 +71,48 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
+class Chooser(Protocol):
+    """What is needed beside it where an answer is the likeliest of a few words."""
+
+    def choose_batch(self, conversations: list[list[Message]], choices: Sequence[str], /) -> list[str]:
+        """The LLM's likeliest choice as its answer to each conversation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a suite is evaluated, beside the ear."""
+
+    batch_size: int = 16
+    """Items at a time."""
+    conditions: tuple[Condition, ...] = ()
+    """In which noise, at which speed, ... cascade and ear hear all of it once more."""
+    transcribe: Transcribe | None = None
+    """The cascade's speech recogniser, if not the encoder's own."""
+    judge: Judge | None = None
+    """Who says how good answers are, in suites that need somebody to."""
+    journal: Path | None = None
+    """File to keep answers in until the report is written, to go on from."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For `generate`, all three ways alike, such as max_new_tokens."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a batch of nothing."""
+        if self.batch_size < 1:
+            raise ConfigError(f"evaluation batch_size is {self.batch_size}; it must be at least 1")
+
+
 def evaluate(
     ear: Listener,
-    items: Sequence[Item],
+    suite: Suite,
+    how: Evaluation = Evaluation(),  # noqa: B008 (frozen)
     *,
-    name: str,
-    batch_size: int = 16,
+    identity: str = "",
     progress: Progress | None = None,
     about: Mapping[str, str] | None = None,
     command: str | None = None,
     reading: Report | None = None,
-    **generate_kwargs: Any,
 ) -> Report:
     """The text ceiling, the cascade and the ear on the same items.
 
@@ -80,86 +120,227 @@ def evaluate(
     is left out.
 
     Args:
-        name: the suite's, for the report.
+        identity: what tells this ear from any other, for answers that are kept.
         progress: called before and after each batch.
         about: what is evaluated, shown in the report: such as {"ear": ..., "LLM": ...}.
         command: what the user typed; the running program's own command line by default.
         reading: a report of these items by another ear on the same encoder and LLM, whose text ceiling and
             cascade are taken over: they do not depend on the connector.
-        generate_kwargs: passed to all three alike, such as max_new_tokens.
 
     Raises:
         DataError: no items, two of one id, sound that cannot be heard, or a text that cannot be asked; the
             message names the item. Or `reading` is about other items.
-        ConfigError: a batch size below 1.
+        ConfigError: a suite that needs a judge, without one
+        RequestError: a judge that cannot be asked
     """
-    items = tuple(items)
-    check_items(items)
-    if batch_size < 1:
-        raise ConfigError(f"evaluation batch_size is {batch_size}; it must be at least 1")
-    durations_s = _check_sound(items, progress)
-    run = _Run(items=items, batch_size=batch_size, progress=progress)
-    columns = _ask(ear, run, reading, generate_kwargs)
-    answered = tuple(
+    check_items(suite.items)
+    check_judge(suite, how.judge)
+    durations_s, content = _check_sound(suite.items, progress)
+    journal = Journal(how.journal, f"{identity} {content} {_asked_how(suite, how)}")
+    asking = Asking(suite.items, batch_size=how.batch_size, progress=progress, journal=journal)
+    asks = _Asks(ear=ear, suite=suite, how=how, asking=asking)
+    items = _answered(asks, durations_s, reading)
+    again = tuple(_changed(asks, items, condition) for condition in how.conditions)
+    report = Report(
+        suite=suite.name,
+        items=items,
+        changed=again,
+        overall_of=suite.overall,
+        command=(_command_line() if command is None else command).encode("utf-8", "replace").decode(),
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        about=_about(suite, how, about or {}),
+    )
+    journal.remove()
+    return report
+
+
+def check_judge(suite: Suite, judge: Judge | None) -> None:
+    """Refuse to begin what cannot be marked.
+
+    Raises:
+        ConfigError: a suite that needs a judge, without one
+    """
+    judged = sorted({item.rule for item in suite.items if RULES[item.rule].is_judged})
+    if judged and judge is None:
+        raise ConfigError(
+            f"suite {suite.name} has answers that somebody has to judge ({', '.join(judged)}): name a model behind an"
+            " OpenAI-compatible address, a local LLM, or the offline rule (earshot eval --judge)"
+        )
+
+
+def turn(item: Item, *, text: str | None = None, sound: AudioSource | None = None) -> list[Message]:
+    """The user's turn about an item: with a text in the place of its sound, or with sound, its own by default."""
+    spoken = (
+        {"type": "audio", "audio": item.audio if sound is None else sound}
+        if text is None
+        else {"type": "text", "text": text}
+    )
+    beside = [] if item.instruction is None else [{"type": "text", "text": item.instruction}]
+    return [{"role": "user", "content": [spoken, *beside]}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asks:
+    """The stages of an evaluation: each gives what was found, by the items' ids."""
+
+    ear: Listener
+    suite: Suite
+    how: Evaluation
+    asking: Asking
+
+    def read(self, stage: str, texts: Mapping[str, str]) -> dict[str, str]:
+        """The LLM's answers to texts in the place of the sounds; to no words at all, none."""
+        turns = {item.id: turn(item, text=texts[item.id]) for item in self.suite.items}
+        asked = {name: said for name, said in turns.items() if _has_words(said)}
+        answers = self._answers(stage, self.ear.read_batch, asked, lambda said: said)
+        return {name: answers.get(name, "") for name in turns}
+
+    def heard(self, stage: str, sound: Hear) -> dict[str, str]:
+        """The LLM's answers to the sounds."""
+        items = {item.id: item for item in self.suite.items}
+        return self._answers(stage, self.ear.chat_batch, items, lambda item: turn(item, sound=sound(item)))
+
+    def transcribed(self, stage: str, sound: Hear) -> dict[str, str]:
+        """What the cascade's speech recogniser writes."""
+        write = self.how.transcribe or self.ear.transcribe
+        items = {item.id: item for item in self.suite.items}
+        return self.asking(stage, lambda batch: write([sound(item) for item in batch]), items)
+
+    def n_audio_tokens(self, stage: str) -> dict[str, int]:
+        """How many rows the LLM is given for each sound."""
+        sounds = {item.id: item.audio for item in self.suite.items}
+        return self.asking(stage, lambda batch: [len(rows) for rows in self.ear.hear(batch)], sounds)
+
+    def _answers(
+        self,
+        stage: str,
+        answer: Callable[..., list[str]],
+        asked: Mapping[str, _In],
+        made: Callable[[_In], list[Message]],
+    ) -> dict[str, str]:
+        """Free answers, and the likeliest choice where an item has some.
+
+        Args:
+            made: a turn of what is asked, when its batch comes up: changed sound need not all be there at once
+        """
+        choices = {item.id: item.choices for item in self.suite.items}
+        own = {} if self.suite.max_new_tokens is None else {"max_new_tokens": self.suite.max_new_tokens}
+        options = own | dict(self.how.options)
+        found: dict[str, str] = {}
+        for words in dict.fromkeys(choices[name] for name in asked):
+
+            def call(batch: list[_In], words: tuple[str, ...] = words) -> list[str]:
+                turns = [made(each) for each in batch]
+                if not words:
+                    return answer(turns, **options)
+                assert isinstance(self.ear, Chooser), "items with choices need an ear that can choose"
+                return self.ear.choose_batch(turns, words)
+
+            some = {name: each for name, each in asked.items() if choices[name] == words}
+            found |= self.asking(stage, call, some)
+        return found
+
+    def marked(self, stage: str, answers: Mapping[str, str], items: Sequence[Item]) -> dict[str, Marks]:
+        """The marks of some answers, each by its item's own rule."""
+        found: dict[str, Any] = {}
+        for name in dict.fromkeys(item.rule for item in items):
+
+            def mark(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[Marks]:
+                return rule.mark([item for item, _ in batch], [said for _, said in batch], self.how.judge)
+
+            some = {item.id: (item, answers[item.id]) for item in items if item.rule == name}
+            found |= self.asking(stage, mark, some)
+        return {item.id: tuple(found[item.id]) for item in items}
+
+
+def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None) -> tuple[Answered, ...]:
+    items = asks.suite.items
+    n_audio_tokens = asks.n_audio_tokens("hearing")
+    if reading is None:
+        texts = asks.read("reading text", {item.id: item.text for item in items})
+        transcripts = asks.transcribed("transcribing", _as_it_is)
+        cascade = asks.read("reading transcripts", transcripts)
+    else:
+        texts, transcripts, cascade = _taken_over(reading, items)
+    answers = {"text": texts, "cascade": cascade, "ear": asks.heard("answering by ear", _as_it_is)}
+    targets = _with_targets(items, texts)
+    marks = {way: asks.marked(f"marking {way}", answers[way], targets) for way in WAYS}
+    return tuple(
         Answered(
             id=item.id,
             text=item.text,
             instruction=item.instruction,
             group=item.group,
-            expected=columns["text_answer"][index] if item.answer is None else item.answer,
-            is_own_target=item.answer is None,
-            duration_s=durations_s[index],
+            expected=target.answer or "",
+            is_own_target=_has_own_target(item),
+            rule=item.rule,
+            rubric=dict(item.rubric),
+            text_answer=texts[item.id],
+            transcript=transcripts[item.id],
+            cascade_answer=cascade[item.id],
+            ear_answer=answers["ear"][item.id],
+            marks={way: marks[way][item.id] for way in WAYS},
+            n_audio_tokens=n_audio_tokens[item.id],
+            duration_s=duration_s,
             audio=item.audio,
-            **{name: column[index] for name, column in columns.items()},
         )
-        for index, item in enumerate(items)
-    )
-    return Report(
-        suite=name,
-        items=answered,
-        command=(_command_line() if command is None else command).encode("utf-8", "replace").decode(),
-        versions=_versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        about=dict(about or {}),
+        for item, target, duration_s in zip(items, targets, durations_s, strict=True)
     )
 
 
-def _ask(
-    ear: Listener, run: "_Run", reading: Report | None, generate_kwargs: dict[str, Any]
-) -> dict[str, list[Any]]:
-    """What an `Answered` knows from the ear, by the names of its fields, for every item."""
-
-    def hears(batch: list[list[Message]]) -> list[str]:
-        return ear.chat_batch(batch, **generate_kwargs)
-
-    sounds = [item.audio for item in run.items]
-    n_audio_tokens = run("hearing", lambda batch: [len(rows) for rows in ear.hear(batch)], sounds)
-    read = _read(ear, run, generate_kwargs) if reading is None else _taken_over(reading, run.items)
-    ear_answers = run("answering by ear", hears, [_turn(item) for item in run.items])
-    return {"n_audio_tokens": n_audio_tokens, **read, "ear_answer": ear_answers}
+def _has_own_target(item: Item) -> bool:
+    """Whether the LLM's own answer to the text is what is expected."""
+    return item.answer is None and not item.rubric
 
 
-def _read(ear: Listener, run: "_Run", generate_kwargs: dict[str, Any]) -> dict[str, list[str]]:
-    """The answers to the texts, the transcripts and the answers to those."""
+def _with_targets(items: Sequence[Item], texts: Mapping[str, str]) -> list[Item]:
+    """The items, those without an expected answer with the LLM's own to their text."""
+    return [
+        replace(item, answer=texts[item.id]) if _has_own_target(item) and texts[item.id].strip() else item
+        for item in items
+    ]
 
-    def reads(batch: list[list[Message]]) -> list[str]:
-        return ear.read_batch(batch, **generate_kwargs)
 
-    def reads_if_any(batch: list[list[Message]]) -> list[str]:
-        return _answers_if_any(reads, batch)
+def _changed(asks: _Asks, items: Sequence[Answered], condition: Condition) -> Changed:
+    """Cascade and ear once more, on changed sound; what is expected is what it was."""
+    suite = asks.suite.items
 
-    text_answers = run("reading text", reads, [_turn(item, text=item.text) for item in run.items])
-    transcripts = run("transcribing", ear.transcribe, [item.audio for item in run.items])
-    transcribed = [_turn(item, text=words) for item, words in zip(run.items, transcripts, strict=True)]
-    return {
-        "text_answer": text_answers,
-        "transcript": transcripts,
-        "cascade_answer": run("reading transcripts", reads_if_any, transcribed),
+    def sound(item: Item) -> np.ndarray:
+        seed = seed_of(item.id, condition)
+        voices = voices_beside(item, suite, seed) if condition.kind == "babble" else ()
+        return changed(load_audio(item.audio), condition, seed=seed, voices=voices)
+
+    at = condition.name
+    transcripts = asks.transcribed(f"{at}: transcribing", sound)
+    answers = {
+        "cascade": asks.read(f"{at}: reading transcripts", transcripts),
+        "ear": asks.heard(f"{at}: answering by ear", sound),
     }
+    targets = _with_targets(suite, {item.id: item.text_answer for item in items})
+    marks = {way: asks.marked(f"{at}: marking {way}", answers[way], targets) for way in answers}
+    return Changed(
+        condition=condition,
+        answers=tuple(
+            Again(
+                transcript=transcripts[item.id],
+                cascade_answer=answers["cascade"][item.id],
+                ear_answer=answers["ear"][item.id],
+                marks={way: marks[way][item.id] for way in answers},
+            )
+            for item in suite
+        ),
+    )
 
 
-def _taken_over(reading: Report, items: Sequence[Item]) -> dict[str, list[str]]:
-    """What another report's `_read` found."""
+def _as_it_is(item: Item) -> AudioSource:
+    return item.audio
+
+
+def _taken_over(
+    reading: Report, items: Sequence[Item]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """The answers to texts, the transcripts and the answers to those, as another report found them."""
 
     def asked(rows: Sequence[Item] | Sequence[Answered]) -> list[tuple[str, str, str | None]]:
         return [(row.id, row.text, row.instruction) for row in rows]
@@ -168,84 +349,50 @@ def _taken_over(reading: Report, items: Sequence[Item]) -> dict[str, list[str]]:
         raise DataError(
             f"the report of {reading.suite!r} to read from is about other items; evaluate without"
         )
-    names = ("text_answer", "transcript", "cascade_answer")
-    return {name: [getattr(item, name) for item in reading.items] for name in names}
+    texts, transcripts, cascade = (
+        {item.id: getattr(item, name) for item in reading.items}
+        for name in ("text_answer", "transcript", "cascade_answer")
+    )
+    return texts, transcripts, cascade
 
 
-def _turn(item: Item, *, text: str | None = None) -> list[Message]:
-    """The user's turn about an item: with a text in the place of its sound, or with the sound itself."""
-    spoken = {"type": "audio", "audio": item.audio} if text is None else {"type": "text", "text": text}
-    beside = [] if item.instruction is None else [{"type": "text", "text": item.instruction}]
-    return [{"role": "user", "content": [spoken, *beside]}]
+def _has_words(conversation: list[Message]) -> bool:
+    return any(part["text"].strip() for part in conversation[-1]["content"])
 
 
-def _answers_if_any(
-    reads: Callable[[list[list[Message]]], list[str]], turns: list[list[Message]]
-) -> list[str]:
-    """The answers to the turns that have words, and an empty one to a turn of none."""
-    has_words = [any(part["text"].strip() for part in turn[-1]["content"]) for turn in turns]
-    spoken = [turn for turn, is_asked in zip(turns, has_words, strict=True) if is_asked]
-    answers = iter(reads(spoken) if spoken else [])
-    return [next(answers) if is_asked else "" for is_asked in has_words]
-
-
-def _check_sound(items: Sequence[Item], progress: Progress | None) -> list[float]:
-    """The seconds of each item's sound.
+def _check_sound(items: Sequence[Item], progress: Progress | None) -> tuple[list[float], str]:
+    """The seconds of each item's sound, and a hash of all that is asked.
 
     Raises:
         DataError: sound that cannot be opened.
     """
-    durations_s = []
+    durations_s, digest = [], blake2b(digest_size=12)
     for index, item in enumerate(items):
         try:
-            durations_s.append(len(load_audio(item.audio)) / SAMPLE_RATE)
+            samples = load_audio(item.audio)
         except AudioError as error:
-            raise _refused(item, error) from error
+            raise refused(item, error) from error
+        durations_s.append(len(samples) / SAMPLE_RATE)
+        about = (item.id, item.text, item.instruction, item.answer, item.rule, item.rubric, item.choices)
+        digest.update(repr(about).encode())
+        digest.update(samples.tobytes())
         if progress:
             progress("checking sound", index + 1, len(items))
-    return durations_s
+    return durations_s, digest.hexdigest()
 
 
-def _refused(item: Item, error: EarshotError) -> DataError:
-    is_named = not isinstance(item.audio, str | Path) or str(item.audio) in str(error)
-    where = "" if is_named else f" ({item.audio})"
-    return DataError(f"item {item.id!r}{where}: {error}; or take the item out of the suite")
+def _asked_how(suite: Suite, how: Evaluation) -> str:
+    judge, asr = getattr(how.judge, "name", None), getattr(how.transcribe, "name", None)
+    return repr((sorted(how.options.items()), suite.max_new_tokens, judge, asr))
 
 
-class _Run:
-    """Calls a batched function over all items, with progress, and names the item that is refused."""
-
-    def __init__(self, *, items: tuple[Item, ...], batch_size: int, progress: Progress | None) -> None:
-        self.items = items
-        self.batch_size = batch_size
-        self.progress = progress or (lambda stage, n_done, n: None)
-
-    def __call__(
-        self, stage: str, call: Callable[[list[_In]], list[_Out]], inputs: Sequence[_In]
-    ) -> list[_Out]:
-        outputs: list[_Out] = []
-        self.progress(stage, 0, len(inputs))
-        for start in range(0, len(inputs), self.batch_size):
-            batch = list(inputs[start : start + self.batch_size])
-            try:
-                made = call(batch)
-            except (AudioError, RequestError) as error:
-                raise self._first_refused(call, batch, start, error) from error
-            assert len(made) == len(batch), f"{stage}: {len(made)} results for {len(batch)} items"
-            outputs += made
-            self.progress(stage, len(outputs), len(inputs))
-        return outputs
-
-    def _first_refused(
-        self, call: Callable[[list[_In]], list[_Out]], batch: list[_In], start: int, error: EarshotError
-    ) -> DataError:
-        """The error of a batch as that of the item in it that is refused alone too."""
-        for offset, single in enumerate(batch):
-            try:
-                call([single])
-            except (AudioError, RequestError) as own:
-                return _refused(self.items[start + offset], own)
-        return _refused(self.items[start], error)
+def _about(suite: Suite, how: Evaluation, about: Mapping[str, str]) -> dict[str, str]:
+    more = {"suite": suite.about} if suite.about else {}
+    if how.transcribe is not None:
+        more[RECOGNISER] = str(getattr(how.transcribe, "name", how.transcribe))
+    if how.judge is not None and any(RULES[item.rule].is_judged for item in suite.items):
+        more["judge"] = how.judge.name
+    return {**about, **more}
 
 
 def _command_line() -> str:

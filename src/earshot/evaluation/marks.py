@@ -37,6 +37,8 @@ class Metric:
     """Whether it is the mean of one mark from 0 to 1."""
     unit: Literal["%", ""] = "%"
     """Shares are shown in per cent; any other number as it stands."""
+    headline: str = "By ear, the LLM reaches {}."
+    """What a report says of the ear's number, which stands for {}."""
 
     def of(self, marks: Sequence[Marks]) -> float:
         """The number of some items; of at least one."""
@@ -49,11 +51,11 @@ class Metric:
 
 
 def _mean(sums: Float[np.ndarray, "... 1"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return sums[..., 0] / n
+    return np.asarray(sums[..., 0] / n)
 
 
 def _ratio(sums: Float[np.ndarray, "... 2"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return sums[..., 0] / np.maximum(sums[..., 1], 1)
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
 
 def bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -76,17 +78,47 @@ def bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -> Float[
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(found / totals).mean(-1)
         brevity = np.minimum(0, 1 - wanted / length)
-    is_none = (matches.sum(-1) == 0) | (totals == 0).any(-1)
-    return np.where(is_none, 0.0, 100 * np.exp(np.where(is_none, 0.0, logs + brevity)))
+        is_none = (matches.sum(-1) == 0) | (totals == 0).any(-1)
+        return np.asarray(np.where(is_none, 0.0, 100 * np.exp(np.where(is_none, 0.0, logs + brevity))))
 
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="right", label="right answers", value=_mean),
-        Metric(name="rating", label="judged quality", value=_mean),
-        Metric(name="wer", label="word error rate", value=_ratio, is_error=True, is_mean=False),
-        Metric(name="bleu", label="BLEU", value=bleu, is_mean=False, unit=""),
+        Metric(
+            name="right",
+            label="right answers",
+            headline="By ear, the LLM answers {} right.",
+            value=_mean,
+        ),
+        Metric(
+            name="rating",
+            label="judged quality",
+            headline="By ear, the LLM's answers are judged {} good.",
+            value=_mean,
+        ),
+        Metric(
+            name="mean",
+            label="mean of the groups",
+            headline="By ear, the LLM reaches {}, the mean of the groups.",
+            value=_mean,
+        ),
+        Metric(
+            name="wer",
+            label="word error rate",
+            headline="By ear, the LLM repeats with a word error rate of {}.",
+            value=_ratio,
+            is_error=True,
+            is_mean=False,
+        ),
+        Metric(
+            name="bleu",
+            label="BLEU",
+            headline="By ear, the LLM translates at {} BLEU.",
+            value=bleu,
+            is_mean=False,
+            unit="",
+        ),
     )
 }
 

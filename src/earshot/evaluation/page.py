@@ -9,7 +9,9 @@ import jinja2
 from earshot.evaluation import plots
 from earshot.evaluation.clips import choose_clips, compared_words, player
 from earshot.evaluation.plots import loss_panels
-from earshot.evaluation.results import Report, Table
+from earshot.evaluation.marks import Metric
+from earshot.evaluation.results import RECOGNISER, Report
+from earshot.evaluation.table import Table
 from earshot.pages import templates
 
 MAX_ERRORS = 400
@@ -42,6 +44,10 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
         .render(
             report=report,
             overall=report.overall,
+            headline=report.overall.metric.headline.format(
+                number(report.overall.ear.value, report.overall.metric)
+            ),
+            recogniser=report.about.get(RECOGNISER, "the speech encoder's own decoder"),
             rows=named_tables(report),
             agreement=_agreement(report),
             clips=[(item, player(item.audio)) for item in choose_clips(report.items)],
@@ -63,6 +69,8 @@ def _environment() -> jinja2.Environment:
     environment = templates("earshot.evaluation")
     environment.filters |= {
         "percent": percent,
+        "number": number,
+        "length_of": length,
         "interval": interval,
         "points": points,
         "points_interval": points_interval,
@@ -94,20 +102,35 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}{NARROW_SPACE}%"
 
 
-def interval(ci95: tuple[float, float]) -> str:
-    """An interval of shares as "91.0–94.8"."""
-    return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
+def number(value: float, metric: Metric) -> str:
+    """A metric's number as people read it: "93.1 %", or as it stands, "24.7"."""
+    return percent(value) if metric.unit == "%" else f"{value:.1f}"
 
 
-def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    rounded = round(100 * difference, 1)
+def interval(ci95: tuple[float, float], metric: Metric) -> str:
+    """Its interval as "91.0–94.8"."""
+    scale = _scale(metric)
+    return f"{scale * ci95[0]:.1f}–{scale * ci95[1]:.1f}"
+
+
+def points(difference: float, metric: Metric) -> str:
+    """A difference of two such numbers, of shares in percentage points, with its sign."""
+    rounded = round(_scale(metric) * difference, 1)
     return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
 
 
-def points_interval(ci95: tuple[float, float]) -> str:
+def points_interval(ci95: tuple[float, float], metric: Metric) -> str:
     """An interval of differences as "−0.5 to +2.1"."""
-    return f"{points(ci95[0])} to {points(ci95[1])}"
+    return f"{points(ci95[0], metric)} to {points(ci95[1], metric)}"
+
+
+def _scale(metric: Metric) -> float:
+    return 100.0 if metric.unit == "%" else 1.0
+
+
+def length(value: float, metric: Metric) -> float:
+    """How long a bar is for a number, in per cent of the longest one."""
+    return min(100.0, max(0.0, _scale(metric) * value))
 
 
 def _date(created: str) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from earshot.evaluation.compare import Progress
+from earshot.evaluation.asking import Progress
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from earshot.errors import CheckpointError
-from earshot.evaluation.page import interval, named_tables, percent, points, points_interval, render
-from earshot.evaluation.results import Report, Score
+from earshot.evaluation.page import interval, named_tables, number, percent, points, points_interval, render
+from earshot.evaluation.marks import Metric, Score
+from earshot.evaluation.results import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +87,21 @@ def print_table(report: Report, console: Console) -> None:
     table.add_column("ear - cascade", justify="right")
     table.add_column("WER", justify="right")
     for index, (name, row) in enumerate(named_tables(report)):
-        scores = [_cell(score) for score in (row.text_ceiling, row.cascade, row.ear)]
-        difference = f"{points(row.ear_minus_cascade)}\n[dim]{points_interval(row.difference_ci95)}[/dim]"
+        scores = [_cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
+        gain = row.difference
+        difference = f"{points(gain.value, row.metric)}\n[dim]{points_interval(gain.ci95, row.metric)}[/dim]"
         table.add_row(escape(name), str(row.n), *scores, difference, percent(row.wer), end_section=index == 0)
     console.print(table)
 
 
-def _cell(score: Score) -> str:
-    return f"{percent(score.accuracy)}\n[dim not bold]{interval(score.ci95)}[/dim not bold]"
+def _cell(score: Score, metric: Metric) -> str:
+    return f"{number(score.value, metric)}\n[dim not bold]{interval(score.ci95, metric)}[/dim not bold]"
 
 
 def _caption(report: Report) -> str:
-    kept = f"The ear reaches {percent(report.overall.of_ceiling)} of the text ceiling. 95 % intervals."
+    kept = f"{report.overall.metric.label.capitalize()}, 95 % intervals."
+    if report.overall.of_ceiling is not None:
+        kept += f" The ear reaches {percent(report.overall.of_ceiling)} of the text ceiling."
     if report.n_own_targets:
         kept += f" {report.n_own_targets} items expect the LLM's own answer to the text: right by definition."
     return kept
@@ -106,13 +110,13 @@ def _caption(report: Report) -> str:
 def model_card_table(report: Report) -> str:
     """The three numbers as Markdown, for the model card."""
     lines = [
-        f"Evaluated on the suite `{report.suite}`; right answers with 95 % intervals:\n",
+        f"Evaluated on the suite `{report.suite}`; {report.overall.metric.label} with 95 % intervals:\n",
         "| | n | text ceiling | cascade | ear |",
         "|---|---|---|---|---|",
     ]
     for name, row in named_tables(report):
         cells = [
-            f"{percent(score.accuracy)} ({interval(score.ci95)})"
+            f"{number(score.value, row.metric)} ({interval(score.ci95, row.metric)})"
             for score in (row.text_ceiling, row.cascade, row.ear)
         ]
         lines.append(f"| {name} | {row.n} | {' | '.join(cells)} |")

@@ -1,151 +1,79 @@
 """What an evaluation found: the items as they were answered, and the three numbers that follow from them.
 
-A `Report` stores only what was said, heard and answered. Every rate and interval is computed from its items
-each time it is asked for, so a number in `report.json` can never disagree with the items beside it.
+A `Report` stores only what was said, heard and answered, and how each answer was marked. Every rate and interval is
+computed from its items each time it is asked for, so a number in `report.json` can never disagree with the items
+beside it.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from earshot.audio import AudioSource
 from earshot.errors import DataError
-from earshot.evaluation.marks import bootstrap_ci95
-from earshot.evaluation.metrics import is_correct, word_error_rate
+from earshot.evaluation.answered import Answered
+from earshot.evaluation.conditions import Condition
+from earshot.evaluation.marks import Marks
+from earshot.evaluation.scoring import RULES
+from earshot.evaluation.table import Table, tabulate, tabulate_groups
 
+RECOGNISER = "cascade's speech recogniser"
+"""What `about` calls it, if it is not the encoder's own."""
 OTHER = "other"
 """The group of items that name none, in a suite where others do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One item with what each of the three made of it."""
+class Again:
+    """What cascade and ear made of an item whose sound was changed."""
 
-    id: str
-    text: str
-    instruction: str | None
-    group: str | None
-    expected: str
-    is_own_target: bool
-    """Whether `expected` is the LLM's own answer to the text, for want of one in the suite."""
-    text_answer: str
     transcript: str
-    """What the encoder's own ASR decoder wrote."""
     cascade_answer: str
     ear_answer: str
-    n_audio_tokens: int
-    duration_s: float
-    audio: AudioSource | None = field(default=None, compare=False, repr=False)
-
-    @cached_property
-    def text_correct(self) -> bool:
-        """Whether the LLM was right when it read the text."""
-        return is_correct(self.text_answer, self.expected)
-
-    @cached_property
-    def cascade_correct(self) -> bool:
-        """Whether the LLM was right when it read the transcript."""
-        return is_correct(self.cascade_answer, self.expected)
-
-    @cached_property
-    def ear_correct(self) -> bool:
-        """Whether the LLM was right when it heard the sound."""
-        return is_correct(self.ear_answer, self.expected)
-
-    def to_json(self) -> dict[str, Any]:
-        """The item as `report.json` has it; sound that is not a file stays out."""
-        stored = {name: getattr(self, name) for name in _STORED}
-        flags = {name: getattr(self, name) for name in ("text_correct", "cascade_correct", "ear_correct")}
-        return stored | flags | {"audio": str(self.audio) if isinstance(self.audio, str | Path) else None}
-
-
-_STORED = (
-    "id",
-    "text",
-    "instruction",
-    "group",
-    "expected",
-    "is_own_target",
-    "text_answer",
-    "transcript",
-    "cascade_answer",
-    "ear_answer",
-    "n_audio_tokens",
-    "duration_s",
-)
+    marks: Mapping[str, Marks]
+    """Of "cascade" and "ear"."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """The share of items answered right, from 0 to 1."""
+class Changed:
+    """All items once more, in noise or otherwise changed."""
 
-    accuracy: float
-    ci95: tuple[float, float]
+    condition: Condition
+    answers: tuple[Again, ...]
+    """Of the report's items, in their order."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """The three numbers of some items, and how they differ."""
-
-    n: int
-    text_ceiling: Score
-    cascade: Score
-    ear: Score
-    wer: float
-    """Word error rate of the cascade's transcripts."""
-    ear_minus_cascade: float
-    difference_ci95: tuple[float, float]
-    """Paired: an item that both answer alike adds nothing to its width."""
-    kept: float | None
-    """Share of the items answered right in text that the ear answers right too; None if there are none."""
-
-    @property
-    def of_ceiling(self) -> float | None:
-        """The ear's accuracy per accuracy of the text ceiling; None if the ceiling is 0."""
-        return self.ear.accuracy / self.text_ceiling.accuracy if self.text_ceiling.accuracy else None
+    def of(self, items: tuple[Answered, ...]) -> tuple[Answered, ...]:
+        """The report's items as they were answered under this condition; what was read stays as it is."""
+        return tuple(
+            replace(
+                item,
+                transcript=again.transcript,
+                cascade_answer=again.cascade_answer,
+                ear_answer=again.ear_answer,
+                marks={"text": item.marks["text"], **again.marks},
+            )
+            for item, again in zip(items, self.answers, strict=True)
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """The table as `report.json` has it."""
-        ear = asdict(self.ear) | {"of_ceiling": self.of_ceiling, "kept": self.kept}
-        difference = {"ear_minus_cascade": self.ear_minus_cascade, "ci95": self.difference_ci95}
+        """The condition with its answers as `report.json` has them."""
         return {
-            "n": self.n,
-            "text_ceiling": asdict(self.text_ceiling),
-            "cascade": asdict(self.cascade) | {"wer": self.wer},
-            "ear": ear,
-            "difference": difference,
+            "kind": self.condition.kind,
+            "level": self.condition.level,
+            "answers": [vars(again) for again in self.answers],
         }
 
-
-def tabulate(items: Sequence[Answered]) -> Table:
-    """The three numbers of at least one item.
-
-    A text ceiling whose every target is the LLM's own answer is 1 by definition, not by measurement, and has
-    no interval to speak of.
-    """
-    text, cascade, ear = (
-        [getattr(item, flag) for item in items] for flag in ("text_correct", "cascade_correct", "ear_correct")
-    )
-    gains = [int(by_ear) - int(by_cascade) for by_ear, by_cascade in zip(ear, cascade, strict=True)]
-    right_in_text = [by_ear for by_ear, by_text in zip(ear, text, strict=True) if by_text]
-    is_defined = all(item.is_own_target for item in items)
-    return Table(
-        n=len(items),
-        text_ceiling=Score(accuracy=1.0, ci95=(1.0, 1.0)) if is_defined else _score(text),
-        cascade=_score(cascade),
-        ear=_score(ear),
-        wer=word_error_rate([item.text for item in items], [item.transcript for item in items]),
-        ear_minus_cascade=sum(gains) / len(gains),
-        difference_ci95=bootstrap_ci95(gains, least=-1.0),
-        kept=sum(right_in_text) / len(right_in_text) if right_in_text else None,
-    )
-
-
-def _score(flags: Sequence[bool]) -> Score:
-    return Score(accuracy=sum(flags) / len(flags), ci95=bootstrap_ci95(flags))
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Changed":
+        """What `to_json` wrote; for what it raises see `Answered.from_json`."""
+        answers = []
+        for again in stored["answers"]:
+            marks = {way: tuple(map(float, again["marks"][way])) for way in ("cascade", "ear")}
+            answers.append(Again(**{**again, "marks": marks}))
+        condition = Condition(kind=stored["kind"], level=stored["level"])
+        return cls(condition=condition, answers=tuple(answers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +87,11 @@ class Report:
     created: str = ""
     """UTC, ISO 8601."""
     about: dict[str, str] = field(default_factory=dict)
-    """What was evaluated: such as {"ear": ..., "encoder": ..., "LLM": ...}."""
+    """What was evaluated: such as {"ear": ..., "encoder": ..., "LLM": ..., "judge": ...}."""
+    overall_of: Literal["items", "groups"] = "items"
+    """Whether the suite's number is that of all items or the mean of the groups'."""
+    changed: tuple[Changed, ...] = ()
+    """The same items in noise, at other speeds, ..., where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse a report of nothing.
@@ -173,23 +105,36 @@ class Report:
     @cached_property
     def overall(self) -> Table:
         """The three numbers of all items."""
-        return tabulate(self.items)
+        return self._table(self.items)
 
     @cached_property
     def groups(self) -> dict[str, Table]:
         """The three numbers by group, in the suite's order; empty where no item names one."""
         if all(item.group is None for item in self.items):
             return {}
-        members: dict[str, list[Answered]] = {}
-        for item in self.items:
-            members.setdefault(item.group or OTHER, []).append(item)
-        return {name: tabulate(items) for name, items in members.items()}
+        return {name: tabulate(items) for name, items in _members(self.items).items()}
 
     @cached_property
     def instructions(self) -> Table | None:
-        """The three numbers of the items with a text instruction beside the sound; None without any."""
+        """The three numbers of the items with a text instruction beside the sound; None where none or all have one."""
         instructed = [item for item in self.items if item.instruction is not None]
-        return tabulate(instructed) if instructed else None
+        is_part = 0 < len(instructed) < len(self.items)
+        return tabulate(instructed) if is_part and self.overall_of == "items" else None
+
+    @cached_property
+    def robustness(self) -> tuple[tuple[Condition, Table], ...]:
+        """The three numbers under each condition; reading is the same under all of them."""
+        return tuple((changed.condition, self._table(changed.of(self.items))) for changed in self.changed)
+
+    def _table(self, items: tuple[Answered, ...]) -> Table:
+        if self.overall_of == "items":
+            return tabulate(items)
+        return tabulate_groups(list(_members(items).values()))
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What counts as right, a sentence for each kind of answer."""
+        return tuple(dict.fromkeys(RULES[item.rule].about for item in self.items))
 
     @property
     def n_own_targets(self) -> int:
@@ -210,6 +155,7 @@ class Report:
         """What `report.json` holds."""
         return {
             "suite": self.suite,
+            "overall_of": self.overall_of,
             **self.overall.to_json(),
             "groups": {name: table.to_json() for name, table in self.groups.items()},
             "instructions": self.instructions.to_json() if self.instructions else None,
@@ -220,6 +166,10 @@ class Report:
             "versions": self.versions,
             "created": self.created,
             "items": [item.to_json() for item in self.items],
+            "robustness": [
+                {"condition": condition.name, **table.to_json()} for condition, table in self.robustness
+            ],
+            "changed": [changed.to_json() for changed in self.changed],
         }
 
     @classmethod
@@ -230,16 +180,24 @@ class Report:
             DataError: an object that is no such report.
         """
         try:
-            items = tuple(
-                Answered(**{name: item[name] for name in _STORED}, audio=item.get("audio"))
-                for item in stored["items"]
-            )
-            named = {name: stored[name] for name in ("suite", "command", "versions", "created", "about")}
-        except (KeyError, TypeError) as error:
+            items = tuple(Answered.from_json(item) for item in stored["items"])
+            changed = tuple(Changed.from_json(again) for again in stored["changed"])
+            named = {name: stored[name] for name in _NAMED}
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"not an evaluation report ({error}); expected what earshot eval writes"
+                f"not an evaluation report ({error!r}); expected what earshot eval writes"
             ) from None
-        return cls(items=items, **named)
+        return cls(items=items, changed=changed, **named)
+
+
+_NAMED = ("suite", "overall_of", "command", "versions", "created", "about")
+
+
+def _members(items: tuple[Answered, ...]) -> dict[str, list[Answered]]:
+    members: dict[str, list[Answered]] = {}
+    for item in items:
+        members.setdefault(item.group or OTHER, []).append(item)
+    return members
 
 
 def read_report(path: str | Path) -> Report:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from earshot import checkpoint
 from earshot.bases import POCKET
 from earshot.config import Recipe, load_recipe
-from earshot.evaluation import evaluate, load_suite, model_card_table, shown
+from earshot.evaluation import evaluate, model_card_table, open_suite, shown
 from earshot.pocket.make import llm, manner, speech, tokens, whisper
 from earshot.pocket.make.speech import Clips
 from earshot.training.loop import train
@@ -116,7 +116,7 @@ def make(build: Path) -> None:
     if not (POCKET / "ear").exists():
         ear = train(broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
         with shown(Console()) as progress:
-            report = evaluate(ear, load_suite("pocket"), name="pocket", progress=progress)
+            report = evaluate(ear, open_suite("pocket"), progress=progress)
         checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
 
 

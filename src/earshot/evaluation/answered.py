@@ -1,0 +1,100 @@
+"""One item as it was answered: what was said, heard and answered three ways, and the marks that it got."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from earshot.audio import AudioSource
+from earshot.evaluation.marks import Marks, Metric
+from earshot.evaluation.scoring import RULES
+
+WAYS = ("text", "cascade", "ear")
+"""The three ways in which the LLM is asked: it reads, it reads a transcript, it hears."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One item with what each of the three made of it."""
+
+    id: str
+    text: str
+    instruction: str | None
+    group: str | None
+    expected: str
+    is_own_target: bool
+    """Whether `expected` is the LLM's own answer to the text, for want of one in the suite."""
+    rule: str = "exact"
+    rubric: Mapping[str, Any] = field(default_factory=dict)
+    text_answer: str
+    transcript: str
+    """What the cascade's speech recogniser wrote."""
+    cascade_answer: str
+    ear_answer: str
+    marks: Mapping[str, Marks]
+    """What each of the three `WAYS` adds to the suite's numbers."""
+    n_audio_tokens: int
+    duration_s: float
+    audio: AudioSource | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def metric(self) -> Metric:
+        """What is made of the marks."""
+        return RULES[self.rule].metric
+
+    def is_right(self, way: str) -> bool:
+        """Whether one of the three `WAYS` got it right, where only right and wrong are told apart."""
+        return self.metric.is_right(self.marks[way])
+
+    @property
+    def text_correct(self) -> bool:
+        """Whether the LLM was right when it read the text."""
+        return self.is_right("text")
+
+    @property
+    def cascade_correct(self) -> bool:
+        """Whether the LLM was right when it read the transcript."""
+        return self.is_right("cascade")
+
+    @property
+    def ear_correct(self) -> bool:
+        """Whether the LLM was right when it heard the sound."""
+        return self.is_right("ear")
+
+    def to_json(self) -> dict[str, Any]:
+        """The item as `report.json` has it; sound that is not a file stays out."""
+        stored = {name: getattr(self, name) for name in STORED}
+        flags = {name: getattr(self, name) for name in ("text_correct", "cascade_correct", "ear_correct")}
+        return stored | flags | {"audio": str(self.audio) if isinstance(self.audio, str | Path) else None}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Answered":
+        """The item that `to_json` wrote.
+
+        Raises:
+            KeyError: something is missing, or a rule that this earshot does not have
+            TypeError: something is of another kind
+        """
+        fields = {name: stored[name] for name in STORED}
+        RULES[fields["rule"]]
+        fields["marks"] = {way: tuple(map(float, fields["marks"][way])) for way in WAYS}
+        return cls(**fields, audio=stored.get("audio"))
+
+
+STORED = (
+    "id",
+    "text",
+    "instruction",
+    "group",
+    "expected",
+    "is_own_target",
+    "rule",
+    "rubric",
+    "text_answer",
+    "transcript",
+    "cascade_answer",
+    "ear_answer",
+    "marks",
+    "n_audio_tokens",
+    "duration_s",
+)
