@@ -18,16 +18,18 @@ _BACK = (
 )
 _PHRASES: Mapping[str, tuple[str, str]] = {
     "navigate": (
-        rf"{_NOT}[^.!?\n]{{0,30}}?{_BACK}|\b(?:away|far|steps?)\s+from\s+(?:the|your|my|our)\s+start\w*",
+        rf"{_NOT}[^.!?\n]{{0,30}}?{_BACK}"
+        rf"|{_NOT}\s+(?:\w+\s+){{0,2}}?(?:at|facing|in|on)\s+(?:\w+\s+){{1,2}}?(?:start\w*|origin\w*)"
+        r"|\b(?:away|far|steps?)\s+from\s+(?:the|your|my|our)\s+start\w*",
         _BACK,
     ),
     "sports_understanding": (
-        rf"\bimplausible\b|\bunlikely\b|\bimpossible\b"
+        rf"\bimplausible\b|\bunlikely\b(?:\s+to\s+be\s+\w+)?|\bimpossible\b"
         rf"|{_NOT}\s+(?:\w+\s+){{0,3}}?(?:plausible|possible|realistic|accurate|make sense)",
-        r"\bplausible\b|\bpossible\b|\brealistic\b|\bmakes\s+sense\b",
+        r"\bplausible\b|\bpossible\b|\brealistic\b|\bmakes\s+sense\b|\blikely\s+(?:to\s+be\s+)?true\b",
     ),
     "web_of_lies": (
-        rf"{_NOT}\s+(?:\w+\s+){{0,2}}?(?:tell\w*|telling)\s+the\s+truth|\blies\b|\blying\b|\b(?:tells?|says?)\s+(?:a\s+|the\s+)?lie\b",
+        rf"{_NOT}\s+(?:\w+\s+){{0,2}}?(?:tell\w*\s+the\s+truth|true)|\blies\b|\blying\b|\b(?:tells?|says?)\s+(?:a\s+|the\s+)?lie\b",
         r"\b(?:tell\w*|telling)\s+the\s+truth\b|\btruthful\b",
     ),
 }
@@ -44,7 +46,7 @@ _CUE = re.compile(
     re.I,
 )
 _FIRST = re.compile(r"[\W_]*" + _VERDICT + r"(?=\W*$|\s*[.,:;!\n—–-])", re.I)
-_LAST = re.compile(_VERDICT + r"[\W_]*$", re.I)
+_LAST = re.compile(r"\b(yes|no)[\W_]*$", re.I)
 
 
 def concluded(answer: str, task: str) -> str | None:

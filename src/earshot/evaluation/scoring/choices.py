@@ -12,6 +12,9 @@ LETTERS = "ABCD"
 
 _DECORATION = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm)\b|\\[()\[\]]|[*_`{}$]")
 """What markdown and LaTeX put around a letter."""
+_EMPHASISED = re.compile(r"(?:\*+|_+|\{)\s*([A-Z])\s*(?:\*+|_+|\})")
+_AFTER = r"(?!\w|['’]\w)"
+"""What is behind a letter that is no part of a word: anything but more of the word."""
 _OPENING = r"[\s\"'“”‘’(\[<]*"
 _NOUN = r"(?:(?:the\s+)?(?:option|choice|letter|answer|sentence)\b)?"
 _SAYS = (
@@ -23,10 +26,14 @@ _SAYS = (
 )
 """What comes right before a letter that is meant as the answer."""
 _PRAISED = (
-    r"\s*\)?\s*(?:is|would\s+be|seems|has|follows|uses|appears)\b(?!\s*(?:not|n['’]t|in))"
-    r"[^.!?\n]{0,40}?\b(?:correct|best|right|proper|typical|standard|accurate|answer)\b"
+    r"\s*\)?\s*(?:correctly\s+|clearly\s+)?(?:is|would\s+be|seems|has|follows|uses|appears)\b(?!\s*(?:not|n['’]t|in))"
+    r"[^.!?\n]{0,40}?\b(?:correct|best|better|right|proper|typical|standard|accurate|logical|closest|answer)\b"
 )
 """What comes after one: "B is the best answer"."""
+_DISMISSED = (
+    r"[\"'”’)\]]*\s+(?:is|are|was|would\s+be)(?:\s+not\b|n['’]t\b|\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b)"
+)
+"""What comes after one that is not: "answer A is wrong"."""
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -41,9 +48,11 @@ def chosen_letter(answer: str, letters: str = LETTERS) -> str | None:
     Source: the kinds of phrase that VoiceBench's evaluator looks for (Chen et al., arXiv 2410.17196). It takes the
     first of them by a fixed list and guesses where there is none; here the last one said counts, and no guess.
     """
-    text = " ".join(_DECORATION.sub(" ", answer).split())
+    text = " ".join(_DECORATION.sub(" ", _EMPHASISED.sub(r"(\1)", answer)).split())
     own = rf"[{letters}]"
-    begins = re.match(rf"{_OPENING}(?:option\s+)?({own})(?:[\s.,:;)\]\"'”’]*$|[.,:;)\]])", text, re.I)
+    begins = re.match(
+        rf"{_OPENING}(?:option\s+)?({own})(?:[\s.,:;)\]\"'”’]*$|[.,:;)\]]|\s+because\b)", text, re.I
+    )
     if begins and not _lists_all(text, letters):
         return begins[1].upper()
     said = [found for found in _statements(text, own) if _is_letter(found, text)]
@@ -53,7 +62,9 @@ def chosen_letter(answer: str, letters: str = LETTERS) -> str | None:
         return ordinal
     set_off = {
         found[1].upper()
-        for found in re.finditer(rf"(?<![\w'’])(?:option\s+|[\"“'(\[])?({own})(?=[.,:;)\]\"”])", text, re.I)
+        for found in re.finditer(
+            rf"(?<!\w)(?<!\w['’])(?:option\s+|[\"“'‘(\[])?({own})(?=[.,:;)\]\"”'’](?!\w)|\s\(|$)", text, re.I
+        )
         if found[0] not in ("a", "i")
     }
     return set_off.pop() if len(set_off) == 1 else None
@@ -66,17 +77,19 @@ def _lists_all(text: str, letters: str) -> bool:
 
 def _statements(text: str, own: str) -> list[re.Match[str]]:
     """Where a letter is said to be the answer; some of these are articles."""
-    before = rf"{_SAYS}\s*[:=]?\s*{_NOUN}{_OPENING}({own})(?![\w'’])"
-    after = rf"(?<![\w'’])(?:{_OPENING})({own}){_PRAISED}"
+    before = rf"{_SAYS}\s*[:=]?\s*{_NOUN}{_OPENING}({own}){_AFTER}"
+    after = rf"(?<!\w)(?<!\w['’]){_OPENING}({own}){_PRAISED}"
     return [*re.finditer(before, text, re.I), *re.finditer(after, text, re.I)]
 
 
 def _is_letter(found: re.Match[str], text: str) -> bool:
-    """Whether an "a" names an option: small ones only where nothing follows that could be a noun."""
+    """Whether a letter is not called wrong, and if it is an "a", whether it is an option and no article."""
     letter, rest = found[1], text[found.end(1) :]
+    if re.match(_DISMISSED, rest, re.I):
+        return False
     if letter not in "aA":
         return True
-    if re.match(r"[\s\"'”’)\]]*(?:$|[.,:;)\]\"”!?-])", rest):
+    if re.match(r"[\s\"'”’)\]]*(?:$|[.,:;()\]\"”!?-])", rest):
         return True
     follows_noun = re.search(
         r"(?:option|choice|letter|sentence)\s*[\"'“‘(\[]*$", text[: found.start(1)], re.I
