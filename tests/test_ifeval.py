@@ -176,7 +176,7 @@ def test_an_instruction_that_cannot_be_checked_is_refused(
     ("n", "text"),
     [
         (0, ""),
-        (0, "..."),
+        (1, "..."),
         (1, "no end"),
         (1, "It costs 3.50 dollars, Mr. Smith."),
         (1, "J. S. Bach lived, e.g. in Leipzig"),
@@ -245,6 +245,7 @@ def test_each_language_is_told_from_all_others() -> None:
 def test_a_language_that_cannot_be_told_counts_unless_the_script_differs() -> None:
     assert is_in("12:30!", "sw")
     assert is_in("BRR", "en")
+    assert not is_in("Brr grum plotz harf", "en")
     assert not is_in("BRR", "hi")
     assert not is_in("这座房子在山上。", "ja")
     assert not is_in("Het huis is van de buren en de tuin ook.", "de"), "two more are known to be told apart"

@@ -50,30 +50,35 @@ _OWN_LETTERS: Mapping[str, str] = {
 _SMALL_WORDS: Mapping[str, str] = {
     "en": "the of and to in is that it for was on are as with his they at be this from have or by not but"
     " what all were we when your can said there an which their if will each about how up out them then"
-    " she many some so these would has more no could my than been who its now you i do yes",
+    " she many some so these would has more no could my than been who its now you i do yes a one other"
+    " another any because very just like here good most may also over after into only such where between"
+    " under while should our her him me am us did get make way much every both through before against"
+    " during without within",
     "es": "el la de que y en un una los las del se no por con para su al es lo como más pero sus le ya o este"
     " sí porque esta entre cuando muy sin sobre también me hasta hay donde quien desde todo nos durante"
-    " todos uno les ni son está",
+    " todos uno les ni son está mi tu muchos puede yo él",
     "pt": "o a de que e do da em um para é com não uma os no se na por mais as dos como mas foi ao ele das"
     " tem à seu sua ou ser quando muito há nos já está eu também só pelo pela até isso ela entre era"
-    " depois sem mesmo aos são você",
+    " depois sem mesmo aos são você sim isto esta este minha meu pode",
     "fr": "le la les de des du un une et est en que qui dans pour pas sur au avec il ce se ne plus par je ou"
     " son sont nous vous mais comme elle cette aux ses leur être fait si tout on à été même bien ces où"
-    " très sans",
+    " très sans oui non mon ma mes votre cet peut",
     "de": "der die das und ist in den von zu mit sich des auf für nicht ein eine als auch es an werden aus er"
     " hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder"
-    " aber vor zur bis mehr durch ich",
+    " aber vor zur bis mehr durch ich ja nein dem wir ihr mein dein sein ihre kann keine man diese"
+    " dieser",
     "it": "il lo la i gli le di che e è un una per in non con si da come più ma del della dei delle al alla"
     " nel nella sono anche se ha o su questo questa ci dal dalla molto essere quando io dove loro cui"
-    " tra",
+    " tra sì ho hai abbiamo mio tuo lei lui",
     "pl": "i w na z do się nie że to jest o jak po co ale dla od za przez są tak być jego które który która"
-    " lub oraz tym może już tylko ich czy ma był była przy bardzo ze gdy",
+    " lub oraz tym może już tylko ich czy ma był była przy bardzo ze gdy jestem mam moje twoje ja ty",
     "vi": "và của là có không được cho những một các trong với người này để khi đã từ cũng nhiều như về tại"
-    " theo ra sẽ vào đến trên hay bạn tôi chúng thể rất",
+    " theo ra sẽ vào đến trên hay bạn tôi chúng thể rất vâng anh em đó",
     "sw": "na ya wa kwa ni katika za la kuwa cha hii hiyo au kama yake watu pia vya lakini sana huu hizi wake"
-    " yao kila hivyo ili bado wao mimi wewe si kutoka baada kabla mtu",
+    " yao kila hivyo ili bado wao mimi wewe si kutoka baada kabla mtu ndiyo hapana nina",
     "fi": "ja on ei että se hän oli ovat kun mutta myös tai joka sen niin kuin hänen jos ole mitä voi ne"
-    " mukaan tämä sekä olla jo vain minä sinä he tämän eivät joten hyvin kanssa koska",
+    " mukaan tämä sekä olla jo vain minä sinä he tämän eivät joten hyvin kanssa koska kyllä minun sinun"
+    " hyvä",
     "nl": "de het een en van in is dat op te zijn met voor niet aan er om ook als dan maar bij uit wordt door"
     " naar heeft",
     "sv": "och att det i en som är på för med av den till inte har ett om var jag men sig från så kan när han"
@@ -94,6 +99,10 @@ LANGUAGES = tuple(sorted({*_SCRIPTS, *_SMALL_WORDS} - {"nl", "sv"}))
 
 _WORDS = {code: frozenset(words.split()) for code, words in _SMALL_WORDS.items()}
 _N_LANGUAGES = Counter(word for words in _WORDS.values() for word in words)
+_SHARED = ("LATIN", "CYRILLIC", "DEVANAGARI")
+"""Scripts of several languages that are told apart by their words."""
+_FEW = 3
+"""Words of which the language may be any, if none is among its commonest."""
 _RARE = 0.004
 """Share of a text's letters from which on a language's own letters say that it is that language."""
 
@@ -101,8 +110,8 @@ _RARE = 0.004
 def is_in(text: str, code: str) -> bool:
     """Whether most of a text is in the language of an ISO 639-1 code, one of `LANGUAGES`.
 
-    A text from which no language can be told, for want of letters or of any small word, counts as being in it, as
-    IFEval counts what its identifier gives up on; but never one in another script.
+    A text that is too short for its language to be told, without letters or of less than `_FEW` words and no small one
+    among them, counts as being in it, as IFEval counts what its identifier gives up on; but never in another script.
 
     Source: identification by small words after Grefenstette, "Comparing two language identification schemes", 1995.
     """
@@ -118,7 +127,8 @@ def is_in(text: str, code: str) -> bool:
     if script == "ARABIC":  # Arabic is what has neither's letters
         found = next((other for other in ("ur", "fa") if evidence[other] > 0), "ar")
         return found == code
-    return evidence[code] == max(evidence.values())
+    most = max(evidence.values())
+    return evidence[code] == most and (most > 0 or len(text.split()) < _FEW or script not in _SHARED)
 
 
 def _script(letters: list[str]) -> str:

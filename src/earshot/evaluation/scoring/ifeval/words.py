@@ -30,7 +30,7 @@ def n_sentences(text: str) -> int:
             continue
         n += bool(re.search(r"\w", before))
         begin = end.end()
-    return n + bool(re.search(r"\w", text[begin:]))
+    return max(n + bool(re.search(r"\w", text[begin:])), bool(text.strip()))
 
 
 def _ends(before: str, mark: str, after: str) -> bool:
