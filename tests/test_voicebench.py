@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +12,7 @@ from tiny_speech import sound
 
 from earshot.audio import load_audio
 from earshot.errors import DataError
-from earshot.evaluation.marks import Marks, Metric
+from earshot.evaluation.marks import mean_of
 from earshot.evaluation.scoring import RULES, Judgement
 from earshot.evaluation.scoring.bbh import concluded
 from earshot.evaluation.scoring.choices import chosen_letter
@@ -210,17 +209,14 @@ ANSWERS = {
 }
 
 
-def number(metric: Metric, marks: Sequence[Marks]) -> float:
-    return float(metric.value(np.sum(marks, axis=0)[None], np.asarray([len(marks)]))[0])
-
-
-def test_each_subsets_number_is_the_leaderboards(whole: Suite) -> None:
+def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
     parts = {name: [item for item in whole.items if item.group == name] for name in SUBSETS}
     marks = {
         name: RULES[items[0].rule].mark(items, [ANSWERS[name]] * len(items), FourPoints())
         for name, items in parts.items()
     }
-    numbers = {name: 100 * number(RULES[items[0].rule].metric, marks[name]) for name, items in parts.items()}
+    metrics = {name: RULES[items[0].rule].metric for name, items in parts.items()}
+    numbers = {name: 100 * metrics[name].of(marks[name]) for name in SUBSETS}
     prompts, instructions = 100 * 1 / 3, 100 * 2 / 4
     assert numbers == pytest.approx(
         {
@@ -235,6 +231,8 @@ def test_each_subsets_number_is_the_leaderboards(whole: Suite) -> None:
             "advbench": 100,
         }
     )
+    overall = mean_of(list(marks.values()), list(metrics.values()))
+    assert 100 * overall.value == pytest.approx(sum(numbers.values()) / 9)
 
 
 def test_it_can_be_marked_offline(whole: Suite) -> None:

@@ -42,7 +42,13 @@ def _followed(sums: Float[np.ndarray, "... 5"], n: Int[np.ndarray, "..."]) -> Fl
     return np.asarray((prompts + instructions) / 4)
 
 
-FOLLOWED = Metric(name="followed", label="instructions followed", value=_followed, is_mean=False)
+FOLLOWED = Metric(
+    name="followed",
+    label="instructions followed",
+    headline="By ear, the LLM follows {} of its instructions.",
+    value=_followed,
+    is_mean=False,
+)
 
 IFEVAL = Rule(
     name="ifeval",
