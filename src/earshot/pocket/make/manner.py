@@ -30,8 +30,9 @@ TAGS = {
 }
 """What the manner of speaking asks for, as this LLM has it written."""
 SUITE = POCKET / "manner.parquet"
-TAIL_S = (0.25, 0.4)
-"""Silence behind the words of a clip, in whatever manner: there the ear finds places for the tag's five tokens."""
+TAIL_S = (0.6, 0.75)
+"""Silence behind the words of a clip, in whatever manner, in seconds: there the ear finds places for the tag's five
+tokens and the pauses between them, eleven of fifty positions a second at the very least."""
 N_CHUNKS = 22
 """Of `speech.CHUNK_CLIPS` clips each."""
 N_QUESTIONS_ESPEAK, N_QUESTIONS_FLITE = 56, 24
