@@ -132,7 +132,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    if last - first <= 1:
+    if last - first <= 2:
         inside = [f * 10.0**p for p in range(first, last + 1) for f in (1, 2, 5)]
         return [tick for tick in inside if low / 2.5 <= tick <= high * 2.5]
     every = math.ceil((last - first) / 6)
@@ -142,7 +142,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _label(value: float) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 100_000 or abs(value) < 0.001:
+    if abs(value) >= 1_000_000 or abs(value) < 0.001:
         power = math.floor(math.log10(abs(value)) + 1e-9)
         digit = round(value / 10.0**power)
         return f"1e{power}" if digit == 1 else f"{digit}e{power}"
