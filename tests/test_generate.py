@@ -1,17 +1,21 @@
-"""Answers from prompts made of embeddings: transformers' own, whatever the options, batch and tokenizer."""
+"""Answers from prompts made of embeddings: transformers' own, whatever the options, batch and tokenizer.
+
+And what the LLM makes of answers that are given to it, beside a plain pass over all ids.
+"""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from tiny_families import tiny_llm
+from tiny_families import FAMILIES, tiny_llm
 from tiny_models import tiny_llama
 from tiny_tokenizers import tiny_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from earshot import generate
-from earshot.bases import embed
+from earshot.bases import embed, load_llm
 from earshot.errors import RequestError
 from earshot.generate import Prompt
 
@@ -258,3 +262,194 @@ def test_options_that_cannot_be_are_one_clear_line(
 def test_beams_cannot_be_streamed(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(RequestError, match="beam"):
         list(generate.stream(llm, tokenizer, prompt_of(llm, tokenizer, "hello"), num_beams=2))
+
+
+# The tokens of an answer
+
+
+def test_the_tokens_of_an_answer_are_those_of_its_text_and_its_end(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = prompts_of(llm, tokenizer)
+    first = first_ids(llm, prompts[0], 4)
+    llm.generation_config.eos_token_id = [first[3], 0]
+    texts = generate.answer(llm, tokenizer, prompts, max_new_tokens=10)
+    ids = generate.answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
+    assert ids[0] == first
+    assert ids == [generate.answer_ids(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts]
+    for text, row in zip(texts, ids, strict=True):
+        said = [token for token in row if token not in (first[3], 0)]
+        assert text == str(tokenizer.decode(said, skip_special_tokens=True)).strip()
+        assert row[:-1] == said[: len(row) - 1]
+    assert generate.answer_ids(llm, tokenizer, []) == []
+
+
+def test_no_token_is_counted_as_said_beyond_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    """What fills a row up that ends where the context does is no end that the LLM came to."""
+    llm = tiny_llama(tokenizer, max_position_embeddings=24)
+    llm.generation_config.eos_token_id = 0
+    prompts = prompts_of(llm, tokenizer)[:2]
+    rows = generate.answer_ids(llm, tokenizer, prompts, min_new_tokens=100)
+    assert [len(row) for row in rows] == [24 - len(prompt.ids) for prompt in prompts]
+
+
+# Along an answer that is given
+
+ANSWERS = ([5, 9, 20], [], [7, 8, 9, 7, 8, 9, 7, 8, 9, 3], [4])
+
+
+def language_llm(family: str, folder: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As an ear has it: of a model that also sees, the LLM alone."""
+    model, tokenizer = tiny_llm(family)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_llm(str(folder), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_along_an_answer_are_those_of_a_plain_pass_alone_and_in_a_batch(
+    family: str, tmp_path: Any
+) -> None:
+    llm, tokenizer = language_llm(family, tmp_path)
+    prompts = [*prompts_of(llm, tokenizer), prompt_of(llm, tokenizer, "why?")]
+    together = generate.follow(llm, prompts, ANSWERS)
+    reactions = generate.react(llm, prompts, ANSWERS)
+    for prompt, ids, states, reaction in zip(prompts, ANSWERS, together, reactions, strict=True):
+        alone = generate.follow(llm, [prompt], [ids])[0]
+        torch.testing.assert_close(states, alone, rtol=0, atol=1e-5)
+        whole = torch.cat([prompt.ids, torch.tensor(ids, dtype=torch.long)])[None]
+        with torch.no_grad():
+            plain = llm(input_ids=whole, output_hidden_states=True)
+        n, n_states = len(prompt.ids), max(len(ids), 1)
+        predicting = slice(n - 1, n - 1 + n_states)
+        torch.testing.assert_close(states, plain.hidden_states[-1][0, predicting], rtol=0, atol=1e-5)
+        assert len(states) == n_states
+        torch.testing.assert_close(reaction.states, states)
+        torch.testing.assert_close(reaction.first_logits, plain.logits[0, n - 1], rtol=0, atol=1e-4)
+        assert reaction.likeliest.tolist() == plain.logits[0, predicting].argmax(-1).tolist()
+
+
+def test_along_its_own_greedy_answer_the_likeliest_tokens_are_the_answer(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = prompts_of(llm, tokenizer)
+    own = generate.answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
+    assert [reaction.likeliest.tolist() for reaction in generate.react(llm, prompts, own)] == own
+
+
+def test_no_logits_of_a_whole_prompt_are_ever_computed(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows: list[int] = []
+    head: Any = llm.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, given, logits: rows.append(logits[..., 0].numel()))
+    prompts = prompts_of(llm, tokenizer)
+    generate.react(llm, prompts, ANSWERS[:3])
+    generate.choose(llm, tokenizer, prompts, ["the cat", "the cat sat", "why"])
+    handle.remove()
+    assert max(rows) == len(ANSWERS[2]) < sum(len(prompt.ids) for prompt in prompts)
+
+
+def test_an_answer_that_leaves_the_context_cannot_be_followed(tokenizer: PreTrainedTokenizerBase) -> None:
+    llm = tiny_llama(tokenizer, max_position_embeddings=24)
+    prompt = prompt_of(llm, tokenizer, "hello")
+    fits = 24 - len(prompt.ids)
+    assert len(generate.follow(llm, [prompt], [[5] * fits])[0]) == fits
+    with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
+        generate.follow(llm, [prompt], [[5] * (fits + 1)])
+    assert generate.follow(llm, [], []) == []
+
+
+# Which of some words
+
+
+def spellings(tokenizer: PreTrainedTokenizerBase, word: str) -> set[tuple[int, ...]]:
+    """The ids of a word at the beginning of a text, after a space, and at the beginning of a line."""
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    line = ids("\n")
+    assert ids(f"\n{word}")[: len(line)] == line
+    return {ids(word), ids(f" {word}"), ids(f"\n{word}")[len(line) :]}
+
+
+def probability(llm: PreTrainedModel, prompt: Prompt, ids: Sequence[int]) -> float:
+    """That an answer begins with these ids: a plain pass over all of them, in float64."""
+    whole = torch.cat([prompt.ids, torch.tensor(ids)])[None]
+    with torch.no_grad():
+        logits = llm(input_ids=whole).logits[0, len(prompt.ids) - 1 : -1].double()
+    return float(logits.log_softmax(-1)[torch.arange(len(ids)), list(ids)].sum().exp())
+
+
+EQUAL = ["sat", "mat"]
+WORDS = ("yes", "no", "hello", "the cat", "spanish", "please", "why", "the cat sat", "Paris")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma", "phi3", "gpt2"])
+def test_the_chosen_word_is_the_likeliest_beginning_however_it_is_spelt(family: str) -> None:
+    llm, tokenizer = tiny_llm(family)
+    prompts = [prompt_of(llm, tokenizer, text) for text in (*TEXTS, "why?", "The old man said: yes.")]
+    spelt = {word: spellings(tokenizer, word) for word in WORDS}
+    chosen = []
+    for prompt in prompts:
+        scores = {word: sum(probability(llm, prompt, ids) for ids in spelt[word]) for word in WORDS}
+        # An answer that begins with "the cat sat" does not stop at "the cat".
+        scores["the cat"] -= sum(
+            probability(llm, prompt, ids)
+            for ids in spelt["the cat sat"]
+            if any(ids[: len(begun)] == begun for begun in spelt["the cat"])
+        )
+        chosen.append(max(range(len(WORDS)), key=lambda number: scores[WORDS[number]]))
+    assert generate.choose(llm, tokenizer, prompts, WORDS) == chosen
+    assert [generate.choose(llm, tokenizer, [prompt], WORDS)[0] for prompt in prompts] == chosen
+    assert len(set(chosen)) > 1
+
+
+def biased(llm: PreTrainedModel, *ids: Sequence[int]) -> None:
+    """Makes each group of tokens e³ times as likely as the group before it, and all others next to impossible."""
+    bias = torch.zeros(llm.config.vocab_size)
+    for number, group in enumerate(ids):
+        bias[list(group)] = 60.0 + 3 * number
+    head: Any = llm.get_output_embeddings()
+    head.weight.zero_()
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+
+def test_a_word_that_another_begins_with_is_chosen_only_where_it_ends(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """By its tokens alone the shorter one would always be the likelier."""
+    words = ["the cat", "the cat sat"]
+    short, long = (tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words)
+    assert long[: len(short)] == short
+    prompts = prompts_of(llm, tokenizer)[:1]
+    biased(llm, short, long[len(short) :])
+    assert generate.choose(llm, tokenizer, prompts, words) == [1]
+    biased(llm, long[len(short) :], short)
+    assert generate.choose(llm, tokenizer, prompts, words) == [0]
+
+
+def test_of_equal_words_the_first_is_chosen(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    head: Any = llm.get_output_embeddings()
+    head.weight.zero_()
+    prompts = prompts_of(llm, tokenizer)
+    assert [sorted(map(len, spellings(tokenizer, word))) for word in EQUAL] == [[1, 2]] * 2
+    assert generate.choose(llm, tokenizer, prompts, EQUAL) == [0, 0, 0]
+    assert generate.choose(llm, tokenizer, prompts, EQUAL[::-1]) == [0, 0, 0]
+    assert generate.choose(llm, tokenizer, [], EQUAL) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([], "nothing to choose from"),
+        (["happy", " "], r"choices\[1\] is ' ', expected a word"),
+        (["happy", "sad", " happy"], r"choices\[0\] and choices\[2\], 'happy' and ' happy', are the same"),
+    ],
+)
+def test_words_that_cannot_be_chosen_from(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: list[str], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        generate.choose(llm, tokenizer, prompts_of(llm, tokenizer), choices)

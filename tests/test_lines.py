@@ -25,8 +25,8 @@ from earshot.evaluation.lines import (
     line_figure,
     spread,
 )
-from earshot.evaluation.marks import Score
-from earshot.evaluation.page import interval, percent, points, points_interval
+from earshot.evaluation.marks import METRICS, Metric, Score
+from earshot.evaluation.page import interval, number, percent, points, points_interval
 from earshot.evaluation.robustness_page import Robustness, robustness_section
 from earshot.pages import templates
 
@@ -39,6 +39,7 @@ class Invented:
     """What a condition's table may look like."""
 
     n: int
+    metric: Metric
     text_ceiling: Score
     cascade: Score
     ear: Score
@@ -54,6 +55,7 @@ def invented(ear: float = 0.9, cascade: float = 0.8, wer: float | None = 0.125) 
     difference = Score(value=ear - cascade, ci95=(ear - cascade - 0.02, ear - cascade + 0.02))
     return Invented(
         n=828,
+        metric=METRICS["right"],
         text_ceiling=score(0.95),
         cascade=score(cascade),
         ear=score(ear),
@@ -78,6 +80,7 @@ def rendered(section: Robustness) -> str:
     environment = templates("earshot.evaluation")
     environment.filters |= {
         "percent": percent,
+        "number": number,
         "interval": interval,
         "points": points,
         "points_interval": points_interval,

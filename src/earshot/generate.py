@@ -1,6 +1,7 @@
 """From prompts made of embeddings to answers, through transformers' own generate; it knows nothing of sound.
 
-Answers are cut at their first end of sequence and limited row by row, so that none depends on its batch.
+Answers are cut at their first end of sequence and limited row by row, so that none depends on its batch. What the LLM
+makes of an answer that is given to it, and which of several it finds likeliest, is read off its states in one pass.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -23,6 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from earshot.bases import embed, next_token_logits
 from earshot.errors import RequestError
 
 MAX_NEW_TOKENS = 256
@@ -40,6 +43,18 @@ class Prompt:
     embeds: Float[Tensor, "L D"]
     ids: Int[Tensor, " L"]
     """What generate counts as said, for penalties and stop strings; the prompt's first id where sound is."""
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """What the LLM makes of a prompt, and of an answer to it that is given."""
+
+    states: Float[Tensor, "A D"]
+    """Final hidden states, after the last norm, where the answer's tokens are predicted: first the prompt's last."""
+    likeliest: Int[Tensor, " A"]
+    """The token that the LLM would say there."""
+    first_logits: Float[Tensor, " V"]
+    """Of the answer's first token."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,21 @@ def answer(
     return [_text(tokenizer, row, settled["eos_token_id"]) for row in rows]
 
 
+def answer_ids(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **options: Any
+) -> list[list[int]]:
+    """The tokens of the same answers, with the one that ends it where the LLM came to an end.
+
+    Raises:
+        RequestError: as `answer`
+    """
+    if not prompts:
+        return []
+    settled = _settled(llm, tokenizer, options)
+    rows = _generate(llm, tokenizer, prompts, settled)
+    return [row[: _n_said(row, settled["eos_token_id"]) + 1] for row in rows]
+
+
 def stream(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **options: Any
 ) -> Iterator[str]:
@@ -98,8 +128,160 @@ def stream(
         RequestError: as `answer`; for what only generate itself finds out, when the first piece is asked for
     """
     settled = _settled(llm, tokenizer, options)
-    _check_context(llm, [prompt], settled.get("max_length"))
+    _check_context(llm, len(prompt.ids), settled.get("max_length"))
     return _pieces(llm, tokenizer, prompt, settled)
+
+
+@torch.inference_mode()
+def follow(
+    llm: PreTrainedModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[Float[Tensor, "_ D"]]:
+    """The LLM's final hidden states, after its last norm, where the tokens of a given answer are predicted.
+
+    The first is the prompt's last, the next that of the answer's first token, and so on: as many states as the answer
+    has tokens, of which the last is not read; for an empty answer, the prompt's last alone. Rows are padded behind
+    their end, where nobody looks, so that a causal LM gives each what it gives it alone.
+
+    Args:
+        answers: ids, for each prompt
+
+    Raises:
+        RequestError: a prompt with its answer goes beyond the LLM's context
+    """
+    if not prompts:
+        return []
+    rows = [
+        torch.cat([prompt.embeds, embed(llm, list(ids[:-1])).to(prompt.embeds.dtype)])
+        for prompt, ids in zip(prompts, answers, strict=True)
+    ]
+    lengths = [len(row) for row in rows]
+    _check_context(llm, max(lengths))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    read: Any = llm.base_model(
+        inputs_embeds=pad_sequence(rows, batch_first=True),
+        attention_mask=mask.long().to(rows[0].device),
+        use_cache=False,
+    )
+    return [
+        states[n - max(len(ids), 1) : n]
+        for states, n, ids in zip(read.last_hidden_state, lengths, answers, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def react(
+    llm: PreTrainedModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[Reaction]:
+    """What the LLM would say after each prompt, and after each token of an answer that is given.
+
+    Args:
+        answers: ids, for each prompt; see `follow`
+
+    Raises:
+        RequestError: a prompt with its answer goes beyond the LLM's context
+    """
+    reactions = []
+    for states in follow(llm, prompts, answers):
+        logits = next_token_logits(llm, states)  # (A, V), of one answer at a time
+        reactions.append(Reaction(states, logits.argmax(-1), logits[0].clone()))
+    return reactions
+
+
+@torch.inference_mode()
+def choose(
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    choices: Sequence[str],
+) -> list[int]:
+    """For each prompt, which of some words the LLM is likeliest to begin its answer with; of equals the first.
+
+    A word's score is the log-probability of its tokens in a row, what follows it left open. That is a sum, not a mean
+    over tokens: a mean is for sentences of different lengths, and would favour a word for being written in several
+    tokens, of which all but the first are nearly certain. Each way in which an answer may begin with the word counts
+    (after a space, as sentencepiece writes it, or without), and tokens that go on to a longer one of the words count
+    for that one alone.
+
+    Args:
+        choices: label words such as "happy" and "sad", in the case that the LLM is asked to answer in
+
+    Raises:
+        RequestError: no choices, an empty one, two that are alike, or a prompt beyond the LLM's context
+
+    Source: label words ranked by likelihood, Brown et al., arXiv 2005.14165, section 2.4.
+    """
+    chosen_by = _spellings(tokenizer, choices)
+    if not prompts:
+        return []
+    scores = torch.full((len(choices), len(prompts)), -torch.inf, dtype=torch.float64)
+    for ids, score in _apart(_log_probabilities(llm, prompts, list(chosen_by))).items():
+        scores[chosen_by[ids]] = scores[chosen_by[ids]].logaddexp(score)
+    return [max(range(len(row)), key=row.__getitem__) for row in scores.T.tolist()]
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> dict[tuple[int, ...], int]:
+    """The ids that an answer may begin with, and which choice is then made."""
+    words = [choice.strip() for choice in choices]
+    if not words:
+        raise RequestError(
+            "there is nothing to choose from: give one word or more, such as 'happy' and 'sad'"
+        )
+    chosen_by: dict[tuple[int, ...], int] = {}
+    for number, word in enumerate(words):
+        if not word:
+            raise RequestError(f"choices[{number}] is {choices[number]!r}, expected a word")
+        own = _ids_of(tokenizer, word), _ids_of(tokenizer, f" {word}"), _ids_in_line(tokenizer, word)
+        for ids in filter(None, own):
+            other = chosen_by.setdefault(ids, number)
+            if other != number:
+                raise RequestError(
+                    f"choices[{other}] and choices[{number}], {choices[other]!r} and {choices[number]!r}, are the same"
+                    " tokens to the LLM, expected words that differ: leave one out"
+                )
+    return chosen_by
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _ids_in_line(tokenizer: PreTrainedTokenizerBase, word: str) -> tuple[int, ...]:
+    """A word's ids at the beginning of a line, where sentencepiece puts no space; none if it merges with the break."""
+    before, both = _ids_of(tokenizer, "\n"), _ids_of(tokenizer, f"\n{word}")
+    return both[len(before) :] if both[: len(before)] == before else ()
+
+
+def _log_probabilities(
+    llm: PreTrainedModel, prompts: Sequence[Prompt], spellings: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], Float[Tensor, " B"]]:
+    """Of each row of ids, that an answer begins with it; a beginning that several share is read once."""
+    steps: dict[tuple[int, ...], Tensor] = {}  # of a row's last id, given those before it
+    for ids in sorted(spellings, key=len, reverse=True):
+        if ids in steps:
+            continue
+        states = torch.stack(follow(llm, prompts, [ids] * len(prompts)))  # (B, A, D)
+        for n in range(len(ids)):
+            logits = next_token_logits(llm, states[:, n]).float()  # (B, V), at one position at a time
+            log_p = logits.log_softmax(-1).double().cpu()
+            nexts = {other[: n + 1] for other in spellings if len(other) > n and other[:n] == ids[:n]}
+            steps |= {begun: log_p[:, begun[n]] for begun in nexts}
+    return {ids: sum((steps[ids[: n + 1]] for n in range(1, len(ids))), steps[ids[:1]]) for ids in spellings}
+
+
+def _apart(
+    log_p: dict[tuple[int, ...], Float[Tensor, " B"]],
+) -> dict[tuple[int, ...], Float[Tensor, " B"]]:
+    """The same, without what goes on to a longer row among them, so that no two can be the case at once."""
+    longer: dict[tuple[int, ...], list[Tensor]] = {ids: [] for ids in log_p}
+    for ids, own in log_p.items():
+        begun = [other for other in log_p if len(other) < len(ids) and other == ids[: len(other)]]
+        if begun:
+            longer[max(begun, key=len)].append(own)
+    apart = dict(log_p)
+    for ids in filter(longer.get, log_p):
+        share = (torch.stack(longer[ids]).logsumexp(0) - log_p[ids]).exp()
+        apart[ids] = log_p[ids] + torch.log1p(-share.clamp(max=1))
+    return apart
 
 
 def _pieces(
@@ -186,10 +368,10 @@ def _generate(
     is_closed: Event | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt's answer, with whatever fills the row up behind its end."""
-    limit = _check_context(llm, prompts, settled.get("max_length"))
+    lengths = [len(prompt.ids) for prompt in prompts]
+    limit = _check_context(llm, max(lengths), settled.get("max_length"))
     if limit is not None and settled["max_new_tokens"] is None:  # max_length, without the padding of a batch
-        shortest = min(len(prompt.ids) for prompt in prompts)
-        settled = {**settled, "max_length": None, "max_new_tokens": limit - shortest}
+        settled = {**settled, "max_length": None, "max_new_tokens": limit - min(lengths)}
     batch = pad_left(prompts)
     n_prompt = batch.ids.shape[1]
     bounds = _Bounds(n_prompt, batch.mask.sum(1), limit, is_closed or Event())
@@ -208,14 +390,14 @@ def _generate(
         raise RequestError(
             f"the LLM cannot generate with {given}: {' '.join(str(error).split())}; change these options"
         ) from error
-    return ids[:, n_prompt:].tolist()
+    rows = ids[:, n_prompt:].tolist()
+    return rows if limit is None else [row[: limit - n] for row, n in zip(rows, lengths, strict=True)]
 
 
-def _check_context(llm: PreTrainedModel, prompts: Sequence[Prompt], max_length: int | None) -> int | None:
-    """The longest sequence of prompt and answer, if there is one, which leaves every prompt room for an answer."""
+def _check_context(llm: PreTrainedModel, longest: int, max_length: int | None = None) -> int | None:
+    """The longest sequence of prompt and answer, if there is one, which leaves the longest prompt room for a token."""
     context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     limit = min((bound for bound in (context, max_length) if bound is not None), default=None)
-    longest = max(len(prompt.ids) for prompt in prompts)
     if limit is not None and longest >= limit:
         raise RequestError(
             f"the conversation takes {longest} tokens, but with its answer it may have at most {limit}"
@@ -226,9 +408,13 @@ def _check_context(llm: PreTrainedModel, prompts: Sequence[Prompt], max_length: 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], end: int | list[int] | None) -> str:
     """The words of an answer up to its end, without control tokens and outer white space."""
+    return str(tokenizer.decode(list(ids[: _n_said(ids, end)]), skip_special_tokens=True)).strip()
+
+
+def _n_said(ids: Sequence[int], end: int | list[int] | None) -> int:
+    """How many tokens stand before the first end."""
     ends = set(end) if isinstance(end, list) else {end}
-    n = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return str(tokenizer.decode(list(ids[:n]), skip_special_tokens=True)).strip()
+    return next((i for i, token in enumerate(ids) if token in ends), len(ids))
 
 
 def _is_byte(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:

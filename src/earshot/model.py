@@ -33,7 +33,7 @@ from earshot.connector import Connector, StackingConnector, new_connector
 from earshot.conversation import read_conversation
 from earshot.encoder import Features, encode, mel_batch
 from earshot.errors import CheckpointError
-from earshot.generate import Prompt
+from earshot.generate import Prompt, Reaction
 from earshot.prompt import ChatTemplate, Piece, SoundPiece, TextPiece
 from earshot.reading import Reader
 
@@ -214,6 +214,25 @@ class Ear:
     def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The stock LLM's answers to conversations of text: what hearing is measured against."""
         return self.chat_batch(conversations, **options)
+
+    def answer_ids_batch(self, conversations: Sequence[Messages], **options: Any) -> list[list[int]]:
+        """The tokens of `chat_batch`'s answers, with the one that ends it where the LLM came to an end."""
+        return generate.answer_ids(self.llm, self.tokenizer, self.prompts(conversations), **options)
+
+    def choose_batch(self, conversations: Sequence[Messages], choices: Sequence[str]) -> list[int]:
+        """For each conversation, which of some words the LLM is likeliest to begin its answer with.
+
+        Raises:
+            RequestError: as `chat`; or no choices, an empty one, or two that are alike
+            AudioError: sound that cannot be heard
+        """
+        return generate.choose(self.llm, self.tokenizer, self.prompts(conversations), choices)
+
+    def react_batch(
+        self, conversations: Sequence[Messages], answers: Sequence[Sequence[int]]
+    ) -> list[Reaction]:
+        """What the LLM would say to each conversation, and along an answer to it that is given as ids."""
+        return generate.react(self.llm, self.prompts(conversations), answers)
 
     def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
         """Pieces of the answer while it is made; joined, they equal `chat`.

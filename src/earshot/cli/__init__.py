@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from earshot.cli.chat import Chat
+from earshot.cli.compare import Compare
 from earshot.cli.data import Data
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
@@ -20,13 +21,14 @@ from earshot.cli.plan import Plan
 from earshot.cli.teacher import Teach
 from earshot.cli.terminal import INTERRUPTED, say
 from earshot.cli.train import Train
+from earshot.cli.verify import Verify
 from earshot.config import load_recipe
 from earshot.errors import ConfigError, EarshotError
 from earshot.version import __version__
 
 _ABOUT_A_RECIPE = {"train": Train, "teacher": Teach, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
-_OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval, "data": Data}
+_OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval, "compare": Compare, "verify": Verify, "data": Data}
 
 
 def _parse(argv: Sequence[str]) -> Any:

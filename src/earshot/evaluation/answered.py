@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from earshot.audio import AudioSource
+from earshot.evaluation.fidelity import Fidelity
 from earshot.evaluation.marks import Marks, Metric
 from earshot.evaluation.scoring import RULES
 
@@ -33,6 +34,9 @@ class Answered:
     ear_answer: str
     marks: Mapping[str, Marks]
     """What each of the three `WAYS` adds to the suite's numbers."""
+    fidelity: Mapping[str, Fidelity | None] | None = None
+    """How near "ear" and "cascade" came to reading the text, where that was measured; None for a transcript without
+    words."""
     n_audio_tokens: int
     duration_s: float
     audio: AudioSource | None = field(default=None, compare=False, repr=False)
@@ -64,6 +68,8 @@ class Answered:
     def to_json(self) -> dict[str, Any]:
         """The item as `report.json` has it; sound that is not a file stays out."""
         stored = {name: getattr(self, name) for name in STORED}
+        if self.fidelity is not None:
+            stored["fidelity"] = {way: found and found.to_json() for way, found in self.fidelity.items()}
         flags = {name: getattr(self, name) for name in ("text_correct", "cascade_correct", "ear_correct")}
         return stored | flags | {"audio": str(self.audio) if isinstance(self.audio, str | Path) else None}
 
@@ -78,6 +84,8 @@ class Answered:
         fields = {name: stored[name] for name in STORED}
         RULES[fields["rule"]]
         fields["marks"] = {way: tuple(map(float, fields["marks"][way])) for way in WAYS}
+        if (near := stored.get("fidelity")) is not None:
+            fields["fidelity"] = {way: found and Fidelity.from_json(found) for way, found in near.items()}
         return cls(**fields, audio=stored.get("audio"))
 
 

@@ -23,6 +23,7 @@ from earshot.errors import AudioError, ConfigError, DataError
 from earshot.evaluation.answered import WAYS, Answered
 from earshot.evaluation.asking import Asking, Message, Progress, refused
 from earshot.evaluation.conditions import Condition, changed, seed_of, voices_beside
+from earshot.evaluation.fidelity import Fidelity, Reacting, compare_batch
 from earshot.evaluation.journal import Journal
 from earshot.evaluation.marks import Marks
 from earshot.evaluation.results import RECOGNISER, Again, Changed, Report
@@ -43,6 +44,7 @@ STAGES = (
     "marking text",
     "marking cascade",
     "marking ear",
+    "comparing reactions",
 )
 """What an evaluation goes through, in this order, as `Progress` names it; what is no reading of text or hearing comes
 again under each condition."""
@@ -75,8 +77,8 @@ class Listener(Protocol):
 class Chooser(Protocol):
     """What is needed beside it where an answer is the likeliest of a few words."""
 
-    def choose_batch(self, conversations: list[list[Message]], choices: Sequence[str], /) -> list[str]:
-        """The LLM's likeliest choice as its answer to each conversation."""
+    def choose_batch(self, conversations: list[list[Message]], choices: Sequence[str], /) -> list[int]:
+        """Which choice the LLM is likeliest to begin its answer to each conversation with."""
         ...
 
 
@@ -235,7 +237,7 @@ class _Asks:
                 if not words:
                     return answer(turns, **options)
                 assert isinstance(self.ear, Chooser), "items with choices need an ear that can choose"
-                return self.ear.choose_batch(turns, words)
+                return [words[chosen] for chosen in self.ear.choose_batch(turns, words)]
 
             some = {name: each for name, each in asked.items() if choices[name] == words}
             found |= self.asking(stage, call, some)
@@ -254,6 +256,29 @@ class _Asks:
         return {item.id: tuple(found[item.id]) for item in items}
 
 
+    def near(self, transcripts: Mapping[str, str]) -> dict[str, dict[str, Fidelity | None]]:
+        """How near hearing, and reading a transcript, come to reading; nothing by an ear that cannot tell."""
+        ear = self.ear
+        if not isinstance(ear, Reacting):
+            return {}
+
+        def compared(batch: list[Item]) -> list[dict[str, Any]]:
+            read = [turn(item, text=item.text) for item in batch]
+            written = [turn(item, text=transcripts[item.id]) for item in batch]
+            ways = {
+                "ear": [turn(item) for item in batch],
+                "cascade": [said if _has_words(said) else None for said in written],
+            }
+            found = compare_batch(ear, read, ways)
+            return [{way: one and one.to_json() for way, one in both.items()} for both in found]
+
+        stored = self.asking("comparing reactions", compared, {item.id: item for item in self.suite.items})
+        return {
+            name: {way: one and Fidelity.from_json(one) for way, one in both.items()}
+            for name, both in stored.items()
+        }
+
+
 def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None) -> tuple[Answered, ...]:
     items = asks.suite.items
     n_audio_tokens = asks.n_audio_tokens("hearing")
@@ -266,6 +291,7 @@ def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None)
     answers = {"text": texts, "cascade": cascade, "ear": asks.heard("answering by ear", _as_it_is)}
     targets = _with_targets(items, texts)
     marks = {way: asks.marked(f"marking {way}", answers[way], targets) for way in WAYS}
+    near = asks.near(transcripts)
     return tuple(
         Answered(
             id=item.id,
@@ -281,6 +307,7 @@ def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None)
             cascade_answer=cascade[item.id],
             ear_answer=answers["ear"][item.id],
             marks={way: marks[way][item.id] for way in WAYS},
+            fidelity=near.get(item.id),
             n_audio_tokens=n_audio_tokens[item.id],
             duration_s=duration_s,
             audio=item.audio,

@@ -9,13 +9,16 @@ import jinja2
 from earshot.evaluation import plots
 from earshot.evaluation.clips import choose_clips, compared_words, player
 from earshot.evaluation.plots import loss_panels
+from earshot.evaluation.conditions import Condition
 from earshot.evaluation.marks import Metric
+from earshot.evaluation.mistakes import hard_words, kinds
 from earshot.evaluation.results import RECOGNISER, Report
+from earshot.evaluation.robustness_page import robustness_section
 from earshot.evaluation.table import Table
 from earshot.pages import templates
 
 MAX_ERRORS = 400
-"""Errors listed on the page; report.json has them all."""
+"""Errors of a kind listed on the page; report.json has them all."""
 
 NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
@@ -37,7 +40,6 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
     Args:
         losses: lines of a run's metrics.jsonl; without any, the page has no training section.
     """
-    errors = [item for item in report.items if not item.ear_correct]
     return (
         _environment()
         .get_template("report_template.html")
@@ -51,11 +53,12 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
             rows=named_tables(report),
             agreement=_agreement(report),
             clips=[(item, player(item.audio)) for item in choose_clips(report.items)],
-            errors=errors[:MAX_ERRORS],
-            n_errors=len(errors),
-            n_unknown=sum(not item.text_correct for item in errors),
-            n_misheard=sum(item.text_correct and not item.cascade_correct for item in errors),
-            n_own=sum(item.text_correct and item.cascade_correct for item in errors),
+            n_errors=sum(not item.ear_correct for item in report.items),
+            mistakes=kinds(report.items),
+            words=hard_words(report.items),
+            max_errors=MAX_ERRORS,
+            fidelity={way: vars(summary) for way, summary in report.fidelity.items()},
+            conditions=robustness_section(_with_clean(report)),
             panels=loss_panels(losses or []),
             plots=plots,
             compared_words=compared_words,
@@ -63,6 +66,12 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
             created=_date(report.created),
         )
     )
+
+
+def _with_clean(report: Report) -> list[tuple[Condition, Table]]:
+    """The conditions that a report has, the clean one before them; none if there are none."""
+    changed = report.robustness
+    return [(Condition(kind="clean"), report.overall), *changed] if changed else []
 
 
 def _environment() -> jinja2.Environment:

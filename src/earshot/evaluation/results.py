@@ -15,6 +15,7 @@ from typing import Any, Literal
 from earshot.errors import DataError
 from earshot.evaluation.answered import Answered
 from earshot.evaluation.conditions import Condition
+from earshot.evaluation.fidelity import Summary, summarise
 from earshot.evaluation.marks import Marks
 from earshot.evaluation.scoring import RULES
 from earshot.evaluation.table import Table, tabulate, tabulate_groups
@@ -126,6 +127,20 @@ class Report:
         """The three numbers under each condition; reading is the same under all of them."""
         return tuple((changed.condition, self._table(changed.of(self.items))) for changed in self.changed)
 
+    @cached_property
+    def fidelity(self) -> dict[str, Summary]:
+        """How near "ear" and "cascade" come to reading, where that was measured; transcripts without words left out."""
+        found: dict[str, Summary] = {}
+        for way in ("ear", "cascade"):
+            pairs = [
+                (near, (item.text_answer, item.ear_answer if way == "ear" else item.cascade_answer))
+                for item in self.items
+                if item.fidelity is not None and (near := item.fidelity[way]) is not None
+            ]
+            if pairs:
+                found[way] = summarise([near for near, _ in pairs], [said for _, said in pairs])
+        return found
+
     def _table(self, items: tuple[Answered, ...]) -> Table:
         if self.overall_of == "items":
             return tabulate(items)
@@ -159,6 +174,7 @@ class Report:
             **self.overall.to_json(),
             "groups": {name: table.to_json() for name, table in self.groups.items()},
             "instructions": self.instructions.to_json() if self.instructions else None,
+            "fidelity": {way: summary.to_json() for way, summary in self.fidelity.items()},
             "n_own_targets": self.n_own_targets,
             "audio_tokens": self.audio_tokens,
             "about": self.about,

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from earshot.evaluation.conditions import Condition, Kind
 from earshot.evaluation.lines import DotFigure, Line, LineFigure, Point, dot_figure, line_figure
-from earshot.evaluation.marks import Score
+from earshot.evaluation.marks import Metric, Score
 
 
 @runtime_checkable
@@ -17,6 +17,11 @@ class Numbers(Protocol):
     @property
     def n(self) -> int:
         """How many items it is about."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """What the numbers mean."""
         ...
 
     @property
