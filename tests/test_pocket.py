@@ -67,6 +67,11 @@ def test_voices_are_drawn_from_sets_apart():
     assert not set(voices.HEARD_VARIANTS) & set(voices.UNHEARD_VARIANTS)
     rng = random.Random(0)
     assert {voices.heard_voice(rng, 0.5).engine for _ in range(1_000)} == {"espeak-ng", "festival", "pico"}
+    more = {voices.heard_voice(rng, 0.5, 1.0) for _ in range(1_000)}
+    assert {voice.engine for voice in more} == {"mbrola"}
+    assert not {voice.name for voice in more} & {"mb-en1", "mb-us1", "mb-us2", "mb-us3"}, (
+        "kept for a blind check"
+    )
 
 
 def test_the_examination_is_large_enough():

@@ -9,10 +9,13 @@ import torch
 from tokenizers import Tokenizer
 
 from earshot.audio import load_audio
+from earshot.augment import Augmenter
 from earshot.bases import POCKET
+from earshot.config import AugmentSettings
 from earshot.data.sources import open_speech
 from earshot.pocket.make import tokens, voices, world
-from earshot.pocket.make.__main__ import ACCENTS, BROAD, DISTILLATION, HEARD, JOINTS, OPENINGS
+from earshot.pocket.make.__main__ import ACCENTS, BROAD, DISTILLATION, HEARD, JOINTS, OPENINGS, VOICES
+from earshot.pocket.make.noise import N_BABBLES, N_STEADY, make_noise
 from earshot.pocket.make.speech import heard_text, make_broad_speech
 from earshot.pocket.make.whisper import LETTERS, N_WORKERS, HeardSpeech, Hearing, Round, new_whisper
 
@@ -112,8 +115,21 @@ def test_idiolects_are_as_frequent_as_asked():
 
 
 def test_no_clip_is_heard_by_the_encoder_and_by_an_ear():
-    heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, BROAD)]
+    heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, BROAD, VOICES)]
     assert len(set.union(*heard)) == sum(map(len, heard))
+
+
+def test_babble_to_train_in_is_made_of_what_training_hears_and_noise_of_nothing(heard, tmp_path):
+    folder = make_noise(heard, tmp_path / "noise")
+    files = sorted(path.name for path in folder.iterdir())
+    assert len(files) == N_BABBLES + N_STEADY
+    assert not (tmp_path / "noise.part").exists()
+    for name in ("babble-00.wav", "steady-00.wav"):
+        sound = load_audio(folder / name)
+        assert len(sound) == 30 * 16_000
+        assert 0.6 < np.abs(sound).max() < 0.75
+    babble = Augmenter(AugmentSettings(noise_share=1.0, noise=str(folder)), 96_000)
+    assert len(babble.noises) == len(files)
 
 
 def test_broad_speech_is_a_manifest_of_the_very_samples(heard):

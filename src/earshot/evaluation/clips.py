@@ -10,8 +10,8 @@ from pathlib import Path
 
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
 from earshot.errors import AudioError
-from earshot.evaluation.metrics import normalise
 from earshot.evaluation.answered import Answered
+from earshot.evaluation.metrics import normalise
 from earshot.pages import data_uri, wav
 
 N_CLIPS = 12

@@ -108,7 +108,7 @@ class Evaluation:
 def evaluate(
     ear: Listener,
     suite: Suite,
-    how: Evaluation = Evaluation(),  # noqa: B008 (frozen)
+    how: Evaluation = Evaluation(),
     *,
     identity: str = "",
     progress: Progress | None = None,
@@ -254,7 +254,6 @@ class _Asks:
             some = {item.id: (item, answers[item.id]) for item in items if item.rule == name}
             found |= self.asking(stage, mark, some)
         return {item.id: tuple(found[item.id]) for item in items}
-
 
     def near(self, transcripts: Mapping[str, str]) -> dict[str, dict[str, Fidelity | None]]:
         """How near hearing, and reading a transcript, come to reading; nothing by an ear that cannot tell."""

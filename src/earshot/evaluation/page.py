@@ -8,10 +8,10 @@ import jinja2
 
 from earshot.evaluation import plots
 from earshot.evaluation.clips import choose_clips, compared_words, player
-from earshot.evaluation.plots import loss_panels
 from earshot.evaluation.conditions import Condition
 from earshot.evaluation.marks import Metric
 from earshot.evaluation.mistakes import hard_words, kinds
+from earshot.evaluation.plots import loss_panels
 from earshot.evaluation.results import RECOGNISER, Report
 from earshot.evaluation.robustness_page import robustness_section
 from earshot.evaluation.table import Table

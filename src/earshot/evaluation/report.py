@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from earshot.errors import CheckpointError
-from earshot.evaluation.page import interval, named_tables, number, percent, points, points_interval, render
 from earshot.evaluation.marks import Metric, Score
+from earshot.evaluation.page import interval, named_tables, number, percent, points, points_interval, render
 from earshot.evaluation.results import Report
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from earshot.evaluation.marks import Metric
 from earshot.evaluation.marks import Marks as Marks
+from earshot.evaluation.marks import Metric
 from earshot.evaluation.suite import Item
 
 

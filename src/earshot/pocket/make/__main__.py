@@ -23,6 +23,7 @@ from earshot.bases import POCKET
 from earshot.config import Recipe, load_recipe
 from earshot.evaluation import evaluate, model_card_table, open_suite, shown
 from earshot.pocket.make import llm, manner, speech, tokens, whisper
+from earshot.pocket.make.noise import make_noise
 from earshot.pocket.make.speech import Clips
 from earshot.training.loop import train
 
@@ -39,7 +40,7 @@ DISTILLATION = Clips(
 BROAD = replace(DISTILLATION, name="broad", chunks=range(5_000, 5_240))
 """Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
 VOICES = replace(DISTILLATION, name="voices", chunks=range(6_000, 6_144), mbrola_share=0.4)
-"""As many again, by more voices: for the ear that comes with earshot."""
+"""By more voices, MBROLA's among them: for `--noisy`."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (
     ((HEARD,), whisper.Round(n_steps=6_500, batch_size=32, peak_lr=2e-3, is_first=True, stops_at=2_500)),
@@ -91,6 +92,31 @@ def broad_recipe(build: Path, manifest: Path) -> Recipe:
     )
 
 
+def noisy_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
+    """From the ear that comes with earshot on: more voices, three of four clips in babble or steady noise.
+
+    An experiment in robustness; LOG.md has what came of it.
+    """
+    recipe = broad_recipe(build, manifest)
+    return replace(
+        recipe,
+        out=str(build / "noisy"),
+        objective=replace(recipe.objective, lead_share=0.85),
+        data=replace(recipe.data, feature_cache=None, n_workers=1),
+        augment=replace(recipe.augment, noise_share=0.75, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
+        train=replace(recipe.train, start="pocket/ear", n_steps=6_000, peak_lr=1.2e-3),
+    )
+
+
+def make_noisy(build: Path) -> None:
+    """The experiment: its speech, its noise, its ear (`build/noisy`)."""
+    spoken = _spoken(build, VOICES)
+    noise = build / "noise"
+    if not noise.exists():
+        make_noise(spoken, noise)
+    train(noisy_recipe(build, speech.make_broad_speech(spoken), noise))
+
+
 def make(build: Path) -> None:
     """The two models, the tables and the ear, in this order."""
     # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
@@ -123,8 +149,14 @@ def make(build: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m earshot.pocket.make", description=__doc__.split("\n")[0])
     parser.add_argument("build", type=Path, help="folder for what is made on the way (30 GB)")
+    parser.add_argument(
+        "--noisy", action="store_true", help="train the ear further, in noise, into BUILD/noisy"
+    )
     parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
     arguments = parser.parse_args()
+    if arguments.noisy:
+        make_noisy(arguments.build)
+        sys.exit()
     if not arguments.record:
         make(arguments.build)
     record_hashes()

@@ -37,9 +37,7 @@ def make_noise(heard: Path, folder: Path) -> Path:
     return unfinished.rename(folder)
 
 
-def _talker(
-    samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.random.Generator
-) -> np.ndarray:
+def _talker(samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.random.Generator) -> np.ndarray:
     """Clips in a row as somebody who does not stop, at a common loudness."""
     said = np.concatenate([samples[clip["start"] : clip["start"] + clip["n"]] for clip in clips])
     voice = said.astype(np.float32) / 32768
