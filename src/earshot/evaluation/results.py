@@ -72,7 +72,8 @@ class Changed:
         answers = []
         for again in stored["answers"]:
             marks = {way: tuple(map(float, again["marks"][way])) for way in ("cascade", "ear")}
-            answers.append(Again(**{**again, "marks": marks}))
+            fields: dict[str, Any] = {**again, "marks": marks}
+            answers.append(Again(**fields))
         condition = Condition(kind=stored["kind"], level=stored["level"])
         return cls(condition=condition, answers=tuple(answers))
 

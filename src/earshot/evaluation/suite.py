@@ -149,9 +149,9 @@ def _row(fields: dict[str, Any], *, default_id: str) -> Item:
     encoded = audio.get("bytes") if isinstance(audio, dict) else audio
     if not isinstance(encoded, bytes):
         raise DataError("audio holds no bytes; store the sound itself in the table")
-    given = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
+    given = _given(fields, default_id)
     _check_texts(given, required=("text",))
-    return Item(**({"id": default_id} | given), audio=encoded)
+    return Item(**given, audio=encoded)
 
 
 def check_items(items: tuple[Item, ...]) -> None:
@@ -198,8 +198,13 @@ def _item(line: str, *, default_id: str, folder: Path) -> Item:
         raise DataError(
             f"no audio file {str(audio)[:MAX_SHOWN]}; paths are relative to the suite's own folder"
         )
-    given = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
-    return Item(**({"id": default_id} | given), audio=audio)
+    return Item(**_given(fields, default_id), audio=audio)
+
+
+def _given(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:
+    """What a line or row says beside its sound."""
+    said = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
+    return {"id": default_id} | said
 
 
 def _is_file(path: Path) -> bool:
