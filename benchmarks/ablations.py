@@ -25,7 +25,6 @@ from measures import (
     answers,
     by_slot,
     cost,
-    fidelity,
     naming,
     noisy_questions,
     questions,
@@ -73,7 +72,7 @@ class Bench:
         if again or not place.exists():
             ear, recipe = checkpoint.load(folder), load_recipe(folder / "recipe.toml")
             asked = self.questions
-            found = answers(asked.by(ear)) | naming(ear, asked.items) | fidelity(ear, asked.items)
+            found = answers(asked.by(ear)) | naming(ear, asked.items)
             if arm.hears_noise:
                 noisy = answers(self.noisy.by(ear)) | naming(ear, self.noisy.items)
                 found |= {name + IN_NOISE: value for name, value in noisy.items()}

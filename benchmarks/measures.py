@@ -8,14 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jiwer
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
 from earshot.augment import add_noise
@@ -78,14 +76,23 @@ def in_noise(item: Item) -> tuple[np.ndarray, int]:
 
 
 def answers(report: Report) -> dict[str, float]:
-    """Shares of right answers, and of answers that are the text's word for word."""
-    overall = report.overall
+    """Shares of right answers, and how near the LLM's reaction to sound comes to that to text.
+
+    Returns: besides the shares, KL(read || heard) of the answer's first token in nats, share of the same likeliest one,
+    L2 and cosine of the final hidden states before it, and the share of answers that are the text's word for word
+    """
+    overall, near = report.overall, report.fidelity["ear"]
+    assert near.same_answers is not None, "a report has the answers"
     return {
         "ear": overall.ear.value,
         **{f"ear, {group}": table.ear.value for group, table in report.groups.items()},
         "cascade": overall.cascade.value,
         "text": overall.text_ceiling.value,
-        "same answers": float(np.mean([item.ear_answer == item.text_answer for item in report.items])),
+        "KL": near.kl_nats.mean,
+        "top-1": near.first_same.mean,
+        "L2": near.l2.mean,
+        "cosine": near.cosine.mean,
+        "same answers": near.same_answers.mean,
     }
 
 
@@ -136,46 +143,6 @@ def nearest(ear: Ear, heard: Sequence[Float[Tensor, "_ D"]]) -> list[list[int]]:
     rows = torch.cat(list(heard)).float().split(_NAMED_AT_ONCE)
     names = iter(torch.cat([torch.cdist(part, table).argmin(1) for part in rows]).tolist())
     return [[next(names) for _ in slots] for slots in heard]
-
-
-# Fidelity
-
-
-@torch.inference_mode()
-def fidelity(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
-    """How far the LLM's state before its answer is on sound from that on text.
-
-    Returns: KL(read || heard) of the next token in nats, share of the same likeliest token, L2 and cosine of the
-    final hidden states
-    """
-    read = _last_states(ear, [_turn(item, {"type": "text", "text": item.text}) for item in items])
-    heard = _last_states(ear, [_turn(item, {"type": "audio", "audio": item.audio}) for item in items])
-    of_read, of_heard = (ear.logits(states).float().log_softmax(-1) for states in (read, heard))
-    kl = functional.kl_div(of_heard, of_read, reduction="batchmean", log_target=True)
-    return {
-        "KL": float(kl),
-        "top-1": float((of_read.argmax(1) == of_heard.argmax(1)).float().mean()),
-        "L2": float((read - heard).norm(dim=1).mean()),
-        "cosine": float(functional.cosine_similarity(read, heard).mean()),
-    }
-
-
-def _turn(item: Item, spoken: dict[str, Any]) -> list[dict[str, Any]]:
-    beside = [] if item.instruction is None else [{"type": "text", "text": item.instruction}]
-    return [{"role": "user", "content": [spoken, *beside]}]
-
-
-def _last_states(ear: Ear, turns: Sequence[list[dict[str, Any]]]) -> Float[Tensor, "B D"]:
-    prompts = [
-        prompt
-        for first in range(0, len(turns), _AT_ONCE)
-        for prompt in ear.prompts(turns[first : first + _AT_ONCE])
-    ]
-    states = [
-        ear.llm.base_model(inputs_embeds=prompt.embeds[None], use_cache=False).last_hidden_state[0, -1]
-        for prompt in prompts
-    ]
-    return torch.stack(states).float()
 
 
 # Slots

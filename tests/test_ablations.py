@@ -165,6 +165,8 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     } <= right.keys() & ours.keys()
     assert ours.keys() - right.keys() == {"length right", "length right, in noise"}
     assert right["training TFLOP"] > 2 * ours["training TFLOP"] > 0
+    assert ours["KL"] > 1
+    assert ours["L2"] > 0
     assert (ours["cascade"], ours["text"]) == (right["cascade"], right["text"])
 
     def forbidden(*_: Any) -> None:
@@ -264,15 +266,6 @@ def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
     assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
     assert found["errors per token"] == pytest.approx(3 / n_tokens)
     assert found["length right"] == 0.0
-
-
-def test_what_is_heard_as_it_is_read_is_no_distance_away() -> None:
-    measures = script("measures")
-    same, other = (measures.fidelity(knowing("left", n_lost=n), items()) for n in (0, 1))
-    assert same == pytest.approx({"KL": 0.0, "top-1": 1.0, "L2": 0.0, "cosine": 1.0}, abs=1e-4)
-    assert other["KL"] > 0.01
-    assert other["L2"] > 0.1
-    assert other["cosine"] < 0.999
 
 
 def test_noise_belongs_to_the_question() -> None:
