@@ -227,7 +227,7 @@ def summarise(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()
     )
 
 
-def _mean(values: Sequence[float], *, least: float = 0.0, most: float = 1.0) -> Mean:
+def _mean(values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0) -> Mean:
     low, high = bootstrap_ci95(values, least=least, most=most)
     return Mean(
         n=len(values),
