@@ -257,10 +257,6 @@ class AugmentSettings:
 class TrainSettings:
     """How the connector is optimised."""
 
-    start: str | None = None
-    """An ear on the same bases whose connector to start from, in place of a new one: an ear's folder, a run's, or the
-    embedded "pocket/ear"."""
-
     n_steps: int = 4_300
     """Optimizer steps."""
 
@@ -288,6 +284,10 @@ class TrainSettings:
 
     clip_norm: float = 1.0
     """Largest gradient norm."""
+
+    start: str | None = None
+    """An ear on the same bases whose connector to start from, in place of a new one: an ear's folder, a run's, or the
+    embedded "pocket/ear"."""
 
     seed: int = 0
     """Of the order of clips and of new weights."""

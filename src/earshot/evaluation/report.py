@@ -80,12 +80,12 @@ def print_table(report: Report, console: Console) -> None:
         caption_justify="left",
     )
     table.add_column("")
-    table.add_column("n", justify="right")
-    table.add_column("text ceiling", justify="right")
-    table.add_column("cascade", justify="right")
-    table.add_column("ear", justify="right", style="bold")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("text ceiling", justify="right", no_wrap=True)
+    table.add_column("cascade", justify="right", no_wrap=True)
+    table.add_column("ear", justify="right", style="bold", no_wrap=True)
     table.add_column("ear - cascade", justify="right")
-    table.add_column("WER", justify="right")
+    table.add_column("WER", justify="right", no_wrap=True)
     for index, (name, row) in enumerate(named_tables(report)):
         scores = [_cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
         gain = row.difference
