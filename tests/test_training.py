@@ -417,6 +417,31 @@ def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None
     assert all(torch.equal(view.text_ids, plain.text_ids) for view in views)
 
 
+def test_kept_features_have_the_noise_that_was_drawn_for_their_view(recipe: Recipe) -> None:
+    noisy = changed(
+        recipe,
+        data={"n_views": 2},
+        augment={"noise_share": 1.0, "noise_snr_db": (0.0, 5.0), "speed": (0.8, 1.2)},
+    )
+    run = prepare(noisy)
+    kept = [batch_of(run, [3, 8], view) for view in range(2)]
+    run.examples.kept = None
+    for view, heard in enumerate(kept):
+        live = batch_of(run, [3, 8], view)
+        assert torch.equal(heard.features.mask, live.features.mask)
+        mask = live.features.mask
+        assert_close(heard.features.states[mask], live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
+    assert kept[0].features.states.sum() != kept[1].features.states.sum()
+
+
+@pytest.mark.parametrize("change", [{"train": {"seed": 5}}, {"augment": {"noise_share": 0.9}}])
+def test_noise_that_is_drawn_otherwise_makes_other_features(recipe: Recipe, change: dict[str, Any]) -> None:
+    noisy = changed(recipe, augment={"noise_share": 1.0})
+    keys = {prepare(recipe).examples.key(3, 0), prepare(noisy).examples.key(3, 0)}
+    keys.add(prepare(replace(changed(noisy, **change), out=recipe.out + "-2")).examples.key(3, 0))
+    assert len(keys) == 3
+
+
 def test_views_of_another_number_are_other_features(recipe: Recipe) -> None:
     two, three = (prepare(changed(recipe, data={"n_views": n})) for n in (2, 3))
     assert two.examples.key(5, 0) == three.examples.key(5, 0)

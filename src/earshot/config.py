@@ -193,8 +193,8 @@ class DataSettings:
     throat, at another tempo, in a room, through a microphone, with noise."""
 
     feature_cache: str | None = None
-    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own). Of sound
-    inside tables and tars they are known by row and transcript: remove the folder where it was replaced there."""
+    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own; what `augment`
+    draws is drawn once for each view then, not in every pass). Of sound inside tables and tars they are known by row and transcript: remove the folder where it was replaced there."""
 
     teacher_cache: str | None = None
     """Folder of the teacher's states: what is there is used, what is not is computed in the step."""
@@ -348,12 +348,11 @@ class Recipe:
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
         )
-        changes = self.augment != AugmentSettings() or self.data.join_share > 0
         check(
-            not changes or self.data.feature_cache is None,
+            self.data.join_share == 0 or self.data.feature_cache is None,
             "data.feature_cache",
             self.data.feature_cache,
-            "to be left out: augment and data.join_share make every example anew, kept features would not",
+            "to be left out: data.join_share makes every example anew, kept features would not",
         )
 
 

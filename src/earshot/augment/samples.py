@@ -1,5 +1,8 @@
 """Speed and noise, on samples; and what a run's settings make of a clip."""
 
+from dataclasses import replace
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,20 @@ class Augmenter:
         self.settings, self.max_samples = settings, max_samples
         is_from_files = settings.noise is not None and settings.noise_share > 0
         self.noises = _noises(Path(settings.noise)) if is_from_files else []
+
+    @property
+    def changes(self) -> bool:
+        """Whether any clip is changed at all."""
+        return self.settings != AugmentSettings()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its draws depend on beside their seeds: the settings, and the noise itself."""
+        digest = blake2b(repr(replace(self.settings, noise=None)).encode(), digest_size=16)
+        for noise in self.noises:
+            samples = _load_noise(noise) if isinstance(noise, Path) else noise
+            digest.update(samples.tobytes())
+        return digest.hexdigest()
 
     def samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
         """The clip at another speed, with noise; the very same where the settings change nothing."""

@@ -237,12 +237,14 @@ class Examples:
         return Clip(ids=ids, mel=self.augmenter.mel(mel, seed), states=None)
 
     def plain_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
-        """What a view of a row sounds like, for features that are kept.
+        """What a view of a row sounds like, for features that are kept: all that is drawn is drawn once.
 
         Raises:
             DataError: a row that cannot be used, named with the reason
         """
-        return self._mel(self._sound(self.speech[row]), row, view)
+        seed = _seed(self.seed, row, view)
+        sound = self.augmenter.samples(self._sound(self.speech[row]), seed)
+        return self.augmenter.mel(self._mel(sound, row, view), seed)
 
     def has_text(self, row: int) -> bool:
         """Whether a row says what is said in it."""
@@ -256,6 +258,8 @@ class Examples:
         about = f"{self.speech.name(row)}\n{self._text(row)}\n{self.speech.stamp(row)}\n{view}"
         if view:  # what it is drawn from, and among how many rows the voice behind it is found
             about += f"\n{self._view_seed(row, view)}\n{len(self.speech)}"
+        if self.augmenter.changes:
+            about += f"\n{self.augmenter.fingerprint}\n{self.seed}"
         return blake2b(about.encode(), digest_size=16).digest()
 
     def _text(self, row: int) -> str:
