@@ -194,7 +194,8 @@ class DataSettings:
 
     feature_cache: str | None = None
     """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own; what `augment`
-    draws is drawn once for each view then, not in every pass). Of sound inside tables and tars they are known by row and transcript: remove the folder where it was replaced there."""
+    draws is drawn once for each view then, not in every pass). Of sound inside tables and tars they are known by row
+    and transcript: remove the folder where it was replaced there."""
 
     teacher_cache: str | None = None
     """Folder of the teacher's states: what is there is used, what is not is computed in the step."""
