@@ -12,7 +12,17 @@ from test_evaluation import FakeEar, items_of, named, tone
 from test_report import answered, mixed_report
 
 from earshot.errors import CheckpointError, ConfigError, DataError
-from earshot.evaluation import Condition, Evaluation, Item, Report, Suite, evaluate, read_report, write_report
+from earshot.evaluation import (
+    Condition,
+    Evaluation,
+    Item,
+    Report,
+    Suite,
+    evaluate,
+    open_suite,
+    read_report,
+    write_report,
+)
 from earshot.evaluation.beside import against, check_comparable, rows
 from earshot.evaluation.journal import Journal
 from earshot.evaluation.marks import METRICS, difference, score
@@ -81,8 +91,13 @@ def test_a_line_that_was_cut_short_is_as_if_never_written(tmp_path: Path) -> Non
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "answers").write_text("no json\n")
-    with pytest.raises(CheckpointError, match=r"answers, where answers are kept .* remove it"):
+    with pytest.raises(CheckpointError, match=r"answers, where answers are kept .* remove it, or give"):
         Journal(tmp_path / "answers", "same")
+
+
+def test_a_name_that_is_no_suite_is_told_which_there_are() -> None:
+    with pytest.raises(DataError, match=r"no suite 'pocketx'; expected one of pocket, .*voicebench"):
+        open_suite("pocketx")
 
 
 # Conditions

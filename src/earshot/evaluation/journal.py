@@ -37,7 +37,8 @@ class Journal:
                 path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path}, where answers are kept until the report is written, cannot be used ({error}); remove it"
+                f"{path}, where answers are kept until the report is written, cannot be used ({error}); remove"
+                " it, or give the report another place"
             ) from error
 
     def found(self, stage: str, items: Sequence[str]) -> Mapping[str, Any]:

@@ -1,8 +1,10 @@
-"""The suites that can be evaluated, by name: the embedded one, files of one's own, and the public benchmarks."""
+"""The suites that can be evaluated, by name: the embedded ones, files of one's own, and the public benchmarks."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from earshot.evaluation.suite import POCKET_SUITE, Suite, load_suite
+from earshot.errors import DataError
+from earshot.evaluation.suite import EMBEDDED, Suite, load_suite
 from earshot.evaluation.suites.bigbench import open_bigbench
 from earshot.evaluation.suites.covost import open_covost
 from earshot.evaluation.suites.emotion import open_iemocap, open_meld
@@ -41,4 +43,7 @@ def open_suite(name: str, data: str | None = None) -> Suite:
     family, _, part = name.partition("/")
     if family in SUITES:
         return SUITES[family](part, data)
-    return Suite(name=POCKET_SUITE if name == POCKET_SUITE else name, items=load_suite(name))
+    if not Path(name).suffix and name not in EMBEDDED:
+        known = ", ".join([*EMBEDDED, *SUITES])
+        raise DataError(f"no suite {name!r}; expected one of {known}, or a JSONL or parquet file")
+    return Suite(name=name, items=load_suite(name))
