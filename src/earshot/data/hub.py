@@ -5,7 +5,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from earshot.data.columns import Columns, find_columns
+from earshot.data.library import explained, first_line, imported
 from earshot.data.parquet import arrow_kind, seconds
 from earshot.data.rows import Rows, Utterance, checked, estimated_lengths
 from earshot.data.spelling import Spelling
 from earshot.data.text import normalised
-from earshot.errors import ConfigError, DataError, EarshotError
+from earshot.errors import ConfigError, DataError
 
-_WITHOUT_TORCHCODEC = "HF_DATASETS_DISABLE_TORCHCODEC"
 _BUFFERED_ROWS, _BUFFERED_BYTES = 4_096, 128 * 2**20
 """Rows of a stream that can be asked for again without starting anew."""
 
@@ -69,7 +69,7 @@ class DataSetRows(Rows):
         try:
             values = self._data_set[row]
         except Exception as error:  # what the file format's library raises, whichever that is
-            raise DataError(f"{name}: cannot be read: {_first_line(error)}") from error
+            raise DataError(f"{name}: cannot be read: {first_line(error)}") from error
         return checked(name, self._folder, values[self._columns.audio], values[self._columns.text])
 
 
@@ -116,7 +116,7 @@ class StreamRows(Rows):
             raise DataError(f"{name}: the stream ends before it; set data.n_clips to its length") from error
         except Exception as error:  # what the network's library raises, whichever that is
             self._forget()
-            raise DataError(f"{name}: cannot be read: {_first_line(error)}") from error
+            raise DataError(f"{name}: cannot be read: {first_line(error)}") from error
         values = self._buffer[row]
         return checked(name, self._folder, values[self._columns.audio], values[self._columns.text])
 
@@ -156,40 +156,15 @@ def _close(streams: list[Any]) -> None:
             stream.close()
 
 
-@contextmanager
-def _imported(spelling: Spelling) -> Generator[ModuleType]:
-    """`datasets`, told to leave sound to us while the block runs."""
-    before = os.environ.get(_WITHOUT_TORCHCODEC)
-    os.environ[_WITHOUT_TORCHCODEC] = "1"
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"source {spelling.name!r} is no file here, and Hugging Face data sets need the datasets library:"
-            " pip install 'earshot[hub]'"
-        ) from error
-    else:
-        yield datasets
-    finally:
-        if before is None:
-            del os.environ[_WITHOUT_TORCHCODEC]
-        else:
-            os.environ[_WITHOUT_TORCHCODEC] = before
+def _imported(spelling: Spelling) -> AbstractContextManager[ModuleType]:
+    return imported(
+        f"source {spelling.name!r} is no file here, and Hugging Face data sets need the datasets library:"
+        " pip install 'earshot[hub]'"
+    )
 
 
-@contextmanager
-def _explained(spelling: Spelling) -> Generator[None]:
-    """One line for whatever a data set's libraries raise."""
-    try:
-        yield
-    except EarshotError:
-        raise
-    except Exception as error:  # their own kinds, those of the network, of arrow and of the file's format
-        here = Path(spelling.name).exists()
-        trouble = (
-            "cannot be read as a data set" if here else "cannot be had from the hub, nor is it a folder here"
-        )
-        raise DataError(f"source {spelling.name!r} {trouble}: {_first_line(error)}") from error
+def _explained(spelling: Spelling) -> AbstractContextManager[None]:
+    return explained(f"source {spelling.name!r}", spelling.name)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -274,11 +249,3 @@ def _size(values: dict[str, Any]) -> int:
 def _where(spelling: Spelling) -> str:
     about = [part for part in (spelling.config, spelling.split) if part]
     return spelling.name + (f" ({', '.join(about)})" if about else "")
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong in the first place, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,16 +4,14 @@ Read through `datasets`, from the hub or from a folder in the hub's layout: parq
 the folder's README.md or being folders themselves. Nothing is decoded and nothing but the row in hand is kept.
 """
 
-import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from earshot.errors import DataError, EarshotError
+from earshot.data.library import explained, imported
+from earshot.errors import DataError
 
-_WITHOUT_TORCHCODEC = "HF_DATASETS_DISABLE_TORCHCODEC"
 _MAX_SHOWN = 80
 """Characters of a value that a message shows."""
 
@@ -35,7 +33,12 @@ def published_rows(
     """
     where = table_name(place, config, split)
     n_rows = 0
-    with _imported(where) as datasets, _explained(where, place):
+    missing = f"{where} is read with the datasets library, which is not installed: pip install 'earshot[benchmarks]'"
+    hints = {
+        "if_here": "; give the folder as it is on the hub",
+        "if_away": "; name the folder that holds its data",
+    }
+    with imported(missing) as datasets, explained(where, place, **hints):
         stream = _stream(datasets, place, config, split)
         known = list(stream.features)
         if missing := [column for column in columns if column not in known]:
@@ -122,50 +125,6 @@ def _stream(datasets: ModuleType, place: str, config: str | None, split: str) ->
         raise DataError(f"{place} has no split {split!r}, only {', '.join(map(str, splits))}")
     stream = datasets.load_dataset(place, config, split=split, streaming=True, **options)
     return stream._resolve_features() if stream.features is None else stream
-
-
-@contextmanager
-def _imported(where: str) -> Generator[ModuleType]:
-    """`datasets`, told to leave sound to us while the block runs."""
-    before = os.environ.get(_WITHOUT_TORCHCODEC)
-    os.environ[_WITHOUT_TORCHCODEC] = "1"
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{where} is read with the datasets library, which is not installed: pip install 'earshot[benchmarks]'"
-        ) from error
-    else:
-        yield datasets
-    finally:
-        if before is None:
-            del os.environ[_WITHOUT_TORCHCODEC]
-        else:
-            os.environ[_WITHOUT_TORCHCODEC] = before
-
-
-@contextmanager
-def _explained(where: str, place: str) -> Generator[None]:
-    """One line for whatever the data set's libraries raise."""
-    try:
-        yield
-    except EarshotError:
-        raise
-    except Exception as error:  # their own kinds, those of the network, of arrow and of the file's format
-        trouble = (
-            "cannot be read as a data set; give the folder as it is on the hub"
-            if Path(place).exists()
-            else "cannot be had from the hub, nor is it a folder here; name the folder that holds its data"
-        )
-        raise DataError(f"{where} {trouble}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong in the first place, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _shown(value: object) -> str:
