@@ -1,5 +1,6 @@
 """The command line as a user meets it: what is printed, what is written, which exit code ends it."""
 
+import errno
 import io
 import json
 import os
@@ -403,6 +404,23 @@ def test_eval_writes_the_report_and_prints_the_table(
     assert "wer" in report["cascade"]
     assert report["command"] == f"earshot eval {ear} --suite {world / 'speech.jsonl'} --out reports/mine.json"
     assert "<html" in Path("reports/mine.html").read_text()
+    assert sorted(path.name for path in Path("reports").iterdir()) == ["mine.html", "mine.json"]
+
+
+def test_a_report_that_cannot_be_written_costs_no_answers(
+    ear: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    argv = ["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "reports/full.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("earshot.evaluation.report._write_all", full)
+        assert main(argv) == 1
+    assert "full.json cannot be written (No space left" in capsys.readouterr().err
+    assert Path("reports/.full.json.answers").read_text().count("answering by ear") == len(SAID)
+    assert main(argv) == 0
+    assert sorted(path.name for path in Path("reports").iterdir()) == ["full.html", "full.json"]
 
 
 def test_suites_that_cannot_be_used(refused: Callable[..., str], ear: str, world: Path) -> None:

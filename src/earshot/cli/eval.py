@@ -89,6 +89,8 @@ class Eval:
             )
         console = Console()
         written = write_report(report, self.out)
+        if how.journal is not None:
+            how.journal.unlink(missing_ok=True)
         print_table(report, console)
         console.out(f"{written.json}\n{written.html}", highlight=False)
         return 0

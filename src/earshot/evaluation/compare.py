@@ -95,7 +95,7 @@ class Evaluation:
     judge: Judge | None = None
     """Who says how good answers are, in suites that need somebody to."""
     journal: Path | None = None
-    """File to keep answers in until the report is written, to go on from."""
+    """File to keep answers in, to go on from; whoever writes the report removes it then."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For `generate`, all three ways alike, such as max_new_tokens."""
 
@@ -143,7 +143,7 @@ def evaluate(
     asks = _Asks(ear=ear, suite=suite, how=how, asking=asking)
     items = _answered(asks, durations_s, reading)
     again = tuple(_changed(asks, items, condition) for condition in how.conditions)
-    report = Report(
+    return Report(
         suite=suite.name,
         items=items,
         changed=again,
@@ -153,8 +153,6 @@ def evaluate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         about=_about(suite, how, about or {}),
     )
-    journal.remove()
-    return report
 
 
 def check_judge(suite: Suite, judge: Judge | None) -> None:

@@ -63,8 +63,3 @@ class Journal:
             raise CheckpointError(
                 f"{self.path} cannot be written ({error.strerror}); make room, the same command goes on"
             ) from error
-
-    def remove(self) -> None:
-        """For when the report is there."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
