@@ -53,7 +53,7 @@ def folder(ear: Ear, tmp_path: Path) -> Path:
 
 def refusal(folder: Path, **options: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        earshot.load(folder, **{"device": "cpu", **options})
+        earshot.load(folder, device="cpu", **options)  # ty: ignore[invalid-argument-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -59,6 +59,11 @@ class Whisper:
         return self.model.config
 
     @property
+    def is_multilingual(self) -> bool:
+        """Whether it writes more languages than English."""
+        return bool(getattr(self.model.generation_config, "is_multilingual", False))
+
+    @property
     def window_frames(self) -> int:
         """Mel frames of the full window: 3,000 (30 s) in all published Whispers."""
         return self.config.max_source_positions * FRAMES_PER_POSITION

@@ -16,7 +16,9 @@ from earshot.bases import (
     load_llm,
     load_whisper,
     locate,
+    outline_llm,
     read_device,
+    read_tokenizer,
 )
 from earshot.config import BaseSettings
 from earshot.connector import new_connector
@@ -133,7 +135,12 @@ def model_card(ear: Ear, numbers: str | None) -> str:
 
 
 def load(
-    folder: Path | str, *, encoder: str | None = None, llm: str | None = None, device: str | None = None
+    folder: Path | str,
+    *,
+    encoder: str | None = None,
+    llm: str | None = None,
+    device: str | None = None,
+    with_llm: bool = True,
 ) -> Ear:
     """Loads an ear and the bases that it was distilled against.
 
@@ -142,6 +149,8 @@ def load(
         encoder: another place of the same encoder, such as a local copy
         llm: another place of the same LLM
         device: "cpu" or "cuda"; the first GPU if there is one
+        with_llm: whether the LLM's weights are read; without them the ear hears, and another program answers, whose
+            weights nobody compares with the fingerprint
 
     Raises:
         CheckpointError: not an ear, a damaged one, or bases other than those it was distilled against
@@ -153,8 +162,16 @@ def load(
     place = read_device(device)
     base = settings.base
     whisper = load_whisper(base.encoder, base.encoder_revision, place)
-    model, tokenizer = load_llm(base.llm, base.llm_revision, place)
-    found = fingerprints(whisper.model.model.encoder, model, tokenizer)
+    if with_llm:
+        model, tokenizer = load_llm(base.llm, base.llm_revision, place)
+        found = fingerprints(whisper.model.model.encoder, model, tokenizer)
+    else:
+        model = outline_llm(base.llm, base.llm_revision)
+        tokenizer = read_tokenizer(base.llm, base.llm_revision)
+        found = {
+            "encoder": fingerprint(whisper.model.model.encoder),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        }
     _check_bases(found, config["fingerprints"], base, folder)
     try:
         connector = new_connector(whisper.config, settings.connector, embeddings(model).embedding_dim)
@@ -240,12 +257,14 @@ def _moved(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSe
 
 
 def _check_bases(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
-    for part, name in {"encoder": base.encoder, "llm": base.llm, "tokenizer": base.llm}.items():
+    """Refuses bases whose fingerprints are other than those recorded."""
+    names = {"encoder": base.encoder, "llm": base.llm, "tokenizer": base.llm}
+    for part, mark in found.items():
         expected = recorded.get(part) if isinstance(recorded, dict) else None
-        if expected != found[part]:
+        if expected != mark:
             raise CheckpointError(
                 f"{folder} was distilled against another {part}: it expects fingerprint {expected}, but"
-                f" {name!r} has {found[part]}; load it with the {part} it was made for, or distil a new ear"
+                f" {names[part]!r} has {mark}; load it with the {part} it was made for, or distil a new ear"
             )
 
 

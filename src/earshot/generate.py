@@ -128,7 +128,7 @@ def stream(
         RequestError: as `answer`; for what only generate itself finds out, when the first piece is asked for
     """
     settled = _settled(llm, tokenizer, options)
-    _check_context(llm, len(prompt.ids), settled.get("max_length"))
+    check_context(llm, len(prompt.ids), settled.get("max_length"))
     return _pieces(llm, tokenizer, prompt, settled)
 
 
@@ -155,7 +155,7 @@ def follow(
         for prompt, ids in zip(prompts, answers, strict=True)
     ]
     lengths = [len(row) for row in rows]
-    _check_context(llm, max(lengths))
+    check_context(llm, max(lengths))
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     read: Any = llm.base_model(
         inputs_embeds=pad_sequence(rows, batch_first=True),
@@ -298,26 +298,50 @@ def _pieces(
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    ids: list[int] = []
-    sent = ""
+    wording = Wording(tokenizer, settled["eos_token_id"])
     try:
         while (token := streamer.queue.get()) is not None:
             if isinstance(token, BaseException):
                 raise token
-            ids.append(token)
-            # A character may take several tokens, and the next one may change how the last bytes are read.
-            n_ready = len(ids)
-            while n_ready and _is_byte(tokenizer, ids[n_ready - 1]):
-                n_ready -= 1
-            text = _text(tokenizer, ids[:n_ready], settled["eos_token_id"]).rstrip("�").rstrip()
-            if len(text) > len(sent) and text.startswith(sent):
-                yield text[len(sent) :]
-                sent = text
-        if rest := _text(tokenizer, ids, settled["eos_token_id"])[len(sent) :]:
+            if piece := wording.add(token):
+                yield piece
+        if rest := wording.rest():
             yield rest
     finally:
         is_closed.set()
         thread.join()
+
+
+class Wording:
+    """An answer's words while its tokens come: the pieces, joined, are the text of `answer`.
+
+    A character may take several tokens, and the next one may change how the last bytes are read: a piece holds what no
+    further token can change.
+
+    Args:
+        end: ids that end an answer
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: int | list[int] | None) -> None:
+        self.tokenizer, self.end = tokenizer, end
+        self.ids: list[int] = []
+        self._told = ""
+
+    def add(self, token: int) -> str:
+        """What can be told now that another token is there; nothing, where it is not settled yet."""
+        self.ids.append(token)
+        n_ready = len(self.ids)
+        while n_ready and _is_byte(self.tokenizer, self.ids[n_ready - 1]):
+            n_ready -= 1
+        text = _text(self.tokenizer, self.ids[:n_ready], self.end).rstrip("�").rstrip()
+        if len(text) <= len(self._told) or not text.startswith(self._told):
+            return ""
+        piece, self._told = text[len(self._told) :], text
+        return piece
+
+    def rest(self) -> str:
+        """What is left to tell when no token follows."""
+        return _text(self.tokenizer, self.ids, self.end)[len(self._told) :]
 
 
 def _settled(
@@ -346,8 +370,7 @@ def _settled(
     if not samples:  # a model's own defaults for sampling are none of greedy decoding's business
         options |= dict.fromkeys(_SAMPLING)
     if options.get("eos_token_id") is None:
-        own = llm.generation_config.eos_token_id
-        options["eos_token_id"] = tokenizer.eos_token_id if own is None else own
+        options["eos_token_id"] = end_of(llm, tokenizer)
     end = options["eos_token_id"]
     if end is not None:  # whatever fills up a finished row is cut off with its end
         options["pad_token_id"] = end[0] if isinstance(end, list) else end
@@ -355,6 +378,12 @@ def _settled(
         own, other = llm.generation_config.pad_token_id, tokenizer.pad_token_id
         options["pad_token_id"] = own if own is not None else other if other is not None else 0
     return options
+
+
+def end_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
+    """The ids that end an answer, as the model's own config says or else its tokenizer."""
+    own = llm.generation_config.eos_token_id
+    return tokenizer.eos_token_id if own is None else own
 
 
 @torch.inference_mode()
@@ -369,7 +398,7 @@ def _generate(
 ) -> list[list[int]]:
     """The new ids of each prompt's answer, with whatever fills the row up behind its end."""
     lengths = [len(prompt.ids) for prompt in prompts]
-    limit = _check_context(llm, max(lengths), settled.get("max_length"))
+    limit = check_context(llm, max(lengths), settled.get("max_length"))
     if limit is not None and settled["max_new_tokens"] is None:  # max_length, without the padding of a batch
         settled = {**settled, "max_length": None, "max_new_tokens": limit - min(lengths)}
     batch = pad_left(prompts)
@@ -394,8 +423,12 @@ def _generate(
     return rows if limit is None else [row[: limit - n] for row, n in zip(rows, lengths, strict=True)]
 
 
-def _check_context(llm: PreTrainedModel, longest: int, max_length: int | None = None) -> int | None:
-    """The longest sequence of prompt and answer, if there is one, which leaves the longest prompt room for a token."""
+def check_context(llm: PreTrainedModel, longest: int, max_length: int | None = None) -> int | None:
+    """The longest sequence of prompt and answer, if there is one, which leaves the longest prompt room for a token.
+
+    Raises:
+        RequestError: it leaves none
+    """
     context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     limit = min((bound for bound in (context, max_length) if bound is not None), default=None)
     if limit is not None and longest >= limit:

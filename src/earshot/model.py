@@ -105,8 +105,9 @@ class Ear:
 
     @property
     def device(self) -> torch.device:
-        """Where the ear lives."""
-        return self.llm.device
+        """Where the ear lives; its LLM too, unless that was left out."""
+        is_there = self.llm.device.type != "meta"
+        return self.llm.device if is_there else next(self.connector.parameters()).device
 
     # Hearing
 
@@ -250,11 +251,12 @@ class Ear:
         layouts = [self.template.render(messages) for messages in conversations]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
         return [
-            self._prompt(pieces, [next(heard) for _ in row])
+            self.prompt(pieces, [next(heard) for _ in row])
             for pieces, row in zip(layouts, sounds, strict=True)
         ]
 
-    def _prompt(self, pieces: Sequence[Piece], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
+    def prompt(self, pieces: Sequence[Piece], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
+        """What the LLM is given for a conversation that `template.render` laid out, whose sounds were heard."""
         first = next(i for piece in pieces if isinstance(piece, TextPiece) for i in piece.ids)
         embeds, ids = [], []
         for piece in pieces:

@@ -18,6 +18,7 @@ from earshot.cli.data import Data
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
 from earshot.cli.plan import Plan
+from earshot.cli.serve import Serve
 from earshot.cli.teacher import Teach
 from earshot.cli.terminal import INTERRUPTED, say
 from earshot.cli.train import Train
@@ -28,7 +29,15 @@ from earshot.version import __version__
 
 _ABOUT_A_RECIPE = {"train": Train, "teacher": Teach, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
-_OTHERS = {"demo": Demo, "chat": Chat, "eval": Eval, "compare": Compare, "verify": Verify, "data": Data}
+_OTHERS = {
+    "demo": Demo,
+    "chat": Chat,
+    "serve": Serve,
+    "eval": Eval,
+    "compare": Compare,
+    "verify": Verify,
+    "data": Data,
+}
 
 
 def _parse(argv: Sequence[str]) -> Any:
