@@ -1,23 +1,28 @@
 # make demo    distil the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
+# make serve   talk to the pocket ear in a browser: http://127.0.0.1:8000/
 # make test    the tests
 # make check   what CI runs: format, lint, types, floors, tests
 # make bench   the benchmarks that take minutes, each with a line of JSON at its end, and one table of ratios
 #
 # Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench BENCH_ARGS="--only loss"
-#        make check PYTHON=python3.12
+#        make serve SERVE_ARGS="--port 9000"    make check PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+SERVE_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo serve test check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/earshot demo $(DEMO_ARGS)
+
+serve: $(VENV)/.installed
+	$(BIN)/earshot serve pocket/ear $(SERVE_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 $(TEST_ARGS)

@@ -75,7 +75,7 @@ class Serve:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
             meters = Meters()
             app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
-            server.run(app, place, lambda: self.announce(settings.model))
+            server.run(server.make(app), place, lambda: self.announce(settings.model))
         return 0
 
     def make_engine(self, ear: "Ear", meters: "Meters") -> "Engine":

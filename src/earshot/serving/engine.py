@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float32
 from numpy import ndarray
@@ -29,6 +29,7 @@ class ChatRequest:
     """Whether the last piece of a stream says how many tokens there were."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Answers requests in OpenAI's own objects; any number of them at once, from one event loop."""
 

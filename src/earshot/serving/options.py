@@ -87,10 +87,10 @@ def _check_names(given: Mapping[str, Any]) -> None:
 
 
 def _sampling(given: Mapping[str, Any]) -> Sampling:
-    top_p = _number(given, "top_p", 0, 1)
+    top_p = _number(given, "top_p", 0.0, 1.0)
     if top_p == 0:
         raise Refusal("top_p is 0, expected more than 0 and at most 1", param="top_p")
-    temperature = _number(given, "temperature", 0, 2)
+    temperature = _number(given, "temperature", 0.0, 2.0)
     seed = _whole(given, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
     if temperature is None:
         temperature = 0.0 if top_p is None else 1.0

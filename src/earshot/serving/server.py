@@ -18,6 +18,7 @@ _IDLE_S = 15
 _ENDING_S = 20
 """Seconds that answers have to come to their end when the server is stopped."""
 _HEADER_BYTES = 32 << 10
+_BACKLOG = 1_024
 
 
 class _Impatient(H11Protocol):
@@ -49,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
         place = socket.socket(family)
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
-        place.listen(1024)
+        place.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"--host {host} --port {port} cannot be listened at ({error}): give another --port, or a --host of this"
@@ -58,20 +59,26 @@ def listen(host: str, port: int) -> socket.socket:
     return place
 
 
-def run(app: Starlette, place: socket.socket, on_start: Callable[[], None]) -> None:
-    """Serves until Ctrl-C or SIGTERM; answers on their way are finished first."""
-    config = uvicorn.Config(
-        app,
-        http=_Impatient,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_IDLE_S,
-        timeout_graceful_shutdown=_ENDING_S,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
-        backlog=1024,
+def make(app: Starlette) -> uvicorn.Server:
+    """A server for the application; `should_exit` ends it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=_Impatient,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_S,
+            timeout_graceful_shutdown=_ENDING_S,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+            backlog=_BACKLOG,
+        )
     )
-    asyncio.run(_serve(uvicorn.Server(config), place, on_start))
+
+
+def run(server: uvicorn.Server, place: socket.socket, on_start: Callable[[], None]) -> None:
+    """Serves until Ctrl-C or SIGTERM; answers on their way are finished first."""
+    asyncio.run(_serve(server, place, on_start))
 
 
 async def _serve(server: uvicorn.Server, place: socket.socket, on_start: Callable[[], None]) -> None:

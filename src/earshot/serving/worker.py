@@ -6,13 +6,14 @@ Two threads that both run models would fight for the same cores, and tokenizers 
 import logging
 from collections.abc import Sequence
 from threading import Condition, Thread
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 LOG = logging.getLogger("earshot.serving")
 
 
+@runtime_checkable
 class Stage(Protocol):
     """Work that comes in pieces."""
 
