@@ -2,17 +2,19 @@
 
     python benchmarks/ablations.py --out runs/ablations
     python benchmarks/ablations.py --out runs/ablations --only ours left right --seeds 0 --plot ablations.png
+    python benchmarks/ablations.py --out runs/ablations --json benchmarks/results/2026-11-26-ablations.json
 
 An arm is trained with one seed after the other; a seed draws new weights and another order of clips, the same for all
 arms, so that they are compared in pairs. Trained ears stay in --out, what was measured of each beside it: the same
-command goes on where it was stopped, and --measure-again measures all that was trained anew, training nothing. Last, a
-table and one line of JSON of whatever is there.
+command goes on where it was stopped, and --measure-again measures all that was trained anew, training nothing. Runs that
+a file of results holds are not run again: what one computer began another goes on with. Last, a table and one line of
+JSON of whatever is there.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +48,8 @@ MEASURED = "measured.json"
 class Bench:
     """The runs below one folder: trains and measures what is not there yet."""
 
-    def __init__(self, out: Path, n_steps: int) -> None:
-        self.out, self.n_steps = out, n_steps
+    def __init__(self, out: Path, n_steps: int, known: Mapping[str, Mapping[int, Found]]) -> None:
+        self.out, self.n_steps, self.known = out, n_steps, known
 
     def train(self, arm: Arm, seed: int) -> None:
         """Distils an arm's ear, from where its run stands.
@@ -98,17 +100,19 @@ class Bench:
         return training_clips()
 
     def found(self) -> dict[str, dict[int, Found]]:
-        """All that was measured so far, by arm and seed."""
+        """All that was measured so far, by arm and seed, here or elsewhere."""
         stored: dict[str, dict[int, Found]] = {}
         for arm in ARMS.values():
+            elsewhere = dict(self.known.get(arm.name, {}))
             places = self.out.glob(f"{arm.slug}-*/{MEASURED}")
             by_seed = {
                 int(place.parent.name.removeprefix(f"{arm.slug}-")): place
                 for place in places
                 if _is_of(arm, place)
             }
-            if by_seed:
-                stored[arm.name] = {seed: json.loads(by_seed[seed].read_text()) for seed in sorted(by_seed)}
+            runs = elsewhere | {seed: json.loads(by_seed[seed].read_text()) for seed in by_seed}
+            if runs:
+                stored[arm.name] = dict(sorted(runs.items()))
         return stored
 
 
@@ -132,6 +136,30 @@ def _check_same(recipe: Recipe) -> None:
         )
 
 
+def known_runs(path: Path | None, n_steps: int) -> dict[str, dict[int, Found]]:
+    """The runs that a file of results holds, by arm and seed; none if there is no such file.
+
+    Raises:
+        ConfigError: no results, or those of runs of another number of steps
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        runs = {
+            arm: {int(seed): run for seed, run in told["runs"].items()} for arm, told in kept["arms"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--json {path} holds no results of this benchmark ({error!r}); give another name"
+        ) from error
+    if kept.get("n_steps") != n_steps:
+        raise ConfigError(
+            f"--json {path} holds runs of {kept.get('n_steps')} steps, expected {n_steps}; give another name"
+        )
+    return runs
+
+
 # The command
 
 
@@ -141,7 +169,7 @@ def run_all(bench: Bench, arms: Sequence[Arm], seeds: Sequence[int], *, again: b
     for seed in seeds:
         for arm in arms:
             try:
-                if again and not bench.is_trained(arm, seed):
+                if not bench.is_trained(arm, seed) and (again or seed in bench.known.get(arm.name, {})):
                     continue
                 bench.train(arm, seed)
                 found = bench.measure(arm, seed, again=again)
@@ -161,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="ARM", choices=ARMS, default=list(ARMS))
     parser.add_argument("--measure-again", action="store_true", help="of what is trained; trains nothing")
     parser.add_argument("--show", action="store_true", help="what is there; trains and measures nothing")
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument(
+        "--json", type=Path, help="file for the results; runs that it holds are not run again"
+    )
     parser.add_argument("--plot", type=Path, help="picture of quality by operations; beside it, one of slots")
     return parser
 
@@ -183,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> Found:
     """Trains, measures and tells, as the flags say; gives what it told."""
     given = _parser().parse_args(arguments)
     draw = _drawing() if given.plot else None
-    bench = Bench(given.out, given.steps)
+    bench = Bench(given.out, given.steps, known_runs(given.json, given.steps))
     arms = [] if given.show else [ARMS[name] for name in given.only]
     failed = run_all(bench, arms, given.seeds, again=given.measure_again)
     found = result(bench.found(), given.steps, failed)

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -185,6 +184,38 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     assert small.main([*flags, "--show"])["failed"] == {}
 
 
+def test_what_a_file_of_results_holds_is_not_run_again(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+    monkeypatch.setattr(small.Bench, "train", lambda _, arm, seed: trained.append((arm.name, seed)))
+    monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
+    kept = tmp_path / "kept.json"
+    runs = {"0": {"ear": 0.25, "training TFLOP": 1.0}}
+    kept.write_text(json.dumps({"n_steps": 2, "arms": {"ours": {"runs": runs}}}))
+    flags = [
+        "--out",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+        "1",
+        "--only",
+        "ours",
+        "left",
+        "--json",
+        str(kept),
+    ]
+    found = small.main([*flags, "--steps", "2"])
+    assert trained == [("left", 0), ("ours", 1), ("left", 1)]
+    assert found["arms"]["ours"]["runs"] == runs
+    assert json.loads(kept.read_text()) == found
+    with pytest.raises(ConfigError, match="holds runs of 2 steps, expected 3"):
+        small.main([*flags, "--steps", "3"])
+    kept.write_text("[]")
+    with pytest.raises(ConfigError, match="holds no results of this benchmark"):
+        small.main([*flags, "--steps", "2"])
+
+
 def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +382,6 @@ def test_pictures_are_refused_before_training_where_nothing_can_draw(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is no dependency of earshot")
 def test_pictures_are_drawn_of_whatever_is_there(tmp_path: Path) -> None:
     found = script("ablation_results").result(invented(), 1_000, {})
     for path in script("ablation_plots").draw(found, tmp_path / "found.png"):
@@ -364,6 +394,6 @@ def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(arms: Any, t
     folder = arms.run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
     assert folder == tmp_path / "30-percent-of-the-speech-2"
     (folder / checkpoint.RUN_EAR).mkdir(parents=True)
-    bench = script("ablations").Bench(tmp_path, 10)
+    bench = script("ablations").Bench(tmp_path, 10, {})
     assert bench.is_trained(arms.ARMS["30 % of the speech"], 2)
     assert not bench.is_trained(arms.ARMS["30 % of the speech"], 1)
