@@ -23,6 +23,7 @@ import earshot
 from earshot import bases, checkpoint, generate
 from earshot.cli import main
 from earshot.config import load_recipe
+from earshot.model import Ear
 from earshot.pocket.make.speech import write_table
 from earshot.training.loop import steps_within
 
@@ -106,9 +107,9 @@ def test_help_names_the_commands_that_exist_and_loads_no_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "teacher", "plan", "data", "chat", "eval"):
+    for command in ("demo", "train", "teacher", "plan", "data", "chat", "serve", "eval"):
         assert f"• {command} " in done.stdout
-    for command in ("serve", "import", "export"):
+    for command in ("import", "export"):
         assert f"• {command} " not in done.stdout
 
 
@@ -356,11 +357,13 @@ def test_a_microphone_is_asked_for_or_refused(
 ) -> None:
     class PortAudioError(Exception): ...
 
+    loudness = [1.0]
+
     class InputStream:
         def __init__(self, *, samplerate: int, channels: int, dtype: str, callback: Callable) -> None:
-            self.hear = lambda: callback(
-                np.sin(np.arange(samplerate) / 9, dtype=dtype)[:, None], samplerate, None, None
-            )
+            loud = loudness.pop(0) if len(loudness) > 1 else loudness[0]
+            wave = loud * np.sin(np.arange(samplerate) / 9, dtype=dtype)
+            self.hear = lambda: callback(wave.astype(dtype)[:, None], samplerate, None, None)
 
         def __enter__(self) -> None:
             self.hear()
@@ -379,7 +382,29 @@ def test_a_microphone_is_asked_for_or_refused(
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert main(["chat", ear, "--mic", "--max-new-tokens", "3"]) == 0
-    assert "Speak now" in capsys.readouterr().err
+    once = capsys.readouterr()
+    assert once.err.count("Speak now") == 2
+
+    # A conversation: three turns, of which the second is silence and is asked for again; then Ctrl-D.
+    talks: list[Any] = []
+    stream = Ear.stream
+    monkeypatch.setattr(
+        Ear, "stream", lambda *given, **options: talks.append(list(given[1])) or stream(*given, **options)
+    )
+    loudness[:] = [1.0, 0.0, 0.5, 1.0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n\n"))
+    assert main(["chat", ear, "--mic", "--max-new-tokens", "3", "--system", "hello"]) == 0
+    said = capsys.readouterr()
+    assert "contains only silence" in said.err
+    first, second = said.out.splitlines()
+    assert [turn["role"] for turn in talks[1]] == ["system", "user", "assistant", "user"]
+    assert talks[1][2]["content"] == first
+    assert len(talks) == 2
+    assert second == earshot.load(ear).chat(talks[1], max_new_tokens=3)
+
+    loudness[:] = [0.0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert "contains only silence" in refused(1, "chat", ear, "--mic")
 
     def nothing(kind: str) -> None:
         raise PortAudioError("no device")

@@ -20,6 +20,8 @@ class Microphone:
     """
 
     def __init__(self) -> None:
+        self.is_over = False
+        """Whether the keyboard has no more to give (Ctrl-D)."""
         try:
             self.sounddevice: Any = importlib.import_module("sounddevice")
         except ImportError as error:
@@ -52,7 +54,7 @@ class Microphone:
             )
             with stream:
                 console.print("Speak now; Enter ends it.")
-                sys.stdin.readline()
+                self.is_over = not sys.stdin.readline()
         except self.sounddevice.PortAudioError as error:
             raise AudioError(f"the microphone cannot be used ({error}); give a sound file") from error
         if not blocks:

@@ -3,13 +3,17 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from earshot.cli.terminal import EarName, Number
-from earshot.errors import ConfigError
+from earshot.cli.terminal import EarName, Number, say
+from earshot.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    from earshot.microphone import Microphone
+    from earshot.model import Ear
 
 SoundFile = Annotated[Path | None, arg(metavar="[AUDIO]")]
 Text = Annotated[str | None, arg(metavar="TEXT")]
@@ -17,16 +21,16 @@ Text = Annotated[str | None, arg(metavar="TEXT")]
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Answer one spoken turn."""
+    """Answer one spoken turn, or talk through the microphone."""
 
     ear: Positional[EarName]
     """An ear's folder or a run's, or pocket/ear for the embedded one."""
     audio: Positional[SoundFile] = None
     """What is said: wav, flac, mp3, ogg, opus, webm or m4a."""
     mic: bool = False
-    """Speak through the microphone in place of a file."""
+    """Talk through the microphone in place of a file, turn after turn; Ctrl-D or Ctrl-C ends it."""
     text: Text = None
-    """Text beside the sound, such as "Answer in Spanish."."""
+    """Text beside each sound, such as "Answer in Spanish."."""
     system: Text = None
     """System prompt, in place of the ear's own."""
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
@@ -39,7 +43,7 @@ class Chat:
     """Of the sampling."""
 
     def run(self, typed: str) -> int:
-        """Prints the answer while it is made."""
+        """Prints answers while they are made."""
         if (self.audio is None) != self.mic:
             raise ConfigError("earshot chat takes one sound: name a file, or speak with --mic")
         from earshot import checkpoint
@@ -51,21 +55,38 @@ class Chat:
         sound = load_audio(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
         ear = checkpoint.load(self.ear)
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         if microphone:
-            sound = microphone.listen(Console(stderr=True))
-        console = Console()
-        for piece in ear.stream(self.messages(sound), **options):
-            console.out(piece, end="", highlight=False)
-        console.out("")
+            self.talk(ear, microphone, messages, options)
+        else:
+            say_answer(ear, [*messages, self.turn(sound)], options)
         return 0
 
-    def messages(self, sound: Any) -> list[dict[str, Any]]:
-        """The conversation that is asked about a sound."""
+    def talk(
+        self, ear: "Ear", microphone: "Microphone", messages: list[dict[str, Any]], options: dict[str, Any]
+    ) -> None:
+        """Turn after turn, each answered with all before it in mind; a turn that cannot be heard is said again."""
+        n_turns = 0
+        while True:
+            try:
+                sound = microphone.listen(Console(stderr=True))
+            except AudioError as error:
+                if n_turns == 0 or microphone.is_over:
+                    raise
+                say(str(error))
+                continue
+            if microphone.is_over and n_turns:
+                return
+            messages.append(self.turn(sound))
+            messages.append({"role": "assistant", "content": say_answer(ear, messages, options)})
+            n_turns += 1
+
+    def turn(self, sound: Any) -> dict[str, Any]:
+        """What is asked with a sound."""
         content: list[dict[str, Any]] = [{"type": "audio", "audio": sound}]
         if self.text is not None:
             content.append({"type": "text", "text": self.text})
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": content}]
+        return {"role": "user", "content": content}
 
     def options(self) -> dict[str, Any]:
         """What `generate` is told."""
@@ -82,3 +103,13 @@ class Chat:
 
             torch.manual_seed(self.seed)
         return options
+
+
+def say_answer(ear: "Ear", messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """Prints an answer while it is made; gives it whole."""
+    console, pieces = Console(), []
+    for piece in ear.stream(messages, **options):
+        console.out(piece, end="", highlight=False)
+        pieces.append(piece)
+    console.out("")
+    return "".join(pieces)

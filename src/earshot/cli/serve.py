@@ -75,7 +75,7 @@ class Serve:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
             meters = Meters()
             app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
-            server.run(server.make(app), place, lambda: self.announce(settings.model))
+            server.run(server.make(app), place, lambda: self.announce(settings.model, place.getsockname()[1]))
         return 0
 
     def make_engine(self, ear: "Ear", meters: "Meters") -> "Engine":
@@ -109,10 +109,10 @@ class Serve:
         if (self.engine == "vllm") != (self.url is not None):
             raise ConfigError("--engine vllm and --url belong together: give both, or neither")
 
-    def announce(self, model: str) -> None:
+    def announce(self, model: str, port: int) -> None:
         """Says where it listens, and to whom."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        Console().print(f"{model} listens: http://{host}:{self.port}/ (Ctrl-C ends it)", highlight=False)
+        Console().print(f"{model} listens: http://{host}:{port}/ (Ctrl-C ends it)", highlight=False)
         if self.key_file is None and not _is_loopback(self.host):
             say("whoever reaches this address can use it: --key-file asks for a key")
 

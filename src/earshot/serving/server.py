@@ -1,8 +1,11 @@
 """A server that listens: uvicorn with this application, its socket, and how it ends."""
 
 import asyncio
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -39,6 +42,25 @@ class _Impatient(H11Protocol):
         super().connection_lost(exc)
 
 
+class _Server(uvicorn.Server):
+    """Ends well when it is told to: uvicorn itself raises the signal once more when all is done."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Ctrl-C and SIGTERM end the server; the second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """The socket, before anything is loaded: a port that is taken is told at once.
 
@@ -47,11 +69,13 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        place = socket.socket(family)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(address)
-        place.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
+        with ExitStack() as stack:
+            place = stack.enter_context(socket.socket(family))
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
+            place.listen(_BACKLOG)
+            stack.pop_all()
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"--host {host} --port {port} cannot be listened at ({error}): give another --port, or a --host of this"
             " machine"
@@ -61,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make(app: Starlette) -> uvicorn.Server:
     """A server for the application; `should_exit` ends it."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             http=_Impatient,
