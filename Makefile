@@ -3,6 +3,7 @@
 # make test    the tests
 # make check   what CI runs: format, lint, types, floors, tests
 # make bench   the benchmarks that take minutes, each with a line of JSON at its end, and one table of ratios
+# make test-vllm  what a vLLM is sent, against vLLM's own code, in an environment of its own: 5 GB, no GPU
 #
 # Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench BENCH_ARGS="--only loss"
 #        make serve SERVE_ARGS="--port 9000"    make check PYTHON=python3.12
@@ -10,12 +11,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo serve test check bench clean
+.PHONY: demo serve test test-vllm check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -26,6 +28,10 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
+
+# vLLM and what is imported with it warn of things of their own.
+test-vllm: $(VLLM_VENV)/.installed
+	VLLM_TARGET_DEVICE=cpu $(VLLM_VENV)/bin/python -m pytest -W default --timeout 600 $(TEST_ARGS) tests/with_vllm
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -38,7 +44,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A stamp says that everything is installed; a change of what is asked for installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -69,3 +75,21 @@ $(BIN)/python:
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "earshot needs Python 3.11 or newer: make PYTHON=python3.11")' \
 	    && $(PYTHON) -m venv $(VENV); \
 	fi
+
+# Built for no device, vLLM is its Python code, and calls itself 0.32.0+empty, which pip refuses and uv takes. Nothing that is
+# tested needs torchvision and its like, and those that are found may not fit the torch that vLLM wants.
+VLLM := torch==2.13.0 vllm==0.32.0 --no-binary vllm
+UNFIT := torchvision torchaudio torchcodec
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	@echo "installing vLLM"; \
+	if $(HAS_UV); then \
+	    uv=uv; uv venv --quiet --allow-existing $(VLLM_VENV); \
+	else \
+	    uv=$(VLLM_VENV)/bin/uv; $(PYTHON) -m venv $(VLLM_VENV) && $(VLLM_VENV)/bin/python -m pip install --quiet uv; \
+	fi; \
+	export UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" VLLM_TARGET_DEVICE=empty; to="--quiet --python $(VLLM_VENV)/bin/python"; \
+	$$uv pip install $$to $(VLLM) \
+	&& $$uv pip uninstall $$to $(UNFIT) \
+	&& $$uv pip install $$to --editable . beartype hypothesis pytest pytest-timeout
+	@touch $@

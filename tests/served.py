@@ -1,7 +1,7 @@
 """An application behind a real socket, in a thread of the test's process."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from starlette.applications import Starlette
@@ -10,7 +10,7 @@ from earshot.serving import server
 
 
 @contextmanager
-def served(app: Starlette) -> Iterator[str]:
+def served(app: Starlette) -> Generator[str]:
     """Its address, while the block runs."""
     started = threading.Event()
     with server.listen("127.0.0.1", 0) as place:

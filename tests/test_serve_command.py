@@ -36,6 +36,10 @@ def test_flags_that_cannot_be_used_are_named(refused: Callable[..., str], tmp_pa
     assert "--max-audio-s is nan" in refused("--max-audio-s", "nan")
     assert "--engine vllm and --url belong together" in refused("--engine", "vllm")
     assert "--engine vllm and --url belong together" in refused("--url", "http://localhost:1")
+    assert "are for --engine vllm: leave them out" in refused("--remote-model", "m")
+    assert "expected a vLLM that is up" in refused(
+        "--engine", "vllm", "--url", "http://127.0.0.1:9", "--port", "0"
+    )
     assert "cannot be read" in refused("--key-file", str(tmp_path / "none"))
     (tmp_path / "empty").write_text("\n \n")
     assert "is empty, expected a key on each line" in refused("--key-file", str(tmp_path / "empty"))

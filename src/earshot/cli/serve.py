@@ -1,5 +1,6 @@
 """earshot serve."""
 
+import asyncio
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Serve:
     """Who answers: this computer, or a vLLM elsewhere that serves the ear's LLM with --enable-prompt-embeds."""
     url: Address = None
     """Of that vLLM, such as http://host:8000."""
+    remote_model: Annotated[str | None, arg(metavar="NAME")] = None
+    """What the LLM is called there; the first that is served without."""
     remote_key_file: KeyFile = None
     """A file with the key that that vLLM wants."""
     key_file: KeyFile = None
@@ -88,7 +91,8 @@ class Serve:
 
         assert self.url, "checked"
         key = next(iter(read_keys(self.remote_key_file)), None)
-        return RemoteEngine(ear, meters, url=self.url, api_key=key)
+        connecting = RemoteEngine.connect(ear, meters, url=self.url, model=self.remote_model, api_key=key)
+        return asyncio.run(connecting)
 
     def check(self) -> None:
         """Refuses flags that cannot be used.
@@ -108,6 +112,8 @@ class Serve:
             raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any that is free")
         if (self.engine == "vllm") != (self.url is not None):
             raise ConfigError("--engine vllm and --url belong together: give both, or neither")
+        if self.engine == "local" and (self.remote_model or self.remote_key_file):
+            raise ConfigError("--remote-model and --remote-key-file are for --engine vllm: leave them out")
 
     def announce(self, model: str, port: int) -> None:
         """Says where it listens, and to whom."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,7 +61,7 @@ def create_app(engine: Engine, settings: Settings, meters: Meters, *, language: 
     service = _Service(engine, settings, meters, language)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         try:
             yield
         finally:
@@ -111,9 +111,9 @@ class _Service:
         arrived_at = time.monotonic()
         self.keys.check(request.headers)
         _check_content_type(request, "application/json")
-        body = await request.body()
-        place = self._enter()
+        place = self._enter()  # before the body: what is in memory at once is bounded too
         try:
+            body = await request.body()
             asked = await self._off_loop(read_chat, body, self.settings.model, self.settings.limits)
             del body
             self._count_sound(asked)
@@ -131,9 +131,9 @@ class _Service:
         """POST /v1/audio/transcriptions."""
         self.keys.check(request.headers)
         _check_content_type(request, "multipart/form-data")
-        asked = await read_transcription(request, self.settings.model)
         place = self._enter()
         try:
+            asked = await read_transcription(request, self.settings.model)
             sound = await self._off_loop(asked.decode, self.settings.limits.audio_s)
             self.meters.audio_s.inc(len(sound.samples) / SAMPLE_RATE)
             text = await _while_connected(request, self.engine.transcribe(sound))
@@ -264,7 +264,7 @@ class EventStream(Response):
             if not sending.cancelled():
                 sending.result()
         finally:
-            await self.chunks.aclose()  # ty: ignore[unresolved-attribute]
+            await self.chunks.aclose()  # ty: ignore[missing-attribute]
             self.place.leave()
 
     async def _send(self, send: Send) -> None:
