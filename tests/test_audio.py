@@ -182,7 +182,7 @@ def test_path_text_bytes_and_open_file_are_one_sound(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_whole_files_miss_nothing(name):
-    assert missing_bytes(io.BytesIO(encode(tone(48_000), 48_000, name))) == 0
+    assert missing_bytes(io.BytesIO(encode(tone(48_000), 48_000, name)), "it") == 0
 
 
 @pytest.mark.parametrize("size", [0x7FFF_F000, 0xFFFF_FFFF], ids=["espeak-ng", "ffmpeg"])

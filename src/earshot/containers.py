@@ -2,15 +2,21 @@
 
 Decoders play what is there and stay silent about the rest, so a file cut short by an upload or a full disk
 would be heard as a shorter sentence. Hence every length that a file announces is compared with what it holds.
+
+They also believe what they are told: a file of two kilobytes can ask for gigabytes, for a decoder of any picture, or
+for another file. Hence what they may take, run and open is bounded.
 """
 
+import ctypes
 import io
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -22,12 +28,35 @@ import soundfile
 from earshot.errors import AudioError
 
 FORMATS = "wav, flac, mp3, ogg, opus, webm or m4a"
-BLOCK_SAMPLES = 1 << 17  # decoded at a time, so that memory does not grow with rate and channels
+BLOCK_SAMPLES = 1 << 17  # of all channels, decoded at a time: memory does not grow with their number
+MIN_RATE_HZ = 1_000  # a telephone has 8,000
+MAX_SAMPLES_PER_S = 768_000  # of all channels: four at 192 kHz, sixteen at 48 kHz
 STREAMED_WAV_SIZE = 0x7FFF_0000  # bytes; programs that write WAV into a pipe announce at least this much
 MP3_LENGTH_TAGS = (b"Xing", b"Info", b"VBRI")  # in the first frame of an mp3 that knows its length
 
 # Containers that hold their sound themselves: playlists, which open other files and addresses, stay out.
 _FFMPEG_CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,aac,mp3,ogg,flac,wav,aiff,au,caf,asf,amr"
+# What speech comes in. Of the pictures beside it not even the size is looked at.
+_FFMPEG_DECODERS = (
+    "aac,alac,mp3,mp3float,mp2,mp2float,opus,vorbis,flac,speex,gsm,gsm_ms,amrnb,amrwb,wmav1,wmav2,wmapro,ac3,eac3,"
+    "adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,pcm_alaw,pcm_mulaw,pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,"
+    "pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
+)
+_FFMPEG_OPTIONS = {
+    "format_whitelist": _FFMPEG_CONTAINERS,
+    "codec_whitelist": _FFMPEG_DECODERS,
+    "protocol_whitelist": "none",  # the file is read by Python, and nothing else is opened
+    "max_streams": "16",  # each with a decoder of its own
+    "probesize": "500000",  # bytes
+}
+_FFMPEG_BYTES = 32 << 20
+"""Most that FFmpeg may take at once; an hour's table of packets is a tenth of it."""
+_FFMPEG_FRAMES = 1 << 13
+"""Samples of a channel that are handed on together, however small the packets are that they come in."""
+_MAX_PIECES = 1 << 19
+"""Chunks, pages, boxes or elements of a file: an hour in pieces of 10 ms has fewer."""
+_LEAST_PACKET_S, _JUDGED_FROM = 0.002, 1000
+"""Opus' shortest packets have 2.5 ms; judged by the mean, from so many on."""
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
 _EBML_CLUSTER = b"\x1f\x43\xb6\x75"
 
@@ -62,7 +91,7 @@ def open_stream(source: object, name: str) -> Generator[Stream, None, None]:
         file = stack.enter_context(_open(source))
         if not file.read(1):
             raise AudioError(f"{name} is empty (0 bytes); expected {FORMATS}: record or export it again")
-        if n_missing := missing_bytes(file):
+        if n_missing := missing_bytes(file, name):
             raise AudioError(
                 f"{name} is cut short: at least {n_missing} bytes that it announces are missing; copy or"
                 " export it again"
@@ -87,90 +116,93 @@ def _interrupts_wait() -> Generator[None, None, None]:
             held(*came[0])
 
 
-def missing_bytes(file: BinaryFile) -> int:
+def missing_bytes(file: BinaryFile, name: str) -> int:
     """Gives how many bytes the file's own structure announces beyond its end: 0 for one that is whole.
 
-    What cannot be told (another container, a length that was never written, a recording with no end mark)
-    counts as whole: the decoder has the last word. The file is left at its start.
+    What cannot be told (another container, a length that was never written, a recording with no end mark) counts as
+    whole: the decoder has the last word. The file is left at its start.
+
+    Raises:
+        AudioError: more pieces than anyone records, which would take minutes to look at
     """
     n_bytes = file.seek(0, os.SEEK_END)
+    position, end_of_piece = _structure(_read_at(file, 0, 12))
+    n_pieces = 0
+    while position < n_bytes:
+        position = end_of_piece(file, position, n_bytes)
+        n_pieces += 1
+        if n_pieces > _MAX_PIECES:
+            raise AudioError(
+                f"{name} is made of more than {_MAX_PIECES} pieces; expected a recording: convert it"
+            )
     file.seek(0)
-    start = file.read(12)
-    end = n_bytes
+    return position - n_bytes
+
+
+_EndOfPiece = Callable[[BinaryFile, int, int], int]
+"""Where the piece of a file that starts at a position ends, by its own account; all it has left where that is open."""
+
+
+def _structure(start: bytes) -> tuple[int, _EndOfPiece]:
+    """Where the pieces of a file begin and how long they are, by its first bytes."""
     if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-        end = _riff_end(file, n_bytes)
-    elif start[:4] == b"OggS":
-        end = _ogg_end(file, n_bytes)
-    elif start[:4] == b"\x1a\x45\xdf\xa3":
-        end = _ebml_end(file, n_bytes)
-    elif start[4:8] == b"ftyp":
-        end = _iso_end(file, n_bytes)
-    file.seek(0)
-    return max(0, end - n_bytes)
+        return 12, _riff_end
+    if start[:4] == b"OggS":
+        return 0, _ogg_end
+    if start[:4] == b"\x1a\x45\xdf\xa3":
+        return 0, _ebml_end
+    if start[4:8] == b"ftyp":
+        return 0, _iso_end
+    return 0, lambda file, position, n_bytes: n_bytes
 
 
-def _riff_end(file: BinaryFile, n_bytes: int) -> int:
-    """Where the samples of a WAV file end; what follows them does not matter."""
-    position = 12
-    while position < n_bytes:
-        file.seek(position)
-        header = file.read(8)
-        size = int.from_bytes(header[4:], "little")
-        if header[:4] == b"data":
-            return n_bytes if size >= STREAMED_WAV_SIZE else position + 8 + size
-        position += 8 + size + size % 2
-    return position
+def _read_at(file: BinaryFile, position: int, n: int) -> bytes:
+    file.seek(position)
+    return file.read(n)
 
 
-def _ogg_end(file: BinaryFile, n_bytes: int) -> int:
-    """Where the last page of an Ogg file ends (vorbis, opus)."""
-    position = 0
-    while position < n_bytes:
-        file.seek(position)
-        header = file.read(27)
-        if not header.startswith(b"OggS"[: len(header)]):
-            return n_bytes
-        n_segments = header[26] if len(header) == 27 else 0
-        position += 27 + n_segments + sum(file.read(n_segments))
-    return position
+def _riff_end(file: BinaryFile, position: int, n_bytes: int) -> int:
+    """Of a chunk of a WAV file; what follows the samples does not matter."""
+    header = _read_at(file, position, 8)
+    size = int.from_bytes(header[4:], "little")
+    if header[:4] == b"data":
+        return n_bytes if size >= STREAMED_WAV_SIZE else max(n_bytes, position + 8 + size)
+    return position + 8 + size + size % 2
 
 
-def _iso_end(file: BinaryFile, n_bytes: int) -> int:
-    """Where the last top-level box of an MP4 file ends (m4a)."""
-    position = 0
-    while position < n_bytes:
-        file.seek(position)
-        header = file.read(16)
-        size = int.from_bytes(header[:4], "big")
-        if size == 1:
-            size = int.from_bytes(header[8:], "big")
-        if size == 0:  # to the end of the file
-            return n_bytes
-        position += max(size, 8)
-    return position
+def _ogg_end(file: BinaryFile, position: int, n_bytes: int) -> int:
+    """Of a page of an Ogg file (vorbis, opus)."""
+    header = _read_at(file, position, 27)
+    if not header.startswith(b"OggS"[: len(header)]):
+        return n_bytes
+    n_segments = header[26] if len(header) == 27 else 0
+    return position + 27 + n_segments + sum(file.read(n_segments))
 
 
-def _ebml_end(file: BinaryFile, n_bytes: int) -> int:
-    """Where the last element of a Matroska file ends (webm).
+def _iso_end(file: BinaryFile, position: int, n_bytes: int) -> int:
+    """Of a top-level box of an MP4 file (m4a)."""
+    header = _read_at(file, position, 16)
+    size = int.from_bytes(header[:4], "big")
+    if size == 1:
+        size = int.from_bytes(header[8:], "big")
+    return position + max(size, 8) if size else n_bytes  # 0: to the end of the file
+
+
+def _ebml_end(file: BinaryFile, position: int, n_bytes: int) -> int:
+    """Of an element of a Matroska file (webm).
 
     Browsers record without knowing the length: a segment or cluster of unknown size is entered, not skipped.
     """
-    position = 0
-    while position < n_bytes:
-        file.seek(position)
-        head = file.read(12)
-        n_id = 9 - head[0].bit_length()
-        n_size = 9 - head[n_id].bit_length() if n_id < len(head) else 1
-        if n_id > 4 or n_size > 8:
-            return n_bytes
-        position += n_id + n_size
-        unknown = (1 << (7 * n_size)) - 1
-        size = int.from_bytes(head[n_id : n_id + n_size], "big") & unknown
-        if size != unknown:
-            position += size
-        elif head[:n_id] not in (_EBML_SEGMENT, _EBML_CLUSTER):
-            return n_bytes
-    return position
+    head = _read_at(file, position, 12)
+    n_id = 9 - head[0].bit_length()
+    n_size = 9 - head[n_id].bit_length() if n_id < len(head) else 1
+    if n_id > 4 or n_size > 8:
+        return n_bytes
+    unknown = (1 << (7 * n_size)) - 1
+    size = int.from_bytes(head[n_id : n_id + n_size], "big") & unknown
+    if size != unknown:
+        return position + n_id + n_size + size
+    return position + n_id + n_size if head[:n_id] in (_EBML_SEGMENT, _EBML_CLUSTER) else n_bytes
 
 
 @contextmanager
@@ -208,16 +240,22 @@ def _decode(file: BinaryFile, name: str, stack: ExitStack) -> Stream:
     try:
         sound = stack.enter_context(soundfile.SoundFile(file))
     except (soundfile.SoundFileError, TypeError):  # TypeError: a headerless .raw
-        return _decode_with_ffmpeg(file, name, stack)
-    if sound.format in ("FLAC", "MP3") and not has_length:
+        return _decode_with_ffmpeg(file, name, stack, None)
+    if sound.format not in ("FLAC", "MP3"):
+        has_length = True
+    announced_s = sound.frames / sound.samplerate if has_length else None
+    if (
+        sound.format == "MP3" or announced_s is None
+    ):  # libsndfile's mp3 decoder complains on stderr, frame by frame
         sound.close()
-        return _decode_with_ffmpeg(file, name, stack)
+        return _decode_with_ffmpeg(file, name, stack, announced_s)
+    _check_pace(name, sound.samplerate, sound.channels)
 
     def blocks() -> Iterator[np.ndarray]:
-        while len(block := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+        n = max(1, BLOCK_SAMPLES // sound.channels)
+        while len(block := sound.read(n, dtype="float32", always_2d=True)):
             yield block
 
-    announced_s = sound.frames / sound.samplerate
     return Stream(name=name, rate=sound.samplerate, blocks=_guarded(blocks(), name), announced_s=announced_s)
 
 
@@ -233,13 +271,12 @@ def _announces_length(file: BinaryFile) -> bool:
     return any(tag in head for tag in MP3_LENGTH_TAGS)
 
 
-def _decode_with_ffmpeg(file: BinaryFile, name: str, stack: ExitStack) -> Stream:
+def _decode_with_ffmpeg(file: BinaryFile, name: str, stack: ExitStack, announced_s: float | None) -> Stream:
     file.seek(0)
+    _bound_ffmpeg()
     try:
         container = stack.enter_context(
-            av.container.open(
-                file, mode="r", options={"format_whitelist": _FFMPEG_CONTAINERS}, metadata_errors="ignore"
-            )
+            av.container.open(file, mode="r", options=_FFMPEG_OPTIONS, metadata_errors="ignore")
         )
     except (av.FFmpegError, ValueError) as error:
         file.seek(0)
@@ -250,16 +287,52 @@ def _decode_with_ffmpeg(file: BinaryFile, name: str, stack: ExitStack) -> Stream
     if not container.streams.audio:
         raise AudioError(f"{name} has no sound in it; expected an audio track: export it again with one")
     track = container.streams.audio[0]
-    if track.codec_context is None or not track.rate or not track.layout.nb_channels:
+    decoder = track.codec_context  # None where there is none
+    is_known = decoder is not None and decoder.name in _FFMPEG_DECODERS.split(",")
+    if not (is_known and track.rate and track.layout.nb_channels):
         raise AudioError(f"{name} has sound in no known encoding; expected {FORMATS}: convert it")
+    n_channels = track.layout.nb_channels
+    _check_pace(name, track.rate, n_channels)
 
     def blocks() -> Iterator[np.ndarray]:
-        to_float = av.AudioResampler(format="fltp", layout=track.layout, rate=track.rate)
-        for frame in container.decode(track):
+        # Not planar: of eight channels and more PyAV (18.1) reads planes that are not there, and the process is gone.
+        to_float = av.AudioResampler("flt", track.layout, track.rate, frame_size=_FFMPEG_FRAMES)
+        for frame in chain(_no_crumbs(container.decode(track), name), (None,)):
             for piece in to_float.resample(frame):
-                yield piece.to_ndarray().T
+                yield piece.to_ndarray().reshape(-1, n_channels)
 
-    return Stream(name=name, rate=track.rate, blocks=_guarded(blocks(), name), announced_s=None)
+    return Stream(name=name, rate=track.rate, blocks=_guarded(blocks(), name), announced_s=announced_s)
+
+
+def _check_pace(name: str, rate: int, n_channels: int) -> None:
+    """Refuses sound that nobody records: too slow to hold speech, or so much in a second that an hour takes hours."""
+    if rate < MIN_RATE_HZ or rate * n_channels > MAX_SAMPLES_PER_S:
+        raise AudioError(
+            f"{name} has {n_channels} channel(s) at {rate} Hz; expected at least {MIN_RATE_HZ} Hz, and at most"
+            f" {MAX_SAMPLES_PER_S} samples a second of all channels together: resample it or mix it down"
+        )
+
+
+def _no_crumbs(frames: Iterable[av.AudioFrame], name: str) -> Iterator[av.AudioFrame]:
+    """Passes frames on as long as there is sound in them: each costs the same, be it a sample or a second."""
+    n_samples = 0
+    for number, frame in enumerate(frames):
+        n_samples += frame.samples
+        if number >= _JUDGED_FROM and n_samples < number * _LEAST_PACKET_S * frame.sample_rate:
+            raise AudioError(
+                f"{name} comes in packets of less than {1000 * _LEAST_PACKET_S:g} ms; expected some more sound in each:"
+                " convert it"
+            )
+        yield frame
+
+
+@cache
+def _bound_ffmpeg() -> None:
+    """Lets FFmpeg take no more than so much at once, whatever a file announces; PyAV has no name for it."""
+    with suppress(
+        AttributeError, OSError
+    ):  # where FFmpeg's own functions are not to be had through PyAV's library
+        ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(_FFMPEG_BYTES))
 
 
 def _guarded(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:

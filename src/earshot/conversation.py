@@ -59,7 +59,7 @@ def _read_message(message: Any, i: int, sounds: list[Any]) -> Turn:
         is_unset = value is None or (isinstance(value, str | list | dict) and not value)
         if key not in ("role", "content") and not is_unset:
             raise RequestError(
-                f"{where} has {key!r}, which earshot does not know: send role and content only"
+                f"{where} has {reprlib.repr(key)}, which earshot does not know: send role and content only"
             )
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import re
+import reprlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -76,7 +77,7 @@ def create_app(engine: Engine, settings: Settings, meters: Meters, *, language: 
             allow_headers=["authorization", "content-type"],
         )
         middleware.insert(0, cors)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", _page),
             Route("/health", _health),
@@ -89,10 +90,13 @@ def create_app(engine: Engine, settings: Settings, meters: Meters, *, language: 
         exception_handlers={
             EarshotError: service.refuse,
             HTTPException: service.refuse,
+            ClientDisconnect: service.refuse,
             Exception: service.refuse,
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # to wherever the client's own Host header says
+    return app
 
 
 class _Service:
@@ -166,9 +170,10 @@ class _Service:
         headers: dict[str, str] = {}
         if isinstance(error, HTTPException):
             headers = dict(error.headers or {})
-            refusal = Refusal(
-                f"{request.method} {request.url.path}: {error.detail}", status=error.status_code
-            )
+            path = reprlib.repr(request.scope["path"])
+            refusal = Refusal(f"{request.method} {path}: {error.detail}", status=error.status_code)
+        elif isinstance(error, ClientDisconnect):
+            refusal = _gone()
         elif isinstance(error, EarshotError):
             refusal = refusal_of(error)
         else:
@@ -199,7 +204,8 @@ class _Service:
 
     def _count_sound(self, asked: ChatRequest) -> None:
         for message in asked.body["messages"]:
-            for part in message.get("content") or () if isinstance(message, dict) else ():
+            parts = message.get("content") if isinstance(message, dict) else None
+            for part in parts if isinstance(parts, list) else ():
                 if isinstance(part, dict) and isinstance(part.get("audio"), Sound):
                     self.meters.audio_s.inc(len(part["audio"].samples) / SAMPLE_RATE)
 
@@ -309,11 +315,15 @@ async def _while_connected(request: Request, answer: Awaitable[_Result]) -> _Res
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refusal("the client closed the connection", status=499, code="client_closed_request")
+            raise _gone()
         return working.result()
     finally:
         await _cancelled(gone)
         await _cancelled(working)
+
+
+def _gone() -> Refusal:
+    return Refusal("the client closed the connection", status=499, code="client_closed_request")
 
 
 def _check_content_type(request: Request, expected: str) -> None:

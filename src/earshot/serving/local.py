@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from earshot.conversation import read_conversation
+from earshot.conversation import Conversation, read_conversation
 from earshot.errors import EarshotError
 from earshot.generate import Prompt, Wording, check_context, end_of
 from earshot.model import Ear
@@ -30,6 +30,8 @@ from earshot.serving.worker import LOG, Worker
 
 MAX_ROWS = 32
 """Answers that are decoded side by side."""
+_LETTERS_A_TOKEN = 16
+"""No text has tokens as long as that on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,6 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     news: asyncio.Queue[_News] = field(default_factory=asyncio.Queue)
     is_cancelled: bool = False
-
-    def tell(self, news: _News) -> None:
-        """From the worker's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.news.put_nowait, news)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self.is_cancelled = True
 
 
 @dataclass(eq=False, kw_only=True)
@@ -158,12 +153,25 @@ class LocalEngine:
     async def _begin(self, request: ChatRequest) -> _Job:
         options = read_options(request.body)
         messages = [_local(message) for message in request.body["messages"]]
-        sounds = read_conversation(messages).sounds
-        tokens = await self.hearing.hear(sounds)
+        conversation = read_conversation(messages)
+        _check_letters(self.ear, conversation)
+        tokens = await self.hearing.hear(conversation.sounds)
         job = _Job(messages=messages, tokens=tokens, options=options, loop=asyncio.get_running_loop())
         self._decoding.take(job)
         self._worker.wake()
         return job
+
+
+def _check_letters(ear: Ear, conversation: Conversation) -> None:
+    """Refuses what is beyond the context by far before it is cut into tokens, which would hold up all other answers.
+
+    Raises:
+        RequestError: more letters than the LLM has tokens for
+    """
+    n_letters = sum(
+        len(part) for turn in conversation.turns for part in turn.content if isinstance(part, str)
+    )
+    check_context(ear.llm, n_letters // _LETTERS_A_TOKEN)
 
 
 def _local(message: Any) -> Any:
@@ -188,8 +196,37 @@ async def _until_all_ended(job: _Job) -> AsyncIterator[_News]:
         yield news
 
 
+class _Post:
+    """Hands news over to event loops, all of a round at once: to wake a loop costs more than a token's text."""
+
+    def __init__(self) -> None:
+        self._outgoing: list[tuple[_Job, _News]] = []
+
+    def add(self, job: _Job, news: _News) -> None:
+        """With the next delivery."""
+        self._outgoing.append((job, news))
+
+    def deliver(self) -> None:
+        """From the worker's thread."""
+        outgoing, self._outgoing = self._outgoing, []
+        for loop in {job.loop for job, _ in outgoing}:
+            own = [(job, news) for job, news in outgoing if job.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_put, own)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                for job, _ in own:
+                    job.is_cancelled = True
+
+
+def _put(arrived: list[tuple[_Job, _News]]) -> None:
+    for job, news in arrived:
+        job.news.put_nowait(news)
+
+
 class Decoding:
     """A stage of the worker that answers: newcomers in, one token for each, those that have ended out."""
+
+    share = 1.0
 
     def __init__(self, ear: Ear, meters: Meters, max_rows: int) -> None:
         self.ear, self.meters, self.max_rows = ear, meters, max_rows
@@ -198,7 +235,7 @@ class Decoding:
         """As they lie in the batch."""
         self.waiting: deque[_Row] = deque()
         self.jobs: deque[_Job] = deque()
-        self._lock = Lock()
+        self._post, self._lock = _Post(), Lock()
         end = end_of(ear.llm, ear.tokenizer)
         self.end = end
         self.ends = frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
@@ -210,6 +247,12 @@ class Decoding:
 
     def work(self) -> bool:
         """One token for every answer."""
+        try:
+            return self._work()
+        finally:
+            self._post.deliver()
+
+    def _work(self) -> bool:
         self._read_jobs()
         self._drop_cancelled()
         newcomers = [
@@ -234,10 +277,11 @@ class Decoding:
             except Exception as error:
                 if not isinstance(error, EarshotError):
                     LOG.exception("a request could not be read")
-                job.tell(_News(error=error))
+                self._post.add(job, _News(error=error))
 
     def _rows_of(self, job: _Job) -> list[_Row]:
         ear, options = self.ear, job.options
+        check_context(ear.llm, sum(map(len, job.tokens)))  # before the text around them is looked for
         prompt = ear.prompt(ear.template.render(job.messages), job.tokens)
         n_prompt = len(prompt.ids)
         limit = check_context(ear.llm, n_prompt)
@@ -298,7 +342,7 @@ class Decoding:
             )
             self._count(row, usage, now - row.begun_at)
         if piece.text or piece.ending:
-            row.job.tell(_News(choice=row.choice, piece=piece, usage=usage))
+            self._post.add(row.job, _News(choice=row.choice, piece=piece, usage=usage))
         return piece.ending is None
 
     def _count(self, row: _Row, usage: Usage, seconds: float) -> None:
@@ -311,6 +355,6 @@ class Decoding:
     def _fail(self, rows: list[_Row], error: Exception) -> None:
         LOG.exception("a round of the running batch failed; its answers are given up")
         for row in rows:
-            row.job.tell(_News(error=error))
+            self._post.add(row.job, _News(error=error))
             row.job.is_cancelled = True
         self.rows, self.batch = [], RunningBatch(self.ear.llm)

@@ -1,6 +1,5 @@
 """The fields of a chat request that a local engine understands, checked; none is dropped without a word."""
 
-import math
 import reprlib
 import secrets
 from collections.abc import Callable, Mapping
@@ -102,7 +101,7 @@ def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> f
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not least <= value <= most:
+    if not is_number or not least <= value <= most:
         raise Refusal(
             f"{name} is {reprlib.repr(value)}, expected a number from {least:g} to {most:g}", param=name
         )

@@ -19,6 +19,10 @@ from earshot.serving.engine import ChatRequest, Sound
 from earshot.serving.refusal import Refusal
 
 MAX_MESSAGES, MAX_PARTS = 1_000, 1_000
+MAX_SOUNDS, MAX_SOUNDS_AT_ONCE = 256, 32
+"""In a conversation and in one message: where each begins in the prompt is found by trying, each beside all others."""
+MAX_VALUES = 1 << 18
+"""Of JSON, as far as its commas and brackets tell: each takes up to fifty times its bytes."""
 _SOUND_FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "webm", "m4a", "mp4", "aac")
 
 
@@ -43,8 +47,16 @@ def read_json(body: bytes) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is no number of JSON")
 
+    def read_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError(f"a key comes twice among {reprlib.repr([key for key, _ in pairs])}")
+        return made
+
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise Refusal(f"the body has more than {MAX_VALUES} values, expected a conversation", status=413)
     try:
-        value = json.loads(body, parse_constant=refuse_constant)
+        value = json.loads(body, parse_constant=refuse_constant, object_pairs_hook=read_once)
     except (ValueError, RecursionError) as error:  # what is no UTF-8 is a ValueError too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Refusal(
@@ -131,7 +143,7 @@ class _Sounds:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.left_s = limits.audio_s
+        self.left_s, self.left = limits.audio_s, MAX_SOUNDS
 
     def read_message(self, message: Any, where: str) -> Any:
         """The message with its sounds decoded; all else is as it was."""
@@ -141,6 +153,14 @@ class _Sounds:
         if len(content) > MAX_PARTS:
             raise Refusal(
                 f"{where}.content has {len(content)} parts, expected at most {MAX_PARTS}", param=where
+            )
+        n_sounds = sum(isinstance(part, dict) and part.get("type") == "input_audio" for part in content)
+        self.left -= n_sounds
+        if n_sounds > MAX_SOUNDS_AT_ONCE or self.left < 0:
+            raise Refusal(
+                f"{where}.content has {n_sounds} sounds, expected at most {MAX_SOUNDS_AT_ONCE} in a message and"
+                f" {MAX_SOUNDS} in a conversation",
+                param=f"{where}.content",
             )
         parts = [self._read_part(part, f"{where}.content[{j}]") for j, part in enumerate(content)]
         return {**message, "content": parts}

@@ -1,6 +1,7 @@
 """A server that listens: uvicorn with this application, its socket, and how it ends."""
 
 import asyncio
+import json
 import signal
 import socket
 import threading
@@ -13,9 +14,12 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from earshot.errors import ConfigError
+from earshot.serving.refusal import Refusal
 
 _HEADERS_S = 20.0
-"""Seconds in which a connection has to ask for something."""
+"""Seconds in which a connection has to ask for something, counted again from the end of each answer."""
+_STALLED_S = 30.0
+"""Seconds that an answer waits for a client who reads nothing."""
 _IDLE_S = 15
 """Seconds that a connection may stay open between two requests."""
 _ENDING_S = 20
@@ -25,21 +29,58 @@ _BACKLOG = 1_024
 
 
 class _Impatient(H11Protocol):
-    """Closes connections that are opened and never ask: uvicorn itself waits for the first request for ever."""
+    """Closes connections whose client keeps it waiting: uvicorn itself waits for ever for a request that began, for the
+    rest of a body that was answered early, and for a client that does not read.
+    """
 
     def connection_made(self, transport: Any) -> None:
         """Starts the clock."""
         super().connection_made(transport)
         self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def on_response_complete(self) -> None:
+        """Starts the clock again."""
+        self._patience.cancel()
+        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        super().on_response_complete()
 
     def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
+    def pause_writing(self) -> None:
+        """Gives the client time to read."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._stop(self._stalled)
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Says what is wrong as it is said elsewhere, unless an answer has begun."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            refusal = Refusal(
+                f"what was sent is not HTTP/1.1, or has headers of more than {_HEADER_BYTES} bytes: expected a request"
+                " such as GET /v1/models HTTP/1.1"
+            )
+            body = json.dumps(refusal.body)
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         self._patience.cancel()
+        self._stop(self._stalled)
         super().connection_lost(exc)
+
+    @staticmethod
+    def _stop(clock: asyncio.TimerHandle | None) -> None:
+        if clock is not None:
+            clock.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -89,6 +130,7 @@ def make(app: Starlette) -> uvicorn.Server:
         uvicorn.Config(
             app,
             http=_Impatient,
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from earshot.containers import FORMATS
@@ -44,10 +44,12 @@ async def read_transcription(request: Request, model: str) -> TranscriptionReque
     Raises:
         Refusal: malformed, of another model, or with a field that is not known
     """
+    if "charset" in request.headers["content-type"].lower():  # Python's codecs are many, and some never end
+        raise Refusal("the content type names a charset, expected none: the texts of a form are UTF-8")
     try:
         form = await request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=1 << 20)
-    except MultiPartException as error:
-        raise Refusal(f"the form cannot be read: {error.message}; expected multipart with a file") from error
+    except HTTPException as error:
+        raise Refusal(f"the form cannot be read: {error.detail} Expected multipart with a file") from error
     async with request.form():  # closes the file
         fields = dict(form.multi_items())
         if len(fields) != len(form.multi_items()):
