@@ -298,7 +298,7 @@ def test_what_cannot_be_answered_is_told_in_words(
 
 
 def test_the_path_the_method_and_the_kind_of_content_are_checked(url: str) -> None:
-    assert httpx2.get(f"{url}/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: Not Found"
+    assert httpx2.get(f"{url}/v1/nothing").json()["error"]["message"] == "GET '/v1/nothing': Not Found"
     wrong = httpx2.get(f"{url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     plain = httpx2.post(f"{url}/v1/chat/completions", content="{}", headers={"content-type": "text/plain"})
