@@ -117,8 +117,9 @@ class _Service:
         _check_content_type(request, "application/json")
         place = self._enter()  # before the body: what is in memory at once is bounded too
         try:
-            body = await request.body()
-            asked = await self._off_loop(read_chat, body, self.settings.model, self.settings.limits)
+            body = b"".join([piece async for piece in request.stream()])  # `body()` would keep it
+            reading = self._off_loop(read_chat, body, self.settings.model, self.settings.limits)
+            asked = await _while_connected(request, reading)
             del body
             self._count_sound(asked)
             if asked.is_streamed:
@@ -138,7 +139,9 @@ class _Service:
         place = self._enter()
         try:
             asked = await read_transcription(request, self.settings.model)
-            sound = await self._off_loop(asked.decode, self.settings.limits.audio_s)
+            sound = await _while_connected(
+                request, self._off_loop(asked.decode, self.settings.limits.audio_s)
+            )
             self.meters.audio_s.inc(len(sound.samples) / SAMPLE_RATE)
             text = await _while_connected(request, self.engine.transcribe(sound))
         finally:

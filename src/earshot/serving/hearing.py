@@ -4,25 +4,41 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import islice
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from earshot.audio import SAMPLE_RATE
 from earshot.model import Ear
 from earshot.serving.engine import Sound
 from earshot.serving.meters import Meters
 from earshot.serving.worker import LOG
 
 _AT_ONCE = 8
-"""Sounds that are heard in one round: answers on their way are not kept waiting for long, and on a CPU, whose caches a
-larger batch outgrows, each takes least."""
+"""Sounds that are heard in one round, so that answers on their way are not kept waiting for long; on a CPU larger
+batches are no faster."""
+_AT_ONCE_S = 60.0
+"""... and seconds of them; a single one may be longer."""
 _KNOWN_BYTES = 64 << 20
 """Audio tokens that are kept for the next turn of their conversation."""
-_Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
+
+
+@dataclass(eq=False)
+class _Asked(Generic[_Value]):
+    """A sound, and what is to become of it."""
+
+    sound: Sound
+    n_waiting: int = 0
+    """Requests that wait for it."""
+    future: Future[_Value] = field(default_factory=Future)
+
+
+_Waiting = OrderedDict[str, _Asked[_Value]]
+"""By the hash of the sound, in the order they came."""
 
 
 class Hearing:
@@ -32,13 +48,11 @@ class Hearing:
         wake: tells the worker that there is something to do
     """
 
-    share = 3.0  # who waits for a first token waits longest
-
     def __init__(self, ear: Ear, meters: Meters, wake: Callable[[], None]) -> None:
         self.ear, self.meters, self.wake = ear, meters, wake
         self.known = _Known()
-        self.to_hear: OrderedDict[str, tuple[Sound, Future[Tensor]]] = OrderedDict()
-        self.to_write: OrderedDict[str, tuple[Sound, Future[str]]] = OrderedDict()
+        self.to_hear: _Waiting[Tensor] = OrderedDict()
+        self.to_write: _Waiting[str] = OrderedDict()
         self._lock = Lock()
 
     async def hear(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
@@ -47,26 +61,33 @@ class Hearing:
         Raises:
             EarshotError: sound that cannot be heard
         """
-        futures: list[Future[Tensor]] = []
         with self._lock:
-            for sound in sounds:
-                tokens = self.known.get(sound.key)
-                if tokens is not None:
-                    self.meters.heard_again.inc()
-                    future: Future[Tensor] = Future()
-                    future.set_result(tokens)
-                else:
-                    future = self.to_hear.setdefault(sound.key, (sound, Future()))[1]
-                futures.append(future)
-        self.wake()
-        return [await asyncio.shield(asyncio.wrap_future(future)) for future in futures]
+            known = {sound.key: self.known.get(sound.key) for sound in sounds}
+        self.meters.heard_again.inc(sum(known[sound.key] is not None for sound in sounds))
+        unknown = [sound for sound in sounds if known[sound.key] is None]
+        heard = iter(await self._made_of(self.to_hear, unknown))
+        return [next(heard) if (tokens := known[sound.key]) is None else tokens for sound in sounds]
 
     async def transcribe(self, sound: Sound) -> str:
         """What the encoder's own decoder writes."""
+        (text,) = await self._made_of(self.to_write, [sound])
+        return text
+
+    async def _made_of(self, waiting: _Waiting[_Value], sounds: Sequence[Sound]) -> list[_Value]:
+        """What becomes of sounds; those that nobody waits for any more are left out."""
         with self._lock:
-            future = self.to_write.setdefault(sound.key, (sound, Future()))[1]
+            asked = [waiting.setdefault(sound.key, _Asked(sound)) for sound in sounds]
+            for one in asked:
+                one.n_waiting += 1
         self.wake()
-        return await asyncio.shield(asyncio.wrap_future(future))
+        try:
+            return [await asyncio.shield(asyncio.wrap_future(one.future)) for one in asked]
+        finally:
+            with self._lock:
+                for one in asked:
+                    one.n_waiting -= 1
+                    if not one.n_waiting:
+                        _take_out(waiting, one)
 
     def work(self) -> bool:
         """Hears what is waiting, then writes what is waiting, each in one batch."""
@@ -81,30 +102,47 @@ class Hearing:
 
     def _settle(
         self,
-        waiting: OrderedDict[str, tuple[Sound, Future[_Value]]],
-        asked: Sequence[tuple[Sound, Future[_Value]]],
+        waiting: _Waiting[_Value],
+        asked: Sequence[_Asked[_Value]],
         call: Callable[[Sequence], list[_Value]],
         keep: Callable[[str, _Value], None],
     ) -> None:
-        """Gives each its result, or to all the error that came up."""
+        """Gives each its result, or the error that it alone comes to."""
         found, failure = [], None
         try:
-            found = call([sound.samples for sound, _ in asked])
+            found = call([one.sound.samples for one in asked])
         except Exception as error:
-            LOG.exception("sounds could not be heard")
+            if len(asked) > 1:
+                for one in asked:
+                    self._settle(waiting, [one], call, keep)
+                return
+            LOG.exception("a sound could not be heard")
             failure = error
         with self._lock:
-            for number, (sound, future) in enumerate(asked):
-                waiting.pop(sound.key)
+            for number, one in enumerate(asked):
+                _take_out(waiting, one)
                 if failure is None:
-                    keep(sound.key, found[number])
-                    future.set_result(found[number])
+                    keep(one.sound.key, found[number])
+                    one.future.set_result(found[number])
                 else:
-                    future.set_exception(failure)
+                    one.future.set_exception(failure)
 
 
-def _first(waiting: OrderedDict[str, _Key]) -> list[_Key]:
-    return list(islice(waiting.values(), _AT_ONCE))
+def _take_out(waiting: _Waiting[_Value], one: _Asked[_Value]) -> None:
+    if waiting.get(one.sound.key) is one:
+        del waiting[one.sound.key]
+
+
+def _first(waiting: _Waiting[_Value]) -> list[_Asked[_Value]]:
+    """What came first, as much as is heard in one round."""
+    first: list[_Asked[_Value]] = []
+    left = _AT_ONCE_S * SAMPLE_RATE
+    for one in waiting.values():
+        left -= len(one.sound.samples)
+        if first and (left < 0 or len(first) == _AT_ONCE):
+            break
+        first.append(one)
+    return first
 
 
 class _Known:

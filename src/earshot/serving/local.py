@@ -56,6 +56,13 @@ class _Job:
     news: asyncio.Queue[_News] = field(default_factory=asyncio.Queue)
     is_cancelled: bool = False
 
+    def tell(self, news: _News) -> None:
+        """From the worker's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.news.put_nowait, news)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self.is_cancelled = True
+
 
 @dataclass(eq=False, kw_only=True)
 class _Row:
@@ -115,7 +122,9 @@ class LocalEngine:
         except BaseException:
             job.is_cancelled = True
             raise
-        return self._chunks(request, job, first, news)
+        chunks = self._chunks(request, job, first, news)
+        await anext(chunks)
+        return chunks
 
     async def _chunks(
         self, request: ChatRequest, job: _Job, first: _News, news: AsyncIterator[_News]
@@ -123,6 +132,7 @@ class LocalEngine:
         reply = Reply(model=_model(request))
         usages: list[Usage] = []
         try:
+            yield {}  # for `stream` alone: closing a generator that has not begun would not end the work
             for choice in range(job.options.n):
                 yield reply.chunk(choice, {"role": "assistant", "content": ""}, None)
             while True:
@@ -196,37 +206,8 @@ async def _until_all_ended(job: _Job) -> AsyncIterator[_News]:
         yield news
 
 
-class _Post:
-    """Hands news over to event loops, all of a round at once: to wake a loop costs more than a token's text."""
-
-    def __init__(self) -> None:
-        self._outgoing: list[tuple[_Job, _News]] = []
-
-    def add(self, job: _Job, news: _News) -> None:
-        """With the next delivery."""
-        self._outgoing.append((job, news))
-
-    def deliver(self) -> None:
-        """From the worker's thread."""
-        outgoing, self._outgoing = self._outgoing, []
-        for loop in {job.loop for job, _ in outgoing}:
-            own = [(job, news) for job, news in outgoing if job.loop is loop]
-            try:
-                loop.call_soon_threadsafe(_put, own)
-            except RuntimeError:  # the loop is closed: nobody listens any more
-                for job, _ in own:
-                    job.is_cancelled = True
-
-
-def _put(arrived: list[tuple[_Job, _News]]) -> None:
-    for job, news in arrived:
-        job.news.put_nowait(news)
-
-
 class Decoding:
     """A stage of the worker that answers: newcomers in, one token for each, those that have ended out."""
-
-    share = 1.0
 
     def __init__(self, ear: Ear, meters: Meters, max_rows: int) -> None:
         self.ear, self.meters, self.max_rows = ear, meters, max_rows
@@ -235,7 +216,7 @@ class Decoding:
         """As they lie in the batch."""
         self.waiting: deque[_Row] = deque()
         self.jobs: deque[_Job] = deque()
-        self._post, self._lock = _Post(), Lock()
+        self._lock = Lock()
         end = end_of(ear.llm, ear.tokenizer)
         self.end = end
         self.ends = frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
@@ -247,12 +228,6 @@ class Decoding:
 
     def work(self) -> bool:
         """One token for every answer."""
-        try:
-            return self._work()
-        finally:
-            self._post.deliver()
-
-    def _work(self) -> bool:
         self._read_jobs()
         self._drop_cancelled()
         newcomers = [
@@ -277,7 +252,7 @@ class Decoding:
             except Exception as error:
                 if not isinstance(error, EarshotError):
                     LOG.exception("a request could not be read")
-                self._post.add(job, _News(error=error))
+                job.tell(_News(error=error))
 
     def _rows_of(self, job: _Job) -> list[_Row]:
         ear, options = self.ear, job.options
@@ -342,7 +317,7 @@ class Decoding:
             )
             self._count(row, usage, now - row.begun_at)
         if piece.text or piece.ending:
-            self._post.add(row.job, _News(choice=row.choice, piece=piece, usage=usage))
+            row.job.tell(_News(choice=row.choice, piece=piece, usage=usage))
         return piece.ending is None
 
     def _count(self, row: _Row, usage: Usage, seconds: float) -> None:
@@ -355,6 +330,6 @@ class Decoding:
     def _fail(self, rows: list[_Row], error: Exception) -> None:
         LOG.exception("a round of the running batch failed; its answers are given up")
         for row in rows:
-            self._post.add(row.job, _News(error=error))
+            row.job.tell(_News(error=error))
             row.job.is_cancelled = True
         self.rows, self.batch = [], RunningBatch(self.ear.llm)

@@ -1,10 +1,9 @@
-"""The one thread that computes: stages share its time while there is work; it knows nothing of what they do.
+"""The one thread that computes: a round of each stage in turn while there is work; it knows nothing of what they do.
 
 Two threads that both run models would fight for the same cores, and tokenizers are not made for two.
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from threading import Condition, Thread
 from typing import Protocol, runtime_checkable
@@ -17,9 +16,6 @@ LOG = logging.getLogger("earshot.serving")
 @runtime_checkable
 class Stage(Protocol):
     """Work that comes in pieces."""
-
-    share: float
-    """Of the worker's time, beside what the others have, while there is work for all."""
 
     def work(self) -> bool:
         """Does a round of what is waiting; whether there was anything. Raises nothing: errors go to who asked."""
@@ -55,33 +51,14 @@ class Worker:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        used_s = dict.fromkeys(self.stages, 0.0)
         while not self._is_closed:
             with self._news:
                 self._has_news = False
             try:
-                is_busy = _round(used_s)
+                is_busy = sum(stage.work() for stage in self.stages) > 0  # all of them, not up to the first
             except Exception:
                 LOG.exception("the worker goes on after an error that no stage took to its request")
                 is_busy = False
             with self._news:
                 while not (is_busy or self._has_news or self._is_closed):
                     self._news.wait()
-
-
-def _round(used_s: dict[Stage, float]) -> bool:
-    """A round of the stage that had least of its share, of those with something to do; whether there was one.
-
-    While one has its share, what waits for another gathers: batches are the larger the more there is to do.
-
-    Args:
-        used_s: seconds that each had, by its share
-    """
-    for stage in sorted(used_s, key=used_s.__getitem__):
-        started = time.monotonic()
-        is_busy = stage.work()
-        used_s[stage] += (time.monotonic() - started) / stage.share
-        if is_busy:
-            return True
-        used_s[stage] = max(used_s.values())  # time that it had no use for is not owed to it
-    return False
