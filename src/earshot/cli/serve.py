@@ -58,6 +58,8 @@ class Serve:
     def run(self, typed: str) -> int:
         """Serves until it is stopped."""
         self.check()
+        import torch
+
         from earshot import checkpoint
         from earshot.serving import server
         from earshot.serving.app import Settings, create_app
@@ -78,6 +80,8 @@ class Serve:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
             meters = Meters()
             app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
+            # It keeps what it compiled for each length of sound that ever came, and is no faster.
+            torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
             server.run(server.make(app), place, lambda: self.announce(settings.model, place.getsockname()[1]))
         return 0
 
