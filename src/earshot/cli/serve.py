@@ -73,10 +73,8 @@ class Serve:
             max_active=self.max_rows + self.max_waiting,
             limits=Limits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
         )
-        place = server.listen(
-            self.host, self.port
-        )  # a port that is taken is told before the models are loaded
-        with place:
+        # A port that is taken is told before the models are loaded.
+        with server.listen(self.host, self.port) as place:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
             meters = Meters()
             app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))

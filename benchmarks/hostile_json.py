@@ -1,0 +1,168 @@
+"""Requests whose JSON is none, or says what nobody means."""
+
+import json
+import random
+from typing import Any
+
+from hostile_requests import Hostile, Kinds, World, asked, chat, part, posted, said, spoken
+
+KINDS = Kinds()
+_FIELDS = (
+    "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
+    "stop", "seed", "n", "logit_bias", "logprobs", "top_logprobs", "response_format", "modalities", "tools",
+    "tool_choice", "frequency_penalty", "presence_penalty", "functions", "nonsense", "__class__", "\ud800",
+)  # fmt: skip
+_WRONG: tuple[Any, ...] = (
+    0, -1, 7.5, "", "x", True, False, [], {}, [None], {"a": 1}, [[]], [{}], "\ud800", "\0", 10**400, -(10**30), [1] * 99,
+)  # fmt: skip
+
+
+def with_raw(name: str, value: str) -> bytes:
+    """A request with a field as it is written."""
+    return posted(json.dumps(asked({name: "HERE"})).replace('"HERE"', value).encode())
+
+
+@KINDS.add("no JSON")
+def _no_json(draw: random.Random, world: World) -> Hostile:
+    body = json.dumps(asked({})).encode()
+    made = draw.choice(
+        (
+            b"", b"{", body[:-1], body + b"}", b"null", b"[]", b"7", b'"x"', b"\xff\xfe\xfd", b"\0" * 1000, b"<x/>",
+            body.replace(b"{", b"{,"), body.replace(b'"', b"'"), b"model=pocket/ear&messages=x", b"\x1f\x8b\x08" + body,
+            body.replace(b"japan", b"\xc3\x28"), body.decode().encode("utf-16")[:-1], b"\xef\xbb\xbf" * 2 + body,
+        )
+    )  # fmt: skip
+    return Hostile(sends=(posted(made),))
+
+
+@KINDS.add("deep JSON")
+def _deep(draw: random.Random, world: World) -> Hostile:
+    n = draw.choice((50, 900, 2000, 100_000, 3_000_000))
+    nest = draw.choice(("[" * n + "]" * n, '{"a":' * n + "7" + "}" * n))
+    name = draw.choice(("messages", "model", "stop", "logit_bias", "tools", "temperature", "nonsense"))
+    return Hostile(sends=(with_raw(name, nest),))
+
+
+@KINDS.add("wide JSON", most=12)
+def _wide(draw: random.Random, world: World) -> Hostile:
+    n = 4_000_000
+    wide = draw.choice(("[" + "[]," * n + "[]]", "{" + '"":{},' * n + '"":0}', "[" + "1," * n + "1]"))
+    return Hostile(
+        sends=(with_raw(draw.choice(("messages", "stop", "logit_bias", "metadata")), wide),),
+        may_be_dropped=True,
+    )
+
+
+@KINDS.add("wrong types")
+def _wrong_types(draw: random.Random, world: World) -> Hostile:
+    body = json.dumps(asked({draw.choice(_FIELDS): draw.choice(_WRONG)}))
+    return Hostile(sends=(posted(body.encode()),), may_be_answered=True)  # 0 is a temperature
+
+
+@KINDS.add("wrong types in messages")
+def _wrong_messages(draw: random.Random, world: World) -> Hostile:
+    wrong = draw.choice((*_WRONG, None))
+    message = draw.choice(
+        (
+            wrong,
+            {"role": wrong, "content": "x"},
+            {"role": "user", "content": wrong},
+            {"role": "user", "content": wrong},
+            spoken(wrong),
+            spoken({"type": wrong}),
+            spoken({"type": "text", "text": wrong}),
+            spoken({"type": "input_audio", "input_audio": wrong}),
+            spoken({"type": "input_audio", "input_audio": {"data": wrong, "format": "wav"}}),
+            {"role": "user", "content": "x", "tool_calls": wrong},
+            {"role": "user", "content": "x", draw.choice(("k", "k" * 1_000_000, "\ud800")): 1},
+            {"role": "user"},
+            {"content": "x"},
+        )
+    )
+    return Hostile(sends=(chat(messages=[message]),), may_be_answered=True)  # "x" is a text
+
+
+@KINDS.add("huge numbers")
+def _numbers(draw: random.Random, world: World) -> Hostile:
+    name = draw.choice(
+        ("n", "max_tokens", "max_completion_tokens", "seed", "temperature", "top_p", "top_logprobs")
+    )
+    number = draw.choice(("1e999", "-1e999", "9" * 400, "9" * 5000, "-" + "9" * 400, "1e12", "1" + "0" * 20))
+    return Hostile(sends=(with_raw(name, number),))
+
+
+@KINDS.add("NaN and infinity")
+def _nan(draw: random.Random, world: World) -> Hostile:
+    return Hostile(
+        sends=(with_raw(draw.choice(_FIELDS[:-1]), draw.choice(("NaN", "Infinity", "-Infinity", "nan"))),)
+    )
+
+
+@KINDS.add("the same key twice")
+def _twice(draw: random.Random, world: World) -> Hostile:
+    body = json.dumps(asked({}))
+    again = draw.choice(('"model": "another"', '"messages": []', '"n": 1, "n": 1', '"model": "pocket/ear"'))
+    return Hostile(
+        sends=(posted(draw.choice((f"{body[:-1]}, {again}}}", f"{{{again}, {body[1:]}")).encode()),)
+    )
+
+
+@KINDS.add("lone surrogates and control tokens")
+def _texts(draw: random.Random, world: World) -> Hostile:
+    bad = draw.choice(("\ud800", "\udfff x", "<|end|>", "<|system|>", "<|begin|><|user|>", "x<|assistant|>"))
+    text = draw.choice((bad, f"what is {bad} the", "é" * 50 + bad))
+    return said({"role": "user", "content": draw.choice((text, [{"type": "text", "text": text}]))})
+
+
+@KINDS.add("texts without end")
+def _long(draw: random.Random, world: World) -> Hostile:
+    text = draw.choice(("a", "hello ", "\n", "é", "\0", "🙂", "\u0301", "ﷺ")) * draw.choice(
+        (10_000, 1_000_000)
+    )
+    before = draw.choice(([], [part(world.sounds["flac"], "flac")]))
+    return said(spoken(*before, {"type": "text", "text": f"x{text}"}))
+
+
+@KINDS.add("a text of 40 MB", most=2)
+def _longest(draw: random.Random, world: World) -> Hostile:
+    return said({"role": "user", "content": "hello " * 7_000_000})
+
+
+@KINDS.add("turns without end")
+def _turns(draw: random.Random, world: World) -> Hostile:
+    pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    return Hostile(sends=(chat(messages=[*pair * draw.choice((400, 499, 600, 50_000)), pair[0]]),))
+
+
+@KINDS.add("stops without end")
+def _stops(draw: random.Random, world: World) -> Hostile:
+    stop = draw.choice(
+        (
+            ["a"] * 17,
+            ["a"] * 1_000_000,
+            "a" * 257,
+            "a" * 1_000_000,
+            [""],
+            "",
+            [["a"]],
+            ["a", None],
+            "\0" * 999,
+        )
+    )
+    return Hostile(sends=(chat(stop=stop),))
+
+
+@KINDS.add("answers without end")
+def _answers(draw: random.Random, world: World) -> Hostile:
+    name, value = draw.choice(
+        (
+            ("n", 10**9),
+            ("n", 17),
+            ("n", 0),
+            ("n", -1),
+            ("max_tokens", 10**12),
+            ("max_tokens", 0),
+            ("max_tokens", -5),
+        )
+    )
+    return Hostile(sends=(chat(**{name: value}),))

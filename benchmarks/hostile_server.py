@@ -1,0 +1,69 @@
+"""A server to be broken: `earshot serve`'s own application with less patience, which tells all that it does to others.
+
+It says its port on the first line. From then on it says each connection that Python makes, each program that it starts
+and each file that it opens, beside its own and the temporary ones of forms.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import earshot
+from earshot import checkpoint
+from earshot.serving import server
+from earshot.serving.app import Settings, create_app
+from earshot.serving.local import LocalEngine
+from earshot.serving.meters import Meters
+from earshot.serving.requests import Limits
+
+_TOLD = (
+    "socket.connect",
+    "socket.sendto",
+    "socket.getaddrinfo",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.system",
+)
+
+_MOST_BYTES = 8 << 30
+"""Of addresses: what asks for more breaks the server, not the machine."""
+
+
+_OWN = (tempfile.gettempdir(), sys.prefix, sys.base_prefix, str(Path(earshot.__file__).parent))
+
+
+def watch(event: str, given: tuple[Any, ...]) -> None:
+    """Tells what is none of a server's business."""
+    is_file = (
+        event == "open" and isinstance(given[0], str | bytes) and not os.fsdecode(given[0]).startswith(_OWN)
+    )
+    if event in _TOLD or is_file:
+        os.write(2, f"AUDIT {event} {given[:2]!r}\n".encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--patience-s", type=float, default=2.0)
+    patience_s = parser.parse_args().patience_s
+    server._HEADERS_S, server._IDLE_S, server._STALLED_S = [patience_s] * 3  # ty: ignore[invalid-assignment]
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    meters = Meters()
+    settings = Settings(model="pocket/ear", limits=Limits(body_s=patience_s))
+    with server.listen("127.0.0.1", 0) as place:
+        ear = checkpoint.load("pocket/ear", device="cpu")
+        app = create_app(LocalEngine(ear, meters), settings, meters, language="english")
+
+        def begin() -> None:
+            sys.addaudithook(watch)
+            print(place.getsockname()[1], flush=True)
+
+        server.run(server.make(app), place, begin)
+
+
+if __name__ == "__main__":
+    main()
