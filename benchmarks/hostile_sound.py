@@ -142,7 +142,8 @@ def _forms(draw: random.Random, world: World) -> Hostile:
             [('filename="a"', b"x")], [("", b"x")], [('name="model"', b"x")], [('name="response_format"', b"srt\xff")],
             [('name="prompt"', b"x" * 2_000_000)], [('name="temperature"', b"1e999")], [('name="\\ud800"', b"x")],
             [('name="model"; filename="m"', MODEL.encode())], [('name="stream"', b"true")],
-            [("name*=utf-8''%FF", b"x")], [("name=a\r\nX: " + "x" * 4_000_000, b"")], [("name=a" + "\r\nX: y" * 9999, b"")],
+            [("name*=utf-8''%FF", b"x")], [("name=a\r\nX: " + "x" * 4_000_000, b"")],
+            [("name=a" + "\r\nX: y" * 9999, b"")],
         )
     )  # fmt: skip
     file = ('name="file"; filename="a.wav"', world.sounds["wav"])

@@ -17,7 +17,8 @@ _ENDPOINTS = (CHAT, WRITE, "/v1/models", "/", "/nowhere", "/health")
 def _content_types(draw: random.Random, world: World) -> Hostile:
     given = draw.choice(
         (
-            "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx", "json", "/",
+            "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx",
+            "json", "/",
             "text/json", "application/", ";", "a" * 5000, "application/json\tx", "multipart/form-data; boundary=x",
         )
     )  # fmt: skip
@@ -28,7 +29,8 @@ def _content_types(draw: random.Random, world: World) -> Hostile:
 def _lengths(draw: random.Random, world: World) -> Hostile:
     given = draw.choice(
         (
-            "-1", "+5", "0x10", "1e3", "seven", "", " ", "9" * 30, str(1 << 40), "5\r\nContent-Length: 6", "5, 5", "1", "9999",
+            "-1", "+5", "0x10", "1e3", "seven", "", " ", "9" * 30, str(1 << 40), "5\r\nContent-Length: 6",
+            "5, 5", "1", "9999",
             f"{len(_BODY)}\r\nTransfer-Encoding: chunked", f"{len(_BODY)}\r\nTransfer-Encoding: x", f"{len(_BODY) + 1}",
         )
     )  # fmt: skip
@@ -115,7 +117,8 @@ def _old(draw: random.Random, world: World) -> Hostile:
 def _protocols(draw: random.Random, world: World) -> Hostile:
     said = draw.choice(
         (
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), bytes.fromhex("16030100c8010000c40303") + draw.randbytes(190),
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+            bytes.fromhex("16030100c8010000c40303") + draw.randbytes(190),
             b"SSH-2.0-OpenSSH_9\r\n", b"\x05\x01\0", b"*1\r\n$4\r\nPING\r\n", b"EHLO x\r\n", b"\0" * 500, b"JRMI\0\2K",
             draw.randbytes(3000) + b"\r\n\r\n", b"\r\n" * 20_000, b"GET\r\n\r\n", b"\x00\x00\x00\x85\xffSMB",
         )
@@ -127,10 +130,14 @@ def _protocols(draw: random.Random, world: World) -> Hostile:
 def _paths(draw: random.Random, world: World) -> Hostile:
     path = draw.choice(
         (
-            "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc%2fpasswd", "/v1/../health%00", "//health",
-            "/health/", "/v1/models/", "/v1//models", f"/{world.marker}", f"/static/{world.marker}", "/page.html", "/%00",
-            f"/{'a' * 20_000}", f"/{'%41' * 8000}", "http://elsewhere/v1/models", world.trap, "elsewhere:443", "*", "/a b",
-            "/v1/models%2f", "/v1/models;x", "/V1/MODELS", "/%ff%fe", "/\x7f", "/é", "/.git/config", "/metrics/../health",
+            "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc%2fpasswd",
+            "/v1/../health%00", "//health",
+            "/health/", "/v1/models/", "/v1//models", f"/{world.marker}", f"/static/{world.marker}",
+            "/page.html", "/%00",
+            f"/{'a' * 20_000}", f"/{'%41' * 8000}", "http://elsewhere/v1/models", world.trap, "elsewhere:443",
+            "*", "/a b",
+            "/v1/models%2f", "/v1/models;x", "/V1/MODELS", "/%ff%fe", "/\x7f", "/é", "/.git/config",
+            "/metrics/../health",
             CHAT, "/docs", "/openapi.json", "\\..\\..\\windows", "/v1/models#x", "file:///etc/passwd",
         )
     )  # fmt: skip
@@ -154,8 +161,10 @@ def _methods(draw: random.Random, world: World) -> Hostile:
 def _headers(draw: random.Random, world: World) -> Hostile:
     lines = draw.choice(
         (
-            b"X: " + b"x" * 200_000 + END, b"X: x\r\n" * 20_000, b"x" * 200_000 + b": x\r\n", b": x\r\n", b"no colon\r\n",
-            b"X: a\0b\r\n", b"X: a\rb\r\n", b" folded: x\r\n", b"Host: a\r\nHost: b\r\n", b"X\xff: \xff\r\n", b"X : x\r\n",
+            b"X: " + b"x" * 200_000 + END, b"X: x\r\n" * 20_000, b"x" * 200_000 + b": x\r\n", b": x\r\n",
+            b"no colon\r\n",
+            b"X: a\0b\r\n", b"X: a\rb\r\n", b" folded: x\r\n", b"Host: a\r\nHost: b\r\n", b"X\xff: \xff\r\n",
+            b"X : x\r\n",
             b"Range: bytes=0-" + b",0-" * 9000 + END, b"Cookie: " + b"a=b;" * 5000 + END,
         )
     )  # fmt: skip
@@ -166,7 +175,8 @@ def _headers(draw: random.Random, world: World) -> Hostile:
 def _upgrades(draw: random.Random, world: World) -> Hostile:
     lines = draw.choice(
         (
-            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
             "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
             f"Upgrade: {'x' * 2000}\r\nConnection: Upgrade", "Expect: 100-continue", "Expect: nonsense",
         )
