@@ -292,7 +292,7 @@ def test_chat_samples_by_a_seed(ear: str, world: Path, capsys: pytest.CaptureFix
 def test_sound_that_cannot_be_heard(refused: Callable[..., str], ear: str, world: Path) -> None:
     assert "nowhere.wav" in refused(1, "chat", ear, "nowhere.wav")
     assert "recipe.toml" in refused(1, "chat", ear, str(world / "recipe.toml"))
-    soundfile.write("long.wav", np.zeros(3_601 * 100), 100)
+    soundfile.write("long.wav", np.zeros(3_601 * 1_000), 1_000)
     assert "expected at most 3600 s" in refused(1, "chat", ear, "long.wav")
     Path("empty.wav").touch()
     assert "empty.wav" in refused(1, "chat", ear, "empty.wav")
