@@ -68,8 +68,8 @@ def answers_in(received: bytes) -> Iterator[Answer]:
             return rest
 
     while rest.tell() < len(received):
-        response = HTTPResponse(Socket())  # ty: ignore[invalid-argument-type]
-        response._close_conn = lambda: None  # ty: ignore[unresolved-attribute]  # the next one is still to be read
+        response = HTTPResponse(Socket())
+        response._close_conn = lambda: None  # the next one is still to be read
         try:
             response.begin()
             yield Answer(response.status, response.read())

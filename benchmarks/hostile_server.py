@@ -32,17 +32,17 @@ _TOLD = (
 
 _MOST_BYTES = 8 << 30
 """Of addresses: what asks for more breaks the server, not the machine."""
-
-
-_OWN = (tempfile.gettempdir(), sys.prefix, sys.base_prefix, str(Path(earshot.__file__).parent))
+_OWN = (sys.prefix, sys.base_prefix, str(Path(earshot.__file__).parent))
+_TEMPORARY = Path(tempfile.gettempdir())
 
 
 def watch(event: str, given: tuple[Any, ...]) -> None:
     """Tells what is none of a server's business."""
-    is_file = (
-        event == "open" and isinstance(given[0], str | bytes) and not os.fsdecode(given[0]).startswith(_OWN)
-    )
-    if event in _TOLD or is_file:
+    is_strange = event in _TOLD
+    if event == "open" and isinstance(given[0], str | bytes):
+        path = os.fsdecode(given[0])
+        is_strange = not (path.startswith(_OWN) or _TEMPORARY in (Path(path), Path(path).parent))
+    if is_strange:
         os.write(2, f"AUDIT {event} {given[:2]!r}\n".encode())
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--patience-s", type=float, default=2.0)
     patience_s = parser.parse_args().patience_s
-    server._HEADERS_S, server._IDLE_S, server._STALLED_S = [patience_s] * 3  # ty: ignore[invalid-assignment]
+    server._HEADERS_S, server._IDLE_S, server._STALLED_S = [patience_s] * 3
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     meters = Meters()
     settings = Settings(model="pocket/ear", limits=Limits(body_s=patience_s))

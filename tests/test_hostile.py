@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import random
 import socket
 import sys
@@ -33,7 +34,7 @@ from earshot.serving.hearing import Hearing
 from earshot.serving.local import LocalEngine
 from earshot.serving.meters import Meters
 from earshot.serving.refusal import Refusal
-from earshot.serving.requests import Limits, read_json
+from earshot.serving.requests import Limits, read_chat, read_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATIENCE_S = 0.4
@@ -74,6 +75,11 @@ class Victim:
             return await asyncio.gather(*(client.sent(each, self.port) for each in made))
 
         return [outcome.fault(each) for each, outcome in zip(made, asyncio.run(send()), strict=True)]
+
+    def counted(self) -> list[Any]:
+        """Requests by path and status, the server's own count."""
+        (counter,) = self.meters.requests.collect()
+        return [sample for sample in counter.samples if sample.name.endswith("_total")]
 
     def answer(self, request: bytes) -> Any:
         """To one that is none of the hostile ones."""
@@ -119,6 +125,7 @@ def test_every_kind_is_refused_and_leaves_nothing(victim: Victim, name: str) -> 
     assert victim.outcomes(name, n) == [None] * n
     assert victim.answer(good) == before
     assert before["choices"][0]["message"]["content"]
+    assert not [sample for sample in victim.counted() if sample.labels["status"][0] == "5"]
     assert victim.meters.registry.get_sample_value("earshot_requests_active") == 0
     with pytest.raises(BlockingIOError):
         victim.trap.accept()
@@ -152,6 +159,18 @@ def test_forms_have_no_charset(victim: Victim, charset: str) -> None:
     content_type = f"multipart/form-data; boundary={requests.BOUNDARY}; charset={charset}"
     request = requests.written(requests.form(('name="model"', b"x")), content_type)
     assert "names a charset" in victim.answer(request)["error"]["message"]
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_error_of_the_server(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *told, **_: errors.append(told))
+    request = requests.Hostile(sends=(requests.chat()[:-5],), then="half-closes")
+    assert asyncio.run(client.sent(request, victim.port)).told == "closed"
+    victim.answer(requests.chat(max_tokens=1))  # by then the other one is counted
+    assert {sample.labels["status"] for sample in victim.counted() if sample.value} >= {"200", "499"}
+    assert not errors
 
 
 def test_slashes_lead_to_no_other_host(victim: Victim) -> None:
@@ -231,6 +250,16 @@ def test_a_prompt_beyond_the_context_by_far_is_refused_before_it_is_read(
 
     with pytest.raises(RequestError, match=r"tokens, but with its answer it may have at most 512"):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(("n_turns", "n_sounds"), [(1, 33), (9, 29)])
+def test_sounds_are_counted(n_turns: int, n_sounds: int) -> None:
+    sounds = [requests.part(files.wav(b"\1\2" * 50))] * n_sounds
+    body = requests.asked({"messages": [requests.spoken(*sounds)] * n_turns})
+    with pytest.raises(
+        Refusal, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
+    ):
+        read_chat(json.dumps(body).encode(), "pocket/ear", Limits())
 
 
 # Sounds that wait to be heard

@@ -1,7 +1,6 @@
 """Sounds of any number of requests -> audio tokens and transcripts, heard together, the same one once."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,9 +24,6 @@ _AT_ONCE_S = 60.0
 """... and seconds of them; a single one may be longer."""
 _KNOWN_BYTES = 64 << 20
 """Audio tokens that are kept for the next turn of their conversation."""
-_COMPILED = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
-"""oneDNN keeps a compiled convolution, 0.2 MB, for each size of batch that it met: unless it is told otherwise 1,024 of
-them, which save no time that could be measured."""
 _Value = TypeVar("_Value")
 
 
@@ -58,7 +54,6 @@ class Hearing:
         self.to_hear: _Waiting[Tensor] = OrderedDict()
         self.to_write: _Waiting[str] = OrderedDict()
         self._lock = Lock()
-        os.environ.setdefault(*_COMPILED)  # read at the first convolution
 
     async def hear(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
         """The audio tokens of each sound.
