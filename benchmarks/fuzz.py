@@ -12,6 +12,7 @@ that are drawn by chance, so findings are kept byte by byte. Exit code 1 if ther
 """
 
 import argparse
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -19,6 +20,7 @@ import multiprocessing
 import random
 import re
 import resource
+import signal
 import sys
 import time
 from collections import Counter
@@ -129,6 +131,7 @@ def changed(draw: random.Random, body: bytes) -> bytes:
 def reading(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
     """Reads one input after the other from a number on, and says what came of each."""
     faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who watches ends this
     # The machine is not to suffer from what is found here.
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     for number in range(first, sys.maxsize):
@@ -236,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
         print(*outcome_of(Input(given.again.suffix[1:], given.again.read_bytes())))
         return 0
     hunt, ends_at = Hunt(given.seed, given.findings), time.monotonic() + given.seconds
-    hunt.run(lambda: time.monotonic() > ends_at)
+    with contextlib.suppress(KeyboardInterrupt):
+        hunt.run(lambda: time.monotonic() > ends_at)
     for told, n in sorted(hunt.outcomes.items()):
         print(f"{told:20}{n:8}")
     found = {
