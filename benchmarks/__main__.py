@@ -1,6 +1,6 @@
 """The benchmarks that take minutes, one after the other, and one table of what they found beside what is wanted.
 
-    python benchmarks                    # all: a quarter of an hour on two cores
+    python benchmarks                    # all: half an hour on two cores
     python benchmarks --only loss cache
 
 What is wanted and not reached is said, and so is a benchmark that fails. Two more are long and are run by hand:
@@ -85,12 +85,24 @@ def of_cache(result: dict[str, Any]) -> Iterator[Row]:
     yield Row("values/s of the slowest cache, cold", slowest, least=result["target_per_s"])
 
 
+def of_serving(result: dict[str, Any]) -> Iterator[Row]:
+    """Memory that stays what it is, four times as many answers for sixteen clients as for one."""
+    yield Row(
+        "server's memory within a minute to after its warm-up", result["soak"]["resident_growth"], most=1.1
+    )
+    yield Row("requests/s, 16 clients to one", result["ratio_16_to_1"], least=4.0)
+    for row in result["loads"]:
+        first = {way: row[way]["first_token_ms"]["p50"] for way in ("ear", "cascade")}
+        yield Row(f"first token, ear to cascade, {row['clients']} clients", first["ear"] / first["cascade"])
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "train_step": of_train_step,
     "loss": of_loss,
     "first_token": of_first_token,
     "loader": of_loader,
     "cache": of_cache,
+    "serving": of_serving,
 }
 
 

@@ -1,6 +1,6 @@
 """`earshot serve` under load: 64 clients at once, requests a second, time to the first token beside the cascade's.
 
-    python benchmarks/serving.py                                  # a quarter of an hour on two cores
+    python benchmarks/serving.py                                  # ten minutes on two cores
     python benchmarks/serving.py --json FILE
     python benchmarks/serving.py --seconds 5 --rounds 1 --loads 1 16     # a glance
 
