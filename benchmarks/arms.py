@@ -83,6 +83,7 @@ ARMS = {
         Arm(name="stacking MLP", connector=_STACK, objective=_SUFFIX, hears_noise=True),
         Arm(name="4 layers", connector={"n_layers": 4}),
         Arm(name="2 layers", connector={"n_layers": 2}),
+        Arm(name="autoregressive", connector={"form": "autoregressive"}, hears_noise=True),
         Arm(name="left", connector={"form": "left"}, hears_noise=True),
         Arm(name="right", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
         Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),
@@ -90,6 +91,7 @@ ARMS = {
         Arm(name="30 % of the speech", speech_share=0.3),
         Arm(name="10 % of the speech", speech_share=0.1),
         Arm(name="ours" + PUNCTUATED, is_punctuated=True),
+        Arm(name="autoregressive" + PUNCTUATED, connector={"form": "autoregressive"}, is_punctuated=True),
         Arm(name="left" + PUNCTUATED, connector={"form": "left"}, is_punctuated=True),
         Arm(name="right" + PUNCTUATED, connector=_RIGHT, objective=_SUFFIX, is_punctuated=True),
     )

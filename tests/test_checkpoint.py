@@ -67,7 +67,7 @@ def change(folder: Path, **keys: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-@pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
 def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
     ear = new_ear(base, form)
     earshot.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")

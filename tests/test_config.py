@@ -36,7 +36,7 @@ RECIPES = st.builds(
     prompt=st.builds(PromptSettings, system=st.none() | st.just("") | NAMES, date=st.dates().map(str)),
     connector=st.builds(
         ConnectorSettings,
-        form=st.sampled_from(["left", "anchored"]),
+        form=st.sampled_from(["left", "autoregressive", "anchored"]),
         init=st.sampled_from(["whisper", "random"]),
         n_queries=COUNTS,
         slots_per_second=POSITIVE,

@@ -22,9 +22,9 @@ from earshot.encoder import Features
 from earshot.errors import ConfigError
 
 D_LLM, D_ENCODER, N_POSITIONS = 24, 32, 64
-FORMS = ("left", "anchored", "right", "stack")
+FORMS = ("left", "autoregressive", "anchored", "right", "stack")
 every_form = pytest.mark.parametrize("form", FORMS)
-decoder_forms = pytest.mark.parametrize("form", FORMS[:3])
+decoder_forms = pytest.mark.parametrize("form", FORMS[:4])
 EXAMPLES = settings(max_examples=25)
 
 
@@ -198,6 +198,30 @@ def test_more_queries_than_positions_are_refused(form: str) -> None:
         new_connector(config, chosen(form, n_queries=N_POSITIONS + 1), D_LLM)
 
 
+def test_each_slot_is_told_what_the_one_before_it_became() -> None:
+    """By transformers' own decoder without a cache: the transcript's token in training, else the nearest embedding."""
+    made, heard, transcripts = connector("autoregressive"), features(60), said(9)
+    words = transcripts.candidates
+    decoder = tiny_whisper(n_mels=8).model.model.decoder
+    decoder.set_attn_implementation("eager")
+
+    def decoded(before: Tensor) -> Tensor:
+        told = nn.functional.pad(made.feedback(before), (0, 0, 1, 0))
+        inputs = (made.queries[: told.shape[1]] + told).expand(1, -1, -1)
+        states = decoder(inputs_embeds=inputs, encoder_hidden_states=heard.states, use_cache=False)
+        return made.projection(states.last_hidden_state)
+
+    nn.init.constant_(made.end_head.bias, -100.0)
+
+    def nearest(points: Tensor) -> Tensor:
+        return words[torch.cdist(points, words).argmin(1)]
+
+    tokens = made(heard, nearest=nearest).tokens
+    assert tokens.shape[1] > 5
+    torch.testing.assert_close(tokens, decoded(nearest(tokens[0, :-1])[None]))
+    torch.testing.assert_close(made(heard, transcripts).tokens, decoded(words[transcripts.wanted]))
+
+
 # All forms
 
 
@@ -270,6 +294,22 @@ def n_tokens(logits: list[list[float]], *lengths: int, **options) -> list[int]:
     return made(features(*lengths)).n_tokens.tolist()
 
 
+def test_no_slot_is_computed_behind_the_end_of_every_clip() -> None:
+    made = connector("autoregressive")
+    computed = []
+
+    class Ends(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            computed.append(hidden.shape[1])
+            past = len(computed) - 1 >= torch.tensor([[3.0, 5.0]]).T
+            return torch.where(past, 1.0, -1.0)[..., None].expand(-1, hidden.shape[1], 1)
+
+    made.end_head = Ends()
+    audio = made(features(200, 150))
+    assert computed[:-1] == [1] * 6  # the last call is for all slots at once
+    assert audio.tokens.shape == (2, 6, D_LLM)
+
+
 def test_the_first_slot_past_the_end_ends_the_clip() -> None:
     told = [-1.0, -1.0, 0.0, 2.0, -1.0] + [1.0] * 15
     assert n_tokens([told], 200) == [3]
@@ -300,7 +340,7 @@ def test_a_known_length_is_the_length() -> None:
     assert anchored.tokens.shape == (2, 11, D_LLM)
 
 
-@pytest.mark.parametrize("form", ["left", "anchored"])
+@pytest.mark.parametrize("form", FORMS[:3])
 def test_a_transcript_longer_than_the_queries_fills_them(form: str) -> None:
     audio = connector(form)(features(200, 10), said(3, 500))
     assert audio.n_tokens.tolist() == [3, 20]

@@ -97,7 +97,7 @@ def first_losses(recipe: Recipe) -> dict[str, float]:
     return {**dict(zip(names, sums, strict=True)), "grad_norm": float(terms["grad_norm"])}
 
 
-@pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
 def test_ranks_learn_from_a_batch_what_one_process_learns(plain: Recipe, tmp_path: Path, form: str) -> None:
     short = changed(plain, connector={"form": form}, objective={"hidden_positions": "suffix"})
     alone = first_losses(short)

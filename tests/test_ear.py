@@ -20,7 +20,7 @@ from earshot.errors import AudioError, CheckpointError, ConfigError, RequestErro
 from earshot.model import Ear, EarSettings
 
 RATE = 16_000
-FORMS = ("left", "anchored", "right", "stack")
+FORMS = ("left", "autoregressive", "anchored", "right", "stack")
 
 
 def tone(duration_s: float, pitch: float = 0.1) -> np.ndarray:
@@ -246,7 +246,7 @@ def test_what_is_heard_in_the_whole_window_is_heard_together(monkeypatch: pytest
     assert [len(batch) for batch in batches] == [3]
 
 
-@pytest.mark.parametrize("form", ["left", "anchored"])
+@pytest.mark.parametrize("form", FORMS[:3])
 def test_a_question_costs_what_its_seconds_do(form: str) -> None:
     """Encoder frames and positions of the LLM are counted, as they pass."""
     ear = tiny_ear(form)

@@ -98,7 +98,7 @@ def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
 # The probe
 
 
-@pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
 def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -> None:
     """Real bytes to predicted ones, measured at short clips, are those of longer ones."""
     objective = {"hidden_positions": "suffix"}

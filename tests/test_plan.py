@@ -36,7 +36,7 @@ from earshot.objectives import alignment_distance, end_loss, forward_kl, naming_
 from earshot.plan import ROOM, Assumptions, CostModel, cost_model, estimate, peak_flops
 from earshot.tables import to_toml
 
-FORMS = ("left", "anchored", "right", "stack")
+FORMS = ("left", "autoregressive", "anchored", "right", "stack")
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 KEPT_RTOL = 0.06
 """A GPU's autocast leaves norms in float32 where this CPU's does not, and a batch shares what a clip keeps alone."""
@@ -203,7 +203,7 @@ def kept_bytes(run: Callable[[], Any], model: nn.Module) -> tuple[Any, int]:
     return result, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("form", FORMS[:3])
+@pytest.mark.parametrize("form", FORMS[:4])
 def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) -> None:
     whisper = tiny_whisper(d_model=128)
     ear = tiny_ear(form, whisper=whisper, llm=tiny_llama(d_model=192).bfloat16(), n_queries=40)

@@ -23,7 +23,8 @@ from earshot.prompt import ChatTemplate, SoundPiece
 from earshot.serving.engine import Sound
 from earshot.serving.refusal import Refusal
 from earshot.serving.remote_prompt import RemotePrompt, RemoteTemplate, embeds_part
-from earshot.serving.remote_words import StoredWords, words_of
+from earshot.serving.remote_words import words_of
+from earshot.stored_words import StoredWords
 
 
 def sound(number: int) -> dict[str, Any]:

@@ -269,11 +269,11 @@ def batch_of(ear: Ear, rows: list[Tensor]) -> Batch:
     return Batch(features, ids, torch.tensor(n_text), n_text, features.mask.sum(1).tolist())
 
 
-@pytest.mark.parametrize("form", ["left", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
 @pytest.mark.parametrize("n_answer", [1, 3])
 def test_losses_and_gradients_are_those_of_the_live_teacher(tmp_path: Path, form: str, n_answer: int) -> None:
     ear = tiny_ear(form)
-    positions = "all" if form in ("left", "anchored") else "suffix"
+    positions = "all" if form not in ("right", "stack") else "suffix"
     settings = objective(positions, n_answer, kl_weight=0.5)
     rows = ids_of(ear)[:4]
     batch = batch_of(ear, rows)

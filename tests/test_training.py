@@ -68,7 +68,7 @@ WORDS = (
     "left",
     "my green hat",
 )
-FORMS = ("left", "anchored", "right", "stack")
+FORMS = ("left", "autoregressive", "anchored", "right", "stack")
 BFLOAT16_EPS = 2**-7
 """Relative: features that are kept are rounded to bfloat16 once, and the loss depends smoothly on them."""
 
@@ -209,7 +209,7 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
     settings = ObjectiveSettings(**objective)
     terms = distillation_terms(run.ear, batch_of(run, [0, 5, 9]), settings, leads=False)
     expected = {name for name in ("align", "name", "hidden", "kl") if getattr(settings, f"{name}_weight")}
-    expected |= {name for name, of in {"end": "left", "spot": "anchored"}.items() if form == of}
+    expected |= {"left": {"end"}, "autoregressive": {"end"}, "anchored": {"spot"}}.get(form, set())
     expected -= {name for name in ("end", "spot") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
@@ -286,7 +286,7 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: st
     for part_gb in (None, ONE_CLIP_GB):
         new = changed(
             recipe,
-            connector={"form": form, "n_queries": 40 if form in ("left", "anchored") else 6, "n_stacked": 8},
+            connector={"form": form, "n_queries": 40 if form in FORMS[:3] else 6, "n_stacked": 8},
             objective=objective,
             train={"batch_size": 12, "part_gb": part_gb, "clip_norm": 1e9},
         )

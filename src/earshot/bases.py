@@ -454,6 +454,11 @@ def embeddings(llm: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+def embedding_scale(llm: PreTrainedModel) -> float:
+    """By what the family multiplies the rows of that table."""
+    return float(getattr(embeddings(llm), "scalar_embed_scale", 1.0))
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The list that holds most of a model's weights, whatever the family calls it."""
 

@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from earshot.bases import (
     embeddings,
+    frozen_dtype,
     load_llm,
     load_whisper,
     locate,
@@ -25,6 +27,7 @@ from earshot.connector import new_connector
 from earshot.errors import CheckpointError, ConfigError
 from earshot.model import Ear, EarSettings
 from earshot.storage import written_whole
+from earshot.stored_words import stored_words
 from earshot.tables import from_table, to_table
 from earshot.version import __version__
 
@@ -167,6 +170,8 @@ def load(
         found = fingerprints(whisper.model.model.encoder, model, tokenizer)
     else:
         model = outline_llm(base.llm, base.llm_revision)
+        if settings.connector.form == "autoregressive":
+            _read_embeddings(model, base, place)
         tokenizer = read_tokenizer(base.llm, base.llm_revision)
         found = {
             "encoder": fingerprint(whisper.model.model.encoder),
@@ -183,6 +188,15 @@ def load(
         ) from error
     connector.eval().requires_grad_(False)
     return Ear(whisper, model, tokenizer, connector.to(place), settings)
+
+
+def _read_embeddings(outline: PreTrainedModel, base: BaseSettings, place: torch.device) -> None:
+    """The one table of an LLM that hearing needs, where each audio token is told what the one before it was."""
+    stored = stored_words(outline, base.llm, base.llm_revision)
+    table = embeddings(outline)
+    table.weight = nn.Parameter(stored.whole().to(place, frozen_dtype(place)), requires_grad=False)
+    for name, _ in list(table.named_buffers()):  # transformers' own copy of the scale
+        table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=place), persistent=False)
 
 
 def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:

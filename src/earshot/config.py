@@ -70,10 +70,11 @@ class BaseSettings:
 class ConnectorSettings:
     """How encoder frames become audio tokens."""
 
-    form: Literal["anchored", "left", "right", "stack"] = "left"
+    form: Literal["anchored", "autoregressive", "left", "right", "stack"] = "left"
     """anchored: each query stands for a stretch of sound in which a token was spotted; left: slot t is transcript
-    token t, with a learned end; right: the published form, so many slots always, aligned to their right end; stack:
-    frames side by side through an MLP, aligned like right."""
+    token t, with a learned end; autoregressive: the same, one slot after the other, each told what the one before it
+    became; right: the published form, so many slots always, aligned to their right end; stack: frames side by side
+    through an MLP, aligned like right."""
 
     init: Literal["whisper", "random"] = "whisper"
     """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
@@ -86,7 +87,7 @@ class ConnectorSettings:
     """Learned queries: the most slots a clip can have; in form right, the number it always has."""
 
     slots_per_second: float = 6.0
-    """Cap on the audio tokens of a clip, by its duration (forms left and anchored)."""
+    """Cap on the audio tokens of a clip, by its duration (forms whose audio tokens match the transcript's)."""
 
     dropout: float = 0.0
     """Share of values that each layer of the connector drops in training (not in form stack)."""
@@ -101,6 +102,16 @@ class ConnectorSettings:
         _check_positive("connector.slots_per_second", self.slots_per_second)
         check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
         check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
+
+    @property
+    def is_one_to_one(self) -> bool:
+        """Whether audio tokens match the transcript's one to one."""
+        return self.form in ("anchored", "autoregressive", "left")
+
+    @property
+    def learns_end(self) -> bool:
+        """Whether a head says which slot is past the last token."""
+        return self.form in ("autoregressive", "left")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +133,7 @@ class ObjectiveSettings:
     published; the alignment of a new connector gets going several times sooner with it."""
 
     end_weight: float = 1.0
-    """Weight of the cross-entropy of the learned end (form left)."""
+    """Weight of the cross-entropy of the learned end (forms left and autoregressive)."""
 
     spot_weight: float = 1.0
     """Weight of the negative log-likelihood of the transcript by what single positions say (form anchored)."""
@@ -342,9 +353,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise ConfigError for choices that exclude each other."""
         check(bool(self.out), "out", self.out, "a folder such as runs/mine")
-        one_to_one = self.connector.form in ("left", "anchored")
         check(
-            one_to_one or self.objective.hidden_positions != "all",
+            self.connector.is_one_to_one or self.objective.hidden_positions != "all",
             "objective.hidden_positions",
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",

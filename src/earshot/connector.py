@@ -1,11 +1,11 @@
 """Learned queries x encoder frames -> audio tokens, in the LLM's embedding space.
 
-It knows the sizes of the encoder's decoder and the width of the LLM, and nothing else of the two. Three forms
+It knows the sizes of the encoder's decoder and the width of the LLM, and nothing else of the two. Four forms
 share Whisper's complete decoder stack; the frame-stacking MLP is there to be compared with.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,16 +13,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import WhisperConfig
+from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoderLayer
 
 from earshot.alignment import Transcripts, align, likeliest_tokens, naming_logits, precise
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features
 from earshot.errors import ConfigError
+from earshot.feedback import Feedback, SharedTokens
 
 _SPARE_SLOTS = 2
 """Slots that even the shortest clip may have beyond what its duration allows."""
+
+Nearest = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
+"""Of each point the nearest of the LLM's embeddings."""
+_FAINT = 0.1
+"""How loud a new projection is in form autoregressive: its gradient must not undo the decoder that it starts from."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class AudioTokens:
     n_tokens: Int[Tensor, " B"]
     """How many of a clip's slots, from the first, are meant to be read; at least one."""
     end_logits: Float[Tensor, "B Q"] | None
-    """Logit of "this slot is past the last token", in form left."""
+    """Logit of "this slot is past the last token", in forms left and autoregressive."""
     spotting: Float[Tensor, " B"] | None
     """Log-likelihood of each transcript by what the single positions say, in nats; in form anchored, in training."""
 
@@ -134,8 +140,9 @@ class Connector(nn.Module):
 
     Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the
     same, but each query is first anchored to the stretch of sound in which its token is spoken (`Spotter`), and
-    there are as many slots as such stretches. Form right: as published, every slot is read, and the last one
-    holds the transcript's last token.
+    there are as many slots as such stretches. Form autoregressive: form left, slot after slot, each told the token
+    before it (`Feedback`): the transcript's in training, later the one that the slot before came nearest to. Form
+    right: as published, every slot is read, and the last one holds the transcript's last token.
 
     Source: DiVA, arXiv 2410.02678.
     """
@@ -164,17 +171,27 @@ class Connector(nn.Module):
         self.layers, self.layer_norm = stack.layers, stack.layer_norm
         self.queries = nn.Parameter(torch.randn(settings.n_queries, config.d_model) * config.init_std)
         self.positions = nn.Parameter(stack.embed_positions.weight[: settings.n_queries].detach().clone())
-        self.projection = nn.Linear(config.d_model, d_llm)
-        self.end_head = nn.Linear(config.d_model, 1) if settings.form == "left" else None
+        self.projection = self._projection(config.d_model, d_llm)
+        self.end_head = nn.Linear(config.d_model, 1) if settings.learns_end else None
+        self.feedback = Feedback(d_llm, config.d_model) if settings.form == "autoregressive" else None
         self.spotter = Spotter(config, d_llm) if settings.form == "anchored" else None
+
+    def _projection(self, d_encoder: int, d_llm: int) -> nn.Module:
+        """As published one linear layer, which is little for a decoder that is to stay what it was."""
+        if self.settings.form != "autoregressive":
+            return nn.Linear(d_encoder, d_llm)
+        return nn.Sequential(nn.Linear(d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_llm))
 
     @property
     def aligned(self) -> Literal["left", "right"]:
         """The side on which slots and transcript coincide."""
         return "right" if self.settings.form == "right" else "left"
 
-    def start_from(self, decoder: WhisperDecoder) -> None:
+    def start_from(self, decoder: WhisperDecoder, shared: SharedTokens | None = None) -> None:
         """Takes over the encoder's own decoder: its layers, the final norm, and its positions.
+
+        With tokens that it shares with the LLM, form autoregressive begins as the recogniser that the decoder is of: it
+        is told what was said so far in the words it knows, and only what is made of its states has to be learned.
 
         A stack of fewer layers takes the first, the last and those at even distances between.
 
@@ -192,6 +209,21 @@ class Connector(nn.Module):
         with torch.no_grad():
             self.positions.copy_(decoder.embed_positions.weight[: len(self.positions)])
             self.queries.copy_(mean + 0.1 * noise if self.aligned == "left" else noise)
+        if self.feedback is not None and shared is not None:
+            self._start_as_recogniser(self.feedback, decoder, shared)
+
+    def _start_as_recogniser(self, feedback: Feedback, decoder: WhisperDecoder, shared: SharedTokens) -> None:
+        feedback.fit(shared)
+        places = decoder.embed_positions.weight
+        rows = torch.arange(shared.n_before, shared.n_before + len(self.positions)).clamp(max=len(places) - 1)
+        last = list(self.projection.modules())[-1]
+        assert isinstance(last, nn.Linear), "of form autoregressive"
+        with torch.no_grad():
+            self.positions.copy_(places[rows])
+            self.queries.zero_()
+            self.queries[0].copy_(shared.begin)
+            last.weight.mul_(_FAINT)
+            last.bias.copy_(shared.read.float().mean(0))
 
     def most_tokens(self, features: Features) -> Int[Tensor, " B"]:
         """How many audio tokens each clip may have at most, by the duration that the encoder was given."""
@@ -199,15 +231,23 @@ class Connector(nn.Module):
         n_tokens = (seconds * self.settings.slots_per_second).long() + _SPARE_SLOTS
         return n_tokens.clamp(max=self.settings.n_queries)
 
-    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
+    def forward(
+        self,
+        features: Features,
+        transcripts: Transcripts | None = None,
+        nearest: Nearest = lambda points: points,
+    ) -> AudioTokens:
         """Audio tokens of a batch of clips.
 
         Args:
             features: in the type that the weights are in, unless autocast sees to that
             transcripts: in training, where they are known. There are then as many slots as the longest one needs
-                (form left: and one more to learn the end by), as far as there are queries; form right always has
-                all. Without them the end is where the connector says.
+                (and one more to learn the end by, where it is learned), as far as there are queries; form right
+                always has all. Without them the end is where the connector says.
+            nearest: for form autoregressive, which is told the embeddings that it was nearest to
         """
+        if self.feedback is not None:
+            return self._one_by_one(features, self.feedback, transcripts, nearest)
         states, mask, attended = features.states, features.mask, features.attended
         anchors = None
         if self.spotter is not None:
@@ -234,15 +274,60 @@ class Connector(nn.Module):
             return int(self.most_tokens(features).max())
         return min(transcripts.wanted.shape[1] + 1, self.settings.n_queries)
 
+    def _one_by_one(
+        self, features: Features, feedback: Feedback, transcripts: Transcripts | None, nearest: Nearest
+    ) -> AudioTokens:
+        """Form autoregressive: in training all slots at once, as what comes before each is known."""
+        n_slots = self._n_slots(features, None, transcripts)
+        if transcripts is None:
+            hidden = self._slot_after_slot(features, feedback, nearest, n_slots)
+        else:
+            said = transcripts.candidates[transcripts.wanted][:, : n_slots - 1]
+            told = feedback(functional.pad(said, (0, 0, 1, 0)))
+            told = functional.pad(told[:, 1:], (0, 0, 1, 0))  # nothing comes before the first slot
+            queries = (self.queries + self.positions)[: told.shape[1]] + told
+            hidden = self._decode(queries, features.states, features.attended)
+        assert self.end_head is not None, "form autoregressive learns its end"
+        end_logits = self.end_head(hidden)[..., 0]
+        return AudioTokens(
+            tokens=self.projection(hidden),
+            n_tokens=self._n_tokens(None, end_logits, features, n_slots, transcripts),
+            end_logits=end_logits,
+            spotting=None,
+        )
+
+    def _slot_after_slot(
+        self, features: Features, feedback: Feedback, nearest: Nearest, n_slots: int
+    ) -> Float[Tensor, "B Q E"]:
+        """The slots up to the one at which every clip is over."""
+        assert self.end_head is not None, "form autoregressive learns its end"
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        queries = (self.queries + self.positions)[:n_slots].expand(len(features.states), -1, -1)
+        is_over = torch.zeros(len(features.states), dtype=torch.bool, device=queries.device)
+        slots, query = [], queries[:, :1]
+        for slot in range(n_slots):
+            slots.append(self._decode(query, features.states, features.attended, cache))
+            is_over = is_over | (self.end_head(slots[-1])[:, 0, 0] > 0)
+            if slot + 1 == n_slots or bool(is_over.all()):
+                break
+            said = nearest(self.projection(slots[-1])[:, 0])
+            query = queries[:, slot + 1, None] + feedback(said)[:, None]
+        return torch.cat(slots, dim=1)
+
     def _decode(
         self,
         hidden: Float[Tensor, "B Q E"],
         states: Float[Tensor, "B S E"],
         attended: Bool[Tensor, "B 1 1 S"] | None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Float[Tensor, "B Q E"]:
         for layer in self.layers:
             hidden = layer(
-                hidden, encoder_hidden_states=states, encoder_attention_mask=attended, use_cache=False
+                hidden,
+                encoder_hidden_states=states,
+                encoder_attention_mask=attended,
+                past_key_values=cache,
+                use_cache=cache is not None,
             )
         return self.layer_norm(hidden)
 
@@ -283,11 +368,16 @@ class StackingConnector(nn.Module):
             nn.Linear(4 * whisper.d_model, d_llm),
         )
 
-    def start_from(self, decoder: WhisperDecoder) -> None:
+    def start_from(self, decoder: WhisperDecoder, shared: SharedTokens | None = None) -> None:
         """Nothing to take over: an MLP has no counterpart in the decoder."""
 
-    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
-        """Audio tokens of a batch of clips, from the first slot of each; transcripts change nothing."""
+    def forward(
+        self,
+        features: Features,
+        transcripts: Transcripts | None = None,
+        nearest: Nearest | None = None,
+    ) -> AudioTokens:
+        """Audio tokens of a batch of clips, from the first slot of each; transcripts and `nearest` change nothing."""
         n_stacked = self.settings.n_stacked
         states = features.states.to(next(self.parameters()).dtype) * features.mask[..., None]
         states = functional.pad(states, (0, 0, 0, -states.shape[1] % n_stacked))  # S to a multiple of n

@@ -21,6 +21,7 @@ from earshot.audio import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, sp
 from earshot.bases import (
     Whisper,
     embed,
+    embedding_scale,
     embeddings,
     load_llm,
     load_whisper,
@@ -36,6 +37,7 @@ from earshot.errors import CheckpointError
 from earshot.generate import Prompt, Reaction
 from earshot.prompt import ChatTemplate, Piece, SoundPiece, TextPiece
 from earshot.reading import Reader
+from earshot.vocabularies import shared_tokens
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
@@ -99,9 +101,12 @@ class Ear:
         whisper = load_whisper(base.encoder, base.encoder_revision, place, on_host=on_host)
         llm, tokenizer = load_llm(base.llm, base.llm_revision, place, bits=llm_bits, on_host=on_host)
         connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim)
+        connector = connector.float().to(place).eval()
         if settings.connector.init == "whisper":
-            connector.start_from(whisper.model.model.decoder)
-        return cls(whisper, llm, tokenizer, connector.float().to(place).eval(), settings)
+            begins = settings.connector.form == "autoregressive"
+            shared = shared_tokens(whisper, llm, tokenizer) if begins else None
+            connector.start_from(whisper.model.model.decoder, shared)
+        return cls(whisper, llm, tokenizer, connector, settings)
 
     @property
     def device(self) -> torch.device:
@@ -157,9 +162,22 @@ class Ear:
 
     def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
-            audio = self.connector(self.features(windows))
+            audio = self.connector(self.features(windows), nearest=self._nearest)
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
+
+    def _nearest(self, points: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Of each point the nearest of the LLM's embeddings."""
+        table, scale = embeddings(self.llm).weight, embedding_scale(self.llm)
+        with torch.autocast(self.device.type, enabled=False):
+            likeness = (points / scale).to(table.dtype) @ table.T  # (B, V)
+            distances = self._squares - 2 * likeness.float()
+        return self.embed(distances.argmin(1))
+
+    @cached_property
+    def _squares(self) -> Float[Tensor, " V"]:
+        """Squared norms of the LLM's embeddings, unscaled."""
+        return embeddings(self.llm).weight.float().square().sum(1)
 
     def _in_windows(
         self,

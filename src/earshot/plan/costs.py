@@ -151,7 +151,7 @@ class CostModel:
 
     def n_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Slots that the connector computes for a clip."""
-        if self.settings.form == "left":  # one more to learn the end by
+        if self.settings.learns_end:  # one more to learn the end by
             return np.minimum(np.asarray(n_tokens) + 1, self.settings.n_queries)
         return self.n_heard(n_positions, n_tokens)
 
@@ -271,7 +271,7 @@ def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
     config.max_target_positions = max(config.max_target_positions, n_slots)
     with torch.device("meta"):
         connector = new_connector(config, replace(settings, n_queries=n_slots), shapes.d_llm).train()
-    n_text = n_slots - (settings.form == "left")
+    n_text = n_slots - settings.learns_end
     dtype = shapes.llm.dtype
     transcripts = Transcripts(
         n_tokens=torch.tensor([n_text]),

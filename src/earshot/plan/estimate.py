@@ -170,7 +170,7 @@ class _Planned:
 
     def tokens(self, length_s: float) -> float:
         """Tokens of a transcript as dense as the mean one, as far as there are queries for them."""
-        most = self.recipe.connector.n_queries - (self.recipe.connector.form == "left")
+        most = self.recipe.connector.n_queries - self.recipe.connector.learns_end
         return min(self.assumed.n_tokens * length_s / self.assumed.clip_s, float(max(1, most)))
 
     def kinds(self) -> list[tuple[float, float, float]]:

@@ -289,7 +289,7 @@ class Examples:
             raise DataError(
                 f"{name}: the transcript {text!r} {trouble}; write it another way or leave it out"
             )
-        if self.connector.form == "left" and len(split.text) >= self.connector.n_queries:
+        if self.connector.learns_end and len(split.text) >= self.connector.n_queries:
             raise DataError(  # a learned end needs a slot behind the last token, or there is nothing to learn it by
                 f"{name}: the transcript has {len(split.text)} tokens, but connector.n_queries is"
                 f" {self.connector.n_queries}; expected at least one query more than tokens"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from earshot import checkpoint
-from earshot.config import ObjectiveSettings, Recipe
+from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
 from earshot.data.sampler import BatchSampler, Draw
 from earshot.data.sources import open_speech
 from earshot.data.speech import Speech
@@ -149,7 +149,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     run = Run(
         recipe=recipe,
         ear=ear,
-        learner=_learner(ear.connector, recipe.connector.form, recipe.objective, others),
+        learner=_learner(ear.connector, recipe.connector, recipe.objective, others),
         examples=examples,
         teacher=Teacher(ear, recipe.objective, read, reads_together=is_sharded),
         optimizer=new_optimizer(ear.connector, recipe.train),
@@ -187,19 +187,21 @@ def new_sampler(speech: Speech, recipe: Recipe) -> BatchSampler:
     )
 
 
-def _learner(connector: nn.Module, form: str, objective: ObjectiveSettings, others: Ranks) -> nn.Module:
+def _learner(
+    connector: nn.Module, settings: ConnectorSettings, objective: ObjectiveSettings, others: Ranks
+) -> nn.Module:
     if not others.are_many:
         return connector
-    for name in _idle_parts(form, objective):  # ranks would wait for their gradients for ever
+    for name in _idle_parts(settings, objective):  # ranks would wait for their gradients for ever
         connector.get_submodule(name).requires_grad_(False)
     return DistributedDataParallel(connector)
 
 
-def _idle_parts(form: str, objective: ObjectiveSettings) -> tuple[str, ...]:
+def _idle_parts(settings: ConnectorSettings, objective: ObjectiveSettings) -> tuple[str, ...]:
     """What of a connector nothing is learned by, as the only term that teaches it has no weight."""
-    if form == "left" and not objective.end_weight:
+    if settings.learns_end and not objective.end_weight:
         return ("end_head",)
-    if form == "anchored" and not objective.spot_weight:
+    if settings.form == "anchored" and not objective.spot_weight:
         return ("spotter.is_spoken", "spotter.token")
     return ()
 

@@ -1,0 +1,31 @@
+"""Which tokens a speech recogniser and an LLM have in common."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from earshot.bases import Whisper, embed
+from earshot.feedback import SharedTokens
+
+
+def shared_tokens(
+    whisper: Whisper, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> SharedTokens | None:
+    """The tokens that both vocabularies spell alike; None if there are none.
+
+    SentencePiece's mark for a space is taken for that of byte-level BPE, which Whisper has.
+    """
+    written = whisper.tokenizer.get_vocab()
+    spelled = ((token.replace("\u2581", "\u0120"), number) for token, number in tokenizer.get_vocab().items())
+    pairs = sorted((number, written[token]) for token, number in spelled if token in written)
+    if not pairs:
+        return None
+    embeddings = whisper.model.model.decoder.embed_tokens.weight
+    start = [whisper.config.decoder_start_token_id]
+    *before, begin = getattr(whisper.tokenizer, "prefix_tokens", start)
+    with torch.no_grad():
+        return SharedTokens(
+            written=embeddings[[number for _, number in pairs]],
+            read=embed(llm, torch.tensor([number for number, _ in pairs], device=llm.device)),
+            begin=embeddings[begin],
+            n_before=len(before),
+        )
