@@ -42,6 +42,7 @@ NO_INPUT = {"objective.align_weight": 0.0, "objective.name_weight": 0.0, "object
 KL = {"objective.hidden_weight": 0.0, "objective.kl_weight": 0.1}
 COMMAS = {"data.source": ["commas.parquet"], "data.feature_cache": "features-punctuated"}
 FULL = {"base.encoder_window": "full", "data.feature_cache": "features-full"}
+ONE_BY_ONE = {"connector.form": "autoregressive", "train.peak_lr": 7e-4}
 CHANGES: dict[str, dict[str, Any]] = {
     "ours": {},
     "hidden only": NO_INPUT,
@@ -60,6 +61,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "4 layers": {"connector.n_layers": 4},
     "2 layers": {"connector.n_layers": 2},
+    "autoregressive": ONE_BY_ONE,
     "left": {"connector.form": "left"},
     "right": RIGHT,
     "published": RIGHT
@@ -73,6 +75,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "30 % of the speech": {"data.n_clips": 3210},
     "10 % of the speech": {"data.n_clips": 1070},
     "ours, punctuated": COMMAS,
+    "autoregressive, punctuated": COMMAS | ONE_BY_ONE,
     "left, punctuated": COMMAS | {"connector.form": "left"},
     "right, punctuated": COMMAS | RIGHT,
 }

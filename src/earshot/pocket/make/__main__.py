@@ -39,7 +39,7 @@ DISTILLATION = Clips(
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
 BROAD = replace(DISTILLATION, name="broad", chunks=range(5_000, 5_240))
 """Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
-VOICES = replace(DISTILLATION, name="voices", chunks=range(6_000, 6_144), mbrola_share=0.4)
+VOICES = replace(DISTILLATION, name="voices", chunks=range(7_000, 7_105), mbrola_share=0.2)
 """By more voices, MBROLA's among them: for `--noisy`."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (
@@ -93,18 +93,21 @@ def broad_recipe(build: Path, manifest: Path) -> Recipe:
 
 
 def noisy_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
-    """From the ear that comes with earshot on: more voices, three of four clips in babble or steady noise.
+    """An ear of form autoregressive, three of five clips in babble or steady noise; 4 GB of features.
 
-    An experiment in robustness; LOG.md has what came of it.
+    LOG.md has what came of it.
     """
-    recipe = broad_recipe(build, manifest)
+    recipe = load_recipe(POCKET / "recipe.toml")
     return replace(
         recipe,
         out=str(build / "noisy"),
-        objective=replace(recipe.objective, lead_share=0.85),
-        data=replace(recipe.data, feature_cache=None, n_workers=1),
-        augment=replace(recipe.augment, noise_share=0.75, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
-        train=replace(recipe.train, start="pocket/ear", n_steps=6_000, peak_lr=1.2e-3),
+        connector=replace(recipe.connector, form="autoregressive"),
+        objective=replace(recipe.objective, lead_share=0.6),
+        data=replace(
+            recipe.data, source=(str(manifest),), n_views=3, feature_cache=str(build / "noisy-features")
+        ),
+        augment=replace(recipe.augment, noise_share=0.6, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
+        train=replace(recipe.train, n_steps=14_000, peak_lr=1e-3),
     )
 
 
@@ -149,9 +152,7 @@ def make(build: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m earshot.pocket.make", description=__doc__.split("\n")[0])
     parser.add_argument("build", type=Path, help="folder for what is made on the way (30 GB)")
-    parser.add_argument(
-        "--noisy", action="store_true", help="train the ear further, in noise, into BUILD/noisy"
-    )
+    parser.add_argument("--noisy", action="store_true", help="only train an ear in noise, BUILD/noisy")
     parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
     arguments = parser.parse_args()
     if arguments.noisy:
