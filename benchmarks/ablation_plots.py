@@ -8,13 +8,17 @@ from arms import OURS
 from labels import apart
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
-from measures import N_SLOTS_MEASURED
+from matplotlib.ticker import MultipleLocator, ScalarFormatter
 
-SLOT_ARMS = {OURS: "ours: anchored", "left": "left, learned end", "right": "right, 64 slots"}
+SLOT_ARMS = {
+    OURS: "ours: anchored",
+    "autoregressive": "autoregressive, told the words before",
+    "left": "left, learned end",
+    "right": "right, 64 slots",
+}
 """The arms whose slots are compared, and what the picture calls them."""
 _SIDES = ("from the start", "from the end")
-_COLOURS = ("#1b6ca8", "#d1701f", "#5a8f3c")
+_COLOURS = ("#1b6ca8", "#8e4f9e", "#d1701f", "#5a8f3c")
 _GREY, _LIGHT = "#5f6368", "#c9cdd2"
 _LABEL_GAP = 0.042
 """Least distance of two labels, as a share of the axes' height: a line of their letters."""
@@ -105,7 +109,7 @@ def slots_figure(found: Mapping[str, Any]) -> Figure:
                 axes.plot(shown, "o-", color=colour, markersize=4, label=f"{label} (n {len(runs)})")
         axes.set_xlabel(f"token, counted {side}")
         axes.set_ylim(0, None)
-        axes.set_xticks(range(0, N_SLOTS_MEASURED, 2))
+        axes.xaxis.set_major_locator(MultipleLocator(2))
         _dress(axes)
     if panels[0].has_data():
         panels[0].legend(frameon=False, fontsize=9)
