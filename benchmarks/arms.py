@@ -88,6 +88,11 @@ ARMS = {
         Arm(name="4 layers", connector={"n_layers": 4}),
         Arm(name="2 layers", connector={"n_layers": 2}),
         Arm(name="autoregressive", connector=_ONE_BY_ONE, peak_lr=_GENTLE_LR, hears_noise=True),
+        Arm(
+            name="autoregressive, random init",
+            connector=_ONE_BY_ONE | {"init": "random"},
+            peak_lr=_GENTLE_LR,
+        ),
         Arm(name="left", connector={"form": "left"}, hears_noise=True),
         Arm(name="right", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
         Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),

@@ -62,6 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "4 layers": {"connector.n_layers": 4},
     "2 layers": {"connector.n_layers": 2},
     "autoregressive": ONE_BY_ONE,
+    "autoregressive, random init": ONE_BY_ONE | {"connector.init": "random"},
     "left": {"connector.form": "left"},
     "right": RIGHT,
     "published": RIGHT

@@ -456,7 +456,8 @@ def embeddings(llm: PreTrainedModel) -> nn.Embedding:
 
 def embedding_scale(llm: PreTrainedModel) -> float:
     """By what the family multiplies the rows of that table."""
-    return float(getattr(embeddings(llm), "scalar_embed_scale", 1.0))
+    table = embeddings(llm)
+    return float(getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0)))
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -470,7 +471,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def embed(llm: PreTrainedModel, ids: Any) -> Float[Tensor, "... D"]:
     """What the LLM's first layer is given for these ids, any scaling of the embeddings included."""
-    return embeddings(llm)(torch.as_tensor(ids, dtype=torch.long, device=llm.device))
+    table = embeddings(llm)
+    return table(torch.as_tensor(ids, dtype=torch.long, device=table.weight.device))
 
 
 def next_token_logits(llm: PreTrainedModel, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

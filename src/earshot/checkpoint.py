@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from earshot.bases import (
     embeddings,
-    frozen_dtype,
     load_llm,
     load_whisper,
     locate,
@@ -194,7 +193,7 @@ def _read_embeddings(outline: PreTrainedModel, base: BaseSettings, place: torch.
     """The one table of an LLM that hearing needs, where each audio token is told what the one before it was."""
     stored = stored_words(outline, base.llm, base.llm_revision)
     table = embeddings(outline)
-    table.weight = nn.Parameter(stored.whole().to(place, frozen_dtype(place)), requires_grad=False)
+    table.weight = nn.Parameter(stored.whole().to(place, outline.dtype), requires_grad=False)
     for name, _ in list(table.named_buffers()):  # transformers' own copy of the scale
         table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=place), persistent=False)
 

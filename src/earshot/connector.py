@@ -136,7 +136,7 @@ class Spotter(nn.Module):
 
 
 class Connector(nn.Module):
-    """Whisper's decoder stack on learned queries in place of token embeddings, then one linear projection.
+    """Whisper's decoder stack on learned queries in place of token embeddings, then a projection.
 
     Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the
     same, but each query is first anchored to the stretch of sound in which its token is spoken (`Spotter`), and
@@ -187,11 +187,8 @@ class Connector(nn.Module):
         """The side on which slots and transcript coincide."""
         return "right" if self.settings.form == "right" else "left"
 
-    def start_from(self, decoder: WhisperDecoder, shared: SharedTokens | None = None) -> None:
+    def start_from(self, decoder: WhisperDecoder) -> None:
         """Takes over the encoder's own decoder: its layers, the final norm, and its positions.
-
-        With tokens that it shares with the LLM, form autoregressive begins as the recogniser that the decoder is of: it
-        is told what was said so far in the words it knows, and only what is made of its states has to be learned.
 
         A stack of fewer layers takes the first, the last and those at even distances between.
 
@@ -209,17 +206,20 @@ class Connector(nn.Module):
         with torch.no_grad():
             self.positions.copy_(decoder.embed_positions.weight[: len(self.positions)])
             self.queries.copy_(mean + 0.1 * noise if self.aligned == "left" else noise)
-        if self.feedback is not None and shared is not None:
-            self._start_as_recogniser(self.feedback, decoder, shared)
 
-    def _start_as_recogniser(self, feedback: Feedback, decoder: WhisperDecoder, shared: SharedTokens) -> None:
-        feedback.fit(shared)
-        places = decoder.embed_positions.weight
-        rows = torch.arange(shared.n_before, shared.n_before + len(self.positions)).clamp(max=len(places) - 1)
+    def start_as_recogniser(self, decoder: WhisperDecoder, shared: SharedTokens) -> None:
+        """Begins, in form autoregressive, as the recogniser that the decoder is of, which was taken over.
+
+        It is told what was said so far in the words it knows, and only what is made of its states has to be learned.
+        """
+        assert self.feedback is not None, "of form autoregressive"
         last = list(self.projection.modules())[-1]
         assert isinstance(last, nn.Linear), "of form autoregressive"
+        self.feedback.fit(shared)
+        places = decoder.embed_positions.weight
+        rows = torch.arange(shared.n_before, shared.n_before + len(self.positions)).clamp(max=len(places) - 1)
         with torch.no_grad():
-            self.positions.copy_(places[rows])
+            self.positions.copy_(places[rows.to(places.device)])
             self.queries.zero_()
             self.queries[0].copy_(shared.begin)
             last.weight.mul_(_FAINT)
@@ -244,7 +244,8 @@ class Connector(nn.Module):
             transcripts: in training, where they are known. There are then as many slots as the longest one needs
                 (and one more to learn the end by, where it is learned), as far as there are queries; form right
                 always has all. Without them the end is where the connector says.
-            nearest: for form autoregressive, which is told the embeddings that it was nearest to
+            nearest: for form autoregressive without transcripts, which is told the embeddings that its audio tokens
+                came nearest to; by default the audio tokens themselves
         """
         if self.feedback is not None:
             return self._one_by_one(features, self.feedback, transcripts, nearest)
@@ -280,39 +281,46 @@ class Connector(nn.Module):
         """Form autoregressive: in training all slots at once, as what comes before each is known."""
         n_slots = self._n_slots(features, None, transcripts)
         if transcripts is None:
-            hidden = self._slot_after_slot(features, feedback, nearest, n_slots)
+            tokens, end_logits = self._slot_after_slot(features, feedback, nearest, n_slots)
         else:
             said = transcripts.candidates[transcripts.wanted][:, : n_slots - 1]
             told = feedback(functional.pad(said, (0, 0, 1, 0)))
             told = functional.pad(told[:, 1:], (0, 0, 1, 0))  # nothing comes before the first slot
             queries = (self.queries + self.positions)[: told.shape[1]] + told
-            hidden = self._decode(queries, features.states, features.attended)
-        assert self.end_head is not None, "form autoregressive learns its end"
-        end_logits = self.end_head(hidden)[..., 0]
+            tokens, end_logits = self._read_off(self._decode(queries, features.states, features.attended))
         return AudioTokens(
-            tokens=self.projection(hidden),
+            tokens=tokens,
             n_tokens=self._n_tokens(None, end_logits, features, n_slots, transcripts),
             end_logits=end_logits,
             spotting=None,
         )
 
+    def _read_off(
+        self, hidden: Float[Tensor, "B Q E"]
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
+        """Audio tokens, and the logits of the end."""
+        assert self.end_head is not None, "form autoregressive learns its end"
+        return self.projection(hidden), self.end_head(hidden)[..., 0]
+
     def _slot_after_slot(
         self, features: Features, feedback: Feedback, nearest: Nearest, n_slots: int
-    ) -> Float[Tensor, "B Q E"]:
-        """The slots up to the one at which every clip is over."""
-        assert self.end_head is not None, "form autoregressive learns its end"
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
+        """Audio tokens and logits of the end, up to the slot at which every clip is over or has all it may have."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         queries = (self.queries + self.positions)[:n_slots].expand(len(features.states), -1, -1)
-        is_over = torch.zeros(len(features.states), dtype=torch.bool, device=queries.device)
-        slots, query = [], queries[:, :1]
+        most, slots = self.most_tokens(features), []
+        is_over = torch.zeros_like(most, dtype=torch.bool)
+        query = queries[:, :1]
         for slot in range(n_slots):
-            slots.append(self._decode(query, features.states, features.attended, cache))
-            is_over = is_over | (self.end_head(slots[-1])[:, 0, 0] > 0)
-            if slot + 1 == n_slots or bool(is_over.all()):
+            hidden = self._decode(query, features.states, features.attended, cache)
+            slots.append(self._read_off(hidden))
+            token, end_logit = slots[-1]
+            is_over = is_over | (end_logit[:, 0] > 0) | (slot + 1 >= most)
+            if bool(is_over.all()):
                 break
-            said = nearest(self.projection(slots[-1])[:, 0])
-            query = queries[:, slot + 1, None] + feedback(said)[:, None]
-        return torch.cat(slots, dim=1)
+            query = queries[:, slot + 1, None] + feedback(nearest(token[:, 0]))[:, None]
+        tokens, end_logits = zip(*slots, strict=True)
+        return torch.cat(tokens, dim=1), torch.cat(end_logits, dim=1)
 
     def _decode(
         self,
@@ -368,7 +376,7 @@ class StackingConnector(nn.Module):
             nn.Linear(4 * whisper.d_model, d_llm),
         )
 
-    def start_from(self, decoder: WhisperDecoder, shared: SharedTokens | None = None) -> None:
+    def start_from(self, decoder: WhisperDecoder) -> None:
         """Nothing to take over: an MLP has no counterpart in the decoder."""
 
     def forward(

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from earshot.bases import Whisper, embed
+from earshot.bases import Whisper, embed, embeddings
 from earshot.feedback import SharedTokens
 
 
@@ -14,18 +14,21 @@ def shared_tokens(
 
     SentencePiece's mark for a space is taken for that of byte-level BPE, which Whisper has.
     """
-    written = whisper.tokenizer.get_vocab()
+    written, n_rows = whisper.tokenizer.get_vocab(), embeddings(llm).num_embeddings
     spelled = ((token.replace("\u2581", "\u0120"), number) for token, number in tokenizer.get_vocab().items())
-    pairs = sorted((number, written[token]) for token, number in spelled if token in written)
+    pairs = sorted(
+        (number, written[token]) for token, number in spelled if token in written and number < n_rows
+    )
     if not pairs:
         return None
-    embeddings = whisper.model.model.decoder.embed_tokens.weight
+    told = whisper.model.model.decoder.embed_tokens.weight
     start = [whisper.config.decoder_start_token_id]
     *before, begin = getattr(whisper.tokenizer, "prefix_tokens", start)
     with torch.no_grad():
         return SharedTokens(
-            written=embeddings[[number for _, number in pairs]],
+            written=told[[number for _, number in pairs]],
             read=embed(llm, torch.tensor([number for number, _ in pairs], device=llm.device)),
-            begin=embeddings[begin],
-            n_before=len(before),
+            begin=told[begin],
+            # Of several languages it is told which one, and what to do; tokenizers do not say so by themselves.
+            n_before=max(len(before), 3 if whisper.is_multilingual else 0),
         )
