@@ -107,7 +107,7 @@ def noisy_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
             recipe.data, source=(str(manifest),), n_views=3, feature_cache=str(build / "noisy-features")
         ),
         augment=replace(recipe.augment, noise_share=0.6, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
-        train=replace(recipe.train, n_steps=14_000, peak_lr=1e-3),
+        train=replace(recipe.train, n_steps=11_000, peak_lr=1e-3),
     )
 
 
