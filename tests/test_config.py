@@ -160,7 +160,7 @@ def test_a_whole_number_is_a_number() -> None:
         ('[prompt]\ndate = "2024-02-30"', "prompt.date is '2024-02-30'"),
         (
             '[connector]\nform = "up"',
-            "connector.form is 'up', expected one of 'anchored', 'left', 'right', 'stack'",
+            "connector.form is 'up', expected one of 'anchored', 'autoregressive', 'left', 'right', 'stack'",
         ),
         ("[connector]\nform = []", "connector.form is [], expected one of"),
         ("[connector]\nn_queries = 0", "connector.n_queries is 0, expected at least 1"),
