@@ -227,9 +227,9 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         _, in_llm = kept_bytes(
             lambda m=middle, n=n_heard: ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
         )
-        slots = costs.n_slots(n_positions, n_tokens)
+        rows = costs.n_slots(n_positions, n_tokens) + costs.n_prompt
         kept = costs.connector.kept
-        expected = kept.constant + n_clips * (kept(slots, n_positions, n_tokens) - kept.constant)
+        expected = kept.constant + n_clips * (kept(rows, n_positions, n_tokens) - kept.constant)
         assert expected == pytest.approx(in_connector, rel=KEPT_RTOL)
         student = costs.student(costs.n_heard(n_positions, n_tokens), n_tokens)
         assert costs.llm.kept(*student, n_clips) == pytest.approx(in_llm, rel=KEPT_RTOL)

@@ -27,6 +27,7 @@ from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
 from earshot.connector import new_connector
 from earshot.model import Ear, EarSettings
 from earshot.pocket.make.tokens import WHISPER_SPECIAL
+from earshot.vocabularies import shared_tokens
 
 INIT_STD = 0.2
 """Ten times the usual: with the usual one, widths this small let hardly anything through."""
@@ -152,7 +153,8 @@ def tiny_ear(
     )
     torch.manual_seed(seed)
     d_llm: Any = llm.get_input_embeddings().embedding_dim
-    made = new_connector(whisper.config, settings.connector, d_llm)
+    shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
+    made = new_connector(whisper.config, settings.connector, d_llm, shared)
     if settings.connector.init == "whisper":
         made.start_from(whisper.model.model.decoder)
     return Ear(whisper, llm, tokenizer, made, settings)

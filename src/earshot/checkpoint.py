@@ -29,6 +29,7 @@ from earshot.storage import written_whole
 from earshot.stored_words import stored_words
 from earshot.tables import from_table, to_table
 from earshot.version import __version__
+from earshot.vocabularies import shared_tokens
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -169,7 +170,7 @@ def load(
         found = fingerprints(whisper.model.model.encoder, model, tokenizer)
     else:
         model = outline_llm(base.llm, base.llm_revision)
-        if settings.connector.form == "autoregressive":
+        if settings.connector.knows_words:
             _read_embeddings(model, base, place)
         tokenizer = read_tokenizer(base.llm, base.llm_revision)
         found = {
@@ -178,7 +179,8 @@ def load(
         }
     _check_bases(found, config["fingerprints"], base, folder)
     try:
-        connector = new_connector(whisper.config, settings.connector, embeddings(model).embedding_dim)
+        shared = shared_tokens(settings.connector, whisper, model, tokenizer)
+        connector = new_connector(whisper.config, settings.connector, embeddings(model).embedding_dim, shared)
         connector.load_state_dict(weights)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
@@ -190,7 +192,7 @@ def load(
 
 
 def _read_embeddings(outline: PreTrainedModel, base: BaseSettings, place: torch.device) -> None:
-    """The one table of an LLM that hearing needs, where each audio token is told what the one before it was."""
+    """The one table of an LLM that hearing may need: the words that a connector has in common with it."""
     stored = stored_words(outline, base.llm, base.llm_revision)
     table = embeddings(outline)
     table.weight = nn.Parameter(stored.whole().to(place, outline.dtype), requires_grad=False)

@@ -109,6 +109,11 @@ class ConnectorSettings:
         return self.form in ("anchored", "autoregressive", "left")
 
     @property
+    def knows_words(self) -> bool:
+        """Whether it says the words of the encoder's decoder as far as the LLM has them too."""
+        return self.form == "autoregressive" and self.init == "whisper"
+
+    @property
     def learns_end(self) -> bool:
         """Whether a head says which slot is past the last token."""
         return self.form in ("autoregressive", "left")

@@ -5,7 +5,7 @@ share Whisper's complete decoder stack; the frame-stacking MLP is there to be co
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,15 +20,10 @@ from earshot.alignment import Transcripts, align, likeliest_tokens, naming_logit
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features
 from earshot.errors import ConfigError
-from earshot.feedback import Feedback, SharedTokens
+from earshot.words import SharedTokens, Words
 
 _SPARE_SLOTS = 2
 """Slots that even the shortest clip may have beyond what its duration allows."""
-
-Nearest = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]
-"""Of each point the nearest of the LLM's embeddings."""
-_FAINT = 0.1
-"""How loud a new projection is in form autoregressive: its gradient must not undo the decoder that it starts from."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,8 @@ class AudioTokens:
     end_logits: Float[Tensor, "B Q"] | None
     """Logit of "this slot is past the last token", in forms left and autoregressive."""
     spotting: Float[Tensor, " B"] | None
-    """Log-likelihood of each transcript by what the single positions say, in nats; in form anchored, in training."""
+    """Log-likelihood of each transcript in nats, in training: in form anchored by what the single positions say, in
+    form autoregressive by the words that are known."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,8 @@ class Spotter(nn.Module):
         d_encoder = whisper.d_model
         self.neighbourhood = nn.Conv1d(d_encoder, d_encoder, kernel_size=5, padding=2)
         self.is_spoken = nn.Linear(d_encoder, 1)
-        self.token = nn.Sequential(
-            nn.Linear(d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_llm)
-        )
-        self.to_query = nn.Sequential(
-            nn.Linear(2 * d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_encoder)
-        )
+        self.token = _mlp(d_encoder, 4 * d_encoder, d_llm)
+        self.to_query = _mlp(2 * d_encoder, 4 * d_encoder, d_encoder)
         self.dropout = nn.Dropout(whisper.dropout)
         self.context = WhisperEncoderLayer(whisper)
         nn.init.constant_(self.is_spoken.bias, -2.5)  # of fifty positions a second about four speak
@@ -141,13 +133,20 @@ class Connector(nn.Module):
     Form left: slot t holds transcript token t and a head says where the sentence is over. Form anchored: the
     same, but each query is first anchored to the stretch of sound in which its token is spoken (`Spotter`), and
     there are as many slots as such stretches. Form autoregressive: form left, slot after slot, each told the token
-    before it (`Feedback`): the transcript's in training, later the one that the slot before came nearest to. Form
+    before it: the transcript's in training, later the audio token of the slot before. It begins as the recogniser that
+    the decoder is of, as far as that has `Words` in common with the LLM, and what it learns is added to that. Form
     right: as published, every slot is read, and the last one holds the transcript's last token.
 
     Source: DiVA, arXiv 2410.02678.
     """
 
-    def __init__(self, whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int) -> None:
+    def __init__(
+        self,
+        whisper: WhisperConfig,
+        settings: ConnectorSettings,
+        d_llm: int,
+        shared: SharedTokens | None = None,
+    ) -> None:
         super().__init__()
         if settings.n_queries > whisper.max_target_positions:
             raise ConfigError(
@@ -171,16 +170,49 @@ class Connector(nn.Module):
         self.layers, self.layer_norm = stack.layers, stack.layer_norm
         self.queries = nn.Parameter(torch.randn(settings.n_queries, config.d_model) * config.init_std)
         self.positions = nn.Parameter(stack.embed_positions.weight[: settings.n_queries].detach().clone())
-        self.projection = self._projection(config.d_model, d_llm)
+        self.projection: nn.Module = nn.Linear(config.d_model, d_llm)
         self.end_head = nn.Linear(config.d_model, 1) if settings.learns_end else None
-        self.feedback = Feedback(d_llm, config.d_model) if settings.form == "autoregressive" else None
         self.spotter = Spotter(config, d_llm) if settings.form == "anchored" else None
+        self.feedback, self.words, self.prompt = None, None, None
+        if settings.form == "autoregressive":
+            # As published one linear layer, which is little for a decoder that is to stay what it was.
+            self.projection = _mlp(config.d_model, 4 * config.d_model, d_llm)
+            self.feedback = nn.Sequential(
+                nn.LayerNorm(d_llm, eps=1e-12),  # LLMs' embeddings differ in size by a hundred times
+                _mlp(d_llm, 4 * config.d_model, config.d_model),
+            )
+        if shared is not None:
+            self._know(shared)
 
-    def _projection(self, d_encoder: int, d_llm: int) -> nn.Module:
-        """As published one linear layer, which is little for a decoder that is to stay what it was."""
-        if self.settings.form != "autoregressive":
-            return nn.Linear(d_encoder, d_llm)
-        return nn.Sequential(nn.Linear(d_encoder, 4 * d_encoder), nn.GELU(), nn.Linear(4 * d_encoder, d_llm))
+    def _know(self, shared: SharedTokens) -> None:
+        """Says and is told the words of both vocabularies, to which what it has learned of its own adds nothing yet."""
+        assert self.feedback is not None, "of form autoregressive"
+        assert self.end_head is not None, "of form autoregressive"
+        self.words = Words(shared)
+        for part in (self.projection, self.feedback, self.end_head):
+            last = [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        before, begin = shared.prompt[:-1].float(), shared.prompt[-1].float()
+        self.prompt = nn.Parameter(before.clone())
+        self.positions = nn.Parameter(torch.cat([torch.zeros_like(before), self.positions.detach()]))
+        with torch.no_grad():
+            self.queries.zero_()
+            self.queries[0].copy_(begin)
+
+    @property
+    def n_prompt(self) -> int:
+        """Rows of the decoder before the first slot."""
+        return 0 if self.prompt is None else len(self.prompt)
+
+    @property
+    def shared(self) -> SharedTokens | None:
+        """Outlines of what it knows of the vocabularies."""
+        if self.words is None or self.prompt is None:
+            return None
+        n_words, d_llm = self.words.read.shape
+        n_prompt, d_encoder = self.prompt.shape
+        return SharedTokens.outline(n_words, n_prompt + 1, d_encoder, d_llm, len(self.words.languages))
 
     @property
     def aligned(self) -> Literal["left", "right"]:
@@ -194,36 +226,23 @@ class Connector(nn.Module):
 
         Queries take the place of token embeddings and start at their scale: close to the mean of all tokens
         when aligned to the left, where positions alone tell slots apart; as unlike each other as tokens are
-        when aligned to the right.
+        when aligned to the right. Where the decoder is told words that it knows, they have nothing to add.
         """
         taken = torch.linspace(0, len(decoder.layers) - 1, len(self.layers)).round().long().tolist()
         for layer, number in zip(self.layers, taken, strict=True):
             layer.load_state_dict(decoder.layers[number].state_dict())
         self.layer_norm.load_state_dict(decoder.layer_norm.state_dict())
-        embeddings = decoder.embed_tokens.weight.detach().float()
+        places = decoder.embed_positions.weight
+        rows = torch.arange(len(self.positions), device=places.device).clamp(max=len(places) - 1)
+        with torch.no_grad():
+            self.positions.copy_(places[rows])
+            if self.words is None:
+                self.queries.copy_(self._like_tokens(decoder.embed_tokens.weight.detach().float()))
+
+    def _like_tokens(self, embeddings: Float[Tensor, "V E"]) -> Float[Tensor, "Q E"]:
         mean, spread = embeddings.mean(0).to(self.queries), embeddings.std().to(self.queries)
         noise = torch.randn_like(self.queries) * spread
-        with torch.no_grad():
-            self.positions.copy_(decoder.embed_positions.weight[: len(self.positions)])
-            self.queries.copy_(mean + 0.1 * noise if self.aligned == "left" else noise)
-
-    def start_as_recogniser(self, decoder: WhisperDecoder, shared: SharedTokens) -> None:
-        """Begins, in form autoregressive, as the recogniser that the decoder is of, which was taken over.
-
-        It is told what was said so far in the words it knows, and only what is made of its states has to be learned.
-        """
-        assert self.feedback is not None, "of form autoregressive"
-        last = list(self.projection.modules())[-1]
-        assert isinstance(last, nn.Linear), "of form autoregressive"
-        self.feedback.fit(shared)
-        places = decoder.embed_positions.weight
-        rows = torch.arange(shared.n_before, shared.n_before + len(self.positions)).clamp(max=len(places) - 1)
-        with torch.no_grad():
-            self.positions.copy_(places[rows.to(places.device)])
-            self.queries.zero_()
-            self.queries[0].copy_(shared.begin)
-            last.weight.mul_(_FAINT)
-            last.bias.copy_(shared.read.float().mean(0))
+        return mean + 0.1 * noise if self.aligned == "left" else noise
 
     def most_tokens(self, features: Features) -> Int[Tensor, " B"]:
         """How many audio tokens each clip may have at most, by the duration that the encoder was given."""
@@ -231,12 +250,7 @@ class Connector(nn.Module):
         n_tokens = (seconds * self.settings.slots_per_second).long() + _SPARE_SLOTS
         return n_tokens.clamp(max=self.settings.n_queries)
 
-    def forward(
-        self,
-        features: Features,
-        transcripts: Transcripts | None = None,
-        nearest: Nearest = lambda points: points,
-    ) -> AudioTokens:
+    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
         """Audio tokens of a batch of clips.
 
         Args:
@@ -244,11 +258,9 @@ class Connector(nn.Module):
             transcripts: in training, where they are known. There are then as many slots as the longest one needs
                 (and one more to learn the end by, where it is learned), as far as there are queries; form right
                 always has all. Without them the end is where the connector says.
-            nearest: for form autoregressive without transcripts, which is told the embeddings that its audio tokens
-                came nearest to; by default the audio tokens themselves
         """
-        if self.feedback is not None:
-            return self._one_by_one(features, self.feedback, transcripts, nearest)
+        if self.settings.form == "autoregressive":
+            return self._one_by_one(features, transcripts)
         states, mask, attended = features.states, features.mask, features.attended
         anchors = None
         if self.spotter is not None:
@@ -275,50 +287,84 @@ class Connector(nn.Module):
             return int(self.most_tokens(features).max())
         return min(transcripts.wanted.shape[1] + 1, self.settings.n_queries)
 
-    def _one_by_one(
-        self, features: Features, feedback: Feedback, transcripts: Transcripts | None, nearest: Nearest
-    ) -> AudioTokens:
+    def _one_by_one(self, features: Features, transcripts: Transcripts | None) -> AudioTokens:
         """Form autoregressive: in training all slots at once, as what comes before each is known."""
-        n_slots = self._n_slots(features, None, transcripts)
+        n_slots, spotting = self._n_slots(features, None, transcripts), None
         if transcripts is None:
-            tokens, end_logits = self._slot_after_slot(features, feedback, nearest, n_slots)
+            tokens, end_logits = self._slot_after_slot(features, n_slots)
         else:
             said = transcripts.candidates[transcripts.wanted][:, : n_slots - 1]
-            told = feedback(functional.pad(said, (0, 0, 1, 0)))
-            told = functional.pad(told[:, 1:], (0, 0, 1, 0))  # nothing comes before the first slot
-            queries = (self.queries + self.positions)[: told.shape[1]] + told
-            tokens, end_logits = self._read_off(self._decode(queries, features.states, features.attended))
+            prompt = self._prompt(features)
+            n_before = prompt.shape[1] + 1  # nothing was said before the first slot
+            told = self._told(functional.pad(said, (0, 0, n_before, 0)))
+            told = functional.pad(told[:, n_before:], (0, 0, n_before, 0))
+            slots = self._slots(said.shape[1] + 1).expand(len(said), -1, -1)
+            hidden = self._decode(torch.cat([prompt, slots], 1) + told, features.states, features.attended)
+            tokens, end_logits, logits = self._read_off(hidden)
+            tokens, end_logits = tokens[:, n_before - 1 :], end_logits[:, n_before - 1 :]
+            if self.words is not None and logits is not None:
+                spotting = self.words.log_likelihood(logits[:, n_before - 1 :], transcripts)
         return AudioTokens(
             tokens=tokens,
             n_tokens=self._n_tokens(None, end_logits, features, n_slots, transcripts),
             end_logits=end_logits,
-            spotting=None,
+            spotting=spotting,
         )
+
+    def _slots(self, n_slots: int) -> Float[Tensor, "Q E"]:
+        """Queries at their positions, which are behind those of the prompt."""
+        return (self.queries + self.positions[len(self.positions) - len(self.queries) :])[:n_slots]
+
+    def _prompt(self, features: Features) -> Float[Tensor, "B P E"]:
+        """What the recogniser is told before it writes, with the language that it takes the sound to be in."""
+        if self.words is None or self.prompt is None:
+            return features.states.new_zeros(len(features.states), 0, features.states.shape[2])
+        rows = (self.prompt + self.positions[: len(self.prompt)]).expand(len(features.states), -1, -1)
+        if not len(self.words.languages):
+            return rows
+        with torch.no_grad():
+            first = self._decode(rows[:, :1], features.states, features.attended)
+        spoken = self.words.language(first[:, 0])[:, None]
+        return torch.cat([rows[:, :1], rows[:, 1:2] + spoken, rows[:, 2:]], dim=1)
+
+    def _told(self, said: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q E"]:
+        """What the decoder takes for the tokens that it wrote."""
+        assert self.feedback is not None, "of form autoregressive"
+        told = self.feedback(said.to(self.queries.dtype))
+        return told if self.words is None else told + self.words.recall(said)
 
     def _read_off(
         self, hidden: Float[Tensor, "B Q E"]
-    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
-        """Audio tokens, and the logits of the end."""
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, "B Q C"] | None]:
+        """Audio tokens, the logits of the end, and those of the words, if it knows any."""
         assert self.end_head is not None, "form autoregressive learns its end"
-        return self.projection(hidden), self.end_head(hidden)[..., 0]
+        tokens, end_logits = self.projection(hidden), self.end_head(hidden)[..., 0]
+        if self.words is None:
+            return tokens, end_logits, None
+        logits = self.words.logits(hidden)
+        return (
+            tokens + self.words.expected(logits),
+            end_logits + self.words.end_logits(hidden, logits),
+            logits,
+        )
 
     def _slot_after_slot(
-        self, features: Features, feedback: Feedback, nearest: Nearest, n_slots: int
+        self, features: Features, n_slots: int
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
         """Audio tokens and logits of the end, up to the slot at which every clip is over or has all it may have."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        queries = (self.queries + self.positions)[:n_slots].expand(len(features.states), -1, -1)
+        queries = self._slots(n_slots).expand(len(features.states), -1, -1)
         most, slots = self.most_tokens(features), []
         is_over = torch.zeros_like(most, dtype=torch.bool)
-        query = queries[:, :1]
+        query = torch.cat([self._prompt(features), queries[:, :1]], dim=1)
         for slot in range(n_slots):
             hidden = self._decode(query, features.states, features.attended, cache)
-            slots.append(self._read_off(hidden))
-            token, end_logit = slots[-1]
+            token, end_logit, _ = self._read_off(hidden[:, -1:])
+            slots.append((token, end_logit))
             is_over = is_over | (end_logit[:, 0] > 0) | (slot + 1 >= most)
             if bool(is_over.all()):
                 break
-            query = queries[:, slot + 1, None] + feedback(nearest(token[:, 0]))[:, None]
+            query = queries[:, slot + 1, None] + self._told(token)
         tokens, end_logits = zip(*slots, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(end_logits, dim=1)
 
@@ -370,22 +416,13 @@ class StackingConnector(nn.Module):
     def __init__(self, whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int) -> None:
         super().__init__()
         self.settings = settings
-        self.mlp = nn.Sequential(
-            nn.Linear(whisper.d_model * settings.n_stacked, 4 * whisper.d_model),
-            nn.GELU(),
-            nn.Linear(4 * whisper.d_model, d_llm),
-        )
+        self.mlp = _mlp(whisper.d_model * settings.n_stacked, 4 * whisper.d_model, d_llm)
 
     def start_from(self, decoder: WhisperDecoder) -> None:
         """Nothing to take over: an MLP has no counterpart in the decoder."""
 
-    def forward(
-        self,
-        features: Features,
-        transcripts: Transcripts | None = None,
-        nearest: Nearest | None = None,
-    ) -> AudioTokens:
-        """Audio tokens of a batch of clips, from the first slot of each; transcripts and `nearest` change nothing."""
+    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
+        """Audio tokens of a batch of clips, from the first slot of each; transcripts change nothing."""
         n_stacked = self.settings.n_stacked
         states = features.states.to(next(self.parameters()).dtype) * features.mask[..., None]
         states = functional.pad(states, (0, 0, 0, -states.shape[1] % n_stacked))  # S to a multiple of n
@@ -409,12 +446,20 @@ def n_heard(settings: ConnectorSettings, n_text: Sequence[int], n_positions: Seq
 
 
 def new_connector(
-    whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int
+    whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int, shared: SharedTokens | None = None
 ) -> Connector | StackingConnector:
     """The connector that the settings ask for, with random weights.
+
+    Args:
+        shared: what the recogniser and the LLM have in common, for form autoregressive
 
     Raises:
         ConfigError: more queries than the encoder's decoder has positions, or more layers than it has
     """
-    kind = StackingConnector if settings.form == "stack" else Connector
-    return kind(whisper, settings, d_llm)
+    if settings.form == "stack":
+        return StackingConnector(whisper, settings, d_llm)
+    return Connector(whisper, settings, d_llm, shared)
+
+
+def _mlp(d_in: int, d_hidden: int, d_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(d_in, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_out))

@@ -21,7 +21,6 @@ from earshot.audio import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, sp
 from earshot.bases import (
     Whisper,
     embed,
-    embedding_scale,
     embeddings,
     load_llm,
     load_whisper,
@@ -44,8 +43,6 @@ Messages = Sequence[dict[str, Any]]
 _Out = TypeVar("_Out")
 _WINDOWS_AT_ONCE = 16
 """Full windows whose worth of sound is encoded together: an hour of sound must not need an hour's memory."""
-_NEAREST_FEW = 8
-"""Embeddings that are compared exactly, where half precision found them to be about as near."""
 _LIKE_LENGTH, _LIKE_SAMPLES = 1.5, SAMPLE_RATE
 """Sounds that are heard together are padded to at most so many times their length, and so many samples."""
 
@@ -102,16 +99,11 @@ class Ear:
         base = settings.base
         whisper = load_whisper(base.encoder, base.encoder_revision, place, on_host=on_host)
         llm, tokenizer = load_llm(base.llm, base.llm_revision, place, bits=llm_bits, on_host=on_host)
-        connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim)
-        decoder = whisper.model.model.decoder
+        shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
+        connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim, shared)
         if settings.connector.init == "whisper":
-            connector.start_from(decoder)
-        connector = connector.float().to(place).eval()
-        if settings.connector.init == "whisper" and settings.connector.form == "autoregressive":
-            assert isinstance(connector, Connector), "of that form"
-            if shared := shared_tokens(whisper, llm, tokenizer):
-                connector.start_as_recogniser(decoder, shared)
-        return cls(whisper, llm, tokenizer, connector, settings)
+            connector.start_from(whisper.model.model.decoder)
+        return cls(whisper, llm, tokenizer, connector.float().to(place).eval(), settings)
 
     @property
     def device(self) -> torch.device:
@@ -167,33 +159,9 @@ class Ear:
 
     def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
-            audio = self.connector(self.features(windows), nearest=self._nearest)
+            audio = self.connector(self.features(windows))
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
-
-    def _nearest(self, points: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Of each point the nearest embedding of the LLM's ordinary tokens: found roughly, then exactly among a few."""
-        table, scale = embeddings(self.llm).weight, embedding_scale(self.llm)
-        with torch.autocast(self.device.type, enabled=False):
-            likeness = (points / scale).to(table.dtype) @ table.T  # (B, V)
-            roughly = self._squares - 2 * likeness.float()
-        few = roughly.topk(min(_NEAREST_FEW, self._n_ordinary), largest=False).indices  # (B, N)
-        rows = self.embed(few)  # (B, N, D)
-        best = torch.linalg.vector_norm(rows.float() - points.float()[:, None], dim=-1).argmin(1)
-        return rows[torch.arange(len(rows), device=rows.device), best]
-
-    @cached_property
-    def _n_ordinary(self) -> int:
-        return int(self._squares.isfinite().sum())
-
-    @cached_property
-    def _squares(self) -> Float[Tensor, " V"]:
-        """Squared norms of the LLM's embeddings, unscaled; infinite for what no transcript holds."""
-        table = embeddings(self.llm).weight
-        ids = set(self.tokenizer.get_vocab().values()) - set(self.tokenizer.all_special_ids)
-        ordinary = torch.tensor(sorted(id_ for id_ in ids if id_ < len(table)), device=table.device)
-        squares = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32).square()
-        return torch.full_like(squares, torch.inf).index_copy(0, ordinary, squares[ordinary])
 
     def _in_windows(
         self,

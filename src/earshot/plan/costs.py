@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from earshot.alignment import Transcripts
 from earshot.config import ConnectorSettings, ObjectiveSettings, Recipe
-from earshot.connector import Connector, StackingConnector, new_connector
+from earshot.connector import Connector, StackingConnector
 from earshot.encoder import FRAMES_PER_POSITION, Features, encode
 from earshot.model import Ear
-from earshot.plan.shapes import Shapes, read_shapes, shapes_of
+from earshot.plan.shapes import Shapes, outline_connector, read_shapes, shapes_of
 from earshot.plan.trace import Cost, Numbers, Polynomial, prime_counts, trace
 from earshot.reading import PICKED_SHARE, ROW, Reader, SharedPrefix
 
@@ -62,7 +62,7 @@ class CostModel:
     encoder: Cost
     """By encoder positions."""
     connector: Cost
-    """By slots, encoder positions and candidates."""
+    """By rows of its decoder, encoder positions and candidates."""
     llm: ReadingCost
     is_llm_estimated: bool
     """Whether it could not be run on shapes: two operations to a weight and position then, attention left out."""
@@ -71,6 +71,8 @@ class CostModel:
     d_llm: int
     n_suffix: int
     """Positions of the LLM's sequence behind what is said."""
+    n_prompt: int
+    """Rows of the connector's decoder before the first slot."""
     settings: ConnectorSettings
     objective: ObjectiveSettings
     is_teacher_cached: bool
@@ -120,6 +122,7 @@ class CostModel:
         if n_candidates is None:
             n_candidates = n_distinct(float(np.sum(n_tokens)))
         slots = self.n_slots(n_positions, n_tokens)
+        rows = slots + self.n_prompt
         heard = self.n_heard(n_positions, n_tokens)
         is_kl = self.objective.kl_weight > 0
         student = self.student(heard, n_tokens)
@@ -128,8 +131,8 @@ class CostModel:
             naming = 2.0 * slots * n_candidates * self.d_llm
         return {
             "encoder": self.encoder.forward(n_positions),
-            "connector forward": self.connector.forward(slots, n_positions, n_candidates) + naming,
-            "connector backward": self.connector.backward(slots, n_positions, n_candidates) + naming,
+            "connector forward": self.connector.forward(rows, n_positions, n_candidates) + naming,
+            "connector backward": self.connector.backward(rows, n_positions, n_candidates) + naming,
             "student forward": self.llm.forward(*student) + is_kl * self.head,
             "student backward": self.llm.backward(*student) + is_kl * self.head,
             "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head,
@@ -189,6 +192,7 @@ def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
         head=2.0 * shapes.d_llm * shapes.n_vocabulary,
         d_llm=shapes.d_llm,
         n_suffix=shapes.n_suffix,
+        n_prompt=shapes.n_prompt,
         settings=shapes.settings,
         objective=recipe.objective,
         is_teacher_cached=recipe.data.teacher_cache is not None,
@@ -263,15 +267,14 @@ def _estimated_cost(shapes: Shapes) -> Cost:
 
 
 def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
-    n_slots, n_positions, n_candidates = prime_counts([shapes.connector], 3)
+    n_rows, n_positions, n_candidates = prime_counts([shapes.connector], 3)
     settings, config = shapes.settings, copy.deepcopy(shapes.whisper.config)
     if settings.form == "stack":
-        n_positions = n_slots * settings.n_stacked
+        n_positions = n_rows * settings.n_stacked
     # With as many queries as the counts want: a recipe's may be fewer, and make no difference to one slot.
-    config.max_target_positions = max(config.max_target_positions, n_slots)
-    with torch.device("meta"):
-        connector = new_connector(config, replace(settings, n_queries=n_slots), shapes.d_llm).train()
-    n_text = n_slots - settings.learns_end
+    config.max_target_positions = max(config.max_target_positions, n_rows)
+    connector = outline_connector(config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.shared)
+    n_text = n_rows - shapes.n_prompt - settings.learns_end
     dtype = shapes.llm.dtype
     transcripts = Transcripts(
         n_tokens=torch.tensor([n_text]),
@@ -283,7 +286,7 @@ def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
     return trace(
         lambda: _learned(connector, features, transcripts, objective),
         connector,
-        [n_slots, n_positions, n_candidates],
+        [n_rows, n_positions, n_candidates],
     )
 
 

@@ -59,10 +59,11 @@ class PartMemory:
         """By what it is needed for."""
         costs, kept = self.costs, self.costs.connector.kept.growing
         slots = costs.n_slots(longest.n_positions, longest.n_tokens)
+        rows = slots + costs.n_prompt
         student = costs.student(costs.n_heard(longest.n_positions, longest.n_tokens), longest.n_tokens)
-        lengths = (longest.n_positions, slots, student[0])
+        lengths = (longest.n_positions, rows, student[0])
         return {
-            "kept by the connector": float(n_clips * kept(slots, longest.n_positions, longest.n_candidates)),
+            "kept by the connector": float(n_clips * kept(rows, longest.n_positions, longest.n_candidates)),
             "kept by the LLM": float(costs.llm.kept(*student, max(1, n_clips))) if costs.has_student else 0.0,
             "encoder features": float(n_clips * longest.n_positions * self.d_encoder * 2),
             "in passing": n_clips

@@ -12,9 +12,13 @@ from earshot.connector import Connector, StackingConnector, new_connector
 from earshot.errors import CheckpointError
 from earshot.model import Ear
 from earshot.prompt import ChatTemplate
+from earshot.vocabularies import spelled_alike
+from earshot.words import SharedTokens
 
 ASSUMED_PREFIX, ASSUMED_SUFFIX = 25, 5
 """Tokens of a chat template before and after what is said, where no tokenizer tells: with a short system prompt."""
+_LONGEST_PROMPT = 4
+"""Of a Whisper: the start, the language, the task and that no times are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,8 @@ class Shapes:
     """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
     llm: Any
     connector: Connector | StackingConnector
+    shared: SharedTokens | None
+    """What the connector knows of both vocabularies."""
     n_prefix: int
     n_suffix: int
     is_frame_known: bool
@@ -43,6 +49,11 @@ class Shapes:
     def settings(self) -> ConnectorSettings:
         """Of the connector."""
         return self.connector.settings
+
+    @property
+    def n_prompt(self) -> int:
+        """Rows of the connector's decoder before the first slot."""
+        return self.connector.n_prompt if isinstance(self.connector, Connector) else 0
 
     @property
     def d_encoder(self) -> int:
@@ -91,10 +102,12 @@ def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
             " --base.encoder or --base.llm)"
         ) from error
     n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
+    shared, d_llm = _shared(recipe, whisper, llm), embeddings(llm).embedding_dim
     return Shapes(
         whisper=whisper,
         llm=llm,
-        connector=_connector(whisper, recipe.connector, llm),
+        connector=outline_connector(whisper.config, recipe.connector, d_llm, shared),
+        shared=shared,
         n_prefix=n_prefix,
         n_suffix=n_suffix,
         is_frame_known=is_known,
@@ -118,11 +131,13 @@ def shapes_of(ear: Ear) -> Shapes:
     with torch.device("meta"):
         whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
         llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
-    frame = ear.template.frame
+    frame, d_llm = ear.template.frame, embeddings(llm).embedding_dim
+    shared = ear.connector.shared if isinstance(ear.connector, Connector) else None
     return Shapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
         llm=llm.bfloat16().requires_grad_(False).eval(),
-        connector=_connector(whisper, ear.settings.connector, llm),
+        connector=outline_connector(whisper.config, ear.settings.connector, d_llm, shared),
+        shared=shared,
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
@@ -131,6 +146,28 @@ def shapes_of(ear: Ear) -> Shapes:
     )
 
 
-def _connector(whisper: Any, settings: ConnectorSettings, llm: Any) -> Connector | StackingConnector:
+def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
+    """What the connector knows; where no tokenizers tell, all that the smaller vocabulary has."""
+    base, n_rows = recipe.base, embeddings(llm).num_embeddings
+    if not recipe.connector.knows_words:
+        return None
+    try:
+        recogniser = read_tokenizer(base.encoder, base.encoder_revision)
+        tokenizer = read_tokenizer(base.llm, base.llm_revision)
+    except CheckpointError:
+        n_words = min(whisper.config.vocab_size, n_rows)
+    else:
+        n_words = len(spelled_alike(recogniser, tokenizer, n_rows))
+    if not n_words:
+        return None
+    return SharedTokens.outline(
+        n_words, _LONGEST_PROMPT, whisper.config.d_model, embeddings(llm).embedding_dim
+    )
+
+
+def outline_connector(
+    whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedTokens | None
+) -> Connector | StackingConnector:
+    """A connector's shapes for a Whisper of that config."""
     with torch.device("meta"):
-        return new_connector(whisper.config, settings, embeddings(llm).embedding_dim).train()
+        return new_connector(whisper, settings, d_llm, shared).train()

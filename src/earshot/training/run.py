@@ -194,7 +194,7 @@ def _learner(
         return connector
     for name in _idle_parts(settings, objective):  # ranks would wait for their gradients for ever
         connector.get_submodule(name).requires_grad_(False)
-    return DistributedDataParallel(connector)
+    return DistributedDataParallel(connector, broadcast_buffers=False)  # all have the same
 
 
 def _idle_parts(settings: ConnectorSettings, objective: ObjectiveSettings) -> tuple[str, ...]:

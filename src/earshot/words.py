@@ -1,0 +1,119 @@
+"""The words that a speech recogniser and an LLM have in common: between its decoder's states and the LLM's embeddings.
+
+It knows tensors, and nothing of the models or the vocabularies that they come from.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from earshot.alignment import Transcripts, precise
+
+_SHARPNESS = 3.0
+"""How decided a new connector is: an LLM reads one token better than a blend of two, so that what is likelier than the
+rest is made likelier still. Training goes on from there."""
+_SAME = 1e-3
+"""Squared distance of an embedding from its copy in another type of number, at most, by the mean square of all."""
+
+
+@dataclass(frozen=True)
+class SharedTokens:
+    """The tokens that a speech recogniser and an LLM both have, and those that the recogniser begins and ends with."""
+
+    written: Float[Tensor, "C E"]
+    """How the recogniser's decoder knows them, be it told of them or asked for them."""
+    read: Float[Tensor, "C D"]
+    """As the LLM's first layer is given them."""
+    prompt: Float[Tensor, "P E"]
+    """What the decoder is told before it writes; of several languages the second row is left open, and zero."""
+    end: Float[Tensor, " E"]
+    """Behind the last word."""
+    languages: Float[Tensor, "N E"]
+    """Those that it has to be told one of; none if it has a single one."""
+
+    @classmethod
+    def outline(
+        cls, n_words: int, n_prompt: int, d_encoder: int, d_llm: int, n_languages: int = 0
+    ) -> "SharedTokens":
+        """Shapes alone, on the meta device."""
+        sizes = {
+            "written": (n_words, d_encoder),
+            "read": (n_words, d_llm),
+            "prompt": (n_prompt, d_encoder),
+            "end": (d_encoder,),
+            "languages": (n_languages, d_encoder),
+        }
+        return cls(**{name: torch.empty(size, device="meta") for name, size in sizes.items()})
+
+
+class Words(nn.Module):
+    """The tokens of both vocabularies, frozen: what is learned of some of them spoils none of the others.
+
+    The recogniser's output layer says how likely each is; their expectation among the LLM's embeddings is an audio
+    token. So a connector that has not learned anything yet lets the LLM hear what the recogniser would have written,
+    and where that is in doubt, something between.
+    """
+
+    written: Tensor
+    read: Tensor
+    end: Tensor
+    languages: Tensor
+
+    def __init__(self, shared: SharedTokens) -> None:
+        super().__init__()
+        # The bases have them: a checkpoint need not.
+        for name in ("written", "read", "end", "languages"):
+            rows = getattr(shared, name).detach().float().clone()
+            self.register_buffer(name, rows, persistent=False)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
+
+    def logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q C"]:
+        """How likely each word is by the decoder's states, as the recogniser itself has it."""
+        return precise(hidden @ self.written.T)
+
+    def expected(self, logits: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q D"]:
+        """The embedding that is to be expected, of the likelier words rather than of all."""
+        shares = (self.log_sharpness.exp() * logits).softmax(-1)
+        return shares.to(self.read.dtype) @ self.read
+
+    def end_logits(
+        self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q C"]
+    ) -> Float[Tensor, "B Q"]:
+        """Log-odds of the end, likelier than all words together if it is plainly likelier than each."""
+        sharpness = self.log_sharpness.exp()
+        return sharpness * precise(hidden @ self.end) - (sharpness * logits).logsumexp(-1)
+
+    def log_likelihood(self, logits: Float[Tensor, "B Q C"], transcripts: Transcripts) -> Float[Tensor, " B"]:
+        """Of each transcript, by its tokens among the words: in nats, as a recogniser learns."""
+        nearest, is_word = self._spelled(transcripts.candidates)
+        n_slots = min(logits.shape[1], transcripts.wanted.shape[1])
+        wanted = transcripts.wanted[:, :n_slots]
+        counts = is_word[wanted] & (
+            torch.arange(n_slots, device=wanted.device) < transcripts.n_tokens[:, None]
+        )
+        found = logits[:, :n_slots].log_softmax(-1).gather(2, nearest[wanted][..., None])[..., 0]
+        return (found * counts).sum(1)
+
+    @torch.no_grad()
+    def _spelled(self, candidates: Float[Tensor, "C D"]) -> tuple[Int[Tensor, " C"], Bool[Tensor, " C"]]:
+        """Which word each candidate is, and whether it is one."""
+        candidates = precise(candidates)
+        nearest = self._nearest(candidates)
+        apart = (candidates - self.read[nearest]).square().sum(1)
+        return nearest, apart < _SAME * self.read.square().sum(1).mean()
+
+    def _nearest(self, points: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
+        return (2 * precise(points) @ self.read.T - self.read.square().sum(1)).argmax(-1)
+
+    @torch.no_grad()
+    def recall(self, audio: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
+        """Of each audio token, or embedding of the LLM, the word nearest to it, as the decoder knows it."""
+        return self.written[self._nearest(audio)]
+
+    @torch.no_grad()
+    def language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        """The language that is spoken, by the decoder's state behind the first row of its prompt."""
+        return (precise(first) @ self.languages.T).softmax(-1) @ self.languages

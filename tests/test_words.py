@@ -1,0 +1,254 @@
+"""The words that a recogniser and an LLM have in common, and that a new ear hears as the cascade writes."""
+
+import copy
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_models import tiny_ear, tiny_llama, tiny_whisper
+from tiny_tokenizers import tiny_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from earshot import checkpoint
+from earshot.alignment import Transcripts
+from earshot.audio import load_audio
+from earshot.bases import POCKET, Whisper, embed, embeddings
+from earshot.config import ConnectorSettings, load_recipe
+from earshot.model import Ear, EarSettings
+from earshot.vocabularies import shared_tokens
+from earshot.words import SharedTokens, Words
+
+KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
+
+
+@functools.cache
+def pocket_ear() -> Ear:
+    """New, on the pocket models."""
+    recipe = load_recipe(POCKET / "recipe.toml")
+    connector = replace(recipe.connector, form="autoregressive")
+    torch.manual_seed(0)
+    return Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=connector), "cpu")
+
+
+@functools.cache
+def spoken() -> list[dict[str, Any]]:
+    """Some clips that the pocket Whisper did not learn from, with their transcripts."""
+    return pq.read_table(POCKET / "speech.parquet").slice(0, 64).to_pylist()
+
+
+def multilingual() -> Whisper:
+    """A tiny Whisper of three languages, the first three of its vocabulary."""
+    whisper = copy.deepcopy(tiny_whisper())
+    options: Any = whisper.model.generation_config
+    options.is_multilingual = True
+    options.lang_to_id = {"<|de|>": 5, "<|en|>": 3, "<|fr|>": 4}
+    options.task_to_id = {"transcribe": 7, "translate": 6}
+    return whisper
+
+
+def random_words(n_words: int = 40, *, spread: float = 1.0, **rows: Any) -> SharedTokens:
+    torch.manual_seed(0)
+    return SharedTokens(
+        **{
+            "written": torch.randn(n_words, 24),
+            "read": torch.randn(n_words, 16) * spread,
+            "prompt": torch.randn(2, 24),
+            "end": torch.randn(24),
+            "languages": torch.zeros(0, 24),
+            **rows,
+        }
+    )
+
+
+# What is shared
+
+
+def test_tokens_are_shared_that_are_spelled_alike() -> None:
+    whisper, tokenizer = tiny_whisper(), tiny_tokenizer("llama")
+    llm = tiny_llama(tokenizer)
+    found = shared_tokens(KNOWS, whisper, llm, tokenizer)
+    assert found is not None
+    own, other = whisper.tokenizer.get_vocab(), tokenizer.get_vocab()
+    special = {*whisper.tokenizer.all_special_tokens, *tokenizer.all_special_tokens}
+    names = sorted((own.keys() & other.keys()) - special, key=lambda name: other[name])
+    assert len(names) > 50
+    known = whisper.model.model.decoder.embed_tokens.weight
+    assert torch.equal(found.written, known[[own[name] for name in names]])
+    assert torch.equal(found.read, embeddings(llm).weight[[other[name] for name in names]])
+    assert torch.equal(found.prompt, known[whisper.tokenizer.prefix_tokens])
+    assert torch.equal(found.end, known[whisper.tokenizer.eos_token_id])
+    assert found.languages.shape == (0, known.shape[1])
+
+
+def spelling(ids: dict[str, int], *special: int) -> PreTrainedTokenizerBase:
+    tokenizer: Any = copy.copy(tiny_tokenizer("llama"))
+    told = {"get_vocab": lambda self: ids, "all_special_ids": list(special)}
+    tokenizer.__class__ = type("Spelling", (type(tokenizer),), told)
+    return tokenizer
+
+
+def test_a_space_is_a_space_in_sentencepiece_too() -> None:
+    whisper, llm = tiny_whisper(), tiny_llama()
+    word, number = next((t, i) for t, i in whisper.tokenizer.get_vocab().items() if t.startswith("\u0120"))
+    told = {word.replace("\u0120", "\u2581"): 7, "nowhere": 3}
+    found = shared_tokens(KNOWS, whisper, llm, spelling(told))
+    assert found is not None
+    assert torch.equal(found.read, embeddings(llm).weight[[7]])
+    assert torch.equal(found.written, whisper.model.model.decoder.embed_tokens.weight[[number]])
+
+
+def test_no_special_token_is_a_word() -> None:
+    whisper, llm = tiny_whisper(), tiny_llama()
+    end = whisper.tokenizer.eos_token
+    word = next(token for token in whisper.tokenizer.get_vocab() if token.isalpha())
+    assert shared_tokens(KNOWS, whisper, llm, spelling({end: 9})) is None
+    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9}, 9)) is None
+    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9})) is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        (KNOWS, {"nowhere": 3}),
+        (KNOWS, {"a": 10_000_000}),
+        (replace(KNOWS, init="random"), {"a": 3}),
+        (replace(KNOWS, form="left"), {"a": 3}),
+    ],
+    ids=["nothing in common", "no embedding", "random", "left"],
+)
+def test_nothing_is_known(settings: ConnectorSettings, ids: dict[str, int]) -> None:
+    assert shared_tokens(settings, tiny_whisper(), tiny_llama(), spelling(ids)) is None
+
+
+def test_of_several_languages_one_is_left_open() -> None:
+    whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
+    found = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+    assert found is not None
+    known = whisper.model.model.decoder.embed_tokens.weight
+    start, no_times = whisper.tokenizer.prefix_tokens
+    assert torch.equal(found.languages, known[[3, 4, 5]])
+    assert torch.equal(found.prompt[[0, 2, 3]], known[[start, 7, no_times]])
+    assert not found.prompt[1].any()
+
+
+# From states to embeddings and back
+
+
+def test_a_decided_state_is_the_embedding() -> None:
+    shared = random_words()
+    words = Words(shared)
+    hidden = torch.cat([10 * shared.written, 10 * shared.end[None]])[None]
+    logits = words.logits(hidden)
+    torch.testing.assert_close(words.expected(logits)[0, :-1], shared.read, rtol=0, atol=1e-3)
+    assert (words.end_logits(hidden, logits)[0] > 0).tolist() == [False] * len(shared.read) + [True]
+
+
+def test_doubt_is_an_expectation() -> None:
+    shared = random_words(3)
+    words = Words(shared)
+    hidden = torch.randn(2, 5, 24) / 10
+    logits = words.log_sharpness.exp() * torch.cat(
+        [hidden @ shared.written.T, hidden @ shared.end[:, None]], 2
+    )
+    shares = logits.softmax(2)
+    expected = (shares[..., :3] / shares[..., :3].sum(2, keepdim=True)) @ shared.read
+    torch.testing.assert_close(words.expected(words.logits(hidden)), expected)
+    torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., 3])
+
+
+def test_it_learns_as_a_recogniser_does() -> None:
+    """By transformers' own loss, of the tokens that are words."""
+    shared = random_words(9)
+    words, hidden = Words(shared), torch.randn(2, 5, 24)
+    candidates = torch.cat([shared.read[[4, 0, 7]], torch.randn(1, 16)])
+    wanted = torch.tensor([[0, 1, 2, 3], [2, 0, 0, 0]])
+    found = words.log_likelihood(words.logits(hidden), Transcripts(torch.tensor([4, 1]), wanted, candidates))
+    labels = torch.tensor([[4, 0, 7, -100], [7, -100, -100, -100]])
+    losses = torch.nn.functional.cross_entropy(
+        (hidden[:, :4] @ shared.written.T).transpose(1, 2), labels, reduction="none"
+    )
+    torch.testing.assert_close(found, -losses.sum(1))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+def test_it_is_told_the_nearest_word(spread: float) -> None:
+    shared = random_words(spread=spread)
+    beside = shared.read + 0.2 * spread * torch.randn_like(shared.read)
+    assert torch.equal(Words(shared).recall(beside), shared.written)
+
+
+def test_words_are_in_no_checkpoint_and_are_not_trained() -> None:
+    words = Words(random_words())
+    assert list(words.state_dict()) == [name for name, _ in words.named_parameters()] == ["log_sharpness"]
+
+
+def test_what_is_learned_of_some_words_spoils_no_other() -> None:
+    ear = tiny_ear("autoregressive")
+    made: Any = ear.connector
+    before = made.words.read.clone(), made.words.written.clone()
+    heard = made(ear.features([load_audio(spoken()[0]["audio"]["bytes"])]))
+    heard.tokens.sum().backward()
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.1)
+    optimizer.step()
+    assert torch.equal(made.words.read, before[0])
+    assert torch.equal(made.words.written, before[1])
+    assert any(weight.grad is not None and weight.grad.any() for weight in made.layers.parameters())
+
+
+# Hearing
+
+
+def test_the_prompt_names_the_language_that_is_spoken() -> None:
+    whisper = multilingual()
+    ear = tiny_ear("autoregressive", whisper=whisper)
+    made: Any = ear.connector
+    features = ear.features([load_audio(row["audio"]["bytes"]) for row in spoken()[:4]])
+    decoder = whisper.model.model.decoder
+    start = torch.tensor([[whisper.config.decoder_start_token_id]])
+    with torch.no_grad():
+        clip = features.states[:1, features.mask[0]]
+        state = decoder(start, encoder_hidden_states=clip).last_hidden_state[:, 0]
+        shares = (state @ decoder.embed_tokens.weight[[3, 4, 5]].T).softmax(1)
+        language = made._prompt(features)[0, 1] - made.positions[1]
+    torch.testing.assert_close(
+        language, (shares @ decoder.embed_tokens.weight[[3, 4, 5]])[0], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_new_ear_hears_what_the_cascade_writes() -> None:
+    """Before anything was learned from sound; where the two decide otherwise it is by a hair."""
+    ear, rows = pocket_ear(), spoken()
+    sounds = [row["audio"]["bytes"] for row in rows]
+    table = embeddings(ear.llm).weight
+    nearest = [torch.cdist(tokens, table).argmin(1).tolist() for tokens in ear.hear(sounds)]
+    heard = ear.tokenizer.batch_decode(nearest)
+    written = ear.transcribe(sounds)
+    agree = sum(a.lower().strip() == b.lower().strip() for a, b in zip(heard, written, strict=True))
+    assert agree / len(rows) > 0.75
+
+
+def test_it_hears_the_same_without_the_llm_but_for_its_embeddings(tmp_path: Path) -> None:
+    ear, sound = pocket_ear(), spoken()[0]["audio"]["bytes"]
+    heard = ear.hear(sound)
+    checkpoint.save(ear, tmp_path / "ear")
+    alone = checkpoint.load(tmp_path / "ear", device="cpu", with_llm=False)
+    torch.testing.assert_close(
+        alone.hear(sound).to(heard.dtype), heard, rtol=0.01, atol=0.004
+    )  # in half precision
+    torch.testing.assert_close(alone.embed([5, 7]).float(), ear.embed([5, 7]).float())
+    assert all(weight.is_meta for name, weight in alone.llm.named_parameters() if "embed" not in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_words_are_as_the_llm_reads_them(dtype: torch.dtype) -> None:
+    llm = copy.deepcopy(tiny_llama()).to(dtype)
+    tokenizer = tiny_tokenizer("llama")
+    found = shared_tokens(KNOWS, tiny_whisper(), llm, tokenizer)
+    assert found is not None
+    ids = [id_ for id_ in tokenizer.get_vocab().values() if id_ not in tokenizer.all_special_ids]
+    distances = torch.cdist(found.read.float(), embed(llm, torch.tensor(ids)).float())
+    assert distances.min(1).values.max() < 1e-2
