@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import OURS
+from arms import BASE
 from labels import apart
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, ScalarFormatter
 
 SLOT_ARMS = {
-    OURS: "ours: anchored",
+    BASE: "anchored",
     "autoregressive": "autoregressive, told the words before",
     "left": "left, learned end",
     "right": "right, 64 slots",
@@ -55,7 +55,7 @@ def quality_figure(found: Mapping[str, Any]) -> Figure:
             markersize=6,
             capsize=2,
             linewidth=1,
-            color=_COLOURS[0] if name == OURS else _GREY,
+            color=_COLOURS[0] if name == BASE else _GREY,
             zorder=3,
         )
     axes.set_xscale("log", subs=(2, 3, 4, 5, 7))
@@ -84,7 +84,7 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
             textcoords="axes fraction",
             fontsize=8.5,
             verticalalignment="center",
-            color=_COLOURS[0] if name == OURS else "black",
+            color=_COLOURS[0] if name == BASE else "black",
             arrowprops={
                 "arrowstyle": "-",
                 "color": _LIGHT,

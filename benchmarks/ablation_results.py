@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import torch
-from arms import ARMS, OURS
+from arms import ARMS, BASE
 
 Found = dict[str, Any]
 """What was measured of one run: numbers by name, and errors by slot."""
@@ -47,16 +47,16 @@ def difference(
     return over_seeds([runs[seed][name] - others[seed][other_name] for seed in seeds])
 
 
-def summary(runs: Mapping[int, Found], ours: Mapping[int, Found]) -> dict[str, Any]:
-    """An arm's means and spreads over its seeds, and its differences to ours."""
+def summary(runs: Mapping[int, Found], base: Mapping[int, Found]) -> dict[str, Any]:
+    """An arm's means and spreads over its seeds, and its differences to the base."""
     names = list(dict.fromkeys(name for found in runs.values() for name in numbers(found)))
     columns = {name: [found[name] for found in runs.values() if name in found] for name in names}
-    against = {name: difference(runs, ours, name) for name in names}
+    against = {name: difference(runs, base, name) for name in names}
     return {
         "n": len(runs),
         "mean": {name: statistics.mean(values) for name, values in columns.items()},
         "spread": {name: spread(values) for name, values in columns.items()},
-        "minus_ours": {name: value for name, value in against.items() if value},
+        "minus_base": {name: value for name, value in against.items() if value},
         "runs": {str(seed): runs[seed] for seed in sorted(runs)},
     }
 
@@ -79,13 +79,13 @@ def falls(found: Runs) -> dict[str, dict[str, Any]]:
 
 def result(found: Runs, n_steps: int, failed: Mapping[str, str]) -> Found:
     """All that is known, as the file and the last line have it."""
-    ours = found.get(OURS, {})
+    base = found.get(BASE, {})
     return {
         "benchmark": "ablations",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "n_steps": n_steps,
-        "arms": {name: summary(runs, ours) for name, runs in found.items()},
+        "arms": {name: summary(runs, base) for name, runs in found.items()},
         "falls": falls(found),
         "failed": dict(failed),
     }
@@ -117,11 +117,11 @@ _NAME, _CELL = 26, 13
 
 
 def tables(found: Found) -> list[str]:
-    """Mean and standard deviation over seeds; beside right answers, the difference to ours over the seeds of both."""
+    """Mean and standard deviation over seeds; beside right answers, the difference to the base over both's seeds."""
     arms = found["arms"]
-    lines = [_heads(_WORTH) + f"{'right minus ours':>22}"]
+    lines = [_heads(_WORTH) + f"{'right minus base':>22}"]
     for name, arm in arms.items():
-        against = None if name == OURS else arm["minus_ours"].get("ear")
+        against = None if name == BASE else arm["minus_base"].get("ear")
         lines.append(_row(name, arm, _WORTH) + f"{_difference(against):>22}")
     lines += ["", _heads(_NEARNESS), *(_row(name, arm, _NEARNESS) for name, arm in arms.items())]
     if found["falls"]:

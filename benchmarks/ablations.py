@@ -1,7 +1,7 @@
-"""Which parts of the method matter: ours and what is left of it without each, at equal steps.
+"""Which parts of the method matter: a connector and what is left of it without each, at equal steps.
 
     python benchmarks/ablations.py --out runs/ablations
-    python benchmarks/ablations.py --out runs/ablations --only ours left right --seeds 0 --plot ablations.png
+    python benchmarks/ablations.py --out runs/ablations --only anchored left right --seeds 0 --plot ablations.png
     python benchmarks/ablations.py --out runs/ablations --json benchmarks/results/2026-11-26-ablations.json
 
 An arm is trained with one seed after the other; a seed draws new weights and another order of clips, the same for all

@@ -1,9 +1,11 @@
-"""The arms of the ablations: what each changes against ours, as settings; it trains and measures nothing.
+"""The arms of the ablations: what each changes against the base, as settings; it trains and measures nothing.
 
-Ours is the pocket recipe with one view of each clip and hidden states from half of the steps on. An arm changes what its
-name says and nothing else, but for what the settings rule out: without alignment nothing can lead, and forms aligned to
-the right have no audio token for each token of the transcript, so that theirs are compared on the suffix. Form
-autoregressive begins as a recogniser that ours's learning rate would undo, and has a third of it.
+The base is a connector of form anchored, which learns from nothing what words sound like, and the pocket recipe with
+one view of each clip, naming, and hidden states from half of the steps on. An arm changes what its name says and
+nothing else, but for what the settings rule out: without alignment nothing can lead, and forms aligned to the right
+have no audio token for each token of the transcript, so that theirs are compared on the suffix. Form autoregressive
+begins as a recogniser: it learns as the pocket recipe has it, with a tenth of the base's learning rate and no naming,
+unless it begins from random weights.
 """
 
 import random
@@ -20,7 +22,7 @@ from earshot.config import Recipe, load_recipe
 from earshot.data.spelling import POCKET_SPEECH
 from earshot.storage import written_whole
 
-OURS = "ours"
+BASE = "anchored"
 PUNCTUATED = ", punctuated"
 """Ends the names of the arms that learn transcripts with commas."""
 N_SLOTS = 64
@@ -36,7 +38,7 @@ COMMA_SHARE = 1 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What one arm changes against ours."""
+    """What one arm changes against the base."""
 
     name: str
     connector: Mapping[str, Any] = field(default_factory=dict)
@@ -46,8 +48,7 @@ class Arm:
     window: Literal["sound", "full"] = "sound"
     is_punctuated: bool = False
     """Whether it learns transcripts with commas that are not spoken."""
-    peak_lr: float | None = None
-    """The learning rate, if not the recipe's."""
+    peak_lr: float = 2e-3
     hears_noise: bool = False
     """Whether it is asked the questions in noise too."""
 
@@ -63,7 +64,8 @@ class Arm:
         return "-".join(words.split()).lower()
 
 
-_ONE_BY_ONE, _GENTLE_LR = {"form": "autoregressive"}, 7e-4
+_ONE_BY_ONE, _GENTLE_LR = {"form": "autoregressive"}, 2e-4
+_KNOWING = {"name_weight": 0.0}
 _RIGHT = {"form": "right", "n_queries": N_SLOTS}
 _STACK = {"form": "stack", "n_stacked": N_STACKED}
 _SUFFIX = {"hidden_positions": "suffix"}
@@ -74,7 +76,7 @@ _PUBLISHED = {"hidden_positions": "last", "name_weight": 0.0, "lead_share": 0.0}
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm(name=OURS, hears_noise=True),
+        Arm(name=BASE, hears_noise=True),
         Arm(name="hidden only", objective=_NO_INPUT),
         Arm(name="alignment only", objective={"hidden_weight": 0.0}),
         Arm(name="KL only", objective=_NO_INPUT | _KL),
@@ -87,22 +89,25 @@ ARMS = {
         Arm(name="stacking MLP", connector=_STACK, objective=_SUFFIX, hears_noise=True),
         Arm(name="4 layers", connector={"n_layers": 4}),
         Arm(name="2 layers", connector={"n_layers": 2}),
-        Arm(name="autoregressive", connector=_ONE_BY_ONE, peak_lr=_GENTLE_LR, hears_noise=True),
         Arm(
-            name="autoregressive, random init",
-            connector=_ONE_BY_ONE | {"init": "random"},
+            name="autoregressive",
+            connector=_ONE_BY_ONE,
+            objective=_KNOWING,
             peak_lr=_GENTLE_LR,
+            hears_noise=True,
         ),
+        Arm(name="autoregressive, random init", connector=_ONE_BY_ONE | {"init": "random"}, peak_lr=7e-4),
         Arm(name="left", connector={"form": "left"}, hears_noise=True),
         Arm(name="right", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
         Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),
-        Arm(name="ours, full window", window="full"),
+        Arm(name=BASE + ", full window", window="full"),
         Arm(name="30 % of the speech", speech_share=0.3),
         Arm(name="10 % of the speech", speech_share=0.1),
-        Arm(name="ours" + PUNCTUATED, is_punctuated=True),
+        Arm(name=BASE + PUNCTUATED, is_punctuated=True),
         Arm(
             name="autoregressive" + PUNCTUATED,
             connector=_ONE_BY_ONE,
+            objective=_KNOWING,
             peak_lr=_GENTLE_LR,
             is_punctuated=True,
         ),
@@ -121,8 +126,10 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
         pocket,
         out=str(run_folder(arm, seed, out)),
         base=replace(pocket.base, encoder_window=arm.window),
-        connector=replace(pocket.connector, **arm.connector),
-        objective=replace(pocket.objective, **({"lead_share": 0.5} | dict(arm.objective))),
+        connector=replace(pocket.connector, **({"form": "anchored", "dropout": 0.1} | dict(arm.connector))),
+        objective=replace(
+            pocket.objective, **({"name_weight": 1.0, "lead_share": 0.5} | dict(arm.objective))
+        ),
         data=replace(
             pocket.data,
             n_views=1,
@@ -131,7 +138,7 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
             n_clips=None if arm.speech_share == 1 else n_clips(arm.speech_share),
             **speech,
         ),
-        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr or pocket.train.peak_lr),
+        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr),
     )
 
 

@@ -43,8 +43,9 @@ KL = {"objective.hidden_weight": 0.0, "objective.kl_weight": 0.1}
 COMMAS = {"data.source": ["commas.parquet"], "data.feature_cache": "features-punctuated"}
 FULL = {"base.encoder_window": "full", "data.feature_cache": "features-full"}
 ONE_BY_ONE = {"connector.form": "autoregressive", "train.peak_lr": 7e-4}
+KNOWING = ONE_BY_ONE | {"objective.name_weight": 0.0, "train.peak_lr": 2e-4}
 CHANGES: dict[str, dict[str, Any]] = {
-    "ours": {},
+    "anchored": {},
     "hidden only": NO_INPUT,
     "alignment only": {"objective.hidden_weight": 0.0},
     "KL only": NO_INPUT | KL,
@@ -61,7 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "4 layers": {"connector.n_layers": 4},
     "2 layers": {"connector.n_layers": 2},
-    "autoregressive": ONE_BY_ONE,
+    "autoregressive": KNOWING,
     "autoregressive, random init": ONE_BY_ONE | {"connector.init": "random"},
     "left": {"connector.form": "left"},
     "right": RIGHT,
@@ -72,15 +73,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "objective.name_weight": 0.0,
         "objective.lead_share": 0.0,
     },
-    "ours, full window": FULL,
+    "anchored, full window": FULL,
     "30 % of the speech": {"data.n_clips": 3210},
     "10 % of the speech": {"data.n_clips": 1070},
-    "ours, punctuated": COMMAS,
-    "autoregressive, punctuated": COMMAS | ONE_BY_ONE,
+    "anchored, punctuated": COMMAS,
+    "autoregressive, punctuated": COMMAS | KNOWING,
     "left, punctuated": COMMAS | {"connector.form": "left"},
     "right, punctuated": COMMAS | RIGHT,
 }
-"""What each arm's recipe has that ours has not, but for the run's own folder."""
+"""What each arm's recipe has that the base has not, but for the run's own folder."""
 
 
 @pytest.fixture
@@ -102,14 +103,14 @@ def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def test_an_arm_changes_what_its_name_says(arms: Any) -> None:
     assert list(arms.ARMS) == list(CHANGES)
-    ours = flat(to_table(arms.recipe_of(arms.ARMS["ours"], 1, 30, Path())))
-    assert (ours["train.seed"], ours["train.n_steps"], ours["objective.lead_share"]) == (1, 30, 0.5)
+    base = flat(to_table(arms.recipe_of(arms.ARMS["anchored"], 1, 30, Path())))
+    assert (base["train.seed"], base["train.n_steps"], base["objective.lead_share"]) == (1, 30, 0.5)
     folders = set()
     for name, arm in arms.ARMS.items():
         settings = flat(to_table(arms.recipe_of(arm, 1, 30, Path())))
         folders.add(settings.pop("out"))
-        assert {key: value for key, value in settings.items() if value != ours.get(key)} == CHANGES[name]
-        assert set(ours) - set(settings) <= {"out"}
+        assert {key: value for key, value in settings.items() if value != base.get(key)} == CHANGES[name]
+        assert set(base) - set(settings) <= {"out"}
     assert len(folders) == len(arms.ARMS)
 
 
@@ -151,12 +152,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--out", str(tmp_path), "--steps", "2", "--seeds", "0", "--only", "ours"]
+    flags = ["--out", str(tmp_path), "--steps", "2", "--seeds", "0", "--only", "anchored"]
     first = small.main([*flags, "right", "--json", str(tmp_path / "found.json")])
     said = capsys.readouterr().out
     assert json.loads(said.splitlines()[-1]) == json.loads((tmp_path / "found.json").read_text())
     assert first["failed"] == {}
-    ours, right = (first["arms"][name]["mean"] for name in ("ours", "right"))
+    base, right = (first["arms"][name]["mean"] for name in ("anchored", "right"))
     assert {
         "ear",
         "tokens named",
@@ -165,12 +166,12 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
         "cosine",
         "top-1",
         "ear, in noise",
-    } <= right.keys() & ours.keys()
-    assert ours.keys() - right.keys() == {"length right", "length right, in noise"}
-    assert right["training TFLOP"] > 2 * ours["training TFLOP"] > 0
-    assert ours["KL"] > 1
-    assert ours["L2"] > 0
-    assert (ours["cascade"], ours["text"]) == (right["cascade"], right["text"])
+    } <= right.keys() & base.keys()
+    assert base.keys() - right.keys() == {"length right", "length right, in noise"}
+    assert right["training TFLOP"] > 2 * base["training TFLOP"] > 0
+    assert base["KL"] > 1
+    assert base["L2"] > 0
+    assert (base["cascade"], base["text"]) == (right["cascade"], right["text"])
 
     def forbidden(*_: Any) -> None:
         raise AssertionError("done before")
@@ -179,11 +180,11 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     monkeypatch.setattr(small, "naming", lambda *_: {"tokens named": 0.25})
     assert small.main([*flags, "right"])["arms"] == first["arms"]
     again = small.main([*flags, "left", "--measure-again"])
-    assert again["arms"]["ours"]["mean"]["tokens named"] == 0.25
-    assert again["arms"]["right"] | {"minus_ours": {}} == first["arms"]["right"] | {"minus_ours": {}}
+    assert again["arms"]["anchored"]["mean"]["tokens named"] == 0.25
+    assert again["arms"]["right"] | {"minus_base": {}} == first["arms"]["right"] | {"minus_base": {}}
     assert "left" not in again["arms"]
     other = small.main([*flags[:2], "--steps", "3", *flags[4:]])
-    assert "another recipe" in other["failed"]["ours, seed 0"]
+    assert "another recipe" in other["failed"]["anchored, seed 0"]
     monkeypatch.setattr(small, "run_all", lambda bench, arms, *_, **__: dict.fromkeys(arms, "asked for"))
     assert small.main([*flags, "--show"])["failed"] == {}
 
@@ -196,7 +197,7 @@ def test_what_a_file_of_results_holds_is_not_run_again(
     monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
     kept = tmp_path / "kept.json"
     runs = {"0": {"ear": 0.25, "training TFLOP": 1.0}}
-    kept.write_text(json.dumps({"n_steps": 2, "arms": {"ours": {"runs": runs}}}))
+    kept.write_text(json.dumps({"n_steps": 2, "arms": {"anchored": {"runs": runs}}}))
     flags = [
         "--out",
         str(tmp_path / "runs"),
@@ -204,14 +205,14 @@ def test_what_a_file_of_results_holds_is_not_run_again(
         "0",
         "1",
         "--only",
-        "ours",
+        "anchored",
         "left",
         "--json",
         str(kept),
     ]
     found = small.main([*flags, "--steps", "2"])
-    assert trained == [("left", 0), ("ours", 1), ("left", 1)]
-    assert found["arms"]["ours"]["runs"] == runs
+    assert trained == [("left", 0), ("anchored", 1), ("left", 1)]
+    assert found["arms"]["anchored"]["runs"] == runs
     assert json.loads(kept.read_text()) == found
     with pytest.raises(ConfigError, match="holds runs of 2 steps, expected 3"):
         small.main([*flags, "--steps", "3"])
@@ -229,7 +230,7 @@ def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
 
     monkeypatch.setattr(small, "train", train)
     monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
-    found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "left", "ours"])
+    found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "left", "anchored"])
     assert found["failed"] == {"left, seed 0": "no such thing", "left, seed 1": "no such thing"}
 
 
@@ -336,23 +337,27 @@ def invented() -> dict[str, dict[int, dict[str, Any]]]:
         return {"ear": right, "tokens named": named, "training TFLOP": 12.0, "by slot": slots} | noisy
 
     return {
-        "ours": {0: run(0.2, 0.6), 1: run(0.3, 0.7)},
+        "anchored": {0: run(0.2, 0.6), 1: run(0.3, 0.7)},
         "left": {1: run(0.1, 0.5), 2: run(0.9, 0.9)},
-        "ours, punctuated": {0: run(0.1, 0.55)},
+        "anchored, punctuated": {0: run(0.1, 0.55)},
     }
 
 
 def test_differences_are_taken_over_the_seeds_of_both() -> None:
     results = script("ablation_results")
     found = results.result(invented(), 1_000, {})
-    ours, left = found["arms"]["ours"], found["arms"]["left"]
-    assert ours["mean"]["ear"] == pytest.approx(0.25)
-    assert ours["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
-    assert left["minus_ours"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}
+    base, left = found["arms"]["anchored"], found["arms"]["left"]
+    assert base["mean"]["ear"] == pytest.approx(0.25)
+    assert base["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
+    assert left["minus_base"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}
     falls = found["falls"]
-    assert falls["ours: in noise"]["ear"]["mean"] == pytest.approx(-0.125)
-    assert falls["ours: punctuated"]["tokens named"] == {"mean": pytest.approx(-0.05), "spread": None, "n": 1}
-    assert falls.keys() == {"ours: in noise", "left: in noise", "ours: punctuated"}
+    assert falls["anchored: in noise"]["ear"]["mean"] == pytest.approx(-0.125)
+    assert falls["anchored: punctuated"]["tokens named"] == {
+        "mean": pytest.approx(-0.05),
+        "spread": None,
+        "n": 1,
+    }
+    assert falls.keys() == {"anchored: in noise", "left: in noise", "anchored: punctuated"}
     said = "\n".join(results.tables(found))
     assert "25.0 ±7.1" in said
     assert "-20.0 (n 1)" in said

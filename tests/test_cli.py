@@ -107,7 +107,7 @@ def test_help_names_the_commands_that_exist_and_loads_no_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "teacher", "plan", "data", "chat", "serve", "eval"):
+    for command in ("demo", "new", "train", "teacher", "plan", "data", "chat", "serve", "eval"):
         assert f"• {command} " in done.stdout
     for command in ("import", "export"):
         assert f"• {command} " not in done.stdout
@@ -329,6 +329,35 @@ def test_a_report_is_written_though_nobody_reads_the_table(
     monkeypatch.setattr(os, "dup2", lambda *files: None)
     assert main(["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "mine.json"]) == 1
     assert json.loads(Path("mine.json").read_text())["n"] == len(SAID)
+
+
+def new(world: Path) -> tuple[str, ...]:
+    return "new", "begun", "--llm", str(world / "llm"), "--encoder", str(world / "whisper")
+
+
+def test_a_new_ear_answers_without_training(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(new(world)) == 0
+    said = capsys.readouterr().out
+    made: Any = earshot.load("begun").connector
+    n_known = len(made.words.read)
+    assert f"It knows {n_known} of the LLM's" in said
+    assert main(["chat", "begun", str(world / "0.wav"), "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(new(world)) == 0  # the same again is no accident
+
+
+def test_a_new_ear_that_cannot_be(
+    refused: Callable[..., str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, out, *_, whisper = new(world)
+    assert "'nowhere/at/all': there is no such folder" in refused(
+        1, command, out, "--llm", "nowhere/at/all", "--encoder", whisper
+    )
+    assert "expected a Whisper" in refused(1, command, out, "--llm", whisper, "--encoder", str(world / "llm"))
+    assert "holds other things" in refused(1, command, str(world), *new(world)[2:])
+    monkeypatch.setattr("earshot.model.shared_tokens", lambda *_: None)
+    assert "no token in common" in refused(2, *new(world))
+    assert not Path("begun").exists()
 
 
 def test_an_ear_that_is_none_or_belongs_to_other_models(

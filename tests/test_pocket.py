@@ -13,7 +13,7 @@ from earshot.bases import POCKET
 from earshot.evaluation import load_suite
 from earshot.evaluation.metrics import is_correct
 from earshot.pocket.make import voices, world
-from earshot.pocket.make.__main__ import broad_recipe
+from earshot.pocket.make.__main__ import ear_recipe
 from earshot.pocket.make.speech import heard_text
 
 MAX_BYTES = 60e6
@@ -94,7 +94,7 @@ def test_the_embedded_files_are_those_that_were_recorded():
 
 
 def test_the_shipped_ear_is_what_the_recipe_distils_and_hears():
-    ear, recipe = earshot.load("pocket/ear"), broad_recipe(Path("build"), Path("speech.jsonl"))
+    ear, recipe = earshot.load("pocket/ear"), ear_recipe(Path(), Path(), Path())
     assert ear.settings.connector == recipe.connector
     items = [item for item in load_suite("pocket") if "espeak" in (item.group or "")][:48]
     asked = [[{"role": "user", "content": [{"type": "audio", "audio": item.audio}]}] for item in items]

@@ -14,7 +14,7 @@ from earshot.bases import POCKET
 from earshot.config import AugmentSettings
 from earshot.data.sources import open_speech
 from earshot.pocket.make import tokens, voices, world
-from earshot.pocket.make.__main__ import ACCENTS, BROAD, DISTILLATION, HEARD, JOINTS, OPENINGS, VOICES
+from earshot.pocket.make.__main__ import ACCENTS, DISTILLATION, HEARD, JOINTS, OPENINGS, VOICES
 from earshot.pocket.make.noise import N_BABBLES, N_STEADY, make_noise
 from earshot.pocket.make.speech import heard_text, make_broad_speech
 from earshot.pocket.make.whisper import LETTERS, N_WORKERS, HeardSpeech, Hearing, Round, new_whisper
@@ -115,7 +115,7 @@ def test_idiolects_are_as_frequent_as_asked():
 
 
 def test_no_clip_is_heard_by_the_encoder_and_by_an_ear():
-    heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, BROAD, VOICES)]
+    heard = [set(clips.chunks) for clips in (HEARD, JOINTS, ACCENTS, OPENINGS, DISTILLATION, VOICES)]
     assert len(set.union(*heard)) == sum(map(len, heard))
 
 

@@ -17,6 +17,7 @@ from earshot.cli.compare import Compare
 from earshot.cli.data import Data
 from earshot.cli.demo import Demo
 from earshot.cli.eval import Eval
+from earshot.cli.new import New
 from earshot.cli.plan import Plan
 from earshot.cli.serve import Serve
 from earshot.cli.teacher import Teach
@@ -31,6 +32,7 @@ _ABOUT_A_RECIPE = {"train": Train, "teacher": Teach, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
 _OTHERS = {
     "demo": Demo,
+    "new": New,
     "chat": Chat,
     "serve": Serve,
     "eval": Eval,

@@ -1,9 +1,10 @@
 """Makes the pocket world from nothing: `python -m earshot.pocket.make BUILD_FOLDER` (hours on two cores).
 
-Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils and flite (Debian packages of these names, the one
-before the last in non-free). Each part is made once and kept; run it again and it goes on with what is missing. The ear
-is the last part: distilled by the pocket recipe from ten times the clips that the package carries, and evaluated.
-`--record` writes the hashes of what the package carries to `hashes.json`.
+Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils, flite, mbrola and the voices of
+`voices.MBROLA_VOICES` (Debian packages of these names, mbrola-af1 and so on; some in contrib and non-free). Each part
+is made once and kept; run it again and it goes on with what is missing. The ear is the last part: distilled by the
+pocket recipe from five times the clips that the package carries, most of them in noise, and evaluated. `--record`
+writes the hashes of what the package carries to `hashes.json`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from earshot import checkpoint
 from earshot.bases import POCKET
 from earshot.config import Recipe, load_recipe
 from earshot.evaluation import evaluate, model_card_table, open_suite, shown
+from earshot.model import Ear
 from earshot.pocket.make import llm, manner, speech, tokens, whisper
 from earshot.pocket.make.noise import make_noise
 from earshot.pocket.make.speech import Clips
@@ -37,10 +39,8 @@ DISTILLATION = Clips(
     name="distillation", chunks=range(2_000, 2_024), pair_share=0.5, opening_share=0.4, idiolect_share=0.7
 )
 """Clips that the encoder did not learn from: an ear will hear none that it did."""
-BROAD = replace(DISTILLATION, name="broad", chunks=range(5_000, 5_240))
-"""Ten times as many of the same kind, too much to carry: for the ear that comes with earshot."""
 VOICES = replace(DISTILLATION, name="voices", chunks=range(7_000, 7_105), mbrola_share=0.2)
-"""By more voices, MBROLA's among them: for `--noisy`."""
+"""Five times as many and by more voices, MBROLA's among them, too much to carry: for the ear that comes with earshot."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_ROUNDS = (
     ((HEARD,), whisper.Round(n_steps=6_500, batch_size=32, peak_lr=2e-3, is_first=True, stops_at=2_500)),
@@ -79,45 +79,28 @@ def _spoken(build: Path, clips: Clips) -> Path:
     return folder
 
 
-def broad_recipe(build: Path, manifest: Path) -> Recipe:
-    """The pocket recipe for ten times the clips: fewer views, more steps, less to hold it back; 6 GB of features."""
-    recipe = load_recipe(POCKET / "recipe.toml")
-    return replace(
-        recipe,
-        out=str(build / "run"),
-        connector=replace(recipe.connector, dropout=0.05),
-        objective=replace(recipe.objective, lead_share=0.9),
-        data=replace(recipe.data, source=(str(manifest),), n_views=2, feature_cache=str(build / "features")),
-        train=replace(recipe.train, n_steps=18_000),
-    )
+def ear_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
+    """The pocket recipe for the ear that comes with earshot: three of five clips in babble or steady noise.
 
-
-def noisy_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
-    """An ear of form autoregressive, three of five clips in babble or steady noise; 4 GB of features.
-
-    LOG.md has what came of it.
+    4 GB of features.
     """
     recipe = load_recipe(POCKET / "recipe.toml")
     return replace(
         recipe,
-        out=str(build / "noisy"),
-        connector=replace(recipe.connector, form="autoregressive"),
-        objective=replace(recipe.objective, lead_share=0.6),
-        data=replace(
-            recipe.data, source=(str(manifest),), n_views=3, feature_cache=str(build / "noisy-features")
-        ),
+        out=str(build / "run"),
+        data=replace(recipe.data, source=(str(manifest),), n_views=3, feature_cache=str(build / "features")),
         augment=replace(recipe.augment, noise_share=0.6, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
-        train=replace(recipe.train, n_steps=11_000, peak_lr=1e-3),
+        train=replace(recipe.train, n_steps=5_000, peak_lr=3e-4),
     )
 
 
-def make_noisy(build: Path) -> None:
-    """The experiment: its speech, its noise, its ear (`build/noisy`)."""
+def make_ear(build: Path) -> Ear:
+    """Its speech, its noise, and the ear."""
     spoken = _spoken(build, VOICES)
     noise = build / "noise"
     if not noise.exists():
         make_noise(spoken, noise)
-    train(noisy_recipe(build, speech.make_broad_speech(spoken), noise))
+    return train(ear_recipe(build, speech.make_broad_speech(spoken), noise))
 
 
 def make(build: Path) -> None:
@@ -143,7 +126,7 @@ def make(build: Path) -> None:
     if not manner.SUITE.exists():
         manner.make_suite(manner.SUITE)
     if not (POCKET / "ear").exists():
-        ear = train(broad_recipe(build, speech.make_broad_speech(_spoken(build, BROAD))))
+        ear = make_ear(build)
         with shown(Console()) as progress:
             report = evaluate(ear, open_suite("pocket"), progress=progress)
         checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
@@ -152,12 +135,8 @@ def make(build: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m earshot.pocket.make", description=__doc__.split("\n")[0])
     parser.add_argument("build", type=Path, help="folder for what is made on the way (30 GB)")
-    parser.add_argument("--noisy", action="store_true", help="only train an ear in noise, BUILD/noisy")
     parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
     arguments = parser.parse_args()
-    if arguments.noisy:
-        make_noisy(arguments.build)
-        sys.exit()
     if not arguments.record:
         make(arguments.build)
     record_hashes()

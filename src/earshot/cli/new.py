@@ -1,0 +1,62 @@
+"""earshot new."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from earshot.cli.terminal import program
+from earshot.config import BaseSettings, ConnectorSettings
+from earshot.errors import ConfigError
+
+Model = Annotated[str, arg(metavar="MODEL")]
+_SLOTS_PER_SECOND = 10.0
+"""More than anybody says: it ends what a recogniser would repeat for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class New:
+    """An ear without training: the words that the encoder's recogniser and the LLM both know, as audio tokens."""
+
+    out: Positional[Path]
+    """Folder of the new ear."""
+    llm: Model
+    """A causal LM with a chat template: hub id, local folder, or pocket/llm."""
+    encoder: Model
+    """A Whisper: hub id, local folder, or pocket/whisper."""
+    device: Annotated[str | None, arg(metavar="NAME")] = None
+    """cpu or cuda; without it the first GPU if there is one."""
+
+    def run(self, typed: str) -> int:
+        """Writes the ear, and says how much of the LLM's vocabulary it knows."""
+        from earshot import checkpoint
+        from earshot.bases import embeddings, outline_whisper
+        from earshot.connector import Connector
+        from earshot.model import Ear, EarSettings
+
+        base = BaseSettings(encoder=self.encoder, llm=self.llm)
+        n_positions = outline_whisper(self.encoder, None).config.max_target_positions
+        settings = ConnectorSettings(
+            form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
+        )
+        ear = Ear.new(EarSettings(base=base, connector=settings), self.device)
+        known = ear.connector.words if isinstance(ear.connector, Connector) else None
+        if known is None:
+            raise ConfigError(
+                f"{self.encoder} and {self.llm} have no token in common, so that an ear between them knows nothing"
+                " before it is trained: use earshot train"
+            )
+        checkpoint.save(ear, self.out)
+        n_tokens = embeddings(ear.llm).num_embeddings
+        out = shlex.quote(str(self.out))
+        console = Console()
+        console.out(
+            f"The ear is in {self.out}. It knows {len(known.read):,} of the LLM's {n_tokens:,} tokens by the words of"
+            f" {self.encoder}. Next:\n"
+            f"  {program()} chat {out} question.wav\n  {program()} eval {out} --suite FILE.jsonl",
+            highlight=False,
+        )
+        return 0
