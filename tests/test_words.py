@@ -165,11 +165,11 @@ def test_it_learns_as_a_recogniser_does() -> None:
     shared = random_words(9)
     words, hidden = Words(shared), torch.randn(2, 5, 24)
     candidates = torch.cat([shared.read[[4, 0, 7]], torch.randn(1, 16)])
-    wanted = torch.tensor([[0, 1, 2, 3], [2, 0, 0, 0]])
-    found = words.log_likelihood(words.logits(hidden), Transcripts(torch.tensor([4, 1]), wanted, candidates))
-    labels = torch.tensor([[4, 0, 7, -100], [7, -100, -100, -100]])
+    spelled = words.spell(candidates[torch.tensor([[0, 1, 2, 3, 0], [2, 0, 0, 0, 0]])])
+    found = words.log_likelihood(words.logits(hidden), spelled, torch.tensor([4, 1]))
+    labels = torch.tensor([[4, 0, 7, -100, -100], [7, -100, -100, -100, -100]])
     losses = torch.nn.functional.cross_entropy(
-        (hidden[:, :4] @ shared.written.T).transpose(1, 2), labels, reduction="none"
+        (hidden @ shared.written.T).transpose(1, 2), labels, reduction="none"
     )
     torch.testing.assert_close(found, -losses.sum(1))
 
@@ -177,8 +177,11 @@ def test_it_learns_as_a_recogniser_does() -> None:
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
 def test_it_is_told_the_nearest_word(spread: float) -> None:
     shared = random_words(spread=spread)
+    words = Words(shared)
     beside = shared.read + 0.2 * spread * torch.randn_like(shared.read)
-    assert torch.equal(Words(shared).recall(beside), shared.written)
+    assert torch.equal(words.told(words.spell(beside)), shared.written)
+    assert not words.spell(beside).is_word.any()
+    assert words.spell(shared.read.bfloat16()).is_word.all()
 
 
 def test_words_are_in_no_checkpoint_and_are_not_trained() -> None:
@@ -217,6 +220,35 @@ def test_the_prompt_names_the_language_that_is_spoken() -> None:
     torch.testing.assert_close(
         language, (shares @ decoder.embed_tokens.weight[[3, 4, 5]])[0], rtol=1e-3, atol=1e-4
     )
+
+
+def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
+    """A transcript of the words that it heard gives the audio tokens that it made, and its own recogniser's logits."""
+    whisper = multilingual()
+    ear = tiny_ear("autoregressive", whisper=whisper)
+    made: Any = ear.connector
+    features = ear.features([load_audio(row["audio"]["bytes"]) for row in spoken()[:3]])
+    torch.nn.init.constant_(made.end_head.bias, -100.0)
+    with torch.no_grad():
+        heard = made(features)
+        words = made.words.spell(heard.tokens).nearest
+        transcripts = Transcripts(heard.n_tokens, words, made.words.read)
+        learned = made(features, transcripts)
+    assert heard.tokens.shape[1] > 5
+    for row, n in enumerate(heard.n_tokens):
+        torch.testing.assert_close(learned.tokens[row, :n], heard.tokens[row, :n], rtol=1e-3, atol=1e-4)
+    decoder, spoken_in = whisper.model.model.decoder, made._prompt(features)[:1]
+    n, clip = int(heard.n_tokens[0]), features.states[:1, features.mask[0]]
+    known = made.words.written
+    places = decoder.embed_positions.weight[: 3 + n]
+    rows = torch.cat([spoken_in, made.queries[:1][None], known[words[:1, : n - 1]]], dim=1)
+    rows = rows + torch.cat([torch.zeros(3, known.shape[1]), places[3:]])
+    decoder.set_attn_implementation("eager")
+    with torch.no_grad():
+        states = decoder(inputs_embeds=rows - places, encoder_hidden_states=clip).last_hidden_state
+    logits = (states[0, 3:] @ known.T).log_softmax(-1)
+    expected = logits.gather(1, words[0, :n, None]).sum()
+    torch.testing.assert_close(learned.spotting[0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_new_ear_hears_what_the_cascade_writes() -> None:

@@ -20,7 +20,7 @@ from earshot.alignment import Transcripts, align, likeliest_tokens, naming_logit
 from earshot.config import ConnectorSettings
 from earshot.encoder import POSITIONS_PER_SECOND, Features
 from earshot.errors import ConfigError
-from earshot.words import SharedTokens, Words
+from earshot.words import SharedTokens, Spelled, Words
 
 _SPARE_SLOTS = 2
 """Slots that even the shortest clip may have beyond what its duration allows."""
@@ -293,17 +293,19 @@ class Connector(nn.Module):
         if transcripts is None:
             tokens, end_logits = self._slot_after_slot(features, n_slots)
         else:
-            said = transcripts.candidates[transcripts.wanted][:, : n_slots - 1]
             prompt = self._prompt(features)
             n_before = prompt.shape[1] + 1  # nothing was said before the first slot
-            told = self._told(functional.pad(said, (0, 0, n_before, 0)))
-            told = functional.pad(told[:, n_before:], (0, 0, n_before, 0))
-            slots = self._slots(said.shape[1] + 1).expand(len(said), -1, -1)
+            said = functional.pad(transcripts.candidates[transcripts.wanted], (0, 0, n_before, 0))
+            said = said[:, : n_before - 1 + n_slots]
+            spelled = None if self.words is None else self.words.spell(said)
+            told = functional.pad(self._told(said, spelled)[:, n_before:], (0, 0, n_before, 0))
+            slots = self._slots(n_slots).expand(len(said), -1, -1)
             hidden = self._decode(torch.cat([prompt, slots], 1) + told, features.states, features.attended)
             tokens, end_logits, logits = self._read_off(hidden)
             tokens, end_logits = tokens[:, n_before - 1 :], end_logits[:, n_before - 1 :]
-            if self.words is not None and logits is not None:
-                spotting = self.words.log_likelihood(logits[:, n_before - 1 :], transcripts)
+            if self.words is not None and spelled is not None and logits is not None:
+                logits, spelled = logits[:, n_before - 1 : -1], spelled.behind(n_before)
+                spotting = self.words.log_likelihood(logits, spelled, transcripts.n_tokens)
         return AudioTokens(
             tokens=tokens,
             n_tokens=self._n_tokens(None, end_logits, features, n_slots, transcripts),
@@ -327,11 +329,11 @@ class Connector(nn.Module):
         spoken = self.words.language(first[:, 0])[:, None]
         return torch.cat([rows[:, :1], rows[:, 1:2] + spoken, rows[:, 2:]], dim=1)
 
-    def _told(self, said: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q E"]:
+    def _told(self, said: Float[Tensor, "B Q D"], spelled: Spelled | None) -> Float[Tensor, "B Q E"]:
         """What the decoder takes for the tokens that it wrote."""
         assert self.feedback is not None, "of form autoregressive"
         told = self.feedback(said.to(self.queries.dtype))
-        return told if self.words is None else told + self.words.recall(said)
+        return told if self.words is None or spelled is None else told + self.words.told(spelled)
 
     def _read_off(
         self, hidden: Float[Tensor, "B Q E"]
@@ -364,7 +366,8 @@ class Connector(nn.Module):
             is_over = is_over | (end_logit[:, 0] > 0) | (slot + 1 >= most)
             if bool(is_over.all()):
                 break
-            query = queries[:, slot + 1, None] + self._told(token)
+            spelled = None if self.words is None else self.words.spell(token)
+            query = queries[:, slot + 1, None] + self._told(token, spelled)
         tokens, end_logits = zip(*slots, strict=True)
         return torch.cat(tokens, dim=1), torch.cat(end_logits, dim=1)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from earshot.alignment import Transcripts, precise
+from earshot.alignment import precise
 
 _SHARPNESS = 3.0
 """How decided a new connector is: an LLM reads one token better than a blend of two, so that what is likelier than the
@@ -47,6 +47,19 @@ class SharedTokens:
             "languages": (n_languages, d_encoder),
         }
         return cls(**{name: torch.empty(size, device="meta") for name, size in sizes.items()})
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Points in the LLM's embedding space as words."""
+
+    nearest: Int[Tensor, "*N"]
+    is_word: Bool[Tensor, "*N"]
+    """Whether it is that word, and not just near it."""
+
+    def behind(self, n: int) -> "Spelled":
+        """All but the first so many of each row."""
+        return Spelled(self.nearest[:, n:], self.is_word[:, n:])
 
 
 class Words(nn.Module):
@@ -86,32 +99,27 @@ class Words(nn.Module):
         sharpness = self.log_sharpness.exp()
         return sharpness * precise(hidden @ self.end) - (sharpness * logits).logsumexp(-1)
 
-    def log_likelihood(self, logits: Float[Tensor, "B Q C"], transcripts: Transcripts) -> Float[Tensor, " B"]:
+    def log_likelihood(
+        self, logits: Float[Tensor, "B Q C"], spelled: Spelled, n_tokens: Int[Tensor, " B"]
+    ) -> Float[Tensor, " B"]:
         """Of each transcript, by its tokens among the words: in nats, as a recogniser learns."""
-        nearest, is_word = self._spelled(transcripts.candidates)
-        n_slots = min(logits.shape[1], transcripts.wanted.shape[1])
-        wanted = transcripts.wanted[:, :n_slots]
-        counts = is_word[wanted] & (
-            torch.arange(n_slots, device=wanted.device) < transcripts.n_tokens[:, None]
-        )
-        found = logits[:, :n_slots].log_softmax(-1).gather(2, nearest[wanted][..., None])[..., 0]
+        slots = torch.arange(logits.shape[1], device=logits.device)
+        counts = spelled.is_word & (slots < n_tokens[:, None])
+        found = logits.log_softmax(-1).gather(2, spelled.nearest[..., None])[..., 0]
         return (found * counts).sum(1)
 
     @torch.no_grad()
-    def _spelled(self, candidates: Float[Tensor, "C D"]) -> tuple[Int[Tensor, " C"], Bool[Tensor, " C"]]:
-        """Which word each candidate is, and whether it is one."""
-        candidates = precise(candidates)
-        nearest = self._nearest(candidates)
-        apart = (candidates - self.read[nearest]).square().sum(1)
-        return nearest, apart < _SAME * self.read.square().sum(1).mean()
+    def spell(self, said: Float[Tensor, "*N D"]) -> Spelled:
+        """Of each audio token, or embedding of the LLM, the word nearest to it."""
+        said = precise(said)
+        squares = self.read.square().sum(1)
+        best = (2 * said @ self.read.T - squares).max(-1)
+        apart = said.square().sum(-1) - best.values
+        return Spelled(best.indices, apart < _SAME * squares.mean())
 
-    def _nearest(self, points: Float[Tensor, "*N D"]) -> Int[Tensor, "*N"]:
-        return (2 * precise(points) @ self.read.T - self.read.square().sum(1)).argmax(-1)
-
-    @torch.no_grad()
-    def recall(self, audio: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
-        """Of each audio token, or embedding of the LLM, the word nearest to it, as the decoder knows it."""
-        return self.written[self._nearest(audio)]
+    def told(self, spelled: Spelled) -> Float[Tensor, "*N E"]:
+        """Those words as the decoder knows them."""
+        return self.written[spelled.nearest]
 
     @torch.no_grad()
     def language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:

@@ -93,8 +93,10 @@ def step_memory(
     n_trained = n_weights(shapes.connector)
     # Weights rounded by autocast, which keeps all of them until forward is over, whatever the clips are.
     rounded = max(costs.connector.kept.constant, 2.0 * n_trained)
+    in_words = 4.0 * sum(rows.numel() for rows in shapes.connector.buffers())
     return {
         **_frozen(shapes, train, n_gpus, gpu_bytes),
+        **({"words of both vocabularies": in_words} if in_words else {}),
         "connector, gradients, AdamW": n_trained * (_PER_TRAINED + 4.0 * (n_gpus > 1)),
         "connector in bfloat16": rounded,
         **part,

@@ -79,7 +79,8 @@ class Cost:
 
 def prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:
     """Different primes that divide no size of the models: in a product, each can be told from all else."""
-    sizes = {size for model in models for weight in model.parameters() for size in weight.shape}
+    kept = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+    sizes = {size for tensor in kept for size in tensor.shape if size}
     primes = (p for p in range(11, 1000) if all(p % q for q in range(2, p)))
     return list(islice((p for p in primes if all(size % p for size in sizes)), n))
 
