@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from earshot.bases import locate
-from earshot.config import Recipe, load_recipe
+from earshot.config import AugmentSettings, Recipe, load_recipe
 from earshot.data.spelling import POCKET_SPEECH
 from earshot.storage import written_whole
 
@@ -138,7 +138,8 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
             n_clips=None if arm.speech_share == 1 else n_clips(arm.speech_share),
             **speech,
         ),
-        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr),
+        augment=AugmentSettings(),
+        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr, warmup_share=0.02),
     )
 
 

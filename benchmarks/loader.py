@@ -115,7 +115,7 @@ def main() -> None:
     recipe = load_recipe(Path(locate("pocket/recipe.toml")))
     data = replace(recipe.data, feature_cache=None, n_views=1, n_clips=given.clips, n_workers=0)
     with tempfile.TemporaryDirectory() as folder:
-        run = prepare(replace(recipe, out=f"{folder}/run", data=data))
+        run = prepare(replace(recipe, out=f"{folder}/run", data=data, augment=AugmentSettings()))
         train = learning(run, n_steps=8)
         train()
         kinds = {

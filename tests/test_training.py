@@ -171,7 +171,7 @@ def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
 
 
 def test_golden_losses(recipe: Recipe) -> None:
-    run = prepare(recipe)
+    run = prepare(changed(recipe, connector={"form": "left"}))
     losses = [loss_of(run, step) for step in range(recipe.train.n_steps)]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
@@ -209,7 +209,7 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
     settings = ObjectiveSettings(**objective)
     terms = distillation_terms(run.ear, batch_of(run, [0, 5, 9]), settings, leads=False)
     expected = {name for name in ("align", "name", "hidden", "kl") if getattr(settings, f"{name}_weight")}
-    expected |= {"left": {"end"}, "autoregressive": {"end"}, "anchored": {"spot"}}.get(form, set())
+    expected |= {"left": {"end"}, "autoregressive": {"end", "spot"}, "anchored": {"spot"}}.get(form, set())
     expected -= {name for name in ("end", "spot") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
@@ -274,9 +274,8 @@ def test_nothing_but_the_connector_changes(recipe: Recipe, form: str) -> None:
 def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
     run = prepare(changed(recipe, objective={"lead_share": 0.25}, train={"n_steps": 12}))
     terms = [set(train_step(run, step).terms) for step in range(4)]
-    assert terms == [{"loss", "align", "end", "grad_norm"}] * 3 + [
-        {"loss", "align", "end", "hidden", "grad_norm"}
-    ]
+    leading = {"loss", "align", "end", "spot", "grad_norm"}
+    assert terms == [leading] * 3 + [leading | {"hidden"}]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -70,11 +70,12 @@ class BaseSettings:
 class ConnectorSettings:
     """How encoder frames become audio tokens."""
 
-    form: Literal["anchored", "autoregressive", "left", "right", "stack"] = "left"
-    """anchored: each query stands for a stretch of sound in which a token was spotted; left: slot t is transcript
-    token t, with a learned end; autoregressive: the same, one slot after the other, each told what the one before it
-    became; right: the published form, so many slots always, aligned to their right end; stack: frames side by side
-    through an MLP, aligned like right."""
+    form: Literal["anchored", "autoregressive", "left", "right", "stack"] = "autoregressive"
+    """autoregressive: slot t is transcript token t, one after the other, each told what the one before it became,
+    with a learned end; it begins as the recogniser that the decoder is of; left: the same, all at once and told
+    nothing; anchored: all at once, each query for a stretch of sound in which a token was spotted; right: the
+    published form, so many slots always, aligned to their right end; stack: frames side by side through an MLP,
+    aligned like right."""
 
     init: Literal["whisper", "random"] = "whisper"
     """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
@@ -141,7 +142,8 @@ class ObjectiveSettings:
     """Weight of the cross-entropy of the learned end (forms left and autoregressive)."""
 
     spot_weight: float = 1.0
-    """Weight of the negative log-likelihood of the transcript by what single positions say (form anchored)."""
+    """Weight of the negative log-likelihood of the transcript: by what single positions say (form anchored), or by
+    the words that Whisper and the LLM have in common, as a recogniser learns (form autoregressive)."""
 
     kl_weight: float = 0.0
     """Weight of the forward KL divergence of the next-token distribution, the usual way to distil."""

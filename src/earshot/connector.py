@@ -177,10 +177,10 @@ class Connector(nn.Module):
         if settings.form == "autoregressive":
             # As published one linear layer, which is little for a decoder that is to stay what it was.
             self.projection = _mlp(config.d_model, 4 * config.d_model, d_llm)
-            self.feedback = nn.Sequential(
-                nn.LayerNorm(d_llm, eps=1e-12),  # LLMs' embeddings differ in size by a hundred times
-                _mlp(d_llm, 4 * config.d_model, config.d_model),
-            )
+            self.feedback = nn.Sequential()
+            # LLMs' embeddings differ in size by a hundred times.
+            self.feedback.add_module("norm", nn.LayerNorm(d_llm, eps=1e-12))
+            self.feedback.add_module("token", _mlp(d_llm, 4 * config.d_model, config.d_model))
         if shared is not None:
             self._know(shared)
 

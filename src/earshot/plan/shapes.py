@@ -29,7 +29,7 @@ class Shapes:
     """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
     llm: Any
     connector: Connector | StackingConnector
-    shared: SharedTokens | None
+    shared: SharedTokens | None = None
     """What the connector knows of both vocabularies."""
     n_prefix: int
     n_suffix: int

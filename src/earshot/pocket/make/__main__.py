@@ -88,6 +88,7 @@ def ear_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
     return replace(
         recipe,
         out=str(build / "run"),
+        objective=replace(recipe.objective, lead_share=0.85),
         data=replace(recipe.data, source=(str(manifest),), n_views=3, feature_cache=str(build / "features")),
         augment=replace(recipe.augment, noise_share=0.6, noise=str(noise), noise_snr_db=(-3.0, 25.0)),
         train=replace(recipe.train, n_steps=5_000, peak_lr=3e-4),
