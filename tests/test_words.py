@@ -193,7 +193,8 @@ def test_what_is_learned_of_some_words_spoils_no_other() -> None:
     ear = tiny_ear("autoregressive")
     made: Any = ear.connector
     before = made.words.read.clone(), made.words.written.clone()
-    heard = made(ear.features([load_audio(spoken()[0]["audio"]["bytes"])]))
+    said = Transcripts(torch.tensor([3]), torch.tensor([[4, 0, 2]]), before[0])
+    heard = made(ear.features([load_audio(spoken()[0]["audio"]["bytes"])]), said)
     heard.tokens.sum().backward()
     optimizer = torch.optim.Adam(made.parameters(), lr=0.1)
     optimizer.step()
