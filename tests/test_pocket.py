@@ -17,7 +17,7 @@ from earshot.pocket.make.__main__ import ear_recipe
 from earshot.pocket.make.speech import heard_text
 
 MAX_BYTES = 60e6
-MIN_RIGHT_OF_48 = 20
+MIN_RIGHT_OF_48 = 42
 """Of the shipped ear's first answers; an ear that only guesses has none."""
 
 
