@@ -8,13 +8,16 @@ All ways share one Whisper and one LLM and take turns; medians. The ear is asked
 had typed the question: nothing can be sooner. An ear of the published form has a fixed number of slots and hears the
 whole window.
 
-Random weights say anything, so the number of tokens is set to that of a question of such a length, with the computation
-left as it is: for what the Whisper writes, for what the cascade's LLM reads and for what is spotted in the sound.
-Nothing is set where the pocket models answer questions of their suite. Last, one line of JSON.
+Random weights say anything, so the number of tokens is set to that of a question of such a length, with the
+computation left as it is: for what the Whisper writes, for what the cascade's LLM reads and for what is heard in the
+sound. Nothing is set where the pocket models answer questions of their suite. Last, one line of JSON.
+
+The ear is of form autoregressive, the default; "at once" is one of form anchored, which hears all words together.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,7 +41,7 @@ from earshot.evaluation import load_suite
 from earshot.model import Ear, Messages
 
 _WANTED = {"cascade": (2.0, 10.0, 0.5), "published": (3.0, 3.0, 0.3)}
-"""From so many seconds of speech to so many, the ear's time to another way's is to be at most this."""
+"""From so many seconds of speech to so many, an ear's time to another way's is to be at most this."""
 _AFTER_FIRST = 16
 """Tokens by which the pace after the first one is measured."""
 _POCKET_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -136,19 +139,23 @@ def in_turns(ways: dict[str, Way], ear: Ear, rounds: int) -> dict[str, dict[str,
 
 @dataclass(frozen=True)
 class Ears:
-    """Two ears with the same frozen models."""
+    """Three ears with the same frozen models."""
 
     ours: Ear
+    at_once: Ear
     published: Ear
 
     @classmethod
     def of(cls, shape: Shape) -> "Ears":
-        """Ours as recipes/llama-3.1-8b.toml has it, and one as published."""
+        """Ours as recipes/llama-3.1-8b.toml has it, one that hears all words together, and one as published."""
         bases = Bases.of(shape, default_device())
         published = bases.ear(ConnectorSettings(form="right", n_queries=shape.n_slots))
         base = replace(published.settings.base, encoder_window="full")
         published.settings = replace(published.settings, base=base)
-        return cls(bases.ear(replace(OURS, n_queries=min(OURS.n_queries, shape.n_slots))), published)
+        at_once = replace(OURS, n_queries=min(OURS.n_queries, shape.n_slots))
+        ours: Any = bases.ear(replace(at_once, form="autoregressive"))
+        nn.init.constant_(ours.connector.end_head.bias, -1e4)  # as many as it may have
+        return cls(ours, bases.ear(at_once), published)
 
 
 def question_of(ear: Ear, n_tokens: int) -> str:
@@ -162,7 +169,7 @@ def question_of(ear: Ear, n_tokens: int) -> str:
 
 @contextlib.contextmanager
 def as_many(ear: Ear, n_tokens: int) -> Generator[None]:
-    """Whisper writes so many tokens; as many stretches of the sound speak, whatever the spotter made of it."""
+    """Whisper and the ear write so many tokens; as many stretches of the sound speak, whatever the spotter says."""
     model, found = ear.whisper.model, connector.likeliest_tokens
 
     def spotted(log_spoken: Tensor, log_pause: Tensor, *given: Tensor) -> Any:
@@ -184,6 +191,9 @@ def as_many(ear: Ear, n_tokens: int) -> Generator[None]:
     with (
         mock.patch.object(model, "generation_config", whole),
         mock.patch.object(connector, "likeliest_tokens", spotted),
+        mock.patch.object(
+            ear.connector, "most_tokens", lambda heard: torch.full((len(heard.mask),), n_tokens)
+        ),
     ):
         yield
 
@@ -201,13 +211,15 @@ def of_length(ears: Ears, length_s: float, rounds: int) -> dict[str, Any]:
     ways: dict[str, Way] = {
         "text": lambda n_new: ours.read_batch([question], max_new_tokens=n_new),
         "ear": lambda n_new: ours.chat(said(sound), max_new_tokens=n_new),
+        "at once": lambda n_new: ears.at_once.chat(said(sound), max_new_tokens=n_new),
         "cascade": cascade,
         "published": lambda n_new: ears.published.chat(said(sound), max_new_tokens=n_new),
     }
     with as_many(ours, n_tokens):
         found = in_turns(ways, ours, rounds)
     assert found["cascade"]["whisper_tokens"] == n_tokens
-    assert found["ear"]["llm_positions"] == found["text"]["llm_positions"]
+    positions = {found[way]["llm_positions"] for way in ("text", "ear", "at once")}
+    assert len(positions) == 1
     return {"seconds": length_s, "tokens": n_tokens, **found}
 
 
@@ -250,12 +262,12 @@ def ratios(rows: Sequence[dict[str, Any]], label: str = "") -> dict[str, dict[st
     made = {}
     for row in rows:
         length = row["seconds"]
-        for other in ("cascade", "published", "text"):
-            if other in row:
-                ratio = row["ear"]["first_token_ms"] / row[other]["first_token_ms"]
+        for way, other in itertools.product(("ear", "at once"), ("cascade", "published", "text")):
+            if way in row and other in row:
+                ratio = row[way]["first_token_ms"] / row[other]["first_token_ms"]
                 first, last, most = _WANTED.get(other, (1.0, 0.0, 0.0))
                 wanted = {"most": most} if first <= round(length) <= last else {}
-                made[f"{label}ear to {other}, {length:g} s"] = {"ratio": round(ratio, 4), **wanted}
+                made[f"{label}{way} to {other}, {length:g} s"] = {"ratio": round(ratio, 4), **wanted}
     return made
 
 
@@ -265,7 +277,7 @@ _HEAD = ("s", "", "first", "token/s", "frames", "positions", "written", "GFLOP",
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """A line for each way."""
     for row in rows:
-        for name in ("text", "ear", "cascade", "published"):
+        for name in ("text", "ear", "at once", "cascade", "published"):
             if name in row:
                 one = row[name]
                 peak = "" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 1e6:.0f}"

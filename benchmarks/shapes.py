@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
 from earshot.audio import HOP_LENGTH, SAMPLE_RATE
-from earshot.bases import Whisper, frozen_dtype, quiet, read_tokenizer
+from earshot.bases import Whisper, embeddings, frozen_dtype, quiet, read_tokenizer
 from earshot.config import (
     AugmentSettings,
     BaseSettings,
@@ -42,6 +42,7 @@ from earshot.training.examples import Clip, Examples, Portion, new_portion
 from earshot.training.optimizer import new_optimizer
 from earshot.training.run import Run, new_sampler
 from earshot.training.teacher import Teacher, text_key
+from earshot.words import SharedTokens
 
 TOKENS_PER_SECOND = 2.8
 """Of read English: 14 in a clip of 5 s."""
@@ -184,9 +185,26 @@ class Bases:
         return cls(Whisper(frozen[0], tokenizer), frozen[1], tokenizer)
 
     def ear(self, settings: ConnectorSettings) -> Ear:
-        """An ear that has learned nothing; bases are shared by all that are made of them."""
+        """An ear that has learned nothing; bases are shared by all that are made of them.
+
+        Where it is to know words, those are as many as the smaller of the two vocabularies has.
+        """
         torch.manual_seed(1)
-        connector = new_connector(self.whisper.config, settings, self.llm.config.hidden_size)
+        written, read = self.whisper.model.model.decoder.embed_tokens.weight, embeddings(self.llm).weight
+        n_words = min(len(written), len(read))
+        shared = SharedTokens(
+            written=written[:n_words],
+            read=read[:n_words],
+            prompt=written[:2],
+            end=written[2],
+            languages=written[:0],
+        )
+        connector = new_connector(
+            self.whisper.config,
+            settings,
+            self.llm.config.hidden_size,
+            shared if settings.knows_words else None,
+        )
         connector.start_from(self.whisper.model.model.decoder)
         about = EarSettings(
             base=BaseSettings(encoder="random/whisper", llm="random/llm"),

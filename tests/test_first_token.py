@@ -24,8 +24,11 @@ def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
     shape = script("shapes").SHAPES["toy"]
     for row in result["lengths"]:
-        ear, cascade, text, published = (row[way] for way in ("ear", "cascade", "text", "published"))
+        ear, at_once, cascade, text, published = (
+            row[way] for way in ("ear", "at once", "cascade", "text", "published")
+        )
         assert ear["llm_positions"] == text["llm_positions"] == cascade["llm_positions"]
+        assert at_once["llm_positions"] == ear["llm_positions"]
         assert published["llm_positions"] == text["llm_positions"] - row["tokens"] + shape.n_slots
         assert (text["whisper_tokens"], ear["whisper_tokens"]) == (0, 0)
         assert cascade["whisper_tokens"] == row["tokens"]
@@ -34,10 +37,16 @@ def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> N
     short, long = (row["ear"] for row in result["lengths"])
     assert 2 * short["encoder_frames"] < long["encoder_frames"]
     assert set(result["ratios"]) == {
-        f"ear to {other}, {length} s" for other in ("cascade", "published", "text") for length in (1, 3)
+        f"{way} to {other}, {length} s"
+        for way in ("ear", "at once")
+        for other in ("cascade", "published", "text")
+        for length in (1, 3)
     }
     wanted = {name: one["most"] for name, one in result["ratios"].items() if "most" in one}
-    assert wanted == {"ear to cascade, 3 s": 0.5, "ear to published, 3 s": 0.3}
+    targets = {"cascade, 3 s": 0.5, "published, 3 s": 0.3}
+    assert wanted == {
+        f"{way} to {name}": most for way in ("ear", "at once") for name, most in targets.items()
+    }
 
 
 def test_questions_of_the_suite_are_as_long_as_asked() -> None:

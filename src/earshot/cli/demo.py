@@ -12,7 +12,7 @@ from earshot.cli.terminal import program, say_how_to_go_on
 class Demo:
     """Distil the embedded LLM in a few minutes on this computer, evaluate it, and ask it something aloud."""
 
-    minutes: float = 6.0
+    minutes: float = 4.0
     """How long to distil."""
     out: Path = Path("runs/pocket")
     """Folder of the run; an unfinished run in it goes on."""
