@@ -194,6 +194,7 @@ class Bases:
         n_words = min(len(written), len(read))
         shared = SharedTokens(
             written=written[:n_words],
+            others=written[n_words:],
             read=read[:n_words],
             prompt=written[:2],
             end=written[2],

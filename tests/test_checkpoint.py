@@ -96,7 +96,7 @@ def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder:
     os.umask(umask)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~umask}
     config = json.loads(files["config.json"].read_text())
-    assert config["fingerprints"].keys() == {"encoder", "llm", "tokenizer"}
+    assert config["fingerprints"].keys() == {"encoder", "recogniser", "llm", "tokenizer"}
     assert config["earshot_version"] == earshot.__version__
     assert config["prompt"]["date"] == "2025-01-02"
     weights = load_file(files["connector.safetensors"])
@@ -242,8 +242,8 @@ def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
         ),
         ({"connector": {"form": "left", "n_queries": 9999}}, "does not fit the connector"),
         ({"connector": {"form": "stack"}}, "does not fit the connector"),
-        ({"fingerprints": {}}, "was distilled against another encoder: it expects fingerprint None"),
-        ({"fingerprints": "none"}, "was distilled against another encoder"),
+        ({"fingerprints": {}}, "was made for another encoder: it expects fingerprint None"),
+        ({"fingerprints": "none"}, "was made for another encoder"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -92,7 +92,7 @@ def test_without_the_llm_s_weights_an_ear_hears_the_same() -> None:
     half = earshot.load("pocket/ear", device="cpu", with_llm=False)
     sound = torch.sin(torch.arange(16_000) / 9)
     heard = half.hear(sound)
-    assert half.llm.device.type == "meta"
+    assert all(weight.is_meta for name, weight in half.llm.named_parameters() if "embed" not in name)
     assert half.device.type == "cpu"
     torch.testing.assert_close(heard, whole.hear(sound).to(heard.dtype))
     assert half.transcribe([sound]) == whole.transcribe([sound])
@@ -103,5 +103,5 @@ def test_an_ear_without_its_llm_still_minds_its_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "tokenizer_fingerprint", lambda tokenizer: "0123456789abcdef")
-    with pytest.raises(CheckpointError, match="distilled against another tokenizer"):
+    with pytest.raises(CheckpointError, match="made for another tokenizer"):
         earshot.load("pocket/ear", with_llm=False)

@@ -18,8 +18,9 @@ from earshot.alignment import Transcripts
 from earshot.audio import load_audio
 from earshot.bases import POCKET, Whisper, embed, embeddings
 from earshot.config import ConnectorSettings, load_recipe
+from earshot.connector import new_connector
 from earshot.model import Ear, EarSettings
-from earshot.vocabularies import shared_tokens
+from earshot.vocabularies import shared_tokens, spelled_alike
 from earshot.words import SharedTokens, Words
 
 KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
@@ -41,7 +42,7 @@ def spoken() -> list[dict[str, Any]]:
 
 
 def multilingual() -> Whisper:
-    """A tiny Whisper of three languages, the first three of its vocabulary."""
+    """A tiny Whisper of three languages."""
     whisper = copy.deepcopy(tiny_whisper())
     options: Any = whisper.model.generation_config
     options.is_multilingual = True
@@ -50,15 +51,16 @@ def multilingual() -> Whisper:
     return whisper
 
 
-def random_words(n_words: int = 40, *, spread: float = 1.0, **rows: Any) -> SharedTokens:
+def random_words(n_words: int = 40, *, spread: float = 1.0, d_encoder: int = 24, **rows: Any) -> SharedTokens:
     torch.manual_seed(0)
     return SharedTokens(
         **{
-            "written": torch.randn(n_words, 24),
+            "written": torch.randn(n_words, d_encoder),
+            "others": torch.randn(2, d_encoder),
             "read": torch.randn(n_words, 16) * spread,
-            "prompt": torch.randn(2, 24),
-            "end": torch.randn(24),
-            "languages": torch.zeros(0, 24),
+            "prompt": torch.randn(2, d_encoder),
+            "end": torch.randn(d_encoder),
+            "languages": torch.zeros(0, d_encoder),
             **rows,
         }
     )
@@ -91,14 +93,34 @@ def spelling(ids: dict[str, int], *special: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def test_a_space_is_a_space_in_sentencepiece_too() -> None:
-    whisper, llm = tiny_whisper(), tiny_llama()
-    word, number = next((t, i) for t, i in whisper.tokenizer.get_vocab().items() if t.startswith("\u0120"))
-    told = {word.replace("\u0120", "\u2581"): 7, "nowhere": 3}
-    found = shared_tokens(KNOWS, whisper, llm, spelling(told))
-    assert found is not None
-    assert torch.equal(found.read, embeddings(llm).weight[[7]])
-    assert torch.equal(found.written, whisper.model.model.decoder.embed_tokens.weight[[number]])
+def test_pieces_and_byte_level_tokens_are_the_same_bytes() -> None:
+    """SentencePiece marks a space and spells UTF-8; byte-level BPE has letters of its own for most bytes."""
+    recogniser = spelling(
+        {"\u0120caf\u00c3\u00a9": 1, "\u00c3": 2, "\u00e9": 3, "\u0120the": 4, "a": 5, "!": 6}
+    )
+    pieces = {
+        "\u2581caf\u00e9": 11,
+        "\u00c3": 12,
+        "<0xC3>": 13,
+        "\u2581the": 14,
+        "<0x61>": 15,
+        "a": 16,
+        "\u0120": 17,
+    }
+    found = spelled_alike(recogniser, spelling(pieces), 100)
+    assert found == [(11, 1), (13, 2), (14, 4), (16, 5)]
+    byte_level = {"\u0120caf\u00c3\u00a9": 7, "\u0120the": 8, "nowhere": 9, "!": 200}
+    assert spelled_alike(recogniser, spelling(byte_level), 100) == [(7, 1), (8, 4)]
+    assert spelled_alike(recogniser, spelling(byte_level), 100, suppressed=[4]) == [(7, 1)]
+
+
+def test_letters_stand_for_bytes_as_in_published_vocabularies() -> None:
+    ids = {token: number for token, number in tiny_whisper().tokenizer.get_vocab().items() if len(token) == 1}
+    pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581" * n: 256 + n for n in range(2, 5)}
+    found = dict(spelled_alike(spelling(ids), spelling(pieces), 1_000))
+    assert len(found) == 256
+    letters = {number: token for token, number in ids.items()}
+    assert (letters[found[0x20]], letters[found[0x41]], letters[found[0xE9]]) == ("\u0120", "A", "\u00e9")
 
 
 def test_no_special_token_is_a_word() -> None:
@@ -108,6 +130,21 @@ def test_no_special_token_is_a_word() -> None:
     assert shared_tokens(KNOWS, whisper, llm, spelling({end: 9})) is None
     assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9}, 9)) is None
     assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9})) is not None
+
+
+def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
+    whisper, llm = copy.deepcopy(tiny_whisper()), tiny_llama()
+    ids = whisper.tokenizer.get_vocab()
+    word, other = [token for token in ids if token.isalpha() and len(token) > 1][:2]
+    options: Any = whisper.model.generation_config
+    options.suppress_tokens = [ids[word]]
+    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9})) is None
+    found = shared_tokens(KNOWS, whisper, llm, spelling({word: 9, other: 8}))
+    assert found is not None
+    known = whisper.model.model.decoder.embed_tokens.weight
+    assert torch.equal(found.written, known[[ids[other]]])
+    assert len(found.others) == len(ids) - len(whisper.tokenizer.all_special_ids) - 2
+    assert not (torch.cdist(found.others, known[[ids[word], ids[other]]]) == 0).any()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +170,24 @@ def test_of_several_languages_one_is_left_open() -> None:
     assert torch.equal(found.languages, known[[3, 4, 5]])
     assert torch.equal(found.prompt[[0, 2, 3]], known[[start, 7, no_times]])
     assert not found.prompt[1].any()
+    options: Any = whisper.model.generation_config
+    for change in ({"language": "de"}, {"language": "<|de|>"}, {"forced_decoder_ids": [[1, 5], [2, 7]]}):
+        for name, value in change.items():
+            setattr(options, name, value)
+        fixed = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+        assert fixed is not None
+        assert torch.equal(fixed.languages, known[[5]])
+        options.language = options.forced_decoder_ids = None
+
+
+def test_a_whisper_that_tells_no_languages_is_told_none() -> None:
+    whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
+    options: Any = whisper.model.generation_config
+    options.lang_to_id = None
+    found = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+    assert found is not None
+    assert (len(found.prompt), len(found.languages)) == (3, 0)
+    assert tiny_ear("autoregressive", whisper=whisper).hear(spoken()[0]["audio"]["bytes"]).isfinite().all()
 
 
 # From states to embeddings and back
@@ -151,13 +206,11 @@ def test_doubt_is_an_expectation() -> None:
     shared = random_words(3)
     words = Words(shared)
     hidden = torch.randn(2, 5, 24) / 10
-    logits = words.log_sharpness.exp() * torch.cat(
-        [hidden @ shared.written.T, hidden @ shared.end[:, None]], 2
-    )
-    shares = logits.softmax(2)
+    tokens = torch.cat([shared.written, shared.others, shared.end[None]])
+    shares = (words.log_sharpness.exp() * hidden @ tokens.T).softmax(2)
     expected = (shares[..., :3] / shares[..., :3].sum(2, keepdim=True)) @ shared.read
     torch.testing.assert_close(words.expected(words.logits(hidden)), expected)
-    torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., 3])
+    torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., -1])
 
 
 def test_it_learns_as_a_recogniser_does() -> None:
@@ -169,7 +222,7 @@ def test_it_learns_as_a_recogniser_does() -> None:
     found = words.log_likelihood(words.logits(hidden), spelled, torch.tensor([4, 1]))
     labels = torch.tensor([[4, 0, 7, -100, -100], [7, -100, -100, -100, -100]])
     losses = torch.nn.functional.cross_entropy(
-        (hidden @ shared.written.T).transpose(1, 2), labels, reduction="none"
+        (hidden @ torch.cat([shared.written, shared.others]).T).transpose(1, 2), labels, reduction="none"
     )
     torch.testing.assert_close(found, -losses.sum(1))
 
@@ -182,6 +235,39 @@ def test_it_is_told_the_nearest_word(spread: float) -> None:
     assert torch.equal(words.told(words.spell(beside)), shared.written)
     assert not words.spell(beside).is_word.any()
     assert words.spell(shared.read.bfloat16()).is_word.all()
+
+
+def test_rounding_does_not_hide_which_word_it_is() -> None:
+    torch.manual_seed(0)
+    read = torch.randn(60, 512).bfloat16()
+    words = Words(random_words(60, read=read))
+    with torch.autocast("cpu", torch.bfloat16):
+        spelled = words.spell(read.float())
+        logits = words.logits(torch.randn(1, 4, 24))
+    assert spelled.is_word.all()
+    assert torch.equal(spelled.nearest, torch.arange(60))
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("is_one_of_several", [False, True])
+def test_half_precision(is_one_of_several: bool) -> None:
+    ear = tiny_ear("autoregressive", whisper=multilingual() if is_one_of_several else tiny_whisper())
+    made: Any = ear.connector.bfloat16()
+    features = ear.features([load_audio(spoken()[0]["audio"]["bytes"])])
+    features = replace(features, states=features.states.bfloat16())
+    with torch.no_grad():
+        assert made(features).tokens.isfinite().all()
+        said = Transcripts(torch.tensor([3]), torch.tensor([[4, 0, 2]]), made.words.read)
+        assert made(features, said).tokens.isfinite().all()
+
+
+def test_bases_may_lie_elsewhere_than_a_new_connector() -> None:
+    """On a GPU they do: two devices, of which the meta device stands for one."""
+    elsewhere = random_words(d_encoder=32)
+    with torch.device("meta"):
+        made: Any = new_connector(tiny_whisper().config, KNOWS, 16, elsewhere)
+    assert made.positions.is_meta
+    assert not made.words.read.is_meta
 
 
 def test_words_are_in_no_checkpoint_and_are_not_trained() -> None:
@@ -216,11 +302,9 @@ def test_the_prompt_names_the_language_that_is_spoken() -> None:
     with torch.no_grad():
         clip = features.states[:1, features.mask[0]]
         state = decoder(start, encoder_hidden_states=clip).last_hidden_state[:, 0]
-        shares = (state @ decoder.embed_tokens.weight[[3, 4, 5]].T).softmax(1)
+        spoken_in = 3 + int((state @ decoder.embed_tokens.weight[[3, 4, 5]].T).argmax())
         language = made._prompt(features)[0, 1] - made.positions[1]
-    torch.testing.assert_close(
-        language, (shares @ decoder.embed_tokens.weight[[3, 4, 5]])[0], rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(language, decoder.embed_tokens.weight[spoken_in], rtol=1e-3, atol=1e-4)
 
 
 def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
@@ -247,7 +331,7 @@ def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
     decoder.set_attn_implementation("eager")
     with torch.no_grad():
         states = decoder(inputs_embeds=rows - places, encoder_hidden_states=clip).last_hidden_state
-    logits = (states[0, 3:] @ known.T).log_softmax(-1)
+    logits = (states[0, 3:] @ torch.cat([known, made.words.others]).T).log_softmax(-1)
     expected = logits.gather(1, words[0, :n, None]).sum()
     torch.testing.assert_close(learned.spotting[0], expected, rtol=1e-3, atol=1e-3)
 

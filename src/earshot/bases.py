@@ -454,12 +454,6 @@ def embeddings(llm: PreTrainedModel) -> nn.Embedding:
     return table
 
 
-def embedding_scale(llm: PreTrainedModel) -> float:
-    """By what the family multiplies the rows of that table."""
-    table = embeddings(llm)
-    return float(getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0)))
-
-
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The list that holds most of a model's weights, whatever the family calls it."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from earshot.bases import (
+    Whisper,
     embeddings,
     load_llm,
     load_whisper,
@@ -41,10 +42,11 @@ RUN_EAR = "ear"
 """Where the folder of a run has its ear."""
 
 
-def fingerprints(encoder: nn.Module, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
-    """Short hashes of the frozen bases: of the encoder alone, the LLM, and the LLM's tokenizer."""
+def fingerprints(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
+    """Short hashes of the frozen bases: of the encoder alone, the words of its decoder, the LLM, and its tokenizer."""
     return {
-        "encoder": fingerprint(encoder),
+        "encoder": fingerprint(whisper.model.model.encoder),
+        "recogniser": recogniser_fingerprint(whisper),
         "llm": fingerprint(llm),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
@@ -64,6 +66,12 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def recogniser_fingerprint(whisper: Whisper) -> str:
+    """A short hash of a Whisper's tokens: how its decoder knows them, and how they are spelled."""
+    known = fingerprint(whisper.model.model.decoder.embed_tokens)
+    return hashlib.sha256(f"{known} {tokenizer_fingerprint(whisper.tokenizer)}".encode()).hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -89,7 +97,7 @@ def save(
         "format": FORMAT,
         "earshot_version": __version__,
         **to_table(replace(ear.settings, base=_pinned(ear))),
-        "fingerprints": bases or fingerprints(ear.whisper.model.model.encoder, ear.llm, ear.tokenizer),
+        "fingerprints": bases or fingerprints(ear.whisper, ear.llm, ear.tokenizer),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
@@ -166,7 +174,7 @@ def load(
     whisper = load_whisper(base.encoder, base.encoder_revision, place)
     if with_llm:
         model, tokenizer = load_llm(base.llm, base.llm_revision, place)
-        found = fingerprints(whisper.model.model.encoder, model, tokenizer)
+        found = fingerprints(whisper, model, tokenizer)
     else:
         model = outline_llm(base.llm, base.llm_revision)
         if settings.connector.knows_words:
@@ -174,8 +182,11 @@ def load(
         tokenizer = read_tokenizer(base.llm, base.llm_revision)
         found = {
             "encoder": fingerprint(whisper.model.model.encoder),
+            "recogniser": recogniser_fingerprint(whisper),
             "tokenizer": tokenizer_fingerprint(tokenizer),
         }
+    if not settings.connector.knows_words:
+        del found["recogniser"]  # of which it has nothing but what it started from
     _check_bases(found, config["fingerprints"], base, folder)
     try:
         shared = shared_tokens(settings.connector, whisper, model, tokenizer)
@@ -235,7 +246,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(
             f"{folder} is not an ear: {CONFIG} cannot be read ({error.strerror}); expected a folder that"
-            " `earshot train` wrote"
+            " `earshot train` or `earshot new` wrote"
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the ear again") from error
@@ -272,12 +283,12 @@ def _moved(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSe
 
 def _check_bases(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
     """Refuses bases whose fingerprints are other than those recorded."""
-    names = {"encoder": base.encoder, "llm": base.llm, "tokenizer": base.llm}
+    names = {"encoder": base.encoder, "recogniser": base.encoder, "llm": base.llm, "tokenizer": base.llm}
     for part, mark in found.items():
         expected = recorded.get(part) if isinstance(recorded, dict) else None
         if expected != mark:
             raise CheckpointError(
-                f"{folder} was distilled against another {part}: it expects fingerprint {expected}, but"
+                f"{folder} was made for another {part}: it expects fingerprint {expected}, but"
                 f" {names[part]!r} has {mark}; load it with the {part} it was made for, or distil a new ear"
             )
 

@@ -193,7 +193,8 @@ class Connector(nn.Module):
             last = [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        before, begin = shared.prompt[:-1].float(), shared.prompt[-1].float()
+        prompt = shared.prompt.float().to(self.positions.device)
+        before, begin = prompt[:-1], prompt[-1]
         self.prompt = nn.Parameter(before.clone())
         self.positions = nn.Parameter(torch.cat([torch.zeros_like(before), self.positions.detach()]))
         with torch.no_grad():
@@ -212,7 +213,14 @@ class Connector(nn.Module):
             return None
         n_words, d_llm = self.words.read.shape
         n_prompt, d_encoder = self.prompt.shape
-        return SharedTokens.outline(n_words, n_prompt + 1, d_encoder, d_llm, len(self.words.languages))
+        return SharedTokens.outline(
+            n_words=n_words,
+            n_others=len(self.words.others),
+            n_prompt=n_prompt + 1,
+            n_languages=len(self.words.languages),
+            d_encoder=d_encoder,
+            d_llm=d_llm,
+        )
 
     @property
     def aligned(self) -> Literal["left", "right"]:

@@ -3,6 +3,7 @@
 It knows tensors, and nothing of the models or the vocabularies that they come from.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ class SharedTokens:
 
     written: Float[Tensor, "C E"]
     """How the recogniser's decoder knows them, be it told of them or asked for them."""
+    others: Float[Tensor, "U E"]
+    """Those that it may write and the LLM does not have."""
     read: Float[Tensor, "C D"]
     """As the LLM's first layer is given them."""
     prompt: Float[Tensor, "P E"]
@@ -36,11 +39,12 @@ class SharedTokens:
 
     @classmethod
     def outline(
-        cls, n_words: int, n_prompt: int, d_encoder: int, d_llm: int, n_languages: int = 0
+        cls, *, n_words: int, n_others: int, n_prompt: int, n_languages: int, d_encoder: int, d_llm: int
     ) -> "SharedTokens":
         """Shapes alone, on the meta device."""
         sizes = {
             "written": (n_words, d_encoder),
+            "others": (n_others, d_encoder),
             "read": (n_words, d_llm),
             "prompt": (n_prompt, d_encoder),
             "end": (d_encoder,),
@@ -67,40 +71,51 @@ class Words(nn.Module):
 
     The recogniser's output layer says how likely each is; their expectation among the LLM's embeddings is an audio
     token. So a connector that has not learned anything yet lets the LLM hear what the recogniser would have written,
-    and where that is in doubt, something between.
+    as far as the LLM has the same tokens, and where that is in doubt, something between.
+
+    Likelihoods and distances are computed in float32 at least, whatever autocast says: they differ by little where
+    tokens are many.
     """
 
     written: Tensor
+    others: Tensor
     read: Tensor
+    squares: Tensor
     end: Tensor
     languages: Tensor
 
     def __init__(self, shared: SharedTokens) -> None:
         super().__init__()
         # The bases have them: a checkpoint need not.
-        for name in ("written", "read", "end", "languages"):
+        for name in ("written", "others", "read", "end", "languages"):
             rows = getattr(shared, name).detach().float().clone()
             self.register_buffer(name, rows, persistent=False)
+        self.register_buffer("squares", self.read.square().sum(1), persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
 
-    def logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q C"]:
-        """How likely each word is by the decoder's states, as the recogniser itself has it."""
-        return precise(hidden @ self.written.T)
+    def logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q W"]:
+        """How likely each token is by the decoder's states, as the recogniser itself has it: words, then others."""
+        with _exactly(hidden):
+            hidden = precise(hidden)
+            products = [hidden @ precise(rows).T for rows in (self.written, self.others)]
+            return precise(torch.cat(products, dim=-1))
 
-    def expected(self, logits: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q D"]:
+    def expected(self, logits: Float[Tensor, "B Q W"]) -> Float[Tensor, "B Q D"]:
         """The embedding that is to be expected, of the likelier words rather than of all."""
-        shares = (self.log_sharpness.exp() * logits).softmax(-1)
+        shares = (self.log_sharpness.exp() * logits[..., : len(self.read)]).softmax(-1)
         return shares.to(self.read.dtype) @ self.read
 
     def end_logits(
-        self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q C"]
+        self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q W"]
     ) -> Float[Tensor, "B Q"]:
-        """Log-odds of the end, likelier than all words together if it is plainly likelier than each."""
+        """Log-odds of the end, likelier than all tokens together if it is plainly likelier than each."""
         sharpness = self.log_sharpness.exp()
-        return sharpness * precise(hidden @ self.end) - (sharpness * logits).logsumexp(-1)
+        with _exactly(hidden):
+            of_end = precise(hidden) @ precise(self.end)
+        return sharpness * of_end - (sharpness * logits).logsumexp(-1)
 
     def log_likelihood(
-        self, logits: Float[Tensor, "B Q C"], spelled: Spelled, n_tokens: Int[Tensor, " B"]
+        self, logits: Float[Tensor, "B Q W"], spelled: Spelled, n_tokens: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
         """Of each transcript, by its tokens among the words: in nats, as a recogniser learns."""
         slots = torch.arange(logits.shape[1], device=logits.device)
@@ -111,10 +126,10 @@ class Words(nn.Module):
     @torch.no_grad()
     def spell(self, said: Float[Tensor, "*N D"]) -> Spelled:
         """Of each audio token, or embedding of the LLM, the word nearest to it."""
-        said = precise(said)
-        squares = self.read.square().sum(1)
-        best = (2 * said @ self.read.T - squares).max(-1)
-        apart = said.square().sum(-1) - best.values
+        with _exactly(said):
+            said, squares = precise(said), precise(self.squares)
+            best = (2 * said @ precise(self.read).T - squares).max(-1)
+            apart = said.square().sum(-1) - best.values
         return Spelled(best.indices, apart < _SAME * squares.mean())
 
     def told(self, spelled: Spelled) -> Float[Tensor, "*N E"]:
@@ -124,4 +139,11 @@ class Words(nn.Module):
     @torch.no_grad()
     def language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         """The language that is spoken, by the decoder's state behind the first row of its prompt."""
-        return (precise(first) @ self.languages.T).softmax(-1) @ self.languages
+        with _exactly(first):
+            likeliest = (precise(first) @ precise(self.languages).T).argmax(-1)
+        return self.languages[likeliest]
+
+
+def _exactly(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Without autocast, which shapes alone have none of."""
+    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

@@ -69,8 +69,8 @@ class Eval:
         from earshot import checkpoint
         from earshot.evaluation import evaluate, print_table, shown, write_report
 
-        base, whisper = ear.settings.base, ear.whisper.model.model.encoder
-        prints = checkpoint.fingerprints(whisper, ear.llm, ear.tokenizer)
+        base = ear.settings.base
+        prints = checkpoint.fingerprints(ear.whisper, ear.llm, ear.tokenizer)
         connector = checkpoint.fingerprint(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector})",

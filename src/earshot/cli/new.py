@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -13,8 +13,8 @@ from earshot.config import BaseSettings, ConnectorSettings
 from earshot.errors import ConfigError
 
 Model = Annotated[str, arg(metavar="MODEL")]
-_SLOTS_PER_SECOND = 10.0
-"""More than anybody says: it ends what a recogniser would repeat for ever."""
+_SLOTS_PER_SECOND = 25.0
+"""More than anybody says, in whatever pieces: it ends what a recogniser would repeat for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,9 @@ class New:
     """A causal LM with a chat template: hub id, local folder, or pocket/llm."""
     encoder: Model
     """A Whisper: hub id, local folder, or pocket/whisper."""
+    encoder_window: Literal["full", "sound"] = "full"
+    """Whether the encoder is given its full window, as a published Whisper knows it, or the seconds there are: that is
+    sooner, but a recogniser has to have learned it."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """cpu or cuda; without it the first GPU if there is one."""
 
@@ -37,7 +40,9 @@ class New:
         from earshot.connector import Connector
         from earshot.model import Ear, EarSettings
 
-        base = BaseSettings(encoder=self.encoder, llm=self.llm)
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise ConfigError(f"{self.out} is there already: give the new ear a folder of its own")
+        base = BaseSettings(encoder=self.encoder, llm=self.llm, encoder_window=self.encoder_window)
         n_positions = outline_whisper(self.encoder, None).config.max_target_positions
         settings = ConnectorSettings(
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND

@@ -161,7 +161,12 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
     if not n_words:
         return None
     return SharedTokens.outline(
-        n_words, _LONGEST_PROMPT, whisper.config.d_model, embeddings(llm).embedding_dim
+        n_words=n_words,
+        n_others=whisper.config.vocab_size - n_words,
+        n_prompt=_LONGEST_PROMPT,
+        n_languages=0,
+        d_encoder=whisper.config.d_model,
+        d_llm=embeddings(llm).embedding_dim,
     )
 
 

@@ -166,7 +166,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
 def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
     """Of the bases as they lie on disk."""
     llm = unrounded(ear.llm, recipe, ear.device)
-    return checkpoint.fingerprints(ear.whisper.model.model.encoder, llm, ear.tokenizer)
+    return checkpoint.fingerprints(ear.whisper, llm, ear.tokenizer)
 
 
 def _stored_readings(recipe: Recipe, ear: Ear, bases: dict[str, str]) -> StateCache | None:
