@@ -1,5 +1,6 @@
 """An ear on disk: loaded as it was saved, written whole or not at all, refused on any other base."""
 
+import copy
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_families import save_tiny_llm
-from tiny_models import save_tiny_bases, tiny_whisper
+from tiny_models import save_tiny_bases, tiny_ear, tiny_whisper
 from tiny_tokenizers import tiny_tokenizer
 
 import earshot
@@ -285,6 +286,24 @@ def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, 
     message = refusal(folder, llm=str(tmp_path / "same"))
     assert f"another tokenizer: it expects fingerprint {recorded['tokenizer']}, but" in message
     assert base == ear.settings.base
+
+
+@pytest.mark.parametrize("form", ["autoregressive", "left"])
+def test_the_same_encoder_with_other_words_is_refused_by_ears_that_know_them(
+    ear: Ear, tmp_path: Path, form: str
+) -> None:
+    """As distilled Whispers are: an encoder taken over, a decoder of their own."""
+    checkpoint.save(tiny_ear(form, base=ear.settings.base), tmp_path / "ear")
+    other = copy.deepcopy(tiny_whisper())
+    with torch.no_grad():
+        other.model.model.decoder.embed_tokens.weight.mul_(2.0)
+    other.model.save_pretrained(tmp_path / "whisper")
+    other.tokenizer.save_pretrained(tmp_path / "whisper")
+    if form == "left":
+        assert earshot.load(tmp_path / "ear", device="cpu", encoder=str(tmp_path / "whisper")).settings
+    else:
+        message = refusal(tmp_path / "ear", encoder=str(tmp_path / "whisper"))
+        assert "made for another recogniser" in message
 
 
 def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
