@@ -340,7 +340,7 @@ def test_more_gpus_share_time_and_if_told_weights(recipe: Recipe) -> None:
 
 def test_weights_are_counted(recipe: Recipe) -> None:
     ear = tiny_ear(n_queries=32)
-    found = estimate(recipe).weights
+    found = estimate(changed(recipe, connector={"form": "left"})).weights
 
     def count(model: nn.Module) -> int:
         return sum(weight.numel() for weight in model.parameters())

@@ -3,7 +3,6 @@
 It knows tensors, and nothing of the models or the vocabularies that they come from.
 """
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -144,6 +143,6 @@ class Words(nn.Module):
         return self.languages[likeliest]
 
 
-def _exactly(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Without autocast, which shapes alone have none of."""
-    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+def _exactly(tensor: Tensor) -> torch.autocast:
+    """Without autocast; what is planned by shapes alone is under a CPU's."""
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)

@@ -105,7 +105,7 @@ def trace(run: Callable[[], Tensor], model: nn.Module, counts: Sequence[int]) ->
 
     forward, backward = _Counter(), _Counter()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with forward, _OnShapes():
+        with torch.autocast("cpu", torch.bfloat16), forward, _OnShapes():
             result = run()
         with backward:
             if result.requires_grad:
@@ -191,7 +191,7 @@ class _OnShapes(TorchFunctionMode):
             args, kwargs = _as(Tensor, "meta", args, kwargs)
         if func is functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if func in _HALVED:
+        if func in _HALVED and torch.is_autocast_enabled("cpu"):  # code may switch it off
             args, kwargs = _as(torch.float32, torch.bfloat16, args, kwargs)
         elif func in _PRECISE:
             args, kwargs = _as(torch.bfloat16, torch.float32, args, kwargs)

@@ -194,7 +194,10 @@ def _learner(
         return connector
     for name in _idle_parts(settings, objective):  # ranks would wait for their gradients for ever
         connector.get_submodule(name).requires_grad_(False)
-    return DistributedDataParallel(connector, broadcast_buffers=False)  # all have the same
+    # Of what is frozen all ranks have the same: it is not sent with every step.
+    frozen = [name for name, _ in connector.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(connector, frozen)
+    return DistributedDataParallel(connector)
 
 
 def _idle_parts(settings: ConnectorSettings, objective: ObjectiveSettings) -> tuple[str, ...]:
