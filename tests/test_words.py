@@ -111,7 +111,7 @@ def test_pieces_and_byte_level_tokens_are_the_same_bytes() -> None:
     assert found == [(11, 1), (13, 2), (14, 4), (16, 5)]
     byte_level = {"\u0120caf\u00c3\u00a9": 7, "\u0120the": 8, "nowhere": 9, "!": 200}
     assert spelled_alike(recogniser, spelling(byte_level), 100) == [(7, 1), (8, 4)]
-    assert spelled_alike(recogniser, spelling(byte_level), 100, suppressed=[4]) == [(7, 1)]
+    assert spelled_alike(recogniser, spelling(byte_level), 100, never=[4]) == [(7, 1)]
 
 
 def test_letters_stand_for_bytes_as_in_published_vocabularies() -> None:
@@ -145,6 +145,17 @@ def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
     assert torch.equal(found.written, known[[ids[other]]])
     assert len(found.others) == len(ids) - len(whisper.tokenizer.all_special_ids) - 2
     assert not (torch.cdist(found.others, known[[ids[word], ids[other]]]) == 0).any()
+
+
+def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
+    """As of fine-tuned ones whose tokenizer got more than the model did."""
+    whisper = tiny_whisper()
+    tokenizer: Any = copy.copy(whisper.tokenizer)
+    ids = whisper.tokenizer.get_vocab() | {"added": 10_000, "later": 10_001}
+    tokenizer.__class__ = type("Longer", (type(tokenizer),), {"get_vocab": lambda self: ids})
+    whisper = replace(whisper, tokenizer=tokenizer)
+    assert shared_tokens(KNOWS, whisper, tiny_llama(), spelling({"added": 7})) is None
+    assert shared_tokens(KNOWS, whisper, tiny_llama(), spelling({"added": 7, "a": 8})) is not None
 
 
 @pytest.mark.parametrize(

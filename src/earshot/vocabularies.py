@@ -1,7 +1,7 @@
 """Which tokens a speech recogniser and an LLM have in common."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,15 +20,15 @@ def spelled_alike(
     recogniser: PreTrainedTokenizerBase,
     tokenizer: PreTrainedTokenizerBase,
     n_rows: int,
-    suppressed: Sequence[int] = (),
+    never: Collection[int] = (),
 ) -> list[tuple[int, int]]:
     """Ids of the ordinary tokens that stand for the same bytes, in the LLM's vocabulary and in the recogniser's.
 
     Args:
         n_rows: how many embeddings the LLM has
-        suppressed: tokens that the recogniser never writes
+        never: tokens that the recogniser never writes
     """
-    written = {spelled: id_ for id_, spelled in _bytes_of(recogniser).items() if id_ not in set(suppressed)}
+    written = {spelled: id_ for id_, spelled in _bytes_of(recogniser).items() if id_ not in never}
     found: dict[int, int] = {}
     # SentencePiece has a letter as a piece and its bytes as a fallback: the piece is what it would read.
     ids = tokenizer.get_vocab()
@@ -77,18 +77,19 @@ def shared_tokens(
     """What a connector has to know of both vocabularies; None where it needs none, or they have nothing in common."""
     if not settings.knows_words:
         return None
-    suppressed = set(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
-    pairs = spelled_alike(whisper.tokenizer, tokenizer, embeddings(llm).num_embeddings, sorted(suppressed))
+    known = whisper.model.model.decoder.embed_tokens.weight.detach()
+    ids = set(whisper.tokenizer.get_vocab().values())
+    never = {id_ for id_ in ids if id_ >= len(known)}
+    never.update(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
+    pairs = spelled_alike(whisper.tokenizer, tokenizer, embeddings(llm).num_embeddings, never)
     if not pairs:
         return None
-    known = whisper.model.model.decoder.embed_tokens.weight.detach()
     read, written = (list(ids) for ids in zip(*pairs, strict=True))
-    special = set(whisper.tokenizer.all_special_ids)
-    others = set(whisper.tokenizer.get_vocab().values()) - special - suppressed - set(written)
+    others = ids - set(whisper.tokenizer.all_special_ids) - never - set(written)
     languages, prompt = _beginning(whisper)
     return SharedTokens(
         written=known[written],
-        others=known[sorted(id_ for id_ in others if id_ < len(known))],
+        others=known[sorted(others)],
         read=embed(llm, torch.tensor(read, device=llm.device)),
         prompt=torch.stack([torch.zeros_like(known[0]) if id_ is None else known[id_] for id_ in prompt]),
         end=known[whisper.config.eos_token_id],
