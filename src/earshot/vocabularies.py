@@ -90,7 +90,7 @@ def shared_tokens(
     return SharedTokens(
         written=known[written],
         others=known[sorted(others)],
-        read=embed(llm, torch.tensor(read, device=llm.device)),
+        read=embed(llm, read),
         prompt=torch.stack([torch.zeros_like(known[0]) if id_ is None else known[id_] for id_ in prompt]),
         end=known[whisper.config.eos_token_id],
         languages=known[languages],
@@ -104,13 +104,13 @@ def _beginning(whisper: Whisper) -> tuple[list[int], list[int | None]]:
     end = [] if no_times is None else [no_times]
     if not whisper.is_multilingual:
         return [], [start, *end]
-    languages = _languages(options, tokenizer)
+    languages = _languages(options)
     tasks = getattr(options, "task_to_id", None) or {}
     task = tasks.get("transcribe", tokenizer.convert_tokens_to_ids("<|transcribe|>"))
     return languages, [start, *([None] if languages else []), task, *end]
 
 
-def _languages(options: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _languages(options: Any) -> list[int]:
     """The one that a Whisper is set to, or all that it knows."""
     known = getattr(options, "lang_to_id", None) or {}
     forced = dict(getattr(options, "forced_decoder_ids", None) or ()).get(1)

@@ -29,8 +29,6 @@ class Shapes:
     """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
     llm: Any
     connector: Connector | StackingConnector
-    shared: SharedTokens | None = None
-    """What the connector knows of both vocabularies."""
     n_prefix: int
     n_suffix: int
     is_frame_known: bool
@@ -49,6 +47,11 @@ class Shapes:
     def settings(self) -> ConnectorSettings:
         """Of the connector."""
         return self.connector.settings
+
+    @property
+    def shared(self) -> SharedTokens | None:
+        """What the connector knows of both vocabularies."""
+        return self.connector.shared if isinstance(self.connector, Connector) else None
 
     @property
     def n_prompt(self) -> int:
@@ -107,7 +110,6 @@ def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
         whisper=whisper,
         llm=llm,
         connector=outline_connector(whisper.config, recipe.connector, d_llm, shared),
-        shared=shared,
         n_prefix=n_prefix,
         n_suffix=n_suffix,
         is_frame_known=is_known,
@@ -137,7 +139,6 @@ def shapes_of(ear: Ear) -> Shapes:
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
         llm=llm.bfloat16().requires_grad_(False).eval(),
         connector=outline_connector(whisper.config, ear.settings.connector, d_llm, shared),
-        shared=shared,
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
