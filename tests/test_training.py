@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from tiny_models import save_tiny_bases
 from tiny_speech import clips, write_data_set
 from torch.testing import assert_close
 
+from earshot import storage
 from earshot.config import (
     BaseSettings,
     ConnectorSettings,
@@ -718,6 +721,30 @@ def test_a_run_is_no_file(recipe: Recipe) -> None:
     Path(recipe.out).write_text("a file")
     with pytest.raises(CheckpointError, match="run is a file; a run is a folder: give another name as out"):
         loop.train(recipe)
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PATIENCE_S", 0.1)
+    code = """if True:
+        import pathlib, sys, time
+        from earshot.storage import sole_writer
+
+        with sole_writer(pathlib.Path(sys.argv[1])):
+            print("held", flush=True)
+            time.sleep(600)
+    """
+    with subprocess.Popen([sys.executable, "-c", code, recipe.out], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(
+                CheckpointError, match="run is in use by another process; wait for its end, or give"
+            ):
+                loop.train(recipe)
+            assert not (Path(recipe.out) / "recipe.toml").exists()
+        finally:
+            other.kill()
+    loop.train(changed(recipe, train={"n_steps": 1}))
 
 
 def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe) -> None:

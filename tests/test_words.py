@@ -359,7 +359,7 @@ def test_a_new_ear_hears_what_the_cascade_writes() -> None:
     assert agree / len(rows) > 0.75
 
 
-def test_it_hears_the_same_without_the_llm_but_for_its_embeddings(tmp_path: Path) -> None:
+def test_it_hears_the_same_without_the_llm(tmp_path: Path) -> None:
     ear, sound = pocket_ear(), spoken()[0]["audio"]["bytes"]
     heard = ear.hear(sound)
     checkpoint.save(ear, tmp_path / "ear")
@@ -367,8 +367,7 @@ def test_it_hears_the_same_without_the_llm_but_for_its_embeddings(tmp_path: Path
     torch.testing.assert_close(
         alone.hear(sound).to(heard.dtype), heard, rtol=0.01, atol=0.004
     )  # in half precision
-    torch.testing.assert_close(alone.embed([5, 7]).float(), ear.embed([5, 7]).float())
-    assert all(weight.is_meta for name, weight in alone.llm.named_parameters() if "embed" not in name)
+    assert all(weight.is_meta for weight in alone.llm.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -197,6 +197,8 @@ def load(
             f"{folder / WEIGHTS} does not fit the connector that {CONFIG} describes:"
             f" {' '.join(str(error).split())}"
         ) from error
+    if not with_llm:
+        embeddings(model).to("meta")  # what is heard in their place is the connector's by now
     connector.eval().requires_grad_(False)
     return Ear(whisper, model, tokenizer, connector.to(place), settings)
 

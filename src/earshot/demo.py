@@ -31,7 +31,7 @@ from earshot.evaluation import (
 from earshot.microphone import Microphone
 from earshot.model import Ear
 from earshot.pages import wav
-from earshot.storage import written_whole
+from earshot.storage import sole_writer, written_whole
 from earshot.training.loop import continue_run, steps_within
 from earshot.training.metrics import read_metrics
 from earshot.training.progress import Progress
@@ -70,16 +70,18 @@ def run_demo(
 
     Raises:
         ConfigError: no minutes, or a folder with another run in it
+        CheckpointError: a folder that another process writes to
         Stopped: stopped by hand while distilling; the same call goes on
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
     microphone = Microphone() if through_microphone else None
-    _title(console, "1. Distilling", "only the connector learns, from statements")
-    ear = _distilled(out, minutes, console)
-    _title(console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard")
-    suite = open_suite("pocket")
-    contenders = _evaluated(ear, suite, out, console, command)
+    with sole_writer(out):
+        _title(console, "1. Distilling", "only the connector learns, from statements")
+        ear = _distilled(out, minutes, console)
+        _title(console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard")
+        suite = open_suite("pocket")
+        contenders = _evaluated(ear, suite, out, console, command)
     _title(console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random")
     question = microphone.listen(console) if microphone else random.choice(suite.items)
     path = _ask_aloud(contenders, question, out, console)

@@ -268,7 +268,16 @@ class Ear:
         return Prompt(torch.cat(embeds), torch.tensor(ids, device=self.device))
 
     def embed(self, ids: Sequence[int] | Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The LLM's own input embeddings, as its first layer is given them: scaled where a family does."""
+        """The LLM's own input embeddings, as its first layer is given them: scaled where a family does.
+
+        Raises:
+            CheckpointError: an ear that was loaded without its LLM
+        """
+        if embeddings(self.llm).weight.is_meta:
+            raise CheckpointError(
+                "this ear was loaded without its LLM: it hears and transcribes, and cannot read or answer; load it"
+                " with with_llm=True"
+            )
         return embed(self.llm, ids)
 
     # The cascade

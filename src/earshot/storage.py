@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+import filelock
 from safetensors import SafetensorError
 
 from earshot.errors import CheckpointError
+
+_LOCK = ".lock"
+_PATIENCE_S = 10.0
+"""For what is left of a process that was killed: those that it started notice after some seconds."""
 
 
 @contextlib.contextmanager
@@ -63,6 +68,28 @@ def _make_readable(target: Path, like: Path) -> None:
     for file in target.rglob("*") if target.is_dir() else [target]:
         if file.is_file():
             file.chmod(like.stat().st_mode)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Generator[None]:
+    """Keeps other processes out of a folder that this one writes to; however it ends, the folder is free again.
+
+    Raises:
+        CheckpointError: another process has it, or the place cannot be written to
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(filelock.FileLock(folder / _LOCK, timeout=_PATIENCE_S))
+        except filelock.Timeout as error:
+            raise CheckpointError(
+                f"{folder} is in use by another process; wait for its end, or give another place as out"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} cannot be written to: {error.strerror or error}; give another place as out"
+            ) from error
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from earshot import checkpoint
 from earshot.config import Recipe
 from earshot.errors import DataError, EarshotError
 from earshot.model import Ear
-from earshot.storage import write_text
+from earshot.storage import sole_writer, write_text
 from earshot.tables import to_toml
 from earshot.training.distributed import joined
 from earshot.training.loader import prepared, workers_may_die
@@ -40,16 +40,19 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
 
     Raises:
         Stopped: stopped by hand
-        CheckpointError: a base, a state or a folder that cannot be used
+        CheckpointError: a base, a state or a folder that cannot be used, or one that another process trains in
         CacheError: stored states of something else, or damaged ones
         DataError: speech that cannot be used
         EarshotError: the loss is not finite any more, or another process was lost
     """
     with joined() as ranks:
         progress = (progress if ranks.is_first else None) or Progress()
-        with ranks.together():
-            check_state(Path(recipe.out), recipe)
-        return continue_run(prepare(recipe, progress), progress)
+        with contextlib.ExitStack() as held:
+            with ranks.together():
+                check_state(Path(recipe.out), recipe)
+                if ranks.is_first:
+                    held.enter_context(sole_writer(Path(recipe.out)))
+            return continue_run(prepare(recipe, progress), progress)
 
 
 def continue_run(run: Run, progress: Progress | None = None) -> Ear:
