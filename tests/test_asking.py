@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from test_evaluation import FakeEar, items_of, named, tone
-from test_report import answered, mixed_report
+from test_report import answered
 
 from earshot.errors import CheckpointError, ConfigError, DataError
 from earshot.evaluation import (
     Condition,
     Evaluation,
     Item,
-    Report,
     Suite,
     evaluate,
     open_suite,
     read_report,
     write_report,
 )
-from earshot.evaluation.beside import against, check_comparable, rows
 from earshot.evaluation.journal import Journal
 from earshot.evaluation.marks import METRICS, difference, score
 from earshot.evaluation.mistakes import hard_words, kinds
@@ -225,19 +223,3 @@ def test_a_word_that_goes_wrong_more_often_is_found() -> None:
     (word,) = hard_words(items)
     assert (word.text, word.n_wrong, word.n) == ("duck", 10, 10)
     assert hard_words([answered(0)]) == ()
-
-
-def test_reports_are_put_side_by_side_in_pairs() -> None:
-    worse = Report(suite="numbers", items=tuple(answered(n, ear=n % 3 != 0) for n in range(30)))
-    better = Report(suite="numbers", items=tuple(answered(n) for n in range(1, 31)))
-    found = against(worse, better)
-    assert found is not None
-    assert found.n == 29, "items that one report alone has are left out"
-    assert found.difference.value == pytest.approx(9 / 29)
-    first = mixed_report()
-    names = [row.name for row in rows([first, better])]
-    assert names == ["All items", "seen voices", "unseen voices", "With a text instruction"]
-    assert [row.tables[1] is None for row in rows([first, better])] == [False, True, True, True]
-    assert against(first, Report(suite="other", items=(answered(99),))) is None
-    with pytest.raises(DataError, match="two or more"):
-        check_comparable([first])

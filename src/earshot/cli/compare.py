@@ -21,17 +21,24 @@ class Compare:
     reports: Positional[Annotated[tuple[Path, ...], arg(metavar="REPORT.json")]]
     """Reports that `earshot eval` wrote, two or more; the first is what the others are compared with."""
 
+    out: Annotated[Path | None, arg(metavar="PAGE.html")] = None
+    """A page to look at as well: numbers, plots, and the items on which ears part, with their sound."""
+
     def run(self, typed: str) -> int:
-        """Prints a table with a row for each part and each report."""
+        """Prints a table with a row for each part and each report, and writes the page if one is asked for."""
         from earshot.evaluation import read_report
         from earshot.evaluation.beside import against, check_comparable, rows
+        from earshot.evaluation.beside_page import render_beside
         from earshot.evaluation.page import points, points_interval
+        from earshot.storage import write_text
 
         reports = [read_report(path) for path in self.reports]
         check_comparable(reports)
         console = Console()
-        _print_rows(self.reports, rows(reports), console)
-        for path, report in zip(self.reports[1:], reports[1:], strict=True):
+        _print_rows(rows(reports), console)
+        for number, path in enumerate(self.reports, 1):
+            console.out(f"{number}: {path}", highlight=False)
+        for number, report in enumerate(reports[1:], 2):
             found = against(reports[0], report)
             if found is None:
                 said = "no items in common that are marked alike"
@@ -41,30 +48,31 @@ class Compare:
                     f"ear {points(gain.value, found.metric)} ({points_interval(gain.ci95, found.metric)}),"
                     f" {found.metric.label}, paired over {found.n} items"
                 )
-            console.out(f"{path} against {self.reports[0]}: {said}", highlight=False)
+            console.out(f"{number} against 1: {said}", highlight=False)
+        if self.out:
+            write_text(self.out, render_beside(self.reports, reports))
+            console.out(f"{self.out}  (to look at and listen to)", highlight=False)
         return 0
 
 
-def _print_rows(paths: Sequence[Path], rows: Sequence["Row"], console: Console) -> None:
-    from earshot.evaluation.page import interval, number, points, points_interval
+def _print_rows(rows: Sequence["Row"], console: Console) -> None:
+    from earshot.evaluation.page import points, points_interval
+    from earshot.evaluation.report import cell
 
     table = RichTable()
-    for name in ("", "report", "n", "text ceiling", "cascade", "ear", "ear - cascade"):
-        table.add_column(name, justify="left" if name in ("", "report") else "right")
+    for name in ("", "#", "n", "text ceiling", "cascade", "ear", "ear - cascade"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name), overflow="fold")
     for row in rows:
-        for place, (path, own) in enumerate(zip(paths, row.tables, strict=True)):
-            name = escape(row.name) if place == 0 else ""
-            is_last = place == len(paths) - 1
+        for place, own in enumerate(row.tables):
+            name, number = escape(row.name) if place == 0 else "", str(place + 1)
+            is_last = place == len(row.tables) - 1
             if own is None:
-                table.add_row(name, escape(str(path)), *["–"] * 5, end_section=is_last)
+                table.add_row(name, number, *["–"] * 5, end_section=is_last)
                 continue
-            cells = [
-                f"{number(score.value, own.metric)} [dim]{interval(score.ci95, own.metric)}[/dim]"
-                for score in (own.text_ceiling, own.cascade, own.ear)
-            ]
+            cells = [cell(score, own.metric) for score in (own.text_ceiling, own.cascade, own.ear)]
             gain = own.difference
             cells.append(
-                f"{points(gain.value, own.metric)} [dim]{points_interval(gain.ci95, own.metric)}[/dim]"
+                f"{points(gain.value, own.metric)}\n[dim]{points_interval(gain.ci95, own.metric)}[/dim]"
             )
-            table.add_row(name, escape(str(path)), str(own.n), *cells, end_section=is_last)
+            table.add_row(name, number, str(own.n), *cells, end_section=is_last)
     console.print(table, highlight=False)

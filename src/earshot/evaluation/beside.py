@@ -27,13 +27,18 @@ class Row:
     name: str
     tables: tuple[Table | None, ...]
     """A report's own, or None where it has no such part."""
+    is_changed: bool = False
+    """Whether it is about items in noise or otherwise changed."""
 
 
 def rows(reports: Sequence[Report]) -> tuple[Row, ...]:
     """All parts that any of the reports has, in the order in which they come up."""
-    parts = [_parts(report) for report in reports]
-    names = dict.fromkeys(name for own in parts for name in own)
-    return tuple(Row(name=name, tables=tuple(own.get(name) for own in parts)) for name in names)
+    parts, changed = [_parts(report) for report in reports], [_changed(report) for report in reports]
+    return tuple(
+        Row(name=name, tables=tuple(part.get(name) for part in own), is_changed=own is changed)
+        for own in (parts, changed)
+        for name in dict.fromkeys(name for part in own for name in part)
+    )
 
 
 def _parts(report: Report) -> dict[str, Table]:
@@ -42,12 +47,16 @@ def _parts(report: Report) -> dict[str, Table]:
         found |= report.groups
     if report.instructions:
         found["With a text instruction"] = report.instructions
-    return found | {f"in {condition.name}": table for condition, table in report.robustness}
+    return found
+
+
+def _changed(report: Report) -> dict[str, Table]:
+    return {f"in {condition.name}": table for condition, table in report.robustness}
 
 
 def against(first: Report, other: Report) -> Against | None:
     """How the ears differ, in pairs; None where the reports share no items, or these are marked differently."""
-    pairs = _shared(first, other)
+    pairs = shared(first, other)
     metrics = {item.metric.name: item.metric for pair in pairs for item in pair}
     if len(metrics) != 1:
         return None
@@ -56,7 +65,9 @@ def against(first: Report, other: Report) -> Against | None:
     return Against(n=len(pairs), metric=metric, difference=gain)
 
 
-def _shared(first: Report, other: Report) -> list[tuple[Answered, Answered]]:
+def shared(first: Report, other: Report) -> list[tuple[Answered, Answered]]:
+    """The items that both have, in the first one's order, as each answered them."""
+
     def key(item: Answered) -> tuple[str, str, str | None]:
         return item.id, item.text, item.instruction
 

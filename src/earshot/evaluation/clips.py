@@ -61,12 +61,15 @@ def choose_clips(items: Sequence[Answered], n: int = N_CLIPS) -> tuple[Answered,
     n_failures = min(len(failures), max(round(n * SHARE_OF_FAILURES), n - len(successes)))
     chosen = {
         item.id
-        for item in [*islice(_spread(failures), n_failures), *islice(_spread(successes), n - n_failures)]
+        for item in [
+            *islice(spread_over_groups(failures), n_failures),
+            *islice(spread_over_groups(successes), n - n_failures),
+        ]
     }
     return tuple(item for item in items if item.id in chosen)
 
 
-def _spread(items: Iterable[Answered]) -> Iterator[Answered]:
+def spread_over_groups(items: Iterable[Answered]) -> Iterator[Answered]:
     """The items, one of each group, with and without an instruction, in turn; otherwise shuffled by id.
 
     A sentence comes again only after all others have come.

@@ -21,8 +21,8 @@ MARK_SIZE = 6.0
 LEADER = 10.0
 """How far the line that leads to a name goes into the margin."""
 
-DOT_WIDTH, DOT_LEFT, DOT_RIGHT, DOT_TOP, ROW_HEIGHT = 360.0, 132.0, 18.0, 30.0, 38.0
-"""A dot figure's width, its margins left (names), right and above (shares), and the height of a condition."""
+DOT_WIDTH, DOT_LEFT, DOT_RIGHT, DOT_TOP, ROW_MARGIN = 360.0, 132.0, 18.0, 30.0, 18.0
+"""A dot figure's width, its margins left (names), right and above (shares), and the room around a condition's dots."""
 DOT_BOTTOM = 8.0
 DOT_GAP = 10.0
 """Distance between the dots of one condition."""
@@ -48,7 +48,7 @@ class Line:
 
     name: str
     colour: str
-    """The page's name for its colour and its mark: ceiling, cascade or ear."""
+    """The page's name for its colour; ceiling and cascade have marks of their own, ears have another."""
     points: tuple[Point, ...]
 
 
@@ -152,10 +152,10 @@ def line_figure(title: str, x_title: str, lines: Sequence[Line]) -> LineFigure:
 
 def dot_figure(title: str, lines: Sequence[Line]) -> DotFigure:
     """The figure of lines whose points are conditions, at least one, in the order of the first line."""
-    rows = []
+    rows, height = [], ROW_MARGIN + (len(lines) - 1) * DOT_GAP
     for number, point in enumerate(lines[0].points):
-        top = DOT_TOP + number * ROW_HEIGHT
-        middle = top + ROW_HEIGHT / 2
+        top = DOT_TOP + number * height
+        middle = top + height / 2
         dots = [
             (line.colour, _dot(line.points[number], middle + (place - (len(lines) - 1) / 2) * DOT_GAP))
             for place, line in enumerate(lines)
@@ -166,8 +166,8 @@ def dot_figure(title: str, lines: Sequence[Line]) -> DotFigure:
         description=_described(title, lines),
         rows=tuple(rows),
         x_ticks=tuple(Tick(at=_place(share), label=f"{100 * share:.0f}") for share in _SHARES),
-        height=DOT_TOP + ROW_HEIGHT * len(rows) + DOT_BOTTOM,
-        bottom=DOT_TOP + ROW_HEIGHT * len(rows),
+        height=DOT_TOP + height * len(rows) + DOT_BOTTOM,
+        bottom=DOT_TOP + height * len(rows),
     )
 
 

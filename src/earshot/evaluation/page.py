@@ -41,7 +41,7 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
         losses: lines of a run's metrics.jsonl; without any, the page has no training section.
     """
     return (
-        _environment()
+        environment()
         .get_template("report_template.html")
         .render(
             report=report,
@@ -63,7 +63,7 @@ def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = No
             plots=plots,
             compared_words=compared_words,
             mean_duration_s=sum(item.duration_s for item in report.items) / len(report.items),
-            created=_date(report.created),
+            created=when(report.created),
         )
     )
 
@@ -74,7 +74,8 @@ def _with_clean(report: Report) -> list[tuple[Condition, Table]]:
     return [(Condition(kind="clean"), report.overall), *changed] if changed else []
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of evaluations' pages, with how numbers are written there."""
     environment = templates("earshot.evaluation")
     environment.filters |= {
         "percent": percent,
@@ -83,6 +84,7 @@ def _environment() -> jinja2.Environment:
         "interval": interval,
         "points": points,
         "points_interval": points_interval,
+        "zip": zip,
     }
     return environment
 
@@ -142,7 +144,7 @@ def length(value: float, metric: Metric) -> float:
     return min(100.0, max(0.0, _scale(metric) * value))
 
 
-def _date(created: str) -> str:
+def when(created: str) -> str:
     """An ISO time as people read it; anything else as it stands."""
     try:
         date = datetime.fromisoformat(created)

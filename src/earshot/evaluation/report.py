@@ -87,14 +87,15 @@ def print_table(report: Report, console: Console) -> None:
     table.add_column("ear - cascade", justify="right")
     table.add_column("WER", justify="right", no_wrap=True)
     for index, (name, row) in enumerate(named_tables(report)):
-        scores = [_cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
+        scores = [cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
         gain = row.difference
         difference = f"{points(gain.value, row.metric)}\n[dim]{points_interval(gain.ci95, row.metric)}[/dim]"
         table.add_row(escape(name), str(row.n), *scores, difference, percent(row.wer), end_section=index == 0)
     console.print(table)
 
 
-def _cell(score: Score, metric: Metric) -> str:
+def cell(score: Score, metric: Metric) -> str:
+    """A number above its interval, in a table of the terminal."""
     return f"{number(score.value, metric)}\n[dim not bold]{interval(score.ci95, metric)}[/dim not bold]"
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from earshot.evaluation.conditions import Condition, Kind
 from earshot.evaluation.lines import DotFigure, Line, LineFigure, Point, dot_figure, line_figure
@@ -50,12 +50,16 @@ class Numbers(Protocol):
         ...
 
 
-_WHO: tuple[tuple[str, str, Callable[[Numbers], Score]], ...] = (
+Shown = TypeVar("Shown")
+"""What is known under a condition."""
+Who = tuple[str, str, Callable[[Shown], Score]]
+"""One of those that answer: name, colour, number."""
+
+_WHO: tuple[Who[Numbers], ...] = (
     ("Text", "ceiling", lambda table: table.text_ceiling),
     ("Cascade", "cascade", lambda table: table.cascade),
     ("Ear", "ear", lambda table: table.ear),
 )
-"""Who answers: name, colour, number."""
 
 _FIGURES: dict[Kind, tuple[str, str]] = {
     "babble": ("Babble", "speech over other voices, dB"),
@@ -75,27 +79,35 @@ class Robustness:
 
 
 def robustness_section(sections: Sequence[tuple[Condition, Numbers]]) -> Robustness:
-    """A figure for each kind that has levels, one for all that have none, and a row for every condition.
+    """The figures, and a row for every condition."""
+    return Robustness(
+        figures=figures(sections, _WHO),
+        rows=tuple((condition.name, table) for condition, table in sections),
+    )
+
+
+def figures(
+    sections: Sequence[tuple[Condition, Shown]], who: Sequence[Who[Shown]]
+) -> tuple[LineFigure | DotFigure, ...]:
+    """A figure for each kind of condition that has levels, and one for all that have none.
 
     A clean clip, where it was measured, is the beginning of every figure.
     """
     clean = [section for section in sections if section[0].kind == "clean"]
-    figures: list[LineFigure | DotFigure] = []
+    found: list[LineFigure | DotFigure] = []
     for kind, (title, x_title) in _FIGURES.items():
         if own := [section for section in sections if section[0].kind == kind]:
-            levels = [(_level(condition), table) for condition, table in _ordered(kind, [*clean, *own])]
-            figures.append(line_figure(title, x_title, _lines(levels)))
+            levels = [(_level(condition), shown) for condition, shown in _ordered(kind, [*clean, *own])]
+            found.append(line_figure(title, x_title, _lines(levels, who)))
     rest = [section for section in sections if section[0].kind not in {"clean", *_FIGURES}]
     if rest:
         names = dict.fromkeys(condition.kind.split()[0] for condition, _ in rest)
-        named = [(condition.name, table) for condition, table in [*clean, *rest]]
-        figures.append(dot_figure(" and ".join(names).capitalize(), _lines(named)))
-    return Robustness(
-        figures=tuple(figures), rows=tuple((condition.name, table) for condition, table in sections)
-    )
+        named = [(condition.name, shown) for condition, shown in [*clean, *rest]]
+        found.append(dot_figure(" and ".join(names).capitalize(), _lines(named, who)))
+    return tuple(found)
 
 
-def _ordered(kind: Kind, sections: Sequence[tuple[Condition, Numbers]]) -> list[tuple[Condition, Numbers]]:
+def _ordered(kind: Kind, sections: Sequence[tuple[Condition, Shown]]) -> list[tuple[Condition, Shown]]:
     """From the easiest to the hardest noise, and from the slowest to the fastest speech."""
     if kind == "speed":
         return sorted(sections, key=lambda section: section[0].level or 1.0)
@@ -108,15 +120,15 @@ def _level(condition: Condition) -> str:
     return "clean" if condition.level is None else f"{condition.level:g}"
 
 
-def _lines(levels: Sequence[tuple[str, Numbers]]) -> list[Line]:
+def _lines(levels: Sequence[tuple[str, Shown]], who: Sequence[Who[Shown]]) -> list[Line]:
     return [
         Line(
             name=name,
             colour=colour,
             points=tuple(
                 Point(x=level, y=score.value, low=score.ci95[0], high=score.ci95[1])
-                for level, score in ((level, of(table)) for level, table in levels)
+                for level, score in ((level, of(shown)) for level, shown in levels)
             ),
         )
-        for name, colour, of in _WHO
+        for name, colour, of in who
     ]
