@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_beside import in_noise
+from test_report import mixed_report
 from torch.testing import assert_close
 
 from earshot.config import ConnectorSettings, ObjectiveSettings
 from earshot.encoder import FRAMES_PER_POSITION
+from earshot.evaluation import write_report
 from earshot.training.distil import distillation_terms, weighted_sum
 from earshot.training.examples import new_batch, new_portion
 
@@ -230,3 +233,29 @@ def _table() -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+# Robustness
+
+
+def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, capsys: Any) -> None:
+    robustness, numbers, plot = script("robustness"), tmp_path / "found.json", tmp_path / "found.svg"
+    report = str(write_report(in_noise(mixed_report(), is_right=True), tmp_path / "a.json").json)
+    for name in ("one", "other"):
+        assert robustness.main([report, "--name", name, "--json", str(numbers), "--plot", str(plot)]) == 0
+    assert "white noise, 10 dB     cascade 100.0 %  ear 100.0 %  difference  +0.0" in capsys.readouterr().out
+    ears = json.loads(numbers.read_text())["ears"]
+    assert list(ears) == ["one", "other"]
+    assert [row["condition"] for row in ears["one"]["conditions"]] == [
+        "clean",
+        "white noise, 20 dB",
+        "white noise, 10 dB",
+    ]
+    assert ears["one"]["conditions"][0]["ear"]["value"] == pytest.approx(35 / 40)
+    assert plot.stat().st_size > 10_000
+    plain = str(write_report(mixed_report(), tmp_path / "b.json").json)
+    assert robustness.main([plain, "--name", "b", "--json", str(numbers)]) == 1
+    assert "has no conditions" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("{}")
+    assert robustness.main([report, "--name", "b", "--json", str(tmp_path / "other.json")]) == 1
+    assert "is no file of these numbers" in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""What noise, speed, a telephone and silence do to ears, out of reports: one file of numbers and one picture.
+
+    earshot eval pocket/ear --suite pocket --robustness --out report.json
+    python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
+
+It measures nothing. A file of numbers that is there already keeps its other ears.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from earshot.errors import DataError, EarshotError
+from earshot.evaluation import Report, read_report
+from earshot.storage import write_text
+
+PANELS = {
+    "white noise": ("White noise", "speech over noise, dB"),
+    "babble": ("Babble", "speech over other voices, dB"),
+    "speed": ("Speed", "times as fast and as high"),
+    "": ("Telephone, a second of silence", ""),
+}
+"""Kinds of conditions with a panel of their own; the last one takes all others."""
+_COLOURS = ("#1b6ca8", "#5a8f3c", "#8e4f9e", "#b0413e")
+_CASCADE, _TEXT, _LIGHT = "#d1701f", "#5f6368", "#c9cdd2"
+_CLEAN = "clean"
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """An ear's numbers, clean and under each condition, and where they come from.
+
+    Raises:
+        DataError: a report without conditions
+    """
+    if not report.robustness:
+        raise DataError("the report has no conditions: expected one by earshot eval ... --robustness")
+    clean = {"condition": _CLEAN, "kind": _CLEAN, "level": None, **report.overall.to_json()}
+    changed = [
+        {"condition": condition.name, "kind": condition.kind, "level": condition.level, **table.to_json()}
+        for condition, table in report.robustness
+    ]
+    return {
+        "command": report.command,
+        "created": report.created,
+        "versions": report.versions,
+        "groups": {name: table.to_json() for name, table in report.groups.items()},
+        "instructions": report.instructions and report.instructions.to_json(),
+        "conditions": [clean, *changed],
+    }
+
+
+def picture(ears: Mapping[str, Any]) -> Figure:
+    """The lines of all ears, of the text ceiling, and of the cascade beside the first ear."""
+    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    for axes, (kind, (title, x_title)) in zip(
+        figure.subplots(2, 2, sharey=True).flat, PANELS.items(), strict=True
+    ):
+        _panel(axes, kind, ears)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel(x_title)
+        axes.set_ylim(0, 103)
+        axes.grid(color=_LIGHT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[::2]:
+        axes.set_ylabel("right answers, %")
+    figure.axes[0].legend(frameon=False, fontsize=9, loc="lower left")
+    return figure
+
+
+def _panel(axes: Axes, kind: str, ears: Mapping[str, Any]) -> None:
+    first = next(iter(ears.values()))
+    shown = _of_kind(first, kind)
+    if len(shown) < 2:  # nothing but clean
+        return
+    labels = [row["condition"] if not kind or row["level"] is None else f"{row['level']:g}" for row in shown]
+    places = list(range(len(labels)))
+    axes.plot(places, _shares(shown, "text_ceiling"), "--", color=_TEXT, label="text ceiling")
+    who = [("cascade", _CASCADE, shown, "cascade")]
+    who += [
+        (name, colour, _of_kind(ear, kind), "ear")
+        for (name, ear), colour in zip(ears.items(), _COLOURS * len(ears), strict=False)
+    ]
+    for number, (name, colour, rows, column) in enumerate(who):
+        by_name = {row["condition"]: row for row in rows}
+        there = [
+            (place, by_name[row["condition"]])
+            for place, row in zip(places, shown, strict=True)
+            if row["condition"] in by_name
+        ]
+        shares = _shares([row for _, row in there], column)
+        intervals = [row[column]["ci95"] for _, row in there]
+        axes.errorbar(
+            [place + 0.06 * (number - (len(who) - 1) / 2) for place, _ in there],
+            shares,
+            yerr=[
+                [max(0.0, share - 100 * low) for share, (low, _) in zip(shares, intervals, strict=True)],
+                [max(0.0, 100 * high - share) for share, (_, high) in zip(shares, intervals, strict=True)],
+            ],
+            fmt="o-" if kind else "o",
+            markersize=4,
+            capsize=2,
+            linewidth=1.3,
+            color=colour,
+            label=name,
+        )
+    axes.set_xticks(
+        places,
+        labels if kind else [label.replace(", ", ",\n").replace("silence ", "silence\n") for label in labels],
+    )
+
+
+def _of_kind(ear: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The clean clip and the conditions of a kind, from the easiest or slowest to the hardest or fastest."""
+    rows = ear["conditions"]
+    clean = [row for row in rows if row["kind"] == _CLEAN]
+    if not kind:
+        return clean + [row for row in rows if row["kind"] not in {_CLEAN, *PANELS}]
+    own = [row for row in rows if row["kind"] == kind]
+    if kind == "speed":
+        return sorted(clean + own, key=lambda row: row["level"] or 1.0)
+    return clean + sorted(own, key=lambda row: -row["level"])
+
+
+def _shares(rows: list[dict[str, Any]], column: str) -> list[float]:
+    return [100 * row[column]["value"] for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads a report, writes what is asked for, and says the differences."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path, help="report.json of an evaluation with --robustness")
+    parser.add_argument("--name", required=True, help="what the ear is called")
+    parser.add_argument("--json", type=Path, required=True, help="the file of numbers")
+    parser.add_argument("--plot", type=Path, help="the picture")
+    asked = parser.parse_args(arguments)
+    try:
+        found = numbers(read_report(asked.report))
+        before = json.loads(asked.json.read_text(encoding="utf-8"))["ears"] if asked.json.exists() else {}
+        ears = before | {asked.name: found}
+        write_text(asked.json, json.dumps({"benchmark": "robustness", "ears": ears}, indent=1) + "\n")
+    except EarshotError as error:
+        print(f"robustness: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, KeyError, TypeError) as error:
+        print(
+            f"robustness: {asked.json} is no file of these numbers ({error!r}); give another", file=sys.stderr
+        )
+        return 1
+    if asked.plot:
+        asked.plot.parent.mkdir(parents=True, exist_ok=True)
+        picture(ears).savefig(asked.plot)
+    for row in found["conditions"]:
+        gain, (low, high) = row["difference"]["value"], row["difference"]["ci95"]
+        shares = "  ".join(f"{way} {100 * row[way]['value']:5.1f} %" for way in ("cascade", "ear"))
+        print(
+            f"{row['condition']:22} {shares}  difference {100 * gain:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
