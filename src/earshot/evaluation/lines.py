@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from earshot.evaluation.plots import Tick
 
-WIDTH, HEIGHT = 360.0, 236.0
+WIDTH, HEIGHT = 372.0, 236.0
 """Size of a line figure in SVG units, which are CSS pixels where there is room."""
-LEFT, RIGHT, TOP, BOTTOM = 40.0, 104.0, 14.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 116.0, 14.0, 42.0
 """Margins around the lines; the left one holds the shares, the right one the lines' names, the bottom one levels."""
 LABEL_GAP = 14.0
 """Least distance between two names at the lines' ends."""
