@@ -1,7 +1,7 @@
 """The figures and the table of a robustness section: every number where it belongs, nothing over anything else."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from earshot.evaluation.conditions import CONDITIONS, Condition
 from earshot.evaluation.lines import (
+    DOT_RIGHT,
+    DOT_WIDTH,
     HEIGHT,
     LABEL_GAP,
     LEFT,
@@ -20,6 +22,7 @@ from earshot.evaluation.lines import (
     DotFigure,
     Line,
     LineFigure,
+    Measure,
     Point,
     dot_figure,
     line_figure,
@@ -98,7 +101,7 @@ def rendered(section: Robustness) -> str:
 def test_a_share_is_as_high_as_the_axis_says():
     figure = line_figure("Babble", "dB", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
     assert [mark.y for mark in figure.lines[0].marks] == [tick.at for tick in figure.y_ticks]
-    assert [tick.label for tick in figure.y_ticks] == ["0", "25", "50", "75", "100"]
+    assert [tick.label for tick in figure.y_ticks] == ["0", "25", "50", "75", "100\u202f%"]
     assert [mark.x for mark in figure.lines[0].marks] == [tick.at for tick in figure.x_ticks]
     assert [tick.label for tick in figure.x_ticks] == ["clean", "20", "10", "5", "0"]
 
@@ -106,6 +109,29 @@ def test_a_share_is_as_high_as_the_axis_says():
 def test_a_share_is_as_far_right_as_the_axis_of_a_dot_figure_says():
     figure = dot_figure("Rest", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
     assert [row.dots[0][1].x for row in figure.rows] == [tick.at for tick in figure.x_ticks]
+
+
+def test_what_is_no_share_is_drawn_and_written_as_what_it_is():
+    bleu, wer = (Measure(title=METRICS[name].title, unit=METRICS[name].unit) for name in ("bleu", "wer"))
+    figure = line_figure("Babble", "dB", [line("ear", 0.25, 0.2)], bleu)
+    assert figure.lines[0].label == "Ear 20"
+    assert figure.y_ticks[-1].label == "100"
+    assert figure.description.startswith("Babble. BLEU, with 95 % intervals. Ear: clean 25.0 (15.0 to 35.0)")
+    beyond = line_figure("Babble", "dB", [line("ear", 0.9, 1.7)], wer)
+    assert beyond.lines[0].label == "Ear 170\u202f%"
+    assert beyond.lines[0].marks[1].y == TOP, "word error rates have no end, the figure has"
+    assert dot_figure("Rest", [line("ear", 1.7)], wer).rows[0].dots[0][1].x == DOT_WIDTH - DOT_RIGHT
+
+
+def test_a_metric_that_is_no_share_is_scaled_to_the_figure():
+    found = invented(24.7, 20.1)
+    table = replace(found, metric=METRICS["bleu"], text_ceiling=Score(value=30.2, ci95=(29.0, 31.0)))
+    noisy = Condition(kind="babble", level=5.0)
+    section = robustness_section([(CONDITIONS[0], table), (noisy, table)])
+    (figure,) = section.figures
+    assert isinstance(figure, LineFigure)
+    labels = [drawn.label for drawn in figure.lines]
+    assert labels == ["Text 30", "Cascade 20", "Ear 25"]
 
 
 @given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=5))

@@ -116,11 +116,11 @@ def _figures(reports: Sequence[Report], who: Sequence[Who[Tables]]) -> tuple[Lin
     """What noise, speed, ... do to all of them, under the conditions that all have; none where there are none."""
     changed = [dict(report.robustness) for report in reports]
     common = [condition for condition in changed[0] if all(condition in own for own in changed)]
-    if not common:
-        return ()
     clean = tuple(report.overall for report in reports)
+    if not common or len({table.metric for table in clean}) > 1:
+        return ()
     sections = [(condition, tuple(own[condition] for own in changed)) for condition in common]
-    return figures([(Condition(kind="clean"), clean), *sections], who)
+    return figures([(Condition(kind="clean"), clean), *sections], who, clean[0].metric)
 
 
 def _parting(first: Named, other: Named) -> Parting:

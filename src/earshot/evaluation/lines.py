@@ -1,9 +1,10 @@
 """Shares at several levels, or under several conditions, as coordinates for SVG; it knows numbers and no markup.
 
-A share is drawn from 0 to 100 % always: a figure that begins elsewhere makes small differences look large.
+A share is drawn from 0 to 100 % always: a figure that begins elsewhere makes small differences look large. What is more
+than 100 %, as word error rates can be, is drawn at the edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from earshot.evaluation.plots import Tick
@@ -30,6 +31,22 @@ DOT_GAP = 10.0
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CEILING = "ceiling"
 NARROW_SPACE = "\u202f"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a figure's shares are shares of, in words, and how they are written."""
+
+    title: str = "Right answers"
+    unit: str = "%"
+    """None where 0.25 is written as 25."""
+
+    def written(self, share: float, n_digits: int = 0, space: str = NARROW_SPACE) -> str:
+        """Such as "93 %", or "25"."""
+        return f"{100 * share:.{n_digits}f}{space if self.unit else ''}{self.unit}"
+
+
+RIGHT_ANSWERS = Measure()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +108,7 @@ class LineFigure:
     lines: tuple[DrawnLine, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    """The last one has the unit."""
     width: float = WIDTH
     height: float = HEIGHT
     left: float = LEFT
@@ -129,7 +147,9 @@ class DotFigure:
     """Edges of what the dots are drawn in."""
 
 
-def line_figure(title: str, x_title: str, lines: Sequence[Line]) -> LineFigure:
+def line_figure(
+    title: str, x_title: str, lines: Sequence[Line], measure: Measure = RIGHT_ANSWERS
+) -> LineFigure:
     """The figure of lines that have the same levels, at least one, in the order of the first line."""
     levels = [point.x for point in lines[0].points]
     step = (WIDTH - LEFT - RIGHT) / len(levels)
@@ -137,20 +157,20 @@ def line_figure(title: str, x_title: str, lines: Sequence[Line]) -> LineFigure:
     ends = [_height(line.points[-1].y) for line in lines]
     label_ys = spread(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
     drawn = tuple(
-        _drawn(line, middles, number - (len(lines) - 1) / 2, label_y)
+        _drawn(line, middles, number - (len(lines) - 1) / 2, label_y, measure)
         for number, (line, label_y) in enumerate(zip(lines, label_ys, strict=True))
     )
     return LineFigure(
         title=title,
         x_title=x_title,
-        description=_described(title, lines),
+        description=_described(title, lines, measure),
         lines=drawn,
         x_ticks=tuple(Tick(at=round(at, 1), label=level) for level, at in middles.items()),
-        y_ticks=tuple(Tick(at=_height(share), label=f"{100 * share:.0f}") for share in _SHARES),
+        y_ticks=_ticks(_height, measure),
     )
 
 
-def dot_figure(title: str, lines: Sequence[Line]) -> DotFigure:
+def dot_figure(title: str, lines: Sequence[Line], measure: Measure = RIGHT_ANSWERS) -> DotFigure:
     """The figure of lines whose points are conditions, at least one, in the order of the first line."""
     rows, height = [], ROW_MARGIN + (len(lines) - 1) * DOT_GAP
     for number, point in enumerate(lines[0].points):
@@ -163,9 +183,9 @@ def dot_figure(title: str, lines: Sequence[Line]) -> DotFigure:
         rows.append(DotRow(label=point.x, label_y=middle + 3.5, top=top, dots=tuple(dots)))
     return DotFigure(
         title=title,
-        description=_described(title, lines),
+        description=_described(title, lines, measure),
         rows=tuple(rows),
-        x_ticks=tuple(Tick(at=_place(share), label=f"{100 * share:.0f}") for share in _SHARES),
+        x_ticks=_ticks(_place, measure),
         height=DOT_TOP + height * len(rows) + DOT_BOTTOM,
         bottom=DOT_TOP + height * len(rows),
     )
@@ -191,7 +211,9 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
     return moved
 
 
-def _drawn(line: Line, middles: dict[str, float], place: float, label_y: float) -> DrawnLine:
+def _drawn(
+    line: Line, middles: dict[str, float], place: float, label_y: float, measure: Measure
+) -> DrawnLine:
     marks, band = _marks(line, middles, place), ""
     corners = [f"{mark.x} {mark.y}" for mark in marks]
     if line.colour == _CEILING:
@@ -203,7 +225,7 @@ def _drawn(line: Line, middles: dict[str, float], place: float, label_y: float) 
         path="M" + "L".join(corners),
         marks=marks,
         band=band,
-        label=f"{line.name} {_percent(line.points[-1].y)}",
+        label=f"{line.name} {measure.written(line.points[-1].y)}",
         label_y=label_y,
         leader=f"M{start}L{WIDTH - RIGHT + LEADER} {label_y}",
     )
@@ -235,30 +257,31 @@ def _dot(point: Point, y: float) -> Mark:
     return Mark(x=_place(point.y), y=round(y, 1), low=_place(point.low), high=_place(point.high))
 
 
+def _ticks(place: Callable[[float], float], measure: Measure) -> tuple[Tick, ...]:
+    labels = [f"{100 * share:.0f}" for share in _SHARES[:-1]] + [measure.written(_SHARES[-1])]
+    return tuple(Tick(at=place(share), label=label) for share, label in zip(_SHARES, labels, strict=True))
+
+
 def _height(share: float) -> float:
-    return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+    return round(HEIGHT - BOTTOM - min(share, 1.0) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def _place(share: float) -> float:
-    return round(DOT_LEFT + share * (DOT_WIDTH - DOT_LEFT - DOT_RIGHT), 1)
+    return round(DOT_LEFT + min(share, 1.0) * (DOT_WIDTH - DOT_LEFT - DOT_RIGHT), 1)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}{NARROW_SPACE}%"
-
-
-def _described(title: str, lines: Sequence[Line]) -> str:
+def _described(title: str, lines: Sequence[Line], measure: Measure) -> str:
     """Such as "Babble. Ear: clean 93.1 % (91.0 to 94.8), ...; cascade: ..."."""
     said = [
         f"{line.name}: "
         + ", ".join(
-            f"{point.x} {100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f})"
+            f"{point.x} {measure.written(point.y, 1, ' ')} ({100 * point.low:.1f} to {100 * point.high:.1f})"
             for point in line.points
         )
         for line in lines
     ]
-    return f"{title}. Right answers, with 95 % intervals. {'; '.join(said)}."
+    return f"{title}. {measure.title}, with 95 % intervals. {'; '.join(said)}."

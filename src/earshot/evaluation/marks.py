@@ -40,6 +40,11 @@ class Metric:
     headline: str = "By ear, the LLM reaches {}."
     """What a report says of the ear's number, which stands for {}."""
 
+    @property
+    def title(self) -> str:
+        """The label as it begins a sentence."""
+        return self.label[:1].upper() + self.label[1:]
+
     def of(self, marks: Sequence[Marks]) -> float:
         """The number of some items; of at least one."""
         return float(self.value(np.asarray(marks, dtype=np.float64).sum(0), np.asarray(len(marks))))

@@ -100,7 +100,7 @@ def cell(score: Score, metric: Metric) -> str:
 
 
 def _caption(report: Report) -> str:
-    kept = f"{report.overall.metric.label.capitalize()}, 95 % intervals."
+    kept = f"{report.overall.metric.title}, 95 % intervals."
     if report.overall.of_ceiling is not None:
         kept += f" The ear reaches {percent(report.overall.of_ceiling)} of the text ceiling."
     if report.n_own_targets:

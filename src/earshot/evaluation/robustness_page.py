@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from earshot.evaluation.conditions import Condition, Kind
-from earshot.evaluation.lines import DotFigure, Line, LineFigure, Point, dot_figure, line_figure
+from earshot.evaluation.lines import DotFigure, Line, LineFigure, Measure, Point, dot_figure, line_figure
 from earshot.evaluation.marks import Metric, Score
 
 
 @runtime_checkable
 class Numbers(Protocol):
-    """What a figure and a row show of a table: shares from 0 to 1."""
+    """What a figure and a row show of a table."""
 
     @property
     def n(self) -> int:
@@ -81,29 +82,31 @@ class Robustness:
 def robustness_section(sections: Sequence[tuple[Condition, Numbers]]) -> Robustness:
     """The figures, and a row for every condition."""
     return Robustness(
-        figures=figures(sections, _WHO),
+        figures=figures(sections, _WHO, sections[0][1].metric) if sections else (),
         rows=tuple((condition.name, table) for condition, table in sections),
     )
 
 
 def figures(
-    sections: Sequence[tuple[Condition, Shown]], who: Sequence[Who[Shown]]
+    sections: Sequence[tuple[Condition, Shown]], who: Sequence[Who[Shown]], metric: Metric
 ) -> tuple[LineFigure | DotFigure, ...]:
     """A figure for each kind of condition that has levels, and one for all that have none.
 
     A clean clip, where it was measured, is the beginning of every figure.
     """
     clean = [section for section in sections if section[0].kind == "clean"]
+    measure = Measure(title=metric.title, unit=metric.unit)
+    lines = partial(_lines, who=who, scale=1.0 if metric.unit else 0.01)
     found: list[LineFigure | DotFigure] = []
     for kind, (title, x_title) in _FIGURES.items():
         if own := [section for section in sections if section[0].kind == kind]:
             levels = [(_level(condition), shown) for condition, shown in _ordered(kind, [*clean, *own])]
-            found.append(line_figure(title, x_title, _lines(levels, who)))
+            found.append(line_figure(title, x_title, lines(levels), measure))
     rest = [section for section in sections if section[0].kind not in {"clean", *_FIGURES}]
     if rest:
         names = dict.fromkeys(condition.kind.split()[0] for condition, _ in rest)
         named = [(condition.name, shown) for condition, shown in [*clean, *rest]]
-        found.append(dot_figure(" and ".join(names).capitalize(), _lines(named, who)))
+        found.append(dot_figure(" and ".join(names).capitalize(), lines(named), measure))
     return tuple(found)
 
 
@@ -120,13 +123,13 @@ def _level(condition: Condition) -> str:
     return "clean" if condition.level is None else f"{condition.level:g}"
 
 
-def _lines(levels: Sequence[tuple[str, Shown]], who: Sequence[Who[Shown]]) -> list[Line]:
+def _lines(levels: Sequence[tuple[str, Shown]], *, who: Sequence[Who[Shown]], scale: float) -> list[Line]:
     return [
         Line(
             name=name,
             colour=colour,
             points=tuple(
-                Point(x=level, y=score.value, low=score.ci95[0], high=score.ci95[1])
+                Point(x=level, y=scale * score.value, low=scale * score.ci95[0], high=scale * score.ci95[1])
                 for level, score in ((level, of(shown)) for level, shown in levels)
             ),
         )
