@@ -19,7 +19,7 @@ from earshot.errors import ConfigError
 FLOOR = 2.0
 """Whisper's log-mel keeps 8 decades below a clip's loudest bin, and divides decades by 4."""
 SNR_DB_ROUNDING = 1e-3  # of sums in float32
-EVERYTHING = AugmentSettings(noise_share=1.0, speed=(0.8, 1.25), spec_augment=True)
+EVERYTHING = AugmentSettings(noise_share=1.0, speed=(0.8, 1.25), silence_share=0.5, spec_augment=True)
 WINDOW = 6 * SAMPLE_RATE
 
 
@@ -127,6 +127,11 @@ def test_one_setting_does_not_change_what_another_draws():
     both = Augmenter(AugmentSettings(speed=(0.8, 1.25), noise_share=0.5), WINDOW)
     for seed in range(10):
         assert len(slow.samples(clip, seed)) == len(both.samples(clip, seed))
+    noisy, padded = (
+        Augmenter(AugmentSettings(noise_share=0.5, silence_share=share), WINDOW) for share in (0.0, 0.5)
+    )
+    same = [np.array_equal(noisy.samples(clip, seed), padded.samples(clip, seed)) for seed in range(40)]
+    assert 10 < sum(same) < 30, "of those without silence the noise is as it was"
 
 
 def test_as_many_clips_are_noisy_as_asked():
@@ -143,6 +148,35 @@ def test_no_clip_becomes_longer_than_may_be_and_none_is_made_shorter_for_it(n_sa
     expected = n_samples if n_samples >= 2_000 else min(2 * n_samples, 2_000)
     assert len(heard) == pytest.approx(expected, abs=1)
     assert len(heard) <= max(n_samples, 2_000)
+
+
+def test_silence_stands_around_as_many_clips_as_asked_and_noise_covers_it():
+    clip = tone(16_000)
+    augmenter = Augmenter(AugmentSettings(silence_share=0.3), WINDOW)
+    before, behind = [], []
+    for seed in range(300):
+        heard = augmenter.samples(clip, seed)
+        first = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a zero
+        np.testing.assert_array_equal(heard[first : first + len(clip)], clip)
+        assert not heard[:first].any()
+        assert not heard[first + len(clip) :].any()
+        if len(heard) > len(clip):
+            before.append(first)
+            behind.append(len(heard) - len(clip) - first)
+    assert 60 < len(before) < 120
+    for lengths in (before, behind):
+        assert max(lengths) <= 1.5 * SAMPLE_RATE
+        assert 0.5 * SAMPLE_RATE < sum(lengths) / len(lengths) < SAMPLE_RATE
+    noisy = Augmenter(AugmentSettings(silence_share=1.0, noise_share=1.0), WINDOW).samples(clip, 1)
+    assert len(noisy) == len(Augmenter(AugmentSettings(silence_share=1.0), WINDOW).samples(clip, 1))
+    assert noisy[:100].all()
+
+
+@given(n_samples=st.integers(1, 3_000), seed=st.integers(0, 2**60))
+@settings(max_examples=40)
+def test_silence_makes_no_clip_longer_than_the_window(n_samples, seed):
+    heard = Augmenter(AugmentSettings(silence_share=1.0), 2_000).samples(tone(n_samples), seed)
+    assert n_samples <= len(heard) <= max(n_samples, 2_000)
 
 
 def test_silence_stays_silence():

@@ -256,12 +256,16 @@ class AugmentSettings:
     speed: tuple[float, float] = (1.0, 1.0)
     """Slowest and fastest speed, as a factor; pitch moves with it."""
 
+    silence_share: float = 0.0
+    """Share of the clips that get up to 1.5 seconds of silence before and as much behind; noise covers it too."""
+
     spec_augment: bool = False
     """Whether stretches of time and bands of frequency are blanked out."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for ranges that are none."""
-        _check_share("augment.noise_share", self.noise_share)
+        for name in ("noise_share", "silence_share"):
+            _check_share(f"augment.{name}", getattr(self, name))
         for name in ("noise_snr_db", "speed"):
             low, high = getattr(self, name)
             is_range = -math.inf < low <= high < math.inf

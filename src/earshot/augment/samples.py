@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from earshot.audio import HOP_LENGTH, load_audio
+from earshot.audio import HOP_LENGTH, SAMPLE_RATE, load_audio
 from earshot.augment.spectrograms import mask_patches
 from earshot.config import AugmentSettings
 from earshot.errors import AudioError, ConfigError
@@ -22,6 +22,8 @@ _TILT_RANGE = (-0.5, 2.0)
 """Exponents of made noise: its power falls with frequency to this power, 0 being white, 1 pink, 2 brown."""
 _LOWEST_HZ = 60.0
 """Below this the power of made noise falls no more, or a slow swell would be all of it."""
+_MOST_SILENCE_S = 1.5
+"""On either side of a clip: about what passes until somebody speaks who has pressed a button."""
 _MAX_NOISE_S = 600.0
 _KEPT_SAMPLES = 1 << 27
 """Noise that is kept in memory, which worker processes share: half a gigabyte, 2.3 hours."""
@@ -58,13 +60,14 @@ class Augmenter:
         return digest.hexdigest()
 
     def samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
-        """The clip at another speed, with noise; the very same where the settings change nothing."""
+        """The clip at another speed, with silence around it, with noise; the very same if nothing is to be changed."""
         rng = np.random.default_rng((seed, 0))
         # All is drawn always, so that one setting's draws do not depend on the others.
         factor, is_noisy = rng.uniform(*self.settings.speed), rng.random() < self.settings.noise_share
         snr_db = rng.uniform(*self.settings.noise_snr_db)
         longest = max(len(samples), self.max_samples)
         heard = speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
+        heard = self._with_silence(heard, longest, np.random.default_rng((seed, 1)))
         return add_noise(heard, self._noise(len(heard), rng), snr_db) if is_noisy else heard
 
     def mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
@@ -74,6 +77,17 @@ class Augmenter:
         masked = mel.clone()
         mask_patches(masked, seed)
         return masked
+
+    def _with_silence(
+        self, samples: Float32[np.ndarray, " N"], longest: int, rng: np.random.Generator
+    ) -> Float32[np.ndarray, " _"]:
+        is_silent = rng.random() < self.settings.silence_share
+        before, behind = (rng.uniform(0.0, _MOST_SILENCE_S * SAMPLE_RATE, 2)).astype(int)
+        if not is_silent:
+            return samples
+        room = longest - len(samples)
+        before = min(before, room)
+        return np.pad(samples, (before, min(behind, room - before)))
 
     def _noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
         if not self.noises:
