@@ -3,7 +3,8 @@
     earshot eval pocket/ear --suite pocket --robustness --out report.json
     python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
 
-It measures nothing. A file of numbers that is there already keeps its other ears.
+It measures nothing. A file of numbers that is there already keeps its other ears. Last, the ear's numbers as a line of
+JSON.
 """
 
 import argparse
@@ -36,16 +37,19 @@ def numbers(report: Report) -> dict[str, Any]:
     """An ear's numbers, clean and under each condition, and where they come from.
 
     Raises:
-        DataError: a report without conditions
+        DataError: a report without conditions, or one that does not count right answers
     """
     if not report.robustness:
         raise DataError("the report has no conditions: expected one by earshot eval ... --robustness")
+    if report.overall.metric.name != "right":
+        raise DataError(f"the report has {report.overall.metric.label}, expected right answers")
     clean = {"condition": _CLEAN, "kind": _CLEAN, "level": None, **report.overall.to_json()}
     changed = [
         {"condition": condition.name, "kind": condition.kind, "level": condition.level, **table.to_json()}
         for condition, table in report.robustness
     ]
     return {
+        "suite": report.suite,
         "command": report.command,
         "created": report.created,
         "versions": report.versions,
@@ -56,7 +60,7 @@ def numbers(report: Report) -> dict[str, Any]:
 
 
 def picture(ears: Mapping[str, Any]) -> Figure:
-    """The lines of all ears, of the text ceiling, and of the cascade beside the first ear."""
+    """The lines of all ears, and of the text ceiling and the cascade, which are the same beside each of them."""
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     for axes, (kind, (title, x_title)) in zip(
         figure.subplots(2, 2, sharey=True).flat, PANELS.items(), strict=True
@@ -70,30 +74,27 @@ def picture(ears: Mapping[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in figure.axes[::2]:
         axes.set_ylabel("right answers, %")
-    figure.axes[0].legend(frameon=False, fontsize=9, loc="lower left")
+    fullest = max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+    fullest.legend(frameon=False, fontsize=9, loc="lower left")
     return figure
 
 
 def _panel(axes: Axes, kind: str, ears: Mapping[str, Any]) -> None:
-    first = next(iter(ears.values()))
-    shown = _of_kind(first, kind)
-    if len(shown) < 2:  # nothing but clean
+    rows = {name: _of_kind(ear, kind) for name, ear in ears.items()}
+    longest = max(rows.values(), key=len)
+    if len(longest) < 2:  # nothing but clean
         return
-    labels = [row["condition"] if not kind or row["level"] is None else f"{row['level']:g}" for row in shown]
-    places = list(range(len(labels)))
-    axes.plot(places, _shares(shown, "text_ceiling"), "--", color=_TEXT, label="text ceiling")
-    who = [("cascade", _CASCADE, shown, "cascade")]
+    names = [row["condition"] for row in longest]
+    labels = [_label(row) if kind else row["condition"].replace(", ", ",\n") for row in longest]
+    axes.plot(_shares(longest, "text_ceiling"), "--", color=_TEXT, label="text ceiling")
+    who = [("cascade", _CASCADE, longest, "cascade")]
     who += [
-        (name, colour, _of_kind(ear, kind), "ear")
-        for (name, ear), colour in zip(ears.items(), _COLOURS * len(ears), strict=False)
+        (name, colour, own, "ear")
+        for (name, own), colour in zip(rows.items(), _COLOURS * len(rows), strict=False)
+        if len(own) > 1
     ]
-    for number, (name, colour, rows, column) in enumerate(who):
-        by_name = {row["condition"]: row for row in rows}
-        there = [
-            (place, by_name[row["condition"]])
-            for place, row in zip(places, shown, strict=True)
-            if row["condition"] in by_name
-        ]
+    for number, (name, colour, own, column) in enumerate(who):
+        there = [(names.index(row["condition"]), row) for row in own if row["condition"] in names]
         shares = _shares([row for _, row in there], column)
         intervals = [row[column]["ci95"] for _, row in there]
         axes.errorbar(
@@ -110,10 +111,11 @@ def _panel(axes: Axes, kind: str, ears: Mapping[str, Any]) -> None:
             color=colour,
             label=name,
         )
-    axes.set_xticks(
-        places,
-        labels if kind else [label.replace(", ", ",\n").replace("silence ", "silence\n") for label in labels],
-    )
+    axes.set_xticks(range(len(labels)), [label.replace("silence ", "silence\n") for label in labels])
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return _CLEAN if row["level"] is None else f"{row['level']:g}"
 
 
 def _of_kind(ear: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -144,27 +146,43 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         found = numbers(read_report(asked.report))
-        before = json.loads(asked.json.read_text(encoding="utf-8"))["ears"] if asked.json.exists() else {}
-        ears = before | {asked.name: found}
+        ears = _known(asked.json, found["suite"]) | {asked.name: found}
         write_text(asked.json, json.dumps({"benchmark": "robustness", "ears": ears}, indent=1) + "\n")
+        if asked.plot:
+            asked.plot.parent.mkdir(parents=True, exist_ok=True)
+            picture(ears).savefig(asked.plot)
     except EarshotError as error:
         print(f"robustness: {error}", file=sys.stderr)
         return 1
-    except (ValueError, KeyError, TypeError) as error:
-        print(
-            f"robustness: {asked.json} is no file of these numbers ({error!r}); give another", file=sys.stderr
-        )
+    except (OSError, ValueError) as error:  # what matplotlib raises of a place or a format
+        print(f"robustness: --plot {asked.plot} cannot be written: {error}", file=sys.stderr)
         return 1
-    if asked.plot:
-        asked.plot.parent.mkdir(parents=True, exist_ok=True)
-        picture(ears).savefig(asked.plot)
     for row in found["conditions"]:
         gain, (low, high) = row["difference"]["value"], row["difference"]["ci95"]
         shares = "  ".join(f"{way} {100 * row[way]['value']:5.1f} %" for way in ("cascade", "ear"))
         print(
             f"{row['condition']:22} {shares}  difference {100 * gain:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         )
+    print(json.dumps(found))
     return 0
+
+
+def _known(path: Path, suite: str) -> dict[str, Any]:
+    """The ears that a file has already.
+
+    Raises:
+        DataError: no file of these numbers, or one of another suite
+    """
+    if not path.exists():
+        return {}
+    try:
+        ears = dict(json.loads(path.read_text(encoding="utf-8"))["ears"])
+        suites = {ear["suite"] for ear in ears.values()} - {suite}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of these numbers ({error!r}); give another") from error
+    if suites:
+        raise DataError(f"{path} is about {suites.pop()!r} and the report about {suite!r}; give another")
+    return ears
 
 
 if __name__ == "__main__":

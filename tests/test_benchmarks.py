@@ -256,6 +256,13 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
     plain = str(write_report(mixed_report(), tmp_path / "b.json").json)
     assert robustness.main([plain, "--name", "b", "--json", str(numbers)]) == 1
     assert "has no conditions" in capsys.readouterr().err
+    elsewhere = replace(in_noise(mixed_report(), is_right=True), suite="mine")
+    other = str(write_report(elsewhere, tmp_path / "c.json").json)
+    assert robustness.main([other, "--name", "c", "--json", str(numbers)]) == 1
+    assert "is about 'pocket' and the report about 'mine'" in capsys.readouterr().err
+    assert list(json.loads(numbers.read_text())["ears"]) == ["one", "other"]
+    assert robustness.main([report, "--name", "b", "--json", str(numbers), "--plot", "a.nothing"]) == 1
+    assert "--plot a.nothing cannot be written" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
     assert robustness.main([report, "--name", "b", "--json", str(tmp_path / "other.json")]) == 1
     assert "is no file of these numbers" in capsys.readouterr().err

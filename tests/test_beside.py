@@ -12,7 +12,7 @@ from earshot.cli import main
 from earshot.errors import DataError
 from earshot.evaluation import CONDITIONS, Report, load_suite, write_report
 from earshot.evaluation.beside import against, check_comparable, rows
-from earshot.evaluation.beside_page import N_CLIPS, render_beside
+from earshot.evaluation.beside_page import MOST_EARS, N_CLIPS, render_beside
 from earshot.evaluation.results import Again, Changed
 
 PATHS = (Path("runs/one/report.json"), Path("runs/two/report.json"), Path("runs/three/report.json"))
@@ -120,16 +120,62 @@ def test_sound_of_a_suite_that_comes_along_is_found_again() -> None:
 
 
 def test_reports_of_other_suites_and_metrics_stand_beside_each_other() -> None:
-    item = answered(7, rule="wer", marks=dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0)))
+    item = answered(99, rule="wer", marks=dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0)))
     page = Page(render_beside(PATHS[:2], [mixed_report(), Report(suite="other", items=(item,))]))
-    assert "Ear 2 and Ear 1 have no items in common that are marked alike." in page.text
+    assert "Ear 2 and Ear 1 have no items in common." in page.text
     assert page.count("audio") == 0
 
 
-def test_a_page_of_many_ears() -> None:
-    reports = [in_noise(mixed_report(), is_right=True)] * 9
-    page = Page(render_beside([Path(str(n)) for n in range(9)], reports))
-    assert "Ear 9" in page.text
+def test_of_a_suite_of_groups_the_difference_is_the_mean_of_theirs() -> None:
+    wrong = [answered(n, ear=False, group="few" if n < 2 else "many") for n in range(20)]
+    right = [
+        replace(item, marks={**item.marks, "ear": (1.0,)}) if item.group == "few" else item for item in wrong
+    ]
+    first, other = (Report(suite="s", items=tuple(items), overall_of="groups") for items in (wrong, right))
+    found = against(first, other)
+    assert found is not None
+    assert (found.difference.value, found.metric.name, found.n) == (0.5, "mean", 20)
+    assert other.overall.ear.value - first.overall.ear.value == found.difference.value
+    words = dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0))
+    mixed = (*wrong[:18], *(replace(item, group="said", rule="wer", marks=words) for item in wrong[18:]))
+    reports = [Report(suite="s", items=mixed, overall_of="groups")] * 2
+    assert against(*reports) is not None
+    alike = Report(suite="s", items=mixed[:18])
+    unlike = Report(suite="s", items=tuple(replace(item, rule="wer", marks=words) for item in alike.items))
+    assert against(alike, unlike) is None
+    page = Page(render_beside(PATHS[:2], [alike, unlike]))
+    assert "Ear 2 and Ear 1 have 18 items in common, which are not marked alike." in page.text
+    assert "Where Ear 2 and Ear 1 part" in page.text
+
+
+def test_a_cascade_of_as_many_but_of_fewer_items_is_another() -> None:
+    few, many = (Report(suite="s", items=tuple(answered(n) for n in range(k))) for k in (5, 500))
+    page = Page(render_beside(PATHS[:2], [few, many]))
+    who = [text for text in page.texts if re.fullmatch(r"(Text|Cascade|Ear)( \d)?", text)]
+    assert who[who.index("Text 1") :][:4] == ["Text 1", "Text 2", "Cascade 1", "Cascade 2"]
+
+
+def test_items_of_one_name_are_not_mixed_up() -> None:
+    said = [answered(id="a", text=text, ear=False, ear_answer=text) for text in ("x", "y")]
+    first = Report(suite="s", items=tuple(said))
+    items = tuple(replace(item, ear_answer=item.text * 3) for item in all_right(first).items)
+    page = Page(render_beside(PATHS[:2], [first, replace(first, items=items)]))
+    assert "✗ x Ear 2 ✓ xxx" in page.text
+    assert "✗ y Ear 2 ✓ yyy" in page.text
+
+
+def test_a_page_is_for_as_many_ears_as_can_be_told_apart() -> None:
+    report = in_noise(mixed_report(), is_right=True)
+    paths = [Path(str(number)) for number in range(MOST_EARS + 1)]
+    others = []
+    for number in range(MOST_EARS):
+        marks = {"cascade": (float(number % 2),), "text": (float(number % 2),)}
+        items = tuple(replace(item, marks={**item.marks, **marks}) for item in report.items)
+        others.append(replace(report, items=items))
+    page = Page(render_beside(paths[:-1], others))
+    assert f"Ear {MOST_EARS}" in page.text
+    with pytest.raises(DataError, match="7 reports for one page; expected 6 at most"):
+        render_beside(paths, [report] * len(paths))
 
 
 @pytest.mark.parametrize("field", ["id", "text", "instruction", "group", "expected", "ear_answer"])
@@ -170,4 +216,22 @@ def test_what_is_no_report_is_told_in_one_line(
     assert main(["compare", good, str(bad)]) != 0
     told = capsys.readouterr().err
     assert said in " ".join(told.split())
+    assert "bad.json" in told
     assert "Traceback" not in told
+
+
+def test_a_report_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(write_report(mixed_report(), tmp_path / f"{n}.json").json) for n in range(2)]
+    before = Path(files[1]).read_bytes()
+    assert main(["compare", *files, "--out", files[1]]) != 0
+    assert "is one of the reports; give the page another name" in " ".join(capsys.readouterr().err.split())
+    assert Path(files[1]).read_bytes() == before
+
+
+def test_in_a_narrow_terminal_no_number_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    files = [str(write_report(mixed_report(), tmp_path / f"{n}.json").json) for n in range(2)]
+    assert main(["compare", *files]) == 0
+    assert "│ All items │ 1 │ 40 │" in capsys.readouterr().out.replace("  ", " ").replace("  ", " ")

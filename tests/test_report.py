@@ -183,6 +183,33 @@ def test_a_file_that_is_no_report(tmp_path: Path, content: str) -> None:
         read_report(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"about": None},
+        {"created": 3},
+        {"items": []},
+        *(
+            {"items": [{name: value}]}
+            for name, value in (("text", None), ("group", 3), ("duration_s", "long"))
+        ),
+        {"items": [{"marks": {"text": [], "cascade": [1.0], "ear": [1.0]}}]},
+        {"items": [{"marks": {"text": [1.0], "cascade": [1.0, 2.0], "ear": [1.0]}}]},
+        {"changed": [{"kind": "babble", "level": 5.0, "answers": []}]},
+        {"changed": [{"kind": "babble", "level": 500.0, "answers": None}]},
+    ],
+)
+def test_a_report_with_something_of_another_kind_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = write_report(Report(suite="s", items=(answered(),)), tmp_path).json
+    stored = json.loads(path.read_text())
+    items = [stored["items"][0] | item for item in change.get("items", stored["items"])]
+    path.write_text(json.dumps(stored | change | {"items": items}))
+    with pytest.raises(DataError, match=r"report.json: (not an evaluation report|.*no items were evaluated)"):
+        read_report(path)
+
+
 # On disk: whole or not at all
 
 

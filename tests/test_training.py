@@ -719,8 +719,14 @@ def test_a_run_goes_on_when_its_speech_has_moved(recipe: Recipe, speech: Path, t
 
 def test_a_run_is_no_file(recipe: Recipe) -> None:
     Path(recipe.out).write_text("a file")
-    with pytest.raises(CheckpointError, match="run is a file; a run is a folder: give another name as out"):
+    with pytest.raises(CheckpointError, match="run is a file, expected a folder: give another name as out"):
         loop.train(recipe)
+
+
+def test_a_run_that_never_began_leaves_nothing(recipe: Recipe) -> None:
+    with pytest.raises(DataError):
+        loop.train(changed(recipe, data={"source": ("nowhere.jsonl",)}))
+    assert not Path(recipe.out).exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

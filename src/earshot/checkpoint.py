@@ -199,6 +199,8 @@ def load(
         ) from error
     if not with_llm:
         embeddings(model).to("meta")  # what is heard in their place is the connector's by now
+        if place.type == "cuda":
+            torch.cuda.empty_cache()  # for whoever answers on the same GPU
     connector.eval().requires_grad_(False)
     return Ear(whisper, model, tokenizer, connector.to(place), settings)
 

@@ -70,7 +70,7 @@ def run_demo(
 
     Raises:
         ConfigError: no minutes, or a folder with another run in it
-        CheckpointError: a folder that another process writes to
+        CheckpointError: a folder that another process trains in
         Stopped: stopped by hand while distilling; the same call goes on
     """
     if not 0 < minutes < math.inf:

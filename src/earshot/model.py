@@ -207,6 +207,7 @@ class Ear:
             RequestError: a malformed conversation, one beyond the LLM's context, or an option that
                 generate does not know
             AudioError: sound that cannot be heard
+            CheckpointError: an ear that was loaded without its LLM
         """
         return self.chat_batch([messages], **options)[0]
 
@@ -246,7 +247,14 @@ class Ear:
 
     @torch.inference_mode()
     def prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
-        """What the LLM is given for each conversation: embeddings of text and audio tokens in a row."""
+        """What the LLM is given for each conversation: embeddings of text and audio tokens in a row.
+
+        Raises:
+            CheckpointError: an ear that was loaded without its LLM
+            RequestError: as `chat`
+            AudioError: as `chat`
+        """
+        self._check_can_read()
         sounds = [
             [load_audio(sound) for sound in read_conversation(messages).sounds] for messages in conversations
         ]
@@ -273,12 +281,15 @@ class Ear:
         Raises:
             CheckpointError: an ear that was loaded without its LLM
         """
+        self._check_can_read()
+        return embed(self.llm, ids)
+
+    def _check_can_read(self) -> None:
         if embeddings(self.llm).weight.is_meta:
             raise CheckpointError(
                 "this ear was loaded without its LLM: it hears and transcribes, and cannot read or answer; load it"
                 " with with_llm=True"
             )
-        return embed(self.llm, ids)
 
     # The cascade
 

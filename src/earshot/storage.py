@@ -1,6 +1,7 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and folders that one process alone writes to."""
 
 import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -12,6 +13,8 @@ from safetensors import SafetensorError
 from earshot.errors import CheckpointError
 
 _LOCK = ".lock"
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP}
+"""What a file system answers that has none."""
 _PATIENCE_S = 10.0
 """For what is left of a process that was killed: those that it started notice after some seconds."""
 
@@ -74,22 +77,37 @@ def _make_readable(target: Path, like: Path) -> None:
 def sole_writer(folder: Path) -> Generator[None]:
     """Keeps other processes out of a folder that this one writes to; however it ends, the folder is free again.
 
+    A folder that was made for it and got nothing else is removed again. On a file system without locks nobody is kept
+    out.
+
     Raises:
         CheckpointError: another process has it, or the place cannot be written to
     """
+    is_new = not folder.exists()
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(filelock.FileLock(folder / _LOCK, timeout=_PATIENCE_S))
+            held.enter_context(filelock.FileLock(folder / _LOCK, timeout=_PATIENCE_S, fallback_to_soft=False))
         except filelock.Timeout as error:
             raise CheckpointError(
                 f"{folder} is in use by another process; wait for its end, or give another place as out"
             ) from error
-        except OSError as error:
+        except FileExistsError as error:
             raise CheckpointError(
-                f"{folder} cannot be written to: {error.strerror or error}; give another place as out"
+                f"{folder} is a file, expected a folder: give another name as out"
             ) from error
-        yield
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise CheckpointError(
+                    f"{folder} cannot be written to: {error.strerror or error}; give another place as out"
+                ) from error
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in folder.iterdir()] == [_LOCK]:
+                with contextlib.suppress(OSError):
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

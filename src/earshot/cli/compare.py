@@ -13,6 +13,9 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from earshot.evaluation.beside import Row
 
+_LEAST_WIDTH = 80
+"""Below it a table's numbers would be cut off; a narrower terminal wraps its lines."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
@@ -26,31 +29,36 @@ class Compare:
 
     def run(self, typed: str) -> int:
         """Prints a table with a row for each part and each report, and writes the page if one is asked for."""
+        from earshot.errors import ConfigError
         from earshot.evaluation import read_report
-        from earshot.evaluation.beside import against, check_comparable, rows
+        from earshot.evaluation.beside import against, check_comparable, rows, why_none
         from earshot.evaluation.beside_page import render_beside
         from earshot.evaluation.page import points, points_interval
         from earshot.storage import write_text
 
+        if self.out is not None and self.out.resolve() in [path.resolve() for path in self.reports]:
+            raise ConfigError(f"--out {self.out} is one of the reports; give the page another name")
         reports = [read_report(path) for path in self.reports]
         check_comparable(reports)
+        page = render_beside(self.reports, reports) if self.out is not None else ""
         console = Console()
+        console.width = max(console.width, _LEAST_WIDTH)
         _print_rows(rows(reports), console)
         for number, path in enumerate(self.reports, 1):
             console.out(f"{number}: {path}", highlight=False)
         for number, report in enumerate(reports[1:], 2):
             found = against(reports[0], report)
             if found is None:
-                said = "no items in common that are marked alike"
+                said = why_none(reports[0], report)
             else:
-                gain = found.difference
+                gain, better = found.difference, " (less is better)" if found.metric.is_error else ""
                 said = (
                     f"ear {points(gain.value, found.metric)} ({points_interval(gain.ci95, found.metric)}),"
-                    f" {found.metric.label}, paired over {found.n} items"
+                    f" {found.metric.label}{better}, paired over {found.n} items"
                 )
             console.out(f"{number} against 1: {said}", highlight=False)
-        if self.out:
-            write_text(self.out, render_beside(self.reports, reports))
+        if self.out is not None:
+            write_text(self.out, page)
             console.out(f"{self.out}  (to look at and listen to)", highlight=False)
         return 0
 

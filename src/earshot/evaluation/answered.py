@@ -1,6 +1,6 @@
 """One item as it was answered: what was said, heard and answered three ways, and the marks that it got."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,29 +80,46 @@ class Answered:
         Raises:
             KeyError: something is missing, or a rule that this earshot does not have
             TypeError: something is of another kind
+            ValueError: marks that are none
         """
         fields = {name: stored[name] for name in STORED}
-        RULES[fields["rule"]]
-        fields["marks"] = {way: tuple(map(float, fields["marks"][way])) for way in WAYS}
+        for name, kinds in STORED.items():
+            if not isinstance(fields[name], kinds):
+                raise TypeError(f"{name} of an item is {fields[name]!r}")
+        fields["marks"] = read_marks(fields["marks"], WAYS, RULES[fields["rule"]].metric)
         if (near := stored.get("fidelity")) is not None:
             fields["fidelity"] = {way: found and Fidelity.from_json(found) for way, found in near.items()}
         return cls(**fields, audio=stored.get("audio"))
 
 
-STORED = (
-    "id",
-    "text",
-    "instruction",
-    "group",
-    "expected",
-    "is_own_target",
-    "rule",
-    "rubric",
-    "text_answer",
-    "transcript",
-    "cascade_answer",
-    "ear_answer",
-    "marks",
-    "n_audio_tokens",
-    "duration_s",
-)
+def read_marks(stored: Mapping[str, Any], ways: Sequence[str], metric: Metric) -> dict[str, Marks]:
+    """The marks of some of the `WAYS` as they are stored.
+
+    Raises:
+        KeyError: a way is missing
+        ValueError: not as many numbers as the metric is made of
+    """
+    marks = {way: tuple(map(float, stored[way])) for way in ways}
+    if any(len(own) != metric.n_marks for own in marks.values()):
+        raise ValueError(f"marks are {stored!r}, expected {metric.n_marks} for {metric.name}")
+    return marks
+
+
+STORED: Mapping[str, tuple[type, ...]] = {
+    "id": (str,),
+    "text": (str,),
+    "instruction": (str, type(None)),
+    "group": (str, type(None)),
+    "expected": (str,),
+    "is_own_target": (bool,),
+    "rule": (str,),
+    "rubric": (dict,),
+    "text_answer": (str,),
+    "transcript": (str,),
+    "cascade_answer": (str,),
+    "ear_answer": (str,),
+    "marks": (dict,),
+    "n_audio_tokens": (int,),
+    "duration_s": (int, float),
+}
+"""What a report keeps of an item as it is, and of what kinds."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from earshot.errors import DataError
 from earshot.evaluation.answered import Answered
-from earshot.evaluation.marks import Metric, Score, difference
+from earshot.evaluation.marks import METRICS, Metric, Score, difference, mean_difference
 from earshot.evaluation.results import Report
 from earshot.evaluation.table import Table
 
@@ -55,14 +55,28 @@ def _changed(report: Report) -> dict[str, Table]:
 
 
 def against(first: Report, other: Report) -> Against | None:
-    """How the ears differ, in pairs; None where the reports share no items, or these are marked differently."""
+    """How the ears differ, in pairs; None where the reports share no items, or these are marked differently.
+
+    Of suites whose number is the mean of their groups', it is the mean of the groups' differences.
+    """
     pairs = shared(first, other)
-    metrics = {item.metric.name: item.metric for pair in pairs for item in pair}
-    if len(metrics) != 1:
+    by_groups = first.overall_of == other.overall_of == "groups"
+    groups: dict[str | None, list[tuple[Answered, Answered]]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[0].group if by_groups else None, []).append(pair)
+    metrics = [
+        {item.metric.name: item.metric for pair in group for item in pair} for group in groups.values()
+    ]
+    if not pairs or any(len(found) > 1 for found in metrics):
         return None
-    (metric,) = metrics.values()
-    gain = difference(metric, [own.marks["ear"] for _, own in pairs], [own.marks["ear"] for own, _ in pairs])
-    return Against(n=len(pairs), metric=metric, difference=gain)
+    marks = [
+        ([theirs.marks["ear"] for _, theirs in group], [own.marks["ear"] for own, _ in group])
+        for group in groups.values()
+    ]
+    of_groups = [metric for found in metrics for metric in found.values()]
+    if by_groups:
+        return Against(n=len(pairs), metric=METRICS["mean"], difference=mean_difference(marks, of_groups))
+    return Against(n=len(pairs), metric=of_groups[0], difference=difference(of_groups[0], *marks[0]))
 
 
 def shared(first: Report, other: Report) -> list[tuple[Answered, Answered]]:
@@ -73,6 +87,12 @@ def shared(first: Report, other: Report) -> list[tuple[Answered, Answered]]:
 
     by_key = {key(item): item for item in other.items}
     return [(item, by_key[key(item)]) for item in first.items if key(item) in by_key]
+
+
+def why_none(first: Report, other: Report) -> str:
+    """Why there is no difference to tell of."""
+    n = len(shared(first, other))
+    return f"{n} items in common, which are not marked alike" if n else "no items in common"
 
 
 def check_comparable(reports: Sequence[Report]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from earshot.audio import AudioSource
 from earshot.errors import DataError
 from earshot.evaluation.answered import Answered
-from earshot.evaluation.beside import Against, Row, against, rows, shared
+from earshot.evaluation.beside import Against, Row, against, rows, shared, why_none
 from earshot.evaluation.clips import Player, player, spread_over_groups
 from earshot.evaluation.conditions import Condition
 from earshot.evaluation.lines import DotFigure, LineFigure
@@ -19,8 +19,8 @@ from earshot.evaluation.robustness_page import Who, figures
 from earshot.evaluation.suite import EMBEDDED, load_suite
 from earshot.evaluation.table import Table
 
-N_COLOURS = 6
-"""Of ears; a seventh has the first one's again."""
+MOST_EARS = 6
+"""More cannot be told apart by their colours, nor their names be kept from each other beside a figure."""
 N_CLIPS = 6
 """Of each kind, for each ear that is put against the first."""
 
@@ -31,10 +31,19 @@ Tables = tuple[Table, ...]
 class Named:
     """A report with what the page calls its ear."""
 
-    name: str
-    colour: str
+    number: int
     path: str
     report: Report
+
+    @property
+    def name(self) -> str:
+        """What it is called in words."""
+        return f"Ear {self.number}"
+
+    @property
+    def colour(self) -> str:
+        """What its colour is called in the page's style."""
+        return f"r{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,8 @@ class Parting:
     other: Named
     gain: Against | None
     """None where they share no items that are marked alike."""
+    without: str
+    """Why there is no gain, if there is none."""
     parts: tuple[tuple[str, str, int], ...]
     """Label, colour and number of the shared items that both, either or neither answer right."""
     clips: tuple[Clip, ...]
@@ -61,13 +72,22 @@ class Parting:
 
 
 def render_beside(paths: Sequence[Path], reports: Sequence[Report]) -> str:
-    """The page of two or more reports; the first is what the others are compared with."""
+    """The page of two or more reports; the first is what the others are compared with.
+
+    Raises:
+        DataError: more than `MOST_EARS` reports
+    """
+    if len(reports) > MOST_EARS:
+        raise DataError(
+            f"{len(reports)} reports for one page; expected {MOST_EARS} at most: leave some out, or do without the page"
+        )
     named = [
-        Named(name=f"Ear {number + 1}", colour=f"r{number % N_COLOURS}", path=str(path), report=report)
-        for number, (path, report) in enumerate(zip(paths, reports, strict=True))
+        Named(number=number, path=str(path), report=report)
+        for number, (path, report) in enumerate(zip(paths, reports, strict=True), 1)
     ]
     parts = rows(reports)
     who = _who(named, [row.tables for row in parts])
+    sounds = _sounds(reports[0])
     return (
         environment()
         .get_template("beside_template.html")
@@ -82,7 +102,7 @@ def render_beside(paths: Sequence[Path], reports: Sequence[Report]) -> str:
             ],
             rows=parts,
             figures=_figures(reports, who),
-            partings=[_parting(named[0], other) for other in named[1:]],
+            partings=[_parting(named[0], other, sounds) for other in named[1:]],
             max_errors=MAX_ERRORS,
             when=when,
         )
@@ -99,7 +119,7 @@ def _who(named: Sequence[Named], parts: Sequence[Sequence[Table | None]]) -> lis
     """All that answer; what reads, and the cascade, once if it is the same beside each ear."""
     who: list[Who[Tables]] = []
     for label, colour in (("Text", "ceiling"), ("Cascade", "cascade")):
-        same = all(len({_score(table, colour).value for table in tables if table}) == 1 for tables in parts)
+        same = all(len({_score(table, colour) for table in tables if table}) == 1 for tables in parts)
         for number in range(1 if same else len(named)):
             name = label if same else f"{label} {number + 1}"
             who.append((name, colour, lambda tables, n=number, c=colour: _score(tables[n], c)))
@@ -113,7 +133,9 @@ def _score(table: Table, colour: str) -> Score:
 
 
 def _figures(reports: Sequence[Report], who: Sequence[Who[Tables]]) -> tuple[LineFigure | DotFigure, ...]:
-    """What noise, speed, ... do to all of them, under the conditions that all have; none where there are none."""
+    """What noise, speed, ... do to all of them, under the conditions that all have, if all are of the same items."""
+    if len({tuple((item.id, item.text) for item in report.items) for report in reports}) > 1:
+        return ()
     changed = [dict(report.robustness) for report in reports]
     common = [condition for condition in changed[0] if all(condition in own for own in changed)]
     clean = tuple(report.overall for report in reports)
@@ -123,21 +145,21 @@ def _figures(reports: Sequence[Report], who: Sequence[Who[Tables]]) -> tuple[Lin
     return figures([(Condition(kind="clean"), clean), *sections], who, clean[0].metric)
 
 
-def _parting(first: Named, other: Named) -> Parting:
+def _parting(first: Named, other: Named, sounds: Mapping[str, AudioSource]) -> Parting:
     pairs = shared(first.report, other.report)
     right = [(own.ear_correct, theirs.ear_correct) for own, theirs in pairs]
     apart = [pair for pair, (one, two) in zip(pairs, right, strict=True) if one != two]
-    sounds = _sounds(first.report)
+    theirs_of = {id(own): theirs for own, theirs in apart}
     clips = []
     for is_first in (False, True):
-        kind = {own.id: theirs for own, theirs in apart if own.ear_correct is is_first}
-        chosen = islice(spread_over_groups(own for own, _ in apart if own.id in kind), N_CLIPS)
-        for item in chosen:
+        kind = [own for own, _ in apart if own.ear_correct is is_first]
+        for item in islice(spread_over_groups(kind), N_CLIPS):
             audio = sounds.get(item.id) if item.audio is None else item.audio
-            clips.append(Clip(first=item, other=kind[item.id], sound=player(audio)))
+            clips.append(Clip(first=item, other=theirs_of[id(item)], sound=player(audio)))
     return Parting(
         other=other,
         gain=against(first.report, other.report),
+        without=why_none(first.report, other.report),
         parts=(
             ("Both right", "both", right.count((True, True))),
             (f"Only {other.name}", other.colour, right.count((False, True))),

@@ -6,6 +6,7 @@ than 100 %, as word error rates can be, is drawn at the edge.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from earshot.evaluation.plots import Tick
 
@@ -16,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40.0, 116.0, 14.0, 42.0
 LABEL_GAP = 14.0
 """Least distance between two names at the lines' ends."""
 BAR_GAP = 5.0
-"""Distance between the error bars of two lines at one level, which would hide each other."""
+"""Distance between the error bars of two lines at one level, which would hide each other; less of many lines."""
 MARK_SIZE = 6.0
 """Room that a mark takes to its right."""
 LEADER = 10.0
@@ -38,8 +39,8 @@ class Measure:
     """What a figure's shares are shares of, in words, and how they are written."""
 
     title: str = "Right answers"
-    unit: str = "%"
-    """None where 0.25 is written as 25."""
+    unit: Literal["%", ""] = "%"
+    """Empty where 0.25 is written as 25."""
 
     def written(self, share: float, n_digits: int = 0, space: str = NARROW_SPACE) -> str:
         """Such as "93 %", or "25"."""
@@ -156,8 +157,9 @@ def line_figure(
     middles = {level: LEFT + step * (number + 0.5) for number, level in enumerate(levels)}
     ends = [_height(line.points[-1].y) for line in lines]
     label_ys = spread(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
+    gap = min(BAR_GAP, step / (len(lines) + 1))
     drawn = tuple(
-        _drawn(line, middles, number - (len(lines) - 1) / 2, label_y, measure)
+        _drawn(line, middles, gap * (number - (len(lines) - 1) / 2), label_y, measure)
         for number, (line, label_y) in enumerate(zip(lines, label_ys, strict=True))
     )
     return LineFigure(
@@ -212,9 +214,9 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
 
 
 def _drawn(
-    line: Line, middles: dict[str, float], place: float, label_y: float, measure: Measure
+    line: Line, middles: dict[str, float], shift: float, label_y: float, measure: Measure
 ) -> DrawnLine:
-    marks, band = _marks(line, middles, place), ""
+    marks, band = _marks(line, middles, shift), ""
     corners = [f"{mark.x} {mark.y}" for mark in marks]
     if line.colour == _CEILING:
         corners, band, marks = *_across(line, middles), ()
@@ -231,10 +233,10 @@ def _drawn(
     )
 
 
-def _marks(line: Line, middles: dict[str, float], place: float) -> tuple[Mark, ...]:
+def _marks(line: Line, middles: dict[str, float], shift: float) -> tuple[Mark, ...]:
     return tuple(
         Mark(
-            x=round(middles[point.x] + place * BAR_GAP, 1),
+            x=round(middles[point.x] + shift, 1),
             y=_height(point.y),
             low=_height(point.low),
             high=_height(point.high),

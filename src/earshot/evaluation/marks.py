@@ -31,6 +31,8 @@ class Metric:
     """What people read: "right answers"."""
     value: Callable[[Float[np.ndarray, "... M"], Int[np.ndarray, "..."]], Float[np.ndarray, "..."]]
     """From sums of marks and numbers of items."""
+    n_marks: int = 1
+    """Marks that an answer has."""
     is_error: bool = False
     """Whether less is better."""
     is_mean: bool = True
@@ -113,6 +115,7 @@ METRICS: Mapping[str, Metric] = {
             label="word error rate",
             headline="By ear, the LLM repeats with a word error rate of {}.",
             value=_ratio,
+            n_marks=2,
             is_error=True,
             is_mean=False,
         ),
@@ -121,6 +124,7 @@ METRICS: Mapping[str, Metric] = {
             label="BLEU",
             headline="By ear, the LLM translates at {} BLEU.",
             value=bleu,
+            n_marks=10,
             is_mean=False,
             unit="",
         ),

@@ -6,14 +6,14 @@ beside it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from earshot.errors import DataError
-from earshot.evaluation.answered import Answered
+from earshot.errors import DataError, EarshotError
+from earshot.evaluation.answered import Answered, read_marks
 from earshot.evaluation.conditions import Condition
 from earshot.evaluation.fidelity import Summary, summarise
 from earshot.evaluation.marks import Marks
@@ -67,13 +67,15 @@ class Changed:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Changed":
-        """What `to_json` wrote; for what it raises see `Answered.from_json`."""
+    def from_json(cls, stored: Mapping[str, Any], items: Sequence[Answered]) -> "Changed":
+        """What `to_json` wrote, of these items; for what it raises see `Answered.from_json`."""
         answers = []
-        for again in stored["answers"]:
-            marks = {way: tuple(map(float, again["marks"][way])) for way in ("cascade", "ear")}
-            fields: dict[str, Any] = {**again, "marks": marks}
-            answers.append(Again(**fields))
+        for again, item in zip(stored["answers"], items, strict=True):
+            said = {name: again[name] for name in ("transcript", "cascade_answer", "ear_answer")}
+            if not all(isinstance(text, str) for text in said.values()):
+                raise TypeError(f"an answer under {stored['kind']} is {again!r}")
+            marks = read_marks(again["marks"], ("cascade", "ear"), item.metric)
+            answers.append(Again(**said, marks=marks))
         condition = Condition(kind=stored["kind"], level=stored["level"])
         return cls(condition=condition, answers=tuple(answers))
 
@@ -198,8 +200,11 @@ class Report:
         """
         try:
             items = tuple(Answered.from_json(item) for item in stored["items"])
-            changed = tuple(Changed.from_json(again) for again in stored["changed"])
+            changed = tuple(Changed.from_json(again, items) for again in stored["changed"])
             named = {name: stored[name] for name in _NAMED}
+            for name, kind in _NAMED.items():
+                if not isinstance(named[name], kind):
+                    raise TypeError(f"{name} is {named[name]!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"not an evaluation report ({error!r}); expected what earshot eval writes"
@@ -207,7 +212,7 @@ class Report:
         return cls(items=items, changed=changed, **named)
 
 
-_NAMED = ("suite", "overall_of", "command", "versions", "created", "about")
+_NAMED = {"suite": str, "overall_of": str, "command": str, "versions": dict, "created": str, "about": dict}
 
 
 def _members(items: tuple[Answered, ...]) -> dict[str, list[Answered]]:
@@ -229,4 +234,7 @@ def read_report(path: str | Path) -> Report:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a report.json") from None
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); give a report.json") from None
-    return Report.from_json(stored)
+    try:
+        return Report.from_json(stored)
+    except EarshotError as error:
+        raise DataError(f"{path}: {error}") from None

@@ -171,7 +171,8 @@ def new_batch(ear: Ear, portion: Portion) -> Batch:
 class Examples:
     """The clips of a run, each made from its row and the pass it is in, by whichever process is asked.
 
-    View 0 of a clip is the clip as it is; the others are augmented, each in its own way.
+    View 0 of a clip is what the augmenter's settings make of it; the others are heard from elsewhere besides, each in
+    its own way.
 
     Args:
         kept: encoder features to take in place of the sound

@@ -49,9 +49,10 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
         progress = (progress if ranks.is_first else None) or Progress()
         with contextlib.ExitStack() as held:
             with ranks.together():
-                check_state(Path(recipe.out), recipe)
                 if ranks.is_first:
                     held.enter_context(sole_writer(Path(recipe.out)))
+            with ranks.together():
+                check_state(Path(recipe.out), recipe)
             return continue_run(prepare(recipe, progress), progress)
 
 
