@@ -82,7 +82,7 @@ def _spoken(build: Path, clips: Clips) -> Path:
 def ear_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
     """The pocket recipe for the ear that comes with earshot: three of five clips in babble or steady noise.
 
-    4 GB of features.
+    5 GB of features.
     """
     recipe = load_recipe(POCKET / "recipe.toml")
     return replace(
