@@ -139,7 +139,7 @@ def model_card(ear: Ear, numbers: str | None) -> str:
         f"# An ear for {base.llm}\n\n"
         f"It lets `{base.llm}` hear through the encoder of `{base.encoder}`. The LLM is unchanged:\n"
         f"only a connector (form `{connector.form}`, {n_trained / 1e6:.1f} M weights) was added, by earshot.\n\n"
-        f'```python\nimport earshot\near = earshot.load("this folder")\n```\n\n'
+        f'```python\nimport earshot\n\near = earshot.load("this folder")\n```\n\n'
         + (numbers or "It has not been evaluated; `earshot eval` measures it.\n")
     )
 
