@@ -104,9 +104,9 @@ def sole_writer(folder: Path) -> Generator[None]:
         try:
             yield
         finally:
-            if is_new and [path.name for path in folder.iterdir()] == [_LOCK]:
-                with contextlib.suppress(OSError):
-                    (folder / _LOCK).unlink()
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()  # who waits for it takes another one
+                if is_new:
                     folder.rmdir()
 
 
