@@ -32,7 +32,6 @@ class Compare:
         from earshot.errors import ConfigError
         from earshot.evaluation import read_report
         from earshot.evaluation.beside import against, check_comparable, rows, why_none
-        from earshot.evaluation.beside_page import render_beside
         from earshot.evaluation.page import points, points_interval
         from earshot.storage import write_text
 
@@ -40,7 +39,11 @@ class Compare:
             raise ConfigError(f"--out {self.out} is one of the reports; give the page another name")
         reports = [read_report(path) for path in self.reports]
         check_comparable(reports)
-        page = render_beside(self.reports, reports) if self.out is not None else ""
+        page = ""
+        if self.out is not None:  # before anything is printed: it may be refused
+            from earshot.evaluation.beside_page import render_beside
+
+            page = render_beside(self.reports, reports)
         console = Console()
         console.width = max(console.width, _LEAST_WIDTH)
         _print_rows(rows(reports), console)
