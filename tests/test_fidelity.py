@@ -12,14 +12,13 @@ from tiny_models import tiny_ear, tiny_llama
 from tiny_tokenizers import tiny_tokenizer
 
 import earshot
-from earshot.errors import AudioError, ConfigError, DataError, RequestError
+from earshot.errors import AudioError, DataError, RequestError
 from earshot.evaluation import load_suite
 from earshot.evaluation.fidelity import (
     N_ALONG,
     Conversation,
     Fidelity,
     Reacting,
-    compare,
     compare_batch,
     fidelity,
     summarise,
@@ -169,7 +168,7 @@ def test_a_penalty_of_the_model_s_own_does_not_part_a_text_from_itself(ear: Ear)
         ear.llm.generation_config.repetition_penalty = None
 
 
-# Ways of hearing, batches
+# Ways of hearing
 
 
 def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
@@ -199,36 +198,16 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
     assert compare_batch(ear, [], {"ear": []}) == []
 
 
-def test_results_come_batch_by_batch_and_are_told(ear: Ear) -> None:
-    told: list[tuple[str, int, int]] = []
-    heard = {"ear": HEARD}
-    results = compare(
-        ear,
-        READ,
-        heard,
-        batch_size=3,
-        stage="comparing ears",
-        progress=lambda *done: told.append(done),
-    )
-    first = next(results)["ear"]
-    assert told == [("comparing ears", 0, 4)]
-    rest = [ways["ear"] for ways in results]
-    assert told == [("comparing ears", done, 4) for done in (0, 3, 4)]
-    whole = of(ear, READ, HEARD)
-    for one, other in zip([first, *rest], whole, strict=True):
-        assert one is not None
-        assert one.agreements == other.agreements
-        assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-4)
-    # Gone on with from the third turn on, the results are those that are still wanted.
-    later = list(compare(ear, READ[3:], {"ear": HEARD[3:]}, batch_size=3))
-    assert later[0]["ear"] == rest[-1]
+def test_what_else_a_batch_holds_makes_no_difference(ear: Ear) -> None:
+    for place, among in enumerate(of(ear, READ, HEARD)):
+        (alone,) = of(ear, READ[place : place + 1], HEARD[place : place + 1])
+        assert alone.agreements == among.agreements
+        assert alone.kl_nats == pytest.approx(among.kl_nats, rel=1e-4)
 
 
 def test_what_cannot_be_compared(ear: Ear) -> None:
     with pytest.raises(DataError, match="3 turns to hear as 'ear', but 4 to read"):
         compare_batch(ear, READ, {"ear": HEARD[:3]})
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        next(compare(ear, READ, {"ear": HEARD}, batch_size=0))
     with pytest.raises(AudioError):
         compare_batch(ear, READ[:1], {"ear": [as_sound(np.zeros(0, np.float32))]})
     with pytest.raises(RequestError, match="control token"):

@@ -22,7 +22,6 @@ from earshot.evaluation.lines import (
     DotFigure,
     Line,
     LineFigure,
-    Measure,
     Point,
     dot_figure,
     line_figure,
@@ -112,7 +111,7 @@ def test_a_share_is_as_far_right_as_the_axis_of_a_dot_figure_says():
 
 
 def test_what_is_no_share_is_drawn_and_written_as_what_it_is():
-    bleu, wer = (Measure(title=METRICS[name].title, unit=METRICS[name].unit) for name in ("bleu", "wer"))
+    bleu, wer = (METRICS[name] for name in ("bleu", "wer"))
     figure = line_figure("Babble", "dB", [line("ear", 0.25, 0.2)], bleu)
     assert figure.lines[0].label == "Ear 20"
     assert figure.y_ticks[-1].label == "100"

@@ -5,7 +5,7 @@ and whatever reacts to them, neither suites nor files.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from earshot.errors import ConfigError, DataError
+from earshot.errors import DataError
 from earshot.evaluation.marks import bootstrap_ci95
 from earshot.generate import Reaction
 from earshot.objectives import forward_kl
@@ -23,8 +23,6 @@ N_ALONG = 32
 """First tokens of the LLM's own answer along which both are compared."""
 
 Conversation = list[dict[str, Any]]
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how many items it has done, and how many there are."""
 
 
 @runtime_checkable
@@ -166,35 +164,6 @@ def compare_batch(
         for place, reaction in zip(given, reacted, strict=True):
             found[place][name] = fidelity(reactions[place], reaction)
     return found
-
-
-def compare(
-    ear: Reacting,
-    read: Sequence[Conversation],
-    heard: Mapping[str, Sequence[Conversation | None]],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-    stage: str = "comparing",
-) -> Iterator[dict[str, Fidelity | None]]:
-    """The same over any number of turns, batch by batch, each batch's results before the next is begun.
-
-    Args:
-        progress: called before the first batch and after each, with the name of the stage
-
-    Raises:
-        ConfigError: a batch size below 1
-        DataError, RequestError, AudioError: as `compare_batch`, when the batch is reached
-    """
-    if batch_size < 1:
-        raise ConfigError(f"evaluation batch_size is {batch_size}; it must be at least 1")
-    if progress:
-        progress(stage, 0, len(read))
-    for start in range(0, len(read), batch_size):
-        batch = slice(start, start + batch_size)
-        yield from compare_batch(ear, read[batch], {name: turns[batch] for name, turns in heard.items()})
-        if progress:
-            progress(stage, min(start + batch_size, len(read)), len(read))
 
 
 def summarise(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()) -> Summary:

@@ -6,8 +6,8 @@ than 100 %, as word error rates can be, is drawn at the edge.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from earshot.evaluation.marks import METRICS, Metric
 from earshot.evaluation.plots import Tick
 
 WIDTH, HEIGHT = 372.0, 236.0
@@ -31,23 +31,8 @@ DOT_GAP = 10.0
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CEILING = "ceiling"
+_RIGHT_ANSWERS = METRICS["right"]
 NARROW_SPACE = "\u202f"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """What a figure's shares are shares of, in words, and how they are written."""
-
-    title: str = "Right answers"
-    unit: Literal["%", ""] = "%"
-    """Empty where 0.25 is written as 25."""
-
-    def written(self, share: float, n_digits: int = 0, space: str = NARROW_SPACE) -> str:
-        """Such as "93 %", or "25"."""
-        return f"{100 * share:.{n_digits}f}{space if self.unit else ''}{self.unit}"
-
-
-RIGHT_ANSWERS = Measure()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +134,7 @@ class DotFigure:
 
 
 def line_figure(
-    title: str, x_title: str, lines: Sequence[Line], measure: Measure = RIGHT_ANSWERS
+    title: str, x_title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWERS
 ) -> LineFigure:
     """The figure of lines that have the same levels, at least one, in the order of the first line."""
     levels = [point.x for point in lines[0].points]
@@ -159,20 +144,20 @@ def line_figure(
     label_ys = spread(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
     gap = min(BAR_GAP, step / (len(lines) + 1))
     drawn = tuple(
-        _drawn(line, middles, gap * (number - (len(lines) - 1) / 2), label_y, measure)
+        _drawn(line, middles, gap * (number - (len(lines) - 1) / 2), label_y, metric)
         for number, (line, label_y) in enumerate(zip(lines, label_ys, strict=True))
     )
     return LineFigure(
         title=title,
         x_title=x_title,
-        description=_described(title, lines, measure),
+        description=_described(title, lines, metric),
         lines=drawn,
         x_ticks=tuple(Tick(at=round(at, 1), label=level) for level, at in middles.items()),
-        y_ticks=_ticks(_height, measure),
+        y_ticks=_ticks(_height, metric),
     )
 
 
-def dot_figure(title: str, lines: Sequence[Line], measure: Measure = RIGHT_ANSWERS) -> DotFigure:
+def dot_figure(title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWERS) -> DotFigure:
     """The figure of lines whose points are conditions, at least one, in the order of the first line."""
     rows, height = [], ROW_MARGIN + (len(lines) - 1) * DOT_GAP
     for number, point in enumerate(lines[0].points):
@@ -185,9 +170,9 @@ def dot_figure(title: str, lines: Sequence[Line], measure: Measure = RIGHT_ANSWE
         rows.append(DotRow(label=point.x, label_y=middle + 3.5, top=top, dots=tuple(dots)))
     return DotFigure(
         title=title,
-        description=_described(title, lines, measure),
+        description=_described(title, lines, metric),
         rows=tuple(rows),
-        x_ticks=_ticks(_place, measure),
+        x_ticks=_ticks(_place, metric),
         height=DOT_TOP + height * len(rows) + DOT_BOTTOM,
         bottom=DOT_TOP + height * len(rows),
     )
@@ -213,9 +198,7 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
     return moved
 
 
-def _drawn(
-    line: Line, middles: dict[str, float], shift: float, label_y: float, measure: Measure
-) -> DrawnLine:
+def _drawn(line: Line, middles: dict[str, float], shift: float, label_y: float, metric: Metric) -> DrawnLine:
     marks, band = _marks(line, middles, shift), ""
     corners = [f"{mark.x} {mark.y}" for mark in marks]
     if line.colour == _CEILING:
@@ -227,7 +210,7 @@ def _drawn(
         path="M" + "L".join(corners),
         marks=marks,
         band=band,
-        label=f"{line.name} {measure.written(line.points[-1].y)}",
+        label=f"{line.name} {_written(metric, line.points[-1].y)}",
         label_y=label_y,
         leader=f"M{start}L{WIDTH - RIGHT + LEADER} {label_y}",
     )
@@ -259,8 +242,8 @@ def _dot(point: Point, y: float) -> Mark:
     return Mark(x=_place(point.y), y=round(y, 1), low=_place(point.low), high=_place(point.high))
 
 
-def _ticks(place: Callable[[float], float], measure: Measure) -> tuple[Tick, ...]:
-    labels = [f"{100 * share:.0f}" for share in _SHARES[:-1]] + [measure.written(_SHARES[-1])]
+def _ticks(place: Callable[[float], float], metric: Metric) -> tuple[Tick, ...]:
+    labels = [f"{100 * share:.0f}" for share in _SHARES[:-1]] + [_written(metric, _SHARES[-1])]
     return tuple(Tick(at=place(share), label=label) for share, label in zip(_SHARES, labels, strict=True))
 
 
@@ -272,18 +255,23 @@ def _place(share: float) -> float:
     return round(DOT_LEFT + min(share, 1.0) * (DOT_WIDTH - DOT_LEFT - DOT_RIGHT), 1)
 
 
+def _written(metric: Metric, share: float, n_digits: int = 0, space: str = NARROW_SPACE) -> str:
+    """Such as "93 %", or "25" of what is no share."""
+    return f"{100 * share:.{n_digits}f}{space if metric.unit else ''}{metric.unit}"
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _described(title: str, lines: Sequence[Line], measure: Measure) -> str:
+def _described(title: str, lines: Sequence[Line], metric: Metric) -> str:
     """Such as "Babble. Ear: clean 93.1 % (91.0 to 94.8), ...; cascade: ..."."""
     said = [
         f"{line.name}: "
         + ", ".join(
-            f"{point.x} {measure.written(point.y, 1, ' ')} ({100 * point.low:.1f} to {100 * point.high:.1f})"
+            f"{point.x} {_written(metric, point.y, 1, ' ')} ({100 * point.low:.1f} to {100 * point.high:.1f})"
             for point in line.points
         )
         for line in lines
     ]
-    return f"{title}. {measure.title}, with 95 % intervals. {'; '.join(said)}."
+    return f"{title}. {metric.title}, with 95 % intervals. {'; '.join(said)}."

@@ -9,6 +9,7 @@ import jinja2
 from earshot.evaluation import plots
 from earshot.evaluation.clips import choose_clips, compared_words, player
 from earshot.evaluation.conditions import Condition
+from earshot.evaluation.lines import NARROW_SPACE
 from earshot.evaluation.marks import Metric
 from earshot.evaluation.mistakes import hard_words, kinds
 from earshot.evaluation.plots import loss_panels
@@ -20,7 +21,6 @@ from earshot.pages import templates
 MAX_ERRORS = 400
 """Errors of a kind listed on the page; report.json has them all."""
 
-NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from earshot.evaluation.conditions import Condition, Kind
-from earshot.evaluation.lines import DotFigure, Line, LineFigure, Measure, Point, dot_figure, line_figure
+from earshot.evaluation.lines import DotFigure, Line, LineFigure, Point, dot_figure, line_figure
 from earshot.evaluation.marks import Metric, Score
 
 
@@ -95,18 +95,17 @@ def figures(
     A clean clip, where it was measured, is the beginning of every figure.
     """
     clean = [section for section in sections if section[0].kind == "clean"]
-    measure = Measure(title=metric.title, unit=metric.unit)
     lines = partial(_lines, who=who, scale=1.0 if metric.unit else 0.01)
     found: list[LineFigure | DotFigure] = []
     for kind, (title, x_title) in _FIGURES.items():
         if own := [section for section in sections if section[0].kind == kind]:
             levels = [(_level(condition), shown) for condition, shown in _ordered(kind, [*clean, *own])]
-            found.append(line_figure(title, x_title, lines(levels), measure))
+            found.append(line_figure(title, x_title, lines(levels), metric))
     rest = [section for section in sections if section[0].kind not in {"clean", *_FIGURES}]
     if rest:
         names = dict.fromkeys(condition.kind.split()[0] for condition, _ in rest)
         named = [(condition.name, shown) for condition, shown in [*clean, *rest]]
-        found.append(dot_figure(" and ".join(names).capitalize(), lines(named), measure))
+        found.append(dot_figure(" and ".join(names).capitalize(), lines(named), metric))
     return tuple(found)
 
 
