@@ -17,7 +17,6 @@ from torch import Tensor
 
 from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
 from earshot.augment import add_noise
-from earshot.bases import embeddings
 from earshot.data.sources import open_speech
 from earshot.evaluation import Evaluation, Item, Report, Suite, evaluate, load_suite, read_report
 from earshot.model import Ear
@@ -31,7 +30,6 @@ N_CLIPS_BY_SLOT = 600
 MAX_ANSWER = 48
 """Tokens of an answer; right ones have 17 at most, and those of an ear that has learned nothing may never end."""
 _AT_ONCE = 64
-_NAMED_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +107,9 @@ def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
     Returns: share of tokens named, errors per token, and, in forms that say it, share of clips of the right length
     """
     wanted, commas = token_ids(ear, [item.text for item in items]), _commas(ear)
-    heard = nearest(ear, ear.hear([item.audio for item in items]))
-    names = [[i for i in row if i not in commas] for row in heard]
+    heard = ear.hear([item.audio for item in items])
+    rows = ear.nearest(torch.cat(heard)).split([len(slots) for slots in heard])
+    names = [[i for i in row.tolist() if i not in commas] for row in rows]
     is_right = ear.connector.aligned == "right"
     if is_right:
         names = [row[-len(ids) :] for row, ids in zip(names, wanted, strict=True)]
@@ -135,14 +134,6 @@ def _commas(ear: Ear) -> set[int]:
 def token_ids(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of transcripts, as the chat template frames them."""
     return [list(ear.template.split(text).text) for text in texts]
-
-
-def nearest(ear: Ear, heard: Sequence[Float[Tensor, "_ D"]]) -> list[list[int]]:
-    """The token whose embedding is nearest to each audio token, by L2."""
-    table = ear.embed(torch.arange(embeddings(ear.llm).num_embeddings)).float()
-    rows = torch.cat(list(heard)).float().split(_NAMED_AT_ONCE)
-    names = iter(torch.cat([torch.cdist(part, table).argmin(1) for part in rows]).tolist())
-    return [[next(names) for _ in slots] for slots in heard]
 
 
 # Slots

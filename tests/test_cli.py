@@ -21,8 +21,10 @@ from tiny_models import save_tiny_bases
 
 import earshot
 from earshot import bases, checkpoint, generate
+from earshot.audio import AudioSource
 from earshot.cli import main
 from earshot.config import load_recipe
+from earshot.evaluation import read_report
 from earshot.model import Ear
 from earshot.pocket.make.speech import write_table
 from earshot.training.loop import steps_within
@@ -460,6 +462,24 @@ def test_eval_writes_the_report_and_prints_the_table(
     assert report["command"] == f"earshot eval {ear} --suite {world / 'speech.jsonl'} --out reports/mine.json"
     assert "<html" in Path("reports/mine.html").read_text()
     assert sorted(path.name for path in Path("reports").iterdir()) == ["mine.html", "mine.json"]
+
+
+def test_another_recogniser_writes_for_the_cascade(
+    ear: str, world: Path, refused: Callable[..., str]
+) -> None:
+    """The same Whisper writes the same; an ear writes down what it hears."""
+    suite, listening = str(world / "speech.jsonl"), earshot.load(ear)
+    sounds: list[AudioSource] = [world / f"{number}.wav" for number in range(len(SAID))]
+    for asr, written, said in (
+        (str(world / "whisper"), listening.transcribe(sounds), str(world / "whisper")),
+        (ear, listening.spell(sounds), f"the ear {ear}"),
+    ):
+        assert main(["eval", ear, "--suite", suite, "--asr", asr]) == 0
+        report = read_report(Path("report.json"))
+        assert [item.transcript for item in report.items] == written
+        assert report.about["cascade's speech recogniser"] == said
+    Path("empty").mkdir()
+    assert "empty" in refused(1, "eval", ear, "--suite", suite, "--asr", "empty")
 
 
 def test_a_report_that_cannot_be_written_costs_no_answers(

@@ -291,6 +291,26 @@ def test_long_sound_is_transcribed_as_its_pieces_in_a_row(left: Ear) -> None:
     assert left.transcribe([long_sound()]) == [" ".join(filter(None, apart))]
 
 
+def test_what_is_heard_is_spelled_by_the_nearest_tokens(ear: Ear) -> None:
+    sounds: list[AudioSource] = [tone(1.5), tone(0.3), tone(4.0, 0.3)]
+    ids = [ear.nearest(tokens) for tokens in ear.hear(sounds)]
+    table = ear.embed(torch.arange(ear.llm.config.vocab_size))
+    for tokens, names in zip(ear.hear(sounds), ids, strict=True):
+        apart = (tokens[:, None] - table).norm(dim=2)
+        torch.testing.assert_close(apart.gather(1, names[:, None])[:, 0], apart.min(1).values)
+    spelled = ear.spell(sounds)
+    texts = ear.tokenizer.batch_decode([row.tolist() for row in ids], skip_special_tokens=True)
+    assert spelled == [text.strip() for text in texts]
+    assert spelled == [ear.spell([sound])[0] for sound in sounds]
+    assert any(spelled)
+    assert ear.spell([]) == []
+
+
+def test_long_sound_is_spelled_as_its_pieces_in_a_row(ear: Ear) -> None:
+    pieces = split_at_quiet(long_sound(), ear.whisper.window_samples)
+    assert ear.spell([long_sound()]) == [" ".join(filter(None, ear.spell([*pieces])))]
+
+
 def test_sound_beyond_the_llm_s_context_is_a_clear_error() -> None:
     ear = tiny_ear("right")
     sound = np.tile(tone(6.0), 17)  # 17 windows of 32 audio tokens, and a context of 512

@@ -237,6 +237,11 @@ def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:
         ) from error
 
 
+def is_ear(name: str) -> bool:
+    """Whether a name is the folder of an ear, or of a run that has one."""
+    return (_ear_folder(Path(locate(name))) / WEIGHTS).is_file()
+
+
 def _ear_folder(folder: Path) -> Path:
     """The ear's own folder: a run keeps its ear in `ear/` and can be named in its place."""
     inner = folder / RUN_EAR

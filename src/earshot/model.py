@@ -43,6 +43,8 @@ Messages = Sequence[dict[str, Any]]
 _Out = TypeVar("_Out")
 _WINDOWS_AT_ONCE = 16
 """Full windows whose worth of sound is encoded together: an hour of sound must not need an hour's memory."""
+_NAMED_AT_ONCE = 4_096
+"""Audio tokens that are compared with all of the LLM's embeddings together."""
 _LIKE_LENGTH, _LIKE_SAMPLES = 1.5, SAMPLE_RATE
 """Sounds that are heard together are padded to at most so many times their length, and so many samples."""
 
@@ -162,6 +164,38 @@ class Ear:
             audio = self.connector(self.features(windows))
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def spell(self, sources: Sequence[AudioSource]) -> list[str]:
+        """What it hears, written down: of each audio token the LLM's token that is nearest to it.
+
+        An ear made a recogniser: what the LLM loses by this is what it has from words that were left open. Slots that
+        stand for no word, as forms aligned to the right and frame stacks have them, are written down too.
+
+        Raises:
+            AudioError: not audio, or longer than an hour
+            CheckpointError: an ear that was loaded without its LLM
+        """
+        self._check_can_read()
+        is_full = self.settings.base.encoder_window == "full"
+        sounds = [load_audio(source) for source in sources]
+        return _joined(self._in_windows(sounds, self._spell_windows, is_full=is_full))
+
+    def _spell_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
+        heard = self._hear_windows(windows)
+        names = self.nearest(torch.cat(heard)).split([len(tokens) for tokens in heard])
+        texts = self.tokenizer.batch_decode([ids.tolist() for ids in names], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @torch.inference_mode()
+    def nearest(self, heard: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        """The LLM's tokens whose embeddings are nearest to audio tokens, by L2.
+
+        Raises:
+            CheckpointError: an ear that was loaded without its LLM
+        """
+        table = self.embed(torch.arange(embeddings(self.llm).num_embeddings)).float()
+        return torch.cat([torch.cdist(rows, table).argmin(1) for rows in heard.float().split(_NAMED_AT_ONCE)])
 
     def _in_windows(
         self,
@@ -300,8 +334,7 @@ class Ear:
         Long sound is cut as `hear` cuts it, so that both are measured on equal terms.
         """
         sounds = [load_audio(source) for source in sources]
-        texts = self._in_windows(sounds, self._transcribe_windows, is_full=True)
-        return [" ".join(filter(None, pieces)) for pieces in texts]
+        return _joined(self._in_windows(sounds, self._transcribe_windows, is_full=True))
 
     def _transcribe_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
         model, config = self.whisper.model, self.whisper.config
@@ -361,6 +394,11 @@ class Ear:
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
         return next_token_logits(self.llm, states)
+
+
+def _joined(texts: Sequence[Sequence[str]]) -> list[str]:
+    """The texts of each sound's windows as one."""
+    return [" ".join(filter(None, pieces)) for pieces in texts]
 
 
 def _of_like_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

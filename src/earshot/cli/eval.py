@@ -33,7 +33,8 @@ class Eval:
     robustness: bool = False
     """Cascade and ear once more in babble, in white noise, faster and slower, by telephone, with silence around."""
     asr: _Name = None
-    """Another Whisper as the cascade's speech recogniser, by hub id or local folder."""
+    """Another speech recogniser for the cascade: a Whisper by hub id or local folder, or an ear, which writes down
+    what it hears."""
     judge: _Name = None
     """For answers that have to be judged: "offline", an LLM by hub id or folder, or an OpenAI-compatible address with
     its model, https://host/v1#model."""

@@ -1,25 +1,33 @@
-"""Another speech recogniser for the cascade: any Whisper in place of the encoder's own decoder."""
+"""Another speech recogniser for the cascade: a Whisper in place of the encoder's own decoder, or an ear that writes."""
 
+from earshot import checkpoint
 from earshot.audio import AudioSource
 from earshot.bases import load_whisper
 from earshot.model import Ear
 
 
 class Recogniser:
-    """A Whisper that writes transcripts, cutting long sound as the ear beside it does.
+    """What writes the transcripts: a Whisper, cutting long sound as the ear beside it does, or an ear.
+
+    An ear writes down the words nearest to its audio tokens (`Ear.spell`). Beside the same ear's answers that is a
+    cascade of equal training, which differs in one thing: each word is decided before the LLM reads it.
 
     Args:
-        name: hub id or local folder
+        name: hub id or local folder of a Whisper; or an ear's folder or a run's
 
     Raises:
-        CheckpointError: not a Whisper, or one that cannot be loaded
+        CheckpointError: neither a Whisper nor an ear, or one that cannot be loaded
     """
 
     def __init__(self, name: str, ear: Ear) -> None:
-        whisper = load_whisper(name, None, ear.device)
-        self.name = name
-        self._ear = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings)
+        if checkpoint.is_ear(name):
+            self.name = f"the ear {name}"
+            self._write = checkpoint.load(name).spell
+        else:
+            whisper = load_whisper(name, None, ear.device)
+            self.name = name
+            self._write = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
 
     def __call__(self, sources: list[AudioSource]) -> list[str]:
         """What it writes for each sound."""
-        return self._ear.transcribe(sources)
+        return self._write(sources)
