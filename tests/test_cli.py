@@ -472,7 +472,7 @@ def test_another_recogniser_writes_for_the_cascade(
     sounds: list[AudioSource] = [world / f"{number}.wav" for number in range(len(SAID))]
     for asr, written, said in (
         (str(world / "whisper"), listening.transcribe(sounds), str(world / "whisper")),
-        (ear, listening.spell(sounds), f"the ear {ear}"),
+        (ear, listening.spell(sounds), f"the ear {ear} ({checkpoint.fingerprint(listening.connector)})"),
     ):
         assert main(["eval", ear, "--suite", suite, "--asr", asr]) == 0
         report = read_report(Path("report.json"))

@@ -21,8 +21,9 @@ class Recogniser:
 
     def __init__(self, name: str, ear: Ear) -> None:
         if checkpoint.is_ear(name):
-            self.name = f"the ear {name}"
-            self._write = checkpoint.load(name).spell
+            writer = checkpoint.load(name)
+            self.name = f"the ear {name} ({checkpoint.fingerprint(writer.connector)})"
+            self._write = writer.spell
         else:
             whisper = load_whisper(name, None, ear.device)
             self.name = name
