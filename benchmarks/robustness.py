@@ -3,8 +3,8 @@
     earshot eval pocket/ear --suite pocket --robustness --out report.json
     python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
 
-It measures nothing. A file of numbers that is there already keeps its other ears. Last, the ear's numbers as a line of
-JSON.
+It measures nothing. A file of numbers that is there already keeps its other ears. Of a report whose cascade had another
+recogniser (`--asr`), it is that cascade which is drawn under the name. Last, the numbers as a line of JSON.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from earshot.errors import DataError, EarshotError
 from earshot.evaluation import Report, read_report
+from earshot.evaluation.results import RECOGNISER
 from earshot.storage import write_text
 
 PANELS = {
@@ -51,6 +52,7 @@ def numbers(report: Report) -> dict[str, Any]:
     return {
         "suite": report.suite,
         "command": report.command,
+        "recogniser": report.about.get(RECOGNISER),
         "created": report.created,
         "versions": report.versions,
         "groups": {name: table.to_json() for name, table in report.groups.items()},
@@ -60,7 +62,7 @@ def numbers(report: Report) -> dict[str, Any]:
 
 
 def picture(ears: Mapping[str, Any]) -> Figure:
-    """The lines of all ears, and of the text ceiling and the cascade, which are the same beside each of them."""
+    """The lines of all ears, and of the text ceiling and the plain cascade, which are the same beside each of them."""
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     for axes, (kind, (title, x_title)) in zip(
         figure.subplots(2, 2, sharey=True).flat, PANELS.items(), strict=True
@@ -81,15 +83,16 @@ def picture(ears: Mapping[str, Any]) -> Figure:
 
 def _panel(axes: Axes, kind: str, ears: Mapping[str, Any]) -> None:
     rows = {name: _of_kind(ear, kind) for name, ear in ears.items()}
-    longest = max(rows.values(), key=len)
+    plain = [own for name, own in rows.items() if not ears[name].get("recogniser")]
+    longest = max(plain or rows.values(), key=len)
     if len(longest) < 2:  # nothing but clean
         return
     names = [row["condition"] for row in longest]
     labels = [_label(row) if kind else row["condition"].replace(", ", ",\n") for row in longest]
     axes.plot(_shares(longest, "text_ceiling"), "--", color=_TEXT, label="text ceiling")
-    who = [("cascade", _CASCADE, longest, "cascade")]
+    who = [("cascade", _CASCADE, longest, "cascade")] if plain else []
     who += [
-        (name, colour, own, "ear")
+        (name, colour, own, "cascade" if ears[name].get("recogniser") else "ear")
         for (name, own), colour in zip(rows.items(), _COLOURS * len(rows), strict=False)
         if len(own) > 1
     ]

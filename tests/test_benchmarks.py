@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from earshot.config import ConnectorSettings, ObjectiveSettings
 from earshot.encoder import FRAMES_PER_POSITION
 from earshot.evaluation import write_report
+from earshot.evaluation.results import RECOGNISER
 from earshot.training.distil import distillation_terms, weighted_sum
 from earshot.training.examples import new_batch, new_portion
 
@@ -266,3 +267,21 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
     (tmp_path / "other.json").write_text("{}")
     assert robustness.main([report, "--name", "b", "--json", str(tmp_path / "other.json")]) == 1
     assert "is no file of these numbers" in capsys.readouterr().err
+
+
+def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) -> None:
+    robustness, numbers, plot = script("robustness"), tmp_path / "found.json", tmp_path / "found.svg"
+    plain = in_noise(mixed_report(), is_right=True)
+    written = replace(plain, about={**plain.about, RECOGNISER: "an ear"})
+    for name, report in (("written down", written), ("ear", plain)):
+        given = str(write_report(report, tmp_path / "report.json").json)
+        assert robustness.main([given, "--name", name, "--json", str(numbers), "--plot", str(plot)]) == 0
+    ears = json.loads(numbers.read_text())["ears"]
+    assert [ears[name]["recogniser"] for name in ears] == ["an ear", None]
+    ears["written down"]["conditions"][0]["cascade"]["value"] = 0.125
+    axes = robustness.picture(ears).axes[0]
+    lines = {line.get_label(): list(line.lines[0].get_ydata()) for line in axes.containers}
+    assert list(lines) == ["cascade", "written down", "ear"]
+    assert lines["written down"] == [12.5, *lines["cascade"][1:]]
+    alone = robustness.picture({"written down": ears["written down"]}).axes[0]
+    assert [line.get_label() for line in alone.containers] == ["written down"]
