@@ -3,8 +3,8 @@
     earshot eval pocket/ear --suite pocket --robustness --out report.json
     python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
 
-It measures nothing. A file of numbers that is there already keeps its other ears. Of a report whose cascade had another
-recogniser (`--asr`), it is that cascade which is drawn under the name. Last, the numbers as a line of JSON.
+It measures nothing. A file of numbers that is there already keeps its other ears. `--column cascade` draws, of a report
+whose cascade had another recogniser (`--asr`), that cascade under the name. Last, the numbers as a line of JSON.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def _panel(axes: Axes, kind: str, ears: Mapping[str, Any]) -> None:
     axes.plot(_shares(longest, "text_ceiling"), "--", color=_TEXT, label="text ceiling")
     who = [("cascade", _CASCADE, longest, "cascade")] if plain else []
     who += [
-        (name, colour, own, "cascade" if ears[name].get("recogniser") else "ear")
+        (name, colour, own, ears[name].get("column", "ear"))
         for (name, own), colour in zip(rows.items(), _COLOURS * len(rows), strict=False)
         if len(own) > 1
     ]
@@ -144,11 +144,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("report", type=Path, help="report.json of an evaluation with --robustness")
     parser.add_argument("--name", required=True, help="what the ear is called")
+    parser.add_argument("--column", choices=("ear", "cascade"), default="ear", help="what is drawn of it")
     parser.add_argument("--json", type=Path, required=True, help="the file of numbers")
     parser.add_argument("--plot", type=Path, help="the picture")
     asked = parser.parse_args(arguments)
     try:
-        found = numbers(read_report(asked.report))
+        found = {"column": asked.column, **numbers(read_report(asked.report))}
         ears = _known(asked.json, found["suite"]) | {asked.name: found}
         write_text(asked.json, json.dumps({"benchmark": "robustness", "ears": ears}, indent=1) + "\n")
         if asked.plot:

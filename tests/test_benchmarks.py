@@ -273,9 +273,9 @@ def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) 
     robustness, numbers, plot = script("robustness"), tmp_path / "found.json", tmp_path / "found.svg"
     plain = in_noise(mixed_report(), is_right=True)
     written = replace(plain, about={**plain.about, RECOGNISER: "an ear"})
-    for name, report in (("written down", written), ("ear", plain)):
-        given = str(write_report(report, tmp_path / "report.json").json)
-        assert robustness.main([given, "--name", name, "--json", str(numbers), "--plot", str(plot)]) == 0
+    for name, report, column in (("written down", written, "cascade"), ("ear", plain, "ear")):
+        argv = [str(write_report(report, tmp_path / "report.json").json), "--name", name, "--column", column]
+        assert robustness.main([*argv, "--json", str(numbers), "--plot", str(plot)]) == 0
     ears = json.loads(numbers.read_text())["ears"]
     assert [ears[name]["recogniser"] for name in ears] == ["an ear", None]
     ears["written down"]["conditions"][0]["cascade"]["value"] = 0.125

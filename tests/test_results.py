@@ -14,6 +14,8 @@ README, DOCS = ROOT / "README.md", ROOT / "docs/results.md"
 ABLATIONS = json.loads((RESULTS / "2026-11-26-ablations.json").read_text())
 EARS = json.loads((RESULTS / "2026-11-27-robustness.json").read_text())["ears"]
 SHIPPED, NEW, WITHOUT = EARS["pocket/ear"], EARS["new ear"], EARS["pocket/ear, no silence learned"]
+WRITTEN = EARS["pocket/ear, written down"]
+"""Beside the same ear a cascade whose recogniser it is."""
 NONE = "–"
 
 
@@ -112,15 +114,22 @@ def _part(ear: Mapping[str, Any], name: str) -> dict[str, Any]:
 def test_robustness() -> None:
     shown = rows(
         DOCS,
-        "right answers, n = 828; read: 99.9 % | cascade | new ear | no silence learned | pocket/ear"
-        " | its difference to the cascade, points",
+        "right answers, n = 828; read: 99.9 % | cascade | new ear | no silence learned | own words, read"
+        " | pocket/ear | it minus the cascade, points | it minus its own words, points",
     )
-    conditions = by_condition(SHIPPED)
+    conditions, written = by_condition(SHIPPED), by_condition(WRITTEN)
     assert set(shown) == set(conditions)
     for name, cells in shown.items():
         found = conditions[name]
-        ears = [heard(ear, name) for ear in (NEW, WITHOUT, SHIPPED)]
-        assert cells == [percent(found["cascade"]["value"]), *ears, in_points(found["difference"])], name
+        assert cells == [
+            percent(found["cascade"]["value"]),
+            *(heard(ear, name) for ear in (NEW, WITHOUT)),
+            percent(written[name]["cascade"]["value"]),
+            heard(SHIPPED, name),
+            in_points(found["difference"]),
+            in_points(written[name]["difference"]),
+        ], name
+        assert heard(WRITTEN, name) == heard(SHIPPED, name), "the same ear, heard again"
 
 
 def test_robustness_in_short() -> None:
@@ -135,6 +144,9 @@ def test_robustness_in_short() -> None:
     assert shown == {
         "cascade": [percent(by_condition(SHIPPED)[name]["cascade"]["value"]) for name in names],
         "a new ear, not trained at all": [heard(NEW, name) for name in names],
+        "its own words, written down and read": [
+            percent(by_condition(WRITTEN)[name]["cascade"]["value"]) for name in names
+        ],
         "ear that comes with earshot": [heard(SHIPPED, name) for name in names],
     }
 
