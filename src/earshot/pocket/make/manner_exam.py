@@ -1,8 +1,9 @@
 """What ears make of the manner of speaking: `python -m earshot.pocket.make.manner_exam EAR [EAR ...]`.
 
 `earshot eval EAR --suite pocket-manner` has the three numbers by manner. This adds what only this suite needs: the LLM
-reading the words with the tag that their manner stands for, the recogniser's words with the true tag, and in which
-form each manner was answered. Here case counts both ways: a plain question answered in capitals is wrong.
+reading the words with the tag that their manner stands for, the recogniser's words with the true tag, what the ear
+itself writes down, and in which form each manner was answered. Here case counts both ways: a plain question answered in
+capitals is wrong.
 """
 
 import argparse
@@ -88,11 +89,13 @@ def main(names: Sequence[str]) -> None:
     table = Table("right, 95 % interval, and the forms of the answers", *TAGS)
     ears = {name: earshot.load(name) for name in names}
     reader = next(iter(ears.values()))  # all are on the same bases
-    transcripts = _batched(reader.transcribe, [item.audio for item in items])
+    sounds = [item.audio for item in items]
+    transcripts = _batched(reader.transcribe, sounds)
     for name, answers in readings(reader, items, transcripts):
         table.add_row(*_row(name, answers, items))
     for name, ear in ears.items():
         table.add_row(*_row(name, listen(ear, items), items))
+        table.add_row(*_row(f"{name}: its own words, read", read(ear, _batched(ear.spell, sounds)), items))
     console.print(table)
     console.print("word error rates of the transcripts:", ", ".join(_misheard(transcripts, items)))
 
