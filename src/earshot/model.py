@@ -115,15 +115,19 @@ class Ear:
 
     # Hearing
 
+    @property
+    def _hears_whole_windows(self) -> bool:
+        return self.settings.base.encoder_window == "full"
+
     def features(self, sounds: Sequence[np.ndarray]) -> Features:
         """The encoder's states for samples at 16 kHz.
 
         Raises:
             AudioError: a sound is longer than the encoder's window
         """
-        is_full = self.settings.base.encoder_window == "full"
         config, n_frames = self.whisper.config, self.whisper.window_frames
-        return self.encode_mels(*mel_batch(sounds, config.num_mel_bins, n_frames, full_window=is_full))
+        mel = mel_batch(sounds, config.num_mel_bins, n_frames, full_window=self._hears_whole_windows)
+        return self.encode_mels(*mel)
 
     @torch.no_grad()
     def encode_mels(self, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
@@ -155,8 +159,7 @@ class Ear:
         return heard if isinstance(source, list) else heard[0]
 
     def _hear(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
-        is_full = self.settings.base.encoder_window == "full"
-        heard = self._in_windows(sounds, self._hear_windows, is_full=is_full)
+        heard = self._in_windows(sounds, self._hear_windows, is_full=self._hears_whole_windows)
         return [torch.cat(tokens) for tokens in heard]
 
     def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
@@ -177,9 +180,8 @@ class Ear:
             CheckpointError: an ear that was loaded without its LLM
         """
         self._check_can_read()
-        is_full = self.settings.base.encoder_window == "full"
         sounds = [load_audio(source) for source in sources]
-        return _joined(self._in_windows(sounds, self._spell_windows, is_full=is_full))
+        return _joined(self._in_windows(sounds, self._spell_windows, is_full=self._hears_whole_windows))
 
     def _spell_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
         heard = self._hear_windows(windows)
