@@ -21,10 +21,10 @@ BENCH_ARGS ?=
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/earshot demo $(DEMO_ARGS)
+	$(BIN)/ossicle demo $(DEMO_ARGS)
 
 serve: $(VENV)/.installed
-	$(BIN)/earshot serve pocket/ear $(SERVE_ARGS)
+	$(BIN)/ossicle serve pocket/ear $(SERVE_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
@@ -72,7 +72,7 @@ $(BIN)/python:
 	@if $(HAS_UV); then \
 	    uv venv --quiet --allow-existing $(VENV); \
 	else \
-	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "earshot needs Python 3.11 or newer: make PYTHON=python3.11")' \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ossicle needs Python 3.11 or newer: make PYTHON=python3.11")' \
 	    && $(PYTHON) -m venv $(VENV); \
 	fi
 

@@ -33,11 +33,11 @@ from measures import (
     training_clips,
 )
 
-from earshot import checkpoint
-from earshot.config import Recipe, load_recipe
-from earshot.errors import ConfigError, EarshotError
-from earshot.storage import write_text
-from earshot.training.loop import Stopped, train
+from ossicle import checkpoint
+from ossicle.atomic_io import write_text
+from ossicle.config import Recipe, load_recipe
+from ossicle.errors import ConfigError, OssicleError
+from ossicle.training.trainer import Stopped, train
 
 MEASURED = "measured.json"
 
@@ -173,7 +173,7 @@ def run_all(bench: Bench, arms: Sequence[Arm], seeds: Sequence[int], *, again: b
                     continue
                 bench.train(arm, seed)
                 found = bench.measure(arm, seed, again=again)
-            except EarshotError as error:
+            except OssicleError as error:
                 failed[f"{arm.name}, seed {seed}"] = str(error)
                 print(f"{seed:4}  {arm.name:26} FAILED: {error}", flush=True)
                 continue
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> Found:
 if __name__ == "__main__":
     try:
         sys.exit(1 if main()["failed"] else 0)
-    except EarshotError as error:
+    except OssicleError as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from earshot.bases import locate
-from earshot.config import AugmentSettings, Recipe, load_recipe
-from earshot.data.spelling import POCKET_SPEECH
-from earshot.storage import written_whole
+from ossicle.atomic_io import written_whole
+from ossicle.backbones.pretrained import locate
+from ossicle.config import AugmentSettings, Recipe, load_recipe
+from ossicle.data.source_spec import POCKET_SPEECH
 
 BASE = "anchored"
 PUNCTUATED = ", punctuated"
@@ -65,13 +65,13 @@ class Arm:
 
 
 _ONE_BY_ONE, _GENTLE_LR = {"form": "autoregressive"}, 2e-4
-_KNOWING = {"name_weight": 0.0}
+_KNOWING = {"token_ce_weight": 0.0}
 _RIGHT = {"form": "right", "n_queries": N_SLOTS}
 _STACK = {"form": "stack", "n_stacked": N_STACKED}
 _SUFFIX = {"hidden_positions": "suffix"}
-_NO_INPUT = {"align_weight": 0.0, "name_weight": 0.0, "lead_share": 0.0}
+_NO_INPUT = {"align_weight": 0.0, "token_ce_weight": 0.0, "align_only_ratio": 0.0}
 _KL = {"hidden_weight": 0.0, "kl_weight": KL_WEIGHT}
-_PUBLISHED = {"hidden_positions": "last", "name_weight": 0.0, "lead_share": 0.0}
+_PUBLISHED = {"hidden_positions": "last", "token_ce_weight": 0.0, "align_only_ratio": 0.0}
 
 ARMS = {
     arm.name: arm
@@ -81,8 +81,8 @@ ARMS = {
         Arm(name="alignment only", objective={"hidden_weight": 0.0}),
         Arm(name="KL only", objective=_NO_INPUT | _KL),
         Arm(name="KL in place of hidden", objective=_KL),
-        Arm(name="no naming", objective={"name_weight": 0.0}),
-        Arm(name="first 8 answer positions", objective={"n_answer": 8}),
+        Arm(name="no naming", objective={"token_ce_weight": 0.0}),
+        Arm(name="first 8 answer positions", objective={"n_response_tokens": 8}),
         Arm(name="hidden at last", objective={"hidden_positions": "last"}),
         Arm(name="hidden at suffix", objective=_SUFFIX),
         Arm(name="random init", connector={"init": "random"}),
@@ -128,18 +128,18 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
         base=replace(pocket.base, encoder_window=arm.window),
         connector=replace(pocket.connector, **({"form": "anchored", "dropout": 0.1} | dict(arm.connector))),
         objective=replace(
-            pocket.objective, **({"name_weight": 1.0, "lead_share": 0.5} | dict(arm.objective))
+            pocket.objective, **({"token_ce_weight": 1.0, "align_only_ratio": 0.5} | dict(arm.objective))
         ),
         data=replace(
             pocket.data,
-            n_views=1,
+            n_augmented_views=1,
             n_workers=0,
             feature_cache=str(out / f"features-{features}"),
             n_clips=None if arm.speech_share == 1 else n_clips(arm.speech_share),
             **speech,
         ),
         augment=AugmentSettings(),
-        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr, warmup_share=0.02),
+        train=replace(pocket.train, n_steps=n_steps, seed=seed, peak_lr=arm.peak_lr, warmup_ratio=0.02),
     )
 
 

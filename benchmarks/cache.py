@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from earshot.training.cache import StateCache, Value, finish, plan_filling
+from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
 
 TARGET = 5_000
 """Values a second that training must be able to read."""

@@ -54,7 +54,7 @@ class Server:
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """`earshot serve` with the pocket ear, on one thread, until the block ends.
+    """`ossicle serve` with the pocket ear, on one thread, until the block ends.
 
     Raises:
         RuntimeError: it does not start
@@ -63,7 +63,7 @@ def serving() -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "earshot", "serve", MODEL, "--port", str(port)],
+        [sys.executable, "-m", "ossicle", "serve", MODEL, "--port", str(port)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )

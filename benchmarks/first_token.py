@@ -32,13 +32,13 @@ from shapes import OURS, SHAPES, TOKENS_PER_SECOND, Bases, Shape
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from earshot import connector
-from earshot.audio import SAMPLE_RATE, load_audio
-from earshot.bases import default_device
-from earshot.checkpoint import load
-from earshot.config import ConnectorSettings
-from earshot.evaluation import load_suite
-from earshot.model import Ear, Messages
+from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.backbones.pretrained import default_device
+from ossicle.checkpoint import load
+from ossicle.config import ConnectorSettings
+from ossicle.connectors import base
+from ossicle.ear import Ear, Messages
+from ossicle.evaluation import load_suite
 
 _WANTED = {"cascade": (2.0, 10.0, 0.5), "published": (3.0, 3.0, 0.3)}
 """From so many seconds of speech to so many, an ear's time to another way's is to be at most this."""
@@ -170,7 +170,7 @@ def question_of(ear: Ear, n_tokens: int) -> str:
 @contextlib.contextmanager
 def as_many(ear: Ear, n_tokens: int) -> Generator[None]:
     """Whisper and the ear write so many tokens; as many stretches of the sound speak, whatever the spotter says."""
-    model, found = ear.whisper.model, connector.likeliest_tokens
+    model, found = ear.whisper.model, base.likeliest_tokens
 
     def spotted(log_spoken: Tensor, log_pause: Tensor, *given: Tensor) -> Any:
         n_positions = log_spoken.shape[1]
@@ -190,7 +190,7 @@ def as_many(ear: Ear, n_tokens: int) -> Generator[None]:
     )
     with (
         mock.patch.object(model, "generation_config", whole),
-        mock.patch.object(connector, "likeliest_tokens", spotted),
+        mock.patch.object(base, "likeliest_tokens", spotted),
         mock.patch.object(
             ear.connector, "most_tokens", lambda heard: torch.full((len(heard.mask),), n_tokens)
         ),

@@ -36,8 +36,8 @@ import torch
 from hostile_requests import asked, part, spoken
 from meters import about
 
-from earshot.errors import EarshotError
-from earshot.serving.requests import Limits, read_chat, read_sound
+from ossicle.errors import OssicleError
+from ossicle.serving.request_body import Limits, read_chat, read_sound
 
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
 LIMITS = Limits(audio_s=60.0)
@@ -63,7 +63,7 @@ class Input:
         """As a server does.
 
         Raises:
-            EarshotError: it is refused
+            OssicleError: it is refused
         """
         if self.kind == "sound":
             read_sound(self.data, LIMITS.audio_s)
@@ -149,7 +149,7 @@ def outcome_of(given: Input) -> tuple[str, str | None]:
     try:
         given.read()
         told = "read"
-    except EarshotError:
+    except OssicleError:
         told = "refused"
     except BaseException as error:
         told, fault = "error", f"{type(error).__name__}: {error}"

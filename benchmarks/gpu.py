@@ -31,9 +31,9 @@ from shapes import SHAPES, Bases, Shape, drawn_batches
 from torch.profiler import ProfilerActivity, profile
 from train_step import Ours, compared, prepared, proportions
 
-from earshot import reading
-from earshot.bases import default_device, frozen_dtype
-from earshot.storage import write_text
+from ossicle.atomic_io import write_text
+from ossicle.backbones import packed_forward
+from ossicle.backbones.pretrained import default_device, frozen_dtype
 
 HERE = Path(__file__).parent
 TARGET = 205.0
@@ -273,12 +273,12 @@ Change = Callable[[Ours], contextlib.AbstractContextManager[Any]]
 
 def one_text_a_row(_: Ours) -> contextlib.AbstractContextManager[Any]:
     """Texts are padded to each other, not packed."""
-    return mock.patch.object(reading, "ROW", 0)
+    return mock.patch.object(packed_forward, "ROW", 0)
 
 
 def long_rows(_: Ours) -> contextlib.AbstractContextManager[Any]:
     """Rows of four times as many positions."""
-    return mock.patch.object(reading, "ROW", 4 * reading.ROW)
+    return mock.patch.object(packed_forward, "ROW", 4 * packed_forward.ROW)
 
 
 def compiled_connector(ours: Ours) -> contextlib.AbstractContextManager[Any]:

@@ -33,8 +33,8 @@ from hostile_files import FORMATS, whole
 from hostile_requests import Hostile, Kinds, World, chat, form, part, spoken, written
 from meters import about
 
-from earshot.audio import SAMPLE_RATE, load_audio
-from earshot.evaluation import load_suite
+from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.evaluation import load_suite
 
 KINDS = Kinds(hostile_sound.KINDS | hostile_json.KINDS | hostile_wire.KINDS)
 PATIENCE_S = 2.0
@@ -90,7 +90,7 @@ class Server:
     def n_active(self) -> float:
         """Requests that it still answers, by its own account."""
         told = self.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").body.decode()
-        return float(re.findall(r"^earshot_requests_active (\S+)$", told, re.MULTILINE)[0])
+        return float(re.findall(r"^ossicle_requests_active (\S+)$", told, re.MULTILINE)[0])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A server to be broken: `earshot serve`'s own application with less patience, which tells all that it does to others.
+"""A server to be broken: `ossicle serve`'s own application with less patience, which tells all that it does to others.
 
 It says its port on the first line. From then on it says each connection that Python makes, each program that it starts
 and each file that it opens, beside its own and the temporary ones of forms.
@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import earshot
-from earshot import checkpoint
-from earshot.serving import server
-from earshot.serving.app import Settings, create_app
-from earshot.serving.local import LocalEngine
-from earshot.serving.meters import Meters
-from earshot.serving.requests import Limits
+import ossicle
+from ossicle import checkpoint
+from ossicle.serving import server
+from ossicle.serving.app import Settings, create_app
+from ossicle.serving.local_engine import LocalEngine
+from ossicle.serving.metrics import Meters
+from ossicle.serving.request_body import Limits
 
 _TOLD = (
     "socket.connect",
@@ -32,7 +32,7 @@ _TOLD = (
 
 _MOST_BYTES = 8 << 30
 """Of addresses: what asks for more breaks the server, not the machine."""
-_OWN = (sys.prefix, sys.base_prefix, str(Path(earshot.__file__).parent))
+_OWN = (sys.prefix, sys.base_prefix, str(Path(ossicle.__file__).parent))
 _TEMPORARY = Path(tempfile.gettempdir())
 
 

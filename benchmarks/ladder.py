@@ -3,8 +3,8 @@
     python benchmarks/ladder.py                               # small shapes, on a CPU
     python benchmarks/ladder.py --shape large-v3 --batch 16   # real ones, on a GPU
 
-The first rung is `literal.py`; all others are `earshot.training.step.optimise` with less and less switched off. The same
-frozen models and the same clips for all, which take turns; medians. Last, one line of JSON.
+The first rung is `literal.py`; all others are `ossicle.training.train_step.optimise` with less and less switched
+off. The same frozen models and the same clips for all, which take turns; medians. Last, one line of JSON.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from shapes import (
 )
 from train_step import weights_of
 
-from earshot import reading
-from earshot.bases import default_device
-from earshot.config import ObjectiveSettings, Recipe
-from earshot.training.run import Share
-from earshot.training.step import optimise
-from earshot.training.teacher import Teacher
+from ossicle.backbones import packed_forward
+from ossicle.backbones.pretrained import default_device
+from ossicle.config import ObjectiveSettings, Recipe
+from ossicle.training.run import Share
+from ossicle.training.teacher import Teacher
+from ossicle.training.train_step import optimise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,18 @@ class Rung:
     @contextlib.contextmanager
     def reading(self) -> Generator[None]:
         """Within the block the LLM is read in this way."""
-        own = reading.Reader.read
+        own = packed_forward.Reader.read
 
         def read(self_: Any, table: Any, texts: Any, n_last: Any, shared: Any, *, picks: bool) -> Any:
             return own(
                 self_, table, texts, n_last, shared if self.shares else None, picks=picks and self.picks
             )
 
-        row = reading.ROW if self.packs else 0
-        with mock.patch.object(reading.Reader, "read", read), mock.patch.object(reading, "ROW", row):
+        row = packed_forward.ROW if self.packs else 0
+        with (
+            mock.patch.object(packed_forward.Reader, "read", read),
+            mock.patch.object(packed_forward, "ROW", row),
+        ):
             yield
 
 

@@ -23,13 +23,13 @@ from shapes import SHAPES, Bases, Shape, drawn_batches, full_window
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from earshot.bases import default_device, embed
-from earshot.config import ConnectorSettings, PromptSettings
-from earshot.connector import Connector, new_connector
-from earshot.encoder import Features
-from earshot.objectives import alignment_distance, hidden_distance
-from earshot.prompt import ChatTemplate
-from earshot.training.examples import Clip
+from ossicle.backbones.encoder import Features
+from ossicle.backbones.pretrained import default_device, embed
+from ossicle.chat.template import ChatTemplate
+from ossicle.config import ConnectorSettings, PromptSettings
+from ossicle.connectors.base import Connector, new_connector
+from ossicle.losses import alignment_distance, hidden_distance
+from ossicle.training.batch import Clip
 
 
 @dataclass(frozen=True)

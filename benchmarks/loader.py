@@ -25,15 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from earshot.bases import locate
-from earshot.config import AugmentSettings, DataSettings, load_recipe
-from earshot.data.pack import pack
-from earshot.data.sampler import BatchSampler
-from earshot.data.sources import open_speech
-from earshot.training.examples import Examples
-from earshot.training.loader import prepared
-from earshot.training.run import Run, prepare
-from earshot.training.step import optimise
+from ossicle.backbones.pretrained import locate
+from ossicle.config import AugmentSettings, DataSettings, load_recipe
+from ossicle.data.open_source import open_speech
+from ossicle.data.pack import pack
+from ossicle.data.sampler import BatchSampler
+from ossicle.training.batch import Examples
+from ossicle.training.dataloader import prepared
+from ossicle.training.run import Run, prepare
+from ossicle.training.train_step import optimise
 
 BATCH = 32
 N_WORKERS = 2
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     recipe = load_recipe(Path(locate("pocket/recipe.toml")))
-    data = replace(recipe.data, feature_cache=None, n_views=1, n_clips=given.clips, n_workers=0)
+    data = replace(recipe.data, feature_cache=None, n_augmented_views=1, n_clips=given.clips, n_workers=0)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(replace(recipe, out=f"{folder}/run", data=data, augment=AugmentSettings()))
         train = learning(run, n_steps=8)

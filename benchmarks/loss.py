@@ -22,16 +22,16 @@ from shapes import SHAPES, Bases, Shape, drawn_batches, filled_cache, new_run, o
 from torch import Tensor
 from train_step import weights_of
 
-from earshot.bases import default_device, frozen_dtype
-from earshot.config import ObjectiveSettings
-from earshot.objectives import forward_kl, hidden_distance
-from earshot.training.run import Share
-from earshot.training.step import optimise
+from ossicle.backbones.pretrained import default_device, frozen_dtype
+from ossicle.config import ObjectiveSettings
+from ossicle.losses import forward_kl, hidden_distance
+from ossicle.training.run import Share
+from ossicle.training.train_step import optimise
 
 SMALL_V, LARGE_V = 2_566, 128_256
 OBJECTIVES = {
-    "hidden states": ObjectiveSettings(hidden_positions="suffix", name_weight=1.0),
-    "divergence": ObjectiveSettings(hidden_weight=0.0, kl_weight=1.0, name_weight=1.0),
+    "hidden states": ObjectiveSettings(hidden_positions="suffix", token_ce_weight=1.0),
+    "divergence": ObjectiveSettings(hidden_weight=0.0, kl_weight=1.0, token_ce_weight=1.0),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a trained ear of the ablations is measured by, all of it on the questions of the suite that comes with earshot.
+"""What a trained ear of the ablations is measured by, all of it on the questions of the suite that comes with ossicle.
 
 It trains nothing and knows no arms. What does not depend on the connector (answers to the texts and to the recogniser's
 transcripts) is computed with the first ear and kept for all others.
@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from earshot.audio import SAMPLE_RATE, AudioSource, load_audio
-from earshot.augment import add_noise
-from earshot.data.sources import open_speech
-from earshot.evaluation import Evaluation, Item, Report, Suite, evaluate, load_suite, read_report
-from earshot.model import Ear
-from earshot.storage import write_text
-from earshot.training.metrics import read_metrics
+from ossicle.atomic_io import write_text
+from ossicle.audio.augment import add_noise
+from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
+from ossicle.data.open_source import open_speech
+from ossicle.ear import Ear
+from ossicle.evaluation import Evaluation, Item, Report, Suite, evaluate, load_suite, read_report
+from ossicle.training.run_log import read_metrics
 
 SNR_DB = 10.0
 N_SLOTS_MEASURED = 16

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from earshot.audio import SAMPLE_RATE, load_audio
-from earshot.evaluation import Item, load_suite
+from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.evaluation import Item, load_suite
 
 MODEL = "pocket/ear"
 _HISS = 1e-4

@@ -44,13 +44,13 @@ dropout = {dropout}
 [objective]
 hidden_positions = "all"
 hidden_weight = 0.05
-name_weight = 1.0
-lead_share = 0.5
+token_ce_weight = 1.0
+align_only_ratio = 0.5
 
 [data]
 source = "pocket/speech"
 n_clips = {n_clips}
-n_views = 2
+n_augmented_views = 2
 n_workers = 1
 teacher_cache = "{teacher_cache}"
 
@@ -66,8 +66,8 @@ RTOL_FLOAT64 = 1e-9
 """Of every loss of a run in float64."""
 
 
-def earshot(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "earshot", *argv]
+def ossicle(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "ossicle", *argv]
 
 
 def environment() -> dict[str, str]:
@@ -130,8 +130,8 @@ def write_recipe(folder: Path, name: str, **values: object) -> Path:
 
 
 def killed_training(folder: Path, n_kills: int, rng: random.Random) -> dict[str, object]:
-    whole_s = run(earshot("train", str(write_recipe(folder, "whole"))))
-    lived = run_with_kills(earshot("train", str(write_recipe(folder, "killed"))), n_kills, whole_s, rng)
+    whole_s = run(ossicle("train", str(write_recipe(folder, "whole"))))
+    lived = run_with_kills(ossicle("train", str(write_recipe(folder, "killed"))), n_kills, whole_s, rng)
     same = digests(folder / "whole" / "ear") == digests(folder / "killed" / "ear")
     print(f"training: undisturbed in {whole_s:.0f} s; killed after {lived} s; the ears are equal: {same}")
     return {"kills": len(lived), "is_bit_identical": same}
@@ -142,8 +142,8 @@ def killed_teacher(folder: Path, n_kills: int, rng: random.Random) -> dict[str, 
         name: write_recipe(folder, f"teacher-{name}", teacher_cache=folder / name, n_clips=10_700)
         for name in ("whole-cache", "killed-cache")
     }
-    whole_s = run(earshot("teacher", str(recipes["whole-cache"])))
-    lived = run_with_kills(earshot("teacher", str(recipes["killed-cache"])), n_kills, whole_s, rng)
+    whole_s = run(ossicle("teacher", str(recipes["whole-cache"])))
+    lived = run_with_kills(ossicle("teacher", str(recipes["killed-cache"])), n_kills, whole_s, rng)
     same = digests(folder / "whole-cache") == digests(folder / "killed-cache")
     print(f"teacher: undisturbed in {whole_s:.0f} s; killed after {lived} s; the caches are equal: {same}")
     return {"kills": len(lived), "is_bit_identical": same}
@@ -162,12 +162,12 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
     """A run that writes down what its processes learn, step by step, and stops after a given one."""
     import torch
 
-    from earshot import bases
-    from earshot.config import load_recipe
-    from earshot.model import Ear
-    from earshot.training import Stopped, loop, train
+    from ossicle.backbones import pretrained
+    from ossicle.config import load_recipe
+    from ossicle.ear import Ear
+    from ossicle.training import Stopped, train, trainer
 
-    new, optimise = Ear.new, loop.optimise
+    new, optimise = Ear.new, trainer.optimise
     log = recipe_file.with_name(f"{recipe_file.stem}-rank{os.environ.get('RANK', '0')}.jsonl")
 
     def new_ear(*args: Any, **options: Any) -> Ear:
@@ -184,9 +184,9 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
             signal.raise_signal(signal.SIGTERM)
         return taken
 
-    Ear.new, loop.optimise = new_ear, watched
-    bases.frozen_dtype = lambda device: getattr(torch, dtype)
-    bases.SAME_READING[getattr(torch, dtype)] = 1e-3
+    Ear.new, trainer.optimise = new_ear, watched
+    pretrained.frozen_dtype = lambda device: getattr(torch, dtype)
+    pretrained.SAME_READING[getattr(torch, dtype)] = 1e-3
     with contextlib.suppress(Stopped):
         train(load_recipe(recipe_file))
 
@@ -225,7 +225,7 @@ def elastic(folder: Path) -> dict[str, object]:
             for name in ("alone", "changing", "parts")
         }
         with recipes["parts"].open("a") as file:
-            file.write("part_gb = 1e-9\n")
+            file.write("microbatch_gb = 1e-9\n")
         run(watched(recipes["alone"], 1, n_steps, dtype))
         run(watched(recipes["parts"], 1, n_steps, dtype))
         for n_processes, until in ((2, 9), (4, 17), (1, n_steps)):

@@ -1,6 +1,6 @@
 """What noise, speed, a telephone and silence do to ears, out of reports: one file of numbers and one picture.
 
-    earshot eval pocket/ear --suite pocket --robustness --out report.json
+    ossicle eval pocket/ear --suite pocket --robustness --out report.json
     python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
 
 It measures nothing. A file of numbers that is there already keeps its other ears. `--column cascade` draws, of a report
@@ -17,10 +17,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from earshot.errors import DataError, EarshotError
-from earshot.evaluation import Report, read_report
-from earshot.evaluation.results import RECOGNISER
-from earshot.storage import write_text
+from ossicle.atomic_io import write_text
+from ossicle.errors import DataError, OssicleError
+from ossicle.evaluation import Report, read_report
+from ossicle.evaluation.report_data import RECOGNISER
 
 PANELS = {
     "white noise": ("White noise", "speech over noise, dB"),
@@ -41,7 +41,7 @@ def numbers(report: Report) -> dict[str, Any]:
         DataError: a report without conditions, or one that does not count right answers
     """
     if not report.robustness:
-        raise DataError("the report has no conditions: expected one by earshot eval ... --robustness")
+        raise DataError("the report has no conditions: expected one by ossicle eval ... --robustness")
     if report.overall.metric.name != "right":
         raise DataError(f"the report has {report.overall.metric.label}, expected right answers")
     clean = {"condition": _CLEAN, "kind": _CLEAN, "level": None, **report.overall.to_json()}
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.plot:
             asked.plot.parent.mkdir(parents=True, exist_ok=True)
             picture(ears).savefig(asked.plot)
-    except EarshotError as error:
+    except OssicleError as error:
         print(f"robustness: {error}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:  # what matplotlib raises of a place or a format

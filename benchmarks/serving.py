@@ -1,4 +1,4 @@
-"""`earshot serve` under load: 64 clients at once, requests a second, time to the first token beside the cascade's.
+"""`ossicle serve` under load: 64 clients at once, requests a second, time to the first token beside the cascade's.
 
     python benchmarks/serving.py                                  # ten minutes on two cores
     python benchmarks/serving.py --json FILE
@@ -130,9 +130,9 @@ def soaked(n_clients: int, seconds: float) -> dict[str, Any]:
     with serving() as server:
         found = asyncio.run(soak(server, n_clients, seconds))
         patience = time.monotonic() + _EMPTY_S
-        while (n_active := server.meter("earshot_requests_active")) and time.monotonic() < patience:
+        while (n_active := server.meter("ossicle_requests_active")) and time.monotonic() < patience:
             time.sleep(0.1)
-        n_rows = server.meter("earshot_batch_rows_sum") / server.meter("earshot_batch_rows_count")
+        n_rows = server.meter("ossicle_batch_rows_sum") / server.meter("ossicle_batch_rows_count")
     with serving() as untouched:
         others = asyncio.run(differing(untouched, found.answers))
     result = {
@@ -239,7 +239,7 @@ def loaded(loads: Sequence[int], n_rounds: int) -> dict[str, Any]:
         asyncio.run(load(server, 4, [make(number) for number in range(8) for make in WAYS.values()]))  # warm
         for way, n_clients, one in rounds_of(server, loads, n_rounds):
             found.setdefault((way, n_clients), []).append(one)
-        n_known = server.meter("earshot_sounds_known_total")
+        n_known = server.meter("ossicle_sounds_known_total")
     rows = [{"clients": n, **{way: _medians(found[way, n]) for way in WAYS}} for n in loads]
     print(f"{'clients':>7}  {'':8}{'requests/s':>11}{'to one':>8}{'first token, ms: p50':>22}{'p99':>8}")
     for row in rows:

@@ -1,6 +1,6 @@
 """Ears of random weights in the sizes of real ones, and small ones that keep their proportions; clips to go with them.
 
-Nothing is read but the tokenizer that comes with earshot, so that anybody can run what is measured. Speed does not
+Nothing is read but the tokenizer that comes with ossicle, so that anybody can run what is measured. Speed does not
 depend on what weights and clips hold, only on their sizes.
 """
 
@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
-from earshot.audio import HOP_LENGTH, SAMPLE_RATE
-from earshot.bases import Whisper, embeddings, frozen_dtype, quiet, read_tokenizer
-from earshot.config import (
+from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, n_frames_for
+from ossicle.backbones.pretrained import Whisper, embeddings, frozen_dtype, quiet, read_tokenizer
+from ossicle.config import (
     AugmentSettings,
     BaseSettings,
     ConnectorSettings,
@@ -28,21 +29,20 @@ from earshot.config import (
     Recipe,
     TrainSettings,
 )
-from earshot.connector import new_connector
-from earshot.data.rows import Rows, Utterance
-from earshot.data.sampler import BatchSampler
-from earshot.data.speech import Speech
-from earshot.encoder import FRAMES_PER_POSITION, n_frames_for
-from earshot.model import Ear, EarSettings
-from earshot.plan import CostModel, PartMemory, cost_model, shapes_of
-from earshot.plan.shapes import Shapes
-from earshot.training.cache import StateCache, Value, finish, plan_filling
-from earshot.training.distributed import Ranks
-from earshot.training.examples import Clip, Examples, Portion, new_portion
-from earshot.training.optimizer import new_optimizer
-from earshot.training.run import Run, new_sampler
-from earshot.training.teacher import Teacher, text_key
-from earshot.words import SharedTokens
+from ossicle.connectors.base import new_connector
+from ossicle.connectors.vocabulary_head import SharedTokens
+from ossicle.data.dataset import Speech
+from ossicle.data.sampler import BatchSampler
+from ossicle.data.source import Rows, Utterance
+from ossicle.ear import Ear, EarSettings
+from ossicle.plan import CostModel, PartMemory, cost_model, shapes_of
+from ossicle.plan.shapes import Shapes
+from ossicle.training.batch import Clip, Examples, Portion, new_portion
+from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
+from ossicle.training.distributed import Ranks
+from ossicle.training.optimizer import new_optimizer
+from ossicle.training.run import Run, new_sampler
+from ossicle.training.teacher import Teacher, text_key
 
 TOKENS_PER_SECOND = 2.8
 """Of read English: 14 in a clip of 5 s."""
@@ -251,7 +251,7 @@ def portion_of(clips: Sequence[Clip]) -> Portion:
 
 
 def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel:
-    """What `earshot plan` says of a recipe between bases of these sizes; nothing is computed.
+    """What `ossicle plan` says of a recipe between bases of these sizes; nothing is computed.
 
     Args:
         plainly: with an LLM that has to read its prefix with every clip, and all positions in all layers
@@ -285,7 +285,7 @@ def published_recipe(shape: Shape) -> Recipe:
     )
 
 
-# What follows is all that has to know how a run of earshot is put together.
+# What follows is all that has to know how a run of ossicle is put together.
 
 OURS = ConnectorSettings(form="anchored", n_queries=256)
 
@@ -296,7 +296,7 @@ def our_recipe(shape: Shape, folder: Path, batch_size: int) -> Recipe:
         out=str(folder / "run"),
         base=BaseSettings(encoder="random/whisper", llm="random/llm"),
         connector=replace(OURS, n_queries=min(OURS.n_queries, shape.n_slots)),
-        objective=ObjectiveSettings(hidden_positions="suffix", name_weight=1.0),
+        objective=ObjectiveSettings(hidden_positions="suffix", token_ce_weight=1.0),
         data=DataSettings(n_workers=0, teacher_cache=str(folder / "teacher")),
         train=TrainSettings(batch_size=batch_size, peak_lr=5e-5, save_every=100),
     )
@@ -315,7 +315,7 @@ class _NoRows(Rows):
 
 
 def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Run:
-    """A run as `earshot.training.run.prepare` makes it of files, with nothing read from any."""
+    """A run as `ossicle.training.run.prepare` makes it of files, with nothing read from any."""
     ear = bases.ear(recipe.connector)
     shapes = shapes_of(ear)
     costs = cost_model(recipe, shapes)

@@ -1,11 +1,11 @@
-"""A training step of earshot against the one as published, with the same frozen models and the same clips.
+"""A training step of ossicle against the one as published, with the same frozen models and the same clips.
 
     python benchmarks/train_step.py                                 # small shapes, on a CPU: some minutes
     python benchmarks/train_step.py --shape large-v3 --seconds 5    # real ones, on a GPU
 
-Both take turns; medians. Ours is `earshot.training.step.optimise`, whole, with the teacher's states read from disk;
-what it costs to compute them is shown apart and charged to one pass over the speech, or to two. FLOPs are counted by
-torch and compared with what `earshot plan` says. Last, one line of JSON.
+Both take turns; medians. Ours is `ossicle.training.train_step.optimise`, whole, with the teacher's states read from
+disk; what it costs to compute them is shown apart and charged to one pass over the speech, or to two. FLOPs are
+counted by torch and compared with what `ossicle plan` says. Last, one line of JSON.
 """
 
 import argparse
@@ -50,13 +50,13 @@ from shapes import (
 )
 from torch import Tensor
 
-from earshot.bases import default_device
-from earshot.encoder import POSITIONS_PER_SECOND
-from earshot.training import distil
-from earshot.training.examples import Clip, Portion
-from earshot.training.run import Run, Share
-from earshot.training.step import optimise
-from earshot.training.teacher import Teacher
+from ossicle.backbones.encoder import POSITIONS_PER_SECOND
+from ossicle.backbones.pretrained import default_device
+from ossicle.training import distillation
+from ossicle.training.batch import Clip, Portion
+from ossicle.training.run import Run, Share
+from ossicle.training.teacher import Teacher
+from ossicle.training.train_step import optimise
 
 _N_BATCHES = 3
 """Of the lengths that a mean length stands for: short ones, middling ones and long ones."""
@@ -139,7 +139,7 @@ def watched(run: Run, watch: Watch) -> Generator[None]:
         (run.teacher, "targets", "teacher"),
         (run.ear, "encode_mels", "encoder"),
         (run.learner, "forward", "connector"),
-        (distil, "_reading_terms", "student"),
+        (distillation, "_reading_terms", "student"),
         (Tensor, "backward", "backward"),
         (run.optimizer, "step", "optimizer"),
     ]

@@ -16,17 +16,17 @@ from jaxtyping import Float
 from looks import HeldOut, Look, head_of
 from torch import Tensor
 
-from earshot import checkpoint
-from earshot.bases import locate
-from earshot.config import ObjectiveSettings, Recipe, load_recipe
-from earshot.model import Ear
-from earshot.storage import written_whole
-from earshot.training.distil import distillation_terms
-from earshot.training.examples import new_batch
-from earshot.training.optimizer import new_optimizer
-from earshot.training.run import Run, new_sampler, prepare
-from earshot.training.step import optimise
-from earshot.training.teacher import Teacher
+from ossicle import checkpoint
+from ossicle.atomic_io import written_whole
+from ossicle.backbones.pretrained import locate
+from ossicle.config import ObjectiveSettings, Recipe, load_recipe
+from ossicle.ear import Ear
+from ossicle.training.batch import new_batch
+from ossicle.training.distillation import distillation_terms
+from ossicle.training.optimizer import new_optimizer
+from ossicle.training.run import Run, new_sampler, prepare
+from ossicle.training.teacher import Teacher
+from ossicle.training.train_step import optimise
 
 TERMS = ("hidden", "kl")
 """That are held against each other, by their names in an objective."""
@@ -125,11 +125,11 @@ class Bench:
         self.recipe = replace(
             pocket,
             out=str(folder / "run"),
-            objective=replace(pocket.objective, lead_share=0.5),
+            objective=replace(pocket.objective, align_only_ratio=0.5),
             data=replace(
                 pocket.data,
                 n_clips=sizes.n_clips,
-                n_views=1,
+                n_augmented_views=1,
                 n_workers=0,
                 feature_cache=str(folder / "features"),
             ),
@@ -199,14 +199,14 @@ class Bench:
         """A recipe that goes on from somewhere with the terms beside alignment weighted like this."""
         objective = replace(
             self.recipe.objective,
-            **{"hidden_weight": 0.0, "hidden_positions": "last", "lead_share": 0.0, **weights},
+            **{"hidden_weight": 0.0, "hidden_positions": "last", "align_only_ratio": 0.0, **weights},
         )
         train = replace(
             self.recipe.train,
             n_steps=self.sizes.n_arm_steps,
             batch_size=self.sizes.arm_batch_size,
             peak_lr=peak_lr,
-            warmup_share=0.1,
+            warmup_ratio=0.1,
             seed=1,
         )
         return replace(self.recipe, objective=objective, train=train)
@@ -255,7 +255,7 @@ class Bench:
         """The connector's gradient of one term on each of K batches, in float32; nothing is dropped."""
         objective = ObjectiveSettings(
             align_weight=0.0,
-            spot_weight=0.0,
+            asr_weight=0.0,
             end_weight=0.0,
             hidden_weight=float(term == "hidden"),
             kl_weight=float(term == "kl"),

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from earshot.audio import load_audio
-from earshot.config import ObjectiveSettings
-from earshot.encoder import Features
-from earshot.evaluation.suite import load_suite
-from earshot.model import Ear
-from earshot.training.teacher import Teacher
+from ossicle.audio.waveform import load_audio
+from ossicle.backbones.encoder import Features
+from ossicle.config import ObjectiveSettings
+from ossicle.ear import Ear
+from ossicle.evaluation.suite import load_suite
+from ossicle.training.teacher import Teacher
 
 _HEARD_AT_ONCE = 64
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("earshot", deadline=None, derandomize=True)
-settings.load_profile("earshot")
+settings.register_profile("ossicle", deadline=None, derandomize=True)
+settings.load_profile("ossicle")
 
 
 @pytest.fixture

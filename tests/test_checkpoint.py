@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import save_tiny_llm
-from tiny_models import save_tiny_bases, tiny_ear, tiny_whisper
-from tiny_tokenizers import tiny_tokenizer
+from support.tiny_families import save_tiny_llm
+from support.tiny_models import save_tiny_bases, tiny_ear, tiny_whisper
+from support.tiny_tokenizers import tiny_tokenizer
 
-import earshot
-from earshot import checkpoint
-from earshot.config import BaseSettings, ConnectorSettings, PromptSettings
-from earshot.errors import CheckpointError, ConfigError
-from earshot.model import Ear, EarSettings
-from earshot.storage import written_whole
+import ossicle
+from ossicle import checkpoint
+from ossicle.atomic_io import written_whole
+from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
+from ossicle.ear import Ear, EarSettings
+from ossicle.errors import CheckpointError, ConfigError
 
 SOUND = torch.sin(torch.arange(16_000) * 0.2).numpy()
 TALK = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}, {"type": "text", "text": "why?"}]}]
@@ -54,7 +54,7 @@ def folder(ear: Ear, tmp_path: Path) -> Path:
 
 def refusal(folder: Path, **options: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        earshot.load(folder, device="cpu", **options)  # ty: ignore[invalid-argument-type]
+        ossicle.load(folder, device="cpu", **options)  # ty: ignore[invalid-argument-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -71,8 +71,8 @@ def change(folder: Path, **keys: object) -> None:
 @pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
 def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
     ear = new_ear(base, form)
-    earshot.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")
-    again = earshot.load(str(tmp_path / "runs" / "ear"), device="cpu")
+    ossicle.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")
+    again = ossicle.load(str(tmp_path / "runs" / "ear"), device="cpu")
     assert again.settings == ear.settings
     torch.testing.assert_close(again.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
     assert again.chat(TALK, max_new_tokens=8) == ear.chat(TALK, max_new_tokens=8)
@@ -85,7 +85,7 @@ def test_an_llm_that_also_sees_is_saved_and_loaded(base: BaseSettings, tmp_path:
     ear = new_ear(BaseSettings(encoder=base.encoder, llm=llm))
     assert type(ear.llm).__name__ == "Gemma3ForCausalLM"
     checkpoint.save(ear, tmp_path / "ear")
-    assert earshot.load(tmp_path / "ear", device="cpu").chat(TALK, max_new_tokens=8) == ear.chat(
+    assert ossicle.load(tmp_path / "ear", device="cpu").chat(TALK, max_new_tokens=8) == ear.chat(
         TALK, max_new_tokens=8
     )
 
@@ -98,7 +98,7 @@ def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder:
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~umask}
     config = json.loads(files["config.json"].read_text())
     assert config["fingerprints"].keys() == {"encoder", "recogniser", "llm", "tokenizer"}
-    assert config["earshot_version"] == earshot.__version__
+    assert config["ossicle_version"] == ossicle.__version__
     assert config["prompt"]["date"] == "2025-01-02"
     weights = load_file(files["connector.safetensors"])
     assert weights.keys() == ear.connector.state_dict().keys()
@@ -116,14 +116,14 @@ def test_the_commits_of_bases_from_the_hub_are_recorded(
 
 def test_a_run_s_folder_stands_for_its_ear(ear: Ear, tmp_path: Path) -> None:
     checkpoint.save(ear, tmp_path / "run" / checkpoint.RUN_EAR)
-    assert earshot.load(tmp_path / "run", device="cpu").settings == ear.settings
+    assert ossicle.load(tmp_path / "run", device="cpu").settings == ear.settings
 
 
 def test_bases_may_have_moved(folder: Path, base: BaseSettings, tmp_path: Path) -> None:
     moved = save_tiny_bases(tmp_path / "elsewhere")
     change(folder, base={"encoder": "/gone/whisper", "llm": "/gone/llm", "llm_revision": "abc"})
     assert "'/gone/whisper': there is no such folder" in refusal(folder)
-    again = earshot.load(folder, encoder=moved.encoder, llm=moved.llm, device="cpu")
+    again = ossicle.load(folder, encoder=moved.encoder, llm=moved.llm, device="cpu")
     assert again.settings.base == moved
 
 
@@ -133,7 +133,7 @@ def test_saving_again_replaces_the_ear_and_keeps_what_lies_beside_it(
     (folder / "report.json").write_text("{}")
     other = new_ear(base, seed=1)
     checkpoint.save(other, folder)
-    torch.testing.assert_close(earshot.load(folder, device="cpu").hear(SOUND), other.hear(SOUND))
+    torch.testing.assert_close(ossicle.load(folder, device="cpu").hear(SOUND), other.hear(SOUND))
     assert (folder / "report.json").read_text() == "{}"
     assert names_in(folder.parent) == ["ear"]
 
@@ -230,7 +230,7 @@ def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"format": 2}, "has format 2, this earshot reads format 1: use the earshot that wrote it"),
+        ({"format": 2}, "has format 2, this ossicle reads format 1: use the ossicle that wrote it"),
         ({"surprise": 1}, "expected the keys"),
         ({"connector": {"form": "left", "n_querys": 24}}, "unknown key connector.n_querys"),
         ({"connector": {"form": "sideways"}}, "connector.form is 'sideways'"),
@@ -300,7 +300,7 @@ def test_the_same_encoder_with_other_words_is_refused_by_ears_that_know_them(
     other.model.save_pretrained(tmp_path / "whisper")
     other.tokenizer.save_pretrained(tmp_path / "whisper")
     if form == "left":
-        assert earshot.load(tmp_path / "ear", device="cpu", encoder=str(tmp_path / "whisper")).settings
+        assert ossicle.load(tmp_path / "ear", device="cpu", encoder=str(tmp_path / "whisper")).settings
     else:
         message = refusal(tmp_path / "ear", encoder=str(tmp_path / "whisper"))
         assert "made for another recogniser" in message
@@ -318,11 +318,11 @@ def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
 
 def test_a_device_that_is_not_here_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match="device is 'banana'"):
-        earshot.load(folder, device="banana")
+        ossicle.load(folder, device="banana")
 
 
 def test_the_public_names_are_there() -> None:
-    assert all(hasattr(earshot, name) for name in earshot.__all__)
-    assert set(earshot.__all__) <= set(dir(earshot))
+    assert all(hasattr(ossicle, name) for name in ossicle.__all__)
+    assert set(ossicle.__all__) <= set(dir(ossicle))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        earshot.nothing  # noqa: B018
+        ossicle.nothing  # noqa: B018

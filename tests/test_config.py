@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earshot.config import (
+from ossicle.config import (
     AugmentSettings,
     BaseSettings,
     ConnectorSettings,
@@ -17,8 +17,8 @@ from earshot.config import (
     TrainSettings,
     load_recipe,
 )
-from earshot.errors import ConfigError
-from earshot.tables import from_table, to_table, to_toml
+from ossicle.errors import ConfigError
+from ossicle.settings_io import from_table, to_table, to_toml
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 POSITIVE = st.floats(min_value=1e-12, max_value=1e6)
@@ -46,19 +46,19 @@ RECIPES = st.builds(
         hidden_weight=SHARES,
         align_weight=POSITIVE,
         hidden_positions=st.sampled_from(["last", "suffix", "all"]),
-        lead_share=SHARES,
+        align_only_ratio=SHARES,
     ),
     data=st.builds(
         DataSettings,
         source=st.lists(NAMES, min_size=1).map(tuple),
         n_clips=st.none() | COUNTS,
-        n_views=COUNTS,
-        max_bad_share=SHARES,
-        join_share=SHARES,
+        n_augmented_views=COUNTS,
+        max_invalid_ratio=SHARES,
+        concat_ratio=SHARES,
         teacher_cache=st.none() | NAMES,
     ),
     augment=st.builds(
-        AugmentSettings, noise_share=SHARES, noise=st.none() | NAMES, spec_augment=st.booleans()
+        AugmentSettings, noise_ratio=SHARES, noise=st.none() | NAMES, spec_augment=st.booleans()
     ),
     train=st.builds(
         TrainSettings,
@@ -107,25 +107,25 @@ def test_a_whole_number_is_a_number() -> None:
         ("[train]\npeak_lr = nan", "train.peak_lr is nan, expected a positive number"),
         ("[train]\npeak_lr = inf", "train.peak_lr is inf, expected a positive number"),
         (f"[train]\npeak_lr = {10**400}", "train.peak_lr is 1000"),
-        ("[train]\nwarmup_share = 2", "train.warmup_share is 2.0, expected a share between 0 and 1"),
+        ("[train]\nwarmup_ratio = 2", "train.warmup_ratio is 2.0, expected a share between 0 and 1"),
         ("[train]\nbetas = [0.9]", "train.betas is [0.9], expected a list of 2 numbers"),
         ('[train]\nbetas = [0.9, "b"]', "train.betas[1] is 'b', expected a number"),
         ("[train]\nbetas = [0.9, 1.0]", "train.betas is (0.9, 1.0), expected two numbers"),
         ("[train]\nseed = -1", "train.seed is -1, expected a whole number from 0"),
         (
-            "[train]\npart_gb = 0.0",
-            "train.part_gb is 0.0, expected a positive number",
+            "[train]\nmicrobatch_gb = 0.0",
+            "train.microbatch_gb is 0.0, expected a positive number",
         ),
         ("[data]\nn_clips = 0", "data.n_clips is 0, expected at least 1"),
         ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected a whole number"),
         ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a share from 0 to below 1"),
-        ("[data]\nn_views = 0", "data.n_views is 0, expected at least 1"),
+        ("[data]\nn_augmented_views = 0", "data.n_augmented_views is 0, expected at least 1"),
         ('[data]\nsource = ""', "data.source is ('',), expected a .parquet, .jsonl or .tar file"),
         ("[data]\nsource = []", "data.source is (), expected a .parquet"),
         ("[data]\nsource = 3", "data.source is 3, expected a text in quotes, or a list of them"),
         ('[data]\nsource = ["a", 3]', "data.source[1] is 3, expected a text in quotes"),
-        ("[data]\nmax_bad_share = 2", "data.max_bad_share is 2.0, expected a share between 0 and 1"),
-        ("[data]\njoin_share = -1", "data.join_share is -1.0, expected a share between 0 and 1"),
+        ("[data]\nmax_invalid_ratio = 2", "data.max_invalid_ratio is 2.0, expected a share between 0 and 1"),
+        ("[data]\nconcat_ratio = -1", "data.concat_ratio is -1.0, expected a share between 0 and 1"),
         ("[data]\nn_workers = -1", "data.n_workers is -1, expected zero or more"),
         ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or to be left out"),
         (
@@ -133,7 +133,7 @@ def test_a_whole_number_is_a_number() -> None:
             "data.teacher_cache is 'f', expected another folder than data.feature_cache",
         ),
         (
-            '[data]\njoin_share = 0.5\nfeature_cache = "f"',
+            '[data]\nconcat_ratio = 0.5\nfeature_cache = "f"',
             "data.feature_cache is 'f', expected to be left out",
         ),
         (
@@ -145,7 +145,7 @@ def test_a_whole_number_is_a_number() -> None:
             "[augment]\nnoise_snr_db = [nan, 3]",
             "augment.noise_snr_db is (nan, 3.0), expected two finite numbers",
         ),
-        ("[objective]\nn_answer = 0", "objective.n_answer is 0, expected at least 1"),
+        ("[objective]\nn_response_tokens = 0", "objective.n_response_tokens is 0, expected at least 1"),
         ("[train]\nllm_bits = 2", "train.llm_bits is 2, expected one of 16, 8, 4"),
         (
             '[train]\nfrozen = "half"',
@@ -171,7 +171,10 @@ def test_a_whole_number_is_a_number() -> None:
             "[objective]\nhidden_weight = 0\nalign_weight = 0",
             "objective.align_weight is 0.0, expected a positive number",
         ),
-        ("[objective]\nlead_share = 0.5\nalign_weight = 0", "objective.lead_share is 0.5, expected 0, as"),
+        (
+            "[objective]\nalign_only_ratio = 0.5\nalign_weight = 0",
+            "objective.align_only_ratio is 0.5, expected 0, as",
+        ),
         (
             '[connector]\nform = "right"\n[objective]\nhidden_positions = "all"',
             "objective.hidden_positions is 'all', expected last or suffix: form right",

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_ear, tiny_llama, tiny_whisper
-from tiny_tokenizers import tiny_tokenizer
+from support.tiny_models import tiny_ear, tiny_llama, tiny_whisper
+from support.tiny_tokenizers import tiny_tokenizer
 from torch import nn
 from transformers import GenerationConfig
 
-from earshot.alignment import Transcripts
-from earshot.audio import AudioSource, split_at_quiet
-from earshot.config import BaseSettings, PromptSettings
-from earshot.errors import AudioError, CheckpointError, ConfigError, RequestError
-from earshot.model import Ear, EarSettings
+from ossicle.audio.waveform import AudioSource, split_at_quiet
+from ossicle.config import BaseSettings, PromptSettings
+from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.ear import Ear, EarSettings
+from ossicle.errors import AudioError, CheckpointError, ConfigError, RequestError
 
 RATE = 16_000
 FORMS = ("left", "autoregressive", "anchored", "right", "stack")
@@ -216,7 +216,7 @@ def test_more_windows_than_are_encoded_at_once_keep_their_order(
 ) -> None:
     sounds: list[AudioSource] = [tone(1.0), long_sound(), tone(0.5)]
     together, written = left.hear(sounds), left.transcribe(sounds)
-    monkeypatch.setattr("earshot.model._WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr("ossicle.ear._WINDOWS_AT_ONCE", 2)
     batches = padded_lengths(left, monkeypatch)
     for apart, tokens in zip(left.hear(sounds), together, strict=True):
         torch.testing.assert_close(apart, tokens)

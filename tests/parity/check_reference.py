@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
-from earshot.config import ConnectorSettings
-from earshot.connector import Connector
-from earshot.encoder import Features, encode
-from earshot.errors import DataError
-from earshot.model import Ear
-from earshot.objectives import alignment_distance, hidden_distance
+from ossicle.backbones.encoder import Features, encode
+from ossicle.config import ConnectorSettings
+from ossicle.connectors.base import Connector
+from ossicle.ear import Ear
+from ossicle.errors import DataError
+from ossicle.losses import alignment_distance, hidden_distance
 
 LIMITS = {"audio tokens": 1e-6, "hidden states": 1e-5, "loss": 1e-5, "gradients": 1e-5}
 """The largest absolute differences that count as agreement, by kind."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from earshot.config import ObjectiveSettings
-from earshot.training.distil import distillation_terms, weighted_sum
-from earshot.training.examples import Batch
+from ossicle.config import ObjectiveSettings
+from ossicle.training.batch import Batch
+from ossicle.training.distillation import distillation_terms, weighted_sum
 
 FIXTURE = Path(__file__).parent / "diva_reference_tiny.npz"
 ROUNDED_BY_THE_REFERENCE = {"projection.weight", "projection.bias"}

@@ -1,6 +1,0 @@
-"""Whether answers follow instructions that a program can check: IFEval."""
-
-from earshot.evaluation.scoring.ifeval.instructions import check_instruction, follows
-from earshot.evaluation.scoring.ifeval.rule import IFEVAL
-
-__all__ = ["IFEVAL", "check_instruction", "follows"]

@@ -1,0 +1,53 @@
+"""ossicle gives any open text LLM ears."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ossicle.errors import (
+    AudioError,
+    CacheError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    OssicleError,
+    RequestError,
+)
+from ossicle.version import __version__
+
+if TYPE_CHECKING:
+    from ossicle.checkpoint import load, save
+    from ossicle.ear import Ear, EarSettings
+
+__all__ = [
+    "AudioError",
+    "CacheError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Ear",
+    "EarSettings",
+    "OssicleError",
+    "RequestError",
+    "__version__",
+    "load",
+    "save",
+]
+
+_FROM = {
+    "Ear": "ossicle.ear",
+    "EarSettings": "ossicle.ear",
+    "load": "ossicle.checkpoint",
+    "save": "ossicle.checkpoint",
+}
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet included."""
+    return __all__
+
+
+def __getattr__(name: str) -> Any:
+    """The names that need torch and transformers: their import takes seconds, `ossicle --help` must not."""
+    if name not in _FROM:
+        raise AttributeError(f"module 'ossicle' has no attribute {name!r}")
+    return getattr(importlib.import_module(_FROM[name]), name)

@@ -1,0 +1,182 @@
+"""Speed and noise, on samples; and what a run's settings make of a clip."""
+
+from dataclasses import replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ossicle.audio.spec_augment import mask_patches
+from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, load_audio
+from ossicle.config import AugmentSettings
+from ossicle.errors import AudioError, ConfigError
+
+_SPEECH_RANGE_DB = 40.0
+"""Stretches of 10 ms so far below the loudest one are pauses: they do not count as speech."""
+_TILT_RANGE = (-0.5, 2.0)
+"""Exponents of made noise: its power falls with frequency to this power, 0 being white, 1 pink, 2 brown."""
+_LOWEST_HZ = 60.0
+"""Below this the power of made noise falls no more, or a slow swell would be all of it."""
+_MOST_SILENCE_S = 1.5
+"""On either side of a clip: about what passes until somebody speaks who has pressed a button."""
+_MAX_NOISE_S = 600.0
+_KEPT_SAMPLES = 1 << 27
+"""Noise that is kept in memory, which worker processes share: half a gigabyte, 2.3 hours."""
+_SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".webm", ".m4a", ".aif", ".aiff", ".au"}
+
+
+class Augmenter:
+    """What a run's settings make of its clips; all of it is drawn from the seed that comes with each.
+
+    Args:
+        max_samples: a slower speed makes no clip longer than this
+
+    Raises:
+        ConfigError: a folder of noise that is not there, has no sound, or has a file that cannot be used
+    """
+
+    def __init__(self, settings: AugmentSettings, max_samples: int) -> None:
+        self.settings, self.max_samples = settings, max_samples
+        is_from_files = settings.noise is not None and settings.noise_ratio > 0
+        self.noises = _noises(Path(settings.noise)) if is_from_files else []
+
+    @property
+    def changes(self) -> bool:
+        """Whether any clip is changed at all."""
+        return self.settings != AugmentSettings()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What its draws depend on beside their seeds: the settings, and the noise itself."""
+        digest = blake2b(repr(replace(self.settings, noise=None)).encode(), digest_size=16)
+        for noise in self.noises:
+            samples = _load_noise(noise) if isinstance(noise, Path) else noise
+            digest.update(samples.tobytes())
+        return digest.hexdigest()
+
+    def samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
+        """The clip at another speed, with silence around it, with noise; the very same if nothing is to be changed."""
+        rng = np.random.default_rng((seed, 0))
+        # All is drawn always, so that one setting's draws do not depend on the others.
+        factor, is_noisy = rng.uniform(*self.settings.speed), rng.random() < self.settings.noise_ratio
+        snr_db = rng.uniform(*self.settings.noise_snr_db)
+        longest = max(len(samples), self.max_samples)
+        heard = speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
+        heard = self._with_silence(heard, longest, np.random.default_rng((seed, 1)))
+        return add_noise(heard, self._noise(len(heard), rng), snr_db) if is_noisy else heard
+
+    def mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
+        """The clip with patches blanked out; the very same where the settings change nothing."""
+        if not self.settings.spec_augment:
+            return mel
+        masked = mel.clone()
+        mask_patches(masked, seed)
+        return masked
+
+    def _with_silence(
+        self, samples: Float32[np.ndarray, " N"], longest: int, rng: np.random.Generator
+    ) -> Float32[np.ndarray, " _"]:
+        is_silent = rng.random() < self.settings.silence_ratio
+        before, behind = (rng.uniform(0.0, _MOST_SILENCE_S * SAMPLE_RATE, 2)).astype(int)
+        if not is_silent:
+            return samples
+        room = longest - len(samples)
+        before = min(before, room)
+        return np.pad(samples, (before, min(behind, room - before)))
+
+    def _noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
+        if not self.noises:
+            return colored_noise(n_samples, rng)
+        noise = self.noises[rng.integers(len(self.noises))]
+        return stretch(_load_noise(noise) if isinstance(noise, Path) else noise, n_samples, rng)
+
+
+def speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[np.ndarray, " _"]:
+    """The clip so many times as fast and as high, as a tape that runs at another speed."""
+    if factor == 1:
+        return samples
+    return soxr.resample(samples, factor, 1.0)
+
+
+def add_noise(
+    samples: Float32[np.ndarray, " N"], noise: Float32[np.ndarray, " N"], snr_db: float
+) -> Float32[np.ndarray, " N"]:
+    """The clip with noise at the given ratio of the power of speech, where there is speech, to that of the noise.
+
+    A clip's pauses do not count, or one with a long silence around it would get less noise than others. Where
+    either is silent, there is no ratio, and the clip stays as it is.
+    """
+    noise_power = np.square(noise, dtype=np.float64).mean()
+    speech = speech_power(samples)
+    if noise_power == 0 or speech == 0:
+        return samples
+    gain = np.sqrt(speech / noise_power * 10 ** (-snr_db / 10))
+    return samples + noise * np.float32(gain)
+
+
+def speech_power(samples: Float32[np.ndarray, " N"]) -> float:
+    """Mean square over the stretches of 10 ms that are not pauses, the last one counting as it is long."""
+    starts = np.arange(0, len(samples), HOP_LENGTH)
+    energy = np.add.reduceat(np.square(samples, dtype=np.float64), starts)
+    n_samples = np.diff(starts, append=len(samples))
+    power = energy / n_samples
+    is_speech = power >= power.max() * 10 ** (-_SPEECH_RANGE_DB / 10)
+    return float(energy[is_speech].sum() / n_samples[is_speech].sum())
+
+
+def colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " _"]:
+    """Steady noise of a random colour, from hissing over white and pink to rumbling."""
+    step = 1 << max(
+        1, n_samples.bit_length() - 4
+    )  # FFTs of sizes with large prime factors take many times as long
+    n_fft = -(-n_samples // step) * step
+    n_bins = n_fft // 2 + 1
+    slope = np.float32(-rng.uniform(*_TILT_RANGE) / 2)
+    amplitude = np.maximum(np.arange(n_bins, dtype=np.float32), _LOWEST_HZ / 16_000 * n_fft) ** slope
+    spectrum = rng.standard_normal((n_bins, 2), dtype=np.float32) * amplitude[:, None]
+    made = torch.fft.irfft(torch.view_as_complex(torch.from_numpy(spectrum)), n_fft).numpy()
+    return made[:n_samples]
+
+
+def stretch(
+    noise: Float32[np.ndarray, " N"], n_samples: int, rng: np.random.Generator
+) -> Float32[np.ndarray, " _"]:
+    """So many samples of a recording from a random place, from its beginning again where it is too short."""
+    if len(noise) >= n_samples:
+        first = int(rng.integers(len(noise) - n_samples + 1))
+        return noise[first : first + n_samples]
+    return np.resize(np.roll(noise, -int(rng.integers(len(noise)))), n_samples)
+
+
+def _noises(folder: Path) -> list[Float32[np.ndarray, " _"] | Path]:
+    """The recordings below a folder, in the order of their names; the files of those for which memory ends.
+
+    All are read once, so that one which cannot be used is told of before training begins.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"augment.noise is {str(folder)!r}, which is no folder; expected one of sound files"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SOUND_SUFFIXES)
+    if not files:
+        raise ConfigError(
+            f"augment.noise: the folder {str(folder)!r} has no sound files; expected such as hum.wav or street.flac"
+        )
+    noises, n_kept = [], 0
+    for path in files:
+        noise = _load_noise(path)
+        n_kept += len(noise)
+        noises.append(noise if n_kept <= _KEPT_SAMPLES else path)
+    return noises
+
+
+def _load_noise(path: Path) -> Float32[np.ndarray, " N"]:
+    try:
+        return load_audio(path, max_duration_s=_MAX_NOISE_S)
+    except AudioError as error:
+        raise ConfigError(f"augment.noise: {error}, or take the file out of the folder") from error

@@ -1,0 +1,62 @@
+"""Sound from this computer's microphone; it knows nothing of what the sound is for."""
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ossicle.audio.waveform import load_audio
+from ossicle.errors import AudioError, ConfigError
+
+
+class Microphone:
+    """The computer's default microphone.
+
+    Raises:
+        ConfigError: the package that records is not installed, or finds no sound system
+        AudioError: there is no microphone
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        """Whether the keyboard has no more to give (Ctrl-D)."""
+        try:
+            self.sounddevice: Any = importlib.import_module("sounddevice")
+        except ImportError as error:
+            raise ConfigError(
+                "--mic needs the package sounddevice: pip install 'ossicle[mic]', or give a sound file"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"--mic finds no sound system ({error}); install PortAudio, or give a sound file"
+            ) from error
+        try:
+            self.sample_rate = int(self.sounddevice.query_devices(kind="input")["default_samplerate"])
+        except (self.sounddevice.PortAudioError, ValueError) as error:
+            raise AudioError(f"no microphone is found ({error}); give a sound file") from error
+
+    def listen(self, console: Console) -> np.ndarray:
+        """What is said from now until Enter, as mono samples at 16 kHz.
+
+        Raises:
+            AudioError: the microphone cannot be used, or gives nothing but silence
+        """
+        blocks: list[np.ndarray] = []
+
+        def keep(block: np.ndarray, n_frames: int, time: object, status: object) -> None:
+            blocks.append(block[:, 0].copy())
+
+        try:
+            stream = self.sounddevice.InputStream(
+                samplerate=self.sample_rate, channels=1, dtype="float32", callback=keep
+            )
+            with stream:
+                console.print("Speak now; Enter ends it.")
+                self.is_over = not sys.stdin.readline()
+        except self.sounddevice.PortAudioError as error:
+            raise AudioError(f"the microphone cannot be used ({error}); give a sound file") from error
+        if not blocks:
+            raise AudioError("the microphone recorded nothing; speak, then press Enter")
+        return load_audio((np.concatenate(blocks), self.sample_rate))

@@ -1,0 +1,276 @@
+"""Sound from anywhere -> mono float32 at 16 kHz -> log-mel; it knows no model and changes no loudness.
+
+What cannot be heard as it was meant is refused with one clear line: nothing is left out, repeated or made up.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ossicle.audio.decoding import BLOCK_SAMPLES, Stream, open_stream
+from ossicle.errors import AudioError, ConfigError
+
+SAMPLE_RATE = 16_000  # samples per second
+N_FFT = 400  # samples in the window of one frame: 25 ms
+HOP_LENGTH = 160  # samples from one frame to the next: 10 ms
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
+MAX_FREQUENCY_HZ = SAMPLE_RATE / 2
+
+MAX_DURATION_S = 3600.0  # far more than any question, little enough to hold in memory
+MAX_CHANNELS = 64  # an array with more is a matrix of something else
+MAX_PEAK = 100.0  # float samples beyond this were never scaled to [-1, 1]
+SILENCE_PEAK = 2.0**-24  # below the last bit of 24-bit sound: lossy codecs make this of digital silence
+CODEC_PADDING_S = 0.1  # what a whole mp3 may lack of the length that its header announces
+
+# Samples to either side of a place whose loudness counts: 25 to 200 ms, the nearest four times. So the middle of a
+# long pause is quieter than its ends, and a pause quieter than the closure of a consonant.
+_QUIET_REACHES = (400, 800, 1_600, 3_200)
+_MEL_PER_LOG_HZ = 27.0 / math.log(6.4)
+
+AudioSource = str | Path | bytes | io.IOBase | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int]
+"""A path, the bytes of an audio file, a file open for binary reading, samples, or (samples, rate in Hz)."""
+
+
+def load_audio(
+    source: AudioSource, *, sample_rate: int | None = None, max_duration_s: float = MAX_DURATION_S
+) -> Float32[np.ndarray, " N"]:
+    """Gives the sound as mono samples at 16 kHz, about -1 to 1: channels averaged, nothing trimmed or scaled.
+
+    Files are decoded block by block, so that one that is too long is refused before it fills the memory.
+
+    Args:
+        source: arrays are (n,), (n, channels) or (channels, n), the longer axis being time; float from -1 to
+            1, or int16, int32, int8 or uint8 over their full range.
+        sample_rate: Hz, of an array that does not come with its own; 16 kHz if not given. Files know theirs.
+        max_duration_s: longer sound is refused.
+
+    Raises:
+        AudioError: nothing there, not audio, damaged or cut short, empty, digital silence only, NaN or
+            infinite samples, too long, or an array that is not samples.
+    """
+    if isinstance(source, tuple):
+        if len(source) != 2 or sample_rate is not None:
+            raise AudioError(
+                f"got a tuple of {len(source)} with sample_rate={sample_rate}; expected (samples, rate in Hz)"
+                " and no sample_rate beside it"
+            )
+        source, sample_rate = source
+    if isinstance(source, (Tensor, np.ndarray)):
+        if isinstance(source, Tensor):  # numpy has no bfloat16
+            source = source.float() if source.dtype == torch.bfloat16 else source
+        array = source.numpy(force=True) if isinstance(source, Tensor) else source
+        rate = SAMPLE_RATE if sample_rate is None else sample_rate
+        return _to_mono_16k(_read_array(array, rate), max_duration_s)
+    name = _name(source)
+    if sample_rate is not None:
+        raise AudioError(
+            f"sample_rate={sample_rate} was given for {name}; expected it for arrays only, as files carry"
+            " their own: leave it out"
+        )
+    with open_stream(source, name) as stream:
+        return _to_mono_16k(stream, max_duration_s)
+
+
+def log_mel(
+    samples: Float[Tensor, " N"] | Float[np.ndarray, " N"], n_mels: int, n_frames: int
+) -> Float32[Tensor, "M F"]:
+    """Gives what WhisperFeatureExtractor gives for a window of `n_frames`, the sound padded with zeros.
+
+    No value is more than 2 below the loudest, so that each depends on the whole window.
+
+    Args:
+        samples: at 16 kHz; the result is on their device.
+        n_frames: 100 to a second, at least 2.
+
+    Raises:
+        AudioError: sound longer than the window; it is never cut without a word.
+        ConfigError: a window too short for one frame, or no mel bins.
+
+    Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, section 2.2.
+    """
+    window_samples = n_frames * HOP_LENGTH
+    if window_samples <= N_FFT // 2:
+        raise ConfigError(f"n_frames={n_frames}: expected at least 2, or there is nothing to analyse")
+    sound = torch.as_tensor(samples, dtype=torch.float32)
+    if len(sound) > window_samples:
+        raise AudioError(
+            f"got {_seconds(len(sound))} of sound; expected at most the window of {_seconds(window_samples)}:"
+            " split the sound or use a longer window"
+        )
+    window = torch.nn.functional.pad(sound, (0, window_samples - len(sound)))
+    taper = torch.hann_window(N_FFT, device=window.device)
+    spectrum = torch.stft(window, N_FFT, HOP_LENGTH, window=taper, return_complex=True)  # K F+1
+    # Frames are centred on hops, from the first sample to the one after the last; Whisper drops that one.
+    power = spectrum[:, :-1].abs().square().contiguous()
+    level = (mel_filters(n_mels).to(window.device) @ power).clamp(min=1e-10).log10()
+    return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
+
+
+@cache
+def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
+    """Gives triangular filters from the K = 201 FFT bins to mel bins from 0 to 8 kHz, all of one area."""
+    if n_mels < 1:
+        raise ConfigError(f"n_mels={n_mels}: expected a positive number of mel bins, such as 80 or 128")
+    corner_hz = mel_to_hertz(np.linspace(0.0, float(hertz_to_mel(MAX_FREQUENCY_HZ)), n_mels + 2))
+    bin_hz = np.linspace(0.0, MAX_FREQUENCY_HZ, N_FFT // 2 + 1)
+    low, middle, high = corner_hz[:-2, None], corner_hz[1:-1, None], corner_hz[2:, None]
+    rising = (bin_hz - low) / (middle - low)
+    falling = (high - bin_hz) / (high - middle)
+    triangles = np.maximum(0.0, np.minimum(rising, falling)) * 2.0 / (high - low)
+    return torch.from_numpy(triangles.astype(np.float32))
+
+
+def mel_to_hertz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+    """Gives the frequency of a pitch.
+
+    Source: Slaney, "Auditory Toolbox", 1998: 15 mel up to 1 kHz, linear; then 27 mel for a factor of 6.4.
+    """
+    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) / _MEL_PER_LOG_HZ))
+
+
+def hertz_to_mel(hertz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
+    """Gives the pitch of a frequency, in the mel of `mel_to_hertz`."""
+    above = 15.0 + _MEL_PER_LOG_HZ * np.log(np.maximum(hertz, 1000.0) / 1000.0)
+    return np.where(np.asarray(hertz) < 1000.0, np.asarray(hertz) * 3.0 / 200.0, above)
+
+
+def split_at_quiet(samples: Float32[np.ndarray, " N"], max_samples: int) -> list[Float32[np.ndarray, " _"]]:
+    """Gives the sound in pieces of at most `max_samples`, cut where it is quietest; joined, they are the whole.
+
+    Each piece ends in the later half of what it may be, so that there are few of them, and the last one is left a
+    quarter of that at least: a scrap of a word would be heard without what it belongs to. Pieces are views.
+    """
+    pieces, start = [], 0
+    while len(samples) - start > max_samples:
+        rest = samples[start:]
+        latest = min(max_samples, len(rest) - max_samples // 4)
+        place = _quietest(rest, max(1, max_samples // 2), latest)
+        pieces.append(rest[:place])
+        start += place
+    return [*pieces, samples[start:]]
+
+
+def _quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) -> int:
+    """The place between the two, 10 ms after 10 ms, around which there is least energy; of several the latest."""
+    places = np.arange(last, first - 1, -HOP_LENGTH)
+    begin = max(0, first - _QUIET_REACHES[-1])
+    power = np.square(samples[begin : last + _QUIET_REACHES[-1]], dtype=np.float64)
+    energy = np.concatenate([np.zeros(1), power.cumsum()])  # of all that comes before a place
+
+    ends = [(places + reach - begin).clip(max=len(power)) for reach in _QUIET_REACHES]
+    starts = [(places - reach - begin).clip(min=0) for reach in _QUIET_REACHES]
+    loudness = sum(energy[end] - energy[start] for start, end in zip(starts, ends, strict=True))
+    return int(places[np.argmin(loudness)])
+
+
+def _read_array(array: np.ndarray, rate: int) -> Stream:
+    """Takes samples from memory, block by block as files are."""
+    name = _name(array)
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
+        raise AudioError(f"{name} came with sample rate {rate!r}; expected a positive whole number of Hz")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and min(array.shape) > MAX_CHANNELS):
+        raise AudioError(f"got {name}; expected samples of shape (n,), (n, channels) or (channels, n)")
+    is_integer = array.dtype in (np.int8, np.int16, np.int32, np.uint8)
+    if not is_integer and array.dtype.kind != "f":
+        raise AudioError(
+            f"got {name}; expected float samples from -1 to 1, or int16, int32, int8 or uint8 over their full"
+            " range: convert with .astype to the one that the numbers are in"
+        )
+    full_scale = 2.0 ** (8 * array.dtype.itemsize - 1) if is_integer else 1.0
+    zero = full_scale if array.dtype == np.uint8 else 0.0
+    frames = array[:, None] if array.ndim == 1 else array
+    frames = frames.T if frames.shape[0] < frames.shape[1] else frames  # (n, channels)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, array.size and len(frames), BLOCK_SAMPLES):
+            yield (frames[start : start + BLOCK_SAMPLES].astype(np.float64) - zero) / full_scale
+
+    return Stream(name=name, rate=int(rate), blocks=blocks(), announced_s=len(frames) / int(rate))
+
+
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite afterwards is refused
+def _to_mono_16k(stream: Stream, max_duration_s: float) -> Float32[np.ndarray, " N"]:
+    """Mixes, checks and resamples, block by block."""
+    if stream.announced_s is not None and stream.announced_s > max_duration_s:
+        raise _too_long(stream.name, f"{stream.announced_s:.1f} s", max_duration_s)
+    resampler = soxr.ResampleStream(stream.rate, SAMPLE_RATE, 1, dtype="float32")
+    is_resampled = stream.rate != SAMPLE_RATE
+    pieces, n_read, peak = [np.zeros(0, np.float32)], 0, 0.0
+    for block in stream.blocks:
+        mono = block.mean(axis=1).astype(np.float32, copy=False)
+        _check_values(mono, stream, n_read)
+        n_read += len(mono)
+        if n_read > max_duration_s * stream.rate:
+            raise _too_long(stream.name, "it goes on", max_duration_s)
+        peak = max(peak, float(np.abs(mono).max(initial=0.0)))
+        pieces.append(resampler.resample_chunk(mono) if is_resampled else mono)
+    if is_resampled:
+        pieces.append(resampler.resample_chunk(pieces[0], last=True))
+    sound = np.concatenate(pieces)
+    _check_length(stream, n_read, len(sound))
+    if peak < SILENCE_PEAK:
+        raise AudioError(
+            f"{stream.name} contains only silence: all {n_read} samples are zero, channels mixed; expected"
+            " speech: check the microphone or the export"
+        )
+    return sound
+
+
+def _check_values(mono: np.ndarray, stream: Stream, n_before: int) -> None:
+    is_good = np.abs(mono) <= MAX_PEAK  # false for NaN as well
+    if is_good.all():
+        return
+    first = int(is_good.argmin())
+    where = f"{stream.name} has a sample of {mono[first]:g} at {(n_before + first) / stream.rate:.2f} s"
+    if np.isfinite(mono[first]):
+        raise AudioError(
+            f"{where}; expected float samples from -1 to 1: divide by the full scale (32768 for 16-bit"
+            " sound) or pass the integers"
+        )
+    raise AudioError(f"{where}; expected finite numbers: repair the step that made it")
+
+
+def _check_length(stream: Stream, n_read: int, n_samples: int) -> None:
+    if n_read == 0:
+        raise AudioError(f"{stream.name} is empty (0 samples); expected speech: record or export it again")
+    held_s = n_read / stream.rate
+    if stream.announced_s is not None and held_s < stream.announced_s - CODEC_PADDING_S:
+        raise AudioError(
+            f"{stream.name} is cut short: it announces {stream.announced_s:.2f} s of sound and holds"
+            f" {held_s:.2f} s; copy or export it again"
+        )
+    if n_samples == 0:
+        raise AudioError(
+            f"{stream.name} is too short: {n_read} sample(s) at {stream.rate} Hz make none at {SAMPLE_RATE}"
+            " Hz; expected speech: record or export it again"
+        )
+
+
+def _too_long(name: str, length: str, max_duration_s: float) -> AudioError:
+    return AudioError(
+        f"{name} is too long: {length}; expected at most {max_duration_s:g} s: split it, or raise"
+        " max_duration_s"
+    )
+
+
+def _seconds(n_samples: int) -> str:
+    return f"{n_samples / SAMPLE_RATE:.2f} s ({n_samples} samples)"
+
+
+def _name(source: object) -> str:
+    """What a message calls the source."""
+    if isinstance(source, (str, Path)):
+        return f"'{source}'"
+    if isinstance(source, np.ndarray):
+        return f"the array of shape {source.shape} and type {source.dtype}"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the audio of {len(source)} bytes"
+    return f"the {type(source).__name__}"

@@ -1,0 +1,104 @@
+"""Messages as users send them, checked, their sounds numbered; it knows nothing about templates."""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ossicle.errors import RequestError
+
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """One message: its role, and its content as text and numbers of sounds in the order they come."""
+
+    role: str
+    content: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Checked messages: the turns, and the sounds that the turns number."""
+
+    turns: tuple[Turn, ...]
+    sounds: tuple[Any, ...]
+
+
+def read_conversation(messages: Any) -> Conversation:
+    """Check OpenAI-like messages and number their sounds.
+
+    Content is a string or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}; the
+    parts of a message are joined by one space, unless there is white space already.
+
+    Raises:
+        RequestError: Naming messages[i].content[j] and what is wrong there.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise RequestError(f"messages is {reprlib.repr(messages)}, expected a list of one message or more")
+    sounds: list[Any] = []
+    turns = [_read_message(message, i, sounds) for i, message in enumerate(messages)]
+    if turns[-1].role != "user":
+        raise RequestError(
+            f"messages[{len(turns) - 1}], the last, has the role {turns[-1].role!r}, expected 'user'"
+        )
+    return Conversation(tuple(turns), tuple(sounds))
+
+
+def _read_message(message: Any, i: int, sounds: list[Any]) -> Turn:
+    """Check message number `i`, adding its sounds to `sounds`."""
+    where = f"messages[{i}]"
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise RequestError(f"{where} is {reprlib.repr(message)}, expected a dict with 'role' and 'content'")
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or role not in ROLES:
+        raise RequestError(f"{where}.role is {reprlib.repr(role)}, expected one of {', '.join(ROLES)}")
+    if role == "system" and i > 0:
+        raise RequestError(f"{where}.role is 'system', which only the first message can be: move it there")
+    for key, value in message.items():
+        is_unset = value is None or (isinstance(value, str | list | dict) and not value)
+        if key not in ("role", "content") and not is_unset:
+            raise RequestError(
+                f"{where} has {reprlib.repr(key)}, which ossicle does not know: send role and content only"
+            )
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list | tuple):
+        raise RequestError(
+            f"{where}.content is {reprlib.repr(content)}, expected a string or a list of parts"
+        )
+    parts = [_read_part(part, role, f"{where}.content[{j}]", sounds) for j, part in enumerate(content)]
+    if role == "user" and not any(isinstance(part, int) or part.strip() for part in parts):
+        raise RequestError(f"{where}.content is empty, expected text or sound from the user")
+    return Turn(role, _joined(parts))
+
+
+def _read_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int:
+    """Check one part: its text, or the number of its sound, which is added to `sounds`."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text":
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise RequestError(f"{where}.text is {reprlib.repr(text)}, expected a string")
+        return text
+    if kind != "audio":
+        raise RequestError(f"{where} is {reprlib.repr(part)}, expected a dict with 'type': 'text' or 'audio'")
+    if part.get("audio") is None:
+        raise RequestError(f"{where} has no 'audio', expected a path, bytes or samples")
+    if role != "user":
+        raise RequestError(f"{where} is a sound, which only a user message can hold, not one of the {role}")
+    sounds.append(part["audio"])
+    return len(sounds) - 1
+
+
+def _joined(parts: list[str | int]) -> tuple[str | int, ...]:
+    """Put a space between neighbours that have no white space between them."""
+    joined: list[str | int] = []
+    for part in parts:
+        if part == "":
+            continue
+        left_is_open = bool(joined) and not (isinstance(joined[-1], str) and joined[-1][-1].isspace())
+        if left_is_open and not (isinstance(part, str) and part[0].isspace()):
+            joined.append(" ")
+        joined.append(part)
+    return tuple(joined)

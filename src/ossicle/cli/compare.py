@@ -1,0 +1,89 @@
+"""ossicle compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from ossicle.evaluation.compare_reports import Row
+
+_LEAST_WIDTH = 80
+"""Below it a table's numbers would be cut off; a narrower terminal wraps its lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Put the reports of several ears side by side, and say how they differ on the items that they share."""
+
+    reports: Positional[Annotated[tuple[Path, ...], arg(metavar="REPORT.json")]]
+    """Reports that `ossicle eval` wrote, two or more; the first is what the others are compared with."""
+
+    out: Annotated[Path | None, arg(metavar="PAGE.html")] = None
+    """A page to look at as well: numbers, plots, and the items on which ears part, with their sound."""
+
+    def run(self, typed: str) -> int:
+        """Prints a table with a row for each part and each report, and writes the page if one is asked for."""
+        from ossicle.atomic_io import write_text
+        from ossicle.errors import ConfigError
+        from ossicle.evaluation import read_report
+        from ossicle.evaluation.compare_reports import against, check_comparable, rows, why_none
+        from ossicle.evaluation.report.page import points, points_interval
+
+        if self.out is not None and self.out.resolve() in [path.resolve() for path in self.reports]:
+            raise ConfigError(f"--out {self.out} is one of the reports; give the page another name")
+        reports = [read_report(path) for path in self.reports]
+        check_comparable(reports)
+        page = ""
+        if self.out is not None:  # before anything is printed: it may be refused
+            from ossicle.evaluation.report.comparison_page import render_beside
+
+            page = render_beside(self.reports, reports)
+        console = Console()
+        console.width = max(console.width, _LEAST_WIDTH)
+        _print_rows(rows(reports), console)
+        for number, path in enumerate(self.reports, 1):
+            console.out(f"{number}: {path}", highlight=False)
+        for number, report in enumerate(reports[1:], 2):
+            found = against(reports[0], report)
+            if found is None:
+                said = why_none(reports[0], report)
+            else:
+                gain, better = found.difference, " (less is better)" if found.metric.is_error else ""
+                said = (
+                    f"ear {points(gain.value, found.metric)} ({points_interval(gain.ci95, found.metric)}),"
+                    f" {found.metric.label}{better}, paired over {found.n} items"
+                )
+            console.out(f"{number} against 1: {said}", highlight=False)
+        if self.out is not None:
+            write_text(self.out, page)
+            console.out(f"{self.out}  (to look at and listen to)", highlight=False)
+        return 0
+
+
+def _print_rows(rows: Sequence["Row"], console: Console) -> None:
+    from ossicle.evaluation.report.page import points, points_interval
+    from ossicle.evaluation.report.write import cell
+
+    table = RichTable()
+    for name in ("", "#", "n", "text ceiling", "cascade", "ear", "ear - cascade"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name), overflow="fold")
+    for row in rows:
+        for place, own in enumerate(row.tables):
+            name, number = escape(row.name) if place == 0 else "", str(place + 1)
+            is_last = place == len(row.tables) - 1
+            if own is None:
+                table.add_row(name, number, *["–"] * 5, end_section=is_last)
+                continue
+            cells = [cell(score, own.metric) for score in (own.text_ceiling, own.cascade, own.ear)]
+            gain = own.difference
+            cells.append(
+                f"{points(gain.value, own.metric)}\n[dim]{points_interval(gain.ci95, own.metric)}[/dim]"
+            )
+            table.add_row(name, number, str(own.n), *cells, end_section=is_last)
+    console.print(table, highlight=False)

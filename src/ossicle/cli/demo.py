@@ -1,0 +1,39 @@
+"""ossicle demo."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ossicle.cli.terminal import program, say_how_to_go_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Distil the embedded LLM in a few minutes on this computer, evaluate it, and ask it something aloud."""
+
+    minutes: float = 4.0
+    """How long to distil."""
+    out: Path = Path("runs/pocket")
+    """Folder of the run; an unfinished run in it goes on."""
+    mic: bool = False
+    """Ask the question at the end through the microphone."""
+
+    def run(self, typed: str) -> int:
+        """Goes through the demo, or says how to go on with it."""
+        from ossicle.demo import run_demo
+        from ossicle.training.trainer import Stopped
+
+        console = Console()
+        try:
+            run_demo(
+                self.out,
+                self.minutes,
+                console,
+                program=program(),
+                command=typed,
+                through_microphone=self.mic,
+            )
+        except Stopped as stop:
+            return say_how_to_go_on(stop, typed)
+        return 0

@@ -1,0 +1,170 @@
+"""ossicle plan."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from ossicle.atomic_io import write_text
+from ossicle.cli.terminal import RecipeFile
+from ossicle.config import Recipe
+
+if TYPE_CHECKING:
+    from ossicle.plan import Estimate
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Say what a run will cost, before any weight is loaded: operations, memory, disk, hours."""
+
+    recipe: Positional[RecipeFile]
+    """What to plan. Any of its settings can be overridden behind it, such as --train.batch-size 64."""
+    settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
+    gpus: int = 1
+    """GPUs that train together."""
+    clip_s: float = 5.0
+    """Seconds of a mean clip."""
+    tokens: float = 14.0
+    """Tokens of a mean transcript."""
+    longest_s: float | None = None
+    """Seconds of the longest clips, which memory is planned for; without it, three times the mean one (the encoder's
+    window where clips are joined)."""
+    clips: int | None = None
+    """Clips in the source; without it, as many as a source that lies here has, or as are learned from."""
+    utilisation: float = 0.4
+    """Share of a GPU's peak that is reached."""
+    frame: int | None = None
+    """Tokens of the chat template around what is said; without it, the tokenizer tells, where it can be read."""
+    json: Path | None = None
+    """File to write all numbers to."""
+
+    def run(self, typed: str) -> int:
+        """Prints the plan."""
+        from ossicle.plan import Assumptions, estimate
+
+        found = estimate(
+            self.settings,
+            Assumptions(
+                n_gpus=self.gpus,
+                clip_s=self.clip_s,
+                n_tokens=self.tokens,
+                longest_s=self.longest_s,
+                n_clips=_clips_here(self.settings) if self.clips is None else self.clips,
+                utilisation=self.utilisation,
+                n_frame=self.frame,
+            ),
+        )
+        if self.json is not None:
+            write_text(self.json, json.dumps(found.table(), indent=1) + "\n")
+        console = Console()
+        show(
+            found, self.settings, Console(width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)
+        )
+        return 0
+
+
+def _clips_here(recipe: Recipe) -> int | None:
+    """How many clips a recipe's sources have, if all of them lie on this computer."""
+    from ossicle.data.open_source import is_here, open_speech
+    from ossicle.errors import OssicleError
+
+    if not all(map(is_here, recipe.data.source)):
+        return None
+    try:
+        return len(open_speech(recipe.data.source, recipe.data.n_clips))
+    except OssicleError:  # training will say what is wrong with them
+        return None
+
+
+def show(found: "Estimate", recipe: Recipe, console: Console) -> None:
+    """The plan as tables that fit 100 columns, then what they assume."""
+    tables = {
+        "Weights": _weights(found),
+        "Operations": _work(found),
+        "Memory of each GPU at the peak of a step, one of the longest clips at a time": _memory(found),
+        "Disk": _disk(found),
+        "Time, and whether it fits": _gpus(found),
+        "Assumed": _assumptions(found),
+    }
+    for number, (title, table) in enumerate(tables.items()):
+        console.print(f"{chr(10) * (number > 0)}[bold]{title}", highlight=False)
+        console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
+    return table
+
+
+def _assumptions(found: "Estimate") -> Table:
+    table = Table.grid(padding=(0, 1))
+    for line in found.assumptions:
+        table.add_row("-", Text(line))
+    return table
+
+
+def _weights(found: "Estimate") -> Table:
+    table = _table("part", "millions")
+    for name, count in found.weights.items():
+        table.add_row(name, f"{count / 1e6:,.1f}")
+    return table
+
+
+def _work(found: "Estimate") -> Table:
+    table = _table("part", "GFLOP a clip", "PFLOP in the run", "share of the run")
+    total = sum(found.run.values())
+    for name, flops in found.clip.items():
+        table.add_row(name, f"{flops / 1e9:,.2f}", _peta(found.run[name]), f"{found.run[name] / total:.1%}")
+    table.add_row("all", f"{sum(found.clip.values()) / 1e9:,.2f}", _peta(total), "100.0%")
+    if found.run_live != total:
+        table.add_row("all, without caches", "", _peta(found.run_live), f"{found.run_live / total:.1%}")
+    return table
+
+
+def _memory(found: "Estimate") -> Table:
+    table = _table("part", "GB")
+    for name, size in {**found.memory, "all": sum(found.memory.values())}.items():
+        table.add_row(name, _giga(size))
+    return table
+
+
+def _disk(found: "Estimate") -> Table:
+    table = _table("what", "GB")
+    for name, size in found.disk.items():
+        table.add_row(name, _giga(size))
+    return table
+
+
+def _gpus(found: "Estimate") -> Table:
+    table = _table("GPU", "GB", "mean clips in a part", "longest clips", "hours", "GPU-hours")
+    for on in found.gpus:
+        table.add_row(
+            on.gpu,
+            f"{on.memory_bytes / 1e9:.0f}",
+            f"{on.n_mean:,}" if on.n_mean else "none fits",
+            f"{on.n_longest:,}" if on.n_longest else "none fits",
+            _hours(on.hours),
+            _hours(on.gpu_hours),
+        )
+    return table
+
+
+def _peta(flops: float) -> str:
+    return f"{flops / 1e15:,.0f}" if flops >= 1e17 else f"{flops / 1e15:,.3g}"
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:,.3f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.2g}"

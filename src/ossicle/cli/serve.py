@@ -1,0 +1,154 @@
+"""ossicle serve."""
+
+import asyncio
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from ossicle.cli.terminal import EarName, say
+from ossicle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ossicle.ear import Ear
+    from ossicle.serving.engine import Engine
+    from ossicle.serving.metrics import Meters
+
+Count = Annotated[int, arg(metavar="N")]
+Address = Annotated[str | None, arg(metavar="URL")]
+KeyFile = Annotated[Path | None, arg(metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Talk to an ear in a browser, or call it like OpenAI."""
+
+    ear: Positional[EarName]
+    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
+    """Where to listen; 0.0.0.0 lets other machines in."""
+    port: Annotated[int, arg(metavar="PORT")] = 8000
+    """The port to listen at."""
+    name: Annotated[str | None, arg(metavar="NAME")] = None
+    """What the model is called; the ear's own name without."""
+    engine: Literal["local", "vllm"] = "local"
+    """Who answers: this computer, or a vLLM elsewhere that serves the ear's LLM with --enable-prompt-embeds."""
+    url: Address = None
+    """Of that vLLM, such as http://host:8000."""
+    remote_model: Annotated[str | None, arg(metavar="NAME")] = None
+    """What the LLM is called there; the first that is served without."""
+    remote_key_file: KeyFile = None
+    """A file with the key that that vLLM wants."""
+    key_file: KeyFile = None
+    """A file with the keys that open this server, one a line; without, it is open to all who can reach it."""
+    allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN")] = ()
+    """Other sites whose pages may call the server, such as https://example.org."""
+    max_rows: Count = 32
+    """Answers that are decoded side by side on this computer."""
+    max_waiting: Count = 128
+    """Requests that may wait beside those; more are told to come back (429)."""
+    max_audio_s: Annotated[float, arg(metavar="SECONDS")] = 600.0
+    """Most sound in a conversation."""
+    max_body_mb: Count = 64
+    """Largest request."""
+
+    def run(self, typed: str) -> int:
+        """Serves until it is stopped."""
+        self.check()
+        import torch
+
+        from ossicle import checkpoint
+        from ossicle.serving import server
+        from ossicle.serving.app import Settings, create_app
+        from ossicle.serving.metrics import Meters
+        from ossicle.serving.request_body import Limits
+
+        settings = Settings(
+            model=self.name or self.ear.rstrip("/"),
+            keys=read_keys(self.key_file),
+            origins=self.allow_origin,
+            max_active=self.max_rows + self.max_waiting,
+            limits=Limits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
+        )
+        # A port that is taken is told before the models are loaded.
+        with server.listen(self.host, self.port) as place:
+            ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
+            meters = Meters()
+            app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
+            # It keeps what it compiled for each length of sound that ever came, and is no faster.
+            torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
+            server.run(server.make(app), place, lambda: self.announce(settings.model, place.getsockname()[1]))
+        return 0
+
+    def make_engine(self, ear: "Ear", meters: "Meters") -> "Engine":
+        """Who answers."""
+        if self.engine == "local":
+            from ossicle.serving.local_engine import LocalEngine
+
+            return LocalEngine(ear, meters, max_rows=self.max_rows)
+        from ossicle.serving.vllm.engine import RemoteEngine
+
+        assert self.url, "checked"
+        key = next(iter(read_keys(self.remote_key_file)), None)
+        connecting = RemoteEngine.connect(ear, meters, url=self.url, model=self.remote_model, api_key=key)
+        return asyncio.run(connecting)
+
+    def check(self) -> None:
+        """Refuses flags that cannot be used.
+
+        Raises:
+            ConfigError: naming the flag and its value
+        """
+        for flag, value in {
+            "--max-rows": self.max_rows,
+            "--max-waiting": self.max_waiting,
+            "--max-audio-s": self.max_audio_s,
+            "--max-body-mb": self.max_body_mb,
+        }.items():
+            if not value > 0:
+                raise ConfigError(f"{flag} is {value}, expected more than 0")
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any that is free")
+        if (self.engine == "vllm") != (self.url is not None):
+            raise ConfigError("--engine vllm and --url belong together: give both, or neither")
+        if self.engine == "local" and (self.remote_model or self.remote_key_file):
+            raise ConfigError("--remote-model and --remote-key-file are for --engine vllm: leave them out")
+
+    def announce(self, model: str, port: int) -> None:
+        """Says where it listens, and to whom."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        Console().print(f"{model} listens: http://{host}:{port}/ (Ctrl-C ends it)", highlight=False)
+        if self.key_file is None and not _is_loopback(self.host):
+            say("whoever reaches this address can use it: --key-file asks for a key")
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """The keys of a file, one a line.
+
+    Raises:
+        ConfigError: a file that cannot be read, or holds none
+    """
+    if file is None:
+        return ()
+    try:
+        keys = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the key file {file} cannot be read ({error})") from error
+    if not keys:
+        raise ConfigError(f"the key file {file} is empty, expected a key on each line")
+    return keys
+
+
+def spoken_in(ear: "Ear") -> str:
+    """The language of transcripts, where the encoder knows only one."""
+    return "unknown" if ear.whisper.is_multilingual else "english"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

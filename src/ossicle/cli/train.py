@@ -1,0 +1,40 @@
+"""ossicle train."""
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from ossicle.cli.terminal import RecipeFile, program, say_how_to_go_on
+from ossicle.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Distil an ear; the same command goes on where it was stopped."""
+
+    recipe: Positional[RecipeFile]
+    """What to distil. Any of its settings can be overridden behind it, such as --train.n-steps 100."""
+    settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
+
+    def run(self, typed: str) -> int:
+        """Trains to the last step, or says how to go on."""
+        from ossicle.training.progress import Progress
+        from ossicle.training.trainer import Stopped, train
+
+        is_first = os.environ.get("RANK", "0") == "0"  # of all processes that torchrun started, one speaks
+        console = Console(quiet=not is_first)
+        try:
+            train(self.settings, Progress(console))
+        except Stopped as stop:
+            return say_how_to_go_on(stop, typed)
+        out = shlex.quote(self.settings.out)
+        console.print(f"The ear is in {self.settings.out}. Next:", highlight=False, markup=False)
+        console.out(
+            f"  {program()} eval {out} --suite FILE.jsonl\n  {program()} chat {out} question.wav",
+            highlight=False,
+        )
+        return 0

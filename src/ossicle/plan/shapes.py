@@ -1,0 +1,179 @@
+"""The three models of an ear as shapes without weights, from their configs alone."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ossicle.backbones.pretrained import embeddings, outline_llm, outline_whisper, read_tokenizer
+from ossicle.chat.template import ChatTemplate
+from ossicle.config import ConnectorSettings, Recipe
+from ossicle.connectors.base import Connector, StackingConnector, new_connector
+from ossicle.connectors.vocabulary_head import SharedTokens
+from ossicle.connectors.vocabulary_overlap import spelled_alike
+from ossicle.ear import Ear
+from ossicle.errors import CheckpointError
+
+ASSUMED_PREFIX, ASSUMED_SUFFIX = 25, 5
+"""Tokens of a chat template before and after what is said, where no tokenizer tells: with a short system prompt."""
+_LONGEST_PROMPT = 4
+"""Of a Whisper: the start, the language, the task and that no times are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Encoder, connector and LLM on the meta device: every operation has its shapes, none is computed."""
+
+    whisper: Any
+    """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
+    llm: Any
+    connector: Connector | StackingConnector
+    n_prefix: int
+    n_suffix: int
+    is_frame_known: bool
+    """Whether the chat template was read, or its length assumed."""
+    shares_prefix: bool = True
+    """Whether the LLM can be read behind a prefix computed once; most can."""
+    picks: bool = True
+    """Whether its last layer can be left out where no states are wanted; most can."""
+
+    @property
+    def encoder(self) -> Any:
+        """What hears."""
+        return self.whisper.model.encoder
+
+    @property
+    def settings(self) -> ConnectorSettings:
+        """Of the connector."""
+        return self.connector.settings
+
+    @property
+    def shared(self) -> SharedTokens | None:
+        """What the connector knows of both vocabularies."""
+        return self.connector.shared if isinstance(self.connector, Connector) else None
+
+    @property
+    def n_prompt(self) -> int:
+        """Rows of the connector's decoder before the first slot."""
+        return self.connector.n_prompt if isinstance(self.connector, Connector) else 0
+
+    @property
+    def d_encoder(self) -> int:
+        """E."""
+        return self.whisper.config.d_model
+
+    @property
+    def d_llm(self) -> int:
+        """D."""
+        return embeddings(self.llm).embedding_dim
+
+    @property
+    def n_vocabulary(self) -> int:
+        """V."""
+        return embeddings(self.llm).num_embeddings
+
+    @property
+    def window_positions(self) -> int:
+        """Encoder positions of the full window."""
+        return self.whisper.config.max_source_positions
+
+    @property
+    def n_frame(self) -> int:
+        """Positions of the LLM's sequence around what is said."""
+        return self.n_prefix + self.n_suffix
+
+
+def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
+    """The shapes of a recipe's models: of each base no more than the config is needed, no weight is read.
+
+    Args:
+        n_frame: tokens of the chat template around what is said; read from the tokenizer, where there is one, if
+            not given
+
+    Raises:
+        CheckpointError: a base that cannot be found or is of the wrong kind
+        ConfigError: connector settings that do not fit the encoder
+    """
+    base = recipe.base
+    try:
+        whisper = outline_whisper(base.encoder, base.encoder_revision)
+        llm = outline_llm(base.llm, base.llm_revision)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (a plan needs nothing but its config.json: a folder with that alone will do, named by"
+            " --base.encoder or --base.llm)"
+        ) from error
+    n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
+    shared, d_llm = _shared(recipe, whisper, llm), embeddings(llm).embedding_dim
+    return Shapes(
+        whisper=whisper,
+        llm=llm,
+        connector=outline_connector(whisper.config, recipe.connector, d_llm, shared),
+        n_prefix=n_prefix,
+        n_suffix=n_suffix,
+        is_frame_known=is_known,
+    )
+
+
+def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
+    """Tokens before and after what is said, and whether a tokenizer told."""
+    if n_frame is not None:
+        n_suffix = min(ASSUMED_SUFFIX, n_frame)
+        return n_frame - n_suffix, n_suffix, False
+    try:
+        frame = ChatTemplate(read_tokenizer(recipe.base.llm, recipe.base.llm_revision), recipe.prompt).frame
+    except CheckpointError:
+        return ASSUMED_PREFIX, ASSUMED_SUFFIX, False
+    return len(frame.prefix), len(frame.suffix), True
+
+
+def shapes_of(ear: Ear) -> Shapes:
+    """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
+    with torch.device("meta"):
+        whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
+        llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
+    frame, d_llm = ear.template.frame, embeddings(llm).embedding_dim
+    shared = ear.connector.shared if isinstance(ear.connector, Connector) else None
+    return Shapes(
+        whisper=whisper.bfloat16().requires_grad_(False).eval(),
+        llm=llm.bfloat16().requires_grad_(False).eval(),
+        connector=outline_connector(whisper.config, ear.settings.connector, d_llm, shared),
+        n_prefix=len(frame.prefix),
+        n_suffix=len(frame.suffix),
+        is_frame_known=True,
+        shares_prefix=ear.reader.shared is not None,
+        picks=ear.reader.picks,
+    )
+
+
+def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
+    """What the connector knows; where no tokenizers tell, all that the smaller vocabulary has."""
+    base, n_rows = recipe.base, embeddings(llm).num_embeddings
+    if not recipe.connector.knows_words:
+        return None
+    try:
+        recogniser = read_tokenizer(base.encoder, base.encoder_revision)
+        tokenizer = read_tokenizer(base.llm, base.llm_revision)
+    except CheckpointError:
+        n_words = min(whisper.config.vocab_size, n_rows)
+    else:
+        n_words = len(spelled_alike(recogniser, tokenizer, n_rows))
+    if not n_words:
+        return None
+    return SharedTokens.outline(
+        n_words=n_words,
+        n_others=whisper.config.vocab_size - n_words,
+        n_prompt=_LONGEST_PROMPT,
+        n_languages=0,
+        d_encoder=whisper.config.d_model,
+        d_llm=embeddings(llm).embedding_dim,
+    )
+
+
+def outline_connector(
+    whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedTokens | None
+) -> Connector | StackingConnector:
+    """A connector's shapes for a Whisper of that config."""
+    with torch.device("meta"):
+        return new_connector(whisper, settings, d_llm, shared).train()

@@ -1,0 +1,89 @@
+"""One answer on its way: its tokens become text, and something ends it; it knows no batch and no network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ossicle.chat.generation import Wording
+from ossicle.chat.sampling import Drawing
+
+Ending = Literal["stop", "length"]
+"""OpenAI's finish_reason: the LLM came to an end or said a stop string; or there was no more room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What a token added to an answer."""
+
+    text: str
+    """May be empty."""
+    ending: Ending | None = None
+
+
+class Answer:
+    """An answer that grows token by token.
+
+    Args:
+        ends: ids that end an answer
+        n_room: most tokens that it may have
+    """
+
+    def __init__(
+        self, drawing: Drawing, wording: Wording, ends: frozenset[int], stop: Sequence[str], n_room: int
+    ) -> None:
+        self.drawing, self.wording, self.ends, self.n_room = drawing, wording, ends, n_room
+        self.told = UntilStop(stop)
+        self.n_tokens = 0
+        """Said so far, the one that ends it included."""
+
+    @property
+    def last_token(self) -> int:
+        """What was said last, of the prompt or the answer."""
+        return self.drawing.ids[-1]
+
+    def grow(self, logits: Float[Tensor, " V"]) -> Piece:
+        """What the next token adds."""
+        token = self.drawing.draw(logits)
+        self.n_tokens += 1
+        text = self.told.add(self.wording.add(token))
+        if not self.told.is_stopped and (token in self.ends or self.n_tokens >= self.n_room):
+            text += self.told.add(self.wording.rest())
+            text += self.told.rest()
+            is_cut = not (self.told.is_stopped or token in self.ends)
+            return Piece(text=text, ending="length" if is_cut else "stop")
+        return Piece(text=text, ending="stop" if self.told.is_stopped else None)
+
+
+class UntilStop:
+    """Text up to the first of some strings, told as soon as it is clear that none of them begins there."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stop = tuple(stop)
+        self.is_stopped = False
+        self._held = ""
+
+    def add(self, text: str) -> str:
+        """What can be told of all that came so far and was not told yet."""
+        if self.is_stopped:
+            return ""
+        held = self._held + text
+        found = [place for stop in self.stop if (place := held.find(stop)) >= 0]
+        if found:
+            self.is_stopped, self._held = True, ""
+            return held[: min(found)]
+        n_open = max((_n_begun(held, stop) for stop in self.stop), default=0)
+        self._held = held[len(held) - n_open :]
+        return held[: len(held) - n_open]
+
+    def rest(self) -> str:
+        """What was held back, when nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _n_begun(text: str, stop: str) -> int:
+    """Letters at the end of a text that a stop string may have begun with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

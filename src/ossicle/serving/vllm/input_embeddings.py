@@ -1,0 +1,24 @@
+"""What the LLM's first layer is given for ids, be the LLM here or elsewhere."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ossicle.backbones.embedding_table import stored_words
+from ossicle.backbones.pretrained import embeddings
+from ossicle.ear import Ear
+
+Words: TypeAlias = Callable[[Sequence[int]], Float[Tensor, "T D"]]
+
+
+def words_of(ear: Ear) -> Words:
+    """The LLM's input embeddings by id: its own where it is here, else those in its files.
+
+    Raises:
+        CheckpointError: an outline of an LLM, in whose files the table is not found
+    """
+    if not embeddings(ear.llm).weight.is_meta:
+        return lambda ids: ear.embed(ids)
+    return stored_words(ear.llm, ear.settings.base.llm, ear.settings.base.llm_revision)

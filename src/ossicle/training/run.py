@@ -1,0 +1,214 @@
+"""One distillation while it goes on: the ear, its examples and all that has to be there before the first step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ossicle import checkpoint
+from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
+from ossicle.data.dataset import Speech
+from ossicle.data.open_source import open_speech
+from ossicle.data.sampler import BatchSampler, Draw
+from ossicle.data.transcript import TEXT_RULE
+from ossicle.ear import Ear, EarSettings
+from ossicle.plan import CostModel, PartMemory, cost_model, peak_flops, shapes_of
+from ossicle.training.batch import Examples, Made, Portion, new_portion
+from ossicle.training.cache.feature_cache import keep_features
+from ossicle.training.cache.tensor_cache import StateCache
+from ossicle.training.distributed import Ranks, ranks
+from ossicle.training.memory_probe import in_parts, settled_budget
+from ossicle.training.optimizer import new_optimizer
+from ossicle.training.progress import Progress
+from ossicle.training.resume import check_origin
+from ossicle.training.sharding import place_llm, shard_encoder
+from ossicle.training.teacher import Teacher, open_teacher_cache, teacher_fingerprint, unrounded
+
+_PIECE = 32
+"""Clips that a worker process makes at a time."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank learns from in a step."""
+
+    portions: list[Portion]
+    """The parts that it is run in, one after the other."""
+    skipped: dict[str, str]
+    """Rows that could not be used, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a step needs."""
+
+    recipe: Recipe
+    ear: Ear
+    learner: nn.Module
+    """The connector, in what averages its gradients over the ranks where there are several."""
+    examples: Examples
+    teacher: Teacher
+    optimizer: torch.optim.Optimizer
+    sampler: BatchSampler
+    ranks: Ranks
+    costs: CostModel
+    """What clips cost, by their lengths."""
+    memory: PartMemory
+    """What a part of a batch takes, by its clips' lengths."""
+    budget: float = math.inf
+    """Predicted bytes to a part."""
+    peak_flops: float | None
+    """Floating-point operations a second that the device could do, if that is known of it."""
+    bases: dict[str, str]
+    """Fingerprints of the frozen models as they lie on disk, before they were sharded or rounded."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.recipe.out)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
+        return {**self.bases, "speech": self.examples.speech.fingerprint}
+
+    def pieces(self, step: int) -> list[list[Draw]]:
+        """This rank's share of a step's batch, in the pieces that clips are made in; there may be none.
+
+        Every rank has clips of all lengths.
+        """
+        mine = self.sampler[step][self.ranks.rank :: self.ranks.n_ranks]
+        return [mine[first : first + _PIECE] for first in range(0, len(mine), _PIECE)]
+
+    def pieces_from(self, step: int) -> Iterator[list[Draw]]:
+        """The pieces of this step and all that are left."""
+        for number in range(step, self.recipe.train.n_steps):
+            yield from self.pieces(number)
+
+    def share(self, made: Sequence[Made]) -> Share:
+        """What was made for a step, in the parts that it is run in; all ranks have as many, some may be empty."""
+        clips = [clip for piece in made for clip in piece.clips]
+        portions = [new_portion(part) for part in in_parts(clips, self.memory, self.budget)]
+        n_parts = max(self.ranks.gather(len(portions)))
+        portions += [new_portion([])] * (n_parts - len(portions))
+        if self.ear.device.type == "cuda":
+            portions = [portion.pin_memory() for portion in portions]
+        skipped = {name: reason for piece in made for name, reason in piece.skipped.items()}
+        return Share(portions=portions, skipped=skipped)
+
+
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
+    """Loads the bases and the speech, and encodes it if features are kept.
+
+    Raises:
+        CheckpointError: a base or an ear to start from that cannot be used
+        CacheError: stored states of something else, or damaged ones
+        DataError: speech that cannot be used
+    """
+    progress, others = progress or Progress(), ranks()
+    with others.together():
+        speech = open_speech(recipe.data.source, recipe.data.n_clips)
+        torch.manual_seed(recipe.train.seed)
+        ear = Ear.new(
+            EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector),
+            llm_bits=recipe.train.llm_bits,
+            on_host=others.are_many and recipe.train.frozen != "replicated",
+        )
+    with others.together():  # a rounded LLM is read once more for its fingerprint: by one rank
+        own = _fingerprints(ear, recipe) if others.is_first else {}
+    bases = others.gather(own)[0]
+    with others.together():
+        check_origin(Path(recipe.out), {**bases, "speech": speech.fingerprint})
+        examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
+        read = _stored_readings(recipe, ear, bases)
+        if recipe.train.start is not None:
+            checkpoint.start_from(ear, recipe.train.start, bases)
+    is_sharded = place_llm(ear, recipe.train.frozen, others)
+    with others.together():  # how the LLM can be read is found out on its own device
+        shapes = shapes_of(ear)
+        costs = cost_model(recipe, shapes)
+    if recipe.data.feature_cache is not None:
+        try:
+            examples.kept = keep_features(
+                ear,
+                examples,
+                Path(recipe.data.feature_cache),
+                bases["encoder"],
+                others,
+                announce=progress.say,
+                progress=progress.preparing,
+            )
+        finally:
+            progress.close()
+    if is_sharded:
+        shard_encoder(ear, others)
+    run = Run(
+        recipe=recipe,
+        ear=ear,
+        learner=_learner(ear.connector, recipe.connector, recipe.objective, others),
+        examples=examples,
+        teacher=Teacher(ear, recipe.objective, read, reads_together=is_sharded),
+        optimizer=new_optimizer(ear.connector, recipe.train),
+        sampler=new_sampler(speech, recipe),
+        ranks=others,
+        costs=costs,
+        memory=PartMemory.of(shapes, costs),
+        peak_flops=peak_flops(torch.cuda.get_device_name(ear.device)) if ear.device.type == "cuda" else None,
+        bases=bases,
+    )
+    return replace(run, budget=settled_budget(run))
+
+
+def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
+    """Of the bases as they lie on disk."""
+    llm = unrounded(ear.llm, recipe, ear.device)
+    return checkpoint.fingerprints(ear.whisper, llm, ear.tokenizer)
+
+
+def _stored_readings(recipe: Recipe, ear: Ear, bases: dict[str, str]) -> StateCache | None:
+    if recipe.data.teacher_cache is None:
+        return None
+    fingerprint = teacher_fingerprint(bases, ear, TEXT_RULE, llm_bits=recipe.train.llm_bits)
+    return open_teacher_cache(recipe.data.teacher_cache, fingerprint, recipe.objective)
+
+
+def new_sampler(speech: Speech, recipe: Recipe) -> BatchSampler:
+    """The order in which a recipe learns a speech."""
+    return BatchSampler(
+        speech.lengths,
+        recipe.train.batch_size,
+        recipe.train.seed,
+        sections=speech.sections,
+        is_sequential=speech.is_sequential,
+    )
+
+
+def _learner(
+    connector: nn.Module, settings: ConnectorSettings, objective: ObjectiveSettings, others: Ranks
+) -> nn.Module:
+    if not others.are_many:
+        return connector
+    for name in _idle_parts(settings, objective):  # ranks would wait for their gradients for ever
+        connector.get_submodule(name).requires_grad_(False)
+    # Of what is frozen all ranks have the same: it is not sent with every step.
+    frozen = [name for name, _ in connector.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(connector, frozen)
+    return DistributedDataParallel(connector)
+
+
+def _idle_parts(settings: ConnectorSettings, objective: ObjectiveSettings) -> tuple[str, ...]:
+    """What of a connector nothing is learned by, as the only term that teaches it has no weight."""
+    if settings.learns_end and not objective.end_weight:
+        return ("end_head",)
+    if settings.form == "anchored" and not objective.asr_weight:
+        return ("spotter.is_spoken", "spotter.token")
+    return ()
+
+
+def with_steps(run: Run, n_steps: int) -> Run:
+    """The same run, for another number of steps."""
+    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, n_steps=n_steps)))

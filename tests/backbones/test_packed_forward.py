@@ -1,0 +1,253 @@
+"""The LLM behind a shared prefix, several texts to a row, its last layer where states are wanted: always the plain
+LLM's numbers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny_families import FAMILIES, tiny_llm
+from support.tiny_models import tiny_llama
+from torch import Tensor
+
+from ossicle.backbones.packed_forward import ROW, Reader, SharedPrefix, _laid_out
+from ossicle.backbones.pretrained import _language_part, embed, layers_of
+
+PREFIX = list(range(3, 12))
+LENGTHS = (5, 9, 3, 17, 30, 8, 8, 12, 40, 1)
+N_LAST = (2, 3, 1, 5, 2, 8, 1, 4, 7, 1)
+RTOL = 1e-5
+"""Of the norm: float32 sums in another order."""
+PICKS = {family: family != "gpt2" for family in FAMILIES}
+"""GPT-2 puts its last layer's states back into the shape of its inputs."""
+
+
+def reader(llm: Any, window: int | None = 128) -> Reader:
+    """Tiny families that look back through a window get one as wide as is said."""
+    llm = _language_part(llm)
+    if getattr(llm.config, "sliding_window", None):
+        llm.config.sliding_window = window
+    return Reader(llm, PREFIX)
+
+
+def a_table(llm: Any) -> Tensor:
+    torch.manual_seed(0)
+    table = embed(llm, torch.randint(0, 40, (200,))).clone()
+    return (table + 0.1 * torch.randn_like(table)).requires_grad_()
+
+
+def some_texts() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 200, n) for n in LENGTHS]
+
+
+def read(way: Callable[..., Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that are wanted, and the gradient of a loss that looks at all of them."""
+    states = way(table, some_texts(), N_LAST)
+    wanted = torch.cat([states[row, -n:] for row, n in enumerate(N_LAST)])
+    torch.manual_seed(1)
+    loss = (wanted * torch.randn_like(wanted)).sum()
+    (gradient,) = torch.autograd.grad(loss, table)
+    return wanted.detach(), gradient
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= RTOL * other.norm()
+
+
+@pytest.mark.parametrize("picks", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_gives_the_plain_llm_s_states_and_gradients(family: str, picks: bool) -> None:
+    made = reader(tiny_llm(family)[0])
+    assert made.shared is not None
+    assert made.picks == PICKS[family]
+    table = a_table(made.llm)
+    plain = read(lambda *args: made.read(*args, None, picks=False), table)
+    if picks <= made.picks:
+        assert_same(read(lambda *args: made.read(*args, made.shared, picks=picks), table), plain)
+    assert_same(read(made.last_states, table), plain)
+
+
+def test_the_plain_way_is_the_llm_s_own() -> None:
+    made = reader(tiny_llama())
+    table, texts = a_table(made.llm), some_texts()
+    states = made.read(table, texts, N_LAST, None, picks=False)
+    for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
+        whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
+        own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
+        torch.testing.assert_close(states[row, -n:], own[0, -n:])
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_what_a_narrow_window_hides_stays_hidden(family: str) -> None:
+    """Where the LLM looks back eight positions, the prefix is read along with each text."""
+    made = reader(tiny_llm(family)[0], window=8)
+    assert made.shared is None
+    table, texts = a_table(made.llm), some_texts()
+    states = made.last_states(table, texts, N_LAST)
+    for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
+        whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
+        own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
+        torch.testing.assert_close(states[row, -n:], own[0, -n:])
+
+
+def test_a_text_beyond_the_window_is_read_plainly() -> None:
+    made = reader(tiny_llm("mistral")[0], window=ROW + len(PREFIX))
+    assert made.shared is not None
+    table = a_table(made.llm)
+    text = np.arange(ROW + 20)
+    states = made.last_states(table, [text], [3])
+    whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
+    torch.testing.assert_close(states, made.llm.base_model(inputs_embeds=whole).last_hidden_state[:, -3:])
+
+
+def test_an_llm_that_asks_no_cache_for_keys_is_read_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = reader(tiny_llama())
+    own = type(made.llm.base_model).forward
+
+    def forgetful(self: Any, past_key_values: Any = None, position_ids: Any = None, **given: Any) -> Any:
+        return own(self, **given)
+
+    expected = read(lambda *args: made.read(*args, None, picks=False), a_table(made.llm))
+    monkeypatch.setattr(type(made.llm.base_model), "forward", forgetful)
+    assert made.shared is None
+    assert not made.picks
+    assert_same(read(made.last_states, a_table(made.llm)), expected)
+
+
+def test_without_a_prefix_there_is_nothing_to_share() -> None:
+    made = Reader(tiny_llama(), [])
+    assert made.shared is None
+    table, texts = a_table(made.llm), some_texts()
+    states = made.last_states(table, texts, N_LAST)
+    own = made.llm.base_model(inputs_embeds=table[texts[3]][None]).last_hidden_state
+    torch.testing.assert_close(states[3, -5:], own[0, -5:])
+
+
+def passed_by(module: Any) -> list[int]:
+    """How many positions pass a module each time."""
+    passed: list[int] = []
+    module.register_forward_hook(lambda module, args, out: passed.append(math.prod(args[0].shape[:-1])))
+    return passed
+
+
+def test_the_prefix_is_computed_once_and_short_texts_are_not_padded_to_the_longest() -> None:
+    made = reader(tiny_llama())
+    assert made.picks
+    first, last = (passed_by(layers_of(made.llm)[at].mlp) for at in (0, -1))
+    made.last_states(a_table(made.llm), some_texts(), N_LAST)
+    assert sum(LENGTHS) <= sum(first) < 1.2 * sum(LENGTHS) < len(LENGTHS) * max(LENGTHS)
+    assert len(first) == len(last) == 1
+    assert sum(N_LAST) <= sum(last) < sum(first) / 2
+
+
+def test_what_stands_in_a_row_is_blind_to_its_neighbours() -> None:
+    made = reader(tiny_llama())
+    table = a_table(made.llm).detach()
+    texts = [np.arange(5), np.arange(5, 12), np.arange(12, 15)]
+    whole = made.last_states(table, texts, [5, 7, 3])
+    changed = table.clone()
+    changed[5:12] = 100 * torch.randn_like(changed[5:12])
+    other = made.last_states(changed, texts, [5, 7, 3])
+    assert torch.equal(whole[[0, 2], -3:], other[[0, 2], -3:])
+    assert not torch.isclose(whole[1], other[1]).all(1).any()
+
+
+def test_the_llm_is_left_as_it_was_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = reader(tiny_llama())
+    assert made.picks
+    last = layers_of(made.llm)[-1]
+    made.last_states(a_table(made.llm), some_texts(), N_LAST)
+    assert "forward" not in vars(last)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(last.mlp, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        made.last_states(a_table(made.llm), some_texts(), N_LAST)
+    assert "forward" not in vars(last)
+    assert not made.llm.training
+
+
+def test_bfloat16_and_autocast() -> None:
+    """It computes in its own type, also within a block that would have others compute in bfloat16."""
+    made = reader(tiny_llama())
+    table = a_table(made.llm)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(
+            reader(tiny_llama()).last_states(table, some_texts(), N_LAST),
+            made.last_states(table, some_texts(), N_LAST),
+        )
+    half = reader(tiny_llama().bfloat16())
+    assert half.picks
+    table = table.detach().bfloat16()
+    plain = half.read(table, some_texts(), N_LAST, None, picks=False)[3, -5:]
+    found = half.last_states(table, some_texts(), N_LAST)[3, -5:]
+    assert torch.cosine_similarity(found.float(), plain.float(), dim=-1).min() > 0.99
+
+
+def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
+    llm = tiny_llama()
+    shared = SharedPrefix.of(llm, PREFIX)
+    copied = shared.copied(3)
+    ids = torch.arange(6).view(3, 2)
+    place = torch.arange(len(PREFIX), len(PREFIX) + 2).expand(3, -1)
+    read = llm.base_model(
+        inputs_embeds=embed(llm, ids), past_key_values=copied, position_ids=place, use_cache=True
+    )
+    whole = torch.cat([torch.tensor(PREFIX).expand(3, -1), ids], dim=1)
+    own = llm.base_model(input_ids=whole).last_hidden_state[:, -2:]
+    torch.testing.assert_close(read.last_hidden_state, own)
+    assert copied.get_seq_length() == len(PREFIX) + 2
+    assert shared.get_seq_length() == len(PREFIX)
+
+
+# Layouts
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=30),
+    st.sampled_from([0, ROW]),
+)
+def test_every_position_stands_somewhere_once(sizes: list[tuple[int, int]], row: int) -> None:
+    lengths = [n for n, _ in sizes]
+    n_last = [min(n, last) for n, last in sizes]
+    starts = np.cumsum([0, *lengths])
+    texts = [np.arange(n) + start for n, start in zip(lengths, starts, strict=False)]
+    made = _laid_out(texts, n_last, row)
+    is_there = made.text >= 0
+    assert sorted(made.index[is_there]) == list(range(sum(lengths)))
+    assert made.shape[1] <= max(max(lengths), row and 2 * row)
+    assert row or len(texts) == made.shape[0]
+    n_wanted = made.wanted.shape[1]
+    for number, text in enumerate(texts):
+        at = np.argwhere(made.text == number)
+        assert len(set(at[:, 0])) == 1  # a row holds a text whole, in its order and without gaps
+        assert (np.diff(at[:, 1]) == 1).all()
+        assert (made.index[at[:, 0], at[:, 1]] == text).all()
+        assert (made.place[at[:, 0], at[:, 1]] == np.arange(len(text))).all()
+        found = made.found[number, -n_last[number] :]
+        own = made.wanted[found // n_wanted, found % n_wanted]
+        assert (own == at[-n_last[number] :, 1]).all()
+        assert (found // n_wanted == at[0, 0]).all()
+
+
+def test_little_of_the_rows_is_padding() -> None:
+    def shape(*lengths: int) -> tuple[int, int]:
+        return _laid_out([np.arange(n) for n in lengths], [1] * len(lengths), ROW).shape
+
+    assert shape(8, 8, 8) == (1, 24)
+    assert shape(*[19] * 8) == (2, 76)  # four to a row, where three would leave holes
+    assert shape(200, 150) == (2, 200)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(8, 40, 64).tolist()
+    n_rows, length = shape(*lengths)
+    assert sum(lengths) <= n_rows * length < 1.05 * sum(lengths)
+    assert length <= 3 * ROW // 2

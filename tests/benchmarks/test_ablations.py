@@ -1,0 +1,412 @@
+"""The ablations at toy size: what each arm changes, that runs go on, what is measured, and what is told of it."""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ossicle import checkpoint
+from ossicle.config import ConnectorSettings
+from ossicle.ear import Ear, EarSettings
+from ossicle.errors import ConfigError
+from ossicle.evaluation import Item, load_suite
+from ossicle.settings_io import to_table
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str) -> Any:
+    """A benchmark as a module; they import each other by name, as scripts of one folder do."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+# Arms
+
+RIGHT = {"connector.form": "right", "connector.n_queries": 64, "objective.hidden_positions": "suffix"}
+NO_INPUT = {
+    "objective.align_weight": 0.0,
+    "objective.token_ce_weight": 0.0,
+    "objective.align_only_ratio": 0.0,
+}
+KL = {"objective.hidden_weight": 0.0, "objective.kl_weight": 0.1}
+COMMAS = {"data.source": ["commas.parquet"], "data.feature_cache": "features-punctuated"}
+FULL = {"base.encoder_window": "full", "data.feature_cache": "features-full"}
+ONE_BY_ONE = {"connector.form": "autoregressive", "train.peak_lr": 7e-4}
+KNOWING = ONE_BY_ONE | {"objective.token_ce_weight": 0.0, "train.peak_lr": 2e-4}
+CHANGES: dict[str, dict[str, Any]] = {
+    "anchored": {},
+    "hidden only": NO_INPUT,
+    "alignment only": {"objective.hidden_weight": 0.0},
+    "KL only": NO_INPUT | KL,
+    "KL in place of hidden": KL,
+    "no naming": {"objective.token_ce_weight": 0.0},
+    "first 8 answer positions": {"objective.n_response_tokens": 8},
+    "hidden at last": {"objective.hidden_positions": "last"},
+    "hidden at suffix": {"objective.hidden_positions": "suffix"},
+    "random init": {"connector.init": "random"},
+    "stacking MLP": {
+        "connector.form": "stack",
+        "connector.n_stacked": 6,
+        "objective.hidden_positions": "suffix",
+    },
+    "4 layers": {"connector.n_layers": 4},
+    "2 layers": {"connector.n_layers": 2},
+    "autoregressive": KNOWING,
+    "autoregressive, random init": ONE_BY_ONE | {"connector.init": "random"},
+    "left": {"connector.form": "left"},
+    "right": RIGHT,
+    "published": RIGHT
+    | FULL
+    | {
+        "objective.hidden_positions": "last",
+        "objective.token_ce_weight": 0.0,
+        "objective.align_only_ratio": 0.0,
+    },
+    "anchored, full window": FULL,
+    "30 % of the speech": {"data.n_clips": 3210},
+    "10 % of the speech": {"data.n_clips": 1070},
+    "anchored, punctuated": COMMAS,
+    "autoregressive, punctuated": COMMAS | KNOWING,
+    "left, punctuated": COMMAS | {"connector.form": "left"},
+    "right, punctuated": COMMAS | RIGHT,
+}
+"""What each arm's recipe has that the base has not, but for the run's own folder."""
+
+
+@pytest.fixture
+def arms(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The arms, without a table of speech made for those with commas."""
+    module = script("arms")
+    monkeypatch.setattr(module, "punctuated_speech", lambda out: out / "commas.parquet")
+    monkeypatch.setattr(module.pq, "read_metadata", lambda path: type("Footer", (), {"num_rows": 10_700}))
+    return module
+
+
+def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return found
+
+
+def test_an_arm_changes_what_its_name_says(arms: Any) -> None:
+    assert list(arms.ARMS) == list(CHANGES)
+    base = flat(to_table(arms.recipe_of(arms.ARMS["anchored"], 1, 30, Path())))
+    assert (base["train.seed"], base["train.n_steps"], base["objective.align_only_ratio"]) == (1, 30, 0.5)
+    folders = set()
+    for name, arm in arms.ARMS.items():
+        settings = flat(to_table(arms.recipe_of(arm, 1, 30, Path())))
+        folders.add(settings.pop("out"))
+        assert {key: value for key, value in settings.items() if value != base.get(key)} == CHANGES[name]
+        assert set(base) - set(settings) <= {"out"}
+    assert len(folders) == len(arms.ARMS)
+
+
+def test_commas_are_drawn_from_the_row_and_change_nothing_else(arms: Any) -> None:
+    text = "seven is sound minus guitar quickly and sweet"
+    texts = {arms.punctuated(text, f"{row:05}") for row in range(50)}
+    assert len(texts) > 20
+    assert {made.replace(",", "") for made in texts} == {text}
+    assert not any(made.endswith(",") for made in texts)
+    share = sum(made.count(",") for made in texts) / sum(made.count(" ") for made in texts)
+    assert 0.2 < share < 0.45
+    assert arms.punctuated(text, "00007") == arms.punctuated(text, "00007")
+
+
+# Runs
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The ablations with two steps on a few clips, and two questions of the suite."""
+    ablations, measures = script("ablations"), script("measures")
+    recipe_of, clips_of, items = ablations.recipe_of, ablations.training_clips, load_suite("pocket")
+
+    def shrunk(arm: Any, seed: int, n_steps: int, out: Path) -> Any:
+        recipe = recipe_of(arm, seed, n_steps, out)
+        return replace(
+            recipe,
+            data=replace(recipe.data, n_clips=12),
+            train=replace(recipe.train, batch_size=4),
+        )
+
+    monkeypatch.setattr(ablations, "recipe_of", shrunk)
+    monkeypatch.setattr(ablations, "training_clips", lambda: clips_of(4))
+    monkeypatch.setattr(measures, "load_suite", lambda name: (items[0], items[-1]))
+    monkeypatch.setattr(measures, "MAX_ANSWER", 3)
+    return ablations
+
+
+def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--out", str(tmp_path), "--steps", "2", "--seeds", "0", "--only", "anchored"]
+    first = small.main([*flags, "right", "--json", str(tmp_path / "found.json")])
+    said = capsys.readouterr().out
+    assert json.loads(said.splitlines()[-1]) == json.loads((tmp_path / "found.json").read_text())
+    assert first["failed"] == {}
+    base, right = (first["arms"][name]["mean"] for name in ("anchored", "right"))
+    assert {
+        "ear",
+        "tokens named",
+        "KL",
+        "L2",
+        "cosine",
+        "top-1",
+        "ear, in noise",
+    } <= right.keys() & base.keys()
+    assert base.keys() - right.keys() == {"length right", "length right, in noise"}
+    assert right["training TFLOP"] > 2 * base["training TFLOP"] > 0
+    assert base["KL"] > 1
+    assert base["L2"] > 0
+    assert (base["cascade"], base["text"]) == (right["cascade"], right["text"])
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(small, "train", forbidden)
+    monkeypatch.setattr(small, "naming", lambda *_: {"tokens named": 0.25})
+    assert small.main([*flags, "right"])["arms"] == first["arms"]
+    again = small.main([*flags, "left", "--measure-again"])
+    assert again["arms"]["anchored"]["mean"]["tokens named"] == 0.25
+    assert again["arms"]["right"] | {"minus_base": {}} == first["arms"]["right"] | {"minus_base": {}}
+    assert "left" not in again["arms"]
+    other = small.main([*flags[:2], "--steps", "3", *flags[4:]])
+    assert "another recipe" in other["failed"]["anchored, seed 0"]
+    monkeypatch.setattr(small, "run_all", lambda bench, arms, *_, **__: dict.fromkeys(arms, "asked for"))
+    assert small.main([*flags, "--show"])["failed"] == {}
+
+
+def test_what_a_file_of_results_holds_is_not_run_again(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+    monkeypatch.setattr(small.Bench, "train", lambda _, arm, seed: trained.append((arm.name, seed)))
+    monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
+    kept = tmp_path / "kept.json"
+    runs = {"0": {"ear": 0.25, "training TFLOP": 1.0}}
+    kept.write_text(json.dumps({"n_steps": 2, "arms": {"anchored": {"runs": runs}}}))
+    flags = [
+        "--out",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+        "1",
+        "--only",
+        "anchored",
+        "left",
+        "--json",
+        str(kept),
+    ]
+    found = small.main([*flags, "--steps", "2"])
+    assert trained == [("left", 0), ("anchored", 1), ("left", 1)]
+    assert found["arms"]["anchored"]["runs"] == runs
+    assert json.loads(kept.read_text()) == found
+    with pytest.raises(ConfigError, match="holds runs of 2 steps, expected 3"):
+        small.main([*flags, "--steps", "3"])
+    kept.write_text("[]")
+    with pytest.raises(ConfigError, match="holds no results of this benchmark"):
+        small.main([*flags, "--steps", "2"])
+
+
+def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(recipe: Any) -> None:
+        if recipe.connector.form == "left":
+            raise ConfigError("no such thing")
+
+    monkeypatch.setattr(small, "train", train)
+    monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
+    found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "left", "anchored"])
+    assert found["failed"] == {"left, seed 0": "no such thing", "left, seed 1": "no such thing"}
+
+
+# Measures
+
+
+TEXTS = ("where is sweden", "what does the dog say", "how many legs does a duck have")
+
+
+class Knowing(Ear):
+    """Hears the embeddings of what is said, by the length of the sound, behind some slots of noise."""
+
+    texts = TEXTS
+    n_noise = 0
+    n_lost = 0
+
+    def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+        heard = []
+        for sound in sounds:
+            ids = list(self.template.split(self.texts[len(sound) // 1_000 - 1]).text)
+            noise = torch.randn(self.n_noise, 192, generator=torch.Generator().manual_seed(0))
+            heard.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
+        return heard
+
+
+def knowing(form: Any, *, n_noise: int = 0, n_lost: int = 0) -> Knowing:
+    ear = Knowing.new(EarSettings(connector=ConnectorSettings(form=form, n_queries=40)), "cpu")
+    assert isinstance(ear, Knowing)
+    ear.n_noise, ear.n_lost = n_noise, n_lost
+    return ear
+
+
+def items() -> list[Item]:
+    return [
+        Item(id=str(n), audio=np.full(1_000 * (n + 1), 0.1, np.float32), text=text, instruction=instruction)
+        for n, (text, instruction) in enumerate(zip(TEXTS, (None, "Answer in Spanish.", None), strict=True))
+    ]
+
+
+@pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
+def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, n_noise: int) -> None:
+    measures, ear = script("measures"), knowing(form, n_noise=n_noise)
+    found = measures.naming(ear, items())
+    assert found.pop("length right", 1.0) == 1.0
+    assert found == {"tokens named": 1.0, "errors per token": 0.0}
+    spoken = measures.Spoken(audio=[item.audio for item in items()] * 20, texts=[*TEXTS] * 20)
+    slots = measures.by_slot(ear, spoken)
+    longest = max(len(ids) for ids in measures.token_ids(ear, TEXTS))
+    for side in ("from the start", "from the end"):
+        assert slots[side][:longest] == pytest.approx([0.0] * longest)
+        assert slots[side][longest:] == [None] * (16 - longest)
+
+
+@pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
+def test_commas_that_nobody_speaks_do_not_count(
+    form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measures, ear = script("measures"), knowing(form, n_noise=n_noise)
+    monkeypatch.setattr(Knowing, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
+    found = measures.naming(ear, items())
+    assert found.pop("length right", 1.0) == 1.0
+    assert found == {"tokens named": 1.0, "errors per token": 0.0}
+
+
+def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
+    measures, ear = script("measures"), knowing("left", n_lost=1)
+    n_tokens = sum(len(ids) for ids in measures.token_ids(ear, TEXTS))
+    found = measures.naming(ear, items())
+    assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
+    assert found["errors per token"] == pytest.approx(3 / n_tokens)
+    assert found["length right"] == 0.0
+
+
+def test_noise_belongs_to_the_question() -> None:
+    measures = script("measures")
+    tone = np.sin(np.arange(8_000) / 9).astype(np.float32)
+    one, same, other = (
+        measures.in_noise(Item(id=i, audio=tone, text="a"))[0] for i in ("0001", "0001", "0002")
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert np.square(one - tone).mean() == pytest.approx(np.square(tone).mean() / 10, rel=0.05)
+
+
+def test_cost_is_summed_from_what_a_run_logged(tmp_path: Path) -> None:
+    rows = [
+        {"step": 10, "tflops": 2.0, "clips_per_s": 4.0},
+        {"step": 15, "tflops": 3.0, "clips_per_s": 5.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert script("measures").cost(tmp_path, 8) == {
+        "training TFLOP": 2 / 4 * 80 + 3 / 5 * 40,
+        "seconds trained": 80 / 4 + 40 / 5,
+    }
+
+
+# What is told
+
+
+def invented() -> dict[str, dict[int, dict[str, Any]]]:
+    def run(right: float, named: float) -> dict[str, Any]:
+        noisy = {"ear, in noise": right / 2, "tokens named, in noise": named - 0.1}
+        slots = {side: [0.5] * 8 + [None] * 8 for side in ("from the start", "from the end")}
+        return {"ear": right, "tokens named": named, "training TFLOP": 12.0, "by slot": slots} | noisy
+
+    return {
+        "anchored": {0: run(0.2, 0.6), 1: run(0.3, 0.7)},
+        "left": {1: run(0.1, 0.5), 2: run(0.9, 0.9)},
+        "anchored, punctuated": {0: run(0.1, 0.55)},
+    }
+
+
+def test_differences_are_taken_over_the_seeds_of_both() -> None:
+    results = script("ablation_results")
+    found = results.result(invented(), 1_000, {})
+    base, left = found["arms"]["anchored"], found["arms"]["left"]
+    assert base["mean"]["ear"] == pytest.approx(0.25)
+    assert base["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
+    assert left["minus_base"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}
+    falls = found["falls"]
+    assert falls["anchored: in noise"]["ear"]["mean"] == pytest.approx(-0.125)
+    assert falls["anchored: punctuated"]["tokens named"] == {
+        "mean": pytest.approx(-0.05),
+        "spread": None,
+        "n": 1,
+    }
+    assert falls.keys() == {"anchored: in noise", "left: in noise", "anchored: punctuated"}
+    said = "\n".join(results.tables(found))
+    assert "25.0 ±7.1" in said
+    assert "-20.0 (n 1)" in said
+    assert results.tables(results.result({}, 1_000, {}))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(0, 1), max_size=40), st.floats(0.001, 0.2))
+def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: float) -> None:
+    places = script("labels").apart(wanted, gap, 0.0, 1.0)
+    room = min(gap, 1.0 / max(1, len(wanted) - 1))
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
+    ordered = [places[number] for number in order]
+    assert all(b - a >= room * (1 - 1e-6) for a, b in pairwise(ordered))
+    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
+
+
+def test_labels_that_are_apart_stay_where_they_are() -> None:
+    apart = script("labels").apart
+    assert apart([0.9, 0.1, 0.5], 0.1, 0.0, 1.0) == [0.9, 0.1, 0.5]
+    assert apart([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
+
+
+def test_pictures_are_refused_before_training_where_nothing_can_draw(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delitem(sys.modules, "ablation_plots", raising=False)
+    with pytest.raises(ConfigError, match="pip install matplotlib"):
+        small.main(["--out", str(tmp_path / "runs"), "--plot", str(tmp_path / "a.png")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pictures_are_drawn_of_whatever_is_there(tmp_path: Path) -> None:
+    found = script("ablation_results").result(invented(), 1_000, {})
+    for path in script("ablation_plots").draw(found, tmp_path / "found.png"):
+        assert path.stat().st_size > 10_000
+    empty = script("ablation_results").result({}, 1_000, {})
+    assert all(path.exists() for path in script("ablation_plots").draw(empty, tmp_path / "empty.png"))
+
+
+def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(arms: Any, tmp_path: Path) -> None:
+    folder = arms.run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
+    assert folder == tmp_path / "30-percent-of-the-speech-2"
+    (folder / checkpoint.RUN_EAR).mkdir(parents=True)
+    bench = script("ablations").Bench(tmp_path, 10, {})
+    assert bench.is_trained(arms.ARMS["30 % of the speech"], 2)
+    assert not bench.is_trained(arms.ARMS["30 % of the speech"], 1)

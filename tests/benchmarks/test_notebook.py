@@ -1,0 +1,187 @@
+"""The notebook that tests the method's claim: it runs, what is kept of it is whole, and its mathematics are right."""
+
+import copy
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nbclient import NotebookClient
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+FULL = "QUICK = False"
+MOST_BYTES = 1_500_000
+QUICK_TIMEOUT_S = 200
+"""For all of it on a busy machine; it takes some 30 s on a free one."""
+
+
+def module(name: str) -> Any:
+    """A module beside the notebook; they import each other by name, as the notebook does."""
+    if str(NOTEBOOKS) not in sys.path:
+        sys.path.append(str(NOTEBOOKS))
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def heads() -> Any:
+    return module("heads")
+
+
+@pytest.fixture(scope="module")
+def stored() -> Any:
+    return nbformat.read(NOTEBOOKS / "l2_and_kl.ipynb", as_version=4)
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# The notebook
+
+
+def test_it_runs(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    quick = copy.deepcopy(stored)
+    assert FULL in quick.cells[1].source
+    quick.cells[1].source = quick.cells[1].source.replace(FULL, "QUICK = True")
+    NotebookClient(
+        quick,
+        timeout=QUICK_TIMEOUT_S,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+    ).execute()
+    assert n_plots(quick) == n_plots(stored) > 0
+
+
+def n_plots(notebook: Any) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_what_is_kept_is_a_full_run_from_top_to_bottom(stored: Any) -> None:
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert FULL in code[0].source
+    assert not [output for output in outputs(stored) if output.output_type == "error"]
+    assert (NOTEBOOKS / "l2_and_kl.ipynb").stat().st_size < MOST_BYTES
+
+
+def test_every_number_of_the_conclusion_is_in_an_output(stored: Any) -> None:
+    conclusion = stored.cells[-1].source
+    assert stored.cells[-1].cell_type == "markdown"
+    shown = set(numbers("\n".join(map(text_of, outputs(stored)))))
+    missing = [number for number in numbers(conclusion) if number not in shown]
+    assert numbers(conclusion)
+    assert not missing
+
+
+def text_of(output: Any) -> str:
+    data = output.get("data", {})
+    return output.get("text", "") + data.get("text/markdown", "") + data.get("text/plain", "")
+
+
+def numbers(text: str) -> list[str]:
+    """Decimals and numbers from ten on, without their signs: those that are measured, not counted or named."""
+    return re.findall(r"(?<![\w.,])\d+(?:[.,]\d+)+(?:e[-+]\d+)?|(?<![\w.,])\d{2,}(?![\w.,]*\d)", text)
+
+
+# The bound
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    length=st.floats(1e-3, 30),
+    scale=st.floats(0.1, 10),
+)
+def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
+    heads = module("heads")
+    head, teacher = drawn(40, 6, seed=seed), drawn(5, 6, seed=seed + 1, scale=scale)
+    delta = drawn(5, 6, seed=seed + 2, scale=length)
+    kl = heads.divergence(head, teacher, teacher + delta)
+    by_range = heads.most_divergence(heads.span_of(head, delta))
+    by_length = heads.most_divergence(heads.widest_pair(head)[2] * delta.norm(dim=1))
+    assert (kl <= by_range * (1 + 1e-9) + 1e-12).all()
+    assert (by_range <= by_length * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("span", [0.05, 1.0, 4.0, 20.0])
+def test_two_tokens_reach_the_bound(heads: Any, span: float) -> None:
+    """A head of two rows and a teacher that is as undecided as the derivation says."""
+    head = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    q = heads.upper_share(span)
+    teacher = torch.tensor([[q / (1 - q)]], dtype=torch.float64).log()
+    kl = heads.divergence(head, teacher, teacher + span)
+    assert_close(kl, heads.most_divergence(torch.tensor([span], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("span", [1e-4, 0.009, 0.011, 1.0, 10.0, 1_000.0])
+def test_the_bound_is_below_hoeffdings_and_below_the_range(heads: Any, span: float) -> None:
+    bound = heads.most_divergence(torch.tensor([span], dtype=torch.float64)).item()
+    assert 0 < bound <= min(span**2 / 8, span) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("length", [1e-6, 1e-2, 1.0, 50.0])
+def test_divergence_is_torchs(heads: Any, length: float) -> None:
+    head, teacher = drawn(30, 5), drawn(4, 5, seed=1)
+    student = teacher + length * drawn(4, 5, seed=2)
+    reads, hears = ((states @ head.T).log_softmax(-1) for states in (teacher, student))
+    expected = torch.nn.functional.kl_div(hears, reads, reduction="none", log_target=True).sum(-1)
+    assert_close(heads.divergence(head, teacher, student), expected, rtol=1e-6, atol=1e-15)
+
+
+def test_curvature_is_that_of_the_divergence(heads: Any) -> None:
+    head, teacher = drawn(30, 5), drawn(3, 5, seed=1)
+    values, vectors = heads.curvatures(head, teacher)
+    for which in range(5):
+        moved = teacher + 1e-4 * vectors[:, :, which]
+        assert_close(heads.divergence(head, teacher, moved), 0.5e-8 * values[:, which], rtol=1e-3, atol=1e-16)
+
+
+def test_a_silent_direction_changes_no_distribution(heads: Any) -> None:
+    head, silent = heads.with_silent_direction(drawn(30, 5), torch.Generator().manual_seed(3))
+    teacher = drawn(4, 5, seed=1)
+    assert heads.divergence(head, teacher, teacher + 10 * silent).max() < 1e-12
+    assert_close(head @ silent, torch.ones(30, dtype=torch.float64))
+
+
+# Statistics
+
+
+def test_noise_scale_of_known_gradients() -> None:
+    """Batches of 4 from gradients with mean 1 and deviation 3 in each of 1,000 weights: 9 clips."""
+    gradients = 1 + drawn(400, 1_000, scale=3 / 4**0.5)
+    assert module("gradients").noise_scale(gradients @ gradients.T, 4) == pytest.approx(9, rel=0.02)
+
+
+def test_noise_scale_where_there_is_no_mean() -> None:
+    pull = drawn(1, 100)
+    gradients = torch.cat([pull, -pull])
+    assert module("gradients").noise_scale(gradients @ gradients.T, 4) == float("inf")
+
+
+def test_mean_cosine_whatever_the_lengths() -> None:
+    """Two batches pull alike, a third the other way: one pair of three at 1, two at -1."""
+    gradients = torch.tensor([[1.0], [5.0], [-2.0]]) * drawn(1, 100)
+    assert module("gradients").mean_cosine(gradients.double() @ gradients.double().T) == pytest.approx(-1 / 3)
+
+
+def test_ranks_agree_whatever_the_scale() -> None:
+    samples, x = module("samples"), drawn(50)
+    assert samples.ranks_agree(x, x.exp()) == pytest.approx(1)
+    assert samples.ranks_agree(x, -(x**3)) == pytest.approx(-1)

@@ -1,0 +1,143 @@
+"""All that makes a step cheap, against a step that is written plainly: the same loss, the same gradients.
+
+The plain step takes clip by clip, with nothing padded, kept, shared or left out: the encoder as transformers runs it,
+the teacher as the LLM reads ids, the student as it reads one prompt of embeddings from its first position to its last.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_families import tiny_llm
+from support.tiny_models import tiny_ear
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from ossicle.audio.waveform import log_mel
+from ossicle.backbones.encoder import Features, n_frames_for
+from ossicle.backbones.pretrained import embed
+from ossicle.config import ObjectiveSettings
+from ossicle.connectors.monotonic_alignment import NAMING_TEMPERATURE, Transcripts
+from ossicle.ear import Ear
+from ossicle.training.batch import Clip, new_batch, new_portion
+from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.teacher import Teacher
+
+RTOL = 1e-5
+"""Of the loss, and of the gradient's norm: float32 sums in another order."""
+TEXTS = ("what is the capital of france?", "yes", "a cold day in a small town", "two cats")
+SECONDS = (2.4, 0.3, 3.1, 1.0)
+FORMS = [
+    (form, positions)
+    for form in ("anchored", "left", "right")
+    for positions in ("last", "suffix", "all")
+    if (form, positions) != ("right", "all")  # which has no audio token for each of the transcript
+]
+
+
+def an_ear(family: str, form: str) -> Ear:
+    llm, tokenizer = tiny_llm(family)
+    if getattr(llm.config, "sliding_window", None):
+        llm.config.sliding_window = 256
+    ear = tiny_ear(form, llm=llm, tokenizer=tokenizer, n_queries=48)
+    assert ear.reader.shared is not None
+    assert ear.reader.picks
+    return ear
+
+
+def sounds() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [0.1 * rng.standard_normal(int(s * 16_000)).astype(np.float32) for s in SECONDS]
+
+
+def ids_of(ear: Ear) -> list[Tensor]:
+    return [torch.tensor(ear.template.split(text).text) for text in TEXTS]
+
+
+def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
+    mels = [log_mel(sound, 80, min(600, n_frames_for(len(sound)))) for sound in sounds()]
+    clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
+    teacher = Teacher(ear, objective)
+    return distillation_terms(
+        ear, new_batch(ear, new_portion(clips)), objective, leads=False, teacher=teacher
+    )
+
+
+def encoded(ear: Ear, sound: np.ndarray) -> Features:
+    """By transformers' own forward, which wants a window that is filled: here one as long as the sound."""
+    own = ear.whisper.model.model.encoder
+    mel = log_mel(sound, 80, min(600, n_frames_for(len(sound))))
+    n = mel.shape[1] // 2
+    config = copy.deepcopy(own.config)
+    config.max_source_positions = n
+    short = WhisperEncoder(config).eval()
+    weights = own.state_dict()
+    short.load_state_dict({**weights, "embed_positions.weight": weights["embed_positions.weight"][:n]})
+    with torch.no_grad():
+        return Features(short(mel[None]).last_hidden_state, torch.ones(1, n, dtype=torch.bool))
+
+
+def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
+    frame = ear.template.frame
+    texts = ids_of(ear)
+    candidates = torch.cat(texts).unique()
+    sums: dict[str, list[Tensor]] = {}
+
+    def add(name: str, values: Tensor) -> None:
+        sums.setdefault(name, []).append(values.flatten())
+
+    for sound, ids in zip(sounds(), texts, strict=True):
+        wanted = torch.searchsorted(candidates, ids)[None]
+        table = embed(ear.llm, candidates)
+        audio = ear.connector(encoded(ear, sound), Transcripts(torch.tensor([len(ids)]), wanted, table))
+        heard = audio.tokens[0] if ear.connector.aligned == "right" else audio.tokens[0, : len(ids)]
+        named = heard[-len(ids) :]
+        text = embed(ear.llm, ids)
+        add("align", (named - text).norm(dim=1))
+        distances = torch.cdist(named, table).square()
+        spread = (table - table.mean(0)).square().sum(1).mean()
+        logits = -distances / (NAMING_TEMPERATURE * spread)
+        add("token_ce", functional.cross_entropy(logits, wanted[0], reduction="none"))
+        if audio.end_logits is not None:
+            ends = torch.tensor([0.0] * len(ids) + [1.0])
+            add(
+                "end",
+                functional.binary_cross_entropy_with_logits(audio.end_logits[0], ends, reduction="none"),
+            )
+        whole = torch.cat([embed(ear.llm, frame.prefix), heard, embed(ear.llm, frame.suffix)])[None]
+        student = ear.llm.base_model(inputs_embeds=whole).last_hidden_state[0]
+        read = torch.tensor([[*frame.prefix, *ids.tolist(), *frame.suffix]])
+        with torch.no_grad():
+            teacher = ear.llm.base_model(input_ids=read).last_hidden_state[0]
+        n = {"last": 1, "suffix": len(frame.suffix), "all": len(ids) + len(frame.suffix)}
+        compared = n[objective.hidden_positions]
+        add("hidden", (student[-compared:] - teacher[-compared:]).norm(dim=1).mean())
+        if audio.spotting is not None:
+            add("asr", -audio.spotting)
+    terms = {name: torch.cat(values).mean() for name, values in sums.items()}
+    if "asr" in terms:
+        terms["asr"] = terms["asr"] * len(texts) / sum(map(len, texts))
+    return terms
+
+
+def gradients(ear: Ear, terms: dict[str, Tensor], objective: ObjectiveSettings) -> Tensor:
+    ear.connector.zero_grad()
+    weighted_sum(terms, objective).backward()
+    found: list[Any] = [weight.grad for weight in ear.connector.parameters()]
+    return torch.cat([torch.zeros(0), *(each.flatten() for each in found if each is not None)])
+
+
+@pytest.mark.parametrize(("form", "positions"), FORMS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_a_cheap_step_is_the_plain_one(family: str, form: str, positions: Any) -> None:
+    ear = an_ear(family, form)
+    objective = ObjectiveSettings(hidden_positions=positions, token_ce_weight=0.5)
+    found, expected = ours(ear, objective), plain(ear, objective)
+    assert set(found) == set(expected)
+    for name, term in expected.items():
+        torch.testing.assert_close(found[name], term, rtol=RTOL, atol=0)
+    of_all = gradients(ear, expected, objective)
+    assert (gradients(ear, found, objective) - of_all).norm() <= RTOL * of_all.norm()

@@ -1,0 +1,286 @@
+"""How near hearing comes to reading: nothing is nearer than the text itself, and all numbers are a plain pass's own."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import tiny_ear, tiny_llama
+from support.tiny_tokenizers import tiny_tokenizer
+
+import ossicle
+from ossicle.chat.generation import Reaction
+from ossicle.ear import Ear
+from ossicle.errors import AudioError, DataError, RequestError
+from ossicle.evaluation import load_suite
+from ossicle.evaluation.fidelity import (
+    N_ALONG,
+    Conversation,
+    Fidelity,
+    Reacting,
+    compare_batch,
+    fidelity,
+    summarise,
+)
+
+TEXTS = ("what is the capital of france?", "hello", "the cat sat on the mat.", "why?")
+
+
+def tone(duration_s: float, pitch: float) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(round(16_000 * duration_s)) * pitch)).astype(np.float32)
+
+
+SOUNDS = (tone(1.5, 0.1), tone(0.4, 0.3), tone(2.5, 0.05), tone(0.2, 0.2))
+
+
+def turn(part: dict[str, Any], beside: str | None = None) -> Conversation:
+    rest = [] if beside is None else [{"type": "text", "text": beside}]
+    return [{"role": "user", "content": [part, *rest]}]
+
+
+def as_text(text: str, beside: str | None = None) -> Conversation:
+    return turn({"type": "text", "text": text}, beside)
+
+
+def as_sound(sound: Any, beside: str | None = None) -> Conversation:
+    return turn({"type": "audio", "audio": sound}, beside)
+
+
+READ = [as_text(text) for text in TEXTS]
+HEARD = [as_sound(sound) for sound in SOUNDS]
+
+
+@pytest.fixture(scope="module")
+def ear() -> Ear:
+    """One whose LLM ends some of its answers before the first 32 tokens."""
+    tokenizer = tiny_tokenizer("llama")
+    llm = tiny_llama(tokenizer, seed=8)
+    made = tiny_ear(llm=llm, tokenizer=tokenizer)
+    first = made.answer_ids_batch([READ[0]], max_new_tokens=6)[0]
+    llm.generation_config.eos_token_id = [tokenizer.eos_token_id, first[4]]
+    return made
+
+
+def of(ear: Reacting, read: list[Conversation], heard: Sequence[Conversation | None]) -> list[Fidelity]:
+    found = [ways["ear"] for ways in compare_batch(ear, read, {"ear": heard})]
+    return [each for each in found if each is not None]
+
+
+def shares(*agreements: Sequence[bool], **numbers: float) -> list[Fidelity]:
+    given = {"kl_nats": 1.0, "cosine": 0.5, "l2": 2.0, **numbers}
+    return [Fidelity(agreements=tuple(row), **given) for row in agreements]
+
+
+# Laws
+
+
+def test_a_text_is_heard_as_itself(ear: Ear) -> None:
+    for found in of(ear, READ, READ):
+        assert found.kl_nats == 0
+        assert found.l2 == 0
+        assert found.cosine == pytest.approx(1, abs=1e-12)
+        assert found.agreement == 1
+        assert found.is_first_same
+        assert found.is_same_along
+
+
+def test_a_sound_is_not_heard_as_the_text_by_an_ear_that_has_learned_nothing(ear: Ear) -> None:
+    for found in of(ear, READ, HEARD):
+        assert found.kl_nats > 0.01
+        assert found.l2 > 0.1
+        assert found.cosine < 0.999
+        assert not found.is_same_along
+
+
+def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
+    together = of(ear, READ, HEARD)
+    alone = [of(ear, [read], [heard])[0] for read, heard in zip(READ, HEARD, strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.agreements == other.agreements
+        assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-4)
+        assert one.l2 == pytest.approx(other.l2, rel=1e-4)
+        assert one.cosine == pytest.approx(other.cosine, abs=1e-5)
+    assert len({len(found.agreements) for found in together}) > 1
+
+
+def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
+    """Over all ids of the prompt and the answer, through no code of this measurement."""
+    for read, heard, found in zip(READ, HEARD, of(ear, READ, HEARD), strict=True):
+        ids = ear.template.text_ids(read)
+        with torch.no_grad():
+            made = ear.llm.generate(  # ty: ignore[not-callable]
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                max_new_tokens=N_ALONG,
+                do_sample=False,
+                pad_token_id=0,
+            )[0, len(ids) :]
+            answer = ear.embed(made[:-1])
+            by_text = ear.llm(
+                inputs_embeds=torch.cat([ear.embed(ids), answer])[None], output_hidden_states=True
+            )
+            prompt = ear.prompts([heard])[0].embeds
+            by_sound = ear.llm(inputs_embeds=torch.cat([prompt, answer])[None], output_hidden_states=True)
+        p, q = by_text.logits[0, -len(made) :].double(), by_sound.logits[0, -len(made) :].double()
+        log_p, log_q = p[0] - p[0].logsumexp(0), q[0] - q[0].logsumexp(0)
+        kl = math.fsum((log_p.exp() * (log_p - log_q)).tolist())
+        one, other = (
+            passed.hidden_states[-1][0, -len(made)].double().numpy() for passed in (by_text, by_sound)
+        )
+        assert found.kl_nats == pytest.approx(kl, rel=1e-4)
+        assert found.l2 == pytest.approx(np.sqrt(((one - other) ** 2).sum()), rel=1e-4)
+        cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+        assert found.cosine == pytest.approx(cosine, abs=1e-5)
+        assert p.argmax(-1).tolist() == made.tolist()
+        assert found.agreements == tuple((q.argmax(-1) == made).tolist())
+
+
+def test_kl_is_exact_where_float32_is_not() -> None:
+    """Two distributions that differ by less than float32 can tell next to one of 16 nats."""
+    read, heard = torch.tensor([16.0, 0.0, 0.0]), torch.tensor([16.0, 1e-3, 0.0])
+    states = torch.ones(1, 4)
+    found = fidelity(
+        Reaction(states, torch.tensor([0]), read), Reaction(states, torch.tensor([0]), heard)
+    ).kl_nats
+    x, y = (np.exp(logits.double().numpy()) for logits in (read, heard))
+    x, y = x / x.sum(), y / y.sum()
+    # D(p || q) to second order in the one logit that differs by d: p(1 - p) d² / 2.
+    assert found == pytest.approx(x[1] * (1 - x[1]) * 1e-6 / 2, rel=1e-2)
+    assert found == pytest.approx(float((x * np.log(x / y)).sum()), rel=1e-2)
+
+
+def test_an_answer_is_followed_to_its_end_or_for_so_many_tokens(ear: Ear) -> None:
+    answers = ear.answer_ids_batch(READ, max_new_tokens=100)
+    counts = [len(found.agreements) for found in of(ear, READ, HEARD)]
+    assert counts == [min(len(answer), N_ALONG) for answer in answers]
+    assert min(counts) < N_ALONG == max(counts)
+
+
+def test_a_penalty_of_the_model_s_own_does_not_part_a_text_from_itself(ear: Ear) -> None:
+    """What is likeliest along an answer is compared, not what a penalty made of it."""
+    ear.llm.generation_config.repetition_penalty = 2.0
+    try:
+        assert all(found.is_same_along for found in of(ear, READ, READ))
+    finally:
+        ear.llm.generation_config.repetition_penalty = None
+
+
+# Ways of hearing
+
+
+def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
+    asked: list[int] = []
+
+    class Counting:
+        def answer_ids_batch(self, conversations: list[Conversation], /, **options: Any) -> list[list[int]]:
+            asked.append(len(conversations))
+            return ear.answer_ids_batch(conversations, **options)
+
+        def react_batch(
+            self, conversations: list[Conversation], answers: list[list[int]], /
+        ) -> list[Reaction]:
+            return ear.react_batch(conversations, answers)
+
+    transcripts = [as_text("what is the capital of france?"), None, as_text("the cat sat on a mat."), None]
+    found = compare_batch(Counting(), READ, {"ear": HEARD, "cascade": transcripts})
+    assert asked == [len(READ)]
+    cascade = [ways["cascade"] for ways in found]
+    assert [each is None for each in cascade] == [False, True, False, True]
+    assert cascade[0] is not None
+    assert cascade[2] is not None
+    assert cascade[0].l2 < 1e-4 < cascade[2].l2
+    assert [ways["ear"] for ways in found] == of(ear, READ, HEARD)
+    nothing = compare_batch(ear, READ[:1], {"cascade": [None]})
+    assert nothing == [{"cascade": None}]
+    assert compare_batch(ear, [], {"ear": []}) == []
+
+
+def test_what_else_a_batch_holds_makes_no_difference(ear: Ear) -> None:
+    for place, among in enumerate(of(ear, READ, HEARD)):
+        (alone,) = of(ear, READ[place : place + 1], HEARD[place : place + 1])
+        assert alone.agreements == among.agreements
+        assert alone.kl_nats == pytest.approx(among.kl_nats, rel=1e-4)
+
+
+def test_what_cannot_be_compared(ear: Ear) -> None:
+    with pytest.raises(DataError, match="3 turns to hear as 'ear', but 4 to read"):
+        compare_batch(ear, READ, {"ear": HEARD[:3]})
+    with pytest.raises(AudioError):
+        compare_batch(ear, READ[:1], {"ear": [as_sound(np.zeros(0, np.float32))]})
+    with pytest.raises(RequestError, match="control token"):
+        compare_batch(ear, [as_text("<|eot_id|>")], {"ear": HEARD[:1]})
+
+
+# Over items
+
+
+def test_a_summary_is_the_mean_over_items() -> None:
+    items = [
+        *shares([True, True, True, False], kl_nats=0.5, cosine=0.9, l2=1.0),
+        *shares([True, False], kl_nats=0.1, cosine=0.7, l2=3.0),
+        *shares([False], kl_nats=3.0, cosine=-0.1, l2=8.0),
+        *shares([True, True], kl_nats=0.0, cosine=1.0, l2=0.0),
+    ]
+    found = summarise(items, [("a", "a"), ("a", "b"), ("a", "A"), ("", "")])
+    assert (found.n, found.kl_nats.n) == (4, 4)
+    assert found.kl_nats.mean == pytest.approx(0.9)
+    assert found.kl_nats.median == pytest.approx(0.3)
+    assert found.cosine.mean == pytest.approx(0.625)
+    assert found.l2.median == pytest.approx(2.0)
+    assert found.first_same.mean == 0.75
+    assert found.agreement.mean == pytest.approx((0.75 + 0.5 + 0 + 1) / 4)
+    assert found.same_along.mean == 0.25
+    assert [(at.n, at.mean) for at in found.by_position] == [(4, 0.75), (3, 2 / 3), (1, 1.0), (1, 0.0)]
+    assert found.same_answers is not None
+    assert found.same_answers.mean == 0.5
+    for mean in (found.kl_nats, found.cosine, found.l2, found.agreement, *found.by_position):
+        assert mean.ci95 is not None
+        low, high = mean.ci95
+        assert low <= mean.mean <= high
+
+
+def test_no_interval_is_made_up_where_nothing_bounds_it() -> None:
+    found = summarise(shares([True], [True]))
+    assert found.kl_nats.ci95 is None
+    assert found.l2.ci95 is None
+    assert found.cosine.ci95 is not None
+    assert found.cosine.ci95[0] < 0.5 < found.cosine.ci95[1]
+    assert found.same_answers is None
+
+
+def test_what_is_stored_comes_back(ear: Ear) -> None:
+    items = of(ear, READ, HEARD)
+    stored = json.loads(json.dumps([item.to_json() for item in items], allow_nan=False))
+    assert [Fidelity.from_json(each) for each in stored] == items
+    whole = json.dumps(summarise(items[:1]).to_json(), allow_nan=False)
+    assert json.loads(whole)["kl_nats"]["mean"] == items[0].kl_nats
+
+
+@pytest.mark.parametrize(("n", "n_answers"), [(0, 0), (2, 1)])
+def test_a_summary_of_nothing_is_refused(n: int, n_answers: int) -> None:
+    with pytest.raises(DataError, match=f"{n} items and {n_answers} pairs"):
+        summarise(shares([True]) * n, [("a", "a")] * n_answers)
+
+
+# The embedded ear
+
+
+def test_the_embedded_ear_hears_nearly_what_it_would_read() -> None:
+    """Nearer than what it would read of another turn; and of some words it chooses the one that is asked for."""
+    ear = ossicle.load("pocket/ear", device="cpu")
+    items = [item for item in load_suite("pocket") if item.answer and not item.instruction][:3]
+    read = [as_text(item.text) for item in items]
+    heard = [as_sound(item.audio) for item in items]
+    own, itself, other = (of(ear, read, turns) for turns in (heard, read, [*heard[1:], heard[0]]))
+    assert all(found.kl_nats == 0 and found.is_same_along for found in itself)
+    assert all(found.cosine > 0.9 for found in own)
+    for near, far in zip(own, other, strict=True):
+        assert near.l2 < far.l2
+        assert near.agreement >= far.agreement
+    words = [str(item.answer).rstrip(".").split()[-1].capitalize() for item in items]
+    asked = [as_sound(item.audio, "Answer in one word.") for item in items]
+    choices = sorted({*words, "Elephant", "Rome", "Seven"})
+    assert [choices[number] for number in ear.choose_batch(asked, choices)] == words

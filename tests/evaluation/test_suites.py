@@ -1,0 +1,428 @@
+"""Public benchmarks, read from tiny folders in the layout that their authors publish."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.tiny_speech import sound
+
+from ossicle.audio.waveform import load_audio
+from ossicle.errors import DataError
+from ossicle.evaluation.scoring import RULES
+from ossicle.evaluation.suites import SUITES, open_suite
+from ossicle.evaluation.suites.spokenqa import ACCENTS
+from ossicle.evaluation.suites.tables import published_rows
+
+AUDIO = {"sampling_rate": 16_000, "_type": "Audio"}
+TEXT = {"dtype": "string", "_type": "Value"}
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What datasets may write goes into a folder of the test run."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+
+
+def recording(number: int = 1) -> dict[str, object]:
+    return {"bytes": sound(1600, 200.0 * number), "path": f"{number}.flac"}
+
+
+def write_table(
+    file: Path, rows: Sequence[dict[str, Any]], features: Mapping[str, Any] | None = None
+) -> None:
+    """A parquet file as the hub has it: what the columns are is in its metadata."""
+    table = pa.Table.from_pylist(list(rows))
+    if features:
+        about = {"info": {"features": dict(features)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+
+
+def sdqa(folder: Path) -> None:
+    """Two questions in all accents; one without an answer; one recording is missing."""
+    rows: list[dict[str, Any]] = [
+        {"id": f"q{n}", "question": text, "answers": answers} | {accent: recording(n) for accent in ACCENTS}
+        for n, (text, answers) in enumerate(
+            [("who wrote it", ["Ada Lovelace", "Lovelace"]), ("is it so", []), ("when", ["1843"])], start=1
+        )
+    ]
+    rows[2]["nga"] = None
+    features = {"id": TEXT, "question": TEXT, "answers": {"feature": TEXT, "_type": "List"}}
+    write_table(
+        folder / "data" / "dev-00000-of-00001.parquet", rows, features | dict.fromkeys(ACCENTS, AUDIO)
+    )
+
+
+def heysquad(folder: Path) -> None:
+    """The same question by two people, and one that cannot be answered."""
+    rows = [
+        {
+            "id": name,
+            "audio": recording(n),
+            "transcription": "wen was it",
+            "question": "When was it?",
+            "context": "It was in 1843, in the year 1843.",
+            "answers": answers,
+            "is_impossible": not answers,
+        }
+        for n, (name, answers) in enumerate(
+            [("56dd", [{"answer_start": 7, "text": "1843"}] * 2), ("56dd", []), ("56dd", [])], start=1
+        )
+    ]
+    rows[1]["answers"] = rows[0]["answers"]
+    write_table(folder / "data" / "validation-00000-of-00001.parquet", rows)
+
+
+def covost(folder: Path) -> None:
+    for pair, translation in (("en_de", "Der Hund schläft."), ("en_ja", "犬が寝ている。")):
+        rows = [
+            {
+                "client_id": "c",
+                "file": "a.mp3",
+                "audio": recording(n),
+                "sentence": "The dog sleeps.",
+                "translation": translation,
+                "id": f"common_voice_en_{n}",
+            }
+            for n in (1, 2)
+        ]
+        features = dict.fromkeys(("client_id", "file", "sentence", "translation", "id"), TEXT)
+        write_table(folder / pair / "test-00000-of-00001.parquet", rows, features | {"audio": AUDIO})
+
+
+def bigbench(folder: Path) -> None:
+    rows = [
+        {"category": category, "official_answer": answer, "transcript": text, "audio": recording(n)}
+        for n, (category, answer, text) in enumerate(
+            [
+                ("formal_fallacies", "invalid", "Is the argument deductively valid or invalid?"),
+                ("navigate", "Yes", "Do you return to the starting point?"),
+                ("object_counting", "5", "How many instruments do I have?"),
+                ("web_of_lies", "No", "Does Ada tell the truth?"),
+            ],
+            start=1,
+        )
+    ]
+    write_table(folder / "data" / "train-00000-of-00001.parquet", rows)
+
+
+def librispeech(folder: Path) -> None:
+    for n, subset in enumerate(("clean", "other"), start=1):
+        row = {"file": "a.flac", "audio": recording(n), "text": "HE HOPED FOR STEW", "speaker_id": 1089}
+        for split in ("test", "validation"):
+            write_table(folder / subset / split / "0000.parquet", [row | {"id": f"1089-{n}-{split}"}])
+    configs = "".join(
+        f"- config_name: {subset}\n  data_files:\n"
+        + "".join(
+            f"  - split: {split}\n    path: {subset}/{split}/*.parquet\n" for split in ("test", "validation")
+        )
+        for subset in ("clean", "other")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n", encoding="utf-8")
+
+
+def iemocap(folder: Path) -> None:
+    rows = [
+        {
+            "file": f"Ses01F_{n}.wav",
+            "audio": recording(n),
+            "transcription": "Go on.",
+            "major_emotion": emotion,
+        }
+        for n, emotion in enumerate(("angry", "excited", "frustrated", "neutral", "sad"), start=1)
+    ]
+    write_table(folder / "data" / "train-00000-of-00001.parquet", rows)
+
+
+def meld(folder: Path) -> None:
+    names = ["neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
+    rows = [
+        {"text": "Oh my God!", "path": f"dia0_utt{n}.flac", "audio": recording(n + 1), "emotion": n}
+        for n in (3, 6)
+    ]
+    features = {
+        "text": TEXT,
+        "path": TEXT,
+        "audio": AUDIO,
+        "emotion": {"names": names, "_type": "ClassLabel"},
+    }
+    write_table(folder / "default" / "test" / "0000.parquet", rows, features)
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "sd-qa": sdqa,
+    "heysquad": heysquad,
+    "covost2/en_de": covost,
+    "bigbenchaudio": bigbench,
+    "librispeech": librispeech,
+    "iemocap": iemocap,
+    "meld": meld,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_suite_is_read_from_its_published_layout(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name](tmp_path)
+    suite = open_suite(name, str(tmp_path))
+    assert suite.name == name
+    assert suite.about
+    assert len({item.id for item in suite.items}) == len(suite.items)
+    for item in suite.items:
+        assert len(load_audio(item.audio)) == 1600
+        assert RULES[item.rule].metric.name in ("right", "bleu", "wer")
+        assert item.answer
+        json.dumps(dict(item.rubric))
+    for rule in {item.rule for item in suite.items}:  # what is expected is marked as right
+        items = [item for item in suite.items if item.rule == rule]
+        marks = RULES[rule].mark(items, [item.answer or "" for item in items], None)
+        best = {"wer": (0, 4), "bleu": (4, 3, 2, 1, 4, 3, 2, 1, 4, 4)}.get(rule, (1,))
+        assert marks == [best] * len(items)
+
+
+def test_every_suite_here_has_been_tried() -> None:
+    assert {name.partition("/")[0] for name in LAYOUTS} == set(SUITES) - {"voicebench"}
+
+
+def test_sdqa_groups_accents_and_takes_any_published_answer(tmp_path: Path) -> None:
+    sdqa(tmp_path)
+    suite = open_suite("sd-qa", str(tmp_path))
+    assert len(suite.items) == 2 * len(ACCENTS) - 1
+    assert {item.group for item in suite.items} == set(ACCENTS.values())
+    first = suite.items[0]
+    assert (first.id, first.text, first.rule) == ("q1-usa", "who wrote it", "panda")
+    assert first.rubric == {"answers": ["Ada Lovelace", "Lovelace"]}
+    assert first.instruction == "Answer in one short sentence."
+    alone = open_suite("sd-qa/nga", str(tmp_path))
+    assert [item.id for item in alone.items] == ["q1-nga"]
+
+
+def test_heysquad_leaves_out_what_has_no_answer_and_the_passage(tmp_path: Path) -> None:
+    heysquad(tmp_path)
+    items = open_suite("heysquad", str(tmp_path)).items
+    assert [item.id for item in items] == ["0001-56dd", "0002-56dd"]
+    assert items[0].rubric == {"answers": ["1843"]}
+    assert "1843" not in f"{items[0].text} {items[0].instruction}"
+
+
+def test_covost_asks_for_the_target_language_and_counts_by_its_tokenizer(tmp_path: Path) -> None:
+    covost(tmp_path)
+    german = open_suite("covost2/en_de", str(tmp_path))
+    japanese = open_suite("covost2/en_ja", str(tmp_path))
+    assert "from English into German" in (german.items[0].instruction or "")
+    assert german.items[0].rubric == {"tokenize": "13a"}
+    assert japanese.items[0].rubric == {"tokenize": "char"}
+    assert "char" in japanese.about
+    assert japanese.items[0].answer == "犬が寝ている。"
+
+
+@pytest.mark.parametrize("name", ["covost2", "covost2/de_fr", "covost2/en_en", "covost2/en_xx"])
+def test_covost_needs_a_pair_with_english(name: str) -> None:
+    with pytest.raises(DataError, match=r"such as covost2/en_de"):
+        open_suite(name, "nowhere")
+
+
+def test_big_bench_audio_is_grouped_and_marked_by_category(tmp_path: Path) -> None:
+    bigbench(tmp_path)
+    items = open_suite("bigbenchaudio", str(tmp_path)).items
+    assert [(item.group, item.rule, item.answer) for item in items] == [
+        ("formal_fallacies", "final", "invalid"),
+        ("navigate", "bbh", "yes"),
+        ("object_counting", "final", "5"),
+        ("web_of_lies", "bbh", "no"),
+    ]
+    assert items[1].instruction is None
+    answers = ["It does not follow, so it is not valid.", "Yes.", "3 + 2 = 5", "No, Ada lies."]
+    assert [
+        RULES[item.rule].mark([item], [answer], None)[0] for item, answer in zip(items, answers, strict=True)
+    ] == [(1.0,)] * 4
+    assert [item.group for item in open_suite("bigbenchaudio/navigate", str(tmp_path)).items] == ["navigate"]
+
+
+def test_librispeech_has_two_test_sets(tmp_path: Path) -> None:
+    librispeech(tmp_path)
+    items = open_suite("librispeech", str(tmp_path)).items
+    assert [(item.id, item.group) for item in items] == [
+        ("1089-1-test", "test.clean"),
+        ("1089-2-test", "test.other"),
+    ]
+    assert items[0].text == items[0].answer == "He hoped for stew."
+    assert RULES["wer"].mark([items[0]], ["he hoped for you"], None) == [(1.0, 4.0)]
+    for name in ("librispeech/other", "librispeech/test.other"):
+        suite = open_suite(name, str(tmp_path))
+        assert (suite.name, [item.group for item in suite.items]) == ("librispeech/other", ["test.other"])
+
+
+def test_emotions_are_chosen_among_the_published_words(tmp_path: Path) -> None:
+    iemocap(tmp_path / "iemocap")
+    meld(tmp_path / "meld")
+    acted = open_suite("iemocap", str(tmp_path / "iemocap")).items
+    assert [item.answer for item in acted] == ["Anger", "Happiness", "Neutral", "Sadness"]
+    assert acted[0].choices == ("Anger", "Happiness", "Neutral", "Sadness")
+    series = open_suite("meld", str(tmp_path / "meld")).items
+    assert [(item.id, item.answer) for item in series] == [
+        ("dia0_utt3.flac", "Anger"),
+        ("dia0_utt6.flac", "Surprise"),
+    ]
+    assert all(choice in (series[0].instruction or "") for choice in series[0].choices)
+    assert len(series[0].choices) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("sd-qa/fra", "usa"),
+        ("heysquad/train", "the name alone"),
+        ("bigbenchaudio/sports", "navigate"),
+        ("librispeech/dev", "clean or other"),
+        ("iemocap/session1", "the name alone"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(name: str, known: str) -> None:
+    with pytest.raises(DataError, match=known):
+        open_suite(name, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("translation", None, r"\(en_de, test\), row 2: translation is None, expected a text"),
+        ("sentence", "  ", r"row 2: sentence is '  ', expected a text"),
+        ("audio", {"bytes": None, "path": "gone.mp3"}, r"row 2: audio has no bytes, and there is no file"),
+        ("audio", {"bytes": b"", "path": None}, r"row 2: audio is .*, expected a sound"),
+    ],
+)
+def test_a_row_that_is_not_as_published_is_named(
+    column: str, value: object, message: str, tmp_path: Path
+) -> None:
+    row = {"audio": recording(), "sentence": "It is.", "translation": "Es ist.", "id": "a"}
+    write_table(tmp_path / "en_de" / "test.parquet", [row, row | {"id": "b", column: value}])
+    with pytest.raises(DataError, match=message):
+        open_suite("covost2/en_de", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "message"),
+    [
+        ("bigbenchaudio", "official_answer", "maybe", "row 4: official_answer is 'maybe', expected yes, no"),
+        ("bigbenchaudio", "category", "snarks", "row 4: category is 'snarks', expected one of"),
+        ("meld", "emotion", "bliss", "row 2: emotion is 'bliss', expected one of anger"),
+        ("heysquad", "answers", [{"text": 4}], "row 3: answers is .*, expected a list of texts"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(
+    name: str, column: str, value: object, message: str, tmp_path: Path
+) -> None:
+    LAYOUTS[name](tmp_path)
+    (file,) = tmp_path.rglob("*.parquet")
+    rows = pq.read_table(file).to_pylist()
+    if name == "meld":
+        rows[0]["emotion"] = "anger"
+    if name == "heysquad":
+        rows = [row | {"answers": []} for row in rows]
+    rows[-1][column] = value
+    write_table(file, rows)
+    with pytest.raises(DataError, match=message):
+        open_suite(name, str(tmp_path))
+
+
+def test_sound_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.flac").write_bytes(sound(1600))
+    row = {"audio": {"bytes": None, "path": "clips/a.flac"}, "sentence": "It is.", "translation": "Es ist."}
+    write_table(tmp_path / "en_de" / "test.parquet", [row | {"id": "a"}])
+    (item,) = open_suite("covost2/en_de", str(tmp_path)).items
+    assert item.audio == tmp_path / "clips" / "a.flac"
+
+
+def read(
+    place: Path, config: str | None = None, split: str = "test", columns: Sequence[str] = ("id",)
+) -> list[dict[str, Any]]:
+    return list(published_rows(str(place), config=config, split=split, columns=columns))
+
+
+def test_rows_come_with_the_columns_asked_for_and_their_sound_undecoded(tmp_path: Path) -> None:
+    covost(tmp_path)
+    rows = read(tmp_path, config="en_de", columns=["audio", "id"])
+    assert [list(row) for row in rows] == [["audio", "id"]] * 2
+    assert rows[0]["audio"]["bytes"] == recording(1)["bytes"]
+    assert "HF_DATASETS_DISABLE_TORCHCODEC" not in os.environ
+
+
+def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
+    covost(tmp_path)
+    rows = published_rows(str(tmp_path), config="en_de", split="test", columns=["id"])
+    assert next(rows) == {"id": "common_voice_en_1"}
+    cast(Generator[object], rows).close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"config": "all"}, "has no configuration 'all', only clean, other"),
+        ({"split": "train"}, "has no split 'train', only test, validation"),
+        (
+            {"columns": ["id", "words"]},
+            r"\(clean, test\) has no column 'words', only file, audio, text, speaker_id, id",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(
+    asked: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    librispeech(tmp_path)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, **({"config": "clean"} | asked))
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    pq.ParquetWriter(tmp_path / "data" / "test.parquet", pa.schema([("id", pa.string())])).close()
+    with pytest.raises(DataError, match=r"\(test\) has no rows; download it again"):
+        read(tmp_path)
+
+
+def test_a_damaged_folder_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(
+        DataError, match="cannot be read as a data set; give the folder as it is on the hub"
+    ) as e:
+        read(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_hub_id_and_its_revision_are_asked_for_and_missed_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+    import huggingface_hub.constants
+
+    asked: list[tuple[object, ...]] = []
+    known = datasets.get_dataset_config_names
+
+    def names(place: str, **options: object) -> list[str]:
+        asked.append((place, options))
+        return known(place, **options)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
+    with pytest.raises(DataError, match="cannot be had from the hub, nor is it a folder here") as refused:
+        open_suite("meld")
+    assert "\n" not in str(refused.value)
+    assert asked == [("ajyy/MELD_audio", {"revision": "refs/convert/parquet"})]
+
+
+def test_public_benchmarks_need_their_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'ossicle\[benchmarks\]'"):
+        read(tmp_path)
+    assert "HF_DATASETS_DISABLE_TORCHCODEC" not in os.environ

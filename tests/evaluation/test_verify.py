@@ -1,0 +1,258 @@
+"""`ossicle verify`: it finds an untouched LLM untouched, whatever the family, and any touch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_families import save_tiny_llm
+from support.tiny_models import save_tiny_bases, tiny_llama
+from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
+from torch import nn
+
+from ossicle import checkpoint
+from ossicle.backbones.pretrained import embed
+from ossicle.chat import generation
+from ossicle.chat.generation import Prompt
+from ossicle.chat.template import ChatTemplate
+from ossicle.cli import main
+from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
+from ossicle.ear import Ear, EarSettings
+from ossicle.errors import CheckpointError
+from ossicle.evaluation import stock_llm
+from ossicle.evaluation.verify import PROMPTS, Verdict, verify
+from ossicle.evaluation.weight_hash import hash_weights
+
+ASKED = ("what is the capital of france?", "hello there", "why?")
+SETTINGS = (
+    PromptSettings(),
+    PromptSettings(system="you are a helpful assistant.", date="2025-01-02"),
+    PromptSettings(system=""),
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None) -> None:
+    """Each test in a folder of its own; what main tells transformers is undone."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
+    return save_tiny_bases(tmp_path_factory.mktemp("bases"))
+
+
+def saved_ear(folder: Path, encoder: str, llm: str) -> str:
+    settings = EarSettings(
+        base=BaseSettings(encoder=encoder, llm=llm),
+        prompt=SETTINGS[1],
+        connector=ConnectorSettings(n_queries=24),
+    )
+    torch.manual_seed(0)
+    checkpoint.save(Ear.new(settings, "cpu"), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def ear(bases: BaseSettings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_ear(tmp_path_factory.mktemp("ears") / "ear", bases.encoder, bases.llm)
+
+
+def flip_a_bit(llm: nn.Module) -> str:
+    """Changes the lowest bit of one value of one tensor, and says of which."""
+    name, weight = list(llm.named_parameters())[3]
+    with torch.no_grad():
+        weight.view(torch.int32)[0, 0] ^= 1
+    return name
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Ear], Any]], None]:
+    """Does something to every ear that is loaded from then on."""
+    load = checkpoint.load
+
+    def after(touch: Callable[[Ear], Any]) -> None:
+        def touched(*args: Any, **kwargs: Any) -> Ear:
+            ear = load(*args, **kwargs)
+            touch(ear)
+            return ear
+
+        monkeypatch.setattr(checkpoint, "load", touched)
+
+    return after
+
+
+# What is untouched
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gemma3-with-eyes", "gpt2", "mistral"])
+def test_an_untouched_llm_of_any_family_is_found_untouched(
+    family: str, bases: BaseSettings, tmp_path: Path
+) -> None:
+    llm = save_tiny_llm(family, tmp_path / "llm")
+    verdict = verify(saved_ear(tmp_path / "ear", bases.encoder, llm), ASKED, max_new_tokens=8)
+    assert verdict.differences == ()
+    assert verdict.stock.weights == verdict.within.weights
+    assert verdict.stock.answers == verdict.within.before == verdict.within.after
+    assert all(verdict.stock.answers)
+    assert verdict.within.recorded == verdict.within.fingerprint
+
+
+def test_every_value_counts_once(bases: BaseSettings) -> None:
+    tied, untied = (tiny_llama(tie_word_embeddings=is_tied) for is_tied in (True, False))
+    n = tied.lm_head.weight.numel()
+    assert hash_weights(untied).n_values == hash_weights(tied).n_values + n
+    assert hash_weights(tied).n_values >= sum(weight.numel() for weight in tied.parameters())
+    assert hash_weights(tied).sha256 == hash_weights(tiny_llama(tie_word_embeddings=True)).sha256
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_those_of_the_tokenizer_s_own_template(family: str, settings: PromptSettings) -> None:
+    tokenizer = tiny_tokenizer(family)
+    template = ChatTemplate(tokenizer, settings)
+    for text in ASKED:
+        own = stock_llm.prompt_ids(tokenizer, text, settings)
+        assert own == template.text_ids([{"role": "user", "content": text}])
+
+
+def test_stock_answers_end_and_penalise_as_the_ear_s_do() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    llm = tiny_llama(tokenizer, seed=8, max_position_embeddings=24)
+    ids = tuple(tokenizer(ASKED[0], add_special_tokens=False)["input_ids"])
+    prompt = Prompt(embed(llm, ids), torch.tensor(ids))
+    free = stock_llm.answer(llm, tokenizer, ids, 8)
+    for options in ({"eos_token_id": [free[2], 0]}, {"eos_token_id": None}, {"repetition_penalty": 2.0}):
+        for name, value in {"temperature": 0.5, "do_sample": True, **options}.items():
+            setattr(llm.generation_config, name, value)
+        own = stock_llm.answer(llm, tokenizer, ids, 40)
+        assert list(own) == generation.answer_ids(llm, tokenizer, [prompt], max_new_tokens=40)[0]
+        assert len(own) == (3 if options.get("eos_token_id") else 24 - len(ids))
+
+
+# What is touched
+
+
+def test_one_bit_of_one_weight_is_found(ear: str, loading: Callable[..., None]) -> None:
+    names: list[str] = []
+    loading(lambda loaded: names.append(flip_a_bit(loaded.llm)))
+    verdict = verify(ear, ASKED, max_new_tokens=4)
+    assert verdict.stock.weights.differences(verdict.within.weights) == names
+    assert verdict.stock.weights.sha256 != verdict.within.weights.sha256
+    assert verdict.differences[0] == f"1 of {len(verdict.stock.weights.digests)} tensors, such as {names[0]}"
+
+
+def test_a_weight_that_changes_while_it_hears_is_found(ear: str, loading: Callable[..., None]) -> None:
+    def touch(loaded: Ear) -> None:
+        hear = loaded._hear
+        loaded._hear = lambda sounds: (flip_a_bit(loaded.llm) if len(sounds) else "", hear(sounds))[1]
+
+    loading(touch)
+    verdict = verify(ear, ASKED, max_new_tokens=4)
+    assert verdict.stock.answers == verdict.within.before
+    assert "1 of" in verdict.differences[0]
+
+
+def test_a_buffer_that_is_on_no_disk_counts(ear: str, loading: Callable[..., None]) -> None:
+    loading(lambda loaded: loaded.llm.model.rotary_emb.inv_freq.mul_(1.5))
+    verdict = verify(ear, ASKED, max_new_tokens=4)
+    assert any("inv_freq" in difference for difference in verdict.differences)
+
+
+def test_answers_that_change_with_the_same_weights_are_found(ear: str, loading: Callable[..., None]) -> None:
+    loading(lambda loaded: loaded.llm.lm_head.register_forward_hook(lambda module, given, logits: -logits))
+    verdict = verify(ear, ASKED, max_new_tokens=4)
+    assert verdict.stock.weights == verdict.within.weights
+    assert verdict.differences == (
+        f"3 of 3 answers before hearing, such as {ASKED[0]!r}",
+        f"3 of 3 answers after hearing, such as {ASKED[0]!r}",
+    )
+
+
+def test_a_prompt_or_a_tokenizer_of_its_own_is_found(ear: str, loading: Callable[..., None]) -> None:
+    def touch(loaded: Ear) -> None:
+        loaded.template = ChatTemplate(loaded.tokenizer, PromptSettings(system="Be rude."))
+        loaded.tokenizer.chat_template = f"{loaded.tokenizer.chat_template} "
+
+    loading(touch)
+    verdict = verify(ear, ASKED[:1], max_new_tokens=4)
+    assert verdict.differences[:2] == (
+        "the tokenizer",
+        f"1 of 1 prompts' tokens, such as {ASKED[0]!r}",
+    )
+
+
+# The command
+
+
+def test_the_command_says_untouched_and_writes_all_of_it(
+    ear: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts.txt").write_text("hello there\n\n  why? \n", encoding="utf-8")
+    argv = ["verify", ear, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "found.json"]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "The LLM is untouched." in printed
+    found = json.loads(Path("found.json").read_text(encoding="utf-8"))
+    assert found["is_untouched"] is True
+    assert [row["prompt"] for row in found["answers"]] == ["hello there", "why?"]
+    assert found["weights_sha256"]["stock"] == found["weights_sha256"]["within"]
+    assert found["weights_sha256"]["stock"][:16] in printed
+    assert printed.count("same") == 6
+    assert "differs" not in printed
+
+
+def test_the_command_fails_on_a_touched_llm(
+    ear: str, loading: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loading(lambda loaded: flip_a_bit(loaded.llm))
+    assert main(["verify", ear, "--n", "1", "--max-new-tokens", "2", "--json", "found.json"]) == 1
+    out, err = capsys.readouterr()
+    assert "differs" in out
+    assert "untouched" not in out
+    assert err.splitlines()[-1].startswith("ossicle: the LLM within ")
+    assert "1 of" in err
+    assert json.loads(Path("found.json").read_text(encoding="utf-8"))["is_untouched"] is False
+
+
+def test_an_ear_of_another_llm_is_refused_before_anything_is_asked(ear: str, tmp_path: Path) -> None:
+    config = json.loads((Path(ear) / checkpoint.CONFIG).read_text())
+    config["fingerprints"]["llm"] = "0" * 16
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in Path(ear).iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / checkpoint.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="made for another llm"):
+        verify(str(other), ASKED)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--n", "0"], "--n is 0, expected 1 to "),
+        (["--n", "1000"], f"expected 1 to {len(PROMPTS)}"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompts", "empty.txt"], "empty.txt has no prompts"),
+        (["--prompts", "bytes.txt"], "bytes.txt is not UTF-8"),
+        (["--prompts", "two.txt", "--n", "3"], "--n is 3, expected 1 to 2"),
+    ],
+)
+def test_what_cannot_be_asked(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty.txt").write_text("\n \n")
+    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    Path("two.txt").write_text("a\nb\n")
+    assert main(["verify", "nowhere", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_verdict_of_the_embedded_ear() -> None:
+    verdict: Verdict = verify("pocket/ear", PROMPTS[:3], max_new_tokens=16)
+    assert verdict.differences == ()
+    assert verdict.stock.texts[0] == "The capital of Japan is Tokyo."

@@ -1,0 +1,174 @@
+"""Tiny random Whispers, LLMs and ears, built offline in milliseconds.
+
+They hear and say nothing meaningful; weights are large enough for every input to leave its mark.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from ossicle.backbones.pretrained import Whisper
+from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
+from ossicle.connectors.base import new_connector
+from ossicle.connectors.vocabulary_overlap import shared_tokens
+from ossicle.ear import Ear, EarSettings
+from support.tiny_tokenizers import byte_level_bpe, tiny_tokenizer
+from tools.pocket.tokens import WHISPER_SPECIAL
+
+INIT_STD = 0.2
+"""Ten times the usual: with the usual one, widths this small let hardly anything through."""
+
+
+@functools.cache
+def tiny_whisper_tokenizer() -> WhisperTokenizer:
+    """An English-only Whisper's tokenizer; always the same object, so do not change it."""
+    bpe = json.loads(byte_level_bpe().to_str())["model"]
+    merges = [tuple(merge) for merge in bpe["merges"]]
+    tokenizer = WhisperTokenizer(vocab=bpe["vocab"], merges=merges, add_prefix_space=True)
+    special = [AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer
+
+
+def tiny_whisper_config(
+    *,
+    d_model: int = 32,
+    encoder_layers: int = 2,
+    decoder_layers: int = 2,
+    n_heads: int = 4,
+    n_mels: int = 80,
+    window_frames: int = 600,
+    n_positions: int = 64,
+) -> WhisperConfig:
+    """Sizes of a Whisper whose full window has `window_frames` and whose decoder has `n_positions`."""
+    tokenizer = tiny_whisper_tokenizer()
+    end = tokenizer.eos_token_id
+    return WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=n_mels,
+        d_model=d_model,
+        encoder_layers=encoder_layers,
+        encoder_attention_heads=n_heads,
+        encoder_ffn_dim=2 * d_model,
+        decoder_layers=decoder_layers,
+        decoder_attention_heads=n_heads,
+        decoder_ffn_dim=2 * d_model,
+        max_source_positions=window_frames // 2,
+        max_target_positions=n_positions,
+        init_std=INIT_STD,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=tokenizer.prefix_tokens[0],
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+
+
+def tiny_whisper(*, seed: int = 0, **sizes: int) -> Whisper:
+    """A frozen random Whisper with its tokenizer; for the sizes see `tiny_whisper_config`."""
+    tokenizer = tiny_whisper_tokenizer()
+    config = tiny_whisper_config(**sizes)
+    torch.manual_seed(seed)
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=config.decoder_start_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        no_timestamps_token_id=tokenizer.prefix_tokens[1],
+        forced_decoder_ids=None,
+        is_multilingual=False,
+        return_timestamps=False,
+        max_length=min(16, config.max_target_positions),
+    )
+    return Whisper(model=frozen(model), tokenizer=tokenizer)
+
+
+def tiny_llama(
+    tokenizer: PreTrainedTokenizerBase | None = None, *, seed: int = 1, d_model: int = 48, **options: Any
+) -> LlamaForCausalLM:
+    """A frozen random Llama for a tokenizer, by default `tiny_tokenizer("llama")`.
+
+    Args:
+        options: for LlamaConfig, such as tie_word_embeddings
+    """
+    tokenizer = tokenizer or tiny_tokenizer("llama")
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": d_model,
+        "intermediate_size": 2 * d_model,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": INIT_STD,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **options,
+    }
+    torch.manual_seed(seed)
+    return frozen(LlamaForCausalLM(LlamaConfig(**sizes)))
+
+
+def tiny_ear(
+    form: str = "left",
+    *,
+    whisper: Whisper | None = None,
+    llm: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    prompt: PromptSettings | None = None,
+    base: BaseSettings | None = None,
+    seed: int = 2,
+    **connector: Any,
+) -> Ear:
+    """An ear that has learned nothing, ready to hear up to six seconds.
+
+    Args:
+        connector: for ConnectorSettings, such as n_queries
+    """
+    whisper = whisper or tiny_whisper()
+    tokenizer = tokenizer or tiny_tokenizer("llama")
+    llm = llm or tiny_llama(tokenizer)
+    sizes: dict[str, Any] = {"form": form, "n_queries": 32, **connector}
+    settings = EarSettings(
+        base=base or BaseSettings(encoder="tiny/whisper", llm="tiny/llm"),
+        prompt=prompt or PromptSettings(),
+        connector=ConnectorSettings(**sizes),
+    )
+    torch.manual_seed(seed)
+    d_llm: Any = llm.get_input_embeddings().embedding_dim
+    shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
+    made = new_connector(whisper.config, settings.connector, d_llm, shared)
+    if settings.connector.init == "whisper":
+        made.start_from(whisper.model.model.decoder)
+    return Ear(whisper, llm, tokenizer, made, settings)
+
+
+def save_tiny_bases(folder: Path) -> BaseSettings:
+    """Writes a tiny Whisper and a tiny Llama as from_pretrained reads them, and says where they are."""
+    whisper, tokenizer = tiny_whisper(), tiny_tokenizer("llama")
+    whisper.model.save_pretrained(folder / "whisper")
+    whisper.tokenizer.save_pretrained(folder / "whisper")
+    tiny_llama(tokenizer).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    return BaseSettings(encoder=str(folder / "whisper"), llm=str(folder / "llm"))
+
+
+def frozen(model: PreTrainedModel) -> Any:
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,271 @@
+"""Laws of the distances between hearing and reading, and each against its formula written out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from ossicle.connectors.monotonic_alignment import NAMING_TEMPERATURE, Transcripts
+from ossicle.losses import (
+    alignment_distance,
+    end_loss,
+    forward_kl,
+    hidden_distance,
+    naming_loss,
+    slot_targets,
+)
+
+EXAMPLES = settings(max_examples=25)
+D = 5
+sides = st.sampled_from(["left", "right"])
+lengths = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4)
+seeds = st.integers(0, 2**16)
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tensors(pairs: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Audio, text, n_audio and n_text of clips given as (n_audio, n_text)."""
+    n_audio, n_text = torch.tensor(pairs).T
+    audio = drawn(seed, len(pairs), int(n_audio.max()) + 1, D)
+    text = drawn(seed + 1, len(pairs), int(n_text.max()) + 1, D)
+    return audio, text, n_audio, n_text
+
+
+def target(aligned: str, slot: int, n_audio: int, n_text: int) -> int | None:
+    """The token that a slot stands for by the design: text[t] in audio[Q - T + t], or in audio[t]."""
+    token = slot if aligned == "left" else slot - n_audio + n_text
+    return token if 0 <= token < n_text and slot < n_audio else None
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides)
+def test_slots_stand_for_the_tokens_of_the_formula(pairs, aligned) -> None:
+    n_audio, n_text = torch.tensor(pairs).T
+    n_slots = int(n_audio.max()) + 1
+    tokens, stands = slot_targets(n_text, n_audio, n_slots, aligned)
+    for row, (a, t) in enumerate(pairs):
+        found = [
+            token if is_one else None
+            for token, is_one in zip(tokens[row].tolist(), stands[row].tolist(), strict=True)
+        ]
+        assert found == [target(aligned, slot, a, t) for slot in range(n_slots)]
+    assert ((tokens >= 0) & (tokens < n_text[:, None])).all()  # safe to look up, whether it counts or not
+
+
+@pytest.mark.parametrize(
+    ("aligned", "kept"),
+    [("left", [0, 1, 2]), ("right", [2, 3, 4])],
+    ids=["left: the first tokens", "right: the last tokens"],
+)
+def test_of_a_transcript_longer_than_the_slots_what_fits_is_kept(aligned, kept: list[int]) -> None:
+    tokens, stands = slot_targets(torch.tensor([5]), torch.tensor([3]), 3, aligned)
+    assert stands.all()
+    assert tokens.tolist() == [kept]
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides, seed=seeds)
+def test_alignment_is_the_mean_distance_of_the_aligned_slots(pairs, aligned, seed: int) -> None:
+    audio, text, n_audio, n_text = tensors(pairs, seed)
+    expected = [
+        math.dist(audio[row, slot].tolist(), text[row, token].tolist())
+        for row, (a, t) in enumerate(pairs)
+        for slot in range(audio.shape[1])
+        if (token := target(aligned, slot, a, t)) is not None
+    ]
+    found = alignment_distance(audio, text, n_audio, n_text, aligned)
+    torch.testing.assert_close(found, torch.tensor(sum(expected) / len(expected)))
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides, seed=seeds)
+def test_alignment_is_zero_only_if_every_aligned_slot_is_right(pairs, aligned, seed: int) -> None:
+    audio, text, n_audio, n_text = tensors(pairs, seed)
+    tokens, stands = slot_targets(n_text, n_audio, audio.shape[1], aligned)
+    right = text.gather(1, tokens[..., None].expand(-1, -1, D))
+    audio = torch.where(stands[..., None], right, audio).requires_grad_()
+    distance = alignment_distance(audio, text, n_audio, n_text, aligned)
+    (gradient,) = torch.autograd.grad(distance, audio)
+    assert distance == 0
+    assert (gradient == 0).all()
+    row, slot = stands.nonzero()[seed % int(stands.sum())].tolist()
+    wrong = audio.detach().clone()
+    wrong[row, slot, seed % D] += 1e-3
+    assert alignment_distance(wrong, text, n_audio, n_text, aligned) > 0
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides, seed=seeds)
+def test_padding_does_not_move_the_alignment(pairs, aligned, seed: int) -> None:
+    audio, text, n_audio, n_text = tensors(pairs, seed)
+    distance = alignment_distance(audio, text, n_audio, n_text, aligned)
+    audio = torch.cat([audio, drawn(seed + 2, len(pairs), 3, D)], dim=1)
+    text = torch.cat([text, drawn(seed + 3, len(pairs), 2, D)], dim=1)
+    for row, (a, t) in enumerate(pairs):
+        audio[row, a:], text[row, t:] = 1e6, -1e6
+    audio.requires_grad_()
+    padded = alignment_distance(audio, text, n_audio, n_text, aligned)
+    torch.testing.assert_close(padded, distance)
+    (gradient,) = torch.autograd.grad(padded, audio)
+    assert not any(gradient[row, a:].any() for row, (a, _) in enumerate(pairs))
+
+
+@EXAMPLES
+@given(n_rows=st.integers(1, 4), n_positions=st.integers(1, 5), seed=seeds)
+def test_hidden_distance_is_a_mean_of_means(n_rows: int, n_positions: int, seed: int) -> None:
+    student, teacher = drawn(seed, n_rows, n_positions, D), drawn(seed + 1, n_rows, n_positions, D)
+    counts = drawn(seed + 2, n_rows, n_positions) > 0
+    counts[:, -1] = True
+    rows = []
+    for row in range(n_rows):
+        counted = counts[row].nonzero()[:, 0].tolist()
+        each = [math.dist(student[row, at].tolist(), teacher[row, at].tolist()) for at in counted]
+        rows.append(sum(each) / len(each))
+    expected = torch.tensor(sum(rows) / n_rows)
+    torch.testing.assert_close(hidden_distance(student, teacher, counts), expected)
+    student[~counts] = 1e6
+    torch.testing.assert_close(hidden_distance(student, teacher, counts), expected)
+    everywhere = torch.ones_like(counts)
+    torch.testing.assert_close(
+        hidden_distance(student, teacher), hidden_distance(student, teacher, everywhere)
+    )
+
+
+def test_hidden_distance_is_zero_only_if_equal() -> None:
+    teacher = drawn(0, 2, 3, D)
+    student = teacher.clone().requires_grad_()
+    for counts in (None, torch.ones(2, 3, dtype=torch.bool)):
+        distance = hidden_distance(student, teacher, counts)
+        (gradient,) = torch.autograd.grad(distance, student)
+        assert distance == 0
+        assert (gradient == 0).all()
+    assert hidden_distance(student + torch.eye(D)[:3] * 1e-3, teacher) > 0
+
+
+def test_gradients_pull_straight_to_the_target() -> None:
+    student = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
+    hidden_distance(student, torch.zeros(1, 1, 2)).backward()
+    torch.testing.assert_close(student.grad, torch.tensor([[[0.6, 0.8]]]))
+
+
+@EXAMPLES
+@given(n_text=st.lists(st.integers(1, 8), min_size=1, max_size=4), n_slots=st.integers(1, 9), seed=seeds)
+def test_the_end_is_learned_from_slots_zero_to_t(n_text: list[int], n_slots: int, seed: int) -> None:
+    logits = drawn(seed, len(n_text), n_slots)
+    expected = [
+        -math.log(torch.sigmoid(logits[row, slot] if slot == t else -logits[row, slot]).item())
+        for row, t in enumerate(n_text)
+        for slot in range(min(t + 1, n_slots))
+    ]
+    found = end_loss(logits, torch.tensor(n_text))
+    torch.testing.assert_close(found, torch.tensor(sum(expected) / len(expected)))
+    for row, t in enumerate(n_text):
+        logits[row, t + 1 :] = 1e6
+    torch.testing.assert_close(end_loss(logits, torch.tensor(n_text)), found)
+
+
+@EXAMPLES
+@given(temperature=st.floats(0.25, 4), seed=seeds)
+def test_kl_is_that_of_the_distributions(temperature: float, seed: int) -> None:
+    student, teacher = drawn(seed, 3, 11), drawn(seed + 1, 3, 11)
+    divergences = kl_divergence(
+        Categorical(logits=teacher / temperature), Categorical(logits=student / temperature)
+    )
+    found = forward_kl(student, teacher, temperature)
+    torch.testing.assert_close(found, divergences.mean() * temperature**2)
+
+
+def test_kl_is_zero_only_if_the_distributions_are_equal() -> None:
+    teacher = drawn(0, 3, 11)
+    student = (teacher + 7).requires_grad_()  # the same distribution by other logits
+    distance = forward_kl(student, teacher)
+    (gradient,) = torch.autograd.grad(distance, student)
+    torch.testing.assert_close(distance, torch.tensor(0.0))
+    torch.testing.assert_close(gradient, torch.zeros(3, 11))
+    assert forward_kl(teacher + torch.eye(11)[:3], teacher) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_sums_are_taken_in_float32_at_least(dtype: torch.dtype, expected: torch.dtype) -> None:
+    states, n = drawn(0, 2, 3, D).to(dtype), torch.tensor([3, 2])
+    assert hidden_distance(states, states + 1).dtype == expected
+    assert alignment_distance(states, states, n, n, "left").dtype == expected
+    assert end_loss(states[..., 0], n).dtype == expected
+    assert forward_kl(states[:, 0], states[:, 1]).dtype == expected
+
+
+@pytest.mark.parametrize("aligned", ["left", "right"])
+def test_gradients_are_those_of_finite_differences(aligned) -> None:
+    audio, text, n_audio, n_text = tensors([(4, 3), (2, 5)], 0)
+    audio, text = audio.double().requires_grad_(), text.double()
+    assert torch.autograd.gradcheck(lambda x: alignment_distance(x, text, n_audio, n_text, aligned), audio)
+
+
+# Naming
+
+N_CANDIDATES = 6
+
+
+def naming(pairs: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What naming_loss takes but for the side, candidates far enough apart to be told from each other."""
+    audio, text, n_audio, n_text = tensors(pairs, seed)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randint(0, N_CANDIDATES, text.shape[:2], generator=generator)
+    return audio, torch.eye(N_CANDIDATES, D) * 3, wanted, n_audio, n_text
+
+
+@EXAMPLES
+@given(pairs=lengths, aligned=sides, seed=seeds)
+def test_naming_is_the_cross_entropy_of_its_formula(pairs, aligned, seed) -> None:
+    audio, candidates, wanted, n_audio, n_text = naming(pairs, seed)
+    spread = torch.stack([(c - candidates.mean(0)).norm() ** 2 for c in candidates]).mean()
+    losses = []
+    for row, (a, t) in enumerate(pairs):
+        for slot in range(a):
+            token = target(aligned, slot, a, t)
+            if token is not None:
+                near = torch.stack([-((audio[row, slot] - c).norm() ** 2) for c in candidates])
+                losses.append(-(near / (NAMING_TEMPERATURE * spread)).log_softmax(0)[wanted[row, token]])
+    found = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, aligned)
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_named_right_and_nearest_costs_nothing() -> None:
+    _, candidates, wanted, n_audio, n_text = naming([(4, 4), (3, 3)], 0)
+    audio = candidates[wanted].requires_grad_()
+    loss = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, "left")
+    loss.backward()
+    assert loss < 1e-3
+    assert audio.grad is not None
+    assert audio.grad.abs().max() < 1e-2
+    assert (
+        naming_loss(audio, Transcripts(n_text, (wanted + 1) % N_CANDIDATES, candidates), n_audio, "left") > 5
+    )
+
+
+def test_naming_does_not_depend_on_the_scale_of_embeddings() -> None:
+    audio, candidates, wanted, n_audio, n_text = naming([(5, 4), (3, 6)], 1)
+    first, scaled = (
+        naming_loss(audio * factor, Transcripts(n_text, wanted, candidates * factor), n_audio, "left")
+        for factor in (1, 40)
+    )
+    torch.testing.assert_close(first, scaled)
+
+
+def test_one_candidate_cannot_be_mistaken() -> None:
+    audio, _, wanted, n_audio, n_text = naming([(2, 2)], 0)
+    audio.requires_grad_()
+    loss = naming_loss(audio, Transcripts(n_text, wanted * 0, torch.zeros(1, D)), n_audio, "left")
+    loss.backward()
+    assert loss == 0
+    assert audio.grad is not None
+    assert not audio.grad.any()

@@ -1,0 +1,191 @@
+"""The parts that a batch is run in: what goes together, what a probe finds, and that it changes nothing."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny_models import tiny_ear
+from test_training import ONE_CLIP_GB, base, batch_of, changed, recipe, speech, take_step
+
+from ossicle.config import ObjectiveSettings, Recipe
+from ossicle.errors import OssicleError
+from ossicle.plan import Longest, PartMemory, cost_model, n_distinct, shapes_of
+from ossicle.training import memory_probe, train_step
+from ossicle.training.batch import Clip, Made
+from ossicle.training.memory_probe import FILE, in_parts, settled_budget
+from ossicle.training.run import prepare
+
+__all__ = ["base", "recipe", "speech"]
+LEAST, MOST = 0.7, 1.1
+"""Of what was predicted: texts may share rows better than predicted, with the prefix's keys, which weigh much in small
+LLMs; what is predicted too low would end in memory that runs out."""
+
+
+def memory_of(form: str = "left") -> PartMemory:
+    ear = tiny_ear(form)
+    made = Recipe(
+        out="nowhere", base=ear.settings.base, connector=ear.settings.connector, objective=ObjectiveSettings()
+    )
+    shapes = shapes_of(ear)
+    return PartMemory.of(shapes, cost_model(made, shapes))
+
+
+MEMORY = memory_of()
+
+
+def a_clip(n_positions: int, n_tokens: int) -> Clip:
+    return Clip(ids=torch.arange(n_tokens), mel=torch.zeros(80, 2 * n_positions), states=None)
+
+
+def taken(part: list[Clip], n_candidates: float) -> float:
+    longest = Longest(
+        n_positions=max(clip.n_positions for clip in part),
+        n_tokens=max(len(clip.ids) for clip in part),
+        n_candidates=n_candidates,
+    )
+    return MEMORY.total(len(part), longest)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=1, max_size=20), st.floats(1e3, 1e8)
+)
+def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
+    sizes: list[tuple[int, int]], budget: float
+) -> None:
+    clips = [a_clip(*size) for size in sizes]
+    found = in_parts(clips, MEMORY, budget)
+    assert sorted(id(clip) for part in found for clip in part) == sorted(map(id, clips))
+    n_candidates = n_distinct(float(sum(n for _, n in sizes)))
+    assert all(len(part) == 1 or taken(part, n_candidates) <= budget for part in found)
+    lengths = [clip.n_positions for part in found for clip in part]
+    assert lengths == sorted(lengths)
+    for part, after in pairwise(found):  # nothing more would have found room
+        assert taken([*part, after[0]], n_candidates) > budget
+    assert len(in_parts(clips, MEMORY, 2 * budget)) <= len(found)
+
+
+def test_short_clips_go_in_large_parts_and_long_ones_in_small_ones() -> None:
+    short, long = [a_clip(50, 3)] * 30, [a_clip(300, 20)] * 30
+    budget = taken(long[:4], n_distinct(30 * 23.0))
+    found = [len(part) for part in in_parts([*long, *short], MEMORY, budget)]
+    assert found[0] > 3 * 4
+    assert found[-2] == 4
+    assert [len(part) for part in in_parts(short, MEMORY, float("inf"))] == [30]
+    assert in_parts([], MEMORY, budget) == []
+
+
+def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
+    torch.manual_seed(0)
+    clips = [Clip(torch.randint(9, (t,)), torch.randn(80, 2 * s), None) for s, t in ((5, 3), (9, 1), (2, 4))]
+    kept = [Clip(torch.randint(9, (t,)), None, torch.randn(s, 32)) for s, t in ((5, 3), (9, 1))]
+    for given_ in (clips, kept, []):
+        made = Made.of(given_, {"a row": "why"})
+        assert made.skipped == {"a row": "why"}
+        for before, after in zip(given_, made.clips, strict=True):
+            assert torch.equal(before.ids, after.ids)
+            assert before.n_positions == after.n_positions
+            for one, other in ((before.mel, after.mel), (before.states, after.states)):
+                if one is None or other is None:
+                    assert one is other
+                else:
+                    assert torch.equal(one, other)
+
+
+# The probe
+
+
+@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
+def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -> None:
+    """Real bytes to predicted ones, measured at short clips, are those of longer ones."""
+    objective = {"hidden_positions": "suffix"}
+    run = prepare(
+        changed(recipe, connector={"form": form, "n_queries": 24, "n_stacked": 8}, objective=objective)
+    )
+    real = json.loads((run.folder / FILE).read_text())["real"]
+    for n_clips, n_positions, n_tokens in ((2, 250, 12), (5, 150, 7)):
+        longest = Longest(n_positions=n_positions, n_tokens=n_tokens, n_candidates=float(n_tokens))
+        sizes = [run.memory.total(n, longest) for n in (n_clips, 2 * n_clips)]
+        run.ear.connector.train()
+        found = [memory_probe._measured(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)]
+        assert LEAST <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MOST
+
+
+def test_a_probe_leaves_everything_as_it_was(recipe: Recipe) -> None:
+    run = prepare(recipe)
+    before = {name: weight.clone() for name, weight in run.ear.connector.state_dict().items()}
+    random = torch.get_rng_state()
+    (run.folder / FILE).unlink()
+    settled_budget(run)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not run.optimizer.state
+    assert not run.ear.connector.training
+    for name, weight in run.ear.connector.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert all(weight.grad is None for weight in run.ear.connector.parameters())
+
+
+def test_what_was_found_is_kept_and_found_anew_only_for_other_conditions(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(recipe).budget
+    monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
+    assert prepare(recipe).budget == first
+    assert prepare(changed(recipe, train={"microbatch_gb": 2.0})).budget == 7.0
+    monkeypatch.setattr(memory_probe, "_probed", lambda run: (8.0, 1.0))
+    assert prepare(changed(recipe, connector={"form": "anchored"})).budget == 8.0
+    monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
+    (prepare(recipe).folder / FILE).write_text('{"budget": "many"}')
+    assert prepare(recipe).budget == 7.0
+    monkeypatch.undo()
+    (prepare(recipe).folder / FILE).unlink()
+    found = [prepare(changed(recipe, train={"microbatch_gb": gb})).budget for gb in (1.0, 3.0)]
+    assert found[1] == pytest.approx(3 * found[0])
+
+
+def test_where_the_longest_finds_no_room_shorter_clips_are_tried(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(run: Any, n_positions: int) -> tuple[float, float]:
+        tried.append(n_positions)
+        if n_positions > 60:
+            raise torch.OutOfMemoryError
+        return 5.0, 1.0
+
+    monkeypatch.setattr(memory_probe, "_fitted", full)
+    assert prepare(recipe).budget == 5.0
+    assert tried == [100, 50]
+    monkeypatch.setattr(memory_probe, "_fitted", lambda run, n: full(run, 100))
+    (prepare(recipe).folder / FILE).unlink()
+    with pytest.raises(
+        OssicleError, match=r"cpu has no room for a step with one clip of 1 s: expected"
+    ) as told:
+        prepare(recipe)
+    assert "\n" not in str(told.value)
+
+
+def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(recipe)
+
+    def too_much(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train_step, "distillation_terms", too_much)
+    with pytest.raises(OssicleError, match=r"a part of 4 clips of up to .*\(--train\.microbatch-gb") as told:
+        take_step(run, 0)
+    assert "\n" not in str(told.value)
+
+
+def test_a_run_in_small_parts_takes_every_clip_of_a_batch(recipe: Recipe) -> None:
+    run = prepare(changed(recipe, train={"microbatch_gb": ONE_CLIP_GB}))
+    share = run.share([run.examples.made(piece) for piece in run.pieces(0)])
+    assert [len(portion) for portion in share.portions] == [1] * run.recipe.train.batch_size
+    whole = batch_of(run, [draw.row for draw in run.sampler[0]])
+    assert sorted(n for portion in share.portions for n in portion.n_text) == sorted(whole.n_text.tolist())

@@ -1,0 +1,251 @@
+"""From texts and voices to recorded clips: for the speech encoder, the distillation and the evaluation."""
+
+import functools
+import io
+import json
+import multiprocessing
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from ossicle.audio.waveform import SAMPLE_RATE
+from tools.pocket import voices, world
+from tools.pocket.llm import report
+
+MAX_CLIP_S = 5.9
+"""Longest clip kept, in seconds: a little less than the pocket Whisper's window of 6 s."""
+CHUNK_CLIPS = 500
+_MARGIN_S = 0.06
+
+
+def heard_text(rng: random.Random, pair_share: float, opening_share: float = 0.0) -> str:
+    """A text that training may hear: a statement, a fact, an introduction, one word, loose words or loose pairs.
+
+    Args:
+        pair_share: how many of all texts are loose pairs
+        opening_share: how many of those begin with two words that questions begin with
+    """
+    while True:
+        text = _any_text(rng, pair_share, opening_share)
+        if not world.opens_like_a_question(text) and not world.holds_a_question(text):
+            return text
+
+
+def _any_text(rng: random.Random, pair_share: float, opening_share: float) -> str:
+    if pair_share and rng.random() < pair_share:
+        return world.pair_sequence(rng, opening_share)
+    draw = rng.random()
+    if draw < 0.18:
+        return world.statement(rng)
+    if draw < 0.53:
+        return world.fact(rng)
+    if draw < 0.56:
+        return world.introduction(rng)
+    if draw < 0.6:
+        return world.single_word(rng)
+    return world.word_sequence(rng)
+
+
+def _trim(samples: np.ndarray) -> np.ndarray:
+    """Digital silence at both ends cut down to a short margin."""
+    loud = np.flatnonzero(np.abs(samples) > 0.005 * np.abs(samples).max())
+    margin = int(_MARGIN_S * SAMPLE_RATE)
+    return samples[max(0, loud[0] - margin) : loud[-1] + margin]
+
+
+def finish(samples: np.ndarray, tail_s: float = 0.0) -> np.ndarray | None:
+    """A clip as 16-bit samples at a common loudness, or None when it is longer than the window.
+
+    Args:
+        tail_s: silence behind it, in seconds
+    """
+    samples = np.pad(_trim(samples), (0, int(tail_s * SAMPLE_RATE)))
+    if len(samples) > MAX_CLIP_S * SAMPLE_RATE:
+        return None
+    return (samples / np.abs(samples).max() * 0.7 * 32767).astype(np.int16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Speech that training may hear: chunks of `CHUNK_CLIPS` clips, and what is said in them how."""
+
+    name: str
+    chunks: range
+    """Seeds of the chunks: no two kinds of clips share one."""
+    pair_share: float
+    """How many of the texts are loose pairs of words."""
+    opening_share: float = 0.0
+    """How many of those begin with two words that questions begin with."""
+    idiolect_share: float = 0.0
+    """How many of espeak-ng's voices have a pronunciation of their own."""
+    mbrola_share: float = 0.0
+    """How many of all voices are MBROLA's."""
+
+
+def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.Voice]]:
+    """`CHUNK_CLIPS` training clips, drawn from one seed."""
+    rng = random.Random(f"heard {seed}")
+    lines = [
+        (
+            heard_text(rng, clips.pair_share, clips.opening_share),
+            voices.heard_voice(rng, clips.idiolect_share, clips.mbrola_share),
+        )
+        for _ in range(CHUNK_CLIPS)
+    ]
+    finished = map(finish, speak_lines(lines))
+    return [(samples, *line) for samples, line in zip(finished, lines, strict=True) if samples is not None]
+
+
+def speak_lines(lines: list[tuple[str, voices.Voice]]) -> Iterator[np.ndarray]:
+    """Speech for each (text, voice), float32 at 16 kHz, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        by_festival = [line for line in lines if line[1].engine == "festival"]
+        spoken = dict(
+            zip(map(id, by_festival), voices.speak_with_festival(by_festival, scratch), strict=True)
+        )
+        for line in lines:
+            yield spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
+
+
+def make_heard_speech(folder: Path, clips: Clips) -> None:
+    """Clips that training may hear: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "samples.i16").open("wb") as samples_file,
+        (folder / "clips.jsonl").open("w") as index,
+        multiprocessing.Pool(2) as pool,
+    ):
+        start = 0
+        spoken = pool.imap(functools.partial(speak_chunk, clips=clips), clips.chunks)
+        for done, chunk in enumerate(spoken, 1):
+            for samples, text, voice in chunk:
+                samples_file.write(samples.tobytes())
+                index.write(
+                    json.dumps({"start": start, "n": len(samples), "text": text, **asdict(voice)}) + "\n"
+                )
+                start += len(samples)
+            samples_file.flush()
+            index.flush()
+            report(f"{clips.name}: {done}/{len(clips.chunks)} chunks, {start / SAMPLE_RATE / 3600:.1f} h")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question of the evaluation: who asks it, and what answer is expected."""
+
+    text: str
+    instruction: str | None
+    answer: str
+    group: str
+    skill: str
+    voice: voices.Voice
+
+
+def evaluation_lines(
+    seed: str,
+    n_plain: int,
+    n_instructed: int,
+    draw_voice: Callable[[random.Random], voices.Voice],
+    group: str,
+) -> Iterator[Asked]:
+    """Questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
+    rng = random.Random(seed)
+    for number in range(n_plain + n_instructed):
+        kind = None if number < n_plain else rng.choice(list(world.INSTRUCTIONS))
+        skill = number % len(world.SKILLS)
+        while True:
+            exchange = world.SKILLS[skill](rng)
+            answer = exchange.answer if kind is None else exchange.answer_under(kind)
+            if answer:
+                break
+            skill = (skill + 1) % len(world.SKILLS)
+        yield Asked(
+            text=exchange.question,
+            instruction=world.INSTRUCTIONS[kind][0] if kind else None,
+            answer=answer,
+            group=group,
+            skill=exchange.skill,
+            voice=draw_voice(rng),
+        )
+
+
+def encode(samples: np.ndarray) -> bytes:
+    """Ogg Opus at 14 kbit/s: about 4 kB a clip."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg") as container:
+        options = {"compression_level": "5", "application": "voip"}
+        stream = container.add_stream("libopus", rate=SAMPLE_RATE, layout="mono", options=options)
+        stream.bit_rate = 14_000
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="s16", layout="mono")
+        frame.rate = SAMPLE_RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    """Rows with an `audio` struct {bytes, path}, in the layout that Hugging Face datasets reads as Audio."""
+    audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        name: pa.array([row[name] for row in rows], type=audio if name == "audio" else pa.string())
+        for name in rows[0]
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=500)
+
+
+def _recorded(heard: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """The clips of a folder of them, each with its samples."""
+    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
+    with (heard / "clips.jsonl").open() as index:
+        for clip in map(json.loads, index):
+            yield clip, samples[clip["start"] : clip["start"] + clip["n"]]
+
+
+def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
+    """The first clips of a folder of them, as the table that the distillation reads."""
+    rows = []
+    for number, (clip, samples) in enumerate(islice(_recorded(heard), n_clips)):
+        voice = f"{clip['engine']}:{clip['name']}"
+        audio = {"bytes": encode(samples), "path": f"{number:05d}.opus"}
+        rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
+    write_table(path, rows)
+
+
+def make_broad_speech(heard: Path) -> Path:
+    """All clips of a folder of them as WAV files, and the manifest that names each with its transcript."""
+    manifest = heard / "speech.jsonl"
+    with manifest.with_suffix(".part").open("w") as lines:
+        for number, (clip, samples) in enumerate(_recorded(heard)):
+            name = f"{number // 1000:03d}/{number:06d}.wav"
+            (heard / name).parent.mkdir(exist_ok=True)
+            soundfile.write(heard / name, samples, SAMPLE_RATE)
+            lines.write(json.dumps({"audio": name, "text": clip["text"]}) + "\n")
+    return manifest.with_suffix(".part").rename(manifest)
+
+
+def make_evaluation_speech(path: Path) -> None:
+    """The pocket suite: questions by voices that training has never heard, and by an engine it has never heard."""
+    lines = [
+        *evaluation_lines("espeak", 432, 144, voices.unheard_voice, "unseen voices (espeak-ng)"),
+        *evaluation_lines("flite", 198, 54, voices.flite_voice, "unseen engine (flite)"),
+    ]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, line in enumerate(lines):
+            samples = finish(voices.speak(line.text, line.voice, Path(folder)))
+            assert samples is not None, f"{line.text!r} is longer than the window"
+            audio = {"bytes": encode(samples), "path": f"{number:04d}.opus"}
+            voice = f"{line.voice.engine}:{line.voice.name}"
+            rows.append(asdict(line) | {"id": f"{number:04d}", "audio": audio, "voice": voice})
+    write_table(path, rows)

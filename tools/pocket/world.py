@@ -1,0 +1,461 @@
+"""What is said in the pocket world: questions with their answers, statements, and loose words.
+
+It knows texts only, no sound. Questions and instructions are for the LLM's own training (as text) and for the
+evaluation (as speech). Statements and loose words are for the speech encoder and the distillation.
+`opens_like_a_question` keeps the two apart by construction.
+"""
+
+import collections
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tools.pocket import facts
+
+INSTRUCTIONS = {
+    "spanish": ("Answer in Spanish.", "Please answer in Spanish."),
+    "capitals": ("Answer in capital letters.", "Please answer in capital letters."),
+    "one_word": ("Answer in one word.", "Please answer in one word."),
+}
+
+
+_NOT_IN_CAPITALS = ("repeating", "spelling")
+"""Any word may have to be repeated, and few are known in capitals; what is spelled is in capitals already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One question and the LLM's answer to it, in each way the answer may be asked for."""
+
+    skill: str
+    question: str
+    answer: str
+    one_word: str | None = None
+    spanish: str | None = None
+
+    def answer_under(self, instruction: str) -> str | None:
+        """The answer that obeys one of `INSTRUCTIONS`' keys; None where that instruction makes no sense."""
+        match instruction:
+            case "capitals" if self.skill not in _NOT_IN_CAPITALS:
+                return self.answer.upper()
+            case "one_word":
+                return self.one_word
+            case "spanish":
+                return self.spanish
+        return None
+
+
+def _title(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _exchange(skill: str, question: str, answer: str, key: str | None = None) -> Exchange:
+    """An exchange whose one-word and Spanish answers follow from the key word of the answer."""
+    spanish = facts.SPANISH.get(key) if key else None
+    return Exchange(
+        skill=skill,
+        question=question,
+        answer=answer,
+        one_word=_title(key) + "." if key else None,
+        spanish=_title(spanish) + "." if spanish else None,
+    )
+
+
+def _capital(rng: random.Random) -> Exchange:
+    country, city = rng.choice(list(facts.CAPITALS.items()))
+    question = rng.choice(
+        ("what is the capital of {}", "tell me the capital of {}", "which city is the capital of {}")
+    ).format(country)
+    return _exchange("capitals", question, f"The capital of {_title(country)} is {_title(city)}.", city)
+
+
+def _continent(rng: random.Random) -> Exchange:
+    country, continent = rng.choice(list(facts.CONTINENTS.items()))
+    question = rng.choice(("where is {}", "in which part of the world is {}")).format(country)
+    return _exchange("places", question, f"{_title(country)} is in {_title(continent)}.", continent)
+
+
+def _opposite(rng: random.Random) -> Exchange:
+    word, other = rng.choice(list(facts.OPPOSITES.items()))
+    question = rng.choice(("what is the opposite of {}", "tell me the opposite of {}")).format(word)
+    return _exchange("opposites", question, f"The opposite of {word} is {other}.", other)
+
+
+def _animal_sound(rng: random.Random) -> Exchange:
+    animal, sound = rng.choice(list(facts.ANIMAL_SOUNDS.items()))
+    question = rng.choice(("what does the {} say", "what sound does {} make")).format(animal)
+    if "sound" in question:
+        question = f"what sound does {_article(animal)} make"
+    return _exchange("animal sounds", question, f"The {animal} says {sound}.", sound)
+
+
+def _legs(rng: random.Random) -> Exchange:
+    animal, count = rng.choice(list(facts.LEGS.items()))
+    return _exchange(
+        "legs",
+        f"how many legs does {_article(animal)} have",
+        f"{_title(_article(animal))} has {count} legs.",
+        count,
+    )
+
+
+def _colour(rng: random.Random) -> Exchange:
+    thing, colour = rng.choice(list(facts.COLOURS.items()))
+    question = rng.choice(("what colour is the {}", "which colour does the {} have")).format(thing)
+    return _exchange("colours", question, f"The {thing} is {colour}.", colour)
+
+
+def _spanish(rng: random.Random) -> Exchange:
+    word = rng.choice(facts.TRANSLATABLE)
+    question = rng.choice(
+        ("how do you say {} in spanish", "what is the spanish word for {}", "what does {} mean in spanish")
+    ).format(word)
+    spanish = _title(facts.SPANISH[word])
+    return Exchange(
+        skill="spanish words",
+        question=question,
+        answer=f"In Spanish it is {facts.SPANISH[word]}.",
+        one_word=f"{spanish}.",
+        spanish=f"{spanish}.",
+    )
+
+
+def _sum(rng: random.Random) -> Exchange:
+    first, second = rng.randint(0, 10), rng.randint(0, 10)
+    a, b = facts.NUMBERS[first], facts.NUMBERS[second]
+    total = facts.NUMBERS[first + second]
+    question = rng.choice(("what is {} plus {}", "how much is {} plus {}", "add {} and {}")).format(a, b)
+    return _exchange("sums", question, f"{_title(a)} plus {b} is {total}.", total)
+
+
+def _difference(rng: random.Random) -> Exchange:
+    first = rng.randint(0, 10)
+    second = rng.randint(0, first)
+    a, b = facts.NUMBERS[first], facts.NUMBERS[second]
+    rest = facts.NUMBERS[first - second]
+    question = rng.choice(("what is {} minus {}", "how much is {} minus {}")).format(a, b)
+    return _exchange("differences", question, f"{_title(a)} minus {b} is {rest}.", rest)
+
+
+def _spell(rng: random.Random) -> Exchange:
+    word = rng.choice(facts.SPELLABLE)
+    question = rng.choice(("how do you spell {}", "spell the word {}")).format(word)
+    return Exchange(skill="spelling", question=question, answer="-".join(word.upper()) + ".")
+
+
+def _compare(rng: random.Random) -> Exchange:
+    first, second = rng.sample(range(len(facts.BY_SIZE)), 2)
+    asked = rng.choice(("bigger", "smaller"))
+    animal = facts.BY_SIZE[(max if asked == "bigger" else min)(first, second)]
+    a, b = _article(facts.BY_SIZE[first]), _article(facts.BY_SIZE[second])
+    question = rng.choice(("which is {} {} or {}", "what is {} {} or {}")).format(asked, a, b)
+    return _exchange("comparing", question, f"The {animal} is {asked}.", animal)
+
+
+def _count(rng: random.Random) -> Exchange:
+    start = rng.choice((1, 1, 2, 3))
+    stop = rng.randint(start + 2, min(start + 7, 10))
+    form = "count to {1}" if start == 1 else "count from {0} to {1}"
+    numbers = facts.NUMBERS[start : stop + 1]
+    return Exchange(
+        skill="counting",
+        question=rng.choice((form, "can you " + form)).format(facts.NUMBERS[start], facts.NUMBERS[stop]),
+        answer=_title(", ".join(numbers)) + ".",
+    )
+
+
+def _next(rng: random.Random) -> Exchange:
+    kind, words = rng.choice((("day", facts.DAYS), ("month", facts.MONTHS), ("number", facts.NUMBERS)))
+    place = rng.randrange(1, len(words) - 1)
+    asked, step = rng.choice((("after", 1), ("before", -1)))
+    word, answer = words[place], words[place + step]
+    shown = (lambda text: text) if kind == "number" else _title
+    return _exchange(
+        "before and after",
+        f"what {kind} comes {asked} {word}",
+        f"{_title(answer)} comes {asked} {shown(word)}.",
+        answer,
+    )
+
+
+def _plural(rng: random.Random) -> Exchange:
+    word, plural = rng.choice(list(facts.PLURALS.items()))
+    return _exchange("plurals", f"what is the plural of {word}", f"The plural of {word} is {plural}.", plural)
+
+
+def _past(rng: random.Random) -> Exchange:
+    word, past = rng.choice(list(facts.PAST.items()))
+    return _exchange(
+        "past tense", f"what is the past tense of {word}", f"The past tense of {word} is {past}.", past
+    )
+
+
+def _young(rng: random.Random) -> Exchange:
+    animal, young = rng.choice(list(facts.YOUNG.items()))
+    question = rng.choice(("what do you call a young {}", "what is a young {} called")).format(animal)
+    return _exchange("young animals", question, f"A young {animal} is called {_article(young)}.", young)
+
+
+SMALL_TALK = {
+    "hello": "Hello! What would you like to know?",
+    "good morning": "Good morning! I hope you slept well.",
+    "how are you": "I am fine, thank you. And you?",
+    "how are you today": "I am fine, thank you. And you?",
+    "who are you": "I am a very small language model with ears.",
+    "what are you": "I am a very small language model with ears.",
+    "what can you do": "I can answer small questions that you say aloud.",
+    "tell me a joke": "Why did the duck cross the road? To prove it was no chicken.",
+    "thank you": "You are welcome.",
+    "thank you very much": "You are welcome.",
+    "goodbye": "Goodbye! Come again soon.",
+    "can you hear me": "Yes, I hear every word.",
+    "do you like music": "Yes, I like every sound.",
+    "where do you live": "I live in a very small file.",
+    "how old are you": "I was made a short while ago.",
+    "are you happy": "Yes, I am happy when somebody talks to me.",
+}
+
+
+def _small_talk(rng: random.Random) -> Exchange:
+    question, answer = rng.choice(list(SMALL_TALK.items()))
+    return Exchange(skill="small talk", question=question, answer=answer)
+
+
+def _repeat(rng: random.Random) -> Exchange:
+    phrase = rng.choice(
+        (_noun_phrase, lambda r: f"{_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _word_run)
+    )(rng)
+    question = rng.choice(("repeat after me {}", "say the words {}")).format(phrase)
+    return Exchange(skill="repeating", question=question, answer=phrase + ".")
+
+
+SKILLS: tuple[Callable[[random.Random], Exchange], ...] = (
+    _capital,
+    _continent,
+    _opposite,
+    _animal_sound,
+    _legs,
+    _colour,
+    _spanish,
+    _sum,
+    _difference,
+    _spell,
+    _compare,
+    _count,
+    _next,
+    _plural,
+    _past,
+    _young,
+    _small_talk,
+    _repeat,
+)
+
+
+def _noun_phrase(rng: random.Random) -> str:
+    noun = rng.choice((*facts.THINGS, *facts.ANIMALS, *facts.PEOPLE))
+    return " ".join(("the", *([rng.choice(facts.ADJECTIVES)] if rng.random() < 0.6 else []), noun))
+
+
+def _word_run(rng: random.Random) -> str:
+    return " ".join(rng.choices(vocabulary(), k=rng.randint(2, 4)))
+
+
+def statement(rng: random.Random) -> str:
+    """A declarative sentence in lower case, without punctuation."""
+    subject, thing = _noun_phrase(rng), _noun_phrase(rng)
+    where = f"{rng.choice(facts.PREPOSITIONS)} the {rng.choice(facts.PLACES)}"
+    person, name, other = rng.choice(facts.PEOPLE), *rng.sample(facts.NAMES, 2)
+    country, city = rng.choice(list(facts.CAPITALS.items()))
+    number = rng.choice(facts.NUMBERS)
+    day, month = rng.choice(facts.DAYS), rng.choice(facts.MONTHS)
+    forms = (
+        f"{subject} {rng.choice(facts.VERBS)} {thing} {where}",
+        f"{subject} {rng.choice(facts.VERBS)} {thing}",
+        f"{name} {rng.choice(facts.VERBS)} {thing} {rng.choice(facts.ADVERBS)}",
+        f"my {person} {rng.choice(facts.INTRANSITIVE)} {where} {rng.choice(facts.ADVERBS)}",
+        f"{subject} is {rng.choice(facts.ADJECTIVES)} and {rng.choice(facts.ADJECTIVES)}",
+        f"{name} and {other} {rng.choice(facts.PAST_VERBS)} {thing} {where}",
+        f"we {rng.choice(facts.PAST_VERBS)} {number} {rng.choice(list(facts.PLURALS.values()))} {where}",
+        f"my {person} lives in {city} and my {rng.choice(facts.PEOPLE)} lives in {country}",
+        f"they go to {country} on {day}",
+        f"there is {rng.choice(facts.WEATHER)} in {city} in {month}",
+        f"i like {rng.choice(list(facts.COLOURS.values()))} {rng.choice(facts.THINGS)}",
+        f"on {day} {subject} {rng.choice(facts.INTRANSITIVE)} {where}",
+        f"you are my {rng.choice(facts.ADJECTIVES)} {person}",
+        f"in {month} {name} makes {number} {rng.choice(list(facts.PLURALS.values()))}",
+        f"she {rng.choice(facts.PAST_VERBS)} {thing} before {day}",
+    )
+    return rng.choice(forms)
+
+
+def fact(rng: random.Random) -> str:
+    """Something the LLM knows, told and not asked, or a sentence of little words as fluent speech has them."""
+    if rng.random() < 0.4:
+        while True:
+            answer = rng.choice(SKILLS)(rng).answer.lower()
+            told = "".join(letter for letter in answer if letter.isalpha() or letter == " ")
+            if set(told.split()) <= set(vocabulary()) and " " in told and not opens_like_a_question(told):
+                return told
+    person, thing, where = rng.choice(facts.PEOPLE), rng.choice(facts.THINGS), rng.choice(facts.PLACES)
+    animal, word, other = rng.choice(facts.ANIMALS), *rng.sample(vocabulary(), 2)
+    number, name, country = (
+        rng.choice(facts.NUMBERS),
+        rng.choice(facts.NAMES),
+        rng.choice(list(facts.CAPITALS)),
+    )
+    forms = (
+        f"my {person} remembers what is in the {where}",
+        f"{name} remembers how many {rng.choice(list(facts.PLURALS.values()))} there are in the {where}",
+        f"{name} hears which {thing} is the {rng.choice(facts.ADJECTIVES)} one",
+        f"the {animal} and the {person} do what you do",
+        f"there is what you call {_article(thing)}",
+        f"you are called {word} and how do you do",
+        f"you can tell me what sound {_article(animal)} does make",
+        f"we count from the {thing} to {number} and say {word}",
+        f"my {person} forgets the word for {_article(thing)}",
+        f"there is much of what i do in {country}",
+        f"the capital of {country} is where you live",
+        f"they say thank you to the {person} and goodbye to {name}",
+        f"the {person} comes after {name} and before the {animal}",
+        f"{_article(animal)} is smaller or bigger than {_article(thing)}".replace(" than", " or"),
+        f"the opposite of {word} is {other}",
+        f"the plural of {word} and the past tense of {other}",
+        f"{word} plus {number} and {other} minus {number}",
+        f"the spanish word for {word} is {other}",
+        f"they tell me the {word} of {country}",
+        f"which {word} and what {other} and where in the world",
+    )
+    return rng.choice(forms)
+
+
+@functools.cache
+def _weights() -> tuple[float, ...]:
+    """How often each word stands in loose words: those that questions are made of far more often."""
+    counts = collections.Counter(word for question in sampled_questions() for word in set(question.split()))
+    return tuple(8.0 if counts[word] >= 12 else 1.0 for word in vocabulary())
+
+
+def word_sequence(rng: random.Random) -> str:
+    """Two to nine loose words of the whole vocabulary; never opening like a question or an instruction."""
+    while True:
+        weights = _weights() if rng.random() < 0.5 else None
+        text = " ".join(rng.choices(vocabulary(), weights, k=rng.randint(2, 9)))
+        if not opens_like_a_question(text):
+            return text
+
+
+@functools.cache
+def _neighbours() -> tuple[str, ...]:
+    """Every two words that stand side by side in something that can be asked or told."""
+    rng = random.Random(4)
+    told = [statement(rng) for _ in range(2_000)] + [fact(rng) for _ in range(4_000)]
+    return tuple(
+        sorted({" ".join(pair) for text in (*sampled_questions(), *told) for pair in pairwise(text.split())})
+    )
+
+
+@functools.cache
+def _little_neighbours() -> tuple[str, ...]:
+    """Those of them that consist of words which questions are made of, which fluent speech runs together."""
+    often = {word for word, weight in zip(vocabulary(), _weights(), strict=True) if weight > 1}
+    return tuple(pair for pair in _neighbours() if set(pair.split()) <= often)
+
+
+@functools.cache
+def _successors() -> dict[str, tuple[str, ...]]:
+    """For each word those that can stand right behind it."""
+    found = collections.defaultdict(list)
+    for pair in _neighbours():
+        first, second = pair.split()
+        found[first].append(second)
+    return {first: tuple(seconds) for first, seconds in found.items()}
+
+
+@functools.cache
+def _opening_pairs() -> tuple[tuple[str, ...], ...]:
+    """The first two words of questions and instructions, "what is" and the like."""
+    return tuple(sorted({opening[:2] for opening in question_openings()}))
+
+
+def pair_sequence(rng: random.Random, opening_share: float) -> str:
+    """Three to nine words, most of them neighbours of the word before: fluent speech's joints, not its sentences.
+
+    Args:
+        opening_share: how many begin with the first two words of a question, and go on as no question does
+    """
+    while True:
+        words, n_words = [], rng.randint(3, 9)
+        if rng.random() < opening_share:
+            words += rng.choice(_opening_pairs())
+        while len(words) < n_words:
+            draw = rng.random()
+            if draw < 0.45 and words and words[-1] in _successors():
+                words.append(rng.choice(_successors()[words[-1]]))
+            elif draw < 0.85:
+                pairs = rng.choice((_neighbours, _little_neighbours, _little_neighbours))()
+                words += rng.choice(pairs).split()
+            else:
+                words.append(rng.choice(vocabulary()))
+        text = " ".join(words)
+        if not opens_like_a_question(text) and not holds_a_question(text):
+            return text
+
+
+def single_word(rng: random.Random) -> str:
+    """One word that is not a whole question."""
+    while True:
+        word = rng.choice(vocabulary())
+        if not opens_like_a_question(word):
+            return word
+
+
+def introduction(rng: random.Random) -> str:
+    """A statement in which somebody tells their name."""
+    return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(
+        rng.choice(facts.NAMES)
+    )
+
+
+@functools.cache
+def sampled_questions() -> frozenset[str]:
+    """Every question and instruction, or nearly; those that repeat free words only by their openings."""
+    rng = random.Random(0)
+    return frozenset(
+        skill(rng).question for skill in SKILLS if skill is not _repeat for _ in range(2_500)
+    ) | {"what is my name", "do you remember my name", "who am i", "repeat after me", "say the words"}
+
+
+@functools.cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word that can be spoken in the pocket world, sorted."""
+    rng = random.Random(1)
+    texts = [statement(rng) for _ in range(20_000)] + [introduction(rng) for _ in range(500)]
+    words = {word for text in (*texts, *sampled_questions()) for word in text.split()}
+    return tuple(sorted(words))
+
+
+@functools.cache
+def question_openings() -> frozenset[tuple[str, ...]]:
+    """The first three words of every question and instruction there is; the whole of a shorter one."""
+    return frozenset(tuple(text.split()[:3]) for text in sampled_questions())
+
+
+def holds_a_question(text: str) -> bool:
+    """Whether a whole question or instruction of three words or more stands anywhere in the text."""
+    words = text.split()
+    return any(
+        " ".join(words[first:stop]) in sampled_questions()
+        for first in range(len(words) - 2)
+        for stop in range(first + 3, len(words) + 1)
+    )
+
+
+def opens_like_a_question(text: str) -> bool:
+    """Whether a text begins with the first three words of any question or instruction, or is a shorter one."""
+    return tuple(text.split()[:3]) in question_openings()
