@@ -17,6 +17,7 @@ from ossicle.audio.microphone import Microphone
 from ossicle.audio.waveform import load_audio
 from ossicle.backbones.pretrained import locate
 from ossicle.config import Recipe, load_recipe
+from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import (
@@ -28,7 +29,6 @@ from ossicle.evaluation import (
     model_card_table,
     open_suite,
     print_table,
-    shown,
     write_report,
 )
 from ossicle.html_page import wav
@@ -167,7 +167,7 @@ def _report(
     ear: Ear, suite: Suite, name: str, console: Console, command: str, reading: Report | None = None
 ) -> Report:
     base = ear.settings.base
-    with shown(console) as progress:
+    with ConsoleProgress(console) as progress:
         return evaluate(
             ear,
             suite,

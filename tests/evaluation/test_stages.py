@@ -22,10 +22,10 @@ from ossicle.evaluation import (
     read_report,
     write_report,
 )
+from ossicle.evaluation.journal import Journal
 from ossicle.evaluation.report.error_analysis import hard_words, kinds
 from ossicle.evaluation.score_table import tabulate, tabulate_groups
 from ossicle.evaluation.statistics import METRICS, difference, score
-from ossicle.jsonl_log import Journal
 
 SAID = ["one", "two", "three", "four", "five"]
 
@@ -84,14 +84,14 @@ def test_a_line_that_was_cut_short_is_as_if_never_written(tmp_path: Path) -> Non
     journal.add("hearing", {"a": 1, "b": 2})
     path.write_text(path.read_text()[:-5])
     again = Journal(path, "same")
-    assert again.found("hearing", ["a", "b"]) == {"a": 1}
+    assert again.results("hearing", ["a", "b"]) == {"a": 1}
     again.add("hearing", {"b": 3})
-    assert Journal(path, "same").found("hearing", ["a", "b"]) == {"a": 1, "b": 3}
+    assert Journal(path, "same").results("hearing", ["a", "b"]) == {"a": 1, "b": 3}
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "answers").write_text("no json\n")
-    with pytest.raises(CheckpointError, match=r"answers, where answers are kept .* remove it, or give"):
+    with pytest.raises(CheckpointError, match=r"answers, which keeps the answers .* remove it, or write"):
         Journal(tmp_path / "answers", "same")
 
 

@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 from ossicle import checkpoint
 from ossicle.backbones.pretrained import POCKET
 from ossicle.config import Recipe, load_recipe
+from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
-from ossicle.evaluation import evaluate, model_card_table, open_suite, shown
+from ossicle.evaluation import evaluate, model_card_table, open_suite
 from ossicle.training.trainer import train
 from tools.pocket import llm, manner, speech, tokens, whisper
 from tools.pocket.noise import make_noise
@@ -130,7 +131,7 @@ def make(build: Path) -> None:
         manner.make_suite(manner.SUITE)
     if not (POCKET / "ear").exists():
         ear = make_ear(build)
-        with shown(Console()) as progress:
+        with ConsoleProgress(Console()) as progress:
             report = evaluate(ear, open_suite("pocket"), progress=progress)
         checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
 

@@ -68,7 +68,8 @@ class Eval:
 
     def _evaluated(self, ear: "Ear", suite: "Suite", how: "Evaluation", typed: str) -> int:
         from ossicle import checkpoint
-        from ossicle.evaluation import evaluate, print_table, shown, write_report
+        from ossicle.console_progress import ConsoleProgress
+        from ossicle.evaluation import evaluate, print_table, write_report
 
         base = ear.settings.base
         prints = checkpoint.fingerprints(ear.whisper, ear.llm, ear.tokenizer)
@@ -78,7 +79,7 @@ class Eval:
             "LLM": f"{base.llm} ({prints['llm']})",
             "encoder": f"{base.encoder} ({prints['encoder']})",
         }
-        with shown(Console(stderr=True)) as progress:
+        with ConsoleProgress(Console(stderr=True)) as progress:
             report = evaluate(
                 ear,
                 suite,

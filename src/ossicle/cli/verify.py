@@ -43,10 +43,10 @@ class Verify:
         if self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
         asked = self._asked()
-        from ossicle.evaluation import shown
+        from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation.verify import verify
 
-        with shown(Console(stderr=True)) as progress:
+        with ConsoleProgress(Console(stderr=True)) as progress:
             verdict = verify(self.ear, asked, max_new_tokens=self.max_new_tokens, progress=progress)
         if self.json is not None:
             write_text(self.json, json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) + "\n")

@@ -3,10 +3,8 @@
 from ossicle.evaluation.corruptions import CONDITIONS, Condition
 from ossicle.evaluation.evaluate import STAGES, Evaluation, Listener, evaluate
 from ossicle.evaluation.item_result import Answered
-from ossicle.evaluation.progress import shown
 from ossicle.evaluation.report.write import model_card_table, print_table, write_report
 from ossicle.evaluation.report_data import Report, read_report
-from ossicle.evaluation.stages import Progress
 from ossicle.evaluation.suite import Item, Suite, load_suite
 from ossicle.evaluation.suites import open_suite
 
@@ -18,7 +16,6 @@ __all__ = [
     "Evaluation",
     "Item",
     "Listener",
-    "Progress",
     "Report",
     "Suite",
     "evaluate",
@@ -27,6 +24,5 @@ __all__ = [
     "open_suite",
     "print_table",
     "read_report",
-    "shown",
     "write_report",
 ]

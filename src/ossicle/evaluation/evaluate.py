@@ -19,16 +19,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
+from ossicle.console_progress import ProgressCallback
 from ossicle.errors import AudioError, ConfigError, DataError
 from ossicle.evaluation.corruptions import Condition, changed, seed_of, voices_beside
 from ossicle.evaluation.fidelity import Fidelity, Reacting, compare_batch
 from ossicle.evaluation.item_result import WAYS, Answered
+from ossicle.evaluation.journal import Journal
 from ossicle.evaluation.report_data import RECOGNISER, Again, Changed, Report
 from ossicle.evaluation.scoring import RULES, Judge, Rule
-from ossicle.evaluation.stages import Asking, Message, Progress, refused
+from ossicle.evaluation.stages import Asking, Message, refused
 from ossicle.evaluation.statistics import Marks
 from ossicle.evaluation.suite import Item, Suite, check_items
-from ossicle.jsonl_log import Journal
 
 Transcribe = Callable[[list[AudioSource]], list[str]]
 Hear = Callable[[Item], AudioSource]
@@ -46,8 +47,8 @@ STAGES = (
     "marking ear",
     "comparing reactions",
 )
-"""What an evaluation goes through, in this order, as `Progress` names it; what is no reading of text or hearing comes
-again under each condition."""
+"""The stages of an evaluation in their order, as its progress callback receives them. Under each condition, those that
+neither read the text nor count audio tokens are run again."""
 
 _REPORTED_PACKAGES = ("ossicle", "torch", "transformers", "numpy", "jiwer", "sacrebleu")
 
@@ -111,7 +112,7 @@ def evaluate(
     how: Evaluation = Evaluation(),
     *,
     identity: str = "",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     about: Mapping[str, str] | None = None,
     command: str | None = None,
     reading: Report | None = None,
@@ -384,7 +385,7 @@ def _has_words(conversation: list[Message]) -> bool:
     return any(part["text"].strip() for part in conversation[-1]["content"])
 
 
-def _check_sound(items: Sequence[Item], progress: Progress | None) -> tuple[list[float], str]:
+def _check_sound(items: Sequence[Item], progress: ProgressCallback | None) -> tuple[list[float], str]:
     """The seconds of each item's sound, and a hash of all that is asked.
 
     Raises:

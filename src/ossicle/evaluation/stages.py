@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ossicle.console_progress import ProgressCallback
 from ossicle.errors import AudioError, DataError, OssicleError, RequestError
+from ossicle.evaluation.journal import Journal
 from ossicle.evaluation.suite import Item
-from ossicle.jsonl_log import Journal
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how many items it has done, and how many there are."""
 Message = dict[str, Any]
 _In = TypeVar("_In")
 
@@ -25,7 +24,7 @@ class Asking:
         items: Sequence[Item],
         *,
         batch_size: int,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         journal: Journal | None = None,
     ) -> None:
         self.items, self.batch_size = tuple(items), batch_size
@@ -40,7 +39,7 @@ class Asking:
         Raises:
             DataError: an item that is refused
         """
-        found = dict(self.journal.found(stage, list(inputs)))
+        found = dict(self.journal.results(stage, list(inputs)))
         left = [item for item in inputs if item not in found]
         self.progress(stage, len(found), len(inputs))
         for start in range(0, len(left), self.batch_size):

@@ -6,7 +6,7 @@ a computer has room for one.
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from ossicle import checkpoint
 from ossicle.backbones.pretrained import load_llm, locate
+from ossicle.console_progress import ProgressCallback
 from ossicle.ear import EarSettings
 from ossicle.evaluation import stock_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
@@ -41,8 +42,6 @@ PROMPTS = (
 """What is asked unless something else is: small questions, which the embedded LLM knows, and larger ones."""
 MAX_NEW_TOKENS = 64
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
 Ids = tuple[int, ...]
 
 
@@ -138,7 +137,7 @@ def verify(
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Verdict:
     """Compares the LLM within an ear with the stock one; what differs, if anything does, is in the verdict.
 
@@ -160,7 +159,7 @@ def verify(
     return Verdict(ear=ear, prompts=tuple(prompts), stock=beside, within=within)
 
 
-def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: Progress) -> Within:
+def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback) -> Within:
     ear = checkpoint.load(name)
     talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
 
@@ -207,7 +206,9 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _ask_stock(settings: EarSettings, prompts: Sequence[str], max_new_tokens: int, tell: Progress) -> Stock:
+def _ask_stock(
+    settings: EarSettings, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback
+) -> Stock:
     base = settings.base
     llm, tokenizer = stock_llm.load(base)
     asked = [stock_llm.prompt_ids(tokenizer, prompt, settings.prompt) for prompt in prompts]
@@ -230,7 +231,7 @@ def _ask_stock(settings: EarSettings, prompts: Sequence[str], max_new_tokens: in
     )
 
 
-def _told(items: Sequence[Any], stage: str, tell: Progress) -> Iterator[Any]:
+def _told(items: Sequence[Any], stage: str, tell: ProgressCallback) -> Iterator[Any]:
     """The items, with word of how many of them are done."""
     for n_done, item in enumerate(items):
         tell(stage, n_done, len(items))

@@ -139,7 +139,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
                 Path(recipe.data.feature_cache),
                 bases["encoder"],
                 others,
-                announce=progress.say,
+                announce=progress.print_message,
                 progress=progress.preparing,
             )
         finally:

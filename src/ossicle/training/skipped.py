@@ -1,11 +1,10 @@
 """Rows that could not be learned from: listed once each, counted, and too many of them refused."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ossicle.atomic_io import write_text
-from ossicle.errors import CheckpointError, DataError
+from ossicle.errors import DataError
+from ossicle.jsonl_log import JsonlLog
 
 SKIPPED = "skipped.jsonl"
 _FIRST_ROWS = 1_000
@@ -24,7 +23,8 @@ class Skipped:
 
     def __init__(self, folder: Path, n_rows: int, max_share: float, step: int) -> None:
         self.path, self.n_rows, self.max_share = folder / SKIPPED, n_rows, max_share
-        self.reasons = _read(self.path, step)
+        self._log = JsonlLog(self.path, ensure_ascii=False)
+        self.reasons = _read(self._log, step)
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -42,11 +42,7 @@ class Skipped:
         new = {name: reason for name, reason in rows.items() if name not in self.reasons}
         self.reasons.update(new)
         if new and writes:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(_line(name, reason, step) for name, reason in new.items())
-            except OSError as error:
-                raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from error
+            self._log.append({"row": name, "reason": reason, "step": step} for name, reason in new.items())
 
     def check(self, n_read: int) -> None:
         """Refuses to go on when too many of the rows read so far were left out.
@@ -64,29 +60,19 @@ class Skipped:
             )
 
 
-def _line(name: str, reason: str, step: int) -> str:
-    return json.dumps({"row": name, "reason": reason, "step": step}, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path, step: int) -> dict[str, str]:
+def _read(log: JsonlLog, step: int) -> dict[str, str]:
     """The rows listed up to a step; others, and a last line that was cut off, are taken away."""
-    if not path.exists():
+    if not log.path.exists():
         return {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     reasons: dict[str, str] = {}
-    kept = ""
-    for line in text.split("\n"):
+    kept = []
+    for row in log.read(on_damage="skip"):
         try:
-            row = json.loads(line)
             name, reason, found = str(row["row"]), str(row["reason"]), int(row["step"])
         except (ValueError, TypeError, KeyError):
             continue
         if found <= step:
             reasons[name] = reason
-            kept += _line(name, reason, found)
-    if kept != text:
-        write_text(path, kept)
+            kept.append({"row": name, "reason": reason, "step": found})
+    log.rewrite(kept)
     return reasons
