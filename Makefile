@@ -41,7 +41,7 @@ check: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory test
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,15 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "serving": of_serving,
 }
 
+MODULES = {
+    "train_step": "benchmarks.training.train_step",
+    "loss": "benchmarks.training.loss",
+    "first_token": "benchmarks.serving.first_token",
+    "loader": "benchmarks.data.loader",
+    "cache": "benchmarks.data.cache",
+    "serving": "benchmarks.serving.load",
+}
+
 
 def ran(name: str) -> dict[str, Any]:
     """A benchmark's last line, after all it has to say.
@@ -113,7 +122,7 @@ def ran(name: str) -> dict[str, Any]:
         RuntimeError: it failed
     """
     process = subprocess.Popen(
-        [sys.executable, str(HERE / f"{name}.py")], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        [sys.executable, "-m", MODULES[name]], cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
     assert process.stdout is not None
     last = ""
@@ -121,7 +130,7 @@ def ran(name: str) -> dict[str, Any]:
         print(line, end="", flush=True)
         last = line if line.strip() else last
     if process.wait():
-        raise RuntimeError(f"{name}.py ended with {process.returncode}")
+        raise RuntimeError(f"{MODULES[name]} ended with {process.returncode}")
     return json.loads(last)
 
 

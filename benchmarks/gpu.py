@@ -25,17 +25,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from literal import Given, Literal, new_literal
-from meters import about, matmul_peak, median, peak_bytes, seconds
-from shapes import SHAPES, Bases, Shape, drawn_batches
 from torch.profiler import ProfilerActivity, profile
-from train_step import Ours, compared, prepared, proportions
 
+from benchmarks.meters import about, matmul_peak, median, peak_bytes, seconds
+from benchmarks.shapes import SHAPES, Bases, Shape, drawn_batches
+from benchmarks.training.published_step import Given, Literal, new_literal
+from benchmarks.training.train_step import Ours, compared, prepared, proportions
 from ossicle.atomic_io import write_text
 from ossicle.backbones import packed_forward
 from ossicle.backbones.pretrained import default_device, frozen_dtype
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 TARGET = 205.0
 """Clips of 5 s a second: 2.2 million in three hours."""
 _MEAN_S = 5.0
@@ -301,8 +301,8 @@ CHOICES: dict[str, Change] = {
 
 def first_token(shape: str, limit_s: float) -> dict[str, Any]:
     """Its last line, as it runs by itself."""
-    command = [sys.executable, str(HERE / "first_token.py"), "--shape", shape, "--no-pocket"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    command = [sys.executable, "-m", "benchmarks.serving.first_token", "--shape", shape, "--no-pocket"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
     if done.returncode:
         raise RuntimeError(f"it ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -348,7 +348,7 @@ def summary(journal: Journal, header: dict[str, Any], plan: Plan) -> dict[str, A
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--small", action="store_true", help="small sizes, to see that everything runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of the results")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all stages together")
     asked = parser.parse_args(arguments)
     plan, device, started = SMALL if asked.small else REAL, default_device(), time.perf_counter()

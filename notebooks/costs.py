@@ -1,19 +1,16 @@
 """What either loss costs from the final hidden states on, with the losses and meters of the repository's benchmarks."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from loss import losses
-from meters import Counter, kept_for_backward, peak_bytes
+from benchmarks.meters import Counter, kept_for_backward, peak_bytes
+from benchmarks.training.loss import losses
 
 N_CLIPS = 8
 _CPU = torch.device("cpu")

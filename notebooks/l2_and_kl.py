@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradients import Push
 from jaxtyping import Float
-from looks import HeldOut, Look, head_of
 from torch import Tensor
 
+from notebooks.gradients import Push
+from notebooks.looks import HeldOut, Look, head_of
 from ossicle import checkpoint
 from ossicle.atomic_io import written_whole
 from ossicle.backbones.pretrained import locate

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from heads import divergence
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from notebooks.heads import divergence
 from ossicle.audio.waveform import load_audio
 from ossicle.backbones.encoder import Features
 from ossicle.config import ObjectiveSettings

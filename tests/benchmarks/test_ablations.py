@@ -1,6 +1,5 @@
 """The ablations at toy size: what each arm changes, that runs go on, what is measured, and what is told of it."""
 
-import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.ablations import arms, label_layout, measures, plots, results, run
 from ossicle import checkpoint
 from ossicle.config import ConnectorSettings
 from ossicle.ear import Ear, EarSettings
@@ -24,15 +24,6 @@ from ossicle.evaluation import Item, load_suite
 from ossicle.settings_io import to_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A benchmark as a module; they import each other by name, as scripts of one folder do."""
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
 
 
 # Arms
@@ -89,12 +80,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def arms(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The arms, without a table of speech made for those with commas."""
-    module = script("arms")
-    monkeypatch.setattr(module, "punctuated_speech", lambda out: out / "commas.parquet")
-    monkeypatch.setattr(module.pq, "read_metadata", lambda path: type("Footer", (), {"num_rows": 10_700}))
-    return module
+def stub_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table of punctuated speech is written."""
+    monkeypatch.setattr(arms, "punctuated_speech", lambda out: out / "commas.parquet")
+    monkeypatch.setattr(arms.pq, "read_metadata", lambda path: type("Footer", (), {"num_rows": 10_700}))
 
 
 def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -105,7 +94,8 @@ def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def test_an_arm_changes_what_its_name_says(arms: Any) -> None:
+@pytest.mark.usefixtures("stub_speech")
+def test_an_arm_changes_what_its_name_says() -> None:
     assert list(arms.ARMS) == list(CHANGES)
     base = flat(to_table(arms.recipe_of(arms.ARMS["anchored"], 1, 30, Path())))
     assert (base["train.seed"], base["train.n_steps"], base["objective.align_only_ratio"]) == (1, 30, 0.5)
@@ -118,7 +108,7 @@ def test_an_arm_changes_what_its_name_says(arms: Any) -> None:
     assert len(folders) == len(arms.ARMS)
 
 
-def test_commas_are_drawn_from_the_row_and_change_nothing_else(arms: Any) -> None:
+def test_commas_are_drawn_from_the_row_and_change_nothing_else() -> None:
     text = "seven is sound minus guitar quickly and sweet"
     texts = {arms.punctuated(text, f"{row:05}") for row in range(50)}
     assert len(texts) > 20
@@ -135,8 +125,7 @@ def test_commas_are_drawn_from_the_row_and_change_nothing_else(arms: Any) -> Non
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The ablations with two steps on a few clips, and two questions of the suite."""
-    ablations, measures = script("ablations"), script("measures")
-    recipe_of, clips_of, items = ablations.recipe_of, ablations.training_clips, load_suite("pocket")
+    recipe_of, clips_of, items = run.recipe_of, run.training_clips, load_suite("pocket")
 
     def shrunk(arm: Any, seed: int, n_steps: int, out: Path) -> Any:
         recipe = recipe_of(arm, seed, n_steps, out)
@@ -146,11 +135,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
             train=replace(recipe.train, batch_size=4),
         )
 
-    monkeypatch.setattr(ablations, "recipe_of", shrunk)
-    monkeypatch.setattr(ablations, "training_clips", lambda: clips_of(4))
+    monkeypatch.setattr(run, "recipe_of", shrunk)
+    monkeypatch.setattr(run, "training_clips", lambda: clips_of(4))
     monkeypatch.setattr(measures, "load_suite", lambda name: (items[0], items[-1]))
     monkeypatch.setattr(measures, "MAX_ANSWER", 3)
-    return ablations
+    return run
 
 
 def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
@@ -276,7 +265,7 @@ def items() -> list[Item]:
 
 @pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
 def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, n_noise: int) -> None:
-    measures, ear = script("measures"), knowing(form, n_noise=n_noise)
+    ear = knowing(form, n_noise=n_noise)
     found = measures.naming(ear, items())
     assert found.pop("length right", 1.0) == 1.0
     assert found == {"tokens named": 1.0, "errors per token": 0.0}
@@ -292,7 +281,7 @@ def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, 
 def test_commas_that_nobody_speaks_do_not_count(
     form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measures, ear = script("measures"), knowing(form, n_noise=n_noise)
+    ear = knowing(form, n_noise=n_noise)
     monkeypatch.setattr(Knowing, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
     found = measures.naming(ear, items())
     assert found.pop("length right", 1.0) == 1.0
@@ -300,7 +289,7 @@ def test_commas_that_nobody_speaks_do_not_count(
 
 
 def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
-    measures, ear = script("measures"), knowing("left", n_lost=1)
+    ear = knowing("left", n_lost=1)
     n_tokens = sum(len(ids) for ids in measures.token_ids(ear, TEXTS))
     found = measures.naming(ear, items())
     assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
@@ -309,7 +298,6 @@ def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
 
 
 def test_noise_belongs_to_the_question() -> None:
-    measures = script("measures")
     tone = np.sin(np.arange(8_000) / 9).astype(np.float32)
     one, same, other = (
         measures.in_noise(Item(id=i, audio=tone, text="a"))[0] for i in ("0001", "0001", "0002")
@@ -325,7 +313,7 @@ def test_cost_is_summed_from_what_a_run_logged(tmp_path: Path) -> None:
         {"step": 15, "tflops": 3.0, "clips_per_s": 5.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert script("measures").cost(tmp_path, 8) == {
+    assert measures.cost(tmp_path, 8) == {
         "training TFLOP": 2 / 4 * 80 + 3 / 5 * 40,
         "seconds trained": 80 / 4 + 40 / 5,
     }
@@ -348,7 +336,6 @@ def invented() -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def test_differences_are_taken_over_the_seeds_of_both() -> None:
-    results = script("ablation_results")
     found = results.result(invented(), 1_000, {})
     base, left = found["arms"]["anchored"], found["arms"]["left"]
     assert base["mean"]["ear"] == pytest.approx(0.25)
@@ -371,7 +358,7 @@ def test_differences_are_taken_over_the_seeds_of_both() -> None:
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), max_size=40), st.floats(0.001, 0.2))
 def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: float) -> None:
-    places = script("labels").apart(wanted, gap, 0.0, 1.0)
+    places = label_layout.apart(wanted, gap, 0.0, 1.0)
     room = min(gap, 1.0 / max(1, len(wanted) - 1))
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     ordered = [places[number] for number in order]
@@ -380,7 +367,7 @@ def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: fl
 
 
 def test_labels_that_are_apart_stay_where_they_are() -> None:
-    apart = script("labels").apart
+    apart = label_layout.apart
     assert apart([0.9, 0.1, 0.5], 0.1, 0.0, 1.0) == [0.9, 0.1, 0.5]
     assert apart([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
 
@@ -389,24 +376,24 @@ def test_pictures_are_refused_before_training_where_nothing_can_draw(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "ablation_plots", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.ablations.plots", raising=False)
     with pytest.raises(ConfigError, match="pip install matplotlib"):
         small.main(["--out", str(tmp_path / "runs"), "--plot", str(tmp_path / "a.png")])
     assert not (tmp_path / "runs").exists()
 
 
 def test_pictures_are_drawn_of_whatever_is_there(tmp_path: Path) -> None:
-    found = script("ablation_results").result(invented(), 1_000, {})
-    for path in script("ablation_plots").draw(found, tmp_path / "found.png"):
+    found = results.result(invented(), 1_000, {})
+    for path in plots.draw(found, tmp_path / "found.png"):
         assert path.stat().st_size > 10_000
-    empty = script("ablation_results").result({}, 1_000, {})
-    assert all(path.exists() for path in script("ablation_plots").draw(empty, tmp_path / "empty.png"))
+    empty = results.result({}, 1_000, {})
+    assert all(path.exists() for path in plots.draw(empty, tmp_path / "empty.png"))
 
 
-def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(arms: Any, tmp_path: Path) -> None:
+def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(tmp_path: Path) -> None:
     folder = arms.run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
     assert folder == tmp_path / "30-percent-of-the-speech-2"
     (folder / checkpoint.RUN_EAR).mkdir(parents=True)
-    bench = script("ablations").Bench(tmp_path, 10, {})
+    bench = run.Bench(tmp_path, 10, {})
     assert bench.is_trained(arms.ARMS["30 % of the speech"], 2)
     assert not bench.is_trained(arms.ARMS["30 % of the speech"], 1)

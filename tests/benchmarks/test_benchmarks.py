@@ -1,21 +1,23 @@
 """The benchmarks at toy size: that they run, that the baseline is the published method, that meters measure."""
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
 from test_compare_reports import in_noise
 from test_report import mixed_report
 from torch.testing import assert_close
 
+from benchmarks import __main__ as table
+from benchmarks import gpu, meters, robustness, shapes
+from benchmarks.training import loss, published_step, train_step
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.evaluation import write_report
@@ -25,40 +27,31 @@ from ossicle.training.distillation import distillation_terms, weighted_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 PADDED = 0.02
 """Relative: the teacher reads transcripts padded to the longest, which a plan leaves out."""
 
 
-def script(name: str) -> Any:
-    """A benchmark as a module; they import each other by name, as scripts of one folder do."""
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
-
-
 @pytest.fixture(scope="module")
 def toy() -> Any:
-    return script("shapes").SHAPES["toy"]
+    return shapes.SHAPES["toy"]
 
 
 @pytest.fixture(scope="module")
 def bases(toy: Any) -> Any:
-    return script("shapes").Bases.of(toy, CPU)
+    return shapes.Bases.of(toy, CPU)
 
 
 # The baseline
 
 
-def test_the_baseline_is_the_published_method(toy: Any, bases: Any) -> None:
+def test_the_baseline_is_the_published_method(toy: Any, bases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss is that of an ear of the published form, which is tested against the reference elsewhere."""
-    literal = script("literal")
-    (clips,) = script("shapes").drawn_batches(toy, 2.0, 3, 1)
-    step = literal.new_literal(bases, toy)
+    (clips,) = shapes.drawn_batches(toy, 2.0, 3, 1)
+    step = published_step.new_literal(bases, toy)
     ear = bases.ear(ConnectorSettings(form="right", n_queries=toy.n_slots))
     ear.connector.load_state_dict(step.connector.state_dict())
-    mels = script("shapes").full_window(toy, clips)
+    mels = shapes.full_window(toy, clips)
     whole = new_portion([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
     assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_positions] * 3
     published = ObjectiveSettings()
@@ -66,16 +59,16 @@ def test_the_baseline_is_the_published_method(toy: Any, bases: Any) -> None:
     loss = weighted_sum(terms, published)
     loss.backward()
     gradients = {name: weight.grad for name, weight in ear.connector.named_parameters()}
-    step.optimizer.step = lambda: None
-    step.optimizer.zero_grad = lambda: None
-    assert_close(step.step(literal.Given.of(toy, clips)), loss.detach())
+    monkeypatch.setattr(step.optimizer, "step", lambda: None)
+    monkeypatch.setattr(step.optimizer, "zero_grad", lambda: None)
+    assert_close(step.step(published_step.Given.of(toy, clips)), loss.detach())
     scale = torch.nn.utils.get_total_norm([grad for grad in gradients.values() if grad is not None])
     for name, weight in step.connector.named_parameters():
         assert_close(weight.grad, gradients[name] / max(1.0, float(scale)), msg=name)
 
 
 def test_the_baseline_costs_what_is_planned_and_learns() -> None:
-    result = script("literal").main(["--shape", "toy", "--batch", "2", "--seconds", "1", "--rounds", "2"])
+    result = published_step.main(["--shape", "toy", "--batch", "2", "--seconds", "1", "--rounds", "2"])
     assert result["loss"] == sorted(result["loss"], reverse=True)
 
 
@@ -85,9 +78,9 @@ def test_the_baseline_costs_what_is_planned_and_learns() -> None:
 def test_a_step_beside_the_published_one(
     toy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(script("shapes").SHAPES, "large-v3", toy)
+    monkeypatch.setitem(shapes.SHAPES, "large-v3", toy)
     flags = "--shape toy --seconds 1 3 --batch 2 --rounds 1 --fit 1 2"
-    result = script("train_step").main(flags.split())
+    result = train_step.main(flags.split())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
     for row in result["lengths"]:
         assert row["published"]["flops_to_plan"] == pytest.approx(1.0, rel=PADDED)
@@ -107,7 +100,7 @@ def test_a_step_beside_the_published_one(
 
 def test_memory_of_a_step_does_not_know_the_vocabulary() -> None:
     flags = "--shape toy --widths 64 --vocabularies 100 400 --batch 2 --rounds 1"
-    result = script("loss").main(flags.split())
+    result = loss.main(flags.split())
     assert result["step_kept_ratio"] == 1.0
     small, large = result["step_kept_bytes"]["divergence"].values()
     assert large > small
@@ -117,7 +110,6 @@ def test_memory_of_a_step_does_not_know_the_vocabulary() -> None:
 
 
 def test_all_that_a_gpu_is_wanted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = script("gpu")
 
     def absent(*_: Any) -> None:
         raise RuntimeError("no first token")
@@ -138,7 +130,6 @@ def test_all_that_a_gpu_is_wanted_for(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_stage_beyond_its_time_is_noted_and_the_next_one_runs(tmp_path: Path) -> None:
-    gpu = script("gpu")
     journal = gpu.Journal(tmp_path / "found.json", math.inf)
     assert journal.stage("endless", 0.05, lambda: _endless()) is None
     assert journal.stage("short", 5.0, lambda: 3) == 3
@@ -162,13 +153,13 @@ def _endless() -> None:
 def test_flops_are_those_of_products_and_whole_attention() -> None:
     query = torch.randn(2, 4, 5, 8, requires_grad=True)
     few = torch.randn(2, 2, 7, 8)
-    with script("meters").Counter() as counter:
+    with meters.Counter() as counter:
         heard = torch.nn.functional.scaled_dot_product_attention(query, few, few, enable_gqa=True)
         forward = counter.total
         heard.sum().backward()
     products = 2 * 2 * (2 * 4 * 5 * 7 * 8)
     assert forward == counter.in_attention / 3 == products
-    with script("meters").Counter() as counter:
+    with meters.Counter() as counter:
         torch.randn(3, 4) @ torch.randn(4, 5)
     assert (counter.total, counter.in_attention) == (2 * 3 * 4 * 5, 0)
 
@@ -176,7 +167,7 @@ def test_flops_are_those_of_products_and_whole_attention() -> None:
 def test_what_autograd_keeps_is_counted_once_and_let_go() -> None:
     weight = torch.ones(100, requires_grad=True)
     given = torch.ones(100, requires_grad=True)
-    with script("meters").kept_for_backward([weight]) as kept:
+    with meters.kept_for_backward([weight]) as kept:
         made = given.exp()  # kept, once for itself and once for the product
         total = (made * weight).sum()
         assert kept.now == 400
@@ -186,7 +177,7 @@ def test_what_autograd_keeps_is_counted_once_and_let_go() -> None:
 
 
 def test_a_line_through_points() -> None:
-    line = script("meters").Line.through([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
+    line = meters.Line.through([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
     assert (line.slope, line.intercept, line.r2) == pytest.approx((2.0, 1.0, 1.0))
 
 
@@ -194,7 +185,7 @@ def test_a_line_through_points() -> None:
 
 
 def test_clips_are_as_long_and_as_dense_as_asked(toy: Any) -> None:
-    batches = script("shapes").drawn_batches(toy, 2.0, 4, 3)
+    batches = shapes.drawn_batches(toy, 2.0, 4, 3)
     seconds = [[clip.n_positions / 50 for clip in batch] for batch in batches]
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert min(seconds[0]) >= 1.4
@@ -202,12 +193,11 @@ def test_clips_are_as_long_and_as_dense_as_asked(toy: Any) -> None:
     assert max(seconds[0]) <= min(seconds[1])
     n_tokens = sum(len(clip.ids) for batch in batches for clip in batch)
     assert n_tokens / sum(map(sum, seconds)) == pytest.approx(2.8, rel=0.15)
-    again = script("shapes").drawn_batches(toy, 2.0, 4, 3)
+    again = shapes.drawn_batches(toy, 2.0, 4, 3)
     assert torch.equal(again[1][2].ids, batches[1][2].ids)
 
 
 def test_real_sizes_are_those_of_the_published_models() -> None:
-    shapes = script("shapes")
     large = shapes.SHAPES["large-v3"]
     parts = shapes.planned(large, shapes.published_recipe(large), plainly=True).parts(1500, 14.0)
     assert float(parts["encoder"]) == pytest.approx(2.26e12, rel=0.02)
@@ -218,7 +208,7 @@ def test_real_sizes_are_those_of_the_published_models() -> None:
 
 
 def test_what_is_not_reached_is_said() -> None:
-    lines, missed = _table().table(
+    lines, missed = table.table(
         {"loader": {"least_ratio": 3.0}, "loss": {"step_kept_ratio": 1.0, "losses": []}}
     )
     assert [row.found for row in missed] == [3.0]
@@ -226,21 +216,11 @@ def test_what_is_not_reached_is_said() -> None:
     assert "NOT REACHED" not in lines[2]
 
 
-def _table() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_table", BENCHMARKS / "__main__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # Robustness
 
 
 def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, capsys: Any) -> None:
-    robustness, numbers, plot = script("robustness"), tmp_path / "found.json", tmp_path / "found.svg"
+    numbers, plot = tmp_path / "found.json", tmp_path / "found.svg"
     report = str(write_report(in_noise(mixed_report(), is_right=True), tmp_path / "a.json").json)
     for name in ("one", "other"):
         assert robustness.main([report, "--name", name, "--json", str(numbers), "--plot", str(plot)]) == 0
@@ -270,7 +250,7 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
 
 
 def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) -> None:
-    robustness, numbers, plot = script("robustness"), tmp_path / "found.json", tmp_path / "found.svg"
+    numbers, plot = tmp_path / "found.json", tmp_path / "found.svg"
     plain = in_noise(mixed_report(), is_right=True)
     written = replace(plain, about={**plain.about, RECOGNISER: "an ear"})
     for name, report, column in (("written down", written, "cascade"), ("ear", plain, "ear")):
@@ -280,7 +260,9 @@ def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) 
     assert [ears[name]["recogniser"] for name in ears] == ["an ear", None]
     ears["written down"]["conditions"][0]["cascade"]["value"] = 0.125
     axes = robustness.picture(ears).axes[0]
-    lines = {line.get_label(): list(line.lines[0].get_ydata()) for line in axes.containers}
+    bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+    assert len(bars) == len(axes.containers)
+    lines = {bar.get_label(): np.asarray(bar.lines[0].get_ydata()).tolist() for bar in bars}
     assert list(lines) == ["cascade", "written down", "ear"]
     assert lines["written down"] == [12.5, *lines["cascade"][1:]]
     alone = robustness.picture({"written down": ears["written down"]}).axes[0]

@@ -1,28 +1,18 @@
 """The benchmark of the first token at toy size: every way is asked, and what passes through the models is counted."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A benchmark as a module; they import each other by name, as scripts of one folder do."""
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
+from benchmarks import shapes
+from benchmarks.serving import first_token
 
 
 def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--shape toy --seconds 1 3 --rounds 1 --no-pocket"
-    result = script("first_token").main(flags.split())
+    result = first_token.main(flags.split())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
-    shape = script("shapes").SHAPES["toy"]
+    shape = shapes.SHAPES["toy"]
     for row in result["lengths"]:
         ear, at_once, cascade, text, published = (
             row[way] for way in ("ear", "at once", "cascade", "text", "published")
@@ -50,7 +40,7 @@ def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_questions_of_the_suite_are_as_long_as_asked() -> None:
-    found = list(script("first_token").pocket_questions([0.5, 2.0]))
+    found = list(first_token.pocket_questions([0.5, 2.0]))
     assert [length for length, _, _ in found] == pytest.approx([0.5, 2.0], abs=0.1)
     for length, sound, text in found:
         assert len(sound) == round(16_000 * length)

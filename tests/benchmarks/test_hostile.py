@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import importlib
 import io
 import json
 import logging
+import multiprocessing
 import random
 import socket
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,11 @@ import soundfile
 from support.served import served
 
 import ossicle
+from benchmarks.security import attack as hostile
+from benchmarks.security import attack_kinds as requests
+from benchmarks.security import audio_files as files
+from benchmarks.security import fuzz
+from benchmarks.security import raw_client as client
 from ossicle.audio import decoding
 from ossicle.audio.waveform import load_audio
 from ossicle.ear import Ear
@@ -36,21 +40,8 @@ from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Meters
 from ossicle.serving.request_body import Limits, read_chat, read_json
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PATIENCE_S = 0.4
 """Of the server; longer than anything takes that does not wait for its client."""
-
-
-def script(name: str) -> Any:
-    """A benchmark as a module; they import each other by name, as scripts of one folder do."""
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
-
-
-files, requests, client, hostile, fuzz = map(
-    script, ("hostile_files", "hostile_requests", "hostile_client", "hostile", "fuzz")
-)
 
 
 # A server, and requests of every kind
@@ -376,7 +367,9 @@ def test_a_seed_gives_the_same_requests_of_every_kind(victim: Victim) -> None:
 )
 def test_broken_promises_are_seen(answers: list[tuple[int, bytes]], fault: str) -> None:
     outcome = client.Outcome([client.Answer(*answer) for answer in answers], False, 0.0)
-    assert fault in outcome.fault(requests.Hostile(sends=()))
+    found = outcome.fault(requests.Hostile(sends=()))
+    assert found is not None
+    assert fault in found
 
 
 def test_what_is_left_behind_is_seen() -> None:
@@ -396,17 +389,10 @@ def test_damaged_inputs_are_read_or_refused() -> None:
 
 
 def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = iter([(5, "json read", None), (6, "sound error", "KeyError: 7")])
-
-    class Pipe:
-        def poll(self, seconds: float) -> bool:
-            return True
-
-        def recv(self) -> Any:
-            try:
-                return next(told)
-            except StopIteration:
-                raise EOFError from None
+    pipe, reader = multiprocessing.Pipe(duplex=False)
+    for message in ((5, "json read", None), (6, "sound error", "KeyError: 7")):
+        reader.send(message)
+    reader.close()
 
     class Gone:
         exitcode = -11
@@ -414,7 +400,7 @@ def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.Captur
         def join(self) -> None: ...
 
     hunt = fuzz.Hunt(3, tmp_path / "found", next=5)
-    hunt._follow(Pipe(), Gone(), lambda: False)
+    hunt._follow(pipe, Gone(), lambda: False)
     assert hunt.next == 8
     assert [line.partition(": ")[2] for line in hunt.findings] == [
         "KeyError: 7",

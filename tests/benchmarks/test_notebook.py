@@ -1,9 +1,7 @@
 """The notebook that tests the method's claim: it runs, what is kept of it is whole, and its mathematics are right."""
 
 import copy
-import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from hypothesis import strategies as st
 from nbclient import NotebookClient
 from torch.testing import assert_close
 
+from notebooks import gradients, heads, samples
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -22,18 +22,6 @@ FULL = "QUICK = False"
 MOST_BYTES = 1_500_000
 QUICK_TIMEOUT_S = 200
 """For all of it on a busy machine; it takes some 30 s on a free one."""
-
-
-def module(name: str) -> Any:
-    """A module beside the notebook; they import each other by name, as the notebook does."""
-    if str(NOTEBOOKS) not in sys.path:
-        sys.path.append(str(NOTEBOOKS))
-    return importlib.import_module(name)
-
-
-@pytest.fixture(scope="module")
-def heads() -> Any:
-    return module("heads")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +98,6 @@ def numbers(text: str) -> list[str]:
     scale=st.floats(0.1, 10),
 )
 def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
-    heads = module("heads")
     head, teacher = drawn(40, 6, seed=seed), drawn(5, 6, seed=seed + 1, scale=scale)
     delta = drawn(5, 6, seed=seed + 2, scale=length)
     kl = heads.divergence(head, teacher, teacher + delta)
@@ -121,7 +108,7 @@ def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
 
 
 @pytest.mark.parametrize("span", [0.05, 1.0, 4.0, 20.0])
-def test_two_tokens_reach_the_bound(heads: Any, span: float) -> None:
+def test_two_tokens_reach_the_bound(span: float) -> None:
     """A head of two rows and a teacher that is as undecided as the derivation says."""
     head = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     q = heads.upper_share(span)
@@ -131,13 +118,13 @@ def test_two_tokens_reach_the_bound(heads: Any, span: float) -> None:
 
 
 @pytest.mark.parametrize("span", [1e-4, 0.009, 0.011, 1.0, 10.0, 1_000.0])
-def test_the_bound_is_below_hoeffdings_and_below_the_range(heads: Any, span: float) -> None:
+def test_the_bound_is_below_hoeffdings_and_below_the_range(span: float) -> None:
     bound = heads.most_divergence(torch.tensor([span], dtype=torch.float64)).item()
     assert 0 < bound <= min(span**2 / 8, span) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("length", [1e-6, 1e-2, 1.0, 50.0])
-def test_divergence_is_torchs(heads: Any, length: float) -> None:
+def test_divergence_is_torchs(length: float) -> None:
     head, teacher = drawn(30, 5), drawn(4, 5, seed=1)
     student = teacher + length * drawn(4, 5, seed=2)
     reads, hears = ((states @ head.T).log_softmax(-1) for states in (teacher, student))
@@ -145,7 +132,7 @@ def test_divergence_is_torchs(heads: Any, length: float) -> None:
     assert_close(heads.divergence(head, teacher, student), expected, rtol=1e-6, atol=1e-15)
 
 
-def test_curvature_is_that_of_the_divergence(heads: Any) -> None:
+def test_curvature_is_that_of_the_divergence() -> None:
     head, teacher = drawn(30, 5), drawn(3, 5, seed=1)
     values, vectors = heads.curvatures(head, teacher)
     for which in range(5):
@@ -153,7 +140,7 @@ def test_curvature_is_that_of_the_divergence(heads: Any) -> None:
         assert_close(heads.divergence(head, teacher, moved), 0.5e-8 * values[:, which], rtol=1e-3, atol=1e-16)
 
 
-def test_a_silent_direction_changes_no_distribution(heads: Any) -> None:
+def test_a_silent_direction_changes_no_distribution() -> None:
     head, silent = heads.with_silent_direction(drawn(30, 5), torch.Generator().manual_seed(3))
     teacher = drawn(4, 5, seed=1)
     assert heads.divergence(head, teacher, teacher + 10 * silent).max() < 1e-12
@@ -165,23 +152,23 @@ def test_a_silent_direction_changes_no_distribution(heads: Any) -> None:
 
 def test_noise_scale_of_known_gradients() -> None:
     """Batches of 4 from gradients with mean 1 and deviation 3 in each of 1,000 weights: 9 clips."""
-    gradients = 1 + drawn(400, 1_000, scale=3 / 4**0.5)
-    assert module("gradients").noise_scale(gradients @ gradients.T, 4) == pytest.approx(9, rel=0.02)
+    rows = 1 + drawn(400, 1_000, scale=3 / 4**0.5)
+    assert gradients.noise_scale(rows @ rows.T, 4) == pytest.approx(9, rel=0.02)
 
 
 def test_noise_scale_where_there_is_no_mean() -> None:
     pull = drawn(1, 100)
-    gradients = torch.cat([pull, -pull])
-    assert module("gradients").noise_scale(gradients @ gradients.T, 4) == float("inf")
+    rows = torch.cat([pull, -pull])
+    assert gradients.noise_scale(rows @ rows.T, 4) == float("inf")
 
 
 def test_mean_cosine_whatever_the_lengths() -> None:
     """Two batches pull alike, a third the other way: one pair of three at 1, two at -1."""
-    gradients = torch.tensor([[1.0], [5.0], [-2.0]]) * drawn(1, 100)
-    assert module("gradients").mean_cosine(gradients.double() @ gradients.double().T) == pytest.approx(-1 / 3)
+    rows = torch.tensor([[1.0], [5.0], [-2.0]]) * drawn(1, 100)
+    assert gradients.mean_cosine(rows.double() @ rows.double().T) == pytest.approx(-1 / 3)
 
 
 def test_ranks_agree_whatever_the_scale() -> None:
-    samples, x = module("samples"), drawn(50)
+    x = drawn(50)
     assert samples.ranks_agree(x, x.exp()) == pytest.approx(1)
     assert samples.ranks_agree(x, -(x**3)) == pytest.approx(-1)

@@ -19,9 +19,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from literal import Given, new_literal
-from meters import Counter, about, kept_for_backward, median, seconds
-from shapes import (
+
+from benchmarks.meters import Counter, about, kept_for_backward, median, seconds
+from benchmarks.shapes import (
     SHAPES,
     Bases,
     Shape,
@@ -33,8 +33,8 @@ from shapes import (
     portion_of,
     published_recipe,
 )
-from train_step import weights_of
-
+from benchmarks.training.published_step import Given, new_literal
+from benchmarks.training.train_step import weights_of
 from ossicle.backbones import packed_forward
 from ossicle.backbones.pretrained import default_device
 from ossicle.config import ObjectiveSettings, Recipe

@@ -4,8 +4,8 @@ import base64
 import random
 from functools import cache
 
-import hostile_files as files
-from hostile_requests import (
+from benchmarks.security import audio_files as files
+from benchmarks.security.attack_kinds import (
     BOUNDARY,
     MODEL,
     Hostile,

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import BASE
-from labels import apart
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, ScalarFormatter
+
+from benchmarks.ablations.arms import BASE
+from benchmarks.ablations.label_layout import apart
 
 SLOT_ARMS = {
     BASE: "anchored",

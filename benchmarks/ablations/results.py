@@ -8,7 +8,8 @@ from datetime import date
 from typing import Any
 
 import torch
-from arms import ARMS, BASE
+
+from benchmarks.ablations.arms import ARMS, BASE
 
 Found = dict[str, Any]
 """What was measured of one run: numbers by name, and errors by slot."""

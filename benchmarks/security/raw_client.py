@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
-from hostile_requests import Hostile
+from benchmarks.security.attack_kinds import Hostile
 
 STUCK_S = 240.0
 """A connection that is still open by then will never end."""

@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from clients import Client, Failed, Server, serving
-from meters import about, median
-from questions import Request, mixed, question, read, spoken
+
+from benchmarks.meters import about, median
+from benchmarks.serving.client import Client, Failed, Server, serving
+from benchmarks.serving.requests import Request, mixed, question, read, spoken
 
 _WARM_SHARE = 1 / 6
 """Of a soak, until memory is what it will be."""

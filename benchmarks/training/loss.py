@@ -17,11 +17,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from meters import about, kept_for_backward, median, peak_bytes, seconds
-from shapes import SHAPES, Bases, Shape, drawn_batches, filled_cache, new_run, our_recipe, portion_of
 from torch import Tensor
-from train_step import weights_of
 
+from benchmarks.meters import about, kept_for_backward, median, peak_bytes, seconds
+from benchmarks.shapes import (
+    SHAPES,
+    Bases,
+    Shape,
+    drawn_batches,
+    filled_cache,
+    new_run,
+    our_recipe,
+    portion_of,
+)
+from benchmarks.training.train_step import weights_of
 from ossicle.backbones.pretrained import default_device, frozen_dtype
 from ossicle.config import ObjectiveSettings
 from ossicle.losses import forward_kl, hidden_distance

@@ -19,9 +19,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ablation_results import IN_NOISE, Found, result, tables
-from arms import ARMS, Arm, recipe_of, run_folder
-from measures import (
+from benchmarks.ablations.arms import ARMS, Arm, recipe_of, run_folder
+from benchmarks.ablations.measures import (
     Asked,
     Spoken,
     answers,
@@ -32,7 +31,7 @@ from measures import (
     questions,
     training_clips,
 )
-
+from benchmarks.ablations.results import IN_NOISE, Found, result, tables
 from ossicle import checkpoint
 from ossicle.atomic_io import write_text
 from ossicle.config import Recipe, load_recipe
@@ -203,7 +202,7 @@ def _drawing() -> Callable[[Found, Path], object]:
         ConfigError: no matplotlib, which nothing else wants
     """
     try:
-        from ablation_plots import draw
+        from benchmarks.ablations.plots import draw
     except ImportError as error:
         raise ConfigError(f"--plot draws with matplotlib ({error}): pip install matplotlib") from error
     return draw

@@ -3,7 +3,19 @@
 import json
 import random
 
-from hostile_requests import CHAT, CLOSE, END, HOST, WRITE, Hostile, Kinds, World, asked, chat, posted
+from benchmarks.security.attack_kinds import (
+    CHAT,
+    CLOSE,
+    END,
+    HOST,
+    WRITE,
+    Hostile,
+    Kinds,
+    World,
+    asked,
+    chat,
+    posted,
+)
 
 KINDS = Kinds()
 _BODY = json.dumps(asked({})).encode()

@@ -60,6 +60,7 @@ batch_size = 16
 peak_lr = 1e-3
 save_every = 10
 """
+ROOT = Path(__file__).parents[2]
 RTOL = 1e-5
 """Of a loss in float32, with the same weights."""
 RTOL_FLOAT64 = 1e-9
@@ -77,7 +78,7 @@ def environment() -> dict[str, str]:
 def run(command: list[str]) -> float:
     """Runs a command to its end; seconds that it took."""
     started = time.monotonic()
-    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started
 
 
@@ -151,7 +152,7 @@ def killed_teacher(folder: Path, n_kills: int, rng: random.Random) -> dict[str, 
 
 def watched(recipe: Path, n_processes: int, until: int, dtype: str) -> list[str]:
     """The command of a run that writes down what it learns, and stops by itself after a step."""
-    script = [__file__, "watch", str(recipe), str(until), dtype]
+    script = ["-m", "benchmarks.training.resume", "watch", str(recipe), str(until), dtype]
     if n_processes == 1:
         return [sys.executable, *script]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]

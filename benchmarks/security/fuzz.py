@@ -30,12 +30,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import hostile_files as files
 import numpy as np
 import torch
-from hostile_requests import asked, part, spoken
-from meters import about
 
+from benchmarks.meters import about
+from benchmarks.security import audio_files as files
+from benchmarks.security.attack_kinds import asked, part, spoken
 from ossicle.errors import OssicleError
 from ossicle.serving.request_body import Limits, read_chat, read_sound
 

@@ -24,19 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hostile_json
-import hostile_sound
-import hostile_wire
 import torch
-from hostile_client import Answer, sent
-from hostile_files import FORMATS, whole
-from hostile_requests import Hostile, Kinds, World, chat, form, part, spoken, written
-from meters import about
 
+from benchmarks.meters import about
+from benchmarks.security import malformed_audio, malformed_http, malformed_json
+from benchmarks.security.attack_kinds import Hostile, Kinds, World, chat, form, part, spoken, written
+from benchmarks.security.audio_files import FORMATS, whole
+from benchmarks.security.raw_client import Answer, sent
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.evaluation import load_suite
 
-KINDS = Kinds(hostile_sound.KINDS | hostile_json.KINDS | hostile_wire.KINDS)
+KINDS = Kinds(malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS)
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 2.0
 AT_ONCE = 8
 WARM_UP = 0.3
@@ -100,10 +99,10 @@ def serving(folder: Path) -> Generator[Server]:
     Raises:
         RuntimeError: it does not start
     """
-    script, log = Path(__file__).with_name("hostile_server.py"), folder / "server.log"
-    command = [sys.executable, str(script), "--patience-s", str(PATIENCE_S)]
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "benchmarks.security.audited_server", "--patience-s", str(PATIENCE_S)]
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     try:
         port = process.stdout.readline()
@@ -232,8 +231,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     sounds = whole_sounds()
-    for name in hostile_sound.files.BOMBS:
-        hostile_sound.bomb(name)  # made before the clock runs
+    for name in malformed_audio.files.BOMBS:
+        malformed_audio.bomb(name)  # made before the clock runs
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
         marker = Path(folder) / "marker.wav"
         marker.write_bytes(sounds["wav"])

@@ -27,11 +27,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-from meters import Counter, about, clock, median, peak_bytes, seconds
-from shapes import OURS, SHAPES, TOKENS_PER_SECOND, Bases, Shape
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from benchmarks.meters import Counter, about, clock, median, peak_bytes, seconds
+from benchmarks.shapes import OURS, SHAPES, TOKENS_PER_SECOND, Bases, Shape
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.backbones.pretrained import default_device
 from ossicle.checkpoint import load

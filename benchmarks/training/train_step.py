@@ -21,8 +21,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from literal import Given, Literal, new_literal
-from meters import (
+from torch import Tensor
+
+from benchmarks.meters import (
     Counter,
     Line,
     Shares,
@@ -35,7 +36,7 @@ from meters import (
     peak_bytes,
     seconds,
 )
-from shapes import (
+from benchmarks.shapes import (
     SHAPES,
     TOKENS_PER_SECOND,
     Bases,
@@ -48,8 +49,7 @@ from shapes import (
     portion_of,
     published_recipe,
 )
-from torch import Tensor
-
+from benchmarks.training.published_step import Given, Literal, new_literal
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.backbones.pretrained import default_device
 from ossicle.training import distillation

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from meters import Counter, Watch, about, matmul_peak, median, seconds, unwatched
-from shapes import SHAPES, Bases, Shape, drawn_batches, full_window
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.meters import Counter, Watch, about, matmul_peak, median, seconds, unwatched
+from benchmarks.shapes import SHAPES, Bases, Shape, drawn_batches, full_window
 from ossicle.backbones.encoder import Features
 from ossicle.backbones.pretrained import default_device, embed
 from ossicle.chat.template import ChatTemplate

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from questions import MODEL, Request
+
+from benchmarks.serving.requests import MODEL, Request
 
 _STARTS_S = 300.0
 _ENDS_S = 30.0

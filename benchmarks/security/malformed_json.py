@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-from hostile_requests import Hostile, Kinds, World, asked, chat, part, posted, said, spoken
+from benchmarks.security.attack_kinds import Hostile, Kinds, World, asked, chat, part, posted, said, spoken
 
 KINDS = Kinds()
 _FIELDS = (

@@ -1,0 +1,1 @@
+"""Benchmarks of answering: the time to the first token, and a server under load."""
