@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev
 
 # vLLM and what is imported with it warn of things of their own.
 test-vllm: $(VLLM_VENV)/.installed
-	VLLM_TARGET_DEVICE=cpu $(VLLM_VENV)/bin/python -m pytest -W default --timeout 600 $(TEST_ARGS) tests/with_vllm
+	VLLM_TARGET_DEVICE=cpu $(VLLM_VENV)/bin/python -m pytest -W default --timeout 600 $(TEST_ARGS) tests/serving/with_vllm
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -15,10 +15,10 @@ from typing import Any
 import ossicle
 from ossicle import checkpoint
 from ossicle.serving import server
-from ossicle.serving.app import Settings, create_app
+from ossicle.serving.app import ServerSettings, create_app
 from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Meters
-from ossicle.serving.request_body import Limits
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.request_body import RequestLimits
 
 _TOLD = (
     "socket.connect",
@@ -52,9 +52,9 @@ def main() -> None:
     patience_s = parser.parse_args().patience_s
     server._HEADERS_S, server._IDLE_S, server._STALLED_S = [patience_s] * 3
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
-    meters = Meters()
-    settings = Settings(model="pocket/ear", limits=Limits(body_s=patience_s))
-    with server.listen("127.0.0.1", 0) as place:
+    meters = Metrics()
+    settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=patience_s))
+    with server.bind_socket("127.0.0.1", 0) as place:
         ear = checkpoint.load("pocket/ear", device="cpu")
         app = create_app(LocalEngine(ear, meters), settings, meters, language="english")
 
@@ -62,7 +62,7 @@ def main() -> None:
             sys.addaudithook(watch)
             print(place.getsockname()[1], flush=True)
 
-        server.run(server.make(app), place, begin)
+        server.run(server.build_server(app), place, begin)
 
 
 if __name__ == "__main__":

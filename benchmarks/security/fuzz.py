@@ -37,10 +37,10 @@ from benchmarks.meters import about
 from benchmarks.security import audio_files as files
 from benchmarks.security.attack_kinds import asked, part, spoken
 from ossicle.errors import OssicleError
-from ossicle.serving.request_body import Limits, read_chat, read_sound
+from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_request
 
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
-LIMITS = Limits(audio_s=60.0)
+LIMITS = RequestLimits(audio_s=60.0)
 MOST_MB, MOST_S = 200.0, 10.0
 """Of memory and of the processor, for one input."""
 _SILENT_S = 120.0
@@ -66,9 +66,9 @@ class Input:
             OssicleError: it is refused
         """
         if self.kind == "sound":
-            read_sound(self.data, LIMITS.audio_s)
+            decode_sound(self.data, LIMITS.audio_s)
         else:
-            read_chat(self.data, "pocket/ear", LIMITS)
+            read_chat_request(self.data, "pocket/ear", LIMITS)
 
 
 class Corpus:

@@ -133,7 +133,9 @@ def soaked(n_clients: int, seconds: float) -> dict[str, Any]:
         patience = time.monotonic() + _EMPTY_S
         while (n_active := server.meter("ossicle_requests_active")) and time.monotonic() < patience:
             time.sleep(0.1)
-        n_rows = server.meter("ossicle_batch_rows_sum") / server.meter("ossicle_batch_rows_count")
+        n_rows = server.meter("ossicle_decode_batch_size_sum") / server.meter(
+            "ossicle_decode_batch_size_count"
+        )
     with serving() as untouched:
         others = asyncio.run(differing(untouched, found.answers))
     result = {
@@ -240,7 +242,7 @@ def loaded(loads: Sequence[int], n_rounds: int) -> dict[str, Any]:
         asyncio.run(load(server, 4, [make(number) for number in range(8) for make in WAYS.values()]))  # warm
         for way, n_clients, one in rounds_of(server, loads, n_rounds):
             found.setdefault((way, n_clients), []).append(one)
-        n_known = server.meter("ossicle_sounds_known_total")
+        n_known = server.meter("ossicle_audio_cache_hits_total")
     rows = [{"clients": n, **{way: _medians(found[way, n]) for way in WAYS}} for n in loads]
     print(f"{'clients':>7}  {'':8}{'requests/s':>11}{'to one':>8}{'first token, ms: p50':>22}{'p99':>8}")
     for row in rows:

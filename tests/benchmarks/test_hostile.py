@@ -19,7 +19,7 @@ import httpx2
 import numpy as np
 import pytest
 import soundfile
-from support.served import served
+from support.serve_app import serve_app
 
 import ossicle
 from benchmarks.security import attack as hostile
@@ -32,13 +32,13 @@ from ossicle.audio.waveform import load_audio
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, RequestError
 from ossicle.serving import middleware, server
-from ossicle.serving.app import Settings, create_app
-from ossicle.serving.audio_batcher import Hearing
+from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound
-from ossicle.serving.errors import Refusal
+from ossicle.serving.errors import ApiError
 from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Meters
-from ossicle.serving.request_body import Limits, read_chat, read_json
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.request_body import RequestLimits, read_chat_request, read_json
 
 PATIENCE_S = 0.4
 """Of the server; longer than anything takes that does not wait for its client."""
@@ -52,7 +52,7 @@ class Victim:
     """A server, its counters, and what is sent to it."""
 
     port: int
-    meters: Meters
+    meters: Metrics
     world: Any
     trap: Any
 
@@ -89,8 +89,8 @@ def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victi
     sounds = hostile.whole_sounds()
     marker = tmp_path_factory.mktemp("machine") / "marker.wav"
     marker.write_bytes(sounds["wav"])
-    meters = Meters()
-    settings = Settings(model="pocket/ear", limits=Limits(body_s=PATIENCE_S))
+    meters = Metrics()
+    settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=PATIENCE_S))
     app = create_app(LocalEngine(ear, meters), settings, meters)
     with pytest.MonkeyPatch.context() as patch, socket.socket() as trap:
         for name in ("_HEADERS_S", "_IDLE_S", "_STALLED_S"):
@@ -101,7 +101,7 @@ def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victi
         trap.setblocking(False)
         address = f"http://127.0.0.1:{trap.getsockname()[1]}/question.wav"
         world = requests.World(sounds=sounds, marker=str(marker), trap=address, waits_s=2 * PATIENCE_S)
-        with served(app) as url:
+        with serve_app(app) as url:
             port = urlsplit(url).port
             assert port is not None
             yield Victim(port, meters, world, trap)
@@ -185,9 +185,9 @@ def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def sent(message: Any) -> None: ...
 
-    guard = middleware.BodyLimits(app, Limits(body_bytes=100))
+    guard = middleware.BodyLimits(app, RequestLimits(body_bytes=100))
     scope = {"type": "http", "headers": []}
-    with pytest.raises(Refusal, match="240 bytes") as refused:
+    with pytest.raises(ApiError, match="240 bytes") as refused:
         asyncio.run(guard(scope, received, sent))
     assert (refused.value.status, sizes, guard.n_bytes) == (429, [80, 80], 0)
 
@@ -202,12 +202,12 @@ def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["twice", "wide", "deep"],
 )
 def test_json_that_nobody_means_is_refused(body: bytes, message: str) -> None:
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(ApiError, match=message):
         read_json(body)
 
 
 def test_a_stream_that_nobody_began_to_read_ends_with_its_work(ear: Ear) -> None:
-    engine = LocalEngine(ear, Meters())
+    engine = LocalEngine(ear, Metrics())
     body = {
         "model": "m",
         "messages": [{"role": "user", "content": "hello"}],
@@ -220,8 +220,8 @@ def test_a_stream_that_nobody_began_to_read_ends_with_its_work(ear: Ear) -> None
         chunks = await engine.stream(ChatRequest(body=body, is_streamed=True, with_usage=False))
         await chunks.aclose()  # ty: ignore[missing-attribute]
         await engine.close()  # after the round that runs
-        engine._decoding.work()
-        return len(engine._decoding.rows)
+        engine._scheduler.work()
+        return len(engine._scheduler.rows)
 
     assert asyncio.run(run()) == 0
 
@@ -229,7 +229,7 @@ def test_a_stream_that_nobody_began_to_read_ends_with_its_work(ear: Ear) -> None
 def test_a_prompt_beyond_the_context_by_far_is_refused_before_it_is_read(
     ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = LocalEngine(ear, Meters())
+    engine = LocalEngine(ear, Metrics())
     monkeypatch.setattr(ear.template, "render", None)
     body = {"model": "m", "messages": [{"role": "user", "content": "hello " * 2_000}]}
 
@@ -248,9 +248,9 @@ def test_sounds_are_counted(n_turns: int, n_sounds: int) -> None:
     sounds = [requests.part(files.wav(b"\1\2" * 50))] * n_sounds
     body = requests.asked({"messages": [requests.spoken(*sounds)] * n_turns})
     with pytest.raises(
-        Refusal, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
+        ApiError, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
     ):
-        read_chat(json.dumps(body).encode(), "pocket/ear", Limits())
+        read_chat_request(json.dumps(body).encode(), "pocket/ear", RequestLimits())
 
 
 # Sounds that wait to be heard
@@ -261,10 +261,10 @@ def sound(number: int) -> Sound:
 
 
 def test_sounds_that_nobody_waits_for_are_not_heard(ear: Ear) -> None:
-    hearing = Hearing(ear, Meters(), lambda: None)
+    hearing = AudioBatcher(ear, Metrics(), lambda: None)
 
     async def run() -> list[str]:
-        asked = [asyncio.create_task(hearing.hear(sounds)) for sounds in ([sound(1), sound(2)], [sound(2)])]
+        asked = [asyncio.create_task(hearing.embed(sounds)) for sounds in ([sound(1), sound(2)], [sound(2)])]
         await asyncio.sleep(0)
         assert list(hearing.to_hear) == ["1", "2"]
         asked[0].cancel()
@@ -279,7 +279,7 @@ def test_sounds_that_nobody_waits_for_are_not_heard(ear: Ear) -> None:
 
 
 def test_one_that_cannot_be_heard_fails_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
-    hearing, hear = Hearing(ear, Meters(), lambda: None), ear.hear
+    hearing, hear = AudioBatcher(ear, Metrics(), lambda: None), ear.hear
 
     def fails(sounds: list[Any]) -> Any:
         if any(samples[0] == np.float32(0.1) for samples in sounds):
@@ -289,7 +289,7 @@ def test_one_that_cannot_be_heard_fails_alone(ear: Ear, monkeypatch: pytest.Monk
     monkeypatch.setattr(ear, "hear", fails)
 
     async def run() -> list[Any]:
-        asked = [asyncio.create_task(hearing.hear([sound(number)])) for number in (1, 2)]
+        asked = [asyncio.create_task(hearing.embed([sound(number)])) for number in (1, 2)]
         await asyncio.sleep(0)
         hearing.work()
         return await asyncio.gather(*asked, return_exceptions=True)
@@ -308,7 +308,7 @@ def test_files_that_ask_for_too_much_are_refused_and_get_little(
 ) -> None:
     monkeypatch.setattr(decoding, "_MAX_PIECES", 1 << 14)  # all the same, and sooner
     monkeypatch.setattr(fuzz, "MOST_S", float("inf"))
-    monkeypatch.setattr(fuzz, "LIMITS", Limits())
+    monkeypatch.setattr(fuzz, "LIMITS", RequestLimits())
     assert fuzz.outcome_of(fuzz.Input("sound", files.BOMBS[name]())) == ("sound refused", None)
 
 
@@ -361,7 +361,7 @@ def test_a_seed_gives_the_same_requests_of_every_kind(victim: Victim) -> None:
         ([(200, b"{}")], "answered with 200"),
         ([(500, b"{}")], "answered with 500"),
         ([(400, b"no")], "400 without an error object"),
-        ([(404, json.dumps(Refusal("no").body).encode()), (502, b"")], "answered with 502"),
+        ([(404, json.dumps(ApiError("no").body).encode()), (502, b"")], "answered with 502"),
         ([], "closed without an answer"),
     ],
 )

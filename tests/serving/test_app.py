@@ -13,18 +13,18 @@ import httpx2
 import openai
 import pytest
 import soundfile
-from support.served import served
+from support.serve_app import serve_app
 
 import ossicle
 from ossicle.audio.waveform import load_audio
 from ossicle.ear import Ear
 from ossicle.evaluation import load_suite
 from ossicle.serving import generation
-from ossicle.serving.app import Settings, create_app
-from ossicle.serving.generation import Piece
+from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.generation import TextDelta
 from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Meters
-from ossicle.serving.request_body import Limits
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.request_body import RequestLimits
 
 MODEL = "pocket/ear"
 ITEMS = load_suite("pocket")[::40]
@@ -64,14 +64,14 @@ def ear() -> Ear:
 
 
 @pytest.fixture(scope="module")
-def meters() -> Meters:
-    return Meters()
+def meters() -> Metrics:
+    return Metrics()
 
 
 @pytest.fixture(scope="module")
-def url(ear: Ear, meters: Meters) -> Iterator[str]:
-    app = create_app(LocalEngine(ear, meters), Settings(model=MODEL), meters, language="english")
-    with served(app) as address:
+def url(ear: Ear, meters: Metrics) -> Iterator[str]:
+    app = create_app(LocalEngine(ear, meters), ServerSettings(model=MODEL), meters, language="english")
+    with serve_app(app) as address:
         yield address
 
 
@@ -251,9 +251,9 @@ def test_models_health_and_metrics(client: openai.OpenAI, url: str, ear: Ear) ->
     counts = dict(line.rsplit(" ", 1) for line in told.splitlines() if not line.startswith("#"))
     assert float(counts['ossicle_requests_total{path="/v1/chat/completions",status="200"}']) >= 2
     assert float(counts["ossicle_audio_seconds_total"]) > 0
-    for name in ("batch_rows", "sounds_heard_together", "time_to_first_token_seconds"):
+    for name in ("decode_batch_size", "audio_batch_size", "time_to_first_token_seconds"):
         assert float(counts[f"ossicle_{name}_count"]) > 0, name
-    assert {kind: float(counts[f'ossicle_tokens_total{{kind="{kind}"}}']) > 0 for kind in ("said", "heard")}
+    assert {kind: float(counts[f'ossicle_tokens_total{{kind="{kind}"}}']) > 0 for kind in ("output", "audio")}
     assert float(counts["ossicle_requests_active"]) == float(counts["ossicle_queue_length"]) == 0
 
 
@@ -309,8 +309,10 @@ def test_the_path_the_method_and_the_kind_of_content_are_checked(url: str) -> No
 
 
 def with_settings(ear: Ear, **options: Any) -> Any:
-    meters = Meters()
-    return served(create_app(LocalEngine(ear, meters, max_rows=2), Settings(model=MODEL, **options), meters))
+    meters = Metrics()
+    return serve_app(
+        create_app(LocalEngine(ear, meters, max_rows=2), ServerSettings(model=MODEL, **options), meters)
+    )
 
 
 def test_keys_open_the_server(ear: Ear) -> None:
@@ -343,7 +345,7 @@ def test_other_sites_are_let_in_by_name_alone(ear: Ear, url: str) -> None:
 
 
 def test_too_much_and_too_slow_is_refused(ear: Ear) -> None:
-    limits = Limits(audio_s=1.0, body_bytes=200_000, body_s=0.3)
+    limits = RequestLimits(audio_s=1.0, body_bytes=200_000, body_s=0.3)
     with with_settings(ear, limits=limits) as url:
         chat = f"{url}/v1/chat/completions"
         long = httpx2.post(chat, json={"model": MODEL, "messages": asked(sound(file_of(ITEMS[0])))})
@@ -402,15 +404,15 @@ def until(is_so: Any) -> None:
 @pytest.fixture
 def endless(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, LocalEngine]]:
     """A server whose answers never end by themselves."""
-    meters = Meters()
+    meters = Metrics()
     engine = LocalEngine(ear, meters, max_rows=2)
-    monkeypatch.setattr(generation.Answer, "grow", lambda answer, logits: Piece(text="on and on "))
-    with served(create_app(engine, Settings(model=MODEL), meters)) as url:
+    monkeypatch.setattr(generation.Completion, "append_token", lambda answer, logits: TextDelta(text="on and on "))
+    with serve_app(create_app(engine, ServerSettings(model=MODEL), meters)) as url:
         yield url, engine
 
 
 def is_idle(url: str, engine: LocalEngine) -> bool:
-    stage = engine._decoding
+    stage = engine._scheduler
     return active(url) == 0 and not (stage.rows or stage.waiting or stage.jobs or len(stage.batch))
 
 
@@ -434,9 +436,9 @@ def test_a_client_that_does_not_wait_leaves_no_work_behind(endless: tuple[str, L
 
 
 def test_an_answer_on_its_way_is_finished_when_the_server_is_stopped(ear: Ear) -> None:
-    meters = Meters()
+    meters = Metrics()
     lines: list[str] = []
-    with served(create_app(LocalEngine(ear, meters), Settings(model=MODEL), meters)) as url:
+    with serve_app(create_app(LocalEngine(ear, meters), ServerSettings(model=MODEL), meters)) as url:
         begun = threading.Event()
 
         def listen() -> None:
@@ -459,15 +461,15 @@ def test_an_answer_on_its_way_is_finished_when_the_server_is_stopped(ear: Ear) -
 def test_an_error_of_ours_is_a_500_without_its_insides(
     ear: Ear, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    meters = Meters()
+    meters = Metrics()
     engine = LocalEngine(ear, meters)
-    with served(create_app(engine, Settings(model=MODEL), meters)) as url:
+    with serve_app(create_app(engine, ServerSettings(model=MODEL), meters)) as url:
 
         def fail(*_: Any) -> None:
             raise RuntimeError("secret insides")
 
-        for name in ("join", "step"):
-            monkeypatch.setattr(engine._decoding.batch, name, fail)
+        for name in ("add", "step"):
+            monkeypatch.setattr(engine._scheduler.batch, name, fail)
         body = {"model": MODEL, "messages": asked(QUESTION)}
         reply = httpx2.post(f"{url}/v1/chat/completions", json=body)
         assert reply.status_code == 500

@@ -14,8 +14,8 @@ from ossicle.backbones.pretrained import embed
 from ossicle.chat.generation import Wording, end_of
 from ossicle.chat.sampling import Drawing, Sampling
 from ossicle.errors import CheckpointError
-from ossicle.serving.continuous_batch import RunningBatch, can_join
-from ossicle.serving.generation import Answer, UntilStop
+from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
+from ossicle.serving.generation import Completion, StopStringBuffer
 
 
 def ids_of(row: int) -> list[int]:
@@ -37,7 +37,7 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(family: str) -> None:
     llm, _ = tiny_llm(family)
     llm.generation_config.eos_token_id = None
     rng = random.Random(family)
-    batch, said = RunningBatch(llm), dict[int, list[int]]()
+    batch, said = ContinuousBatch(llm), dict[int, list[int]]()
     running, newcomers, wanted = list[int](), list(range(7)), {row: 3 + 2 * row for row in range(7)}
     while running or newcomers:
         if running:
@@ -45,7 +45,7 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(family: str) -> None:
                 said[row].append(int(logits.argmax()))
         joining = [newcomers.pop() for _ in range(min(len(newcomers), rng.randrange(3)))]
         if joining:
-            firsts = batch.join([embed(llm, ids_of(row)) for row in joining])
+            firsts = batch.add([embed(llm, ids_of(row)) for row in joining])
             running += joining
             said |= {row: [int(logits.argmax())] for row, logits in zip(joining, firsts, strict=True)}
         kept = [place for place, row in enumerate(running) if len(said[row]) < wanted[row]]
@@ -56,19 +56,19 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_join(family: str) -> None:
-    assert can_join(tiny_llm(family)[0])
+    assert supports_continuous_batching(tiny_llm(family)[0])
 
 
 def test_rows_that_left_take_their_room_with_them() -> None:
     llm, _ = tiny_llm("llama")
-    batch = RunningBatch(llm)
-    batch.join([embed(llm, [5] * 30), embed(llm, [5] * 4)])
+    batch = ContinuousBatch(llm)
+    batch.add([embed(llm, [5] * 30), embed(llm, [5] * 4)])
     assert batch.cache.get_seq_length() == 30
     batch.keep([1])
     assert (len(batch), batch.cache.get_seq_length()) == (1, 4)
     batch.keep([])
     assert (len(batch), batch.cache.get_seq_length()) == (0, 0)
-    assert len(batch.join([embed(llm, [5, 6])])) == 1
+    assert len(batch.add([embed(llm, [5, 6])])) == 1
 
 
 def test_an_llm_whose_rows_disturb_each_other_answers_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_an_llm_whose_rows_disturb_each_other_answers_one_by_one(monkeypatch: py
         return read
 
     monkeypatch.setattr(llm.base_model, "forward", mixed)
-    assert not can_join(llm)
+    assert not supports_continuous_batching(llm)
 
 
 def test_an_llm_that_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_an_llm_that_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(llm.base_model, "forward", forgetful)
     with pytest.raises(CheckpointError, match="serve it with vLLM"):
-        can_join(llm)
+        supports_continuous_batching(llm)
 
 
 # Drawing
@@ -130,8 +130,8 @@ def test_what_the_model_says_of_itself_counts() -> None:
     llm.generation_config.repetition_penalty = 1.5
     prompt = ids_of(3)
     llm.generation_config.eos_token_id = None
-    batch, drawing = RunningBatch(llm), Drawing(llm, Sampling(), prompt)
-    logits = batch.join([embed(llm, prompt)])
+    batch, drawing = ContinuousBatch(llm), Drawing(llm, Sampling(), prompt)
+    logits = batch.add([embed(llm, prompt)])
     said = [drawing.draw(logits[0])]
     while len(said) < 8:
         said.append(drawing.draw(batch.step([said[-1]])[0]))
@@ -149,7 +149,7 @@ def test_what_the_model_says_of_itself_counts() -> None:
     stop=st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
 )
 def test_text_is_told_up_to_the_first_stop_however_it_comes(pieces: list[str], stop: list[str]) -> None:
-    told = UntilStop(stop)
+    told = StopStringBuffer(stop)
     found = "".join(map(told.add, pieces)) + told.rest()
     whole = "".join(pieces)
     # A stop string that a longer text would have held before this one ended is what is met first.
@@ -168,13 +168,13 @@ def say(ids: list[int], *, stop: list[str], n_room: int = 99) -> tuple[str, str 
     llm, tokenizer = tiny_llm("qwen2")
     end = end_of(llm, tokenizer)
     assert isinstance(end, int)
-    answer = Answer(Drawing(llm, Sampling(), []), Wording(tokenizer, end), frozenset([end]), stop, n_room)
+    answer = Completion(Drawing(llm, Sampling(), []), Wording(tokenizer, end), frozenset([end]), stop, n_room)
     text = ""
     for token in ids:
-        piece = answer.grow(one_hot(token))
+        piece = answer.append_token(one_hot(token))
         text += piece.text
-        if piece.ending:
-            return text, piece.ending, answer.n_tokens
+        if piece.finish_reason:
+            return text, piece.finish_reason, answer.n_tokens
     return text, None, answer.n_tokens
 
 

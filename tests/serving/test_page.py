@@ -19,11 +19,11 @@ import ossicle
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.ear import Ear
 from ossicle.evaluation import Item, load_suite
-from ossicle.serving.app import Settings, create_app
+from ossicle.serving.app import ServerSettings, create_app
 from ossicle.serving.engine import ChatRequest, Sound
 from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Meters
-from ossicle.serving.server import listen
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.server import bind_socket
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -104,11 +104,11 @@ class Visit:
 
 @contextmanager
 def served(ear: Ear, *, keys: tuple[str, ...] = ()) -> Generator[Site]:
-    meters = Meters()
+    meters = Metrics()
     engine = Witness(ear, meters)
     engine.asked = []
-    app = create_app(engine, Settings(model=MODEL, keys=keys), meters)
-    place = listen("127.0.0.1", 0)
+    app = create_app(engine, ServerSettings(model=MODEL, keys=keys), meters)
+    place = bind_socket("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = Thread(target=server.run, kwargs={"sockets": [place]})
     thread.start()

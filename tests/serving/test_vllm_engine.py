@@ -10,24 +10,24 @@ import httpx2
 import openai
 import pytest
 import soundfile
-from support.served import served
-from support.tiny_models import tiny_ear, tiny_llama
-from support.tiny_tokenizers import tiny_tokenizer
-from support.vllm_stand_in import (
+from support.fake_vllm import (
     MODEL,
     NAME,
     URL,
-    StandIn,
-    answering,
-    error,
-    over,
-    pieces_of,
-    plain,
-    request,
-    text,
-    user,
-    with_engine,
+    FakeVllm,
+    build_request,
+    collect_chunks,
+    error_response,
+    mock_responses,
+    run_with_engine,
+    text_part,
+    to_ear_messages,
+    transport_to,
+    user_message,
 )
+from support.serve_app import serve_app
+from support.tiny_models import tiny_ear, tiny_llama
+from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
 from ossicle import checkpoint
@@ -35,10 +35,10 @@ from ossicle.audio.waveform import load_audio
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import load_suite
-from ossicle.serving.app import Settings, create_app
+from ossicle.serving.app import ServerSettings, create_app
 from ossicle.serving.engine import Sound
-from ossicle.serving.metrics import Meters
-from ossicle.serving.vllm.engine import RemoteEngine
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.vllm.engine import VllmEngine
 
 ITEMS = [load_audio(item.audio) for item in load_suite("pocket")[::40]][:3]
 
@@ -53,68 +53,72 @@ def sound(number: int) -> dict[str, Any]:
 
 
 TALKS: dict[str, list[Any]] = {
-    "a sound": [user(sound(0))],
-    "text after a sound": [user(sound(1), text("Answer in one word."))],
-    "text before a sound": [user(text("Answer in one word."), sound(1))],
-    "text around sounds": [user(text("both: "), sound(0), text(" or "), sound(1), text("?"))],
-    "a sound in an earlier turn": [
-        user(sound(0)),
-        {"role": "assistant", "content": "tokyo"},
-        user(text("and"), sound(2)),
+    "a sound": [user_message(sound(0))],
+    "text after a sound": [user_message(sound(1), text_part("Answer in one word."))],
+    "text before a sound": [user_message(text_part("Answer in one word."), sound(1))],
+    "text around sounds": [
+        user_message(text_part("both: "), sound(0), text_part(" or "), sound(1), text_part("?"))
     ],
-    "a system prompt": [{"role": "system", "content": "Be brief."}, user(sound(2))],
-    "text alone": [user(text("what is the capital"), text("of japan"))],
+    "a sound in an earlier turn": [
+        user_message(sound(0)),
+        {"role": "assistant", "content": "tokyo"},
+        user_message(text_part("and"), sound(2)),
+    ],
+    "a system prompt": [{"role": "system", "content": "Be brief."}, user_message(sound(2))],
+    "text alone": [user_message(text_part("what is the capital"), text_part("of japan"))],
 }
 
 
 @pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS)
 def test_answers_are_the_ear_s_own(ear: Ear, talk: list[Any]) -> None:
-    own = ear.chat(plain(talk), max_new_tokens=24)
+    own = ear.chat(to_ear_messages(talk), max_new_tokens=24)
 
-    async def work(engine: RemoteEngine) -> None:
-        answer = await engine.complete(request(talk))
+    async def work(engine: VllmEngine) -> None:
+        answer = await engine.complete(build_request(talk))
         assert answer["choices"][0]["message"]["content"] == own
         assert answer["model"] == MODEL
-        (prompt,) = ear.prompts([plain(talk)])
+        (prompt,) = ear.prompts([to_ear_messages(talk)])
         assert answer["usage"]["prompt_tokens"] == len(prompt.ids)
-        chunks = await pieces_of(engine, request(talk, stream=True, stream_options={"include_usage": True}))
+        chunks = await collect_chunks(
+            engine, build_request(talk, stream=True, stream_options={"include_usage": True})
+        )
         told = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
         assert "".join(told) == own
         assert {chunk["model"] for chunk in chunks} == {MODEL}
         assert chunks[-1]["usage"]["prompt_tokens"] == len(prompt.ids)
 
-    with_engine(ear, over(StandIn(ear)), work)
+    run_with_engine(ear, transport_to(FakeVllm(ear)), work)
 
 
 def test_many_at_once_are_answered_as_each_alone(ear: Ear) -> None:
-    async def work(engine: RemoteEngine) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(engine.complete(request(talk)) for talk in TALKS.values()))
+    async def work(engine: VllmEngine) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(engine.complete(build_request(talk)) for talk in TALKS.values()))
 
-    answers = with_engine(ear, over(StandIn(ear)), work)
+    answers = run_with_engine(ear, transport_to(FakeVllm(ear)), work)
     said = [answer["choices"][0]["message"]["content"] for answer in answers]
-    assert said == [ear.chat(plain(talk), max_new_tokens=24) for talk in TALKS.values()]
+    assert said == [ear.chat(to_ear_messages(talk), max_new_tokens=24) for talk in TALKS.values()]
 
 
 def test_an_ear_without_its_llm_is_enough(ear: Ear) -> None:
     outline = checkpoint.load(MODEL, device="cpu", with_llm=False)
     talk = TALKS["text around sounds"]
 
-    async def work(engine: RemoteEngine) -> tuple[dict[str, Any], str]:
-        return await engine.complete(request(talk)), await engine.transcribe(sound(0)["audio"])
+    async def work(engine: VllmEngine) -> tuple[dict[str, Any], str]:
+        return await engine.complete(build_request(talk)), await engine.transcribe(sound(0)["audio"])
 
-    answer, transcript = with_engine(outline, over(StandIn(ear)), work)
-    assert answer["choices"][0]["message"]["content"] == ear.chat(plain(talk), max_new_tokens=24)
+    answer, transcript = run_with_engine(outline, transport_to(FakeVllm(ear)), work)
+    assert answer["choices"][0]["message"]["content"] == ear.chat(to_ear_messages(talk), max_new_tokens=24)
     assert [transcript] == ear.transcribe([ITEMS[0]])
 
 
 def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:
-    meters, spoken = Meters(), io.BytesIO()
+    meters, spoken = Metrics(), io.BytesIO()
     soundfile.write(spoken, ITEMS[0], 16_000, format="FLAC")
     sent = {"data": base64.b64encode(spoken.getvalue()).decode(), "format": "flac"}
     messages: Any = [{"role": "user", "content": [{"type": "input_audio", "input_audio": sent}]}]
-    engine = RemoteEngine(ear, meters, url=URL, model=NAME, transport=over(StandIn(ear)))
+    engine = VllmEngine(ear, meters, url=URL, model=NAME, transport=transport_to(FakeVllm(ear)))
     with (
-        served(create_app(engine, Settings(model=MODEL), meters)) as url,
+        serve_app(create_app(engine, ServerSettings(model=MODEL), meters)) as url,
         openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client,
     ):
         options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24}
@@ -123,14 +127,14 @@ def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:
         options["messages"] = [{**messages[0], "role": "system"}]
         with pytest.raises(openai.BadRequestError, match="holds sound, which only a user message can"):
             client.chat.completions.create(**options)
-    own = ear.chat([user({"type": "audio", "audio": spoken.getvalue()})], max_new_tokens=24)
+    own = ear.chat([user_message({"type": "audio", "audio": spoken.getvalue()})], max_new_tokens=24)
     assert answer.choices[0].message.content == own
     assert answer.model == MODEL
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == own
 
 
 def test_all_fields_are_handed_on(ear: Ear) -> None:
-    stand_in = StandIn(ear)
+    stand_in = FakeVllm(ear)
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     fields: dict[str, Any] = {
         "tools": tools,
@@ -142,12 +146,14 @@ def test_all_fields_are_handed_on(ear: Ear) -> None:
     }
     date = {"date_string": "01 Jan 2030", "enable_thinking": False}
 
-    async def work(engine: RemoteEngine) -> None:
+    async def work(engine: VllmEngine) -> None:
         for more in ({}, {"chat_template_kwargs": date}):
-            answer = await engine.complete(request([user(text("hello"))], **fields, **more))
+            answer = await engine.complete(
+                build_request([user_message(text_part("hello"))], **fields, **more)
+            )
             assert [choice["index"] for choice in answer["choices"]] == [0, 1]
 
-    with_engine(ear, over(stand_in), work)
+    run_with_engine(ear, transport_to(stand_in), work)
     first, second = stand_in.bodies
     assert fields.items() <= first.items()
     assert first["model"] == NAME
@@ -160,19 +166,19 @@ def test_an_answer_is_handed_on_whole(ear: Ear) -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "so"}
     answer = {"id": "x", "choices": [{"index": 0, "message": message, "stop_reason": 3}], "usage": {"a": 1}}
 
-    async def work(engine: RemoteEngine) -> dict[str, Any]:
-        return await engine.complete(request([user(text("hello"))]))
+    async def work(engine: VllmEngine) -> dict[str, Any]:
+        return await engine.complete(build_request([user_message(text_part("hello"))]))
 
-    got = with_engine(ear, answering(httpx2.Response(200, json={**answer, "model": NAME})), work)
+    got = run_with_engine(ear, mock_responses(httpx2.Response(200, json={**answer, "model": NAME})), work)
     assert got == {**answer, "model": MODEL}
 
 
 # What is found out before anybody is answered
 
 
-def connect(ear: Ear, transport: httpx2.AsyncBaseTransport, **options: Any) -> RemoteEngine:
-    async def run() -> RemoteEngine:
-        engine = await RemoteEngine.connect(ear, Meters(), url=URL, transport=transport, **options)
+def connect(ear: Ear, transport: httpx2.AsyncBaseTransport, **options: Any) -> VllmEngine:
+    async def run() -> VllmEngine:
+        engine = await VllmEngine.connect(ear, Metrics(), url=URL, transport=transport, **options)
         await engine.close()
         return engine
 
@@ -180,26 +186,26 @@ def connect(ear: Ear, transport: httpx2.AsyncBaseTransport, **options: Any) -> R
 
 
 def test_a_vllm_that_serves_the_ear_s_llm_is_taken(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
-    assert connect(ear, over(StandIn(ear))).model == NAME
+    assert connect(ear, transport_to(FakeVllm(ear))).model == NAME
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_an_engine_answers_in_another_loop_than_the_one_it_was_made_in(ear: Ear) -> None:
-    talk = [user(sound(0))]
-    transport = over(StandIn(ear))
-    engine = asyncio.run(RemoteEngine.connect(ear, Meters(), url=URL, transport=transport))
+    talk = [user_message(sound(0))]
+    transport = transport_to(FakeVllm(ear))
+    engine = asyncio.run(VllmEngine.connect(ear, Metrics(), url=URL, transport=transport))
 
     async def work() -> dict[str, Any]:
-        answer = await engine.complete(request(talk))
+        answer = await engine.complete(build_request(talk))
         await engine.close()
         return answer
 
     answer = asyncio.run(work())
-    assert answer["choices"][0]["message"]["content"] == ear.chat(plain(talk), max_new_tokens=24)
+    assert answer["choices"][0]["message"]["content"] == ear.chat(to_ear_messages(talk), max_new_tokens=24)
 
 
 def test_the_address_may_have_what_openai_s_clients_want_and_the_key_is_sent(ear: Ear) -> None:
-    stand_in = over(StandIn(ear))
+    stand_in = transport_to(FakeVllm(ear))
     asked: list[httpx2.Request] = []
 
     class Watched(httpx2.AsyncBaseTransport):
@@ -209,7 +215,7 @@ def test_the_address_may_have_what_openai_s_clients_want_and_the_key_is_sent(ear
 
     async def run() -> None:
         for url in ("http://vllm:8000/v1/", "https://host/behind/v1", "http://vllm:8000"):
-            engine = await RemoteEngine.connect(ear, Meters(), url=url, api_key="secret", transport=Watched())
+            engine = await VllmEngine.connect(ear, Metrics(), url=url, api_key="secret", transport=Watched())
             await engine.close()
 
     with pytest.raises(ConfigError):  # there is nothing behind /behind
@@ -228,12 +234,15 @@ UNFIT: dict[str, tuple[list[httpx2.Response | Exception], dict[str, Any], str]] 
     "no vLLM": ([httpx2.Response(200, json={"data": None})], {}, "lists no models"),
     "another model": ([MODELS], {"model": "x"}, "--remote-model is 'x'.*expected one of a, b$"),
     "no embeddings": (
-        [MODELS, error("You must set `--enable-prompt-embeds` to input `prompt_embeds`")],
+        [MODELS, error_response("You must set `--enable-prompt-embeds` to input `prompt_embeds`")],
         {},
         "start it as vllm serve LLM --enable-prompt-embeds",
     ),
     "another width": (
-        [MODELS, error("`prompt_embeds` hidden_size 192 does not match the model's hidden_size 64.")],
+        [
+            MODELS,
+            error_response("`prompt_embeds` hidden_size 192 does not match the model's hidden_size 64."),
+        ],
         {},
         "another LLM than the ear was distilled",
     ),
@@ -251,23 +260,23 @@ def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(
     ear: Ear, responses: list[httpx2.Response | Exception], options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        connect(ear, answering(*responses), **options)
+        connect(ear, mock_responses(*responses), **options)
 
 
 @pytest.mark.parametrize("url", ["vllm:8000", "ftp://vllm/", "http://", "", "http://[::1"])
 def test_an_address_that_is_none_is_refused(ear: Ear, url: str) -> None:
     with pytest.raises(ConfigError, match="expected where vLLM listens"):
-        RemoteEngine(ear, Meters(), url=url, model=NAME)
+        VllmEngine(ear, Metrics(), url=url, model=NAME)
 
 
 def test_gpt_oss_is_refused(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ear.llm.config, "model_type", "gpt_oss")
     with pytest.raises(ConfigError, match="drops embeddings"):
-        RemoteEngine(ear, Meters(), url=URL, model=NAME)
+        VllmEngine(ear, Metrics(), url=URL, model=NAME)
 
 
 def test_what_cannot_be_asked_is_written_down(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
-    connect(ear, answering(MODELS, httpx2.Response(404)))
+    connect(ear, mock_responses(MODELS, httpx2.Response(404)))
     assert "has no /tokenize: whether it serves the ear's LLM is not checked" in caplog.text
 
 
@@ -284,7 +293,7 @@ def test_a_prompt_that_differs_from_the_ear_s_is_written_down(
 ) -> None:
     tokenizer = tiny_tokenizer(family)
     ear = tiny_ear(tokenizer=tokenizer, llm=tiny_llama(tokenizer))
-    connect(ear, over(StandIn(ear)))
+    connect(ear, transport_to(FakeVllm(ear)))
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning in "".join(told)
     assert len(told) == bool(warning)

@@ -7,22 +7,22 @@ from typing import Any
 
 import httpx2
 import pytest
-from support.tiny_models import tiny_ear
-from support.vllm_stand_in import (
+from support.fake_vllm import (
     NAME,
-    answering,
-    error,
-    pieces_of,
-    request,
-    text,
-    user,
-    with_engine,
+    build_request,
+    collect_chunks,
+    error_response,
+    mock_responses,
+    run_with_engine,
+    text_part,
+    user_message,
 )
+from support.tiny_models import tiny_ear
 
 from ossicle.ear import Ear
-from ossicle.serving.errors import Refusal
-from ossicle.serving.metrics import Meters
-from ossicle.serving.vllm.engine import RemoteEngine
+from ossicle.serving.errors import ApiError
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.vllm.engine import VllmEngine
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +32,31 @@ def ear() -> Ear:
 
 HTML = httpx2.Response(502, text="<h1>Bad Gateway</h1>")
 FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
-    "vLLM's own refusal": (error("n must be at least 1, got 0."), 400, "^n must be at least 1, got 0.$"),
-    "unprocessable": (error("no such tool", 422), 422, "^no such tool$"),
-    "too much": (error("busy", 429, Retry_After="7"), 429, "busy"),
+    "vLLM's own refusal": (
+        error_response("n must be at least 1, got 0."),
+        400,
+        "^n must be at least 1, got 0.$",
+    ),
+    "unprocessable": (error_response("no such tool", 422), 422, "^no such tool$"),
+    "too much": (error_response("busy", 429, Retry_After="7"), 429, "busy"),
     "no embeddings": (
-        error("You must set `--enable-prompt-embeds` to input `prompt_embeds`"),
+        error_response("You must set `--enable-prompt-embeds` to input `prompt_embeds`"),
         502,
         "start it as vllm serve LLM --enable-prompt-embeds",
     ),
     "another width": (
-        error("`prompt_embeds` hidden_size 192 does not match the model's hidden_size 64."),
+        error_response("`prompt_embeds` hidden_size 192 does not match the model's hidden_size 64."),
         502,
         "another LLM than the ear was distilled against.*192",
     ),
-    "a wrong key": (error("Unauthorized", 401), 502, "does not let this server in .401.: give it"),
-    "no such model": (error("The model `x` does not exist.", 404), 502, "failed .404.: The model `x`"),
-    "a failure": (error("EngineCore died", 500), 502, "failed .500.: EngineCore died"),
-    "loading": (error("not ready", 503), 503, "not ready"),
+    "a wrong key": (error_response("Unauthorized", 401), 502, "does not let this server in .401.: give it"),
+    "no such model": (
+        error_response("The model `x` does not exist.", 404),
+        502,
+        "failed .404.: The model `x`",
+    ),
+    "a failure": (error_response("EngineCore died", 500), 502, "failed .500.: EngineCore died"),
+    "loading": (error_response("not ready", 503), 503, "not ready"),
     "a balancer's page": (HTML, 502, "failed .502.: it does not say why"),
     "elsewhere": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "leads elsewhere .307."),
     "down": (httpx2.ConnectError("refused"), 503, "cannot be reached"),
@@ -63,12 +71,12 @@ FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
 def test_what_goes_wrong_at_vllm_is_told_with_the_status_that_fits(
     ear: Ear, response: httpx2.Response | Exception, status: int, said: str, is_streamed: bool
 ) -> None:
-    async def work(engine: RemoteEngine) -> None:
-        asked = request([user(text("hello"))], stream=is_streamed)
+    async def work(engine: VllmEngine) -> None:
+        asked = build_request([user_message(text_part("hello"))], stream=is_streamed)
         await (engine.stream(asked) if is_streamed else engine.complete(asked))
 
-    with pytest.raises(Refusal, match=said) as caught:
-        with_engine(ear, answering(response), work)
+    with pytest.raises(ApiError, match=said) as caught:
+        run_with_engine(ear, mock_responses(response), work)
     assert caught.value.status == status
     assert "vllm:8000" not in str(caught.value)
     if status == 429:
@@ -101,15 +109,15 @@ STREAMS: dict[str, tuple[bytes, int, str]] = {
 def test_a_stream_that_goes_wrong_is_told_after_what_came(
     ear: Ear, body: bytes, status: int, reason: str
 ) -> None:
-    async def work(engine: RemoteEngine) -> None:
-        chunks = await engine.stream(request([user(text("hello"))], stream=True))
+    async def work(engine: VllmEngine) -> None:
+        chunks = await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
         first = await anext(chunks)
         assert first["choices"][0]["delta"]["content"] == "a"
-        with pytest.raises(Refusal, match=reason) as caught:
+        with pytest.raises(ApiError, match=reason) as caught:
             await anext(chunks)
         assert caught.value.status == status
 
-    with_engine(ear, answering(httpx2.Response(200, content=body)), work)
+    run_with_engine(ear, mock_responses(httpx2.Response(200, content=body)), work)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +129,11 @@ def test_a_stream_that_goes_wrong_is_told_after_what_came(
     ],
 )
 def test_a_stream_that_never_begins_is_no_stream(ear: Ear, body: bytes, reason: str) -> None:
-    async def work(engine: RemoteEngine) -> None:
-        await engine.stream(request([user(text("hello"))], stream=True))
+    async def work(engine: VllmEngine) -> None:
+        await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
 
-    with pytest.raises(Refusal, match=reason):
-        with_engine(ear, answering(httpx2.Response(200, content=body)), work)
+    with pytest.raises(ApiError, match=reason):
+        run_with_engine(ear, mock_responses(httpx2.Response(200, content=body)), work)
 
 
 def test_events_are_read_however_they_are_cut(ear: Ear) -> None:
@@ -138,28 +146,26 @@ def test_events_are_read_however_they_are_cut(ear: Ear) -> None:
             for place in range(len(whole)):
                 yield whole[place : place + 1]
 
-    async def work(engine: RemoteEngine) -> list[dict[str, Any]]:
-        return await pieces_of(engine, request([user(text("hello"))], stream=True))
+    async def work(engine: VllmEngine) -> list[dict[str, Any]]:
+        return await collect_chunks(engine, build_request([user_message(text_part("hello"))], stream=True))
 
-    chunks = with_engine(ear, answering(httpx2.Response(200, stream=Bytewise())), work)
+    chunks = run_with_engine(ear, mock_responses(httpx2.Response(200, stream=Bytewise())), work)
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == words
 
 
 @pytest.mark.parametrize("answer", [{"text": "hello"}, {"json": {"hello": []}}, {"json": []}])
 def test_an_answer_that_is_none_is_told_as_that(ear: Ear, answer: dict[str, Any]) -> None:
-    async def work(engine: RemoteEngine) -> None:
-        await engine.complete(request([user(text("hello"))]))
+    async def work(engine: VllmEngine) -> None:
+        await engine.complete(build_request([user_message(text_part("hello"))]))
 
-    with pytest.raises(Refusal, match="does not speak its language"):
-        with_engine(ear, answering(httpx2.Response(200, **answer)), work)
+    with pytest.raises(ApiError, match="does not speak its language"):
+        run_with_engine(ear, mock_responses(httpx2.Response(200, **answer)), work)
 
 
 # A client that leaves
 
 
-async def left_by_us(
-    ear: Ear, ask: Callable[[RemoteEngine], Coroutine[Any, Any, None]], answer: bytes
-) -> None:
+async def left_by_us(ear: Ear, ask: Callable[[VllmEngine], Coroutine[Any, Any, None]], answer: bytes) -> None:
     """Returns once a server that goes on answering for ever sees that nobody is there any more."""
     is_asked, is_left = asyncio.Event(), asyncio.Event()
 
@@ -174,7 +180,7 @@ async def left_by_us(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    engine = RemoteEngine(ear, Meters(), url=f"http://127.0.0.1:{port}", model=NAME)
+    engine = VllmEngine(ear, Metrics(), url=f"http://127.0.0.1:{port}", model=NAME)
     asking = asyncio.create_task(ask(engine))
     await asyncio.wait_for(is_asked.wait(), 30)
     asking.cancel()
@@ -189,29 +195,29 @@ BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + spoken("
 
 
 def test_an_answer_that_is_cancelled_ends_vllm_s_work(ear: Ear) -> None:
-    async def ask(engine: RemoteEngine) -> None:
-        await engine.complete(request([user(text("hello"))]))
+    async def ask(engine: VllmEngine) -> None:
+        await engine.complete(build_request([user_message(text_part("hello"))]))
 
     asyncio.run(left_by_us(ear, ask, b""))
 
 
 def test_a_stream_that_is_cancelled_before_its_first_piece_ends_vllm_s_work(ear: Ear) -> None:
-    async def ask(engine: RemoteEngine) -> None:
-        await engine.stream(request([user(text("hello"))], stream=True))
+    async def ask(engine: VllmEngine) -> None:
+        await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
 
     asyncio.run(left_by_us(ear, ask, b"HTTP/1.1 200 OK\r\n\r\n"))
 
 
 def test_a_stream_whose_reader_is_cancelled_ends_vllm_s_work(ear: Ear) -> None:
-    async def ask(engine: RemoteEngine) -> None:
-        await pieces_of(engine, request([user(text("hello"))], stream=True))
+    async def ask(engine: VllmEngine) -> None:
+        await collect_chunks(engine, build_request([user_message(text_part("hello"))], stream=True))
 
     asyncio.run(left_by_us(ear, ask, BEGUN))
 
 
 def test_a_stream_that_is_closed_ends_vllm_s_work(ear: Ear) -> None:
-    async def ask(engine: RemoteEngine) -> None:
-        chunks: Any = await engine.stream(request([user(text("hello"))], stream=True))
+    async def ask(engine: VllmEngine) -> None:
+        chunks: Any = await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
         await chunks.aclose()
         await asyncio.Event().wait()
 

@@ -7,29 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.fake_vllm import FakeVllm, text_part, to_ear_messages, user_message
 from support.tiny_families import save_tiny_llm, tiny_llm
 from support.tiny_models import tiny_ear, tiny_llama
 from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
-from support.vllm_stand_in import StandIn, plain, text, user
+from support.vllm_conversations import CONVERSATIONS, EXACT_FAMILIES, WHITE_SPACE_FAMILIES, sound_part
 
 from ossicle.backbones.embedding_table import StoredWords
 from ossicle.backbones.pretrained import embeddings, outline_llm
 from ossicle.chat.template import ChatTemplate, SoundPiece
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, RequestError
-from ossicle.serving.engine import Sound
-from ossicle.serving.errors import Refusal
-from ossicle.serving.vllm.input_embeddings import words_of
-from ossicle.serving.vllm.prompt import RemotePrompt, RemoteTemplate, embeds_part
-
-
-def sound(number: int) -> dict[str, Any]:
-    tone = 0.3 * np.sin(np.arange(4_000) * (0.1 + 0.1 * number)).astype(np.float32)
-    return {"type": "audio", "audio": Sound(samples=tone, key=str(number))}
+from ossicle.serving.errors import ApiError
+from ossicle.serving.vllm.input_embeddings import input_embeddings
+from ossicle.serving.vllm.prompt import VllmPrompt, VllmTemplate, build_embeds_part
 
 
 def read(part: dict[str, str]) -> torch.Tensor:
@@ -38,47 +32,34 @@ def read(part: dict[str, str]) -> torch.Tensor:
 
 def test_embeddings_bring_nothing_of_their_neighbours_along() -> None:
     batch = torch.randn(64, 100, 32, dtype=torch.bfloat16)
-    part = embeds_part(batch[3, :5])
+    part = build_embeds_part(batch[3, :5])
     torch.testing.assert_close(read(part), batch[3, :5], rtol=0, atol=0)
     assert len(part["data"]) < 4_000
 
 
-def prompt_for(tokenizer: Any) -> RemotePrompt:
+def prompt_for(tokenizer: Any) -> VllmPrompt:
     table = torch.arange(4 * (len(tokenizer) + 8), dtype=torch.float32).view(-1, 4)
-    return RemotePrompt(ChatTemplate(tokenizer, PromptSettings()), lambda ids: table[list(ids)])
-
-
-LAID_OUT: dict[str, list[Any]] = {
-    "a sound": [user(sound(0))],
-    "text before a sound": [user(text("Answer in one word."), sound(1))],
-    "text around sounds": [user(text("both: "), sound(0), text(" or "), sound(1), text("?"))],
-    "white space": [user(text("yes, \n"), sound(0), text("  \n(no)"))],
-    "system": [{"role": "system", "content": [text("Be"), text("brief.")]}, user(text("So:"), sound(0))],
-    "turns": [
-        user(text("hello,"), text("you"), sound(0)),
-        {"role": "assistant", "content": [text("hi"), text("there")]},
-        user(text("why?")),
-        {"role": "assistant", "content": "because."},
-        user(sound(1), sound(2)),
-    ],
-}
+    return VllmPrompt(ChatTemplate(tokenizer, PromptSettings()), lambda ids: table[list(ids)])
 
 
 def both_ways(family: str, system: str | None, talk: list[Any]) -> tuple[list[int], list[int]]:
     """The token sequence that vLLM makes of what it is sent, and the ear's own, each sound as two negative numbers."""
     tokenizer = tiny_tokenizer(family)
     ear = tiny_ear(tokenizer=tokenizer, llm=tiny_llama(tokenizer), prompt=PromptSettings(system=system))
-    prompt = RemotePrompt(ear.template, ids_as_rows)
+    prompt = VllmPrompt(ear.template, ids_as_rows)
     layout = prompt.lay_out(talk)
     heard = [torch.full((2, 1), -1.0 - number) for number in range(len(layout.sounds))]
-    stand_in = StandIn(ear, takes_parts=FAMILIES[family].takes_parts)
-    sent = {"messages": prompt.write(layout, heard), "chat_template_kwargs": prompt.template.pinned}
+    stand_in = FakeVllm(ear, takes_parts=FAMILIES[family].takes_parts)
+    sent = {
+        "messages": prompt.build_messages(layout, heard),
+        "chat_template_kwargs": prompt.template.pinned_kwargs,
+    }
     ids, tensors = stand_in.lay_out(sent)
     got: list[int] = []
     for number in ids:
-        got += tensors.pop(0)[:, 0].int().tolist() if number == stand_in.mark else [number]
+        got += tensors.pop(0)[:, 0].int().tolist() if number == stand_in.placeholder_id else [number]
     own: list[int] = []
-    for piece in ear.template.render(plain(talk)):
+    for piece in ear.template.render(to_ear_messages(talk)):
         own += [-1 - piece.index] * 2 if isinstance(piece, SoundPiece) else piece.ids
     return got, own
 
@@ -87,16 +68,13 @@ def ids_as_rows(ids: Sequence[int]) -> torch.Tensor:
     return torch.tensor(ids, dtype=torch.float32)[:, None]
 
 
-WRITE_WHITE_SPACE = ("mistral", "llama2", "parts", "plain")
-"""Their templates put a space between what they write themselves and what is said."""
-EXACT = [name for name in FAMILIES if name not in (*WRITE_WHITE_SPACE, "tight", "mistral-small")]
 SYSTEMS = pytest.mark.parametrize("system", [None, "Answer in Spanish."])
-LAYOUTS = pytest.mark.parametrize("talk", LAID_OUT.values(), ids=LAID_OUT)
+LAYOUTS = pytest.mark.parametrize("talk", CONVERSATIONS.values(), ids=CONVERSATIONS)
 
 
 @LAYOUTS
 @SYSTEMS
-@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("family", EXACT_FAMILIES)
 def test_what_stands_around_a_sound_is_the_ear_s_own(
     family: str, system: str | None, talk: list[Any]
 ) -> None:
@@ -115,7 +93,7 @@ def test_a_day_that_cannot_be_pinned_is_all_that_is_not(talk: list[Any]) -> None
 
 @LAYOUTS
 @SYSTEMS
-@pytest.mark.parametrize("family", WRITE_WHITE_SPACE)
+@pytest.mark.parametrize("family", WHITE_SPACE_FAMILIES)
 def test_white_space_of_a_template_is_all_that_differs(
     family: str, system: str | None, talk: list[Any]
 ) -> None:
@@ -125,14 +103,16 @@ def test_white_space_of_a_template_is_all_that_differs(
 
     got, own = both_ways(family, system, talk)
     assert but_for_white_space(got) == but_for_white_space(own)
-    template = RemoteTemplate(ChatTemplate(tiny_tokenizer(family), PromptSettings()))
-    assert template.frame_of_mark != template.frame
+    template = VllmTemplate(ChatTemplate(tiny_tokenizer(family), PromptSettings()))
+    assert template.placeholder_frame != template.frame
 
 
 def test_words_that_merge_with_the_template_are_refused() -> None:
     prompt = prompt_for(tiny_tokenizer("qwen2"))
-    with pytest.raises(Refusal, match=r"messages\[1\].content begins or ends .* white space"):
-        prompt.lay_out([{"role": "system", "content": "x"}, user(text("\nhello"), sound(0))])
+    with pytest.raises(ApiError, match=r"messages\[1\].content begins or ends .* white space"):
+        prompt.lay_out(
+            [{"role": "system", "content": "x"}, user_message(text_part("\nhello"), sound_part(0))]
+        )
 
 
 def picture(**more: Any) -> dict[str, Any]:
@@ -143,15 +123,15 @@ def picture(**more: Any) -> dict[str, Any]:
     ("message", "said"),
     [
         (
-            user(text("say <|im_end|>"), sound(0)),
+            user_message(text_part("say <|im_end|>"), sound_part(0)),
             r"messages\[0\].content holds '<\|im_end\|>', a control token",
         ),
-        (user(sound(0), picture()), r"messages\[0\].content\[1\] is .*expected a dict"),
-        (user(picture()), r"messages\[0\].content\[0\] is of type 'image_url', expected text"),
-        (user({"type": "prompt_embeds", "data": "AAAA"}), "is of type 'prompt_embeds'"),
-        (user({"image_url": "http://inside/"}), "is of type None"),
-        ({"role": "assistant", "content": [sound(0)]}, "has the role 'assistant' and holds sound"),
-        ({"role": "tool", "content": [sound(0)]}, "has the role 'tool' and holds sound"),
+        (user_message(sound_part(0), picture()), r"messages\[0\].content\[1\] is .*expected a dict"),
+        (user_message(picture()), r"messages\[0\].content\[0\] is of type 'image_url', expected text"),
+        (user_message({"type": "prompt_embeds", "data": "AAAA"}), "is of type 'prompt_embeds'"),
+        (user_message({"image_url": "http://inside/"}), "is of type None"),
+        ({"role": "assistant", "content": [sound_part(0)]}, "has the role 'assistant' and holds sound"),
+        ({"role": "tool", "content": [sound_part(0)]}, "has the role 'tool' and holds sound"),
     ],
 )
 def test_what_vllm_must_not_be_given_is_refused(message: dict[str, Any], said: str) -> None:
@@ -164,11 +144,11 @@ def test_a_text_cannot_be_taken_for_anything_else() -> None:
     part = {"type": "text", "text": "a", "uuid": "1", "image_url": "http://inside/", "data": "AAAA"}
     tool = {"role": "tool", "tool_call_id": "1", "content": [part, part]}
     thought = {"role": "assistant", "content": [{**part, "type": "thinking", "thinking": "b"}, part]}
-    layout = prompt_for(tiny_tokenizer("qwen2")).lay_out([user(part), tool, thought])
+    layout = prompt_for(tiny_tokenizer("qwen2")).lay_out([user_message(part), tool, thought])
     assert layout.messages == (
         {"role": "user", "content": "a"},
-        {"role": "tool", "tool_call_id": "1", "content": [text("a"), text("a")]},
-        {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}, text("a")]},
+        {"role": "tool", "tool_call_id": "1", "content": [text_part("a"), text_part("a")]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}, text_part("a")]},
     )
 
 
@@ -178,7 +158,7 @@ def test_a_text_cannot_be_taken_for_anything_else() -> None:
 )
 def test_malformed_messages_without_sound_are_vllm_s_to_refuse(messages: list[Any]) -> None:
     prompt = prompt_for(tiny_tokenizer("qwen2"))
-    assert prompt.write(prompt.lay_out(messages), []) == messages
+    assert prompt.build_messages(prompt.lay_out(messages), []) == messages
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "granite"])
@@ -225,4 +205,4 @@ def test_files_without_the_table_are_refused(tmp_path: Path) -> None:
 
 def test_an_llm_that_is_here_embeds_words_itself() -> None:
     ear = tiny_ear()
-    assert torch.equal(words_of(ear)([1, 2]), ear.embed([1, 2]))
+    assert torch.equal(input_embeddings(ear)([1, 2]), ear.embed([1, 2]))

@@ -15,7 +15,7 @@ from ossicle.errors import ConfigError
 if TYPE_CHECKING:
     from ossicle.ear import Ear
     from ossicle.serving.engine import Engine
-    from ossicle.serving.metrics import Meters
+    from ossicle.serving.metrics import Metrics
 
 Count = Annotated[int, arg(metavar="N")]
 Address = Annotated[str | None, arg(metavar="URL")]
@@ -62,38 +62,40 @@ class Serve:
 
         from ossicle import checkpoint
         from ossicle.serving import server
-        from ossicle.serving.app import Settings, create_app
-        from ossicle.serving.metrics import Meters
-        from ossicle.serving.request_body import Limits
+        from ossicle.serving.app import ServerSettings, create_app
+        from ossicle.serving.metrics import Metrics
+        from ossicle.serving.request_body import RequestLimits
 
-        settings = Settings(
+        settings = ServerSettings(
             model=self.name or self.ear.rstrip("/"),
             keys=read_keys(self.key_file),
             origins=self.allow_origin,
             max_active=self.max_rows + self.max_waiting,
-            limits=Limits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
+            limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
         )
         # A port that is taken is told before the models are loaded.
-        with server.listen(self.host, self.port) as place:
+        with server.bind_socket(self.host, self.port) as place:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
-            meters = Meters()
+            meters = Metrics()
             app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
             # It keeps what it compiled for each length of sound that ever came, and is no faster.
             torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
-            server.run(server.make(app), place, lambda: self.announce(settings.model, place.getsockname()[1]))
+            server.run(
+                server.build_server(app), place, lambda: self.announce(settings.model, place.getsockname()[1])
+            )
         return 0
 
-    def make_engine(self, ear: "Ear", meters: "Meters") -> "Engine":
+    def make_engine(self, ear: "Ear", meters: "Metrics") -> "Engine":
         """Who answers."""
         if self.engine == "local":
             from ossicle.serving.local_engine import LocalEngine
 
             return LocalEngine(ear, meters, max_rows=self.max_rows)
-        from ossicle.serving.vllm.engine import RemoteEngine
+        from ossicle.serving.vllm.engine import VllmEngine
 
         assert self.url, "checked"
         key = next(iter(read_keys(self.remote_key_file)), None)
-        connecting = RemoteEngine.connect(ear, meters, url=self.url, model=self.remote_model, api_key=key)
+        connecting = VllmEngine.connect(ear, meters, url=self.url, model=self.remote_model, api_key=key)
         return asyncio.run(connecting)
 
     def check(self) -> None:

@@ -26,11 +26,11 @@ from starlette.types import Receive, Scope, Send
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import ChatRequest, Engine, Sound
-from ossicle.serving.errors import OURS, OVERLOADED, Refusal, refusal_of
-from ossicle.serving.metrics import CONTENT_TYPE, Meters
-from ossicle.serving.middleware import BodyLimits, Keys
-from ossicle.serving.request_body import Limits, read_chat
-from ossicle.serving.transcriptions import answer_transcription, read_transcription
+from ossicle.serving.errors import OVERLOADED, SERVER, ApiError, to_api_error
+from ossicle.serving.metrics import CONTENT_TYPE, Metrics
+from ossicle.serving.middleware import ApiKeys, BodyLimits
+from ossicle.serving.request_body import RequestLimits, read_chat_request
+from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 from ossicle.serving.worker import LOG
 
 _DECODED_AT_ONCE = 2
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """What a server offers, to whom, and how much of it."""
 
     model: str
@@ -50,16 +50,18 @@ class Settings:
     """Other sites whose pages may call the server."""
     max_active: int = 160
     """Requests that are answered or wait for it; more are told to come back."""
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
 
-def create_app(engine: Engine, settings: Settings, meters: Meters, *, language: str = "unknown") -> Starlette:
+def create_app(
+    engine: Engine, settings: ServerSettings, metrics: Metrics, *, language: str = "unknown"
+) -> Starlette:
     """The application; the engine is closed when it ends.
 
     Args:
         language: what `verbose_json` says of a transcript
     """
-    service = _Service(engine, settings, meters, language)
+    service = _Service(engine, settings, metrics, language)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
@@ -102,10 +104,10 @@ def create_app(engine: Engine, settings: Settings, meters: Meters, *, language: 
 class _Service:
     """The endpoints that need the engine."""
 
-    def __init__(self, engine: Engine, settings: Settings, meters: Meters, language: str) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, meters: Metrics, language: str) -> None:
         self.engine, self.settings, self.meters = engine, settings, meters
         self.language = language
-        self.keys = Keys(settings.keys)
+        self.keys = ApiKeys(settings.keys)
         self.started_at = int(time.time())
         self.n_active = 0
         self._decoders = asyncio.Semaphore(_DECODED_AT_ONCE)
@@ -118,7 +120,7 @@ class _Service:
         place = self._enter()  # before the body: what is in memory at once is bounded too
         try:
             body = b"".join([piece async for piece in request.stream()])  # `body()` would keep it
-            reading = self._off_loop(read_chat, body, self.settings.model, self.settings.limits)
+            reading = self._off_loop(read_chat_request, body, self.settings.model, self.settings.limits)
             asked = await _while_connected(request, reading)
             del body
             self._count_sound(asked)
@@ -126,10 +128,10 @@ class _Service:
                 chunks = await _while_connected(request, self.engine.stream(asked))
                 self.meters.first_token.observe(time.monotonic() - arrived_at)
                 self._count(request, 200)
-                return EventStream(chunks, place.hand_over())
+                return EventStreamResponse(chunks, place.transfer())
             answer = await _while_connected(request, self.engine.complete(asked))
         finally:
-            place.leave()
+            place.release()
         return self._json(request, answer)
 
     async def transcriptions(self, request: Request) -> Response:
@@ -138,15 +140,15 @@ class _Service:
         _check_content_type(request, "multipart/form-data")
         place = self._enter()
         try:
-            asked = await read_transcription(request, self.settings.model)
+            asked = await read_transcription_request(request, self.settings.model)
             sound = await _while_connected(
                 request, self._off_loop(asked.decode, self.settings.limits.audio_s)
             )
             self.meters.audio_s.inc(len(sound.samples) / SAMPLE_RATE)
             text = await _while_connected(request, self.engine.transcribe(sound))
         finally:
-            place.leave()
-        content = answer_transcription(asked, text, len(sound.samples) / SAMPLE_RATE, self.language)
+            place.release()
+        content = format_transcription(asked, text, len(sound.samples) / SAMPLE_RATE, self.language)
         if isinstance(content, str):
             self._count(request, 200)
             return Response(content, media_type="text/plain")
@@ -166,7 +168,7 @@ class _Service:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         self.keys.check(request.headers)
-        return Response(self.meters.text(), media_type=CONTENT_TYPE)
+        return Response(self.meters.to_text(), media_type=CONTENT_TYPE)
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """The error object for whatever went wrong."""
@@ -174,24 +176,24 @@ class _Service:
         if isinstance(error, HTTPException):
             headers = dict(error.headers or {})
             path = reprlib.repr(request.scope["path"])
-            refusal = Refusal(f"{request.method} {path}: {error.detail}", status=error.status_code)
+            refusal = ApiError(f"{request.method} {path}: {error.detail}", status=error.status_code)
         elif isinstance(error, ClientDisconnect):
             refusal = _gone()
         elif isinstance(error, OssicleError):
-            refusal = refusal_of(error)
+            refusal = to_api_error(error)
         else:
             LOG.error("a request failed", exc_info=error)
-            refusal = Refusal("the server failed; its log says why", status=500, kind=OURS)
+            refusal = ApiError("the server failed; its log says why", status=500, kind=SERVER)
         return self._json(request, refusal.body, refusal.status, headers | refusal.headers)
 
-    def _enter(self) -> "_Place":
+    def _enter(self) -> "RequestSlot":
         """Takes one of the places that there are.
 
         Raises:
-            Refusal: all are taken
+            ApiError: all are taken
         """
         if self.n_active >= self.settings.max_active:
-            raise Refusal(
+            raise ApiError(
                 f"{self.n_active} requests are being answered or wait for it, which is all that are let in: try again"
                 " in a moment",
                 status=429,
@@ -199,7 +201,7 @@ class _Service:
                 code="queue_full",
                 retry_after_s=1,
             )
-        return _Place.taken(self)
+        return RequestSlot.acquire(self)
 
     async def _off_loop(self, call: Callable[..., _Result], *args: Any) -> _Result:
         async with self._decoders:
@@ -224,25 +226,25 @@ class _Service:
         return Response(json.dumps(content), status, headers, "application/json")
 
 
-class _Place:
+class RequestSlot:
     """One of the requests that are let in at a time; left once, by whoever has it."""
 
     def __init__(self, service: _Service | None) -> None:
         self._service = service
 
     @classmethod
-    def taken(cls, service: _Service) -> "_Place":
+    def acquire(cls, service: _Service) -> "RequestSlot":
         """Another request is in."""
         service.n_active += 1
         service.meters.active.set(service.n_active)
         return cls(service)
 
-    def hand_over(self) -> "_Place":
+    def transfer(self) -> "RequestSlot":
         """The place as somebody else's to leave."""
         service, self._service = self._service, None
-        return _Place(service)
+        return RequestSlot(service)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Lets another one in."""
         service, self._service = self._service, None
         if service:
@@ -250,12 +252,12 @@ class _Place:
             service.meters.active.set(service.n_active)
 
 
-class EventStream(Response):
+class EventStreamResponse(Response):
     """Chunks as server-sent events; ends with the connection, and whatever happens, the chunks are closed."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], place: _Place) -> None:
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], place: RequestSlot) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.chunks, self.place = chunks, place
@@ -274,7 +276,7 @@ class EventStream(Response):
                 sending.result()
         finally:
             await self.chunks.aclose()  # ty: ignore[missing-attribute]
-            self.place.leave()
+            self.place.release()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -282,12 +284,12 @@ class EventStream(Response):
             async for chunk in self.chunks:
                 await send(_event(json.dumps(chunk)))
         except OssicleError as error:
-            await send(_event(json.dumps(refusal_of(error).body)))
+            await send(_event(json.dumps(to_api_error(error).body)))
         except OSError:  # nobody there
             return
         except Exception:
             LOG.exception("a stream broke off")
-            refusal = Refusal("the server failed; its log says why", status=500, kind=OURS)
+            refusal = ApiError("the server failed; its log says why", status=500, kind=SERVER)
             await send(_event(json.dumps(refusal.body)))
         await send(_event("[DONE]"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -311,7 +313,7 @@ async def _while_connected(request: Request, answer: Awaitable[_Result]) -> _Res
     """What an engine gives, unless the client goes away first: then its work is cancelled.
 
     Raises:
-        Refusal: nobody is there any more
+        ApiError: nobody is there any more
     """
     working = asyncio.ensure_future(answer)
     gone = asyncio.create_task(_disconnected(request.receive))
@@ -325,15 +327,15 @@ async def _while_connected(request: Request, answer: Awaitable[_Result]) -> _Res
         await _cancelled(working)
 
 
-def _gone() -> Refusal:
-    return Refusal("the client closed the connection", status=499, code="client_closed_request")
+def _gone() -> ApiError:
+    return ApiError("the client closed the connection", status=499, code="client_closed_request")
 
 
 def _check_content_type(request: Request, expected: str) -> None:
     """A page of another site can send anything but this without asking."""
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != expected:
-        raise Refusal(
+        raise ApiError(
             f"the content type is {given[:100]!r}, expected {expected}",
             status=415,
             code="unsupported_media_type",

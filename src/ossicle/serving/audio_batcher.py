@@ -14,7 +14,7 @@ from torch import Tensor
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.ear import Ear
 from ossicle.serving.engine import Sound
-from ossicle.serving.metrics import Meters
+from ossicle.serving.metrics import Metrics
 from ossicle.serving.worker import LOG
 
 _AT_ONCE = 8
@@ -41,21 +41,21 @@ _Waiting = OrderedDict[str, _Asked[_Value]]
 """By the hash of the sound, in the order they came."""
 
 
-class Hearing:
+class AudioBatcher:
     """A stage of the worker that hears.
 
     Args:
         wake: tells the worker that there is something to do
     """
 
-    def __init__(self, ear: Ear, meters: Meters, wake: Callable[[], None]) -> None:
-        self.ear, self.meters, self.wake = ear, meters, wake
+    def __init__(self, ear: Ear, metrics: Metrics, wake: Callable[[], None]) -> None:
+        self.ear, self.meters, self.wake = ear, metrics, wake
         self.known = _Known()
         self.to_hear: _Waiting[Tensor] = OrderedDict()
         self.to_write: _Waiting[str] = OrderedDict()
         self._lock = Lock()
 
-    async def hear(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
+    async def embed(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
         """The audio tokens of each sound.
 
         Raises:
@@ -63,7 +63,7 @@ class Hearing:
         """
         with self._lock:
             known = {sound.key: self.known.get(sound.key) for sound in sounds}
-        self.meters.heard_again.inc(sum(known[sound.key] is not None for sound in sounds))
+        self.meters.audio_cache_hits.inc(sum(known[sound.key] is not None for sound in sounds))
         unknown = [sound for sound in sounds if known[sound.key] is None]
         heard = iter(await self._made_of(self.to_hear, unknown))
         return [next(heard) if (tokens := known[sound.key]) is None else tokens for sound in sounds]
@@ -94,7 +94,7 @@ class Hearing:
         with self._lock:
             heard, written = _first(self.to_hear), _first(self.to_write)
         if heard:
-            self.meters.heard_together.observe(len(heard))
+            self.meters.audio_batch_size.observe(len(heard))
             self._settle(self.to_hear, heard, lambda sounds: self.ear.hear(list(sounds)), self.known.put)
         if written:
             self._settle(self.to_write, written, self.ear.transcribe, lambda key, text: None)

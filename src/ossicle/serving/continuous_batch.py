@@ -18,7 +18,7 @@ from ossicle.backbones.pretrained import SAME_READING, embed, next_token_logits
 from ossicle.errors import CheckpointError
 
 
-class RunningBatch:
+class ContinuousBatch:
     """Rows in the middle of being answered; each is computed as it would be alone."""
 
     def __init__(self, llm: PreTrainedModel) -> None:
@@ -31,7 +31,7 @@ class RunningBatch:
         return len(self.lengths)
 
     @torch.inference_mode()
-    def join(self, prompts: Sequence[Float[Tensor, "_ D"]]) -> Float[Tensor, "B V"]:
+    def add(self, prompts: Sequence[Float[Tensor, "_ D"]]) -> Float[Tensor, "B V"]:
         """Takes prompts in as the last rows; the logits of their first tokens."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
@@ -107,7 +107,7 @@ def _last(states: Float[Tensor, "B H L K"], n: int) -> Float[Tensor, "B H _ K"]:
 
 
 @torch.inference_mode()
-def can_join(llm: PreTrainedModel) -> bool:
+def supports_continuous_batching(llm: PreTrainedModel) -> bool:
     """Whether an LLM's rows are the same in company as alone: tried, as not every family keeps keys and values alone.
 
     Raises:
@@ -121,17 +121,17 @@ def can_join(llm: PreTrainedModel) -> bool:
         return bool((found - alone[row][step]).abs().max() <= same)
 
     try:
-        by_itself = RunningBatch(llm)
-        first, then = by_itself.join([embed(llm, texts[2])]), by_itself.step([1])
+        by_itself = ContinuousBatch(llm)
+        first, then = by_itself.add([embed(llm, texts[2])]), by_itself.step([1])
         if not (is_same(first[0], 2, 0) and is_same(then[0], 2, 1)):
             raise CheckpointError(
                 "this LLM does not go on from its keys and values as it reads the whole, so it cannot be served from"
                 " here: serve it with vLLM and use --engine vllm"
             )
-        batch = RunningBatch(llm)
-        joined = [batch.join([embed(llm, text)])[0] for text in texts[:2]]
+        batch = ContinuousBatch(llm)
+        joined = [batch.add([embed(llm, text)])[0] for text in texts[:2]]
         both = batch.step([1, 1])
-        last = batch.join([embed(llm, texts[2])])[0]
+        last = batch.add([embed(llm, texts[2])])[0]
         batch.keep([1, 2])
         after = batch.step([1, 1])
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):

@@ -37,7 +37,7 @@ class Engine(Protocol):
         """A `chat.completion`; cancelling it ends the work.
 
         Raises:
-            OssicleError: a request that cannot be answered; `Refusal` where a status fits better than 400
+            OssicleError: a request that cannot be answered; `ApiError` where a status fits better than 400
         """
         ...
 
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """What the encoder's own decoder writes: the first half of the plain cascade.
 
         Raises:
-            Refusal: too much is waiting
+            ApiError: too much is waiting
         """
         ...
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from ossicle.errors import AudioError, OssicleError, RequestError
 
-INVALID, OVERLOADED, OURS = "invalid_request_error", "rate_limit_error", "server_error"
+INVALID, OVERLOADED, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 """The `type` of an error: the client's mistake, too much at once, something of this server's or behind it."""
 
 
-class Refusal(RequestError):
+class ApiError(RequestError):
     """A request that is answered with an error; the message says what was given, what was expected and what to do."""
 
     def __init__(
@@ -45,9 +45,9 @@ class Refusal(RequestError):
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
-def refusal_of(error: OssicleError) -> Refusal:
+def to_api_error(error: OssicleError) -> ApiError:
     """What a client is told of an error that came up while its request was read or answered."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
     code = "invalid_audio" if isinstance(error, AudioError) else None
-    return Refusal(str(error), param="messages", code=code)
+    return ApiError(str(error), param="messages", code=code)

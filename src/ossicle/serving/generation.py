@@ -10,20 +10,20 @@ from torch import Tensor
 from ossicle.chat.generation import Wording
 from ossicle.chat.sampling import Drawing
 
-Ending = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 """OpenAI's finish_reason: the LLM came to an end or said a stop string; or there was no more room."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class TextDelta:
     """What a token added to an answer."""
 
     text: str
     """May be empty."""
-    ending: Ending | None = None
+    finish_reason: FinishReason | None = None
 
 
-class Answer:
+class Completion:
     """An answer that grows token by token.
 
     Args:
@@ -32,10 +32,15 @@ class Answer:
     """
 
     def __init__(
-        self, drawing: Drawing, wording: Wording, ends: frozenset[int], stop: Sequence[str], n_room: int
+        self,
+        drawing: Drawing,
+        wording: Wording,
+        eos_ids: frozenset[int],
+        stop: Sequence[str],
+        max_tokens: int,
     ) -> None:
-        self.drawing, self.wording, self.ends, self.n_room = drawing, wording, ends, n_room
-        self.told = UntilStop(stop)
+        self.drawing, self.wording, self.ends, self.n_room = drawing, wording, eos_ids, max_tokens
+        self.told = StopStringBuffer(stop)
         self.n_tokens = 0
         """Said so far, the one that ends it included."""
 
@@ -44,7 +49,7 @@ class Answer:
         """What was said last, of the prompt or the answer."""
         return self.drawing.ids[-1]
 
-    def grow(self, logits: Float[Tensor, " V"]) -> Piece:
+    def append_token(self, logits: Float[Tensor, " V"]) -> TextDelta:
         """What the next token adds."""
         token = self.drawing.draw(logits)
         self.n_tokens += 1
@@ -53,11 +58,11 @@ class Answer:
             text += self.told.add(self.wording.rest())
             text += self.told.rest()
             is_cut = not (self.told.is_stopped or token in self.ends)
-            return Piece(text=text, ending="length" if is_cut else "stop")
-        return Piece(text=text, ending="stop" if self.told.is_stopped else None)
+            return TextDelta(text=text, finish_reason="length" if is_cut else "stop")
+        return TextDelta(text=text, finish_reason="stop" if self.told.is_stopped else None)
 
 
-class UntilStop:
+class StopStringBuffer:
     """Text up to the first of some strings, told as soon as it is clear that none of them begins there."""
 
     def __init__(self, stop: Sequence[str]) -> None:

@@ -19,13 +19,13 @@ from ossicle.chat.messages import Conversation, read_conversation
 from ossicle.chat.sampling import Drawing, Sampling
 from ossicle.ear import Ear
 from ossicle.errors import OssicleError
-from ossicle.serving.audio_batcher import Hearing
-from ossicle.serving.continuous_batch import RunningBatch, can_join
+from ossicle.serving.audio_batcher import AudioBatcher
+from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.engine import ChatRequest, Sound
-from ossicle.serving.generation import Answer, Piece
-from ossicle.serving.metrics import Meters
-from ossicle.serving.responses import Reply, Usage
-from ossicle.serving.sampling_params import Options, read_options
+from ossicle.serving.generation import Completion, TextDelta
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.responses import ChatResponse, Usage
+from ossicle.serving.sampling_params import SamplingParams, read_sampling_params
 from ossicle.serving.worker import LOG, Worker
 
 MAX_ROWS = 32
@@ -35,11 +35,11 @@ _LETTERS_A_TOKEN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _News:
+class StreamEvent:
     """What the worker tells a request: a piece of one of its answers, or why there will be none."""
 
     choice: int = 0
-    piece: Piece | None = None
+    piece: TextDelta | None = None
     usage: Usage | None = None
     """With the last piece of an answer."""
     error: Exception | None = None
@@ -51,12 +51,12 @@ class _Job:
 
     messages: list[dict[str, Any]]
     tokens: list[Tensor]
-    options: Options
+    options: SamplingParams
     loop: asyncio.AbstractEventLoop
-    news: asyncio.Queue[_News] = field(default_factory=asyncio.Queue)
+    news: asyncio.Queue[StreamEvent] = field(default_factory=asyncio.Queue)
     is_cancelled: bool = False
 
-    def tell(self, news: _News) -> None:
+    def tell(self, news: StreamEvent) -> None:
         """From the worker's thread."""
         try:
             self.loop.call_soon_threadsafe(self.news.put_nowait, news)
@@ -72,7 +72,7 @@ class _Row:
     choice: int
     prompt: Prompt
     n_audio: int
-    answer: Answer
+    answer: Completion
     begun_at: float | None = None
 
 
@@ -86,13 +86,13 @@ class LocalEngine:
         CheckpointError: an LLM that cannot go on from its keys and values
     """
 
-    def __init__(self, ear: Ear, meters: Meters, *, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, ear: Ear, metrics: Metrics, *, max_rows: int = MAX_ROWS) -> None:
         self.ear = ear
-        rows = max_rows if can_join(ear.llm) else 1
+        rows = max_rows if supports_continuous_batching(ear.llm) else 1
         self._worker = Worker(())
-        self.hearing = Hearing(ear, meters, self._worker.wake)
-        self._decoding = Decoding(ear, meters, rows)
-        self._worker.stages = (self.hearing, self._decoding)
+        self.audio = AudioBatcher(ear, metrics, self._worker.wake)
+        self._scheduler = Scheduler(ear, metrics, rows)
+        self._worker.stages = (self.audio, self._scheduler)
         self._worker.start()
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
@@ -104,14 +104,14 @@ class LocalEngine:
             async for news in _until_all_ended(job):
                 assert news.piece is not None, "an error was raised"
                 texts[news.choice] += news.piece.text
-                if news.piece.ending:
-                    endings[news.choice] = news.piece.ending
+                if news.piece.finish_reason:
+                    endings[news.choice] = news.piece.finish_reason
                 if news.usage:
                     usages.append(news.usage)
         finally:
             job.is_cancelled = True
         whole = [(text, endings[choice]) for choice, text in enumerate(texts)]
-        return Reply(model=_model(request)).completion(whole, Usage.of_all(usages))
+        return ChatResponse(model=_model(request)).completion(whole, Usage.sum_choices(usages))
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces, from the moment that its first token is there."""
@@ -127,9 +127,9 @@ class LocalEngine:
         return chunks
 
     async def _chunks(
-        self, request: ChatRequest, job: _Job, first: _News, news: AsyncIterator[_News]
+        self, request: ChatRequest, job: _Job, first: StreamEvent, news: AsyncIterator[StreamEvent]
     ) -> AsyncIterator[dict[str, Any]]:
-        reply = Reply(model=_model(request))
+        reply = ChatResponse(model=_model(request))
         usages: list[Usage] = []
         try:
             yield {}  # for `stream` alone: closing a generator that has not begun would not end the work
@@ -139,8 +139,8 @@ class LocalEngine:
                 assert first.piece is not None, "an error was raised"
                 if first.piece.text:
                     yield reply.chunk(first.choice, {"content": first.piece.text}, None)
-                if first.piece.ending:
-                    yield reply.chunk(first.choice, {}, first.piece.ending)
+                if first.piece.finish_reason:
+                    yield reply.chunk(first.choice, {}, first.piece.finish_reason)
                 if first.usage:
                     usages.append(first.usage)
                 try:
@@ -148,26 +148,26 @@ class LocalEngine:
                 except StopAsyncIteration:
                     break
             if request.with_usage:
-                yield reply.usage(Usage.of_all(usages))
+                yield reply.usage(Usage.sum_choices(usages))
         finally:
             job.is_cancelled = True
 
     async def transcribe(self, sound: Sound) -> str:
         """What the encoder's own decoder writes."""
-        return await self.hearing.transcribe(sound)
+        return await self.audio.transcribe(sound)
 
     async def close(self) -> None:
         """Ends after the token that is being made."""
         await asyncio.to_thread(self._worker.close)
 
     async def _begin(self, request: ChatRequest) -> _Job:
-        options = read_options(request.body)
+        options = read_sampling_params(request.body)
         messages = [_local(message) for message in request.body["messages"]]
         conversation = read_conversation(messages)
         _check_letters(self.ear, conversation)
-        tokens = await self.hearing.hear(conversation.sounds)
+        tokens = await self.audio.embed(conversation.sounds)
         job = _Job(messages=messages, tokens=tokens, options=options, loop=asyncio.get_running_loop())
-        self._decoding.take(job)
+        self._scheduler.submit(job)
         self._worker.wake()
         return job
 
@@ -195,23 +195,23 @@ def _model(request: ChatRequest) -> str:
     return str(request.body["model"])
 
 
-async def _until_all_ended(job: _Job) -> AsyncIterator[_News]:
+async def _until_all_ended(job: _Job) -> AsyncIterator[StreamEvent]:
     n_open = job.options.n
     while n_open:
         news = await job.news.get()
         if news.error is not None:
             raise news.error
-        if news.piece is not None and news.piece.ending:
+        if news.piece is not None and news.piece.finish_reason:
             n_open -= 1
         yield news
 
 
-class Decoding:
+class Scheduler:
     """A stage of the worker that answers: newcomers in, one token for each, those that have ended out."""
 
-    def __init__(self, ear: Ear, meters: Meters, max_rows: int) -> None:
+    def __init__(self, ear: Ear, meters: Metrics, max_rows: int) -> None:
         self.ear, self.meters, self.max_rows = ear, meters, max_rows
-        self.batch = RunningBatch(ear.llm)
+        self.batch = ContinuousBatch(ear.llm)
         self.rows: list[_Row] = []
         """As they lie in the batch."""
         self.waiting: deque[_Row] = deque()
@@ -221,7 +221,7 @@ class Decoding:
         self.end = end
         self.ends = frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
 
-    def take(self, job: _Job) -> None:
+    def submit(self, job: _Job) -> None:
         """Lets a request wait; from any thread."""
         with self._lock:
             self.jobs.append(job)
@@ -252,7 +252,7 @@ class Decoding:
             except Exception as error:
                 if not isinstance(error, OssicleError):
                     LOG.exception("a request could not be read")
-                job.tell(_News(error=error))
+                job.tell(StreamEvent(error=error))
 
     def _rows_of(self, job: _Job) -> list[_Row]:
         ear, options = self.ear, job.options
@@ -269,7 +269,7 @@ class Decoding:
                 top_p=options.sampling.top_p,
                 seed=options.sampling.seed + choice & (1 << 63) - 1,
             )
-            answer = Answer(
+            answer = Completion(
                 Drawing(ear.llm, sampling, ids),
                 Wording(ear.tokenizer, self.end),
                 self.ends,
@@ -297,39 +297,39 @@ class Decoding:
             logits = self.batch.step([row.answer.last_token for row in self.rows])
             is_open += [self._grow(row, scores) for row, scores in zip(self.rows, logits, strict=True)]
         if newcomers:
-            logits = self.batch.join([row.prompt.embeds for row in newcomers])
+            logits = self.batch.add([row.prompt.embeds for row in newcomers])
             self.rows += newcomers
             is_open += [self._grow(row, scores) for row, scores in zip(newcomers, logits, strict=True)]
-        self.meters.batch.observe(len(self.rows))
+        self.meters.decode_batch_size.observe(len(self.rows))
         self._keep(is_open)
 
     def _grow(self, row: _Row, logits: Tensor) -> bool:
         """The next token of an answer, told to its request; whether there may be more."""
-        piece = row.answer.grow(logits)
+        piece = row.answer.append_token(logits)
         now = time.monotonic()
         row.begun_at = row.begun_at or now
         usage = None
-        if piece.ending:
+        if piece.finish_reason:
             usage = Usage(
                 prompt_tokens=len(row.prompt.ids),
                 audio_tokens=row.n_audio,
                 completion_tokens=row.answer.n_tokens,
             )
             self._count(row, usage, now - row.begun_at)
-        if piece.text or piece.ending:
-            row.job.tell(_News(choice=row.choice, piece=piece, usage=usage))
-        return piece.ending is None
+        if piece.text or piece.finish_reason:
+            row.job.tell(StreamEvent(choice=row.choice, piece=piece, usage=usage))
+        return piece.finish_reason is None
 
     def _count(self, row: _Row, usage: Usage, seconds: float) -> None:
-        self.meters.tokens.labels("said").inc(usage.completion_tokens)
-        self.meters.tokens.labels("read").inc(usage.prompt_tokens - usage.audio_tokens)
-        self.meters.tokens.labels("heard").inc(usage.audio_tokens)
+        self.meters.tokens.labels("output").inc(usage.completion_tokens)
+        self.meters.tokens.labels("text").inc(usage.prompt_tokens - usage.audio_tokens)
+        self.meters.tokens.labels("audio").inc(usage.audio_tokens)
         if seconds:
-            self.meters.rate.observe((usage.completion_tokens - 1) / seconds)
+            self.meters.output_tokens_per_s.observe((usage.completion_tokens - 1) / seconds)
 
     def _fail(self, rows: list[_Row], error: Exception) -> None:
         LOG.exception("a round of the running batch failed; its answers are given up")
         for row in rows:
-            row.job.tell(_News(error=error))
+            row.job.tell(StreamEvent(error=error))
             row.job.is_cancelled = True
-        self.rows, self.batch = [], RunningBatch(self.ear.llm)
+        self.rows, self.batch = [], ContinuousBatch(self.ear.llm)

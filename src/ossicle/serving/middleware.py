@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ossicle.serving.errors import OVERLOADED, Refusal
-from ossicle.serving.request_body import Limits
+from ossicle.serving.errors import OVERLOADED, ApiError
+from ossicle.serving.request_body import RequestLimits
 
 _LARGE_BYTES = 1 << 20
 """A body from which on it is worth while to give back what it took."""
@@ -22,7 +22,7 @@ _LARGEST_AT_ONCE = 8
 class BodyLimits:
     """Refuses bodies that are too large or too slow, and too many at once, before they are in memory."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self.app, self.limits = app, limits
         self.n_bytes = 0
         """Of all requests that are here."""
@@ -55,7 +55,7 @@ class _Body:
         """The next message.
 
         Raises:
-            Refusal: the body is too large, too slow, or one too many
+            ApiError: the body is too large, too slow, or one too many
         """
         if self._is_whole:
             return await self._receive()
@@ -78,8 +78,8 @@ class _Body:
         return message
 
 
-def _too_large(limits: Limits) -> Refusal:
-    return Refusal(
+def _too_large(limits: RequestLimits) -> ApiError:
+    return ApiError(
         f"the request is larger than {limits.body_bytes} bytes: send fewer or shorter sounds, or a compressed format"
         " such as flac or ogg",
         status=413,
@@ -87,16 +87,16 @@ def _too_large(limits: Limits) -> Refusal:
     )
 
 
-def _too_slow(limits: Limits) -> Refusal:
-    return Refusal(
+def _too_slow(limits: RequestLimits) -> ApiError:
+    return ApiError(
         f"the request was not here after {limits.body_s:g} s: send it faster, or a smaller file",
         status=408,
         code="request_timeout",
     )
 
 
-def _too_many(n_bytes: int) -> Refusal:
-    return Refusal(
+def _too_many(n_bytes: int) -> ApiError:
+    return ApiError(
         f"requests of {n_bytes} bytes are here, which is all that are let in: try again in a moment",
         status=429,
         kind=OVERLOADED,
@@ -111,7 +111,7 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class Keys:
+class ApiKeys:
     """The keys that open the server; with none it is open to all who can reach it."""
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class Keys:
         """Refuses a request that brings none of the keys; how long that takes does not tell how near one was.
 
         Raises:
-            Refusal: no key, or a wrong one
+            ApiError: no key, or a wrong one
         """
         if not self._digests:
             return
@@ -129,7 +129,7 @@ class Keys:
         given = _digest(key.strip())
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(found):
-            raise Refusal(
+            raise ApiError(
                 "no key, or one that is not known here: send the header 'Authorization: Bearer KEY'",
                 status=401,
                 code="invalid_api_key",

@@ -17,7 +17,7 @@ class Usage:
     completion_tokens: int
 
     @classmethod
-    def of_all(cls, usages: Sequence["Usage"]) -> "Usage":
+    def sum_choices(cls, usages: Sequence["Usage"]) -> "Usage":
         """Of several answers to one conversation, which was read once."""
         first = usages[0]
         said = sum(usage.completion_tokens for usage in usages)
@@ -34,7 +34,7 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class ChatResponse:
     """One answer, or several to the same request, under one name."""
 
     model: str

@@ -8,7 +8,7 @@ from typing import Any
 
 from ossicle.chat.generation import MAX_NEW_TOKENS
 from ossicle.chat.sampling import Sampling
-from ossicle.serving.errors import Refusal
+from ossicle.serving.errors import ApiError
 
 MAX_ANSWERS = 16
 """Answers to one request (`n`)."""
@@ -35,7 +35,7 @@ _KNOWN = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SamplingParams:
     """How a request wants to be answered."""
 
     sampling: Sampling
@@ -44,16 +44,16 @@ class Options:
     n: int
 
 
-def read_options(body: Mapping[str, Any]) -> Options:
+def read_sampling_params(body: Mapping[str, Any]) -> SamplingParams:
     """The options of a request; greedy, unless a temperature or top_p asks for sampling.
 
     Raises:
-        Refusal: a field that is not known, or a value that cannot be used
+        ApiError: a field that is not known, or a value that cannot be used
     """
     given = {name: value for name, value in body.items() if value is not None}
     _check_names(given)
     limits = [_whole(given, name, 1, 1 << 20, MAX_NEW_TOKENS) for name in _limits(given)]
-    return Options(
+    return SamplingParams(
         sampling=_sampling(given),
         max_tokens=min(limits, default=MAX_NEW_TOKENS),
         stop=_stop(given.get("stop", [])),
@@ -70,14 +70,14 @@ def _check_names(given: Mapping[str, Any]) -> None:
         if name in _KNOWN | _READ_ELSEWHERE | _FOR_THE_RECORD:
             continue
         if name not in _NEUTRAL:
-            raise Refusal(
+            raise ApiError(
                 f"{reprlib.repr(name)} is no field that is known here; expected {', '.join(sorted(_KNOWN))}: leave it"
                 " out, or serve the ear with --engine vllm, which takes all that vLLM takes",
                 param=name[:64],
                 code="unknown_parameter",
             )
         if not _NEUTRAL[name](value):
-            raise Refusal(
+            raise ApiError(
                 f"{name} is {reprlib.repr(value)}, which this engine does not have: leave it out, or serve the ear"
                 " with --engine vllm",
                 param=name,
@@ -88,7 +88,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
 def _sampling(given: Mapping[str, Any]) -> Sampling:
     top_p = _number(given, "top_p", 0.0, 1.0)
     if top_p == 0:
-        raise Refusal("top_p is 0, expected more than 0 and at most 1", param="top_p")
+        raise ApiError("top_p is 0, expected more than 0 and at most 1", param="top_p")
     temperature = _number(given, "temperature", 0.0, 2.0)
     seed = _whole(given, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
     if temperature is None:
@@ -102,7 +102,7 @@ def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> f
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
-        raise Refusal(
+        raise ApiError(
             f"{name} is {reprlib.repr(value)}, expected a number from {least:g} to {most:g}", param=name
         )
     return float(value)
@@ -111,7 +111,7 @@ def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> f
 def _whole(given: Mapping[str, Any], name: str, least: int, most: int, default: int) -> int:
     value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise Refusal(
+        raise ApiError(
             f"{name} is {reprlib.repr(value)}, expected a whole number from {least} to {most}", param=name
         )
     return value
@@ -125,7 +125,7 @@ def _stop(value: Any) -> tuple[str, ...]:
         and all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_LETTERS for stop in stops)
     )
     if not is_fine:
-        raise Refusal(
+        raise ApiError(
             f"stop is {reprlib.repr(value)}, expected a string or a list of at most {MAX_STOPS} of them, of 1 to"
             f" {MAX_STOP_LETTERS} letters each",
             param="stop",

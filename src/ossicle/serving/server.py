@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ossicle.errors import ConfigError
-from ossicle.serving.errors import Refusal
+from ossicle.serving.errors import ApiError
 
 _HEADERS_S = 20.0
 """Seconds in which a connection has to ask for something, counted again from the end of each answer."""
@@ -62,7 +62,7 @@ class _Impatient(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Says what is wrong as it is said elsewhere, unless an answer has begun."""
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            refusal = Refusal(
+            refusal = ApiError(
                 f"what was sent is not HTTP/1.1, or has headers of more than {_HEADER_BYTES} bytes: expected a request"
                 " such as GET /v1/models HTTP/1.1"
             )
@@ -102,7 +102,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """The socket, before anything is loaded: a port that is taken is told at once.
 
     Raises:
@@ -124,7 +124,7 @@ def listen(host: str, port: int) -> socket.socket:
     return place
 
 
-def make(app: Starlette) -> uvicorn.Server:
+def build_server(app: Starlette) -> uvicorn.Server:
     """A server for the application; `should_exit` ends it."""
     return _Server(
         uvicorn.Config(
@@ -142,9 +142,9 @@ def make(app: Starlette) -> uvicorn.Server:
     )
 
 
-def run(server: uvicorn.Server, place: socket.socket, on_start: Callable[[], None]) -> None:
+def run(server: uvicorn.Server, listener: socket.socket, on_start: Callable[[], None]) -> None:
     """Serves until Ctrl-C or SIGTERM; answers on their way are finished first."""
-    asyncio.run(_serve(server, place, on_start))
+    asyncio.run(_serve(server, listener, on_start))
 
 
 async def _serve(server: uvicorn.Server, place: socket.socket, on_start: Callable[[], None]) -> None:

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from ossicle.audio.decoding import FORMATS
 from ossicle.errors import AudioError
 from ossicle.serving.engine import Sound
-from ossicle.serving.errors import Refusal
-from ossicle.serving.request_body import check_model, read_sound
+from ossicle.serving.errors import ApiError
+from ossicle.serving.request_body import check_model, decode_sound
 
 FORMATS_OF_ANSWERS = ("json", "text", "verbose_json")
 _MAX_FIELDS = 20
@@ -30,44 +30,44 @@ class TranscriptionRequest:
         """Its sound.
 
         Raises:
-            Refusal: sound that cannot be heard
+            ApiError: sound that cannot be heard
         """
         try:
-            return read_sound(self.data, limit_s)
+            return decode_sound(self.data, limit_s)
         except AudioError as error:
-            raise Refusal(f"file: {error}", param="file", code="invalid_audio") from error
+            raise ApiError(f"file: {error}", param="file", code="invalid_audio") from error
 
 
-async def read_transcription(request: Request, model: str) -> TranscriptionRequest:
+async def read_transcription_request(request: Request, model: str) -> TranscriptionRequest:
     """The form of a request.
 
     Raises:
-        Refusal: malformed, of another model, or with a field that is not known
+        ApiError: malformed, of another model, or with a field that is not known
     """
     if "charset" in request.headers["content-type"].lower():  # Python's codecs are many, and some never end
-        raise Refusal("the content type names a charset, expected none: the texts of a form are UTF-8")
+        raise ApiError("the content type names a charset, expected none: the texts of a form are UTF-8")
     try:
         form = await request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=1 << 20)
     except HTTPException as error:
-        raise Refusal(f"the form cannot be read: {error.detail} Expected multipart with a file") from error
+        raise ApiError(f"the form cannot be read: {error.detail} Expected multipart with a file") from error
     async with request.form():  # closes the file
         fields = dict(form.multi_items())
         if len(fields) != len(form.multi_items()):
-            raise Refusal("a field of the form comes twice, expected each once")
+            raise ApiError("a field of the form comes twice, expected each once")
         file = fields.pop("file", None)
         if not isinstance(file, UploadFile):
-            raise Refusal(f"the form has no file, expected one named 'file': {FORMATS}", param="file")
+            raise ApiError(f"the form has no file, expected one named 'file': {FORMATS}", param="file")
         data = await file.read()
     check_model(fields.pop("model", None), model)
     response_format = fields.pop("response_format", "json")
     if response_format not in FORMATS_OF_ANSWERS:
-        raise Refusal(
+        raise ApiError(
             f"response_format is {str(response_format)[:40]!r}, expected one of {', '.join(FORMATS_OF_ANSWERS)}",
             param="response_format",
         )
     for name, value in fields.items():
         if value not in _NEUTRAL.get(name, ()):
-            raise Refusal(
+            raise ApiError(
                 f"{name[:40]!r} is no field that the encoder's own decoder has a use for: leave it out",
                 param=name[:40],
                 code="unknown_parameter",
@@ -75,7 +75,7 @@ async def read_transcription(request: Request, model: str) -> TranscriptionReque
     return TranscriptionRequest(data=data, response_format=str(response_format))
 
 
-def answer_transcription(
+def format_transcription(
     asked: TranscriptionRequest, text: str, duration_s: float, language: str
 ) -> str | dict[str, Any]:
     """The transcript in the form that was asked for."""

@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from real_vllm import RealVllm, prompt_of
+from support.fake_vllm import FakeVllm, build_request, text_part, to_ear_messages, user_message
+from support.real_vllm import RealVllm, prompt_of
 from support.tiny_models import tiny_ear, tiny_llama
 from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
-from support.vllm_stand_in import StandIn, plain, request, text, user
-from test_vllm_prompt import EXACT, LAID_OUT, WRITE_WHITE_SPACE
+from support.vllm_conversations import CONVERSATIONS, EXACT_FAMILIES, WHITE_SPACE_FAMILIES
 
 import ossicle
 from ossicle.audio.waveform import load_audio
@@ -24,10 +24,10 @@ from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import load_suite
 from ossicle.serving.engine import Sound
-from ossicle.serving.errors import Refusal
-from ossicle.serving.metrics import Meters
-from ossicle.serving.vllm.engine import RemoteEngine
-from ossicle.serving.vllm.prompt import embeds_part
+from ossicle.serving.errors import ApiError
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.vllm.engine import VllmEngine
+from ossicle.serving.vllm.prompt import build_embeds_part
 
 ON = "--enable-prompt-embeds"
 FAST = [name for name, family in FAMILIES.items() if family.build is not None]
@@ -63,24 +63,24 @@ def vllms(folder: Path) -> Any:
 def ask(ear: Ear, vllm: RealVllm, messages: Sequence[Any], **fields: Any) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         transport = httpx2.ASGITransport(vllm.app)
-        engine = await RemoteEngine.connect(ear, Meters(), url="http://vllm:8000", transport=transport)
+        engine = await VllmEngine.connect(ear, Metrics(), url="http://vllm:8000", transport=transport)
         try:
-            return await engine.complete(request(messages, **fields))
+            return await engine.complete(build_request(messages, **fields))
         finally:
             await engine.close()
 
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("talk", LAID_OUT.values(), ids=LAID_OUT)
+@pytest.mark.parametrize("talk", CONVERSATIONS.values(), ids=CONVERSATIONS)
 @pytest.mark.parametrize("system", [None, "Answer in Spanish."])
-@pytest.mark.parametrize("family", [name for name in EXACT if name in FAST])
+@pytest.mark.parametrize("family", [name for name in EXACT_FAMILIES if name in FAST])
 def test_the_llm_is_given_what_the_ear_gives_it(
     family: str, system: str | None, talk: list[Any], vllms: Any
 ) -> None:
     ear, vllm = ear_for(family, system), vllms(family, ON)
     ask(ear, vllm, talk)
-    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([plain(talk)])
+    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([to_ear_messages(talk)])
     torch.testing.assert_close(got.embeds, own.embeds, rtol=0, atol=0)
 
 
@@ -90,7 +90,7 @@ TRIMS_PARTS = """{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>
 {{- '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
 
-@pytest.mark.parametrize("talk", LAID_OUT.values(), ids=LAID_OUT)
+@pytest.mark.parametrize("talk", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_a_template_that_takes_texts_and_parts_and_trims_each_is_no_other(
     talk: list[Any], folder: Path
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_template_that_takes_texts_and_parts_and_trims_each_is_no_other(
     tokenizer.save_pretrained(folder / "both")
     vllm = RealVllm(folder / "both", "--dtype", "float32", ON)
     ask(ear, vllm, talk)
-    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([plain(talk)])
+    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([to_ear_messages(talk)])
     torch.testing.assert_close(got.embeds, own.embeds, rtol=0, atol=0)
 
 
@@ -111,7 +111,7 @@ def test_a_template_that_takes_texts_and_parts_and_trims_each_is_no_other(
     [
         pytest.param(family, talk, id=f"{family}-{name}")
         for family in FAST
-        for name, talk in LAID_OUT.items()
+        for name, talk in CONVERSATIONS.items()
         if FAMILIES[family].has_system or name != "system"
     ],
 )
@@ -120,12 +120,15 @@ def test_the_stand_in_puts_messages_together_as_vllm_does(family: str, talk: lis
     ear, vllm = ear_for(family), vllms(family, ON)
     row = torch.ones(2, ear.llm.config.hidden_size)
     messages = [
-        {**message, "content": [embeds_part(row) if part["type"] == "audio" else part for part in content]}
+        {
+            **message,
+            "content": [build_embeds_part(row) if part["type"] == "audio" else part for part in content],
+        }
         if isinstance(content := message["content"], list)
         else message
         for message in talk
     ]
-    stand_in = StandIn(ear, takes_parts=FAMILIES[family].takes_parts)
+    stand_in = FakeVllm(ear, takes_parts=FAMILIES[family].takes_parts)
 
     async def tokens(app: Any) -> list[int]:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://vllm") as client:
@@ -136,13 +139,13 @@ def test_the_stand_in_puts_messages_together_as_vllm_does(family: str, talk: lis
     assert asyncio.run(tokens(vllm.app)) == asyncio.run(tokens(stand_in.app))
 
 
-@pytest.mark.parametrize("family", [*WRITE_WHITE_SPACE, "mistral-small"])
+@pytest.mark.parametrize("family", [*WHITE_SPACE_FAMILIES, "mistral-small"])
 def test_a_prompt_that_differs_by_white_space_or_a_day_is_taken_and_written_down(
     family: str, vllms: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     vllm = vllms(family, ON)  # which sets levels of its own
     caplog.set_level(logging.WARNING, "ossicle.serving")
-    ask(ear_for(family), vllm, LAID_OUT["a sound"])
+    ask(ear_for(family), vllm, CONVERSATIONS["a sound"])
     told = [record.getMessage() for record in caplog.records if record.name == "ossicle.serving"]
     assert len(told) == 1
     assert told[0].startswith("the LLM's chat template")
@@ -154,18 +157,21 @@ def test_answers_are_the_ear_s_own() -> None:
     vllm.ear = ear
     question = Sound(samples=load_audio(load_suite("pocket")[0].audio), key="0")
     spoken = {"type": "audio", "audio": question}
-    for talk in ([user(spoken)], [user(text("Answer this:"), spoken, text("in one word"))]):
+    for talk in (
+        [user_message(spoken)],
+        [user_message(text_part("Answer this:"), spoken, text_part("in one word"))],
+    ):
         answer = ask(ear, vllm, talk)["choices"][0]["message"]["content"]
-        assert answer == ear.chat(plain(talk), max_new_tokens=24)
+        assert answer == ear.chat(to_ear_messages(talk), max_new_tokens=24)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_rows_arrive_bit_for_bit_in_the_llm_s_own_float_type(dtype: str, folder: Path, vllms: Any) -> None:
     vllms("llama", ON)  # writes the folder
     vllm, ear = RealVllm(folder / "llama", "--dtype", dtype, ON), ear_for("llama")
-    talk = LAID_OUT["text around sounds"]
+    talk = CONVERSATIONS["text around sounds"]
     ask(ear, vllm, talk)
-    inputs, (own,) = vllm.inputs[-1], ear.prompts([plain(talk)])
+    inputs, (own,) = vllm.inputs[-1], ear.prompts([to_ear_messages(talk)])
     are_rows = ~torch.tensor(inputs["is_token_ids"])
     assert inputs["prompt_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(
@@ -192,7 +198,7 @@ def test_every_field_is_read_as_it_was_sent(vllms: Any) -> None:
     vllm = vllms("qwen2", ON)
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     tools = [{"type": "function", "function": look}]
-    ask(ear_for("qwen2"), vllm, LAID_OUT["turns"], tools=tools, response_format=shape, **fields)
+    ask(ear_for("qwen2"), vllm, CONVERSATIONS["turns"], tools=tools, response_format=shape, **fields)
     got = vllm.requests[-1]
     assert {name: getattr(got, name) for name in fields} == fields
     assert got.tools[0].model_dump()["function"].items() >= look.items()
@@ -204,9 +210,9 @@ def test_roles_that_an_ear_does_not_know_are_vllm_s(vllms: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     talk = [
         {"role": "developer", "content": "Be brief."},
-        LAID_OUT["a sound"][0],
+        CONVERSATIONS["a sound"][0],
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": [text("rain"), text("all day")]},
+        {"role": "tool", "tool_call_id": "1", "content": [text_part("rain"), text_part("all day")]},
     ]
     ear, vllm = ear_for("phi4"), vllms("phi4", ON)
     ask(ear, vllm, talk)
@@ -221,13 +227,15 @@ def test_roles_that_an_ear_does_not_know_are_vllm_s(vllms: Any) -> None:
 
 def test_a_refusal_of_vllm_s_is_told_in_its_words(vllms: Any) -> None:
     ear, vllm = ear_for("llama"), vllms("llama", ON)
-    with pytest.raises(Refusal, match="may not contain the reserved placeholder '<prompt_embeds>'") as caught:
-        ask(ear, vllm, [user(text("<prompt_embeds>"))])
+    with pytest.raises(
+        ApiError, match="may not contain the reserved placeholder '<prompt_embeds>'"
+    ) as caught:
+        ask(ear, vllm, [user_message(text_part("<prompt_embeds>"))])
     assert (caught.value.status, caught.value.param) == (400, "messages")
-    with pytest.raises(Refusal, match="top_p") as caught:
-        ask(ear, vllm, [user(text("a"))], top_p="b")
+    with pytest.raises(ApiError, match="top_p") as caught:
+        ask(ear, vllm, [user_message(text_part("a"))], top_p="b")
     assert caught.value.status == 400
-    with pytest.raises(Refusal, match="messages") as caught:
+    with pytest.raises(ApiError, match="messages") as caught:
         ask(ear, vllm, [None])
     assert caught.value.status == 400
 
@@ -235,10 +243,10 @@ def test_a_refusal_of_vllm_s_is_told_in_its_words(vllms: Any) -> None:
 def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(folder: Path, vllms: Any) -> None:
     ear = ear_for("llama")
     with pytest.raises(ConfigError, match="start it as vllm serve LLM --enable-prompt-embeds"):
-        ask(ear, vllms("llama"), LAID_OUT["a sound"])
+        ask(ear, vllms("llama"), CONVERSATIONS["a sound"])
     with pytest.raises(ConfigError, match="writes a user's turn as the tokens"):
-        ask(ear, vllms("qwen2", ON), LAID_OUT["a sound"])
+        ask(ear, vllms("qwen2", ON), CONVERSATIONS["a sound"])
     wide = tiny_llama(ear.tokenizer, d_model=64)
     other = tiny_ear(tokenizer=ear.tokenizer, llm=wide)
     with pytest.raises(ConfigError, match=r"another LLM .* hidden_size 64 does not match .* hidden_size 48"):
-        ask(other, vllms("llama", ON), LAID_OUT["a sound"])
+        ask(other, vllms("llama", ON), CONVERSATIONS["a sound"])

@@ -1,4 +1,4 @@
-"""Requests to a vLLM and what comes back, as objects; what goes wrong on the way is a `Refusal` that fits it.
+"""Requests to a vLLM and what comes back, as objects; what goes wrong on the way is a `ApiError` that fits it.
 
 It knows HTTP, server-sent events and vLLM's errors, and nothing of sound. It never follows a redirect, and asks neither
 the environment for a proxy nor a file for a password.
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import httpx2
 
 from ossicle.errors import ConfigError
-from ossicle.serving.errors import INVALID, OURS, OVERLOADED, Refusal
+from ossicle.serving.errors import INVALID, OVERLOADED, SERVER, ApiError
 
 LOG = logging.getLogger("ossicle.serving")
 CONNECT_S = 5.0
@@ -26,7 +26,7 @@ _IDLE_S = 2.0
 _MESSAGE_LETTERS = 2_000
 
 
-class Upstream:
+class VllmClient:
     """One client for all requests to a vLLM, or to a load balancer before several.
 
     Args:
@@ -69,7 +69,7 @@ class Upstream:
         """What is there.
 
         Raises:
-            Refusal: as `post`
+            ApiError: as `post`
         """
         return await self._whole(self._client.build_request("GET", path, timeout=_QUESTION_S))
 
@@ -77,30 +77,30 @@ class Upstream:
         """The answer to a JSON body; cancelling it closes the connection, which ends vLLM's work.
 
         Raises:
-            Refusal: vLLM's own with its status, or one that says that there was no answer
+            ApiError: vLLM's own with its status, or one that says that there was no answer
         """
         return await self._whole(self._request(path, body))
 
-    async def ask(self, path: str, body: bytes) -> Any | None:
+    async def post_if_exists(self, path: str, body: bytes) -> Any | None:
         """As `post`; None where there is nothing of that name.
 
         Raises:
-            Refusal: as `post`
+            ApiError: as `post`
         """
         response = await self._send(self._request(path, body, timeout=_QUESTION_S))
         answer = await self._read(response)
         return None if response.status_code in (404, 405, 501) else self._object(response, answer)
 
-    async def stream(self, path: str, body: bytes) -> "Events":
+    async def stream(self, path: str, body: bytes) -> "ServerSentEvents":
         """The objects that come one after the other, once vLLM has taken the request.
 
         Raises:
-            Refusal: as `post`
+            ApiError: as `post`
         """
         response = await self._send(self._request(path, body))
         if response.status_code != 200:
-            raise refusal_from(response.status_code, await self._read(response), response.headers)
-        return Events(response, self.url)
+            raise error_from_response(response.status_code, await self._read(response), response.headers)
+        return ServerSentEvents(response, self.url)
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -114,7 +114,7 @@ class Upstream:
         try:
             return await self._client.send(request, stream=True)
         except httpx2.TransportError as error:
-            refuse_silence(error, self.url)
+            raise_connection_error(error, self.url)
 
     async def _whole(self, request: httpx2.Request) -> Any:
         response = await self._send(request)
@@ -122,48 +122,48 @@ class Upstream:
 
     def _object(self, response: httpx2.Response, body: bytes) -> dict[str, Any]:
         if response.status_code != 200:
-            raise refusal_from(response.status_code, body, response.headers)
-        return parse(body, self.url)
+            raise error_from_response(response.status_code, body, response.headers)
+        return parse_object(body, self.url)
 
     async def _read(self, response: httpx2.Response) -> bytes:
         try:
             return await response.aread()
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            refuse_silence(error, self.url)
+            raise_connection_error(error, self.url)
         finally:
             await response.aclose()
 
 
-class Events:
+class ServerSentEvents:
     """Server-sent events as objects, up to the [DONE] that ends them; `aclose` ends vLLM's work."""
 
     def __init__(self, response: httpx2.Response, url: str) -> None:
         self._response, self._url = response, url
         self._data = _data_of(response.aiter_bytes())
 
-    def __aiter__(self) -> "Events":
+    def __aiter__(self) -> "ServerSentEvents":
         return self
 
     async def __anext__(self) -> dict[str, Any]:
         """The next object.
 
         Raises:
-            Refusal: the stream broke off, or tells of an error
+            ApiError: the stream broke off, or tells of an error
         """
         try:
             data = await anext(self._data, None)
             if data is None:
-                raise broken("vLLM's answer broke off before its end")
+                raise bad_gateway("vLLM's answer broke off before its end")
             if data.strip() == b"[DONE]":
                 raise StopAsyncIteration
-            event = parse(data, self._url)
+            event = parse_object(data, self._url)
             if "error" in event:
                 code = event["error"].get("code") if isinstance(event["error"], dict) else None
                 status = code if isinstance(code, int) and 400 <= code < 600 else 502
-                raise refusal_from(status, data, httpx2.Headers())
+                raise error_from_response(status, data, httpx2.Headers())
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             await self.aclose()
-            refuse_silence(error, self._url)
+            raise_connection_error(error, self._url)
         except BaseException:
             await self.aclose()
             raise
@@ -188,11 +188,11 @@ async def _data_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 data = []
 
 
-def parse(body: bytes, url: str) -> dict[str, Any]:
+def parse_object(body: bytes, url: str) -> dict[str, Any]:
     """The object that vLLM sent.
 
     Raises:
-        Refusal: it is none
+        ApiError: it is none
     """
     try:
         value = json.loads(body)
@@ -200,11 +200,11 @@ def parse(body: bytes, url: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         LOG.error("%s answers with what is no JSON object: %r", url, body[:200])
-        raise broken("what answers in vLLM's place does not speak its language")
+        raise bad_gateway("what answers in vLLM's place does not speak its language")
     return value
 
 
-def refusal_from(status: int, body: bytes, headers: httpx2.Headers) -> Refusal:
+def error_from_response(status: int, body: bytes, headers: httpx2.Headers) -> ApiError:
     """What a client is told of an error of vLLM's, or of whatever stands before it.
 
     A request that vLLM refuses keeps its status and message; what is wrong between this server and vLLM is not the
@@ -212,52 +212,52 @@ def refusal_from(status: int, body: bytes, headers: httpx2.Headers) -> Refusal:
     """
     message, param = _told(body)
     if "set `--enable-prompt-embeds`" in message:
-        return broken("vLLM takes no embeddings: start it as vllm serve LLM --enable-prompt-embeds")
+        return bad_gateway("vLLM takes no embeddings: start it as vllm serve LLM --enable-prompt-embeds")
     if "`prompt_embeds` hidden_size" in message:
-        return broken(f"vLLM serves another LLM than the ear was distilled against: {message}")
+        return bad_gateway(f"vLLM serves another LLM than the ear was distilled against: {message}")
     if status == 429:
-        return Refusal(
+        return ApiError(
             message, status=429, kind=OVERLOADED, code="queue_full", retry_after_s=_wait_s(headers, 1)
         )
     if status in (503, 504):
-        return Refusal(
-            message, status=503, kind=OURS, code="upstream_busy", retry_after_s=_wait_s(headers, 5)
+        return ApiError(
+            message, status=503, kind=SERVER, code="upstream_busy", retry_after_s=_wait_s(headers, 5)
         )
     if status in (401, 403):
-        return broken(f"vLLM does not let this server in ({status}): give it vLLM's API key")
+        return bad_gateway(f"vLLM does not let this server in ({status}): give it vLLM's API key")
     if 300 <= status < 400:
-        return broken(
+        return bad_gateway(
             f"vLLM's address leads elsewhere ({status}), where this server does not follow: give that one"
         )
     if 400 <= status < 500 and status not in (404, 405):
-        return Refusal(message, status=status, kind=INVALID, param=param)
-    return broken(f"vLLM failed ({status}): {message}")
+        return ApiError(message, status=status, kind=INVALID, param=param)
+    return bad_gateway(f"vLLM failed ({status}): {message}")
 
 
-def refuse_silence(error: Exception, url: str) -> NoReturn:
+def raise_connection_error(error: Exception, url: str) -> NoReturn:
     """Raises what a client is told when nothing came back, and writes down what the server's owner has to know."""
     LOG.error("%s: %s: %s", url, type(error).__name__, error)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        raise Refusal(
+        raise ApiError(
             "vLLM cannot be reached: try again when it is up",
             status=503,
-            kind=OURS,
+            kind=SERVER,
             code="upstream_down",
             retry_after_s=5,
         ) from error
     if isinstance(error, httpx2.TimeoutException):
-        raise Refusal(
+        raise ApiError(
             "vLLM did not answer in time: ask for less, or try again",
             status=504,
-            kind=OURS,
+            kind=SERVER,
             code="upstream_timeout",
         ) from error
-    raise broken("the connection to vLLM broke off: try again") from error
+    raise bad_gateway("the connection to vLLM broke off: try again") from error
 
 
-def broken(message: str) -> Refusal:
+def bad_gateway(message: str) -> ApiError:
     """What is wrong behind this server, which is no fault of the client's."""
-    return Refusal(message, status=502, kind=OURS, code="upstream_error")
+    return ApiError(message, status=502, kind=SERVER, code="upstream_error")
 
 
 def _told(body: bytes) -> tuple[str, str | None]:

@@ -15,19 +15,19 @@ from torch import Tensor
 from ossicle.backbones.pretrained import embeddings
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
-from ossicle.serving.audio_batcher import Hearing
+from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound
-from ossicle.serving.metrics import Meters
-from ossicle.serving.vllm.client import Events, Upstream, broken
-from ossicle.serving.vllm.handshake import check_reading, find_model
-from ossicle.serving.vllm.input_embeddings import words_of
-from ossicle.serving.vllm.prompt import Layout, RemotePrompt, RemoteTemplate
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.vllm.client import ServerSentEvents, VllmClient, bad_gateway
+from ossicle.serving.vllm.handshake import check_prompt_frame, resolve_model
+from ossicle.serving.vllm.input_embeddings import input_embeddings
+from ossicle.serving.vllm.prompt import PromptLayout, VllmPrompt, VllmTemplate
 from ossicle.serving.worker import Worker
 
 CHAT = "/v1/chat/completions"
 
 
-class RemoteEngine:
+class VllmEngine:
     """Answers with the LLM of a vLLM that takes prompt embeddings; nothing is sent before there is a request.
 
     Args:
@@ -45,7 +45,7 @@ class RemoteEngine:
     def __init__(
         self,
         ear: Ear,
-        meters: Meters,
+        metrics: Metrics,
         *,
         url: str,
         model: str,
@@ -58,25 +58,25 @@ class RemoteEngine:
                 " serve this ear with --engine local"
             )
         self.model = model
-        self._prompt = RemotePrompt(ear.template, words_of(ear))
+        self._prompt = VllmPrompt(ear.template, input_embeddings(ear))
         self._lock = Lock()  # tokenizers are not made for two threads
-        self._upstream = Upstream(url, api_key=api_key, transport=transport)
+        self._upstream = VllmClient(url, api_key=api_key, transport=transport)
         self._worker = Worker(())
-        self.hearing = Hearing(ear, meters, self._worker.wake)
-        self._worker.stages = (self.hearing,)
+        self.audio = AudioBatcher(ear, metrics, self._worker.wake)
+        self._worker.stages = (self.audio,)
         self._worker.start()
 
     @classmethod
     async def connect(
         cls,
         ear: Ear,
-        meters: Meters,
+        metrics: Metrics,
         *,
         url: str,
         model: str | None = None,
         api_key: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
-    ) -> "RemoteEngine":
+    ) -> "VllmEngine":
         """An engine for a vLLM that is up and reads as the ear's LLM does, as far as it can be asked.
 
         The engine has connections of its own: it may answer in another event loop than the one that made it.
@@ -88,14 +88,14 @@ class RemoteEngine:
             ConfigError: as the engine; nothing there, no such model, another LLM, or a vLLM that takes no embeddings
             CheckpointError: as the engine
         """
-        upstream = Upstream(url, api_key=api_key, transport=transport)
+        upstream = VllmClient(url, api_key=api_key, transport=transport)
         try:
-            name = await find_model(upstream, model)
-            template = RemoteTemplate(ear.template)
-            await check_reading(upstream, name, template, embeddings(ear.llm).embedding_dim)
+            name = await resolve_model(upstream, model)
+            template = VllmTemplate(ear.template)
+            await check_prompt_frame(upstream, name, template, embeddings(ear.llm).embedding_dim)
         finally:
             await upstream.close()
-        return cls(ear, meters, url=url, model=name, api_key=api_key, transport=transport)
+        return cls(ear, metrics, url=url, model=name, api_key=api_key, transport=transport)
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """The whole answer."""
@@ -109,7 +109,7 @@ class RemoteEngine:
 
     async def transcribe(self, sound: Sound) -> str:
         """What the encoder's own decoder writes."""
-        return await self.hearing.transcribe(sound)
+        return await self.audio.transcribe(sound)
 
     async def close(self) -> None:
         """Ends all connections to vLLM, and hears no more."""
@@ -119,19 +119,19 @@ class RemoteEngine:
     async def _body(self, request: ChatRequest) -> bytes:
         """What vLLM is sent; megabytes of sound are written beside the event loop."""
         layout = await asyncio.to_thread(self._lay_out, request.body)
-        heard = await self.hearing.hear(layout.sounds) if layout.sounds else []
+        heard = await self.audio.embed(layout.sounds) if layout.sounds else []
         return await asyncio.to_thread(self._write, request.body, layout, heard)
 
-    def _lay_out(self, body: Mapping[str, Any]) -> Layout:
+    def _lay_out(self, body: Mapping[str, Any]) -> PromptLayout:
         with self._lock:
             return self._prompt.lay_out(body["messages"])
 
-    def _write(self, body: Mapping[str, Any], layout: Layout, heard: Sequence[Tensor]) -> bytes:
+    def _write(self, body: Mapping[str, Any], layout: PromptLayout, heard: Sequence[Tensor]) -> bytes:
         given = body.get("chat_template_kwargs")
-        pinned = self._prompt.template.pinned
+        pinned = self._prompt.template.pinned_kwargs
         changed = {
             "model": self.model,
-            "messages": self._prompt.write(layout, heard),
+            "messages": self._prompt.build_messages(layout, heard),
             "chat_template_kwargs": {**pinned, **(given or {})} if isinstance(given, dict | None) else given,
         }
         return json.dumps({**body, **changed}).encode()
@@ -140,7 +140,7 @@ class RemoteEngine:
 class Chunks:
     """The pieces of an answer; closing them ends vLLM's work."""
 
-    def __init__(self, events: Events, request: ChatRequest) -> None:
+    def __init__(self, events: ServerSentEvents, request: ChatRequest) -> None:
         self._events, self._request = events, request
         self._first: dict[str, Any] | None = None
 
@@ -148,11 +148,11 @@ class Chunks:
         """Waits until the first piece is there.
 
         Raises:
-            Refusal: there will be none
+            ApiError: there will be none
         """
         self._first = await anext(self, None)
         if self._first is None:
-            raise broken("vLLM's answer is empty: try again")
+            raise bad_gateway("vLLM's answer is empty: try again")
 
     def __aiter__(self) -> "Chunks":
         return self
@@ -161,7 +161,7 @@ class Chunks:
         """The next piece.
 
         Raises:
-            Refusal: the answer broke off, or vLLM tells of an error
+            ApiError: the answer broke off, or vLLM tells of an error
         """
         if self._first is not None:
             chunk, self._first = self._first, None
@@ -181,5 +181,5 @@ class Chunks:
 def _ours(answer: dict[str, Any], request: ChatRequest) -> dict[str, Any]:
     """vLLM's object under the name that the model has here."""
     if not isinstance(answer.get("choices"), list):
-        raise broken("what answers in vLLM's place does not speak its language")
+        raise bad_gateway("what answers in vLLM's place does not speak its language")
     return {**answer, "model": request.body["model"]}

@@ -11,15 +11,15 @@ import torch
 
 from ossicle.chat.template import Frame
 from ossicle.errors import ConfigError
-from ossicle.serving.errors import Refusal
-from ossicle.serving.vllm.client import Upstream
-from ossicle.serving.vllm.prompt import RemoteTemplate, embeds_part
+from ossicle.serving.errors import ApiError
+from ossicle.serving.vllm.client import VllmClient
+from ossicle.serving.vllm.prompt import VllmTemplate, build_embeds_part
 
 LOG = logging.getLogger("ossicle.serving")
 MODELS, TOKENIZE = "/v1/models", "/tokenize"
 
 
-async def find_model(upstream: Upstream, wanted: str | None) -> str:
+async def resolve_model(upstream: VllmClient, wanted: str | None) -> str:
     """The name of the LLM at vLLM: the first that it lists, unless another of them is wanted.
 
     Raises:
@@ -27,7 +27,7 @@ async def find_model(upstream: Upstream, wanted: str | None) -> str:
     """
     try:
         listed = await upstream.get(MODELS)
-    except Refusal as refusal:
+    except ApiError as refusal:
         raise ConfigError(f"--url is {upstream.url!r}, expected a vLLM that is up: {refusal}") from refusal
     cards = listed.get("data")
     cards = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
@@ -41,17 +41,17 @@ async def find_model(upstream: Upstream, wanted: str | None) -> str:
     return wanted or names[0]
 
 
-async def check_reading(upstream: Upstream, model: str, template: RemoteTemplate, d_llm: int) -> None:
+async def check_prompt_frame(upstream: VllmClient, model: str, template: VllmTemplate, d_llm: int) -> None:
     """Has vLLM lay out a user turn of a single row, and compares it with the one that the ear was distilled in.
 
     Raises:
         ConfigError: another tokenizer, template or width, or a vLLM that takes no embeddings
     """
-    turn = {"role": "user", "content": [embeds_part(torch.zeros(1, d_llm))]}
-    body = {"model": model, "messages": [turn], "chat_template_kwargs": template.pinned}
+    turn = {"role": "user", "content": [build_embeds_part(torch.zeros(1, d_llm))]}
+    body = {"model": model, "messages": [turn], "chat_template_kwargs": template.pinned_kwargs}
     try:
-        answer = await upstream.ask(TOKENIZE, json.dumps(body).encode())
-    except Refusal as refusal:
+        answer = await upstream.post_if_exists(TOKENIZE, json.dumps(body).encode())
+    except ApiError as refusal:
         raise ConfigError(f"--url is {upstream.url!r}: {refusal}") from refusal
     if answer is None:
         LOG.warning("%s has no %s: whether it serves the ear's LLM is not checked", upstream.url, TOKENIZE)
@@ -59,13 +59,13 @@ async def check_reading(upstream: Upstream, model: str, template: RemoteTemplate
     tokens = answer.get("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise ConfigError(f"--url is {upstream.url!r}, whose {TOKENIZE} gives no tokens, expected a vLLM")
-    n_steady = template.n_steady
+    n_steady = template.n_undated
     if n_steady < len(template.frame.prefix):
         LOG.warning("the LLM's chat template reads the clock: vLLM writes today's date, not the ear's")
-    if is_around(tokens, template.frame, n_steady):
+    if has_frame(tokens, template.frame, n_steady):
         return
-    n_more = len(template.frame_of_mark.prefix) - len(template.frame.prefix)
-    if not is_around(tokens, template.frame_of_mark, n_steady + n_more):
+    n_more = len(template.placeholder_frame.prefix) - len(template.frame.prefix)
+    if not has_frame(tokens, template.placeholder_frame, n_steady + n_more):
         raise ConfigError(
             f"{upstream.url} writes a user's turn as the tokens {_shown(tokens, template)}, but the ear was distilled"
             f" with {_shown(template.frame.prefix, template)} and {_shown(template.frame.suffix, template)} around the"
@@ -74,11 +74,11 @@ async def check_reading(upstream: Upstream, model: str, template: RemoteTemplate
     LOG.warning(
         "the LLM's chat template writes white space beside what is said, which vLLM makes a token of its own: it reads"
         " %s before a sound and %s after it, where the ear was distilled with %s and %s",
-        *(_shown(ids, template) for ids in (*template.frame_of_mark, *template.frame)),
+        *(_shown(ids, template) for ids in (*template.placeholder_frame, *template.frame)),
     )
 
 
-def is_around(tokens: Sequence[int], frame: Frame, n_steady: int) -> bool:
+def has_frame(tokens: Sequence[int], frame: Frame, n_steady: int) -> bool:
     """Whether tokens are a frame's with one more between, but for what a date may change in the prefix.
 
     Args:
@@ -94,7 +94,7 @@ def is_around(tokens: Sequence[int], frame: Frame, n_steady: int) -> bool:
     )
 
 
-def _shown(ids: Sequence[int], template: RemoteTemplate) -> str:
+def _shown(ids: Sequence[int], template: VllmTemplate) -> str:
     """The last few of some tokens, to a person."""
     names = [template.tokenizer.convert_ids_to_tokens(i) or str(i) for i in ids[-8:]]
     return "".join(["…" if len(ids) > 8 else "", *map(str, names)])

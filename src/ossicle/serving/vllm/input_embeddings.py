@@ -10,10 +10,10 @@ from ossicle.backbones.embedding_table import stored_words
 from ossicle.backbones.pretrained import embeddings
 from ossicle.ear import Ear
 
-Words: TypeAlias = Callable[[Sequence[int]], Float[Tensor, "T D"]]
+EmbedIds: TypeAlias = Callable[[Sequence[int]], Float[Tensor, "T D"]]
 
 
-def words_of(ear: Ear) -> Words:
+def input_embeddings(ear: Ear) -> EmbedIds:
     """The LLM's input embeddings by id: its own where it is here, else those in its files.
 
     Raises:

@@ -23,10 +23,10 @@ from ossicle.chat.messages import read_conversation
 from ossicle.chat.template import ChatTemplate, Frame, Piece, SoundPiece, TextPiece
 from ossicle.errors import RequestError
 from ossicle.serving.engine import Sound
-from ossicle.serving.errors import Refusal
-from ossicle.serving.vllm.input_embeddings import Words
+from ossicle.serving.errors import ApiError
+from ossicle.serving.vllm.input_embeddings import EmbedIds
 
-MARK = "<prompt_embeds>"
+EMBEDS_PLACEHOLDER = "<prompt_embeds>"
 """The special token that vLLM writes in place of embeddings."""
 _PASSED_ON: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -39,7 +39,7 @@ _JOINED_HERE = ("system", "developer", "user", "assistant")
 _ANOTHER_DAY = "2001-02-03"
 
 
-class RemoteTemplate(ChatTemplate):
+class VllmTemplate(ChatTemplate):
     """An ear's chat template as vLLM uses it: without a system prompt that nobody sent.
 
     Args:
@@ -50,7 +50,7 @@ class RemoteTemplate(ChatTemplate):
         super().__init__(own.tokenizer, replace(own.settings, system=None, date=day or own.settings.date))
 
     @property
-    def pinned(self) -> dict[str, str]:
+    def pinned_kwargs(self) -> dict[str, str]:
         """The ear's day, for templates that vLLM can give one; it drops the name for all others."""
         return {"date_string": self._date["date_string"]}
 
@@ -60,26 +60,26 @@ class RemoteTemplate(ChatTemplate):
         return "system" in self._forms
 
     @cached_property
-    def frame_of_mark(self) -> Frame:
+    def placeholder_frame(self) -> Frame:
         """The ids around a user turn that is nothing but vLLM's mark: those around a sound, once it is put in."""
         tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
-        rendered = self._render(self._one_sound, [MARK])
+        tokenizer.add_special_tokens({"additional_special_tokens": [EMBEDS_PLACEHOLDER]})
+        rendered = self._render(self._one_sound, [EMBEDS_PLACEHOLDER])
         ids = tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        place = ids.index(tokenizer.convert_tokens_to_ids(MARK))
+        place = ids.index(tokenizer.convert_tokens_to_ids(EMBEDS_PLACEHOLDER))
         return Frame(ids[:place], ids[place + 1 :])
 
     @cached_property
-    def n_steady(self) -> int:
+    def n_undated(self) -> int:
         """How many ids before a sound stay whatever the clock says, counted from the sound."""
-        other = RemoteTemplate(self, day=_ANOTHER_DAY)
-        other._date |= self.pinned
+        other = VllmTemplate(self, day=_ANOTHER_DAY)
+        other._date |= self.pinned_kwargs
         from_sound = zip(reversed(self.frame.prefix), reversed(other._find_frame().prefix), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda ids: ids[0] == ids[1], from_sound))
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """A conversation ready to be sent, as soon as its sounds are heard."""
 
     messages: tuple[Any, ...]
@@ -88,7 +88,7 @@ class Layout:
     """As the pieces number them."""
 
 
-class RemotePrompt:
+class VllmPrompt:
     """Lays out conversations for vLLM as an ear's own template lays them out for the LLM.
 
     Args:
@@ -96,11 +96,11 @@ class RemotePrompt:
         words: the LLM's input embeddings
     """
 
-    def __init__(self, own: ChatTemplate, words: Words) -> None:
-        self.template = RemoteTemplate(own)
+    def __init__(self, own: ChatTemplate, words: EmbedIds) -> None:
+        self.template = VllmTemplate(own)
         self._system, self._words = own.settings.system, words
 
-    def lay_out(self, messages: Sequence[Any]) -> Layout:
+    def lay_out(self, messages: Sequence[Any]) -> PromptLayout:
         """Check what stands in messages with sound, or would not be text; all else is vLLM's to check.
 
         Raises:
@@ -116,9 +116,9 @@ class RemotePrompt:
             laid.append(self._lay_out_message(message, f"messages[{i}]", sounds))
         if system and self.template.has_system:
             laid.insert(0, {"role": "system", "content": system})
-        return Layout(tuple(laid), tuple(sounds))
+        return PromptLayout(tuple(laid), tuple(sounds))
 
-    def write(self, layout: Layout, heard: Sequence[Float[Tensor, "_ D"]]) -> list[Any]:
+    def build_messages(self, layout: PromptLayout, heard: Sequence[Float[Tensor, "_ D"]]) -> list[Any]:
         """The messages with their sounds as embeddings; takes as long as megabytes take to be written.
 
         Args:
@@ -144,7 +144,7 @@ class RemotePrompt:
         if not any(_is_sound(part) for part in parts):
             return _passed_on(message, where)
         if message.get("role") != "user":
-            raise Refusal(
+            raise ApiError(
                 f"{where} has the role {reprlib.repr(message.get('role'))} and holds sound, which only a user message"
                 " can",
                 param=where,
@@ -165,7 +165,7 @@ class RemotePrompt:
         try:
             pieces = list(self.template.render([{"role": "user", "content": parts}]))
         except RequestError as error:
-            raise Refusal(str(error).replace("messages[0]", where, 1), param=where) from error
+            raise ApiError(str(error).replace("messages[0]", where, 1), param=where) from error
         prefix, suffix = self.template.frame
         if not isinstance(pieces[0], TextPiece):  # the template begins with what is said
             pieces.insert(0, TextPiece(()))
@@ -174,7 +174,7 @@ class RemotePrompt:
         assert isinstance(last, TextPiece), "a template that writes nothing after a sound is refused"
         n_kept = len(last.ids) - len(suffix)
         if first.ids[: len(prefix)] != prefix or last.ids[n_kept:] != suffix:
-            raise Refusal(
+            raise ApiError(
                 f"{where}.content begins or ends with what merges with the chat template around it, as a line break may:"
                 " leave out white space at its ends, or send sound and text in messages of their own",
                 param=where,
@@ -191,10 +191,10 @@ class RemotePrompt:
         for piece in content:
             is_heard = isinstance(piece, SoundPiece)
             rows.append(heard[piece.index] if is_heard else self._words(piece.ids).to(heard[0]))
-        return {**message, "content": [embeds_part(torch.cat(rows))]}
+        return {**message, "content": [build_embeds_part(torch.cat(rows))]}
 
 
-def embeds_part(rows: Float[Tensor, "T D"]) -> dict[str, str]:
+def build_embeds_part(rows: Float[Tensor, "T D"]) -> dict[str, str]:
     """Rows of input embeddings as a part of a message: in their own float type, which vLLM turns into the LLM's."""
     file = io.BytesIO()
     torch.save(rows.detach().cpu().clone(), file)  # a view would bring along all that it is a view of
@@ -226,7 +226,7 @@ def _passed_on(message: Any, where: str) -> Any:
     for j, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(kind, str) or kind not in _PASSED_ON:
-            raise Refusal(
+            raise ApiError(
                 f"{where}.content[{j}] is of type {reprlib.repr(kind)}, expected text, or sound as input_audio",
                 param=f"{where}.content[{j}]",
             )

@@ -10,11 +10,11 @@ from ossicle.serving import server
 
 
 @contextmanager
-def served(app: Starlette) -> Generator[str]:
+def serve_app(app: Starlette) -> Generator[str]:
     """Its address, while the block runs."""
     started = threading.Event()
-    with server.listen("127.0.0.1", 0) as place:
-        made = server.make(app)
+    with server.bind_socket("127.0.0.1", 0) as place:
+        made = server.build_server(app)
         thread = threading.Thread(target=server.run, args=(made, place, started.set), daemon=True)
         thread.start()
         assert started.wait(30), "the server did not start"

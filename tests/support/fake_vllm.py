@@ -23,9 +23,9 @@ from ossicle.chat import generation
 from ossicle.chat.generation import Prompt
 from ossicle.ear import Ear
 from ossicle.serving.engine import ChatRequest
-from ossicle.serving.metrics import Meters
-from ossicle.serving.vllm.engine import RemoteEngine
-from ossicle.serving.vllm.prompt import MARK
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.vllm.engine import VllmEngine
+from ossicle.serving.vllm.prompt import EMBEDS_PLACEHOLDER
 
 MODEL, NAME = "pocket/ear", "the-llm"
 """What is served to clients, and what vLLM calls its LLM."""
@@ -33,15 +33,15 @@ URL = "http://vllm:8000"
 _Result = TypeVar("_Result")
 
 
-def text(words: str) -> dict[str, Any]:
+def text_part(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def user(*parts: dict[str, Any]) -> dict[str, Any]:
+def user_message(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": list(parts)}
 
 
-def plain(messages: Sequence[Any]) -> list[Any]:
+def to_ear_messages(messages: Sequence[Any]) -> list[Any]:
     """The same conversation as the ear itself takes it."""
 
     def part(given: dict[str, Any]) -> dict[str, Any]:
@@ -55,16 +55,16 @@ def plain(messages: Sequence[Any]) -> list[Any]:
     ]
 
 
-def request(messages: Sequence[Any], *, stream: bool = False, **fields: Any) -> ChatRequest:
+def build_request(messages: Sequence[Any], *, stream: bool = False, **fields: Any) -> ChatRequest:
     body = {"model": MODEL, "messages": list(messages), "max_tokens": 24, "stream": stream, **fields}
     return ChatRequest(body=body, is_streamed=stream, with_usage=False)
 
 
-def with_engine(
-    ear: Ear, transport: httpx2.AsyncBaseTransport, work: Callable[[RemoteEngine], Awaitable[_Result]]
+def run_with_engine(
+    ear: Ear, transport: httpx2.AsyncBaseTransport, work: Callable[[VllmEngine], Awaitable[_Result]]
 ) -> _Result:
     async def run() -> _Result:
-        engine = RemoteEngine(ear, Meters(), url=URL, model=NAME, transport=transport)
+        engine = VllmEngine(ear, Metrics(), url=URL, model=NAME, transport=transport)
         try:
             return await work(engine)
         finally:
@@ -73,11 +73,11 @@ def with_engine(
     return asyncio.run(run())
 
 
-def over(stand_in: "StandIn") -> httpx2.ASGITransport:
+def transport_to(stand_in: "FakeVllm") -> httpx2.ASGITransport:
     return httpx2.ASGITransport(stand_in.app)
 
 
-def answering(*responses: httpx2.Response | Exception) -> httpx2.MockTransport:
+def mock_responses(*responses: httpx2.Response | Exception) -> httpx2.MockTransport:
     """A server that answers one after the other, the last again and again."""
     left = list(responses)
 
@@ -90,16 +90,16 @@ def answering(*responses: httpx2.Response | Exception) -> httpx2.MockTransport:
     return httpx2.MockTransport(handle)
 
 
-def error(message: str, status: int = 400, **headers: str) -> httpx2.Response:
+def error_response(message: str, status: int = 400, **headers: str) -> httpx2.Response:
     told = {"error": {"message": message, "type": "BadRequestError", "param": "n", "code": status}}
     return httpx2.Response(status, json=told, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-async def pieces_of(engine: RemoteEngine, asked: ChatRequest) -> list[dict[str, Any]]:
+async def collect_chunks(engine: VllmEngine, asked: ChatRequest) -> list[dict[str, Any]]:
     return [chunk async for chunk in await engine.stream(asked)]
 
 
-class StandIn:
+class FakeVllm:
     """What would be `vllm serve LLM --enable-prompt-embeds --served-model-name the-llm`.
 
     Args:
@@ -109,8 +109,8 @@ class StandIn:
     def __init__(self, ear: Ear, *, takes_parts: bool = False) -> None:
         self.ear, self.takes_parts = ear, takes_parts
         self.tokenizer = copy.deepcopy(ear.tokenizer)
-        self.tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
-        self.mark = self.tokenizer.convert_tokens_to_ids(MARK)
+        self.tokenizer.add_special_tokens({"additional_special_tokens": [EMBEDS_PLACEHOLDER]})
+        self.placeholder_id = self.tokenizer.convert_tokens_to_ids(EMBEDS_PLACEHOLDER)
         self.bodies: list[Any] = []
         self.app = Starlette(
             routes=[
@@ -131,7 +131,7 @@ class StandIn:
             messages, add_generation_prompt=True, tokenize=False, **body.get("chat_template_kwargs", {})
         )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert ids.count(self.mark) == len(tensors)
+        assert ids.count(self.placeholder_id) == len(tensors)
         return ids, tensors
 
     def _content(self, content: Any, tensors: list[Tensor]) -> Any:
@@ -140,7 +140,7 @@ class StandIn:
             if part["type"] == "prompt_embeds":
                 data = io.BytesIO(base64.b64decode(part["data"], validate=True))
                 tensors.append(torch.load(data, weights_only=True))
-            texts.append(MARK if part["type"] == "prompt_embeds" else part["text"])
+            texts.append(EMBEDS_PLACEHOLDER if part["type"] == "prompt_embeds" else part["text"])
         if self.takes_parts:
             return [{"type": "text", "text": text} for text in texts]
         return "\n".join(texts)
@@ -151,9 +151,13 @@ class StandIn:
         rows: list[Tensor] = []
         seen: list[int] = []
         for number in ids:
-            row = tensors.pop(0).to(self.ear.llm.dtype) if number == self.mark else self.ear.embed([number])
+            row = (
+                tensors.pop(0).to(self.ear.llm.dtype)
+                if number == self.placeholder_id
+                else self.ear.embed([number])
+            )
             rows.append(row)
-            seen += [ids[0]] * len(row) if number == self.mark else [number]
+            seen += [ids[0]] * len(row) if number == self.placeholder_id else [number]
         return Prompt(torch.cat(rows), torch.tensor(seen))
 
     async def models(self, request: Request) -> Response:
@@ -166,7 +170,7 @@ class StandIn:
         ids, tensors = self.lay_out(json.loads(await request.body()))
         whole: list[int] = []
         for number in ids:
-            whole += [number] * len(tensors.pop(0)) if number == self.mark else [number]
+            whole += [number] * len(tensors.pop(0)) if number == self.placeholder_id else [number]
         return JSONResponse({"tokens": whole, "count": len(whole), "max_model_len": 256})
 
     async def chat(self, request: Request) -> Response:
