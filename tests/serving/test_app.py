@@ -406,7 +406,9 @@ def endless(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Lo
     """A server whose answers never end by themselves."""
     meters = Metrics()
     engine = LocalEngine(ear, meters, max_rows=2)
-    monkeypatch.setattr(generation.Completion, "append_token", lambda answer, logits: TextDelta(text="on and on "))
+    monkeypatch.setattr(
+        generation.Completion, "append_token", lambda answer, logits: TextDelta(text="on and on ")
+    )
     with serve_app(create_app(engine, ServerSettings(model=MODEL), meters)) as url:
         yield url, engine
 
