@@ -1,12 +1,15 @@
-"""Recipes: TOML in, TOML out, and every way in which one can be wrong."""
+"""Recipes are read from TOML and written to TOML, and invalid ones get an error that names the setting."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.config import (
+    RENAMED_SETTINGS,
     AugmentSettings,
     BaseSettings,
     ConnectorSettings,
@@ -22,7 +25,7 @@ from ossicle.settings_io import from_table, to_table, to_toml
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 POSITIVE = st.floats(min_value=1e-12, max_value=1e6)
-SHARES = st.floats(min_value=0, max_value=1)
+RATIOS = st.floats(min_value=0, max_value=1)
 COUNTS = st.integers(min_value=1, max_value=10**9)
 RECIPES = st.builds(
     Recipe,
@@ -43,22 +46,22 @@ RECIPES = st.builds(
     ),
     objective=st.builds(
         ObjectiveSettings,
-        hidden_weight=SHARES,
+        hidden_weight=RATIOS,
         align_weight=POSITIVE,
         hidden_positions=st.sampled_from(["last", "suffix", "all"]),
-        align_only_ratio=SHARES,
+        align_only_ratio=RATIOS,
     ),
     data=st.builds(
         DataSettings,
         source=st.lists(NAMES, min_size=1).map(tuple),
         n_clips=st.none() | COUNTS,
         n_augmented_views=COUNTS,
-        max_invalid_ratio=SHARES,
-        concat_ratio=SHARES,
+        max_invalid_ratio=RATIOS,
+        concat_ratio=RATIOS,
         teacher_cache=st.none() | NAMES,
     ),
     augment=st.builds(
-        AugmentSettings, noise_ratio=SHARES, noise=st.none() | NAMES, spec_augment=st.booleans()
+        AugmentSettings, noise_ratio=RATIOS, noise=st.none() | NAMES, spec_augment=st.booleans()
     ),
     train=st.builds(
         TrainSettings,
@@ -73,18 +76,20 @@ RECIPES = st.builds(
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, for items of a tuple
 @given(recipe=RECIPES)
-def test_toml_out_and_in_is_the_same_recipe(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_recipe_survives_a_round_trip_through_toml(
+    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "recipe.toml"
     path.write_text(to_toml(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
     assert from_table(Recipe, to_table(recipe)) == recipe
 
 
-def test_what_is_not_said_keeps_its_default() -> None:
+def test_missing_keys_keep_their_defaults() -> None:
     assert from_table(Recipe, {"out": "runs/mine"}) == Recipe(out="runs/mine")
 
 
-def test_a_whole_number_is_a_number() -> None:
+def test_an_integer_is_accepted_as_a_number() -> None:
     settings = from_table(TrainSettings, {"peak_lr": 1, "betas": [0, 0.5]})
     assert settings == TrainSettings(peak_lr=1.0, betas=(0.0, 0.5))
     assert isinstance(settings.peak_lr, float)
@@ -93,48 +98,48 @@ def test_a_whole_number_is_a_number() -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("", "out is missing; a text in quotes"),
+        ("", "out is missing; expected a string in quotes"),
         ('out = ""', "out is '', expected a folder"),
-        ("out = 3", "out is 3, expected a text in quotes"),
+        ("out = 3", "out is 3, expected a string in quotes"),
         ("steps = 3", "unknown key steps; expected one of out, base"),
         ("[train]\nsteps = 3", "unknown key train.steps; expected one of n_steps"),
         ("train = 3", "train is 3, expected a table"),
-        ("[train]\nn_steps = 1.5", "train.n_steps is 1.5, expected a whole number"),
-        ("[train]\nn_steps = true", "train.n_steps is True, expected a whole number"),
+        ("[train]\nn_steps = 1.5", "train.n_steps is 1.5, expected an integer"),
+        ("[train]\nn_steps = true", "train.n_steps is True, expected an integer"),
         ("[train]\nn_steps = 0", "train.n_steps is 0, expected at least 1"),
         ('[train]\npeak_lr = "fast"', "train.peak_lr is 'fast', expected a number"),
         ("[train]\npeak_lr = -1", "train.peak_lr is -1.0, expected a positive number"),
         ("[train]\npeak_lr = nan", "train.peak_lr is nan, expected a positive number"),
         ("[train]\npeak_lr = inf", "train.peak_lr is inf, expected a positive number"),
         (f"[train]\npeak_lr = {10**400}", "train.peak_lr is 1000"),
-        ("[train]\nwarmup_ratio = 2", "train.warmup_ratio is 2.0, expected a share between 0 and 1"),
+        ("[train]\nwarmup_ratio = 2", "train.warmup_ratio is 2.0, expected a ratio between 0 and 1"),
         ("[train]\nbetas = [0.9]", "train.betas is [0.9], expected a list of 2 numbers"),
         ('[train]\nbetas = [0.9, "b"]', "train.betas[1] is 'b', expected a number"),
         ("[train]\nbetas = [0.9, 1.0]", "train.betas is (0.9, 1.0), expected two numbers"),
-        ("[train]\nseed = -1", "train.seed is -1, expected a whole number from 0"),
+        ("[train]\nseed = -1", "train.seed is -1, expected an integer from 0"),
         (
             "[train]\nmicrobatch_gb = 0.0",
             "train.microbatch_gb is 0.0, expected a positive number",
         ),
         ("[data]\nn_clips = 0", "data.n_clips is 0, expected at least 1"),
-        ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected a whole number"),
+        ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected an integer"),
         ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a share from 0 to below 1"),
         ("[data]\nn_augmented_views = 0", "data.n_augmented_views is 0, expected at least 1"),
         ('[data]\nsource = ""', "data.source is ('',), expected a .parquet, .jsonl or .tar file"),
         ("[data]\nsource = []", "data.source is (), expected a .parquet"),
-        ("[data]\nsource = 3", "data.source is 3, expected a text in quotes, or a list of them"),
-        ('[data]\nsource = ["a", 3]', "data.source[1] is 3, expected a text in quotes"),
-        ("[data]\nmax_invalid_ratio = 2", "data.max_invalid_ratio is 2.0, expected a share between 0 and 1"),
-        ("[data]\nconcat_ratio = -1", "data.concat_ratio is -1.0, expected a share between 0 and 1"),
+        ("[data]\nsource = 3", "data.source is 3, expected a string in quotes, or a list of them"),
+        ('[data]\nsource = ["a", 3]', "data.source[1] is 3, expected a string in quotes"),
+        ("[data]\nmax_invalid_ratio = 2", "data.max_invalid_ratio is 2.0, expected a ratio between 0 and 1"),
+        ("[data]\nconcat_ratio = -1", "data.concat_ratio is -1.0, expected a ratio between 0 and 1"),
         ("[data]\nn_workers = -1", "data.n_workers is -1, expected zero or more"),
-        ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or to be left out"),
+        ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or no such key"),
         (
             '[data]\nfeature_cache = "f"\nteacher_cache = "f"',
             "data.teacher_cache is 'f', expected another folder than data.feature_cache",
         ),
         (
             '[data]\nconcat_ratio = 0.5\nfeature_cache = "f"',
-            "data.feature_cache is 'f', expected to be left out",
+            "data.feature_cache is 'f', expected no such key",
         ),
         (
             "[augment]\nspeed = [1.1, 0.9]",
@@ -148,13 +153,13 @@ def test_a_whole_number_is_a_number() -> None:
         ("[objective]\nn_response_tokens = 0", "objective.n_response_tokens is 0, expected at least 1"),
         ("[train]\nllm_bits = 2", "train.llm_bits is 2, expected one of 16, 8, 4"),
         (
-            '[train]\nfrozen = "half"',
-            "train.frozen is 'half', expected one of 'auto', 'replicated', 'sharded'",
+            '[train]\nfrozen_placement = "half"',
+            "train.frozen_placement is 'half', expected one of 'auto', 'replicated', 'sharded'",
         ),
         ('[base]\nllm = ""', "base.llm is '', expected a hub id or a local folder"),
         (
             "[prompt]\ndate = 2024-07-26",
-            "prompt.date is datetime.date(2024, 7, 26), expected a text in quotes",
+            "prompt.date is datetime.date(2024, 7, 26), expected a string in quotes",
         ),
         ('[prompt]\ndate = "20240726"', "prompt.date is '20240726', expected a date such as '2024-07-26'"),
         ('[prompt]\ndate = "2024-02-30"', "prompt.date is '2024-02-30'"),
@@ -181,22 +186,55 @@ def test_a_whole_number_is_a_number() -> None:
         ),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused_by_name(tmp_path: Path, toml: str, message: str) -> None:
+def test_an_invalid_setting_is_rejected_with_its_dotted_name(tmp_path: Path, toml: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     has_out = not toml or toml.startswith("out")
     path.write_text(toml if has_out else f'out = "runs/mine"\n{toml}', encoding="utf-8")
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as raised:
         load_recipe(path)
-    assert str(refused.value).startswith(f"{path}: ")
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+RENAMED_KEYS = [(old, new) for old, new in RENAMED_SETTINGS.items() if isinstance(old, str)]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS)
+def test_an_old_key_gets_an_error_that_names_the_new_key(old: str, new: str) -> None:
+    table_name, key = old.split(".")
+    with pytest.raises(ConfigError) as raised:
+        from_table(Recipe, {"out": "runs/mine", table_name: {key: 1}}, renamed=RENAMED_SETTINGS)
+    assert str(raised.value) == f"{old} has a new name: write {new}"
+    new_table_name, new_key = new.split(".")
+    assert new_table_name == table_name
+    assert new_key in vars(getattr(Recipe(out="runs/mine"), table_name))
+
+
+def test_an_old_value_gets_an_error_that_names_the_new_value() -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        form: Literal["new", "other"]
+
+    with pytest.raises(ConfigError) as raised:
+        from_table(Settings, {"form": "old"}, "connector.", {("connector.form", "old"): "new"})
+    assert str(raised.value) == "connector.form is 'old', which has a new name: write 'new'"
+    assert from_table(Settings, {"form": "new"}) == Settings(form="new")
+
+
+def test_a_recipe_file_with_an_old_key_is_rejected_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('out = "runs/mine"\n[data]\nn_views = 3\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(path)
+    assert str(raised.value) == f"{path}: data.n_views has a new name: write data.n_augmented_views"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"out = ", "not TOML"), (b'out = "\xff"', "cannot be read"), (None, "cannot be read")],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "mine.toml"
     if content is not None:
         path.write_bytes(content)

@@ -33,7 +33,7 @@ __all__ = [
     "save",
 ]
 
-_FROM = {
+_LAZY_MODULES = {
     "Ear": "ossicle.ear",
     "EarSettings": "ossicle.ear",
     "load": "ossicle.checkpoint",
@@ -48,6 +48,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """The names that need torch and transformers: their import takes seconds, `ossicle --help` must not."""
-    if name not in _FROM:
+    if name not in _LAZY_MODULES:
         raise AttributeError(f"module 'ossicle' has no attribute {name!r}")
-    return getattr(importlib.import_module(_FROM[name]), name)
+    return getattr(importlib.import_module(_LAZY_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""What a run is told, as frozen values; it knows nothing of how the settings are used."""
+"""The settings of a run, as frozen values. This file does not know how the settings are used."""
 
 import math
 import tomllib
@@ -10,13 +10,32 @@ from typing import Literal
 from ossicle.errors import ConfigError
 from ossicle.settings_io import check, from_table
 
+RENAMED_SETTINGS: dict[str | tuple[str, str], str] = {
+    "augment.noise_share": "augment.noise_ratio",
+    "augment.silence_share": "augment.silence_ratio",
+    "data.join_share": "data.concat_ratio",
+    "data.max_bad_share": "data.max_invalid_ratio",
+    "data.n_views": "data.n_augmented_views",
+    "objective.lead_share": "objective.align_only_ratio",
+    "objective.n_answer": "objective.n_response_tokens",
+    "objective.name_weight": "objective.token_ce_weight",
+    "objective.spot_weight": "objective.asr_weight",
+    "train.final_lr_share": "train.final_lr_ratio",
+    "train.frozen": "train.frozen_placement",
+    "train.part_gb": "train.microbatch_gb",
+    "train.warmup_share": "train.warmup_ratio",
+    ("connector.form", "left"): "query",
+    ("connector.form", "right"): "diva",
+}
+"""Old names that a recipe may still have, with their new names: keys, and values by (key, value)."""
 
-def _check_positive(name: str, given: float) -> None:
-    check(0 < given < math.inf, name, given, "a positive number")
+
+def _check_positive(name: str, value: float) -> None:
+    check(0 < value < math.inf, name, value, "a positive number")
 
 
-def _check_share(name: str, given: float) -> None:
-    check(0 <= given <= 1, name, given, "a share between 0 and 1")
+def _check_ratio(name: str, value: float) -> None:
+    check(0 <= value <= 1, name, value, "a ratio between 0 and 1")
 
 
 def _is_date(text: str) -> bool:
@@ -28,16 +47,17 @@ def _is_date(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """What the LLM is told beside the user's words, in training and at inference alike."""
+    """The part of the prompt that does not come from the user; the same in training and at inference."""
 
     system: str | None = None
-    """System prompt of conversations that bring none; without it the chat template's default holds."""
+    """System prompt of conversations that have none of their own. Without it, the chat template's default is used."""
 
     date: str = "2024-07-26"
-    """Today (YYYY-MM-DD) to chat templates that print it; pinned, so that stored teacher states stay true."""
+    """The current date (YYYY-MM-DD) for chat templates that print one. It is fixed, so that stored teacher states stay
+    valid."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a date that is none."""
+        """Raise ConfigError for an invalid date."""
         check(_is_date(self.date), "prompt.date", self.date, "a date such as '2024-07-26' (YYYY-MM-DD)")
 
 
@@ -58,10 +78,11 @@ class BaseSettings:
     """Branch, tag or commit of the LLM on the hub."""
 
     encoder_window: Literal["sound", "full"] = "sound"
-    """Whether the encoder runs on the seconds there are or always on its full window (Whisper's 30 s)."""
+    """Input length of the encoder. sound: the clip's own duration; full: always the whole window (30 s in published
+    Whispers), padded with silence."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a base without a name."""
+        """Raise ConfigError for a model without a name."""
         check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
         check(bool(self.llm), "base.llm", self.llm, "a hub id or a local folder")
 
@@ -122,44 +143,49 @@ class ConnectorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """What the student is pulled towards, term by term."""
+    """The terms of the training loss and their weights."""
 
     hidden_weight: float = 1.0
-    """Weight of the L2 distance between the LLM's final hidden states on sound and on text."""
+    """Weight of the L2 distance between the LLM's last hidden states when it hears the clip and when it reads the
+    transcript."""
 
     hidden_positions: Literal["last", "suffix", "all"] = "last"
-    """Where that distance is taken: the last position (as published), all positions after the sound, or those
-    and the sound's own (forms whose audio tokens match the transcript's one to one)."""
+    """Positions at which hidden states are compared. last: the last position (as published); suffix: all positions
+    after the audio tokens; all: the suffix and the audio tokens themselves (only forms with one audio token for each
+    token of the transcript)."""
 
     align_weight: float = 1.0
-    """Weight of the L2 distance between audio tokens and the transcript's embeddings."""
+    """Weight of the L2 distance between the audio tokens and the embeddings of the transcript's tokens."""
 
     token_ce_weight: float = 0.0
-    """Weight of the cross-entropy of naming each token among the batch's by its audio token's distances: not as
-    published; the alignment of a new connector gets going several times sooner with it."""
+    """Weight of a cross-entropy that classifies each audio token among the batch's transcript tokens by its distance to
+    their embeddings. Not part of the published method; a connector without pretrained weights aligns several times
+    sooner with it."""
 
     end_weight: float = 1.0
-    """Weight of the cross-entropy of the learned end (forms left and autoregressive)."""
+    """Weight of the cross-entropy of the learned end (forms query and autoregressive)."""
 
     asr_weight: float = 1.0
-    """Weight of the negative log-likelihood of the transcript: by what single positions say (form anchored), or by
-    the words that Whisper and the LLM have in common, as a recogniser learns (form autoregressive)."""
+    """Weight of the negative log-likelihood of the transcript: by CTC-like posteriors of single positions (form
+    anchored), or by the next-token distribution over the vocabulary that Whisper and the LLM share (form
+    autoregressive)."""
 
     kl_weight: float = 0.0
-    """Weight of the forward KL divergence of the next-token distribution, the usual way to distil."""
+    """Weight of the forward KL divergence between the next-token distributions of teacher and student, the usual
+    distillation loss."""
 
     kl_temperature: float = 1.0
-    """Temperature of that divergence."""
+    """Temperature of the KL divergence."""
 
     n_response_tokens: int = 1
-    """First tokens of the LLM's own greedy answer at whose positions hidden states are compared too; 1 compares at
-    the position that predicts the first of them, as published."""
+    """Number of tokens of the LLM's own greedy response at whose positions hidden states are compared. 1: only the
+    position that predicts the response's first token, as published."""
 
     align_only_ratio: float = 0.0
-    """Share of the steps in which the other terms lead alone, before hidden states and KL join."""
+    """Ratio of all steps, at the start, that train without the hidden-state and KL terms."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for weights that cannot be."""
+        """Raise ConfigError for invalid weights."""
         for name in (
             "hidden_weight",
             "align_weight",
@@ -175,7 +201,7 @@ class ObjectiveSettings:
             self.n_response_tokens >= 1, "objective.n_response_tokens", self.n_response_tokens, "at least 1"
         )
         _check_positive("objective.kl_temperature", self.kl_temperature)
-        _check_share("objective.align_only_ratio", self.align_only_ratio)
+        _check_ratio("objective.align_only_ratio", self.align_only_ratio)
         check(
             self.hidden_weight + self.align_weight + self.kl_weight > 0,
             "objective.align_weight",
@@ -186,54 +212,56 @@ class ObjectiveSettings:
             self.align_weight > 0 or self.align_only_ratio == 0,
             "objective.align_only_ratio",
             self.align_only_ratio,
-            "0, as objective.align_weight is zero and nothing would lead",
+            "0, as objective.align_weight is zero too and those steps would have no loss",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The transcribed speech to distil from."""
+    """The transcribed speech to distill from."""
 
     source: tuple[str, ...] = ("pocket/speech",)
-    """One source or several: a parquet, JSONL or tar file (or a pattern of such), a packed folder, a Hugging Face
-    data set by hub id or local folder, or the embedded "pocket/speech"; options behind a "?", such as
+    """One source or several: a parquet, JSONL or tar file (or a glob pattern), a packed folder, a Hugging Face data set
+    by hub id or local folder, or the embedded "pocket/speech". Options follow a "?", such as
     "user/speech?config=en&split=train&text=sentence&weight=2"."""
 
     n_clips: int | None = None
-    """Only the first so many clips; none for all."""
+    """Number of clips to use, from the start of the source. Without it, all clips."""
 
     max_invalid_ratio: float = 0.01
-    """Share of rows that may be skipped as unusable (each is listed in skipped.jsonl); more stop the run."""
+    """Highest ratio of rows that may be skipped as invalid; above it the run stops. Skipped rows are listed in
+    skipped.jsonl."""
 
     concat_ratio: float = 0.0
-    """Share of the examples that are several clips in a row, up to the encoder's window: long questions need it."""
+    """Ratio of examples that are several clips concatenated, up to the encoder's window. Long questions need it."""
 
     n_augmented_views: int = 1
-    """In how many ways each clip is heard, one pass after the other: the first time as it is, then from another
-    throat, at another tempo, in a room, through a microphone, with noise."""
+    """Number of views of each clip, used in turn from pass to pass. The first view is the clip unchanged; the others
+    have another vocal tract length, another tempo, a room, a microphone and noise."""
 
     feature_cache: str | None = None
-    """Folder to keep encoder features in, for small sets and many passes (bfloat16, each view its own; what `augment`
-    draws is drawn once for each view then, not in every pass). Of sound inside tables and tars they are known by row
-    and transcript: remove the folder where it was replaced there."""
+    """Folder to keep encoder features in (bfloat16), for small data sets and many passes. What `augment` draws is then
+    drawn once for each view, not in every pass. Clips in tables and tar files are identified by row and transcript:
+    delete the folder if their audio was replaced."""
 
     teacher_cache: str | None = None
-    """Folder of the teacher's states: what is there is used, what is not is computed in the step."""
+    """Folder of stored teacher states. States that are missing there are computed in the training step."""
 
     n_workers: int = 2
-    """Processes of each rank that read, decode and analyse sound; 0 does it in the training process."""
+    """Worker processes of each rank that read and decode audio and compute its spectrograms. 0: the training process
+    does it."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a source without a name or a number of clips that is none."""
+        """Raise ConfigError for a source without a name and for invalid counts, ratios and folders."""
         expected = "a .parquet, .jsonl or .tar file, a data set, or pocket/speech"
         check(bool(self.source) and all(self.source), "data.source", self.source, expected)
         check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
         check(self.n_augmented_views >= 1, "data.n_augmented_views", self.n_augmented_views, "at least 1")
         check(self.n_workers >= 0, "data.n_workers", self.n_workers, "zero or more")
-        _check_share("data.max_invalid_ratio", self.max_invalid_ratio)
-        _check_share("data.concat_ratio", self.concat_ratio)
+        _check_ratio("data.max_invalid_ratio", self.max_invalid_ratio)
+        _check_ratio("data.concat_ratio", self.concat_ratio)
         for name in ("feature_cache", "teacher_cache"):
-            check(getattr(self, name) != "", f"data.{name}", "", "a folder, or to be left out")
+            check(getattr(self, name) != "", f"data.{name}", "", "a folder, or no such key")
         check(
             self.teacher_cache is None or self.teacher_cache != self.feature_cache,
             "data.teacher_cache",
@@ -244,30 +272,31 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """How clips are changed before they are heard, each time anew; nothing is, as it stands here."""
+    """Random changes to the training clips, drawn again in each pass. The defaults change nothing."""
 
     noise_ratio: float = 0.0
-    """Share of the clips that get noise."""
+    """Ratio of clips that get noise."""
 
     noise: str | None = None
-    """Folder of sound files to take the noise from; without it, noise of a random colour is made."""
+    """Folder of audio files to take the noise from. Without it, noise of a random color (spectral slope) is
+    generated."""
 
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    """Lowest and highest ratio of speech to noise, in decibels."""
+    """Lowest and highest signal-to-noise ratio, in decibels."""
 
     speed: tuple[float, float] = (1.0, 1.0)
-    """Slowest and fastest speed, as a factor; pitch moves with it."""
+    """Lowest and highest speed factor. The pitch changes with the speed."""
 
     silence_ratio: float = 0.0
-    """Share of the clips that get up to 1.5 seconds of silence before and as much behind; noise covers it too."""
+    """Ratio of clips that get up to 1.5 s of silence before and up to 1.5 s after; noise covers it too."""
 
     spec_augment: bool = False
-    """Whether stretches of time and bands of frequency are blanked out."""
+    """Mask random time spans and frequency bands (SpecAugment)."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for ranges that are none."""
+        """Raise ConfigError for invalid ratios and ranges."""
         for name in ("noise_ratio", "silence_ratio"):
-            _check_share(f"augment.{name}", getattr(self, name))
+            _check_ratio(f"augment.{name}", getattr(self, name))
         for name in ("noise_snr_db", "speed"):
             low, high = getattr(self, name)
             is_range = -math.inf < low <= high < math.inf
@@ -275,61 +304,62 @@ class AugmentSettings:
         check(
             self.speed[0] >= 0.5 and self.speed[1] <= 2, "augment.speed", self.speed, "factors from 0.5 to 2"
         )
-        check(self.noise != "", "augment.noise", "", "a folder, or to be left out")
+        check(self.noise != "", "augment.noise", "", "a folder, or no such key")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How the connector is optimised."""
+    """The optimization of the connector."""
 
     n_steps: int = 4_300
-    """Optimizer steps."""
+    """Number of optimizer steps."""
 
     batch_size: int = 512
-    """Most clips to an optimizer step; all batches of a pass have as many, give or take one."""
+    """Highest number of clips in an optimizer step, over all ranks. The batches of a pass differ by at most one clip."""
 
     microbatch_gb: float | None = None
-    """Memory for the parts that a batch is run in, as few as fit, one after the other; none for what is left on the
-    device, found by a probe at the start."""
+    """Memory for one microbatch, in GB. A batch runs as the fewest microbatches that fit. Without it, the memory that is
+    left on the device, measured at the start."""
 
     peak_lr: float = 5e-5
     """Learning rate after warm-up."""
 
     warmup_ratio: float = 0.01
-    """Share of the steps in which the learning rate rises linearly."""
+    """Ratio of all steps in which the learning rate rises linearly."""
 
     final_lr_ratio: float = 0.1
-    """Learning rate at the end of the cosine, as a share of the peak."""
+    """Learning rate at the end of the cosine schedule, relative to the peak."""
 
     weight_decay: float = 0.1
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Decoupled weight decay of AdamW, on matrices only."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging factors."""
+    """AdamW's decay rates of the first and second moment."""
 
     clip_norm: float = 1.0
-    """Largest gradient norm."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
 
     start: str | None = None
-    """An ear on the same bases whose connector to start from, in place of a new one: an ear's folder, a run's, or the
-    embedded "pocket/ear"."""
+    """An ear on the same base models whose connector to start from: an ear's folder, a run's folder, or the embedded
+    "pocket/ear". Without it, training starts from a new connector."""
 
     seed: int = 0
-    """Of the order of clips and of new weights."""
+    """Seed of the order of clips, of augmentation and of new weights."""
 
     save_every: int = 500
     """Steps between checkpoints."""
 
-    frozen: Literal["auto", "replicated", "sharded"] = "auto"
-    """Whether each rank holds the whole LLM and encoder or a share of their layers (FSDP2); auto shards what would
-    fill more than half of a rank's memory."""
+    frozen_placement: Literal["auto", "replicated", "sharded"] = "auto"
+    """Placement of the frozen LLM and encoder. replicated: whole on each rank; sharded: each rank holds a part of their
+    layers (FSDP2); auto: sharded if they would fill more than half of a rank's memory."""
 
     llm_bits: Literal[16, 8, 4] = 16
-    """Bits of the LLM's weights while training, of which only the gradient's way needs it (8 and 4: bitsandbytes)."""
+    """Bits of the LLM's weights while training (8 and 4 need bitsandbytes). The weights are only used to pass gradients
+    to the audio tokens."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for numbers that cannot be."""
-        check(self.start != "", "train.start", "", "an ear's folder, or to be left out")
+        """Raise ConfigError for invalid numbers."""
+        check(self.start != "", "train.start", "", "an ear's folder, or no such key")
         for name in ("n_steps", "batch_size", "save_every"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         if self.microbatch_gb is not None:
@@ -337,7 +367,7 @@ class TrainSettings:
         for name in ("peak_lr", "clip_norm"):
             _check_positive(f"train.{name}", getattr(self, name))
         for name in ("warmup_ratio", "final_lr_ratio"):
-            _check_share(f"train.{name}", getattr(self, name))
+            _check_ratio(f"train.{name}", getattr(self, name))
         check(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, "zero or more")
         check(
             all(0 <= beta < 1 for beta in self.betas),
@@ -345,15 +375,15 @@ class TrainSettings:
             self.betas,
             "two numbers from 0 to below 1",
         )
-        check(0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to below 2**63")
+        check(0 <= self.seed < 2**63, "train.seed", self.seed, "an integer from 0 to below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One distillation, whole."""
+    """All settings of one distillation run."""
 
     out: str
-    """Folder of the run: the ear, its checkpoints and its metrics."""
+    """Folder of the run, for the ear, its checkpoints and its metrics."""
 
     base: BaseSettings = field(default_factory=BaseSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
@@ -364,7 +394,7 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for choices that exclude each other."""
+        """Raise ConfigError for settings that exclude each other."""
         check(bool(self.out), "out", self.out, "a folder such as runs/mine")
         check(
             self.connector.is_one_to_one or self.objective.hidden_positions != "all",
@@ -376,15 +406,15 @@ class Recipe:
             self.data.concat_ratio == 0 or self.data.feature_cache is None,
             "data.feature_cache",
             self.data.feature_cache,
-            "to be left out: data.concat_ratio makes every example anew, kept features would not",
+            "no such key: data.concat_ratio draws new examples in each pass, and stored features would fix them",
         )
 
 
 def load_recipe(path: Path) -> Recipe:
-    """A recipe from its TOML file.
+    """Returns the recipe in a TOML file.
 
     Raises:
-        ConfigError: no such file, not TOML, a key nobody knows, or a value that cannot be
+        ConfigError: the file is missing or is not TOML, or a key or a value in it is invalid
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -395,6 +425,6 @@ def load_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     try:
-        return from_table(Recipe, table)
+        return from_table(Recipe, table, renamed=RENAMED_SETTINGS)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -37,15 +37,15 @@ from ossicle.training.run import prepare, with_steps
 from ossicle.training.run_log import read_metrics
 from ossicle.training.trainer import continue_run, steps_within
 
-SHIPPED = "pocket/ear"
+SHIPPED_EAR = "pocket/ear"
 CLIPS_PER_MINUTE = 2_500
 """Clips to learn from, by the minutes there are: a short run would otherwise spend them on encoding clips."""
-EVALUATED_AT_ONCE = 64
+EVAL_BATCH_SIZE = 64
 """Items of the suite: they are short, and so are the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class EvaluatedEar:
     """An ear with its numbers, and the words that tell it from the other one."""
 
     name: str
@@ -60,7 +60,7 @@ def run_demo(
     *,
     program: str,
     command: str,
-    through_microphone: bool = False,
+    uses_microphone: bool = False,
 ) -> None:
     """Distils, evaluates, writes both reports and answers one spoken question.
 
@@ -75,25 +75,29 @@ def run_demo(
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
-    microphone = Microphone() if through_microphone else None
+    microphone = Microphone() if uses_microphone else None
     with sole_writer(out):
-        _title(console, "1. Distilling", "only the connector learns, from statements")
-        ear = _distilled(out, minutes, console)
-        _title(console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard")
+        _print_title(console, "1. Distilling", "only the connector learns, from statements")
+        ear = _distill(out, minutes, console)
+        _print_title(
+            console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard"
+        )
         suite = open_suite("pocket")
-        contenders = _evaluated(ear, suite, out, console, command)
-    _title(console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random")
+        ears = _evaluate_ears(ear, suite, out, console, command)
+    _print_title(
+        console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random"
+    )
     question = microphone.listen(console) if microphone else random.choice(suite.items)
-    path = _ask_aloud(contenders, question, out, console)
+    path = _ask_question(ears, question, out, console)
     files = shlex.join([str(out), str(path)])
     console.out(f'\nAsk it yourself:\n  {program} chat {files} --text "Answer in Spanish."', highlight=False)
 
 
-def _title(console: Console, title: str, text: str) -> None:
+def _print_title(console: Console, title: str, text: str) -> None:
     console.print(f"\n[bold]{title}[/bold]  [dim]{text}[/dim]", highlight=False)
 
 
-def pocket_recipe(out: Path, minutes: float) -> Recipe:
+def build_demo_recipe(out: Path, minutes: float) -> Recipe:
     """What the demo distils, but for the number of steps: that is known when a step has been timed.
 
     Each clip is heard in one way only: in so few minutes it comes up a few times.
@@ -104,7 +108,7 @@ def pocket_recipe(out: Path, minutes: float) -> Recipe:
     return replace(recipe, out=str(out), data=data)
 
 
-def _begun_recipe(out: Path, fresh: Recipe) -> Recipe | None:
+def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
     """The recipe of the demo's run that lies in `out` already.
 
     Raises:
@@ -113,57 +117,59 @@ def _begun_recipe(out: Path, fresh: Recipe) -> Recipe | None:
     path = out / "recipe.toml"
     if not path.exists():
         return None
-    begun = load_recipe(path)
-    data = replace(fresh.data, n_clips=begun.data.n_clips)
-    steps = replace(fresh.train, n_steps=begun.train.n_steps)
-    begun = replace(begun, out=str(out))
-    if begun != replace(fresh, data=data, train=steps):
+    recipe = load_recipe(path)
+    data = replace(new_recipe.data, n_clips=recipe.data.n_clips)
+    steps = replace(new_recipe.train, n_steps=recipe.train.n_steps)
+    recipe = replace(recipe, out=str(out))
+    if recipe != replace(new_recipe, data=data, train=steps):
         raise ConfigError(f"--out {out} holds a run of other settings; remove it, or give another folder")
-    return begun
+    return recipe
 
 
-def _distilled(out: Path, minutes: float, console: Console) -> Ear:
+def _distill(out: Path, minutes: float, console: Console) -> Ear:
     """The ear of the run in `out`, which is begun, continued or already finished."""
-    fresh = pocket_recipe(out, minutes)
-    begun = _begun_recipe(out, fresh)
-    if begun is not None and (out / checkpoint.RUN_EAR).is_dir():
-        console.print(f"{out} holds a finished ear ({begun.train.n_steps} steps); remove it to distil anew")
+    new_recipe = build_demo_recipe(out, minutes)
+    existing = _load_existing_recipe(out, new_recipe)
+    if existing is not None and (out / checkpoint.RUN_EAR).is_dir():
+        console.print(
+            f"{out} holds a finished ear ({existing.train.n_steps} steps); remove it to distil anew"
+        )
         return checkpoint.load(out)
-    started = time.monotonic()
+    start_s = time.monotonic()
     progress = Progress(console)
-    run = prepare(begun or fresh, progress)
-    if begun is None:
-        left_s = minutes * 60 - (time.monotonic() - started)
-        run = with_steps(run, steps_within(run, left_s))
+    run = prepare(existing or new_recipe, progress)
+    if existing is None:
+        remaining_s = minutes * 60 - (time.monotonic() - start_s)
+        run = with_steps(run, steps_within(run, remaining_s))
     ear = continue_run(run, progress)
-    console.print(f"distilled in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
+    console.print(f"distilled in {(time.monotonic() - start_s) / 60:.1f} minutes", highlight=False)
     return ear
 
 
-def _evaluated(ear: Ear, suite: Suite, out: Path, console: Console, command: str) -> list[Contender]:
+def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command: str) -> list[EvaluatedEar]:
     """The ear just distilled and the shipped one, on the same items; their reports are written."""
     n_steps = load_recipe(out / "recipe.toml").train.n_steps
-    own = f"distilled on this computer, {n_steps} steps"
-    report = _report(ear, suite, own, console, command)
+    name = f"distilled on this computer, {n_steps} steps"
+    report = _evaluate_ear(ear, suite, name, console, command)
     checkpoint.save(ear, out / checkpoint.RUN_EAR, card=model_card_table(report))
-    contenders = [Contender(name=own, ear=ear, report=report)]
-    if Path(locate(SHIPPED)).is_dir():
-        shipped = checkpoint.load(SHIPPED)
+    ears = [EvaluatedEar(name=name, ear=ear, report=report)]
+    if Path(locate(SHIPPED_EAR)).is_dir():
+        shipped = checkpoint.load(SHIPPED_EAR)
         name = "shipped with ossicle, trained longer and on more speech"
-        report = _report(shipped, suite, name, console, command, reading=report)
-        contenders.append(Contender(name=name, ear=shipped, report=report))
+        report = _evaluate_ear(shipped, suite, name, console, command, reading=report)
+        ears.append(EvaluatedEar(name=name, ear=shipped, report=report))
     else:
-        console.print(f"(no {SHIPPED} comes with this ossicle: the ear just distilled stands alone)")
-    for contender, place in zip(contenders, (out / "report.json", out / "report-shipped.json"), strict=False):
-        losses = read_metrics(out) if contender.ear is ear else None
-        written = write_report(contender.report, place, losses=losses)
-        console.print(f"\nThe ear [bold]{contender.name}[/bold]:", highlight=False)
-        print_table(contender.report, console)
+        console.print(f"(no {SHIPPED_EAR} comes with this ossicle: the ear just distilled stands alone)")
+    for evaluated, path in zip(ears, (out / "report.json", out / "report-shipped.json"), strict=False):
+        losses = read_metrics(out) if evaluated.ear is ear else None
+        written = write_report(evaluated.report, path, losses=losses)
+        console.print(f"\nThe ear [bold]{evaluated.name}[/bold]:", highlight=False)
+        print_table(evaluated.report, console)
         console.out(f"{written.html}  (to look at and listen to)\n{written.json}", highlight=False)
-    return contenders
+    return ears
 
 
-def _report(
+def _evaluate_ear(
     ear: Ear, suite: Suite, name: str, console: Console, command: str, reading: Report | None = None
 ) -> Report:
     base = ear.settings.base
@@ -171,7 +177,7 @@ def _report(
         return evaluate(
             ear,
             suite,
-            Evaluation(batch_size=EVALUATED_AT_ONCE),
+            Evaluation(batch_size=EVAL_BATCH_SIZE),
             progress=progress,
             about={"ear": name, "LLM": base.llm, "encoder": base.encoder},
             command=command,
@@ -179,24 +185,24 @@ def _report(
         )
 
 
-def _ask_aloud(
-    contenders: Sequence[Contender], question: Item | np.ndarray, out: Path, console: Console
+def _ask_question(
+    ears: Sequence[EvaluatedEar], question: Item | np.ndarray, out: Path, console: Console
 ) -> Path:
     """One spoken question, an item's or samples, answered by each ear while one looks on; the file it is kept in."""
-    beside = []
+    text_parts = []
     if isinstance(question, Item):
         console.out(f'said:  "{question.text}"', highlight=False)
         if question.instruction:
             console.out(f'beside it, in writing:  "{question.instruction}"', highlight=False)
-            beside = [{"type": "text", "text": question.instruction}]
+            text_parts = [{"type": "text", "text": question.instruction}]
     samples = load_audio(question.audio if isinstance(question, Item) else question)
     path = out / "question.wav"
     with written_whole(path) as temporary:
         temporary.write_bytes(wav(samples))
-    messages = [{"role": "user", "content": [{"type": "audio", "audio": samples}, *beside]}]
-    for contender in contenders:
-        console.out(f"the ear {contender.name}:  ", end="", highlight=False)
-        for piece in contender.ear.stream(messages):
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": samples}, *text_parts]}]
+    for evaluated in ears:
+        console.out(f"the ear {evaluated.name}:  ", end="", highlight=False)
+        for piece in evaluated.ear.stream(messages):
             console.out(piece, end="", style="bold", highlight=False)
         console.out("")
     return path

@@ -1,8 +1,10 @@
-"""Frozen settings from TOML's plain values and back, every value checked by its field's type; it knows no setting."""
+"""Frozen settings to and from TOML's plain values. Each value is checked against its field's type; no setting is known
+here by name."""
 
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import tomli_w
@@ -10,83 +12,100 @@ import tomli_w
 from ossicle.errors import ConfigError
 
 Settings = TypeVar("Settings")
+Renamed = Mapping[str | tuple[str, str], str]
+"""New names by old dotted keys, and new values by (dotted key, old value)."""
+
+_TYPE_NAMES = {str: "a string in quotes", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def check(is_fine: bool, name: str, given: object, expected: str) -> None:
-    """Raise ConfigError for a setting that cannot be, by its dotted name."""
-    if not is_fine:
-        raise ConfigError(f"{name} is {given!r}, expected {expected}")
+def check(is_valid: bool, name: str, value: object, expected: str) -> None:
+    """Raises ConfigError for an invalid setting, with its dotted name, its value and what is expected."""
+    if not is_valid:
+        raise ConfigError(f"{name} is {value!r}, expected {expected}")
 
 
-_TYPE_NAMES = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+def from_table(
+    settings_type: type[Settings], table: Mapping[str, Any], prefix: str = "", renamed: Renamed | None = None
+) -> Settings:
+    """Returns settings from a table of plain values. Keys that are missing keep their defaults.
 
-
-def from_table(kind: type[Settings], table: dict[str, Any], at: str = "") -> Settings:
-    """Settings from a table of plain values; keys that are missing keep their defaults.
+    Args:
+        prefix: of the table's keys in messages, such as "train."
+        renamed: old keys and values, which get an error that says the new one
 
     Raises:
-        ConfigError: an unknown or missing key, or a value of the wrong type, by its dotted name
+        ConfigError: an unknown or missing key, or a value of the wrong type, with its dotted name
     """
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(table) - set(hints)):
-        raise ConfigError(f"unknown key {at}{unknown[0]}; expected one of {', '.join(hints)}")
-    values = {name: _value(hints[name], given, at + name) for name, given in table.items()}
-    for setting in dataclasses.fields(kind):  # ty: ignore[invalid-argument-type]
+    renamed = {} if renamed is None else renamed
+    hints = typing.get_type_hints(settings_type)
+    for key in sorted(set(table) - set(hints)):
+        if (new_key := renamed.get(prefix + key)) is not None:
+            raise ConfigError(f"{prefix}{key} has a new name: write {new_key}")
+        raise ConfigError(f"unknown key {prefix}{key}; expected one of {', '.join(hints)}")
+    values = {key: _parse_value(hints[key], value, prefix + key, renamed) for key, value in table.items()}
+    for field in dataclasses.fields(settings_type):  # ty: ignore[invalid-argument-type]
         has_default = (
-            setting.default is not dataclasses.MISSING or setting.default_factory is not dataclasses.MISSING
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         )
-        if setting.name not in values and not has_default:
+        if field.name not in values and not has_default:
             raise ConfigError(
-                f"{at}{setting.name} is missing; {_expected(hints[setting.name])} is needed there"
+                f"{prefix}{field.name} is missing; expected {_describe_type(hints[field.name])}"
             )
-    return kind(**values)
+    return settings_type(**values)
 
 
-def _value(hint: Any, given: Any, name: str) -> Any:
-    """The given value as the type that its field wants."""
+def _parse_value(hint: Any, value: Any, name: str, renamed: Renamed) -> Any:
+    """Returns a plain value as the type of its field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        check(isinstance(given, dict), name, given, f"a table: [{name}] and its keys below")
-        return from_table(hint, given, name + ".")
+        check(isinstance(value, dict), name, value, f"a table: [{name}] and its keys below")
+        return from_table(hint, value, name + ".", renamed)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        check(given in args, name, given, "one of " + ", ".join(map(repr, args)))
-        return given
+        return _parse_literal(args, value, name, renamed)
     if origin is tuple and args[-1] is ...:
-        items = [given] if isinstance(given, str) else given  # one needs no list
-        check(isinstance(items, list | tuple), name, given, "a text in quotes, or a list of them")
-        return tuple(_value(args[0], item, f"{name}[{n}]") for n, item in enumerate(items))
+        items = [value] if isinstance(value, str) else value  # a single item needs no list
+        check(isinstance(items, list | tuple), name, value, "a string in quotes, or a list of them")
+        return tuple(_parse_value(args[0], item, f"{name}[{n}]", renamed) for n, item in enumerate(items))
     if origin is tuple:
-        is_of_length = isinstance(given, list | tuple) and len(given) == len(args)
-        check(is_of_length, name, given, f"a list of {len(args)} numbers")
-        return tuple(
-            _value(arg, item, f"{name}[{n}]") for n, (arg, item) in enumerate(zip(args, given, strict=True))
-        )
+        has_length = isinstance(value, list | tuple) and len(value) == len(args)
+        check(has_length, name, value, f"a list of {len(args)} numbers")
+        pairs = enumerate(zip(args, value, strict=True))
+        return tuple(_parse_value(arg, item, f"{name}[{n}]", renamed) for n, (arg, item) in pairs)
     if origin in (types.UnionType, typing.Union):
-        if given is None:
+        if value is None:
             return None
-        return _value(next(arg for arg in args if arg is not types.NoneType), given, name)
-    if hint is float and type(given) is int and abs(given) < 2**53:
-        return float(given)
-    check(type(given) is hint, name, given, _expected(hint))
-    return given
+        return _parse_value(next(arg for arg in args if arg is not types.NoneType), value, name, renamed)
+    if hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    check(type(value) is hint, name, value, _describe_type(hint))
+    return value
 
 
-def _expected(hint: Any) -> str:
+def _parse_literal(choices: tuple[Any, ...], value: Any, name: str, renamed: Renamed) -> Any:
+    """Returns a value that is one of the choices."""
+    is_choice = value in choices
+    if not is_choice and isinstance(value, str) and (new_value := renamed.get((name, value))) is not None:
+        raise ConfigError(f"{name} is {value!r}, which has a new name: write {new_value!r}")
+    check(is_choice, name, value, "one of " + ", ".join(map(repr, choices)))
+    return value
+
+
+def _describe_type(hint: Any) -> str:
     return _TYPE_NAMES.get(hint, "a value")
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """Settings as a table of plain values, what is None left out."""
+    """Returns settings as a table of plain values. Values that are None are left out."""
     table = dataclasses.asdict(settings)
 
     def prune(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: prune(item) for name, item in value.items() if item is not None}
+            return {key: prune(item) for key, item in value.items() if item is not None}
         return list(value) if isinstance(value, tuple) else value
 
     return prune(table)
 
 
 def to_toml(settings: Any) -> str:
-    """Settings as TOML that `from_table` reads back to the same settings."""
+    """Returns settings as TOML. `from_table` reads the same settings from it."""
     return tomli_w.dumps(to_table(settings))

@@ -142,7 +142,7 @@ def test_pack_says_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["inspect", "pocket/speech", "--html", "."], 2, "--html is ., which is a folder"),
         (["pack", "pocket/speech", "--out", "x", "--n-clips", "0"], 2, "the number of clips is 0"),
         (["pack", "pocket/speech?weight=2", "--out", "x"], 2, "a packed folder keeps no weights"),
-        (["pack", "gone.jsonl", "--out", "x", "--max-invalid-ratio", "2"], 2, "a share between 0 and 1"),
+        (["pack", "gone.jsonl", "--out", "x", "--max-invalid-ratio", "2"], 2, "a ratio between 0 and 1"),
     ],
 )
 def test_mistakes_end_in_one_line(

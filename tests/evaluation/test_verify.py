@@ -210,7 +210,7 @@ def test_the_command_fails_on_a_touched_llm(
     ear: str, loading: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     loading(lambda loaded: flip_a_bit(loaded.llm))
-    assert main(["verify", ear, "--n", "1", "--max-new-tokens", "2", "--json", "found.json"]) == 1
+    assert main(["verify", ear, "--n-prompts", "1", "--max-new-tokens", "2", "--json", "found.json"]) == 1
     out, err = capsys.readouterr()
     assert "differs" in out
     assert "untouched" not in out
@@ -234,13 +234,13 @@ def test_an_ear_of_another_llm_is_refused_before_anything_is_asked(ear: str, tmp
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--n", "0"], "--n is 0, expected 1 to "),
-        (["--n", "1000"], f"expected 1 to {len(PROMPTS)}"),
+        (["--n-prompts", "0"], "--n-prompts is 0, expected 1 to "),
+        (["--n-prompts", "1000"], f"expected 1 to {len(PROMPTS)}"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompts", "empty.txt"], "empty.txt has no prompts"),
         (["--prompts", "bytes.txt"], "bytes.txt is not UTF-8"),
-        (["--prompts", "two.txt", "--n", "3"], "--n is 3, expected 1 to 2"),
+        (["--prompts", "two.txt", "--n-prompts", "3"], "--n-prompts is 3, expected 1 to 2"),
     ],
 )
 def test_what_cannot_be_asked(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -332,7 +332,7 @@ def test_more_gpus_share_time_and_if_told_weights(recipe: Recipe) -> None:
         assert many.hours == pytest.approx(one.hours / 4, rel=1e-9)
         assert many.gpu_hours == pytest.approx(one.gpu_hours, rel=1e-9)
     assert four.memory["LLM weights"] == alone.memory["LLM weights"]
-    sharded = estimate(changed(recipe, train={"frozen": "sharded"}), Assumptions(n_gpus=64))
+    sharded = estimate(changed(recipe, train={"frozen_placement": "sharded"}), Assumptions(n_gpus=64))
     assert sharded.memory["LLM weights (sharded)"] < alone.memory["LLM weights"] * 2
     rounded = estimate(changed(recipe, train={"llm_bits": 8}))
     assert rounded.memory["LLM weights"] < alone.memory["LLM weights"]
@@ -470,8 +470,8 @@ def test_clips_of_a_source_that_lies_here_are_counted(
         (["--gpus", "0"], "--gpus is 0, expected at least 1", 2),
         (["--clips", "0"], "--clips is 0, expected at least 1", 2),
         (["--tokens", "0"], "--tokens is 0, expected a positive number", 2),
-        (["--frame", "0"], "--frame is 0, expected at least 1 token", 2),
-        (["--utilisation", "40"], "--utilisation is 40, expected a share up to 1", 2),
+        (["--template-tokens", "0"], "--template-tokens is 0, expected at least 1 token", 2),
+        (["--utilization", "40"], "--utilization is 40, expected a share up to 1", 2),
         (
             ["--clip-s", "4", "--longest-s", "3"],
             "--longest-s is 3, expected at least --clip-s, which is 4",

@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def test_flags_that_cannot_be_used_are_named(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "--port is 70000" in refused("--port", "70000")
-    assert "--max-rows is 0, expected more than 0" in refused("--max-rows", "0")
+    assert "--max-batch-size is 0, expected more than 0" in refused("--max-batch-size", "0")
     assert "--max-audio-s is nan" in refused("--max-audio-s", "nan")
     assert "--engine vllm and --url belong together" in refused("--engine", "vllm")
     assert "--engine vllm and --url belong together" in refused("--url", "http://localhost:1")

@@ -172,9 +172,9 @@ def test_layers_shared_out_compute_what_whole_ones_do(plain: Recipe, tmp_path: P
     alone = first_losses(plain)
 
     def spread() -> tuple[dict[str, float], bool, int]:
-        run = prepare(changed(plain, train={"frozen": "sharded"}))
+        run = prepare(changed(plain, train={"frozen_placement": "sharded"}))
         weight: Any = next(layers_of(run.ear.llm.base_model)[0].parameters())
-        terms = first_losses(changed(plain, train={"frozen": "sharded"}))
+        terms = first_losses(changed(plain, train={"frozen_placement": "sharded"}))
         return terms, weight.requires_grad, weight.to_local().numel() * 2 - weight.numel()
 
     for terms, is_trained, n_left in on_ranks(2, tmp_path, spread):
@@ -192,7 +192,7 @@ def test_ranks_without_clips_wait_for_no_encoder_where_features_are_kept(
         train={"batch_size": 3, "microbatch_gb": None},
     )
     alone = first_losses(few)
-    shared = changed(few, train={"frozen": "sharded"})
+    shared = changed(few, train={"frozen_placement": "sharded"})
     for found in on_ranks(4, tmp_path, lambda: first_losses(shared)):
         assert_close(found, alone, rtol=LOSS_RTOL, atol=0.0)
 
@@ -203,14 +203,16 @@ def test_an_ear_distilled_from_shared_out_layers_loads_with_the_whole_llm(
     import ossicle
 
     on_ranks(
-        2, tmp_path, lambda: digest(trainer.train(changed(plain, train={"frozen": "sharded", "n_steps": 1})))
+        2,
+        tmp_path,
+        lambda: digest(trainer.train(changed(plain, train={"frozen_placement": "sharded", "n_steps": 1}))),
     )
     assert ossicle.load(plain.out).hear(str(Path(plain.data.source[0]).parent / "0.wav")).isfinite().all()
 
 
 def test_sharing_out_alone_is_refused(plain: Recipe) -> None:
     with pytest.raises(ConfigError, match=r'train\.frozen is "sharded", but there is one process'):
-        prepare(changed(plain, train={"frozen": "sharded"}))
+        prepare(changed(plain, train={"frozen_placement": "sharded"}))
 
 
 def test_rows_that_one_rank_skips_are_counted_by_all(plain: Recipe, tmp_path: Path) -> None:

@@ -75,5 +75,5 @@ def test_a_library_that_is_missing_is_named(
 
 def test_rounded_weights_are_not_shared_out(plain: Recipe) -> None:
     with pytest.raises(ConfigError, match="there is one process"):
-        prepare(changed(plain, train={"llm_bits": 8, "frozen": "sharded"}))
+        prepare(changed(plain, train={"llm_bits": 8, "frozen_placement": "sharded"}))
     assert not Path(plain.out).exists()

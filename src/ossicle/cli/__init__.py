@@ -20,17 +20,17 @@ from ossicle.cli.eval import Eval
 from ossicle.cli.new import New
 from ossicle.cli.plan import Plan
 from ossicle.cli.serve import Serve
-from ossicle.cli.teacher import Teach
-from ossicle.cli.terminal import INTERRUPTED, say
+from ossicle.cli.teacher import Teacher
+from ossicle.cli.terminal import EXIT_INTERRUPTED, print_message
 from ossicle.cli.train import Train
 from ossicle.cli.verify import Verify
 from ossicle.config import load_recipe
 from ossicle.errors import ConfigError, OssicleError
 from ossicle.version import __version__
 
-_ABOUT_A_RECIPE = {"train": Train, "teacher": Teach, "plan": Plan}
+_RECIPE_COMMANDS = {"train": Train, "teacher": Teacher, "plan": Plan}
 """Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
-_OTHERS = {
+_OTHER_COMMANDS = {
     "demo": Demo,
     "new": New,
     "chat": Chat,
@@ -49,17 +49,18 @@ def _parse(argv: Sequence[str]) -> Any:
         ConfigError: a recipe that cannot be used, or settings that cannot be
         SystemExit: help, or flags that cannot be understood (code 2)
     """
-    commands = {name: tyro.conf.subcommand(name) for name in (*_ABOUT_A_RECIPE, *_OTHERS)}
-    if argv[0] in _ABOUT_A_RECIPE and argv[1:2] not in ([], ["-h"], ["--help"]):
+    subcommands = {name: tyro.conf.subcommand(name) for name in (*_RECIPE_COMMANDS, *_OTHER_COMMANDS)}
+    if argv[0] in _RECIPE_COMMANDS and argv[1:2] not in ([], ["-h"], ["--help"]):
         if argv[1].startswith("-"):
             raise ConfigError(f"the recipe comes first: ossicle {argv[0]} RECIPE.toml {argv[1]} ...")
         recipe = Path(argv[1])
-        default = _ABOUT_A_RECIPE[argv[0]](recipe=recipe, settings=load_recipe(recipe))
-        commands[argv[0]] = tyro.conf.subcommand(argv[0], default=default)
-    kinds: dict[str, Any] = {**_ABOUT_A_RECIPE, **_OTHERS}
-    any_of_them: Any = Union[tuple(Annotated[kind, commands[name]] for name, kind in kinds.items())]  # noqa: UP007
+        default = _RECIPE_COMMANDS[argv[0]](recipe=recipe, settings=load_recipe(recipe))
+        subcommands[argv[0]] = tyro.conf.subcommand(argv[0], default=default)
+    command_types: dict[str, Any] = {**_RECIPE_COMMANDS, **_OTHER_COMMANDS}
+    annotated = tuple(Annotated[kind, subcommands[name]] for name, kind in command_types.items())
+    command_type: Any = Union[annotated]  # noqa: UP007
     return tyro.cli(
-        any_of_them,
+        command_type,
         args=argv,
         prog="ossicle",
         description=f"Gives any open text LLM ears. Version {__version__} (ossicle --version).",
@@ -79,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _parse(argv or ["--help"]).run(shlex.join(["ossicle", *argv]))
     except OssicleError as error:
-        say(str(error))
+        print_message(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        say("interrupted")
-        return INTERRUPTED
+        print_message("interrupted")
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # elsewhere rich meets it, and exits with 1 as well
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         return 1

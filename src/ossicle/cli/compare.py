@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from ossicle.evaluation.compare_reports import Row
 
-_LEAST_WIDTH = 80
+_MIN_WIDTH = 80
 """Below it a table's numbers would be cut off; a narrower terminal wraps its lines."""
 
 
@@ -27,7 +27,7 @@ class Compare:
     out: Annotated[Path | None, arg(metavar="PAGE.html")] = None
     """A page to look at as well: numbers, plots, and the items on which ears part, with their sound."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Prints a table with a row for each part and each report, and writes the page if one is asked for."""
         from ossicle.atomic_io import write_text
         from ossicle.errors import ConfigError
@@ -45,8 +45,8 @@ class Compare:
 
             page = render_beside(self.reports, reports)
         console = Console()
-        console.width = max(console.width, _LEAST_WIDTH)
-        _print_rows(rows(reports), console)
+        console.width = max(console.width, _MIN_WIDTH)
+        _print_table(rows(reports), console)
         for number, path in enumerate(self.reports, 1):
             console.out(f"{number}: {path}", highlight=False)
         for number, report in enumerate(reports[1:], 2):
@@ -66,7 +66,7 @@ class Compare:
         return 0
 
 
-def _print_rows(rows: Sequence["Row"], console: Console) -> None:
+def _print_table(rows: Sequence["Row"], console: Console) -> None:
     from ossicle.evaluation.report.page import points, points_interval
     from ossicle.evaluation.report.write import cell
 
@@ -74,16 +74,18 @@ def _print_rows(rows: Sequence["Row"], console: Console) -> None:
     for name in ("", "#", "n", "text ceiling", "cascade", "ear", "ear - cascade"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name), overflow="fold")
     for row in rows:
-        for place, own in enumerate(row.tables):
-            name, number = escape(row.name) if place == 0 else "", str(place + 1)
-            is_last = place == len(row.tables) - 1
-            if own is None:
+        for position, scores in enumerate(row.tables):
+            name, number = escape(row.name) if position == 0 else "", str(position + 1)
+            is_last = position == len(row.tables) - 1
+            if scores is None:
                 table.add_row(name, number, *["–"] * 5, end_section=is_last)
                 continue
-            cells = [cell(score, own.metric) for score in (own.text_ceiling, own.cascade, own.ear)]
-            gain = own.difference
+            cells = [
+                cell(score, scores.metric) for score in (scores.text_ceiling, scores.cascade, scores.ear)
+            ]
+            gain = scores.difference
             cells.append(
-                f"{points(gain.value, own.metric)}\n[dim]{points_interval(gain.ci95, own.metric)}[/dim]"
+                f"{points(gain.value, scores.metric)}\n[dim]{points_interval(gain.ci95, scores.metric)}[/dim]"
             )
-            table.add_row(name, number, str(own.n), *cells, end_section=is_last)
+            table.add_row(name, number, str(scores.n), *cells, end_section=is_last)
     console.print(table, highlight=False)

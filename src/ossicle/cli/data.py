@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg, subcommand
 
-from ossicle.cli.terminal import say
+from ossicle.cli.terminal import print_message
 
 if TYPE_CHECKING:
     from ossicle.data.inspect import Bins, Survey
 
 Sources = Annotated[tuple[str, ...], arg(metavar="SOURCE")]
-_BAR_CHARACTERS = 40
-_BAD_SHOWN = 10
+_HISTOGRAM_WIDTH = 40
+_MAX_SHOWN_INVALID_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Inspect:
     html: Annotated[Path | None, arg(metavar="PAGE.html")] = None
     """Writes a page with the same, and sound to play."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Prints what was found; bad rows are no failure of this command."""
         from ossicle.atomic_io import write_text
         from ossicle.data.inspect import survey
@@ -49,7 +49,7 @@ class Inspect:
                 f"--html is {self.html}, which is a folder; expected the name of a page to write"
             )
         speech = open_speech(self.source, self.n_clips)
-        with _bar() as bar:
+        with _build_progress_bar() as bar:
             task = bar.add_task("decoding", total=None)
             found = survey(
                 speech,
@@ -84,7 +84,7 @@ class Pack:
     n_workers: int = 2
     """Processes that decode; 0 does it in this one."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Packs, and says how much of what."""
         from ossicle.data.open_source import open_speech
         from ossicle.data.pack import SKIPPED, pack, pcm_bytes
@@ -93,12 +93,12 @@ class Pack:
         if self.n_workers < 0 or not 0 <= self.max_invalid_ratio <= 1:
             raise ConfigError(
                 f"--n-workers is {self.n_workers} and --max-invalid-ratio {self.max_invalid_ratio}; expected zero or"
-                " more, and a share between 0 and 1"
+                " more, and a ratio between 0 and 1"
             )
         speech = open_speech(self.source, self.n_clips)
         if self.pcm:
-            _say_disk(pcm_bytes(speech), self.out)
-        with _bar() as bar:
+            _print_disk_space(pcm_bytes(speech), self.out)
+        with _build_progress_bar() as bar:
             task = bar.add_task("packing", total=len(speech))
             packed = pack(
                 speech,
@@ -110,7 +110,7 @@ class Pack:
             )
         Console().out(
             f"{packed.folder}: {packed.n_rows:,} clips, {packed.duration_s / 3600:,.2f} hours,"
-            f" {_size(packed.n_bytes)}; {packed.n_skipped:,} left out"
+            f" {_format_size(packed.n_bytes)}; {packed.n_skipped:,} left out"
             + (f" ({packed.folder / SKIPPED})" if packed.n_skipped else ""),
             highlight=False,
         )
@@ -123,12 +123,12 @@ class Data:
 
     command: Annotated[Inspect, subcommand("inspect")] | Annotated[Pack, subcommand("pack")]
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Does what is asked for."""
-        return self.command.run(typed)
+        return self.command.run(command_line)
 
 
-def _bar() -> Progress:
+def _build_progress_bar() -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -162,10 +162,10 @@ def _print(found: "Survey", console: Console) -> None:
         console.print()
         console.print(table)
         console.print()
-        for row in found.bad[:_BAD_SHOWN]:
+        for row in found.bad[:_MAX_SHOWN_INVALID_ROWS]:
             console.print(Text(f"{row.name}: {row.reason}", style="dim"))
-        if len(found.bad) > _BAD_SHOWN:
-            console.print(Text(f"and {len(found.bad) - _BAD_SHOWN:,} more", style="dim"))
+        if len(found.bad) > _MAX_SHOWN_INVALID_ROWS:
+            console.print(Text(f"and {len(found.bad) - _MAX_SHOWN_INVALID_ROWS:,} more", style="dim"))
 
 
 def _print_histogram(title: str, bins: "Bins", console: Console) -> None:
@@ -174,22 +174,24 @@ def _print_histogram(title: str, bins: "Bins", console: Console) -> None:
     if not bins.counts:
         return
     console.print()
-    most, width = max(bins.counts), max(len(edge(bins, place)) for place in range(len(bins.counts)))
+    max_count, width = max(bins.counts), max(len(edge(bins, place)) for place in range(len(bins.counts)))
     console.print(Text(title))
-    for place, count in enumerate(bins.counts):
-        bar = "█" * round(_BAR_CHARACTERS * count / most) or ("▏" if count else "")
-        console.print(Text(f"{edge(bins, place):>{width}} {bar} {count:,}"))
+    for index, count in enumerate(bins.counts):
+        bar = "█" * round(_HISTOGRAM_WIDTH * count / max_count) or ("▏" if count else "")
+        console.print(Text(f"{edge(bins, index):>{width}} {bar} {count:,}"))
 
 
-def _say_disk(needed: int, folder: Path) -> None:
+def _print_disk_space(n_bytes: int, folder: Path) -> None:
     """How much disk the samples will need, before they are written."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    scarce = "" if needed < free else ", and that is not enough"
-    say(f"about {_size(needed)} of samples by the estimated lengths; {_size(free)} are free{scarce}")
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    scarce = "" if n_bytes < free else ", and that is not enough"
+    print_message(
+        f"about {_format_size(n_bytes)} of samples by the estimated lengths; {_format_size(free)} are free{scarce}"
+    )
 
 
-def _size(n_bytes: int) -> str:
+def _format_size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**29 else f"{n_bytes / 2**20:,.1f} MiB"

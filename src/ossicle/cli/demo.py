@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ossicle.cli.terminal import program, say_how_to_go_on
+from ossicle.cli.terminal import print_resume_command, program_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Demo:
     mic: bool = False
     """Ask the question at the end through the microphone."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Goes through the demo, or says how to go on with it."""
         from ossicle.demo import run_demo
         from ossicle.training.trainer import Stopped
@@ -30,10 +30,10 @@ class Demo:
                 self.out,
                 self.minutes,
                 console,
-                program=program(),
-                command=typed,
-                through_microphone=self.mic,
+                program=program_name(),
+                command=command_line,
+                uses_microphone=self.mic,
             )
         except Stopped as stop:
-            return say_how_to_go_on(stop, typed)
+            return print_resume_command(stop, command_line)
         return 0

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import INTERRUPTED, EarName, program, say
+from ossicle.cli.terminal import EXIT_INTERRUPTED, EarName, print_message, program_name
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear
     from ossicle.evaluation import Evaluation, Suite
 
-_Place = Annotated[str | None, arg(metavar="FOLDER|ID")]
-_Name = Annotated[str | None, arg(metavar="NAME")]
+_DataSource = Annotated[str | None, arg(metavar="FOLDER|ID")]
+_ModelName = Annotated[str | None, arg(metavar="NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +26,22 @@ class Eval:
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """"pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de" (docs/evaluation.md), or a
     JSONL or parquet file of audio, text and, optionally, instruction, answer, group, id."""
-    data: _Place = None
+    data: _DataSource = None
     """Where a public benchmark's data lies: a local folder as published, or another hub id."""
     out: Annotated[Path, arg(metavar="REPORT.json")] = Path("report.json")
     """Where the report goes; the page to look at goes beside it, as .html."""
     robustness: bool = False
     """Cascade and ear once more in babble, in white noise, faster and slower, by telephone, with silence around."""
-    asr: _Name = None
+    asr: _ModelName = None
     """Another speech recogniser for the cascade: a Whisper by hub id or local folder, or an ear, which writes down
     what it hears."""
-    judge: _Name = None
+    judge: _ModelName = None
     """For answers that have to be judged: "offline", an LLM by hub id or folder, or an OpenAI-compatible address with
     its model, https://host/v1#model."""
     batch_size: int = 16
     """Items at a time."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Prints the table and writes the report; the same command goes on where it was stopped."""
         from ossicle import checkpoint
         from ossicle.evaluation import CONDITIONS, Evaluation, open_suite
@@ -53,7 +53,7 @@ class Eval:
         judge = None if self.judge is None else open_judge(self.judge)
         check_judge(suite, judge)
         ear = checkpoint.load(self.ear)
-        how = Evaluation(
+        options = Evaluation(
             batch_size=self.batch_size,
             conditions=tuple(c for c in CONDITIONS if c.kind != "clean") if self.robustness else (),
             transcribe=None if self.asr is None else Recogniser(self.asr, ear),
@@ -61,38 +61,39 @@ class Eval:
             journal=self.out.with_name(f".{self.out.name}.answers"),
         )
         try:
-            return self._evaluated(ear, suite, how, typed)
+            return self._evaluate(ear, suite, options, command_line)
         except KeyboardInterrupt:
-            say(f"stopped; all answers so far are kept, go on with: {typed.replace('ossicle', program(), 1)}")
-            return INTERRUPTED
+            resume_command = command_line.replace("ossicle", program_name(), 1)
+            print_message(f"stopped; all answers so far are kept, resume with: {resume_command}")
+            return EXIT_INTERRUPTED
 
-    def _evaluated(self, ear: "Ear", suite: "Suite", how: "Evaluation", typed: str) -> int:
+    def _evaluate(self, ear: "Ear", suite: "Suite", options: "Evaluation", command_line: str) -> int:
         from ossicle import checkpoint
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report
 
         base = ear.settings.base
-        prints = checkpoint.fingerprints(ear.whisper, ear.llm, ear.tokenizer)
-        connector = checkpoint.fingerprint(ear.connector)
+        fingerprints = checkpoint.fingerprints(ear.whisper, ear.llm, ear.tokenizer)
+        connector_fingerprint = checkpoint.fingerprint(ear.connector)
         about = {
-            "ear": f"{self.ear} ({connector})",
-            "LLM": f"{base.llm} ({prints['llm']})",
-            "encoder": f"{base.encoder} ({prints['encoder']})",
+            "ear": f"{self.ear} ({connector_fingerprint})",
+            "LLM": f"{base.llm} ({fingerprints['llm']})",
+            "encoder": f"{base.encoder} ({fingerprints['encoder']})",
         }
         with ConsoleProgress(Console(stderr=True)) as progress:
             report = evaluate(
                 ear,
                 suite,
-                how,
-                identity=f"{connector} {prints}",
+                options,
+                identity=f"{connector_fingerprint} {fingerprints}",
                 progress=progress,
                 about=about,
-                command=typed,
+                command=command_line,
             )
         console = Console()
         written = write_report(report, self.out)
-        if how.journal is not None:
-            how.journal.unlink(missing_ok=True)
+        if options.journal is not None:
+            options.journal.unlink(missing_ok=True)
         print_table(report, console)
         console.out(f"{written.json}\n{written.html}", highlight=False)
         return 0

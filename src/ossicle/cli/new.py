@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import program
+from ossicle.cli.terminal import program_name
 from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.errors import ConfigError
 
-Model = Annotated[str, arg(metavar="MODEL")]
+ModelName = Annotated[str, arg(metavar="MODEL")]
 _SLOTS_PER_SECOND = 25.0
 """More than anybody says, in whatever pieces: it ends what a recogniser would repeat for ever."""
 
@@ -23,9 +23,9 @@ class New:
 
     out: Positional[Path]
     """Folder of the new ear."""
-    llm: Model
+    llm: ModelName
     """A causal LM with a chat template: hub id, local folder, or pocket/llm."""
-    encoder: Model
+    encoder: ModelName
     """A Whisper: hub id, local folder, or pocket/whisper."""
     encoder_window: Literal["full", "sound"] = "full"
     """Whether the encoder is given its full window, as a published Whisper knows it, or the seconds there are: that is
@@ -33,7 +33,7 @@ class New:
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """cpu or cuda; without it the first GPU if there is one."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Writes the ear, and says how much of the LLM's vocabulary it knows."""
         from ossicle import checkpoint
         from ossicle.backbones.pretrained import embeddings, outline_whisper
@@ -48,8 +48,8 @@ class New:
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
         )
         ear = Ear.new(EarSettings(base=base, connector=settings), self.device)
-        known = ear.connector.words if isinstance(ear.connector, Connector) else None
-        if known is None:
+        vocabulary_head = ear.connector.words if isinstance(ear.connector, Connector) else None
+        if vocabulary_head is None:
             raise ConfigError(
                 f"{self.encoder} and {self.llm} have no token in common, so that an ear between them knows nothing"
                 " before it is trained: use ossicle train"
@@ -59,9 +59,9 @@ class New:
         out = shlex.quote(str(self.out))
         console = Console()
         console.out(
-            f"The ear is in {self.out}. It knows {len(known.read):,} of the LLM's {n_tokens:,} tokens by the words of"
-            f" {self.encoder}. Next:\n"
-            f"  {program()} chat {out} question.wav\n  {program()} eval {out} --suite FILE.jsonl",
+            f"The ear is in {self.out}. It knows {len(vocabulary_head.read):,} of the LLM's {n_tokens:,} tokens by the"
+            f" words of {self.encoder}. Next:\n"
+            f"  {program_name()} chat {out} question.wav\n  {program_name()} eval {out} --suite FILE.jsonl",
             highlight=False,
         )
         return 0

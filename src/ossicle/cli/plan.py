@@ -17,7 +17,7 @@ from ossicle.config import Recipe
 if TYPE_CHECKING:
     from ossicle.plan import Estimate
 
-_WIDTH = 100
+_MAX_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class Plan:
     window where clips are joined)."""
     clips: int | None = None
     """Clips in the source; without it, as many as a source that lies here has, or as are learned from."""
-    utilisation: float = 0.4
+    utilization: float = 0.4
     """Share of a GPU's peak that is reached."""
-    frame: int | None = None
+    template_tokens: int | None = None
     """Tokens of the chat template around what is said; without it, the tokenizer tells, where it can be read."""
     json: Path | None = None
     """File to write all numbers to."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Prints the plan."""
         from ossicle.plan import Assumptions, estimate
 
@@ -56,21 +56,23 @@ class Plan:
                 clip_s=self.clip_s,
                 n_tokens=self.tokens,
                 longest_s=self.longest_s,
-                n_clips=_clips_here(self.settings) if self.clips is None else self.clips,
-                utilisation=self.utilisation,
-                n_frame=self.frame,
+                n_clips=_count_local_clips(self.settings) if self.clips is None else self.clips,
+                utilisation=self.utilization,
+                n_frame=self.template_tokens,
             ),
         )
         if self.json is not None:
             write_text(self.json, json.dumps(found.table(), indent=1) + "\n")
         console = Console()
-        show(
-            found, self.settings, Console(width=min(_WIDTH, console.width) if console.is_terminal else _WIDTH)
+        print_estimate(
+            found,
+            self.settings,
+            Console(width=min(_MAX_WIDTH, console.width) if console.is_terminal else _MAX_WIDTH),
         )
         return 0
 
 
-def _clips_here(recipe: Recipe) -> int | None:
+def _count_local_clips(recipe: Recipe) -> int | None:
     """How many clips a recipe's sources have, if all of them lie on this computer."""
     from ossicle.data.open_source import is_here, open_speech
     from ossicle.errors import OssicleError
@@ -83,88 +85,94 @@ def _clips_here(recipe: Recipe) -> int | None:
         return None
 
 
-def show(found: "Estimate", recipe: Recipe, console: Console) -> None:
+def print_estimate(estimate: "Estimate", recipe: Recipe, console: Console) -> None:
     """The plan as tables that fit 100 columns, then what they assume."""
     tables = {
-        "Weights": _weights(found),
-        "Operations": _work(found),
-        "Memory of each GPU at the peak of a step, one of the longest clips at a time": _memory(found),
-        "Disk": _disk(found),
-        "Time, and whether it fits": _gpus(found),
-        "Assumed": _assumptions(found),
+        "Weights": _weights_table(estimate),
+        "Operations": _operations_table(estimate),
+        "Memory of each GPU at the peak of a step, one of the longest clips at a time": _memory_table(
+            estimate
+        ),
+        "Disk": _disk_table(estimate),
+        "Time, and whether it fits": _gpus_table(estimate),
+        "Assumed": _assumptions_table(estimate),
     }
     for number, (title, table) in enumerate(tables.items()):
         console.print(f"{chr(10) * (number > 0)}[bold]{title}", highlight=False)
         console.print(table)
 
 
-def _table(*columns: str) -> Table:
+def _build_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=bool(number))
     return table
 
 
-def _assumptions(found: "Estimate") -> Table:
+def _assumptions_table(estimate: "Estimate") -> Table:
     table = Table.grid(padding=(0, 1))
-    for line in found.assumptions:
+    for line in estimate.assumptions:
         table.add_row("-", Text(line))
     return table
 
 
-def _weights(found: "Estimate") -> Table:
-    table = _table("part", "millions")
-    for name, count in found.weights.items():
+def _weights_table(estimate: "Estimate") -> Table:
+    table = _build_table("part", "millions")
+    for name, count in estimate.weights.items():
         table.add_row(name, f"{count / 1e6:,.1f}")
     return table
 
 
-def _work(found: "Estimate") -> Table:
-    table = _table("part", "GFLOP a clip", "PFLOP in the run", "share of the run")
-    total = sum(found.run.values())
-    for name, flops in found.clip.items():
-        table.add_row(name, f"{flops / 1e9:,.2f}", _peta(found.run[name]), f"{found.run[name] / total:.1%}")
-    table.add_row("all", f"{sum(found.clip.values()) / 1e9:,.2f}", _peta(total), "100.0%")
-    if found.run_live != total:
-        table.add_row("all, without caches", "", _peta(found.run_live), f"{found.run_live / total:.1%}")
-    return table
-
-
-def _memory(found: "Estimate") -> Table:
-    table = _table("part", "GB")
-    for name, size in {**found.memory, "all": sum(found.memory.values())}.items():
-        table.add_row(name, _giga(size))
-    return table
-
-
-def _disk(found: "Estimate") -> Table:
-    table = _table("what", "GB")
-    for name, size in found.disk.items():
-        table.add_row(name, _giga(size))
-    return table
-
-
-def _gpus(found: "Estimate") -> Table:
-    table = _table("GPU", "GB", "mean clips in a part", "longest clips", "hours", "GPU-hours")
-    for on in found.gpus:
+def _operations_table(estimate: "Estimate") -> Table:
+    table = _build_table("part", "GFLOP a clip", "PFLOP in the run", "share of the run")
+    total = sum(estimate.run.values())
+    for name, flops in estimate.clip.items():
         table.add_row(
-            on.gpu,
-            f"{on.memory_bytes / 1e9:.0f}",
-            f"{on.n_mean:,}" if on.n_mean else "none fits",
-            f"{on.n_longest:,}" if on.n_longest else "none fits",
-            _hours(on.hours),
-            _hours(on.gpu_hours),
+            name, f"{flops / 1e9:,.2f}", _format_peta(estimate.run[name]), f"{estimate.run[name] / total:.1%}"
+        )
+    table.add_row("all", f"{sum(estimate.clip.values()) / 1e9:,.2f}", _format_peta(total), "100.0%")
+    if estimate.run_live != total:
+        table.add_row(
+            "all, without caches", "", _format_peta(estimate.run_live), f"{estimate.run_live / total:.1%}"
         )
     return table
 
 
-def _peta(flops: float) -> str:
+def _memory_table(estimate: "Estimate") -> Table:
+    table = _build_table("part", "GB")
+    for name, size in {**estimate.memory, "all": sum(estimate.memory.values())}.items():
+        table.add_row(name, _format_giga(size))
+    return table
+
+
+def _disk_table(estimate: "Estimate") -> Table:
+    table = _build_table("what", "GB")
+    for name, size in estimate.disk.items():
+        table.add_row(name, _format_giga(size))
+    return table
+
+
+def _gpus_table(estimate: "Estimate") -> Table:
+    table = _build_table("GPU", "GB", "mean clips in a part", "longest clips", "hours", "GPU-hours")
+    for fit in estimate.gpus:
+        table.add_row(
+            fit.gpu,
+            f"{fit.memory_bytes / 1e9:.0f}",
+            f"{fit.n_mean:,}" if fit.n_mean else "none fits",
+            f"{fit.n_longest:,}" if fit.n_longest else "none fits",
+            _format_hours(fit.hours),
+            _format_hours(fit.gpu_hours),
+        )
+    return table
+
+
+def _format_peta(flops: float) -> str:
     return f"{flops / 1e15:,.0f}" if flops >= 1e17 else f"{flops / 1e15:,.3g}"
 
 
-def _giga(size: float) -> str:
+def _format_giga(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:,.3f}"
 
 
-def _hours(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.2g}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import EarName, say
+from ossicle.cli.terminal import EarName, print_message
 from ossicle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ossicle.serving.engine import Engine
     from ossicle.serving.metrics import Metrics
 
-Count = Annotated[int, arg(metavar="N")]
-Address = Annotated[str | None, arg(metavar="URL")]
+CountOption = Annotated[int, arg(metavar="N")]
+UrlOption = Annotated[str | None, arg(metavar="URL")]
 KeyFile = Annotated[Path | None, arg(metavar="FILE")]
 
 
@@ -36,7 +36,7 @@ class Serve:
     """What the model is called; the ear's own name without."""
     engine: Literal["local", "vllm"] = "local"
     """Who answers: this computer, or a vLLM elsewhere that serves the ear's LLM with --enable-prompt-embeds."""
-    url: Address = None
+    url: UrlOption = None
     """Of that vLLM, such as http://host:8000."""
     remote_model: Annotated[str | None, arg(metavar="NAME")] = None
     """What the LLM is called there; the first that is served without."""
@@ -46,18 +46,18 @@ class Serve:
     """A file with the keys that open this server, one a line; without, it is open to all who can reach it."""
     allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN")] = ()
     """Other sites whose pages may call the server, such as https://example.org."""
-    max_rows: Count = 32
+    max_batch_size: CountOption = 32
     """Answers that are decoded side by side on this computer."""
-    max_waiting: Count = 128
+    max_waiting: CountOption = 128
     """Requests that may wait beside those; more are told to come back (429)."""
     max_audio_s: Annotated[float, arg(metavar="SECONDS")] = 600.0
     """Most sound in a conversation."""
-    max_body_mb: Count = 64
+    max_body_mb: CountOption = 64
     """Largest request."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Serves until it is stopped."""
-        self.check()
+        self.check_flags()
         import torch
 
         from ossicle import checkpoint
@@ -70,42 +70,42 @@ class Serve:
             model=self.name or self.ear.rstrip("/"),
             keys=read_keys(self.key_file),
             origins=self.allow_origin,
-            max_active=self.max_rows + self.max_waiting,
+            max_active=self.max_batch_size + self.max_waiting,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
         )
-        # A port that is taken is told before the models are loaded.
-        with server.bind_socket(self.host, self.port) as place:
+        # The port is bound first: if it is taken, the error comes before the models are loaded.
+        with server.bind_socket(self.host, self.port) as socket:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
-            meters = Metrics()
-            app = create_app(self.make_engine(ear, meters), settings, meters, language=spoken_in(ear))
-            # It keeps what it compiled for each length of sound that ever came, and is no faster.
+            metrics = Metrics()
+            language = get_transcript_language(ear)
+            app = create_app(self.build_engine(ear, metrics), settings, metrics, language=language)
+            # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster here.
             torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
-            server.run(
-                server.build_server(app), place, lambda: self.announce(settings.model, place.getsockname()[1])
-            )
+            port = socket.getsockname()[1]
+            server.run(server.build_server(app), socket, lambda: self.print_address(settings.model, port))
         return 0
 
-    def make_engine(self, ear: "Ear", meters: "Metrics") -> "Engine":
+    def build_engine(self, ear: "Ear", metrics: "Metrics") -> "Engine":
         """Who answers."""
         if self.engine == "local":
             from ossicle.serving.local_engine import LocalEngine
 
-            return LocalEngine(ear, meters, max_rows=self.max_rows)
+            return LocalEngine(ear, metrics, max_rows=self.max_batch_size)
         from ossicle.serving.vllm.engine import VllmEngine
 
         assert self.url, "checked"
         key = next(iter(read_keys(self.remote_key_file)), None)
-        connecting = VllmEngine.connect(ear, meters, url=self.url, model=self.remote_model, api_key=key)
+        connecting = VllmEngine.connect(ear, metrics, url=self.url, model=self.remote_model, api_key=key)
         return asyncio.run(connecting)
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Refuses flags that cannot be used.
 
         Raises:
             ConfigError: naming the flag and its value
         """
         for flag, value in {
-            "--max-rows": self.max_rows,
+            "--max-batch-size": self.max_batch_size,
             "--max-waiting": self.max_waiting,
             "--max-audio-s": self.max_audio_s,
             "--max-body-mb": self.max_body_mb,
@@ -119,12 +119,12 @@ class Serve:
         if self.engine == "local" and (self.remote_model or self.remote_key_file):
             raise ConfigError("--remote-model and --remote-key-file are for --engine vllm: leave them out")
 
-    def announce(self, model: str, port: int) -> None:
+    def print_address(self, model: str, port: int) -> None:
         """Says where it listens, and to whom."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         Console().print(f"{model} listens: http://{host}:{port}/ (Ctrl-C ends it)", highlight=False)
         if self.key_file is None and not _is_loopback(self.host):
-            say("whoever reaches this address can use it: --key-file asks for a key")
+            print_message("whoever reaches this address can use it: --key-file asks for a key")
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     return keys
 
 
-def spoken_in(ear: "Ear") -> str:
+def get_transcript_language(ear: "Ear") -> str:
     """The language of transcripts, where the encoder knows only one."""
     return "unknown" if ear.whisper.is_multilingual else "english"
 

@@ -7,26 +7,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import RecipeFile, say_how_to_go_on
+from ossicle.cli.terminal import RecipeFile, print_resume_command
 from ossicle.config import Recipe
 
 if TYPE_CHECKING:
     from ossicle.training.cache.precompute_teacher import Lecture
     from ossicle.training.distributed import Ranks
 
-_N_PRINTED = 20
+_N_PROGRESS_LINES = 20
 """Lines in all, where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teach:
+class Teacher:
     """Compute what the LLM makes of all transcripts, into data.teacher_cache; the same command goes on."""
 
     recipe: Positional[RecipeFile]
     """Whose teacher it is. Any of its settings can be overridden behind it, such as --data.teacher-cache FOLDER."""
     settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Fills the cache, or says how to go on."""
         from ossicle.training.cache.precompute_teacher import prepare_lecture
         from ossicle.training.distributed import joined
@@ -36,42 +36,42 @@ class Teach:
                 console = Console(quiet=not ranks.is_first)
                 with ranks.together():
                     lecture = prepare_lecture(self.settings)
-                _announce(lecture, console)
+                _print_summary(lecture, console)
                 if lecture.filling.n_missing:
-                    _give(lecture, ranks, console)
+                    _precompute(lecture, ranks, console)
         except KeyboardInterrupt:
             stop = KeyboardInterrupt(
                 "stopped; what is finished is kept, and the same command goes on from there"
             )
-            return say_how_to_go_on(stop, typed)
+            return print_resume_command(stop, command_line)
         return 0
 
 
-def _announce(lecture: "Lecture", console: Console) -> None:
+def _print_summary(lecture: "Lecture", console: Console) -> None:
     lessons, filling = lecture.lessons, lecture.filling
     skipped = f", {lessons.n_skipped} rows cannot be learned from" if lessons.n_skipped else ""
     console.out(f"{len(lessons)} transcripts in {lessons.n_rows} rows{skipped}", highlight=False)
     if filling.n_missing:
         console.out(
-            f"{filling.folder} lacks {filling.n_missing} of them, which take {_size(filling.n_bytes)} of disk",
+            f"{filling.folder} lacks {filling.n_missing} of them, which take {_format_size(filling.n_bytes)} of disk",
             highlight=False,
         )
     else:
         console.out(f"{filling.folder} has all of them: nothing to do", highlight=False)
 
 
-def _size(n_bytes: int) -> str:
+def _format_size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def _give(lecture: "Lecture", ranks: "Ranks", console: Console) -> None:
-    printed = 0
+def _precompute(lecture: "Lecture", ranks: "Ranks", console: Console) -> None:
+    n_printed = 0
 
-    def tell(n_done: int, n: int) -> None:
-        nonlocal printed
+    def print_progress(n_done: int, n: int) -> None:
+        nonlocal n_printed
         bar.update(task, completed=n_done)
-        if not console.is_terminal and n_done * _N_PRINTED // n > printed:
-            printed = n_done * _N_PRINTED // n
+        if not console.is_terminal and n_done * _N_PROGRESS_LINES // n > n_printed:
+            n_printed = n_done * _N_PROGRESS_LINES // n
             console.out(f"{n_done}/{n} transcripts read", highlight=False)
 
     columns = (
@@ -82,5 +82,5 @@ def _give(lecture: "Lecture", ranks: "Ranks", console: Console) -> None:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
         task = bar.add_task("", total=lecture.filling.n_missing)
-        cache = lecture.give(ranks, tell)
+        cache = lecture.give(ranks, print_progress)
     console.out(f"{lecture.filling.folder} has the states of {len(cache)} transcripts", highlight=False)

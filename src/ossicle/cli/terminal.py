@@ -9,28 +9,28 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 EarName = Annotated[str, arg(metavar="EAR")]
 RecipeFile = Annotated[Path, arg(metavar="RECIPE.toml")]
-Number = Annotated[float | None, arg(metavar="NUMBER")]
+NumberOption = Annotated[float | None, arg(metavar="NUMBER")]
 
 
-def say_how_to_go_on(stop: KeyboardInterrupt, typed: str) -> int:
+def print_resume_command(stop: KeyboardInterrupt, command_line: str) -> int:
     """Ends a command that was stopped by hand; gives its exit code."""
-    say(f"{stop}: {typed.replace('ossicle', program(), 1)}")
-    return INTERRUPTED
+    print_message(f"{stop}: {command_line.replace('ossicle', program_name(), 1)}")
+    return EXIT_INTERRUPTED
 
 
-def program() -> str:
+def program_name() -> str:
     """How this program can be called again: by its name if the shell knows it, else by its path from here."""
     if shutil.which("ossicle"):
         return "ossicle"
-    called = Path(sys.argv[0])
-    return shlex.quote(os.path.relpath(called)) if called.name == "ossicle" else "python -m ossicle"
+    path = Path(sys.argv[0])
+    return shlex.quote(os.path.relpath(path)) if path.name == "ossicle" else "python -m ossicle"
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"ossicle: {' '.join(text.split())}\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import RecipeFile, program, say_how_to_go_on
+from ossicle.cli.terminal import RecipeFile, print_resume_command, program_name
 from ossicle.config import Recipe
 
 
@@ -20,7 +20,7 @@ class Train:
     """What to distil. Any of its settings can be overridden behind it, such as --train.n-steps 100."""
     settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Trains to the last step, or says how to go on."""
         from ossicle.training.progress import Progress
         from ossicle.training.trainer import Stopped, train
@@ -30,11 +30,11 @@ class Train:
         try:
             train(self.settings, Progress(console))
         except Stopped as stop:
-            return say_how_to_go_on(stop, typed)
+            return print_resume_command(stop, command_line)
         out = shlex.quote(self.settings.out)
         console.print(f"The ear is in {self.settings.out}. Next:", highlight=False, markup=False)
         console.out(
-            f"  {program()} eval {out} --suite FILE.jsonl\n  {program()} chat {out} question.wav",
+            f"  {program_name()} eval {out} --suite FILE.jsonl\n  {program_name()} chat {out} question.wav",
             highlight=False,
         )
         return 0

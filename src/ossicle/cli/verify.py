@@ -16,11 +16,11 @@ from ossicle.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from ossicle.evaluation.verify import Verdict
 
-Count = Annotated[int | None, arg(metavar="N")]
-PromptFile = Annotated[Path | None, arg(metavar="FILE")]
-_SHOWN = 16
+CountOption = Annotated[int | None, arg(metavar="N")]
+FileOption = Annotated[Path | None, arg(metavar="FILE")]
+_N_HASH_DIGITS = 16
 """Hexadecimal digits of a hash that are shown; the JSON has all."""
-_DEFAULT_N = 20
+_DEFAULT_N_PROMPTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +29,20 @@ class Verify:
 
     ear: Positional[EarName]
     """An ear's folder or a run's, or pocket/ear for the embedded one."""
-    n: Count = None
+    n_prompts: CountOption = None
     """How many prompts; without it 20 that come with ossicle, or all of the file."""
-    prompts: PromptFile = None
+    prompts: FileOption = None
     """Texts to ask, one a line, in place of those that come with ossicle."""
     max_new_tokens: Annotated[int, arg(metavar="N")] = 64
     """Longest answer, in tokens."""
-    json: PromptFile = None
+    json: FileOption = None
     """File to write all of it to, every answer included."""
 
-    def run(self, typed: str) -> int:
+    def run(self, command_line: str) -> int:
         """Prints what was compared; an LLM that is not the stock one is an error."""
         if self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
-        asked = self._asked()
+        asked = self._select_prompts()
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation.verify import verify
 
@@ -50,7 +50,7 @@ class Verify:
             verdict = verify(self.ear, asked, max_new_tokens=self.max_new_tokens, progress=progress)
         if self.json is not None:
             write_text(self.json, json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) + "\n")
-        _print(verdict, Console())
+        _print_report(verdict, Console())
         if verdict.differences:
             raise CheckpointError(
                 f"the LLM within {self.ear} is not {verdict.within.settings.base.llm} as transformers loads it; other"
@@ -58,21 +58,23 @@ class Verify:
             )
         return 0
 
-    def _asked(self) -> tuple[str, ...]:
+    def _select_prompts(self) -> tuple[str, ...]:
         if self.prompts is None:
             from ossicle.evaluation.verify import PROMPTS
 
-            given, default, where = PROMPTS, _DEFAULT_N, "that come with ossicle"
+            given, default, where = PROMPTS, _DEFAULT_N_PROMPTS, "that come with ossicle"
         else:
-            given = _lines(self.prompts)
+            given = _read_prompts(self.prompts)
             default, where = len(given), f"in {self.prompts}"
-        n = default if self.n is None else self.n
+        n = default if self.n_prompts is None else self.n_prompts
         if not 1 <= n <= len(given):
-            raise ConfigError(f"--n is {n}, expected 1 to {len(given)}, which are the prompts {where}")
+            raise ConfigError(
+                f"--n-prompts is {n}, expected 1 to {len(given)}, which are the prompts {where}"
+            )
         return given[:n]
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _read_prompts(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,7 +87,7 @@ def _lines(path: Path) -> tuple[str, ...]:
     return lines
 
 
-def _print(verdict: "Verdict", console: Console) -> None:
+def _print_report(verdict: "Verdict", console: Console) -> None:
     stock, within = verdict.stock, verdict.within
     n = len(verdict.prompts)
     size = f"{len(stock.weights.digests)} tensors, {stock.weights.n_values:,} values, {within.dtype}"
@@ -93,15 +95,17 @@ def _print(verdict: "Verdict", console: Console) -> None:
         ("weights, SHA-256", stock.weights.sha256, within.weights.sha256),
         ("tokenizer", stock.tokenizer, within.tokenizer),
         ("fingerprint in the ear", within.recorded, within.fingerprint),
-        (f"prompts, of {n}", *_shares(stock.prompts, within.prompts)),
-        (f"answers before hearing, of {n}", *_shares(stock.answers, within.before)),
-        (f"answers after hearing, of {n}", *_shares(stock.answers, within.after)),
+        (f"prompts, of {n}", *_count_same(stock.prompts, within.prompts)),
+        (f"answers before hearing, of {n}", *_count_same(stock.answers, within.before)),
+        (f"answers after hearing, of {n}", *_count_same(stock.answers, within.after)),
     ]
     table = Table(box=None, pad_edge=False)
     for column in ("", "stock", "within the ear", ""):
         table.add_column(column)
     for name, one, other in rows:
-        table.add_row(name, one[:_SHOWN], other[:_SHOWN], "same" if one == other else "[bold]differs")
+        table.add_row(
+            name, one[:_N_HASH_DIGITS], other[:_N_HASH_DIGITS], "same" if one == other else "[bold]differs"
+        )
     console.out(f"{within.settings.base.llm}: {size}", highlight=False)
     console.print(table, highlight=False)
     console.out(f"It answered a sound in between: {within.spoken}", highlight=False)
@@ -109,6 +113,6 @@ def _print(verdict: "Verdict", console: Console) -> None:
         console.out("The LLM is untouched.", highlight=False)
 
 
-def _shares(one: tuple[tuple[int, ...], ...], other: tuple[tuple[int, ...], ...]) -> tuple[str, str]:
+def _count_same(one: tuple[tuple[int, ...], ...], other: tuple[tuple[int, ...], ...]) -> tuple[str, str]:
     """How many there are, and how many of them are the same, token for token."""
     return str(len(one)), str(sum(a == b for a, b in zip(one, other, strict=True)))

@@ -45,9 +45,9 @@ class Assumptions:
                 f"--longest-s is {self.longest_s:g}, expected at least --clip-s, which is {self.clip_s:g}"
             )
         if not 0 < self.utilisation <= 1:
-            raise ConfigError(f"--utilisation is {self.utilisation:g}, expected a share up to 1")
+            raise ConfigError(f"--utilization is {self.utilisation:g}, expected a share up to 1")
         if self.n_frame is not None and self.n_frame < 1:
-            raise ConfigError(f"--frame is {self.n_frame}, expected at least 1 token")
+            raise ConfigError(f"--template-tokens is {self.n_frame}, expected at least 1 token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,14 +276,18 @@ class _Planned:
         """What stands behind the numbers, in words."""
         assumed, recipe, shapes = self.assumed, self.recipe, self.shapes
         source = "known" if assumed.n_clips or recipe.data.n_clips else "not known: as if each was heard once"
-        frame = "read" if shapes.is_frame_known else "assumed, as no tokenizer was read or --frame was given"
+        frame = (
+            "read"
+            if shapes.is_frame_known
+            else "assumed, as no tokenizer was read or --template-tokens was given"
+        )
         said = [
             f"a mean clip lasts {assumed.clip_s:g} s and has {assumed.n_tokens:g} tokens (--clip-s, --tokens)",
             f"{self.n_clips:,} clips in the source ({source}; --clips), their transcripts all distinct;"
             f" {self.n_heard:,} are learned from",
             f"{shapes.n_frame} tokens of chat template around what is said ({frame})",
             f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilisation:.0%} of the vendor's"
-            " dense bfloat16 peak (--utilisation), which small models do not get near; reading and decoding sound"
+            " dense bfloat16 peak (--utilization), which small models do not get near; reading and decoding sound"
             " keep up",
             f"the longest clips last {self.longest_s:g} s (--longest-s); memory in bfloat16, {ROOM:.0%} of a GPU can be"
             " used",

@@ -12,7 +12,7 @@ from ossicle.plan.shapes import Shapes
 ROOM = 0.92
 """Share of a GPU's memory that a run may fill: the rest is for the driver and for gaps between tensors."""
 _FULL_ENOUGH_TO_SHARD = 0.5
-"""As `train.frozen = "auto"` decides."""
+"""As `train.frozen_placement = "auto"` decides."""
 _BYTES = {16: 2.0, 8: 1.0, 4: 0.5625}
 """A weight's, with its scale: 32 bits to 64 weights of 4 bits."""
 _PER_TRAINED = 4 * 4
@@ -110,8 +110,10 @@ def _frozen(shapes: Shapes, train: TrainSettings, n_gpus: int, gpu_bytes: float)
     layers = {"LLM": in_llm * _BYTES[train.llm_bits], "Whisper": in_encoder * 2.0}
     rest = {"LLM": (n_weights(llm) - in_llm) * 2.0, "Whisper": (n_weights(whisper) - in_encoder) * 2.0}
     total = sum(layers.values()) + sum(rest.values())
-    wanted = train.frozen == "sharded" or (
-        train.frozen == "auto" and total > _FULL_ENOUGH_TO_SHARD * gpu_bytes and train.llm_bits == 16
+    wanted = train.frozen_placement == "sharded" or (
+        train.frozen_placement == "auto"
+        and total > _FULL_ENOUGH_TO_SHARD * gpu_bytes
+        and train.llm_bits == 16
     )
     if not (wanted and n_gpus > 1):
         return {f"{name} weights": layers[name] + rest[name] for name in layers}

@@ -107,7 +107,7 @@ def _fingerprint(run: "Run") -> str:
     """Of all in a run that changes what a part takes, or what else the device has to hold."""
     recipe = run.recipe
     about = (run.bases, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
-    about += (recipe.train.frozen, recipe.train.llm_bits)
+    about += (recipe.train.frozen_placement, recipe.train.llm_bits)
     return blake2b(repr(about).encode(), digest_size=8).hexdigest()
 
 
@@ -138,7 +138,8 @@ def _probed(run: "Run") -> tuple[float, float]:
                 raise OssicleError(
                     f"{_device_name(run.ear.device)} has no room for a step with one clip of"
                     f" {n_positions / POSITIONS_PER_SECOND:g} s: expected more memory, a smaller LLM, fewer of its bits"
-                    " (train.llm_bits) or more GPUs (train.frozen = 'sharded'); `ossicle plan` says what is needed"
+                    " (train.llm_bits) or more GPUs (train.frozen_placement = 'sharded'); `ossicle plan` says what is"
+                    " needed"
                 ) from error
             n_positions //= 2
 

@@ -69,7 +69,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             pairs |= flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
         return pairs
 
-    free = {"out", "train.save_every", "train.microbatch_gb", "train.frozen", "data.n_workers"}
+    free = {"out", "train.save_every", "train.microbatch_gb", "train.frozen_placement", "data.n_workers"}
     free |= {"data.feature_cache", "data.teacher_cache", "data.max_invalid_ratio"}
     kept = {name: value for name, value in flat(to_table(recipe)).items() if name not in free}
     return {

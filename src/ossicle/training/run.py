@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         ear = Ear.new(
             EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector),
             llm_bits=recipe.train.llm_bits,
-            on_host=others.are_many and recipe.train.frozen != "replicated",
+            on_host=others.are_many and recipe.train.frozen_placement != "replicated",
         )
     with others.together():  # a rounded LLM is read once more for its fingerprint: by one rank
         own = _fingerprints(ear, recipe) if others.is_first else {}
@@ -127,7 +127,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         read = _stored_readings(recipe, ear, bases)
         if recipe.train.start is not None:
             checkpoint.start_from(ear, recipe.train.start, bases)
-    is_sharded = place_llm(ear, recipe.train.frozen, others)
+    is_sharded = place_llm(ear, recipe.train.frozen_placement, others)
     with others.together():  # how the LLM can be read is found out on its own device
         shapes = shapes_of(ear)
         costs = cost_model(recipe, shapes)

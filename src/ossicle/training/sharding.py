@@ -53,12 +53,12 @@ def shard_encoder(ear: Ear, ranks: Ranks) -> None:
 def _check_can_be_spread(ear: Ear, ranks: Ranks) -> None:
     if not ranks.are_many:
         raise ConfigError(
-            'train.frozen is "sharded", but there is one process: expected several, started by torchrun'
+            'train.frozen_placement is "sharded", but there is one process: expected several, started by torchrun'
         )
     if getattr(ear.llm, "is_quantized", False):
         raise ConfigError(
-            'train.frozen is "sharded" and train.llm_bits below 16: expected one of the two, as rounded weights'
-            " cannot be spread"
+            'train.frozen_placement is "sharded" and train.llm_bits below 16: expected one of the two, as'
+            " rounded weights cannot be spread"
         )
 
 
