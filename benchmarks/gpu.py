@@ -33,7 +33,7 @@ from benchmarks.training.published_step import Given, Literal, new_literal
 from benchmarks.training.train_step import Ours, compared, prepared, proportions
 from ossicle.atomic_io import write_text
 from ossicle.backbones import packed_forward
-from ossicle.backbones.pretrained import default_device, frozen_dtype
+from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 
 ROOT = Path(__file__).parents[1]
 TARGET = 205.0
@@ -273,12 +273,12 @@ Change = Callable[[Ours], contextlib.AbstractContextManager[Any]]
 
 def one_text_a_row(_: Ours) -> contextlib.AbstractContextManager[Any]:
     """Texts are padded to each other, not packed."""
-    return mock.patch.object(packed_forward, "ROW", 0)
+    return mock.patch.object(packed_forward, "ROW_LENGTH", 0)
 
 
 def long_rows(_: Ours) -> contextlib.AbstractContextManager[Any]:
     """Rows of four times as many positions."""
-    return mock.patch.object(packed_forward, "ROW", 4 * packed_forward.ROW)
+    return mock.patch.object(packed_forward, "ROW_LENGTH", 4 * packed_forward.ROW_LENGTH)
 
 
 def compiled_connector(ours: Ours) -> contextlib.AbstractContextManager[Any]:
@@ -310,7 +310,7 @@ def first_token(shape: str, limit_s: float) -> dict[str, Any]:
 
 def with_shape(journal: Journal, plan: Plan, name: str, number: int, peak: float) -> None:
     """All stages with one shape's models; what needs no other shape with the first one's alone."""
-    shape, limits, device = SHAPES[name], plan.limits, default_device()
+    shape, limits, device = SHAPES[name], plan.limits, get_default_device()
     label = f"{number} {name}"
     bases = journal.stage(
         f"{label}: models", limits["lengths"], lambda: Bases.of(shape, device), is_noted=False
@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of the results")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all stages together")
     asked = parser.parse_args(arguments)
-    plan, device, started = SMALL if asked.small else REAL, default_device(), time.perf_counter()
+    plan, device, started = SMALL if asked.small else REAL, get_default_device(), time.perf_counter()
     header = about("gpu", device)
     name = re.sub(r"[^a-z0-9]+", "-", header["machine"].split(",")[0].lower()).strip("-")
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         _, total = torch.cuda.mem_get_info(device)
         journal.found |= {"gpu_bytes": total, "cuda": torch.version.cuda}
     peak_of = journal.stage("matmul peak", plan.limits["profile"], lambda: peaks(device)) or {}
-    peak = peak_of.get(str(frozen_dtype(device))[6:], float("nan"))
+    peak = peak_of.get(str(get_frozen_dtype(device))[6:], float("nan"))
     for number, shape in enumerate(plan.shapes, 1):
         with_shape(journal, plan, shape, number, peak)
         let_go()

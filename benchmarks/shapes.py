@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE
-from ossicle.backbones.encoder import FRAMES_PER_POSITION, n_frames_for
-from ossicle.backbones.pretrained import Whisper, embeddings, frozen_dtype, quiet, read_tokenizer
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, count_frames
+from ossicle.backbones.model_files import silence_transformers
+from ossicle.backbones.pretrained import Whisper, get_frozen_dtype, load_tokenizer
 from ossicle.config import (
     AugmentSettings,
     BaseSettings,
@@ -175,12 +177,14 @@ class Bases:
     @classmethod
     def of(cls, shape: Shape, device: torch.device) -> "Bases":
         """In the type that a run on this device has them in."""
-        tokenizer = read_tokenizer("pocket/llm", None)
+        tokenizer = load_tokenizer("pocket/llm", None)
         tokenizer.chat_template = _FRAME
         torch.manual_seed(0)
-        with quiet(), device:
-            whisper = WhisperForConditionalGeneration._from_config(shape.whisper, dtype=frozen_dtype(device))
-            llm = LlamaForCausalLM._from_config(shape.llama, dtype=frozen_dtype(device))
+        with silence_transformers(), device:
+            whisper = WhisperForConditionalGeneration._from_config(
+                shape.whisper, dtype=get_frozen_dtype(device)
+            )
+            llm = LlamaForCausalLM._from_config(shape.llama, dtype=get_frozen_dtype(device))
         frozen = [model.requires_grad_(False).eval() for model in (whisper, llm)]
         return cls(Whisper(frozen[0], tokenizer), frozen[1], tokenizer)
 
@@ -190,7 +194,10 @@ class Bases:
         Where it is to know words, those are as many as the smaller of the two vocabularies has.
         """
         torch.manual_seed(1)
-        written, read = self.whisper.model.model.decoder.embed_tokens.weight, embeddings(self.llm).weight
+        written, read = (
+            self.whisper.model.model.decoder.embed_tokens.weight,
+            get_input_embeddings(self.llm).weight,
+        )
         n_words = min(len(written), len(read))
         shared = SharedTokens(
             written=written[:n_words],
@@ -240,7 +247,7 @@ def drawn_batches(
 
 
 def _clip(shape: Shape, length_s: float, n_tokens: int) -> Clip:
-    n_frames = min(n_frames_for(round(length_s * SAMPLE_RATE)), shape.n_positions * FRAMES_PER_POSITION)
+    n_frames = min(count_frames(round(length_s * SAMPLE_RATE)), shape.n_positions * FRAMES_PER_POSITION)
     ids = torch.randint(min(shape.n_vocabulary, 2_560), (min(n_tokens, shape.n_slots),))
     return Clip(ids=ids, mel=torch.randn(shape.n_mels, n_frames), states=None)
 

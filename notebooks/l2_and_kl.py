@@ -18,7 +18,7 @@ from notebooks.gradients import Push
 from notebooks.looks import HeldOut, Look, head_of
 from ossicle import checkpoint
 from ossicle.atomic_io import written_whole
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import ObjectiveSettings, Recipe, load_recipe
 from ossicle.ear import Ear
 from ossicle.training.batch import new_batch
@@ -121,7 +121,7 @@ class Bench:
 
     def __init__(self, sizes: Sizes, folder: Path) -> None:
         self.sizes, self.folder = sizes, folder
-        pocket = load_recipe(Path(locate("pocket/recipe.toml")))
+        pocket = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
         self.recipe = replace(
             pocket,
             out=str(folder / "run"),

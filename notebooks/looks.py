@@ -59,7 +59,7 @@ class HeldOut:
         sounds = [load_audio(item.audio) for item in chosen]
         order = sorted(range(n_clips), key=lambda place: len(sounds[place]))
         batches = [order[first : first + _HEARD_AT_ONCE] for first in range(0, n_clips, _HEARD_AT_ONCE)]
-        ids = [torch.tensor(ear.template.split(item.text).text) for item in chosen]
+        ids = [torch.tensor(ear.template.split_prompt(item.text).text) for item in chosen]
         read = Teacher(ear, ObjectiveSettings(hidden_positions="last")).targets(ids)
         heard = [(places, ear.features([sounds[place] for place in places])) for places in batches]
         return cls(heard, read.states[:, -1].double())

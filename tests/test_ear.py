@@ -100,7 +100,7 @@ def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
 
 def test_what_is_read_is_the_stock_llm_s_answer(left: Ear) -> None:
     messages = [{"role": "user", "content": "what is the capital of france?"}]
-    ids = torch.tensor([left.template.text_ids(messages)])
+    ids = torch.tensor([left.template.tokenize(messages)])
     own = left.llm.generate(  # ty: ignore[not-callable]
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
     )
@@ -152,7 +152,7 @@ def test_readings_do_not_depend_on_padding_or_company(left: Ear) -> None:
 
 def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
     texts = ["what is the capital of france?", "yes"]
-    splits = [left.template.split(text) for text in texts]
+    splits = [left.template.split_prompt(text) for text in texts]
     n_text = [len(split.text) for split in splits]
     ids = torch.zeros(2, max(n_text), dtype=torch.long)
     for row, split in enumerate(splits):

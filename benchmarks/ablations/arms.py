@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ossicle.atomic_io import written_whole
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import AugmentSettings, Recipe, load_recipe
 from ossicle.data.source_spec import POCKET_SPEECH
 
@@ -119,7 +119,7 @@ ARMS = {
 
 def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
     """An arm's recipe; all arms that hear the same sound share the features that are kept of it."""
-    pocket = load_recipe(Path(locate("pocket/recipe.toml")))
+    pocket = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     features = "punctuated" if arm.is_punctuated else arm.window
     speech = {"source": (str(punctuated_speech(out)),)} if arm.is_punctuated else {}
     return replace(
@@ -150,14 +150,14 @@ def run_folder(arm: Arm, seed: int, out: Path) -> Path:
 
 def n_clips(share: float) -> int:
     """So many of the pocket speech, whose clips lie in no order."""
-    return round(share * pq.read_metadata(locate(POCKET_SPEECH) + ".parquet").num_rows)
+    return round(share * pq.read_metadata(resolve_model_path(POCKET_SPEECH) + ".parquet").num_rows)
 
 
 def punctuated_speech(out: Path) -> Path:
     """The pocket speech with commas in its transcripts, made if it is not there yet."""
     path = out / "speech-punctuated.parquet"
     if not path.exists():
-        table = pq.read_table(locate(POCKET_SPEECH) + ".parquet")
+        table = pq.read_table(resolve_model_path(POCKET_SPEECH) + ".parquet")
         rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
         texts = pa.array([punctuated(text, row) for row, text in rows])
         place = table.schema.get_field_index("text")

@@ -133,7 +133,7 @@ def _commas(ear: Ear) -> set[int]:
 
 def token_ids(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of transcripts, as the chat template frames them."""
-    return [list(ear.template.split(text).text) for text in texts]
+    return [list(ear.template.split_prompt(text).text) for text in texts]
 
 
 # Slots

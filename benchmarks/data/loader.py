@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import AugmentSettings, DataSettings, load_recipe
 from ossicle.data.open_source import open_speech
 from ossicle.data.pack import pack
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    recipe = load_recipe(Path(locate("pocket/recipe.toml")))
+    recipe = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     data = replace(recipe.data, feature_cache=None, n_augmented_views=1, n_clips=given.clips, n_workers=0)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(replace(recipe, out=f"{folder}/run", data=data, augment=AugmentSettings()))

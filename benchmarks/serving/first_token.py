@@ -33,7 +33,7 @@ from transformers import GenerationConfig
 from benchmarks.meters import Counter, about, clock, median, peak_bytes, seconds
 from benchmarks.shapes import OURS, SHAPES, TOKENS_PER_SECOND, Bases, Shape
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
-from ossicle.backbones.pretrained import default_device
+from ossicle.backbones.pretrained import get_default_device
 from ossicle.checkpoint import load
 from ossicle.config import ConnectorSettings
 from ossicle.connectors import base
@@ -148,7 +148,7 @@ class Ears:
     @classmethod
     def of(cls, shape: Shape) -> "Ears":
         """Ours as recipes/llama-3.1-8b.toml has it, one that hears all words together, and one as published."""
-        bases = Bases.of(shape, default_device())
+        bases = Bases.of(shape, get_default_device())
         published = bases.ear(ConnectorSettings(form="right", n_queries=shape.n_slots))
         base = replace(published.settings.base, encoder_window="full")
         published.settings = replace(published.settings, base=base)
@@ -161,9 +161,9 @@ class Ears:
 def question_of(ear: Ear, n_tokens: int) -> str:
     """Words that are so many tokens to the LLM."""
     text = "what"
-    while len(ear.template.split(text).text) < n_tokens:
+    while len(ear.template.split_prompt(text).text) < n_tokens:
         text += " the"
-    assert len(ear.template.split(text).text) == n_tokens
+    assert len(ear.template.split_prompt(text).text) == n_tokens
     return text
 
 
@@ -250,7 +250,9 @@ def with_pocket_models(rounds: int) -> list[dict[str, Any]]:
             "cascade": cascade,
         }
         found = in_turns(ways, ear, rounds)
-        rows.append({"seconds": round(length, 2), "tokens": len(ear.template.split(text).text), **found})
+        rows.append(
+            {"seconds": round(length, 2), "tokens": len(ear.template.split_prompt(text).text), **found}
+        )
     return rows
 
 
@@ -297,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-pocket", action="store_true", help="random weights alone")
     asked = parser.parse_args(arguments)
     started, shape = time.perf_counter(), SHAPES[asked.shape]
-    result: dict[str, Any] = {**about("first_token", default_device()), "shape": shape.name}
+    result: dict[str, Any] = {**about("first_token", get_default_device()), "shape": shape.name}
     print(f"{shape.name}: {result['machine']}")
     print("{:>5} {:10}{:>10}{:>9}{:>8}{:>10}{:>8}{:>9}{:>9}".format(*_HEAD), flush=True)
     ears = Ears.of(shape)

@@ -36,7 +36,7 @@ from benchmarks.shapes import (
 from benchmarks.training.published_step import Given, new_literal
 from benchmarks.training.train_step import weights_of
 from ossicle.backbones import packed_forward
-from ossicle.backbones.pretrained import default_device
+from ossicle.backbones.pretrained import get_default_device
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.training.run import Share
 from ossicle.training.teacher import Teacher
@@ -77,17 +77,22 @@ class Rung:
     @contextlib.contextmanager
     def reading(self) -> Generator[None]:
         """Within the block the LLM is read in this way."""
-        own = packed_forward.Reader.read
+        own = packed_forward.PackedLlm.forward
 
         def read(self_: Any, table: Any, texts: Any, n_last: Any, shared: Any, *, picks: bool) -> Any:
             return own(
-                self_, table, texts, n_last, shared if self.shares else None, picks=picks and self.picks
+                self_,
+                table,
+                texts,
+                n_last,
+                shared if self.shares else None,
+                gathers_last_layer=picks and self.picks,
             )
 
-        row = packed_forward.ROW if self.packs else 0
+        row = packed_forward.ROW_LENGTH if self.packs else 0
         with (
-            mock.patch.object(packed_forward.Reader, "read", read),
-            mock.patch.object(packed_forward, "ROW", row),
+            mock.patch.object(packed_forward.PackedLlm, "forward", read),
+            mock.patch.object(packed_forward, "ROW_LENGTH", row),
         ):
             yield
 
@@ -119,7 +124,7 @@ def step_of(
     cache = filled_cache(run, clips) if rung.is_cached else None
     run = replace(run, teacher=Teacher(run.ear, recipe.objective, cache))
     portion = portion_of(clips)
-    assert run.ear.reader.picks
+    assert run.ear.reader.gathers_last_layer
 
     def step() -> None:
         with rung.reading():
@@ -145,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args(arguments)
-    device, shape = default_device(), SHAPES[asked.shape]
+    device, shape = get_default_device(), SHAPES[asked.shape]
     bases = Bases.of(shape, device)
     clips = drawn_batches(shape, asked.seconds, asked.batch, 1)[0]
     literal, given = new_literal(bases, shape), Given.of(shape, clips)

@@ -31,7 +31,7 @@ from benchmarks.shapes import (
     portion_of,
 )
 from benchmarks.training.train_step import weights_of
-from ossicle.backbones.pretrained import default_device, frozen_dtype
+from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import ObjectiveSettings
 from ossicle.losses import forward_kl, hidden_distance
 from ossicle.training.run import Share
@@ -64,8 +64,8 @@ def alone(
     widths: Sequence[int], vocabularies: Sequence[int], batch: int, rounds: int
 ) -> list[dict[str, Any]]:
     """The loss alone, by D and V."""
-    device, rows = default_device(), []
-    dtype = frozen_dtype(device)
+    device, rows = get_default_device(), []
+    dtype = get_frozen_dtype(device)
     for width in widths:
         whole = torch.full((max(vocabularies), width), 0.01, device=device, dtype=dtype)
         for n_vocabulary in vocabularies:
@@ -96,7 +96,7 @@ def of_a_step(shape: Shape, batch: int) -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = {name: {} for name in OBJECTIVES}
     for n_vocabulary in (SMALL_V, LARGE_V):
         sizes = replace(shape, n_vocabulary=n_vocabulary)
-        bases, (clips,) = Bases.of(sizes, default_device()), drawn_batches(sizes, 2.0, batch, 1)
+        bases, (clips,) = Bases.of(sizes, get_default_device()), drawn_batches(sizes, 2.0, batch, 1)
         for name, objective in OBJECTIVES.items():
             with tempfile.TemporaryDirectory() as folder:
                 recipe = replace(our_recipe(sizes, Path(folder), batch), objective=objective)
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"a step that compares by {name} keeps {sizes}")
     kept = step["hidden states"]
     result = {
-        **about("loss", default_device()),
+        **about("loss", get_default_device()),
         "batch": asked.batch,
         "losses": rows,
         "step_kept_bytes": {name: {str(n): size for n, size in one.items()} for name, one in step.items()},

@@ -23,8 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.meters import Counter, Watch, about, matmul_peak, median, seconds, unwatched
 from benchmarks.shapes import SHAPES, Bases, Shape, drawn_batches, full_window
+from ossicle.backbones.causal_lm import embed
 from ossicle.backbones.encoder import Features
-from ossicle.backbones.pretrained import default_device, embed
+from ossicle.backbones.pretrained import get_default_device
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ConnectorSettings, PromptSettings
 from ossicle.connectors.base import Connector, new_connector
@@ -85,7 +86,7 @@ class Literal:
             states = self.encoder(mel.to(self.llm.dtype)).last_hidden_state
         with watch("connector"), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             every = torch.ones(states.shape[:2], dtype=torch.bool, device=device)
-            audio = self.connector(Features(states, every, is_whole=True))
+            audio = self.connector(Features(states, every, is_unpadded=True))
             align = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, "right")
         with watch("student"):
             student = self._read(audio.tokens.to(self.llm.dtype))
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args(arguments)
-    device, shape = default_device(), SHAPES[asked.shape]
+    device, shape = get_default_device(), SHAPES[asked.shape]
     bases = Bases.of(shape, device)
     literal = new_literal(bases, shape)
     given = Given.of(shape, drawn_batches(shape, asked.seconds, asked.batch, 1)[0])

@@ -163,7 +163,7 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
     """A run that writes down what its processes learn, step by step, and stops after a given one."""
     import torch
 
-    from ossicle.backbones import pretrained
+    from ossicle.backbones import causal_lm, pretrained
     from ossicle.config import load_recipe
     from ossicle.ear import Ear
     from ossicle.training import Stopped, train, trainer
@@ -186,8 +186,8 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
         return taken
 
     Ear.new, trainer.optimise = new_ear, watched
-    pretrained.frozen_dtype = lambda device: getattr(torch, dtype)
-    pretrained.SAME_READING[getattr(torch, dtype)] = 1e-3
+    pretrained.get_frozen_dtype = lambda device: getattr(torch, dtype)
+    causal_lm.RELATIVE_TOLERANCE[getattr(torch, dtype)] = 1e-3
     with contextlib.suppress(Stopped):
         train(load_recipe(recipe_file))
 

@@ -51,7 +51,7 @@ from benchmarks.shapes import (
 )
 from benchmarks.training.published_step import Given, Literal, new_literal
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
-from ossicle.backbones.pretrained import default_device
+from ossicle.backbones.pretrained import get_default_device
 from ossicle.training import distillation
 from ossicle.training.batch import Clip, Portion
 from ossicle.training.run import Run, Share
@@ -353,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fit", type=float, nargs="*", default=[1.0, 2.0, 5.0, 10.0, 20.0, 30.0])
     asked = parser.parse_args(arguments)
-    device, shape = default_device(), SHAPES[asked.shape]
+    device, shape = get_default_device(), SHAPES[asked.shape]
     bases = Bases.of(shape, device)
     peak = matmul_peak(device, bases.llm.dtype)
     result = {

@@ -13,16 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ossicle.atomic_io import written_whole
-from ossicle.backbones.embedding_table import stored_words
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.embedding_table import open_embedding_table
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import (
     Whisper,
-    embeddings,
+    build_meta_llm,
     load_llm,
+    load_tokenizer,
     load_whisper,
-    locate,
-    outline_llm,
-    read_device,
-    read_tokenizer,
+    resolve_device,
 )
 from ossicle.config import BaseSettings
 from ossicle.connectors.base import new_connector
@@ -165,21 +165,21 @@ def load(
     Raises:
         CheckpointError: not an ear, a damaged one, or bases other than those it was distilled against
     """
-    folder = _ear_folder(Path(locate(str(folder))))
+    folder = _ear_folder(Path(resolve_model_path(str(folder))))
     config = _read_config(folder)
     settings = _moved(_settings(config, folder), encoder, llm)
     weights = _read_weights(folder)
-    place = read_device(device)
+    place = resolve_device(device)
     base = settings.base
     whisper = load_whisper(base.encoder, base.encoder_revision, place)
     if with_llm:
         model, tokenizer = load_llm(base.llm, base.llm_revision, place)
         found = fingerprints(whisper, model, tokenizer)
     else:
-        model = outline_llm(base.llm, base.llm_revision)
+        model = build_meta_llm(base.llm, base.llm_revision)
         if settings.connector.knows_words:
             _read_embeddings(model, base, place)
-        tokenizer = read_tokenizer(base.llm, base.llm_revision)
+        tokenizer = load_tokenizer(base.llm, base.llm_revision)
         found = {
             "encoder": fingerprint(whisper.model.model.encoder),
             "recogniser": recogniser_fingerprint(whisper),
@@ -190,7 +190,9 @@ def load(
     _check_bases(found, config["fingerprints"], base, folder)
     try:
         shared = shared_tokens(settings.connector, whisper, model, tokenizer)
-        connector = new_connector(whisper.config, settings.connector, embeddings(model).embedding_dim, shared)
+        connector = new_connector(
+            whisper.config, settings.connector, get_input_embeddings(model).embedding_dim, shared
+        )
         connector.load_state_dict(weights)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
@@ -198,7 +200,7 @@ def load(
             f" {' '.join(str(error).split())}"
         ) from error
     if not with_llm:
-        embeddings(model).to("meta")  # what is heard in their place is the connector's by now
+        get_input_embeddings(model).to("meta")  # what is heard in their place is the connector's by now
         if place.type == "cuda":
             torch.cuda.empty_cache()  # for whoever answers on the same GPU
     connector.eval().requires_grad_(False)
@@ -207,9 +209,9 @@ def load(
 
 def _read_embeddings(outline: PreTrainedModel, base: BaseSettings, place: torch.device) -> None:
     """The one table of an LLM that hearing may need: the words that a connector has in common with it."""
-    stored = stored_words(outline, base.llm, base.llm_revision)
-    table = embeddings(outline)
-    table.weight = nn.Parameter(stored.whole().to(place, outline.dtype), requires_grad=False)
+    stored = open_embedding_table(outline, base.llm, base.llm_revision)
+    table = get_input_embeddings(outline)
+    table.weight = nn.Parameter(stored.read_all().to(place, outline.dtype), requires_grad=False)
     for name, _ in list(table.named_buffers()):  # transformers' own copy of the scale
         table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=place), persistent=False)
 
@@ -224,7 +226,7 @@ def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:
     Raises:
         CheckpointError: not an ear, a damaged one, one of other bases or with a connector of another kind
     """
-    path = _ear_folder(Path(locate(folder)))
+    path = _ear_folder(Path(resolve_model_path(folder)))
     config = _read_config(path)
     settings = _settings(config, path)
     _check_bases(bases, config["fingerprints"], ear.settings.base, path)
@@ -239,7 +241,7 @@ def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:
 
 def is_ear(name: str) -> bool:
     """Whether a name is the folder of an ear, or of a run that has one."""
-    return (_ear_folder(Path(locate(name))) / WEIGHTS).is_file()
+    return (_ear_folder(Path(resolve_model_path(name))) / WEIGHTS).is_file()
 
 
 def _ear_folder(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from ossicle import checkpoint
 from ossicle.atomic_io import sole_writer, written_whole
 from ossicle.audio.microphone import Microphone
 from ossicle.audio.waveform import load_audio
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import Recipe, load_recipe
 from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
@@ -87,7 +87,7 @@ def run_demo(
     _print_title(
         console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random"
     )
-    question = microphone.listen(console) if microphone else random.choice(suite.items)
+    question = microphone.record(console) if microphone else random.choice(suite.items)
     path = _ask_question(ears, question, out, console)
     files = shlex.join([str(out), str(path)])
     console.out(f'\nAsk it yourself:\n  {program} chat {files} --text "Answer in Spanish."', highlight=False)
@@ -102,7 +102,7 @@ def build_demo_recipe(out: Path, minutes: float) -> Recipe:
 
     Each clip is heard in one way only: in so few minutes it comes up a few times.
     """
-    recipe = load_recipe(Path(locate("pocket/recipe.toml")))
+    recipe = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     n_clips = max(recipe.train.batch_size, round(minutes * CLIPS_PER_MINUTE))
     data = replace(recipe.data, n_clips=n_clips, n_augmented_views=1, feature_cache=str(out / "features"))
     return replace(recipe, out=str(out), data=data)
@@ -153,7 +153,7 @@ def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command:
     report = _evaluate_ear(ear, suite, name, console, command)
     checkpoint.save(ear, out / checkpoint.RUN_EAR, card=model_card_table(report))
     ears = [EvaluatedEar(name=name, ear=ear, report=report)]
-    if Path(locate(SHIPPED_EAR)).is_dir():
+    if Path(resolve_model_path(SHIPPED_EAR)).is_dir():
         shipped = checkpoint.load(SHIPPED_EAR)
         name = "shipped with ossicle, trained longer and on more speech"
         report = _evaluate_ear(shipped, suite, name, console, command, reading=report)

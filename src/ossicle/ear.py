@@ -17,22 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
-from ossicle.backbones.encoder import Features, encode, mel_batch
-from ossicle.backbones.packed_forward import Reader
-from ossicle.backbones.pretrained import (
-    Whisper,
-    embed,
-    embeddings,
-    load_llm,
-    load_whisper,
-    next_token_logits,
-    quiet,
-    read_device,
-)
+from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
+from ossicle.backbones.encoder import Features, build_mel_batch, encode
+from ossicle.backbones.model_files import silence_transformers
+from ossicle.backbones.packed_forward import PackedLlm
+from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
 from ossicle.chat import generation
-from ossicle.chat.generation import Prompt, Reaction
-from ossicle.chat.messages import read_conversation
-from ossicle.chat.template import ChatTemplate, Piece, SoundPiece, TextPiece
+from ossicle.chat.generation import ContinuationScores, Prompt
+from ossicle.chat.messages import parse_conversation
+from ossicle.chat.template import AudioSegment, ChatTemplate, Segment, TextSegment
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.connectors.base import Connector, StackingConnector, new_connector
 from ossicle.connectors.vocabulary_overlap import shared_tokens
@@ -97,12 +90,14 @@ class Ear:
             CheckpointError: a base that cannot be found, is of the wrong kind or is damaged
             ConfigError: connector settings that do not fit the encoder, or no such device
         """
-        place = read_device(device)
+        place = resolve_device(device)
         base = settings.base
         whisper = load_whisper(base.encoder, base.encoder_revision, place, on_host=on_host)
         llm, tokenizer = load_llm(base.llm, base.llm_revision, place, bits=llm_bits, on_host=on_host)
         shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
-        connector = new_connector(whisper.config, settings.connector, embeddings(llm).embedding_dim, shared)
+        connector = new_connector(
+            whisper.config, settings.connector, get_input_embeddings(llm).embedding_dim, shared
+        )
         if settings.connector.init == "whisper":
             connector.start_from(whisper.model.model.decoder)
         return cls(whisper, llm, tokenizer, connector.float().to(place).eval(), settings)
@@ -126,7 +121,7 @@ class Ear:
             AudioError: a sound is longer than the encoder's window
         """
         config, n_frames = self.whisper.config, self.whisper.window_frames
-        mel = mel_batch(sounds, config.num_mel_bins, n_frames, full_window=self._hears_whole_windows)
+        mel = build_mel_batch(sounds, config.num_mel_bins, n_frames, full_window=self._hears_whole_windows)
         return self.encode_mels(*mel)
 
     @torch.no_grad()
@@ -196,7 +191,7 @@ class Ear:
         Raises:
             CheckpointError: an ear that was loaded without its LLM
         """
-        table = self.embed(torch.arange(embeddings(self.llm).num_embeddings)).float()
+        table = self.embed(torch.arange(get_input_embeddings(self.llm).num_embeddings)).float()
         return torch.cat([torch.cdist(rows, table).argmin(1) for rows in heard.float().split(_NAMED_AT_ONCE)])
 
     def _in_windows(
@@ -249,7 +244,7 @@ class Ear:
 
     def chat_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The answers to several conversations at once, each the same as if it were alone."""
-        return generation.answer(self.llm, self.tokenizer, self.prompts(conversations), **options)
+        return generation.generate_answers(self.llm, self.tokenizer, self.prompts(conversations), **options)
 
     def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The stock LLM's answers to conversations of text: what hearing is measured against."""
@@ -257,7 +252,9 @@ class Ear:
 
     def answer_ids_batch(self, conversations: Sequence[Messages], **options: Any) -> list[list[int]]:
         """The tokens of `chat_batch`'s answers, with the one that ends it where the LLM came to an end."""
-        return generation.answer_ids(self.llm, self.tokenizer, self.prompts(conversations), **options)
+        return generation.generate_answer_ids(
+            self.llm, self.tokenizer, self.prompts(conversations), **options
+        )
 
     def choose_batch(self, conversations: Sequence[Messages], choices: Sequence[str]) -> list[int]:
         """For each conversation, which of some words the LLM is likeliest to begin its answer with.
@@ -270,16 +267,16 @@ class Ear:
 
     def react_batch(
         self, conversations: Sequence[Messages], answers: Sequence[Sequence[int]]
-    ) -> list[Reaction]:
+    ) -> list[ContinuationScores]:
         """What the LLM would say to each conversation, and along an answer to it that is given as ids."""
-        return generation.react(self.llm, self.prompts(conversations), answers)
+        return generation.score_continuation(self.llm, self.prompts(conversations), answers)
 
     def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
         """Pieces of the answer while it is made; joined, they equal `chat`.
 
         The conversation is checked and heard at once, not when the first piece is asked for.
         """
-        return generation.stream(self.llm, self.tokenizer, self.prompts([messages])[0], **options)
+        return generation.stream_answer(self.llm, self.tokenizer, self.prompts([messages])[0], **options)
 
     @torch.inference_mode()
     def prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
@@ -292,7 +289,7 @@ class Ear:
         """
         self._check_can_read()
         sounds = [
-            [load_audio(sound) for sound in read_conversation(messages).sounds] for messages in conversations
+            [load_audio(sound) for sound in parse_conversation(messages).sounds] for messages in conversations
         ]
         layouts = [self.template.render(messages) for messages in conversations]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
@@ -301,12 +298,12 @@ class Ear:
             for pieces, row in zip(layouts, sounds, strict=True)
         ]
 
-    def prompt(self, pieces: Sequence[Piece], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
+    def prompt(self, pieces: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
         """What the LLM is given for a conversation that `template.render` laid out, whose sounds were heard."""
-        first = next(i for piece in pieces if isinstance(piece, TextPiece) for i in piece.ids)
+        first = next(i for piece in pieces if isinstance(piece, TextSegment) for i in piece.ids)
         embeds, ids = [], []
         for piece in pieces:
-            is_heard = isinstance(piece, SoundPiece)
+            is_heard = isinstance(piece, AudioSegment)
             embeds.append(tokens[piece.index] if is_heard else self.embed(piece.ids))
             ids += [first] * len(embeds[-1]) if is_heard else piece.ids
         return Prompt(torch.cat(embeds), torch.tensor(ids, device=self.device))
@@ -321,7 +318,7 @@ class Ear:
         return embed(self.llm, ids)
 
     def _check_can_read(self) -> None:
-        if embeddings(self.llm).weight.is_meta:
+        if get_input_embeddings(self.llm).weight.is_meta:
             raise CheckpointError(
                 "this ear was loaded without its LLM: it hears and transcribes, and cannot read or answer; load it"
                 " with with_llm=True"
@@ -340,11 +337,11 @@ class Ear:
 
     def _transcribe_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
         model, config = self.whisper.model, self.whisper.config
-        mel, _ = mel_batch(windows, config.num_mel_bins, self.whisper.window_frames, full_window=True)
+        mel, _ = build_mel_batch(windows, config.num_mel_bins, self.whisper.window_frames, full_window=True)
         options: dict[str, Any] = {}
         if not model.generation_config.max_length:
             options["max_length"] = config.max_target_positions
-        with quiet():  # of advice about flags that published Whispers carry
+        with silence_transformers():  # of advice about flags that published Whispers carry
             ids = model.generate(
                 input_features=mel.to(self.device, model.dtype),
                 attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=self.device),
@@ -355,10 +352,10 @@ class Ear:
     # Student and teacher
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> PackedLlm:
         """The LLM behind the chat template's beginning."""
         prefix, _ = self.template.frame
-        return Reader(self.llm, prefix)
+        return PackedLlm(self.llm, prefix)
 
     def last_states(
         self,
@@ -391,11 +388,11 @@ class Ear:
             if after is not None:
                 own.append(behind[-1] + 1 + clip * after.shape[1] + np.arange(n_after[clip]))
             texts.append(np.concatenate(own))
-        return self.reader.last_states(table, texts, n_last)
+        return self.reader.compute_last_states(table, texts, n_last)
 
     def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
-        return next_token_logits(self.llm, states)
+        return compute_logits(self.llm, states)
 
 
 def _joined(texts: Sequence[Sequence[str]]) -> list[str]:
@@ -426,7 +423,7 @@ def check_vocabulary(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
 ) -> None:
     """Refuse a tokenizer of another LLM, which would end in an index error, on a GPU a fatal one."""
-    n_rows = embeddings(llm).num_embeddings
+    n_rows = get_input_embeddings(llm).num_embeddings
     n_needed = max(tokenizer.vocab_size, max(*template.frame.prefix, *template.frame.suffix) + 1)
     if n_needed > n_rows:
         raise CheckpointError(

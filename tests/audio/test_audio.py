@@ -17,14 +17,14 @@ from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel as transformers_hertz_to_mel
 
 from ossicle.audio import decoding, waveform
-from ossicle.audio.decoding import Stream, missing_bytes, open_stream
+from ossicle.audio.decoding import AudioStream, count_missing_bytes, open_audio
 from ossicle.audio.waveform import (
     SAMPLE_RATE,
-    hertz_to_mel,
+    hz_to_mel,
     load_audio,
-    log_mel,
+    log_mel_spectrogram,
     mel_filters,
-    mel_to_hertz,
+    mel_to_hz,
     split_at_quiet,
 )
 from ossicle.errors import AudioError, ConfigError
@@ -93,8 +93,10 @@ def test_log_mel_equals_whispers(n_samples, n_mels, chunk_length):
     extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=chunk_length)
     samples = 0.1 * np.random.default_rng(n_samples).standard_normal(n_samples).astype(np.float32)
     expected = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
-    assert_close(log_mel(samples, n_mels, chunk_length * 100), expected)
-    assert_close(log_mel(torch.from_numpy(samples).double(), n_mels, chunk_length * 100), expected)
+    assert_close(log_mel_spectrogram(samples, n_mels, chunk_length * 100), expected)
+    assert_close(
+        log_mel_spectrogram(torch.from_numpy(samples).double(), n_mels, chunk_length * 100), expected
+    )
 
 
 @pytest.mark.parametrize("n_frames", [2, 3, 250, 601])
@@ -104,15 +106,15 @@ def test_log_mel_equals_whispers_for_any_window(n_frames):
     expected = extractor(
         samples, sampling_rate=SAMPLE_RATE, max_length=n_frames * 160, return_tensors="pt"
     ).input_features[0]
-    assert log_mel(samples, 80, n_frames).shape == (80, n_frames)
-    assert_close(log_mel(samples, 80, n_frames), expected)
+    assert log_mel_spectrogram(samples, 80, n_frames).shape == (80, n_frames)
+    assert_close(log_mel_spectrogram(samples, 80, n_frames), expected)
 
 
 def test_log_mel_of_silence_and_of_near_silence_is_whispers():
     extractor = WhisperFeatureExtractor(chunk_length=6)
     for samples in (np.zeros(100, np.float32), np.full(100, 1e-9, np.float32)):
         expected = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
-        assert_close(log_mel(samples, 80, 600), expected)
+        assert_close(log_mel_spectrogram(samples, 80, 600), expected)
 
 
 @pytest.mark.parametrize("n_mels", [1, 40, 80, 128])
@@ -125,16 +127,19 @@ def test_mel_filters_equal_whispers(n_mels):
 def test_a_window_holds_its_last_sample_and_not_one_more():
     sound = np.zeros(96_001, np.float32)
     sound[95_999] = 1.0
-    assert log_mel(sound[:96_000], 80, 600)[:, -1].max() > log_mel(sound[:96_000], 80, 600)[:, 0].max()
+    assert (
+        log_mel_spectrogram(sound[:96_000], 80, 600)[:, -1].max()
+        > log_mel_spectrogram(sound[:96_000], 80, 600)[:, 0].max()
+    )
     with pytest.raises(AudioError, match=r"6\.00 s \(96001 samples\).*at most.*96000.*split"):
-        log_mel(sound, 80, 600)
+        log_mel_spectrogram(sound, 80, 600)
 
 
 def test_log_mel_names_sizes_that_cannot_be():
     with pytest.raises(ConfigError, match="n_frames=1: expected at least 2"):
-        log_mel(np.zeros(10, np.float32), 80, 1)
+        log_mel_spectrogram(np.zeros(10, np.float32), 80, 1)
     with pytest.raises(ConfigError, match="n_mels=0: expected a positive"):
-        log_mel(np.zeros(10, np.float32), 0, 600)
+        log_mel_spectrogram(np.zeros(10, np.float32), 0, 600)
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -182,7 +187,7 @@ def test_path_text_bytes_and_open_file_are_one_sound(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_whole_files_miss_nothing(name):
-    assert missing_bytes(io.BytesIO(encode(tone(48_000), 48_000, name)), "it") == 0
+    assert count_missing_bytes(io.BytesIO(encode(tone(48_000), 48_000, name)), "it") == 0
 
 
 @pytest.mark.parametrize("size", [0x7FFF_F000, 0xFFFF_FFFF], ids=["espeak-ng", "ffmpeg"])
@@ -420,7 +425,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 def test_things_that_are_no_source():
     for source in (3, None, [0.1, 0.2], io.StringIO("text")):
-        with pytest.raises(AudioError, match="expected a path, the bytes"), open_stream(source, "it"):
+        with pytest.raises(AudioError, match="expected a path, the bytes"), open_audio(source, "it"):
             pass
 
 
@@ -442,7 +447,9 @@ def test_too_long_files_are_refused(name):
 def test_sound_without_an_end_is_refused_before_it_fills_the_memory():
     block = np.full((48_000, 2), 0.1, np.float32)
     for announced_s in (None, 1.0):
-        endless = Stream(name="it", rate=48_000, blocks=itertools.repeat(block), announced_s=announced_s)
+        endless = AudioStream(
+            name="it", sample_rate=48_000, blocks=itertools.repeat(block), declared_duration_s=announced_s
+        )
         with pytest.raises(AudioError, match=r"too long: it goes on; expected at most 20 s"):
             waveform._to_mono_16k(endless, 20.0)
 
@@ -515,8 +522,8 @@ def test_any_array_is_heard_or_refused(dtype, shape, rate, seed):
 
 def test_pitch_and_frequency_are_each_other_s_inverse():
     hertz = np.linspace(0, 8_000, 801)
-    np.testing.assert_allclose(mel_to_hertz(hertz_to_mel(hertz)), hertz, atol=1e-9)
-    np.testing.assert_allclose(hertz_to_mel(hertz), transformers_hertz_to_mel(hertz, mel_scale="slaney"))
+    np.testing.assert_allclose(mel_to_hz(hz_to_mel(hertz)), hertz, atol=1e-9)
+    np.testing.assert_allclose(hz_to_mel(hertz), transformers_hertz_to_mel(hertz, mel_scale="slaney"))
 
 
 @MEDIUM
@@ -576,7 +583,7 @@ def test_ctrl_c_never_makes_a_whole_sound_seem_cut(form):
     heard = []
 
     def hear():
-        with open_stream(encode(tone(), SAMPLE_RATE, form), "it") as stream:
+        with open_audio(encode(tone(), SAMPLE_RATE, form), "it") as stream:
             signal.raise_signal(signal.SIGINT)  # as it comes while the decoder reads
             heard.extend(stream.blocks)
 
@@ -588,7 +595,7 @@ def test_ctrl_c_never_makes_a_whole_sound_seem_cut(form):
 @pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_goes_before_what_is_said_of_the_sound():
     def hear():
-        with open_stream(encode(tone(), SAMPLE_RATE, "wav"), "it"):
+        with open_audio(encode(tone(), SAMPLE_RATE, "wav"), "it"):
             signal.raise_signal(signal.SIGINT)
             raise AudioError("it is cut short")
 

@@ -10,9 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ossicle.audio.augment import Augmenter, add_noise, colored_noise, speech_power, speed, stretch
-from ossicle.audio.spec_augment import augment, mask_patches
-from ossicle.audio.waveform import SAMPLE_RATE, log_mel
+from ossicle.audio.augment import (
+    Augmenter,
+    add_noise,
+    change_speed,
+    crop_or_loop,
+    generate_colored_noise,
+    measure_speech_power,
+)
+from ossicle.audio.spec_augment import augment_mel, mask_patches
+from ossicle.audio.waveform import SAMPLE_RATE, log_mel_spectrogram
 from ossicle.config import AugmentSettings
 from ossicle.errors import ConfigError
 
@@ -56,12 +63,12 @@ def test_the_noise_is_as_loud_as_asked_whatever_silence_is_around_the_speech(snr
 @pytest.mark.parametrize("n_samples", [1, 159, 160, 161, 16_000])
 def test_the_power_of_speech_without_pauses_is_its_mean_square(n_samples):
     clip = np.full(n_samples, 0.5, np.float32)
-    assert speech_power(clip) == 0.25
+    assert measure_speech_power(clip) == 0.25
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.1, 2.0])
 def test_speed_changes_length_and_pitch_alike(factor):
-    heard = speed(tone(16_000), factor)
+    heard = change_speed(tone(16_000), factor)
     assert len(heard) == pytest.approx(16_000 / factor, abs=1)
     inner = slice(500, -500)  # the resampler meets silence at the ends
     np.testing.assert_allclose(heard[inner], tone(len(heard), 0.1 * factor)[inner], atol=2e-3)
@@ -69,7 +76,7 @@ def test_speed_changes_length_and_pitch_alike(factor):
 
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 1_000, 65_536, 65_537])
 def test_made_noise_is_finite_and_of_a_different_colour_each_time(n_samples):
-    made = [colored_noise(n_samples, np.random.default_rng(seed)) for seed in range(20)]
+    made = [generate_colored_noise(n_samples, np.random.default_rng(seed)) for seed in range(20)]
     assert all(len(sound) == n_samples and np.isfinite(sound).all() for sound in made)
     if n_samples >= 1_000:
         highs = [
@@ -82,7 +89,7 @@ def test_made_noise_is_finite_and_of_a_different_colour_each_time(n_samples):
 @given(n_noise=st.integers(1, 50), n_samples=st.integers(1, 120), seed=st.integers(0, 99))
 def test_a_stretch_is_a_part_of_the_recording_gone_round_as_often_as_needed(n_noise, n_samples, seed):
     recording = np.arange(n_noise, dtype=np.float32)
-    heard = stretch(recording, n_samples, np.random.default_rng(seed))
+    heard = crop_or_loop(recording, n_samples, np.random.default_rng(seed))
     assert len(heard) == n_samples
     steps = np.diff(heard)
     assert ((steps == 1) | (steps == 1 - n_noise)).all()
@@ -96,27 +103,29 @@ def test_a_stretch_is_a_part_of_the_recording_gone_round_as_often_as_needed(n_no
 def test_nothing_is_changed_unless_asked_for():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(AugmentSettings(), WINDOW)
-    np.testing.assert_array_equal(augmenter.samples(clip, 3), clip)
-    assert augmenter.mel(mel, 3) is mel
+    np.testing.assert_array_equal(augmenter.augment_samples(clip, 3), clip)
+    assert augmenter.augment_mel(mel, 3) is mel
 
 
 def test_all_is_drawn_from_the_seed_alone():
     """Not from what was asked before, nor from who asks."""
     clips, mels = [tone(9_000 + 977 * i) for i in range(6)], [random_mel(60 + i) for i in range(6)]
     one, other = Augmenter(EVERYTHING, WINDOW), Augmenter(EVERYTHING, WINDOW)
-    forwards = [(one.samples(clips[i], i), one.mel(mels[i], i)) for i in range(6)]
-    backwards = [(other.samples(clips[i], i), other.mel(mels[i], i)) for i in reversed(range(6))][::-1]
+    forwards = [(one.augment_samples(clips[i], i), one.augment_mel(mels[i], i)) for i in range(6)]
+    backwards = [
+        (other.augment_samples(clips[i], i), other.augment_mel(mels[i], i)) for i in reversed(range(6))
+    ][::-1]
     for (samples, mel), (samples_again, mel_again) in zip(forwards, backwards, strict=True):
         np.testing.assert_array_equal(samples, samples_again)
         assert torch.equal(mel, mel_again)
-    assert len({len(one.samples(clips[0], seed)) for seed in range(10)}) > 5
+    assert len({len(one.augment_samples(clips[0], seed)) for seed in range(10)}) > 5
 
 
 def test_what_is_given_stays_as_it_was():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(EVERYTHING, WINDOW)
-    assert not torch.equal(augmenter.mel(mel, 4), mel)
-    assert not np.array_equal(augmenter.samples(clip, 4), clip)
+    assert not torch.equal(augmenter.augment_mel(mel, 4), mel)
+    assert not np.array_equal(augmenter.augment_samples(clip, 4), clip)
     np.testing.assert_array_equal(clip, tone(16_000))
     assert torch.equal(mel, random_mel(100))
 
@@ -126,17 +135,20 @@ def test_one_setting_does_not_change_what_another_draws():
     slow = Augmenter(AugmentSettings(speed=(0.8, 1.25)), WINDOW)
     both = Augmenter(AugmentSettings(speed=(0.8, 1.25), noise_ratio=0.5), WINDOW)
     for seed in range(10):
-        assert len(slow.samples(clip, seed)) == len(both.samples(clip, seed))
+        assert len(slow.augment_samples(clip, seed)) == len(both.augment_samples(clip, seed))
     noisy, padded = (
         Augmenter(AugmentSettings(noise_ratio=0.5, silence_ratio=share), WINDOW) for share in (0.0, 0.5)
     )
-    same = [np.array_equal(noisy.samples(clip, seed), padded.samples(clip, seed)) for seed in range(40)]
+    same = [
+        np.array_equal(noisy.augment_samples(clip, seed), padded.augment_samples(clip, seed))
+        for seed in range(40)
+    ]
     assert 10 < sum(same) < 30, "of those without silence the noise is as it was"
 
 
 def test_as_many_clips_are_noisy_as_asked():
     augmenter, clip = Augmenter(AugmentSettings(noise_ratio=0.3), WINDOW), tone(160)
-    n_noisy = sum(not np.array_equal(augmenter.samples(clip, seed), clip) for seed in range(1_000))
+    n_noisy = sum(not np.array_equal(augmenter.augment_samples(clip, seed), clip) for seed in range(1_000))
     assert 250 < n_noisy < 350
 
 
@@ -144,7 +156,7 @@ def test_as_many_clips_are_noisy_as_asked():
 @settings(max_examples=40)
 def test_no_clip_becomes_longer_than_may_be_and_none_is_made_shorter_for_it(n_samples, seed):
     slowest = Augmenter(AugmentSettings(speed=(0.5, 0.5)), 2_000)
-    heard = slowest.samples(tone(n_samples), seed)
+    heard = slowest.augment_samples(tone(n_samples), seed)
     expected = n_samples if n_samples >= 2_000 else min(2 * n_samples, 2_000)
     assert len(heard) == pytest.approx(expected, abs=1)
     assert len(heard) <= max(n_samples, 2_000)
@@ -155,7 +167,7 @@ def test_silence_stands_around_as_many_clips_as_asked_and_noise_covers_it():
     augmenter = Augmenter(AugmentSettings(silence_ratio=0.3), WINDOW)
     before, behind = [], []
     for seed in range(300):
-        heard = augmenter.samples(clip, seed)
+        heard = augmenter.augment_samples(clip, seed)
         first = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a zero
         np.testing.assert_array_equal(heard[first : first + len(clip)], clip)
         assert not heard[:first].any()
@@ -167,20 +179,20 @@ def test_silence_stands_around_as_many_clips_as_asked_and_noise_covers_it():
     for lengths in (before, behind):
         assert max(lengths) <= 1.5 * SAMPLE_RATE
         assert 0.5 * SAMPLE_RATE < sum(lengths) / len(lengths) < SAMPLE_RATE
-    noisy = Augmenter(AugmentSettings(silence_ratio=1.0, noise_ratio=1.0), WINDOW).samples(clip, 1)
-    assert len(noisy) == len(Augmenter(AugmentSettings(silence_ratio=1.0), WINDOW).samples(clip, 1))
+    noisy = Augmenter(AugmentSettings(silence_ratio=1.0, noise_ratio=1.0), WINDOW).augment_samples(clip, 1)
+    assert len(noisy) == len(Augmenter(AugmentSettings(silence_ratio=1.0), WINDOW).augment_samples(clip, 1))
     assert noisy[:100].all()
 
 
 @given(n_samples=st.integers(1, 3_000), seed=st.integers(0, 2**60))
 @settings(max_examples=40)
 def test_silence_makes_no_clip_longer_than_the_window(n_samples, seed):
-    heard = Augmenter(AugmentSettings(silence_ratio=1.0), 2_000).samples(tone(n_samples), seed)
+    heard = Augmenter(AugmentSettings(silence_ratio=1.0), 2_000).augment_samples(tone(n_samples), seed)
     assert n_samples <= len(heard) <= max(n_samples, 2_000)
 
 
 def test_silence_stays_silence():
-    heard = Augmenter(EVERYTHING, WINDOW).samples(np.zeros(16_000, np.float32), 1)
+    heard = Augmenter(EVERYTHING, WINDOW).augment_samples(np.zeros(16_000, np.float32), 1)
     assert not heard.any()
 
 
@@ -201,11 +213,13 @@ def test_noise_comes_from_the_folder_s_files(noises: Path):
     (noises / "deeper" / "long.flac").unlink()
     (recording, _), clip = soundfile.read(noises / "short.wav", dtype="float32"), tone(16_000)
     augmenter = Augmenter(AugmentSettings(noise_ratio=1.0, noise=str(noises)), WINDOW)
-    added = augmenter.samples(clip, 5) - clip
+    added = augmenter.augment_samples(clip, 5) - clip
     places = [float(added[first : first + 1_000] @ recording) for first in range(1_000)]
     likeness = max(places) / float(np.linalg.norm(added[:1_000]) * np.linalg.norm(recording))
     assert likeness == pytest.approx(1.0, abs=1e-3)
-    assert any(not np.allclose(augmenter.samples(clip, seed) - clip, added, atol=1e-6) for seed in range(3))
+    assert any(
+        not np.allclose(augmenter.augment_samples(clip, seed) - clip, added, atol=1e-6) for seed in range(3)
+    )
 
 
 def test_files_of_any_length_and_format_serve_in_memory_or_not(noises: Path, monkeypatch: pytest.MonkeyPatch):
@@ -216,10 +230,10 @@ def test_files_of_any_length_and_format_serve_in_memory_or_not(noises: Path, mon
     assert [isinstance(noise, Path) for noise in kept.noises] == [False, False]
     assert [isinstance(noise, Path) for noise in read_again.noises] == [False, True]
     for seed in range(8):
-        heard = kept.samples(tone(30_000), seed)
+        heard = kept.augment_samples(tone(30_000), seed)
         assert len(heard) == 30_000
         assert np.isfinite(heard).all()
-        np.testing.assert_array_equal(read_again.samples(tone(30_000), seed), heard)
+        np.testing.assert_array_equal(read_again.augment_samples(tone(30_000), seed), heard)
 
 
 def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_path: Path):
@@ -243,7 +257,7 @@ def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_pat
 
 @pytest.mark.parametrize("seed", range(40))
 def test_an_augmented_clip_is_a_log_mel_spectrogram(seed):
-    mel = augment(random_mel(200), seed, 210, lambda: random_mel(30))
+    mel = augment_mel(random_mel(200), seed, 210, lambda: random_mel(30))
     assert mel.shape[0] == 80
     assert mel.shape[1] % 2 == 0
     assert 170 <= mel.shape[1] <= 210
@@ -252,14 +266,14 @@ def test_an_augmented_clip_is_a_log_mel_spectrogram(seed):
 
 
 def test_a_silent_spectrogram_stays_finite():
-    silent = log_mel(np.zeros(16_000, np.float32), 80, 100)
+    silent = log_mel_spectrogram(np.zeros(16_000, np.float32), 80, 100)
     for seed in range(20):
-        assert torch.isfinite(augment(silent, seed, 600, lambda: silent)).all()
+        assert torch.isfinite(augment_mel(silent, seed, 600, lambda: silent)).all()
 
 
 def test_augmentation_depends_on_its_seed_alone():
     clip = random_mel(120)
-    first, again, other = (augment(clip, seed, 600, lambda: random_mel(100)) for seed in (7, 7, 8))
+    first, again, other = (augment_mel(clip, seed, 600, lambda: random_mel(100)) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
 
@@ -269,8 +283,8 @@ def test_somebody_else_is_asked_to_speak_one_time_in_seven_and_heard_then():
     asked: list[int] = []
     for seed in range(400):
         before = len(asked)
-        heard = augment(clip, seed, 600, lambda seed=seed: asked.append(seed) or random_mel(80, seed))
-        is_other = not torch.equal(heard, augment(clip, seed, 600))
+        heard = augment_mel(clip, seed, 600, lambda seed=seed: asked.append(seed) or random_mel(80, seed))
+        is_other = not torch.equal(heard, augment_mel(clip, seed, 600))
         assert is_other == (len(asked) > before)
     assert 0.1 < len(asked) / 400 < 0.2
 

@@ -15,11 +15,11 @@ from ossicle.backbones.encoder import (
     FRAMES_PER_POSITION,
     POSITIONS_PER_SECOND,
     Features,
-    attended,
-    clip_mel,
+    build_mel_batch,
+    compute_clip_mel,
+    count_frames,
     encode,
-    mel_batch,
-    n_frames_for,
+    expand_attention_mask,
 )
 from ossicle.backbones.pretrained import Whisper
 from ossicle.errors import AudioError
@@ -43,20 +43,20 @@ def noise(duration_s: float, seed: int = 0) -> np.ndarray:
 
 
 def features(sounds: list[np.ndarray], *, full_window: bool = False) -> Features:
-    mel, n_frames = mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
+    mel, n_frames = build_mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
     return encode(encoder(), mel, n_frames)
 
 
 @MELS
 def test_the_full_window_is_transformers_own(n_mels: int) -> None:
-    mel, n_frames = mel_batch([noise(0.7), noise(2.0, 1)], n_mels, WINDOW_FRAMES, full_window=True)
+    mel, n_frames = build_mel_batch([noise(0.7), noise(2.0, 1)], n_mels, WINDOW_FRAMES, full_window=True)
     heard = encode(encoder(n_mels), mel, n_frames)
     torch.testing.assert_close(heard.states, encoder(n_mels)(mel).last_hidden_state)
     assert heard.mask.all()
 
 
 def test_a_cut_window_is_transformers_own_of_that_size() -> None:
-    mel, n_frames = mel_batch([noise(0.7)], 8, WINDOW_FRAMES, full_window=False)
+    mel, n_frames = build_mel_batch([noise(0.7)], 8, WINDOW_FRAMES, full_window=False)
     small = WhisperEncoder(tiny_whisper_config(n_mels=8, window_frames=mel.shape[2]))
     weights = encoder().state_dict()
     weights["embed_positions.weight"] = weights["embed_positions.weight"][: mel.shape[2] // 2]
@@ -77,7 +77,7 @@ def test_a_clip_does_not_hear_its_neighbours(full_window: bool) -> None:
 
 @pytest.mark.parametrize("n", [40, 41])
 def test_what_lies_beyond_a_clip_is_ignored(n: int) -> None:
-    mel, _ = mel_batch([noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
+    mel, _ = build_mel_batch([noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
     alone = encode(encoder(), mel[:, :, :n], torch.tensor([n]))
     within = encode(encoder(), mel, torch.tensor([n]))
     assert within.mask.sum() == alone.states.shape[1] == -(-n // FRAMES_PER_POSITION)
@@ -87,7 +87,7 @@ def test_what_lies_beyond_a_clip_is_ignored(n: int) -> None:
 @given(n_samples=st.integers(1, 40 * SAMPLE_RATE))
 @settings(max_examples=50)
 def test_frames_hold_the_sound_and_fill_positions(n_samples: int) -> None:
-    n_frames = n_frames_for(n_samples)
+    n_frames = count_frames(n_samples)
     assert n_frames % FRAMES_PER_POSITION == 0
     assert n_samples < n_frames * HOP_LENGTH <= n_samples + 7 * HOP_LENGTH
 
@@ -98,15 +98,15 @@ def test_positions_per_second() -> None:
 
 def test_the_window_can_be_filled_and_no_more() -> None:
     window_s = WINDOW_FRAMES * HOP_LENGTH / SAMPLE_RATE
-    mel, n_frames = mel_batch([noise(window_s)], 8, WINDOW_FRAMES, full_window=False)
+    mel, n_frames = build_mel_batch([noise(window_s)], 8, WINDOW_FRAMES, full_window=False)
     assert mel.shape == (1, 8, WINDOW_FRAMES)
     assert n_frames.tolist() == [WINDOW_FRAMES]
     with pytest.raises(AudioError, match="window"):
-        mel_batch([noise(window_s + 1 / SAMPLE_RATE)], 8, WINDOW_FRAMES, full_window=False)
+        build_mel_batch([noise(window_s + 1 / SAMPLE_RATE)], 8, WINDOW_FRAMES, full_window=False)
 
 
 def test_mels_are_padded_with_zeros() -> None:
-    mel, n_frames = mel_batch([noise(0.2), noise(0.5)], 8, WINDOW_FRAMES, full_window=False)
+    mel, n_frames = build_mel_batch([noise(0.2), noise(0.5)], 8, WINDOW_FRAMES, full_window=False)
     assert mel.shape == (2, 8, int(n_frames.max()))
     assert not mel[0, :, n_frames[0] :].any()
     assert mel[0, :, : n_frames[0]].all()
@@ -115,25 +115,25 @@ def test_mels_are_padded_with_zeros() -> None:
 def test_a_batch_of_mels_is_each_clip_s_own() -> None:
     sounds = [noise(0.2), noise(0.5, 1), noise(0.31, 2)]
     for full_window in (False, True):
-        mel, n_frames = mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
+        mel, n_frames = build_mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
         for row, sound in enumerate(sounds):
-            alone = clip_mel(sound, 8, WINDOW_FRAMES, full_window)
+            alone = compute_clip_mel(sound, 8, WINDOW_FRAMES, full_window)
             assert torch.equal(mel[row, :, : n_frames[row]], alone)
 
 
 def test_attention_is_given_a_mask_only_where_it_hides_something() -> None:
     mask = torch.tensor([[True, False]])
-    assert attended(torch.ones(2, 5, dtype=torch.bool)) is None
-    hides = attended(mask)
+    assert expand_attention_mask(torch.ones(2, 5, dtype=torch.bool)) is None
+    hides = expand_attention_mask(mask)
     assert hides is not None
     assert torch.equal(hides, mask[:, None, None])
-    assert attended(mask, is_whole=True) is None  # as it was told: nobody is asked
+    assert expand_attention_mask(mask, is_whole=True) is None  # as it was told: nobody is asked
 
 
 def test_bfloat16() -> None:
     half = WhisperEncoder(encoder().config).to(torch.bfloat16).eval()
     half.load_state_dict(encoder().state_dict())
-    mel, n_frames = mel_batch([noise(0.3), noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
+    mel, n_frames = build_mel_batch([noise(0.3), noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
     heard = encode(half, mel, n_frames)
     assert heard.states.dtype == torch.bfloat16
     exact = encode(encoder(), mel, n_frames)

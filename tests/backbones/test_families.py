@@ -37,7 +37,7 @@ def ear(request: pytest.FixtureRequest, folder: Path, encoder: str) -> Ear:
 
 
 def asked(ear: Ear, messages: list | None = None) -> torch.Tensor:
-    return torch.tensor([ear.template.text_ids(messages or MESSAGES)])
+    return torch.tensor([ear.template.tokenize(messages or MESSAGES)])
 
 
 def own_answer(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) -> str:
@@ -102,7 +102,7 @@ def test_answers_do_not_depend_on_the_batch(ear: Ear) -> None:
 
 
 def test_final_states_and_logits_are_the_llm_s_own(ear: Ear) -> None:
-    split = ear.template.split("hello there")
+    split = ear.template.split_prompt("hello there")
     whole = torch.tensor([[*split.prefix, *split.text, *split.suffix]])
     assert split.is_framed
     n, n_suffix = len(split.text), len(split.suffix)

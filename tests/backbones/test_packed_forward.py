@@ -15,8 +15,8 @@ from support.tiny_families import FAMILIES, tiny_llm
 from support.tiny_models import tiny_llama
 from torch import Tensor
 
-from ossicle.backbones.packed_forward import ROW, Reader, SharedPrefix, _laid_out
-from ossicle.backbones.pretrained import _language_part, embed, layers_of
+from ossicle.backbones.causal_lm import embed, extract_causal_lm, get_layers
+from ossicle.backbones.packed_forward import ROW_LENGTH, PackedLlm, PrefixCache, build_layout
 
 PREFIX = list(range(3, 12))
 LENGTHS = (5, 9, 3, 17, 30, 8, 8, 12, 40, 1)
@@ -27,12 +27,12 @@ PICKS = {family: family != "gpt2" for family in FAMILIES}
 """GPT-2 puts its last layer's states back into the shape of its inputs."""
 
 
-def reader(llm: Any, window: int | None = 128) -> Reader:
+def reader(llm: Any, window: int | None = 128) -> PackedLlm:
     """Tiny families that look back through a window get one as wide as is said."""
-    llm = _language_part(llm)
+    llm = extract_causal_lm(llm)
     if getattr(llm.config, "sliding_window", None):
         llm.config.sliding_window = window
-    return Reader(llm, PREFIX)
+    return PackedLlm(llm, PREFIX)
 
 
 def a_table(llm: Any) -> Tensor:
@@ -65,19 +65,21 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_gives_the_plain_llm_s_states_and_gradients(family: str, picks: bool) -> None:
     made = reader(tiny_llm(family)[0])
-    assert made.shared is not None
-    assert made.picks == PICKS[family]
+    assert made.prefix_cache is not None
+    assert made.gathers_last_layer == PICKS[family]
     table = a_table(made.llm)
-    plain = read(lambda *args: made.read(*args, None, picks=False), table)
-    if picks <= made.picks:
-        assert_same(read(lambda *args: made.read(*args, made.shared, picks=picks), table), plain)
-    assert_same(read(made.last_states, table), plain)
+    plain = read(lambda *args: made.forward(*args, None, gathers_last_layer=False), table)
+    if picks <= made.gathers_last_layer:
+        assert_same(
+            read(lambda *args: made.forward(*args, made.prefix_cache, gathers_last_layer=picks), table), plain
+        )
+    assert_same(read(made.compute_last_states, table), plain)
 
 
 def test_the_plain_way_is_the_llm_s_own() -> None:
     made = reader(tiny_llama())
     table, texts = a_table(made.llm), some_texts()
-    states = made.read(table, texts, N_LAST, None, picks=False)
+    states = made.forward(table, texts, N_LAST, None, gathers_last_layer=False)
     for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
         whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
         own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
@@ -88,9 +90,9 @@ def test_the_plain_way_is_the_llm_s_own() -> None:
 def test_what_a_narrow_window_hides_stays_hidden(family: str) -> None:
     """Where the LLM looks back eight positions, the prefix is read along with each text."""
     made = reader(tiny_llm(family)[0], window=8)
-    assert made.shared is None
+    assert made.prefix_cache is None
     table, texts = a_table(made.llm), some_texts()
-    states = made.last_states(table, texts, N_LAST)
+    states = made.compute_last_states(table, texts, N_LAST)
     for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
         whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
         own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
@@ -98,11 +100,11 @@ def test_what_a_narrow_window_hides_stays_hidden(family: str) -> None:
 
 
 def test_a_text_beyond_the_window_is_read_plainly() -> None:
-    made = reader(tiny_llm("mistral")[0], window=ROW + len(PREFIX))
-    assert made.shared is not None
+    made = reader(tiny_llm("mistral")[0], window=ROW_LENGTH + len(PREFIX))
+    assert made.prefix_cache is not None
     table = a_table(made.llm)
-    text = np.arange(ROW + 20)
-    states = made.last_states(table, [text], [3])
+    text = np.arange(ROW_LENGTH + 20)
+    states = made.compute_last_states(table, [text], [3])
     whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
     torch.testing.assert_close(states, made.llm.base_model(inputs_embeds=whole).last_hidden_state[:, -3:])
 
@@ -114,18 +116,18 @@ def test_an_llm_that_asks_no_cache_for_keys_is_read_plainly(monkeypatch: pytest.
     def forgetful(self: Any, past_key_values: Any = None, position_ids: Any = None, **given: Any) -> Any:
         return own(self, **given)
 
-    expected = read(lambda *args: made.read(*args, None, picks=False), a_table(made.llm))
+    expected = read(lambda *args: made.forward(*args, None, gathers_last_layer=False), a_table(made.llm))
     monkeypatch.setattr(type(made.llm.base_model), "forward", forgetful)
-    assert made.shared is None
-    assert not made.picks
-    assert_same(read(made.last_states, a_table(made.llm)), expected)
+    assert made.prefix_cache is None
+    assert not made.gathers_last_layer
+    assert_same(read(made.compute_last_states, a_table(made.llm)), expected)
 
 
 def test_without_a_prefix_there_is_nothing_to_share() -> None:
-    made = Reader(tiny_llama(), [])
-    assert made.shared is None
+    made = PackedLlm(tiny_llama(), [])
+    assert made.prefix_cache is None
     table, texts = a_table(made.llm), some_texts()
-    states = made.last_states(table, texts, N_LAST)
+    states = made.compute_last_states(table, texts, N_LAST)
     own = made.llm.base_model(inputs_embeds=table[texts[3]][None]).last_hidden_state
     torch.testing.assert_close(states[3, -5:], own[0, -5:])
 
@@ -139,9 +141,9 @@ def passed_by(module: Any) -> list[int]:
 
 def test_the_prefix_is_computed_once_and_short_texts_are_not_padded_to_the_longest() -> None:
     made = reader(tiny_llama())
-    assert made.picks
-    first, last = (passed_by(layers_of(made.llm)[at].mlp) for at in (0, -1))
-    made.last_states(a_table(made.llm), some_texts(), N_LAST)
+    assert made.gathers_last_layer
+    first, last = (passed_by(get_layers(made.llm)[at].mlp) for at in (0, -1))
+    made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
     assert sum(LENGTHS) <= sum(first) < 1.2 * sum(LENGTHS) < len(LENGTHS) * max(LENGTHS)
     assert len(first) == len(last) == 1
     assert sum(N_LAST) <= sum(last) < sum(first) / 2
@@ -151,19 +153,19 @@ def test_what_stands_in_a_row_is_blind_to_its_neighbours() -> None:
     made = reader(tiny_llama())
     table = a_table(made.llm).detach()
     texts = [np.arange(5), np.arange(5, 12), np.arange(12, 15)]
-    whole = made.last_states(table, texts, [5, 7, 3])
+    whole = made.compute_last_states(table, texts, [5, 7, 3])
     changed = table.clone()
     changed[5:12] = 100 * torch.randn_like(changed[5:12])
-    other = made.last_states(changed, texts, [5, 7, 3])
+    other = made.compute_last_states(changed, texts, [5, 7, 3])
     assert torch.equal(whole[[0, 2], -3:], other[[0, 2], -3:])
     assert not torch.isclose(whole[1], other[1]).all(1).any()
 
 
 def test_the_llm_is_left_as_it_was_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     made = reader(tiny_llama())
-    assert made.picks
-    last = layers_of(made.llm)[-1]
-    made.last_states(a_table(made.llm), some_texts(), N_LAST)
+    assert made.gathers_last_layer
+    last = get_layers(made.llm)[-1]
+    made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
     assert "forward" not in vars(last)
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -171,7 +173,7 @@ def test_the_llm_is_left_as_it_was_whatever_happens(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(last.mlp, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
-        made.last_states(a_table(made.llm), some_texts(), N_LAST)
+        made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
     assert "forward" not in vars(last)
     assert not made.llm.training
 
@@ -182,21 +184,21 @@ def test_bfloat16_and_autocast() -> None:
     table = a_table(made.llm)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(
-            reader(tiny_llama()).last_states(table, some_texts(), N_LAST),
-            made.last_states(table, some_texts(), N_LAST),
+            reader(tiny_llama()).compute_last_states(table, some_texts(), N_LAST),
+            made.compute_last_states(table, some_texts(), N_LAST),
         )
     half = reader(tiny_llama().bfloat16())
-    assert half.picks
+    assert half.gathers_last_layer
     table = table.detach().bfloat16()
-    plain = half.read(table, some_texts(), N_LAST, None, picks=False)[3, -5:]
-    found = half.last_states(table, some_texts(), N_LAST)[3, -5:]
+    plain = half.forward(table, some_texts(), N_LAST, None, gathers_last_layer=False)[3, -5:]
+    found = half.compute_last_states(table, some_texts(), N_LAST)[3, -5:]
     assert torch.cosine_similarity(found.float(), plain.float(), dim=-1).min() > 0.99
 
 
 def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
     llm = tiny_llama()
-    shared = SharedPrefix.of(llm, PREFIX)
-    copied = shared.copied(3)
+    shared = PrefixCache.compute(llm, PREFIX)
+    copied = shared.to_dynamic_cache(3)
     ids = torch.arange(6).view(3, 2)
     place = torch.arange(len(PREFIX), len(PREFIX) + 2).expand(3, -1)
     read = llm.base_model(
@@ -214,34 +216,34 @@ def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=30),
-    st.sampled_from([0, ROW]),
+    st.sampled_from([0, ROW_LENGTH]),
 )
 def test_every_position_stands_somewhere_once(sizes: list[tuple[int, int]], row: int) -> None:
     lengths = [n for n, _ in sizes]
     n_last = [min(n, last) for n, last in sizes]
     starts = np.cumsum([0, *lengths])
     texts = [np.arange(n) + start for n, start in zip(lengths, starts, strict=False)]
-    made = _laid_out(texts, n_last, row)
-    is_there = made.text >= 0
-    assert sorted(made.index[is_there]) == list(range(sum(lengths)))
+    made = build_layout(texts, n_last, row)
+    is_there = made.text_numbers >= 0
+    assert sorted(made.embedding_index[is_there]) == list(range(sum(lengths)))
     assert made.shape[1] <= max(max(lengths), row and 2 * row)
     assert row or len(texts) == made.shape[0]
-    n_wanted = made.wanted.shape[1]
+    n_wanted = made.output_index.shape[1]
     for number, text in enumerate(texts):
-        at = np.argwhere(made.text == number)
+        at = np.argwhere(made.text_numbers == number)
         assert len(set(at[:, 0])) == 1  # a row holds a text whole, in its order and without gaps
         assert (np.diff(at[:, 1]) == 1).all()
-        assert (made.index[at[:, 0], at[:, 1]] == text).all()
-        assert (made.place[at[:, 0], at[:, 1]] == np.arange(len(text))).all()
-        found = made.found[number, -n_last[number] :]
-        own = made.wanted[found // n_wanted, found % n_wanted]
+        assert (made.embedding_index[at[:, 0], at[:, 1]] == text).all()
+        assert (made.positions[at[:, 0], at[:, 1]] == np.arange(len(text))).all()
+        found = made.gather_index[number, -n_last[number] :]
+        own = made.output_index[found // n_wanted, found % n_wanted]
         assert (own == at[-n_last[number] :, 1]).all()
         assert (found // n_wanted == at[0, 0]).all()
 
 
 def test_little_of_the_rows_is_padding() -> None:
     def shape(*lengths: int) -> tuple[int, int]:
-        return _laid_out([np.arange(n) for n in lengths], [1] * len(lengths), ROW).shape
+        return build_layout([np.arange(n) for n in lengths], [1] * len(lengths), ROW_LENGTH).shape
 
     assert shape(8, 8, 8) == (1, 24)
     assert shape(*[19] * 8) == (2, 76)  # four to a row, where three would leave holes
@@ -250,4 +252,4 @@ def test_little_of_the_rows_is_padding() -> None:
     lengths = rng.integers(8, 40, 64).tolist()
     n_rows, length = shape(*lengths)
     assert sum(lengths) <= n_rows * length < 1.05 * sum(lengths)
-    assert length <= 3 * ROW // 2
+    assert length <= 3 * ROW_LENGTH // 2

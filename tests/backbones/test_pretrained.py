@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ossicle.backbones import pretrained
+from ossicle.backbones import model_files, pretrained
 from ossicle.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -75,19 +75,19 @@ def test_half_precision_weights_become_single_on_a_cpu(llm: Path) -> None:
     tiny_llama().to(torch.bfloat16).save_pretrained(llm)
     model, _ = pretrained.load_llm(str(llm), None, CPU)
     assert model.dtype == torch.float32
-    assert pretrained.frozen_dtype(torch.device("cuda")) == torch.bfloat16
+    assert pretrained.get_frozen_dtype(torch.device("cuda")) == torch.bfloat16
 
 
 def test_quiet_brings_back_what_was_set() -> None:
     before = logging.get_verbosity()
     try:
         logging.set_verbosity_info()
-        with pretrained.quiet(), pretrained.quiet(bars=True):
+        with model_files.silence_transformers(), model_files.silence_transformers(show_progress=True):
             assert logging.get_verbosity() == logging.ERROR
             assert not logging.is_progress_bar_enabled()
         assert logging.get_verbosity() == logging.INFO
         assert logging.is_progress_bar_enabled()
-        with pytest.raises(KeyError), pretrained.quiet():
+        with pytest.raises(KeyError), model_files.silence_transformers():
             raise KeyError
         assert logging.get_verbosity() == logging.INFO
     finally:
@@ -108,7 +108,7 @@ def test_quiet_brings_back_what_was_set() -> None:
     ],
 )
 def test_a_folder_that_is_not_there_is_named_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
     for load in (pretrained.load_whisper, pretrained.load_llm):
         assert f"{name!r}: there is no such folder, expected" in refusal(load, name)
 
@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_is_named_at_once(name: str, monkeypatch: pyt
 def test_a_name_within_a_folder_that_is_there_was_meant_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     assert "there is no such folder" in refusal(pretrained.load_llm, "models/llama")
@@ -169,7 +169,7 @@ def test_an_llm_that_is_no_causal_lm(whisper: Path, tmp_path: Path) -> None:
 
 
 def test_an_llm_that_looks_ahead(tmp_path: Path) -> None:
-    with pretrained.quiet():
+    with model_files.silence_transformers():
         bert(BertLMHeadModel).save_pretrained(tmp_path)
     tiny_tokenizer("qwen2").save_pretrained(tmp_path)
     assert "reads in both directions, expected a causal LM" in refusal(pretrained.load_llm, tmp_path)
@@ -218,7 +218,7 @@ def test_code_in_a_folder_is_neither_run_nor_asked_about(llm: Path) -> None:
     }
     (llm / "config.json").write_text(json.dumps(config))
     (llm / "code.py").write_text("raise SystemExit('was run')")
-    assert "brings code of its own, which is not run" in refusal(pretrained.load_llm, llm)
+    assert "needs code from its own folder, which ossicle does not run" in refusal(pretrained.load_llm, llm)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "phi3", "mistral"])
@@ -238,4 +238,4 @@ def test_a_whisper_without_a_tokenizer(whisper: Path) -> None:
 
 def test_a_tokenizer_without_a_chat_template(llm: Path) -> None:
     (llm / "chat_template.jinja").unlink()
-    assert "has no chat template: take the model's chat version" in refusal(pretrained.load_llm, llm)
+    assert "has no chat template: use the chat version of the model" in refusal(pretrained.load_llm, llm)

@@ -243,7 +243,7 @@ class Knowing(Ear):
     def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
         heard = []
         for sound in sounds:
-            ids = list(self.template.split(self.texts[len(sound) // 1_000 - 1]).text)
+            ids = list(self.template.split_prompt(self.texts[len(sound) // 1_000 - 1]).text)
             noise = torch.randn(self.n_noise, 192, generator=torch.Generator().manual_seed(0))
             heard.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
         return heard

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ossicle.audio.waveform import log_mel
-from ossicle.backbones.encoder import Features, n_frames_for
-from ossicle.backbones.pretrained import embed
+from ossicle.audio.waveform import log_mel_spectrogram
+from ossicle.backbones.causal_lm import embed
+from ossicle.backbones.encoder import Features, count_frames
 from ossicle.config import ObjectiveSettings
 from ossicle.connectors.monotonic_alignment import NAMING_TEMPERATURE, Transcripts
 from ossicle.ear import Ear
@@ -43,8 +43,8 @@ def an_ear(family: str, form: str) -> Ear:
     if getattr(llm.config, "sliding_window", None):
         llm.config.sliding_window = 256
     ear = tiny_ear(form, llm=llm, tokenizer=tokenizer, n_queries=48)
-    assert ear.reader.shared is not None
-    assert ear.reader.picks
+    assert ear.reader.prefix_cache is not None
+    assert ear.reader.gathers_last_layer
     return ear
 
 
@@ -54,11 +54,11 @@ def sounds() -> list[np.ndarray]:
 
 
 def ids_of(ear: Ear) -> list[Tensor]:
-    return [torch.tensor(ear.template.split(text).text) for text in TEXTS]
+    return [torch.tensor(ear.template.split_prompt(text).text) for text in TEXTS]
 
 
 def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
-    mels = [log_mel(sound, 80, min(600, n_frames_for(len(sound)))) for sound in sounds()]
+    mels = [log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound)))) for sound in sounds()]
     clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
     teacher = Teacher(ear, objective)
     return distillation_terms(
@@ -69,7 +69,7 @@ def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
 def encoded(ear: Ear, sound: np.ndarray) -> Features:
     """By transformers' own forward, which wants a window that is filled: here one as long as the sound."""
     own = ear.whisper.model.model.encoder
-    mel = log_mel(sound, 80, min(600, n_frames_for(len(sound))))
+    mel = log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound))))
     n = mel.shape[1] // 2
     config = copy.deepcopy(own.config)
     config.max_source_positions = n

@@ -14,7 +14,8 @@ from support.tiny_models import tiny_llama
 from support.tiny_tokenizers import tiny_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ossicle.backbones.pretrained import embed, load_llm
+from ossicle.backbones.causal_lm import embed
+from ossicle.backbones.pretrained import load_llm
 from ossicle.chat import generation
 from ossicle.chat.generation import Prompt
 from ossicle.errors import RequestError
@@ -75,10 +76,10 @@ def test_answers_are_transformers_own_alone_and_in_a_batch(
     given = {"max_new_tokens": 10, **options}
     if given["max_new_tokens"] is None:
         del given["max_new_tokens"]
-    assert generation.answer(llm, tokenizer, prompts, **given) == own
-    assert [generation.answer(llm, tokenizer, [prompt], **given)[0] for prompt in prompts] == own
+    assert generation.generate_answers(llm, tokenizer, prompts, **given) == own
+    assert [generation.generate_answers(llm, tokenizer, [prompt], **given)[0] for prompt in prompts] == own
     if "num_beams" not in options:
-        assert "".join(generation.stream(llm, tokenizer, prompts[0], **given)) == own[0]
+        assert "".join(generation.stream_answer(llm, tokenizer, prompts[0], **given)) == own[0]
 
 
 def test_a_penalty_of_the_model_s_own_reaches_the_prompt(
@@ -86,10 +87,10 @@ def test_a_penalty_of_the_model_s_own_reaches_the_prompt(
 ) -> None:
     """As Qwen's generation configs have it; without the prompt's ids only new tokens would be penalised."""
     prompts = prompts_of(llm, tokenizer)
-    plain = generation.answer(llm, tokenizer, prompts, max_new_tokens=10)
+    plain = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     llm.generation_config.repetition_penalty = 2.0
     own = [own_answer(llm, tokenizer, prompt.ids) for prompt in prompts]
-    assert generation.answer(llm, tokenizer, prompts, max_new_tokens=10) == own != plain
+    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own != plain
 
 
 def first_ids(llm: PreTrainedModel, prompt: Prompt, n: int) -> list[int]:
@@ -112,9 +113,9 @@ def test_any_end_of_a_list_ends_an_answer_and_padding_is_never_read(
     prompts = prompts_of(llm, tokenizer)
     llm.generation_config.eos_token_id = [first_ids(llm, prompts[0], 4)[3], first_ids(llm, prompts[1], 9)[8]]
     llm.generation_config.pad_token_id = pad_token_id
-    together = generation.answer(llm, tokenizer, prompts, max_new_tokens=10)
+    together = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     assert together == [
-        generation.answer(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
+        generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
     ]
     before = str(tokenizer.decode(first_ids(llm, prompts[0], 3), skip_special_tokens=True)).strip()
     assert together[0] == before
@@ -124,9 +125,9 @@ def test_a_model_that_names_no_end_has_the_tokenizer_s(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     prompts = prompts_of(llm, tokenizer)
-    own = generation.answer(llm, tokenizer, prompts, max_new_tokens=10)
+    own = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     llm.generation_config.eos_token_id = None
-    assert generation.answer(llm, tokenizer, prompts, max_new_tokens=10) == own
+    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own
 
 
 def test_greedy_is_greedy_and_silent_whatever_the_model_s_sampling_defaults(
@@ -146,8 +147,8 @@ def test_greedy_is_greedy_and_silent_whatever_the_model_s_sampling_defaults(
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        assert generation.answer(llm, tokenizer, prompts, max_new_tokens=10) == own
-        assert generation.answer(llm, tokenizer, prompts, max_new_tokens=10, temperature=0) == own
+        assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own
+        assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10, temperature=0) == own
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
@@ -161,16 +162,18 @@ def test_sampling_is_transformers_own(
     torch.manual_seed(3)
     own = own_answer(llm, tokenizer, prompt.ids, **{**options, "do_sample": True})
     torch.manual_seed(3)
-    assert generation.answer(llm, tokenizer, [prompt], max_new_tokens=10, **options) == [own]
+    assert generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, **options) == [own]
     assert own != own_answer(llm, tokenizer, prompt.ids)
 
 
 def test_a_sampled_stream_is_an_answer(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = prompt_of(llm, tokenizer, TEXTS[0])
     torch.manual_seed(3)
-    own = generation.answer(llm, tokenizer, [prompt], max_new_tokens=10, temperature=2.0)[0]
+    own = generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, temperature=2.0)[0]
     torch.manual_seed(3)
-    assert "".join(generation.stream(llm, tokenizer, prompt, max_new_tokens=10, temperature=2.0)) == own
+    assert (
+        "".join(generation.stream_answer(llm, tokenizer, prompt, max_new_tokens=10, temperature=2.0)) == own
+    )
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma", "phi3", "llama", "qwen2"])
@@ -179,9 +182,9 @@ def test_streamed_pieces_join_to_the_whole_for_every_kind_of_tokenizer(family: s
     llm, tokenizer = tiny_llm(family)
     prompt = prompt_of(llm, tokenizer, "hello there")
     torch.manual_seed(5)
-    own = generation.answer(llm, tokenizer, [prompt], max_new_tokens=40, temperature=1.5)[0]
+    own = generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=40, temperature=1.5)[0]
     torch.manual_seed(5)
-    pieces = list(generation.stream(llm, tokenizer, prompt, max_new_tokens=40, temperature=1.5))
+    pieces = list(generation.stream_answer(llm, tokenizer, prompt, max_new_tokens=40, temperature=1.5))
     assert "".join(pieces) == own
     assert len(pieces) > 5
     assert all(pieces)
@@ -198,7 +201,7 @@ def test_a_stream_that_nobody_reads_any_more_ends(
 
     llm.generation_config.eos_token_id = 0
     handle = llm.register_forward_hook(count)
-    pieces = generation.stream(
+    pieces = generation.stream_answer(
         llm, tokenizer, prompt_of(llm, tokenizer, "hello"), max_new_tokens=200, bad_words_ids=[[0]]
     )
     next(pieces)
@@ -208,23 +211,24 @@ def test_a_stream_that_nobody_reads_any_more_ends(
 
 
 def test_no_prompts_no_answers(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert generation.answer(llm, tokenizer, []) == []
+    assert generation.generate_answers(llm, tokenizer, []) == []
 
 
 def test_answers_end_where_the_context_does_in_every_batch(tokenizer: PreTrainedTokenizerBase) -> None:
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     llm.generation_config.eos_token_id = 0
     prompts = prompts_of(llm, tokenizer)
-    together = generation.answer(llm, tokenizer, prompts[:2], bad_words_ids=[[0]])
+    together = generation.generate_answers(llm, tokenizer, prompts[:2], bad_words_ids=[[0]])
     assert together == [
-        generation.answer(llm, tokenizer, [prompt], bad_words_ids=[[0]])[0] for prompt in prompts[:2]
+        generation.generate_answers(llm, tokenizer, [prompt], bad_words_ids=[[0]])[0]
+        for prompt in prompts[:2]
     ]
     assert len(together[1]) > len(together[0])
     long = prompt_of(llm, tokenizer, TEXTS[2] * 4)
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
-        generation.answer(llm, tokenizer, [prompts[1], long])
+        generation.generate_answers(llm, tokenizer, [prompts[1], long])
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
-        generation.stream(llm, tokenizer, long)
+        generation.stream_answer(llm, tokenizer, long)
 
 
 @pytest.mark.parametrize(
@@ -255,15 +259,15 @@ def test_options_that_cannot_be_are_one_clear_line(
 ) -> None:
     prompt = prompt_of(llm, tokenizer, TEXTS[0])
     with pytest.raises(RequestError, match=message) as caught:
-        generation.answer(llm, tokenizer, [prompt], **options)
+        generation.generate_answers(llm, tokenizer, [prompt], **options)
     assert "\n" not in str(caught.value)
     with pytest.raises(RequestError, match=message):
-        list(generation.stream(llm, tokenizer, prompt, **options))
+        list(generation.stream_answer(llm, tokenizer, prompt, **options))
 
 
 def test_beams_cannot_be_streamed(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(RequestError, match="beam"):
-        list(generation.stream(llm, tokenizer, prompt_of(llm, tokenizer, "hello"), num_beams=2))
+        list(generation.stream_answer(llm, tokenizer, prompt_of(llm, tokenizer, "hello"), num_beams=2))
 
 
 # The tokens of an answer
@@ -275,17 +279,17 @@ def test_the_tokens_of_an_answer_are_those_of_its_text_and_its_end(
     prompts = prompts_of(llm, tokenizer)
     first = first_ids(llm, prompts[0], 4)
     llm.generation_config.eos_token_id = [first[3], 0]
-    texts = generation.answer(llm, tokenizer, prompts, max_new_tokens=10)
-    ids = generation.answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
+    texts = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
+    ids = generation.generate_answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
     assert ids[0] == first
     assert ids == [
-        generation.answer_ids(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
+        generation.generate_answer_ids(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
     ]
     for text, row in zip(texts, ids, strict=True):
         said = [token for token in row if token not in (first[3], 0)]
         assert text == str(tokenizer.decode(said, skip_special_tokens=True)).strip()
         assert row[:-1] == said[: len(row) - 1]
-    assert generation.answer_ids(llm, tokenizer, []) == []
+    assert generation.generate_answer_ids(llm, tokenizer, []) == []
 
 
 def test_no_token_is_counted_as_said_beyond_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -293,7 +297,7 @@ def test_no_token_is_counted_as_said_beyond_the_context(tokenizer: PreTrainedTok
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     llm.generation_config.eos_token_id = 0
     prompts = prompts_of(llm, tokenizer)[:2]
-    rows = generation.answer_ids(llm, tokenizer, prompts, min_new_tokens=100)
+    rows = generation.generate_answer_ids(llm, tokenizer, prompts, min_new_tokens=100)
     assert [len(row) for row in rows] == [24 - len(prompt.ids) for prompt in prompts]
 
 
@@ -316,10 +320,10 @@ def test_states_along_an_answer_are_those_of_a_plain_pass_alone_and_in_a_batch(
 ) -> None:
     llm, tokenizer = language_llm(family, tmp_path)
     prompts = [*prompts_of(llm, tokenizer), prompt_of(llm, tokenizer, "why?")]
-    together = generation.follow(llm, prompts, ANSWERS)
-    reactions = generation.react(llm, prompts, ANSWERS)
+    together = generation.compute_answer_states(llm, prompts, ANSWERS)
+    reactions = generation.score_continuation(llm, prompts, ANSWERS)
     for prompt, ids, states, reaction in zip(prompts, ANSWERS, together, reactions, strict=True):
-        alone = generation.follow(llm, [prompt], [ids])[0]
+        alone = generation.compute_answer_states(llm, [prompt], [ids])[0]
         torch.testing.assert_close(states, alone, rtol=0, atol=1e-5)
         whole = torch.cat([prompt.ids, torch.tensor(ids, dtype=torch.long)])[None]
         with torch.no_grad():
@@ -330,15 +334,17 @@ def test_states_along_an_answer_are_those_of_a_plain_pass_alone_and_in_a_batch(
         assert len(states) == n_states
         torch.testing.assert_close(reaction.states, states)
         torch.testing.assert_close(reaction.first_logits, plain.logits[0, n - 1], rtol=0, atol=1e-4)
-        assert reaction.likeliest.tolist() == plain.logits[0, predicting].argmax(-1).tolist()
+        assert reaction.greedy_ids.tolist() == plain.logits[0, predicting].argmax(-1).tolist()
 
 
 def test_along_its_own_greedy_answer_the_likeliest_tokens_are_the_answer(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     prompts = prompts_of(llm, tokenizer)
-    own = generation.answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
-    assert [reaction.likeliest.tolist() for reaction in generation.react(llm, prompts, own)] == own
+    own = generation.generate_answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
+    assert [
+        reaction.greedy_ids.tolist() for reaction in generation.score_continuation(llm, prompts, own)
+    ] == own
 
 
 def test_no_logits_of_a_whole_prompt_are_ever_computed(
@@ -348,7 +354,7 @@ def test_no_logits_of_a_whole_prompt_are_ever_computed(
     head: Any = llm.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, given, logits: rows.append(logits[..., 0].numel()))
     prompts = prompts_of(llm, tokenizer)
-    generation.react(llm, prompts, ANSWERS[:3])
+    generation.score_continuation(llm, prompts, ANSWERS[:3])
     generation.choose(llm, tokenizer, prompts, ["the cat", "the cat sat", "why"])
     handle.remove()
     assert max(rows) == len(ANSWERS[2]) < sum(len(prompt.ids) for prompt in prompts)
@@ -358,10 +364,10 @@ def test_an_answer_that_leaves_the_context_cannot_be_followed(tokenizer: PreTrai
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     prompt = prompt_of(llm, tokenizer, "hello")
     fits = 24 - len(prompt.ids)
-    assert len(generation.follow(llm, [prompt], [[5] * fits])[0]) == fits
+    assert len(generation.compute_answer_states(llm, [prompt], [[5] * fits])[0]) == fits
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
-        generation.follow(llm, [prompt], [[5] * (fits + 1)])
-    assert generation.follow(llm, [], []) == []
+        generation.compute_answer_states(llm, [prompt], [[5] * (fits + 1)])
+    assert generation.compute_answer_states(llm, [], []) == []
 
 
 # Which of some words

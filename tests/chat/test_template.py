@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support.tiny_tokenizers import FAMILIES, byte_level_bpe, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from ossicle.chat.messages import read_conversation
-from ossicle.chat.template import ChatTemplate, SoundPiece, TextPiece
+from ossicle.chat.messages import parse_conversation
+from ossicle.chat.template import AudioSegment, ChatTemplate, TextSegment
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, ConfigError, DataError, RequestError
 
@@ -68,13 +68,13 @@ def stock_ids(family: str, messages: list[tuple[str, str]]) -> tuple[int, ...]:
     return tuple(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
 
 
-def joined(pieces: tuple[TextPiece | SoundPiece, ...]) -> tuple[int, ...]:
-    ids = (piece.ids if isinstance(piece, TextPiece) else piece.text for piece in pieces)
+def joined(pieces: tuple[TextSegment | AudioSegment, ...]) -> tuple[int, ...]:
+    ids = (piece.ids if isinstance(piece, TextSegment) else piece.transcript_ids for piece in pieces)
     return tuple(itertools.chain.from_iterable(ids))
 
 
-def texts_of(pieces: tuple[TextPiece | SoundPiece, ...]) -> list[tuple[int, ...] | int]:
-    return [piece.ids if isinstance(piece, TextPiece) else piece.index for piece in pieces]
+def texts_of(pieces: tuple[TextSegment | AudioSegment, ...]) -> list[tuple[int, ...] | int]:
+    return [piece.ids if isinstance(piece, TextSegment) else piece.index for piece in pieces]
 
 
 # One sound
@@ -85,7 +85,7 @@ def texts_of(pieces: tuple[TextPiece | SoundPiece, ...]) -> list[tuple[int, ...]
 @given(text=anything, before=spaces, after=spaces)
 def test_split_is_exact_and_says_what_is_framed(family, text, before, after):
     template = template_of(family)
-    split, frame = template.split(before + text + after), template.frame
+    split, frame = template.split_prompt(before + text + after), template.frame
     assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", text.strip())])
     assert split.prefix == frame.prefix[: len(split.prefix)]
     assert split.suffix == frame.suffix[len(frame.suffix) - len(split.suffix) :]
@@ -97,7 +97,7 @@ def test_split_is_exact_and_says_what_is_framed(family, text, before, after):
 @given(text=sentences)
 def test_what_people_say_is_framed(family, text):
     template = template_of(family)
-    split = template.split(text)
+    split = template.split_prompt(text)
     assert split.is_framed
     assert (split.prefix, split.suffix) == template.frame
     assert split.text
@@ -111,9 +111,9 @@ def test_a_text_that_merges_with_the_template_is_unframed():
         ),
         PromptSettings(),
     )
-    merged = template.split("er what assistan")
+    merged = template.split_prompt("er what assistan")
     assert not merged.is_framed
-    assert template.split("hello").is_framed
+    assert template.split_prompt("hello").is_framed
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_text_that_merges_with_the_template_is_unframed():
     ],
 )
 def test_the_space_of_a_word_goes_with_the_word(family, before, text, after):
-    split = template_of(family).split("the cat")
+    split = template_of(family).split_prompt("the cat")
     tokens = [
         " ".join(tiny_tokenizer(family).convert_ids_to_tokens(list(ids)))
         for ids in (split.prefix, split.suffix)
@@ -146,20 +146,20 @@ def test_bos_comes_once_and_only_from_the_template(family):
     template = template_of(family)
     written = "bos_token" in FAMILIES[family].template
     assert template.frame.prefix.count(bos) == int(written)
-    assert bos not in template.split("hello").text
+    assert bos not in template.split_prompt("hello").text
 
 
 @every_family
 def test_an_empty_text_is_exact(family):
     for empty in ("", " \n"):
-        split = template_of(family).split(empty)
+        split = template_of(family).split_prompt(empty)
         assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", "")])
 
 
 @every_family
 def test_one_sound_is_rendered_as_the_frame(family):
     template = template_of(family)
-    expected = (TextPiece(template.frame.prefix), SoundPiece(0), TextPiece(template.frame.suffix))
+    expected = (TextSegment(template.frame.prefix), AudioSegment(0), TextSegment(template.frame.suffix))
     assert template.render([{"role": "user", "content": [SOUND]}]) == expected
 
 
@@ -201,7 +201,7 @@ def as_stock(family: str, plain: list[tuple[str, str]]) -> list[tuple[str, str]]
 def test_a_conversation_is_exact_and_what_is_read_does_not_depend_on_what_is_heard(family, talk):
     messages, transcripts, plain = talk
     template, expected = template_of(family), stock_ids(family, as_stock(family, plain))
-    assert template.text_ids(messages, transcripts) == expected
+    assert template.tokenize(messages, transcripts) == expected
     pieces = template.render(messages, transcripts)
     assert joined(pieces) == expected
     assert [piece for piece in texts_of(pieces) if isinstance(piece, int)] == list(range(len(transcripts)))
@@ -215,9 +215,9 @@ def test_a_conversation_is_exact_and_what_is_read_does_not_depend_on_what_is_hea
 def test_a_conversation_without_sound_is_exact(family, text):
     template = template_of(family)
     assert template.render([{"role": "user", "content": text}]) == (
-        TextPiece(stock_ids(family, [("user", text)])),
+        TextSegment(stock_ids(family, [("user", text)])),
     )
-    assert template.text_ids([{"role": "user", "content": text}]) == stock_ids(family, [("user", text)])
+    assert template.tokenize([{"role": "user", "content": text}]) == stock_ids(family, [("user", text)])
 
 
 def test_turns_that_are_not_tokenized_alone_are_still_exact(monkeypatch):
@@ -233,8 +233,8 @@ def test_turns_that_are_not_tokenized_alone_are_still_exact(monkeypatch):
     # A tokenizer that marks the end of a whole text looks different on every part of it.
     monkeypatch.setattr(template, "_encode", lambda text: (*apart(text), ends))
     *begin, last = template.render(messages)
-    assert isinstance(last, TextPiece)
-    assert (*begin, TextPiece(last.ids[:-1])) == expected
+    assert isinstance(last, TextSegment)
+    assert (*begin, TextSegment(last.ids[:-1])) == expected
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_turns_that_are_not_tokenized_alone_are_still_exact(monkeypatch):
     ],
 )
 def test_parts_are_joined_by_one_space_unless_there_is_white_space(content, plain):
-    ids = template_of("qwen2").text_ids([{"role": "user", "content": content}], ["the cat"])
+    ids = template_of("qwen2").tokenize([{"role": "user", "content": content}], ["the cat"])
     assert ids == stock_ids("qwen2", [("user", plain)])
 
 
@@ -259,7 +259,7 @@ def test_text_after_a_sound_keeps_its_space():
     *_, last = template_of("qwen2").render(
         [{"role": "user", "content": [SOUND, {"type": "text", "text": "the cat"}]}]
     )
-    assert isinstance(last, TextPiece)
+    assert isinstance(last, TextSegment)
     assert tiny_tokenizer("qwen2").convert_ids_to_tokens(list(last.ids))[:3] == ["Ġthe", "Ġcat", "<|im_end|>"]
 
 
@@ -277,7 +277,7 @@ def test_earlier_thoughts_are_dropped_as_the_template_does():
 @every_family
 def test_the_system_prompt_of_the_settings_is_used(family):
     template = template_of(family, system="Answer in spanish.")
-    split = template.split("hello")
+    split = template.split_prompt("hello")
     expected = stock_ids(family, as_stock(family, [("system", "Answer in spanish."), ("user", "hello")]))
     assert split.prefix + split.text + split.suffix == expected
     assert split.is_framed
@@ -287,11 +287,11 @@ def test_the_system_prompt_of_the_settings_is_used(family):
 def test_the_system_prompt_of_a_conversation_comes_first(family):
     messages = [{"role": "system", "content": "You are a cat."}, {"role": "user", "content": "hello"}]
     expected = stock_ids(family, as_stock(family, [("system", "You are a cat."), ("user", "hello")]))
-    assert template_of(family, system="Answer in spanish.").text_ids(messages) == expected
+    assert template_of(family, system="Answer in spanish.").tokenize(messages) == expected
 
 
 def test_an_empty_system_prompt_silences_a_default_one():
-    assert template_of("qwen2", system="").text_ids([{"role": "user", "content": "hello"}]) == stock_ids(
+    assert template_of("qwen2", system="").tokenize([{"role": "user", "content": "hello"}]) == stock_ids(
         "qwen2", [("system", ""), ("user", "hello")]
     )
     assert template_of("gemma", system="").frame == template_of("gemma").frame
@@ -311,7 +311,7 @@ def test_tomorrow_the_prompt_is_the_same(family, freeze):
 @pytest.mark.parametrize("family", ["llama", "mistral-small"])
 @pytest.mark.parametrize("date", ["2024-07-26", "2025-01-05", "2026-12-31"])
 def test_the_date_is_the_one_of_the_settings(family, date, freeze):
-    split = fresh_template(family, date=date).split("hello")
+    split = fresh_template(family, date=date).split_prompt("hello")
     freeze(date)
     assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", "hello")])
     freeze("1999-01-01")
@@ -330,7 +330,7 @@ def test_control_tokens_cannot_be_smuggled_in(family):
         *(token for token in FAMILIES[family].added if "<think" in token),
     ):
         text = f"hello{token}the cat"
-        for attempt in (template.split, lambda text: template.text_ids(message, [text])):
+        for attempt in (template.split_prompt, lambda text: template.tokenize(message, [text])):
             with pytest.raises(DataError, match=re.escape(repr(token))):
                 attempt(text)
         with pytest.raises(RequestError, match=rf"messages\[0\]\.content holds {re.escape(repr(token))}"):
@@ -348,9 +348,9 @@ def test_a_plain_word_in_the_vocabulary_may_be_said():
     )
     tokenizer.add_tokens(["user", "<|im_start|>"])
     template = ChatTemplate(tokenizer, PromptSettings())
-    assert template.split("hello user!").text
+    assert template.split_prompt("hello user!").text
     with pytest.raises(DataError, match="im_start"):  # not special by name, but the template writes it
-        template.split("hello <|im_start|>")
+        template.split_prompt("hello <|im_start|>")
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_a_plain_word_in_the_vocabulary_may_be_said():
 )
 def test_malformed_messages_are_named(messages, complaint):
     template = template_of("llama")
-    for refused in (read_conversation, template.render, template.text_ids):
+    for refused in (parse_conversation, template.render, template.tokenize):
         with pytest.raises(RequestError, match=re.escape(complaint)):
             refused(messages)
 
@@ -408,12 +408,12 @@ def test_messages_as_clients_dump_them_are_taken():
     dumped = {"role": "assistant", "content": "hi", "tool_calls": None, "refusal": None, "annotations": []}
     messages = [{"role": "user", "content": "hello"}, dumped, {"role": "user", "content": "the cat"}]
     expected = stock_ids("llama", [("user", "hello"), ("assistant", "hi"), ("user", "the cat")])
-    assert template_of("llama").text_ids(messages) == expected
+    assert template_of("llama").tokenize(messages) == expected
 
 
 def test_sounds_are_kept_in_their_order():
     sounds = [{"type": "audio", "audio": name} for name in ("a.wav", "b.wav", "c.wav")]
-    conversation = read_conversation(
+    conversation = parse_conversation(
         [
             {"role": "user", "content": sounds[:2]},
             {"role": "assistant", "content": "hi"},
@@ -436,7 +436,7 @@ def test_a_template_that_refuses_a_conversation_is_quoted():
 @pytest.mark.parametrize("texts", [[], ["a", "b"]])
 def test_one_transcript_is_needed_for_each_sound(texts):
     messages = [{"role": "user", "content": [SOUND]}]
-    for refused in (template_of("llama").render, template_of("llama").text_ids):
+    for refused in (template_of("llama").render, template_of("llama").tokenize):
         with pytest.raises(DataError, match=f"{len(texts)} transcripts for 1 sounds"):
             refused(messages, texts)
 

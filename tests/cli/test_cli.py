@@ -22,7 +22,7 @@ from support.tiny_models import save_tiny_bases
 import ossicle
 from ossicle import checkpoint
 from ossicle.audio.waveform import AudioSource
-from ossicle.backbones import pretrained
+from ossicle.backbones import model_files
 from ossicle.chat import generation
 from ossicle.cli import main
 from ossicle.config import load_recipe
@@ -537,7 +537,7 @@ def pocket(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_table(pocket / "speech.parquet", rows)
     recipe = "out = 'runs/long'\nconnector = {n_queries = 32}\ntrain = {n_steps = 9, batch_size = 2}\n"
     (pocket / "recipe.toml").write_text(recipe)
-    monkeypatch.setattr(pretrained, "POCKET", pocket)
+    monkeypatch.setattr(model_files, "POCKET_DIR", pocket)
     return pocket
 
 
@@ -585,7 +585,7 @@ def test_the_demo_touches_no_run_of_other_settings(pocket: Path, refused: Callab
 def test_the_recipes_can_be_used() -> None:
     recipes = Path(__file__).parents[2] / "recipes"
     pocket = load_recipe(recipes / "pocket.toml")
-    assert pocket == load_recipe(pretrained.POCKET / "recipe.toml")
+    assert pocket == load_recipe(model_files.POCKET_DIR / "recipe.toml")
     assert pocket.base.llm == "pocket/llm"
     for path in recipes.glob("*.toml"):
         assert load_recipe(path).out.startswith("runs/")

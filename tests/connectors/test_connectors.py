@@ -415,7 +415,9 @@ def test_in_training_tokens_are_where_the_transcript_says() -> None:
     """Known tokens are found in order, each clip's shares sum to one, and the likelihood teaches the spotter."""
     made, batch = connector("anchored"), features(60, 25)
     transcripts = said(4, 7)
-    anchors = made.spotter(batch.states, batch.mask, batch.attended, torch.tensor([20, 20]), transcripts)
+    anchors = made.spotter(
+        batch.states, batch.mask, batch.attention_mask, torch.tensor([20, 20]), transcripts
+    )
     for row, n in enumerate((4, 7)):
         torch.testing.assert_close(anchors.shares[row, :n].sum(1), torch.ones(n))
         assert not anchors.shares[row, n:].any()

@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ossicle import checkpoint
 from ossicle.audio.waveform import load_audio
-from ossicle.backbones.pretrained import POCKET, Whisper, embed, embeddings
+from ossicle.backbones.causal_lm import embed, get_input_embeddings
+from ossicle.backbones.model_files import POCKET_DIR
+from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings, load_recipe
 from ossicle.connectors.base import new_connector
 from ossicle.connectors.monotonic_alignment import Transcripts
@@ -29,7 +31,7 @@ KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
 @functools.cache
 def pocket_ear() -> Ear:
     """New, on the pocket models."""
-    recipe = load_recipe(POCKET / "recipe.toml")
+    recipe = load_recipe(POCKET_DIR / "recipe.toml")
     connector = replace(recipe.connector, form="autoregressive")
     torch.manual_seed(0)
     return Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=connector), "cpu")
@@ -38,7 +40,7 @@ def pocket_ear() -> Ear:
 @functools.cache
 def spoken() -> list[dict[str, Any]]:
     """Some clips that the pocket Whisper did not learn from, with their transcripts."""
-    return pq.read_table(POCKET / "speech.parquet").slice(0, 64).to_pylist()
+    return pq.read_table(POCKET_DIR / "speech.parquet").slice(0, 64).to_pylist()
 
 
 def multilingual() -> Whisper:
@@ -80,7 +82,7 @@ def test_tokens_are_shared_that_are_spelled_alike() -> None:
     assert len(names) > 50
     known = whisper.model.model.decoder.embed_tokens.weight
     assert torch.equal(found.written, known[[own[name] for name in names]])
-    assert torch.equal(found.read, embeddings(llm).weight[[other[name] for name in names]])
+    assert torch.equal(found.read, get_input_embeddings(llm).weight[[other[name] for name in names]])
     assert torch.equal(found.prompt, known[whisper.tokenizer.prefix_tokens])
     assert torch.equal(found.end, known[whisper.tokenizer.eos_token_id])
     assert found.languages.shape == (0, known.shape[1])

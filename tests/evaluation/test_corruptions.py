@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ossicle.audio.augment import speech_power
+from ossicle.audio.augment import measure_speech_power
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import ConfigError, DataError
 from ossicle.evaluation import Item
@@ -69,7 +69,9 @@ def heard(clip: np.ndarray, condition: Condition, seed: int = 1) -> np.ndarray:
 def test_noise_is_as_loud_as_asked_beside_the_speech(kind, snr_db, seed, n_samples):
     clip = voice(7, n_samples, loudness=0.02)  # too quiet to reach full scale
     noise = heard(clip, Condition(kind=kind, level=snr_db), seed) - clip
-    assert 10 * math.log10(speech_power(clip)) - level_db(noise) == pytest.approx(snr_db, abs=ASKED_DB)
+    assert 10 * math.log10(measure_speech_power(clip)) - level_db(noise) == pytest.approx(
+        snr_db, abs=ASKED_DB
+    )
 
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
@@ -225,7 +227,7 @@ def test_every_voice_of_a_babble_is_as_loud_as_the_others():
     spectrum = np.abs(np.fft.rfft(mixed))
     for number, single in enumerate(voices):
         pitch_hz = 90 + 17 * number
-        own = np.abs(np.fft.rfft(single / np.sqrt(speech_power(single))))
+        own = np.abs(np.fft.rfft(single / np.sqrt(measure_speech_power(single))))
         bin_ = round(pitch_hz * n_samples / SAMPLE_RATE)
         assert spectrum[bin_] == pytest.approx(own[bin_], rel=0.05)
 

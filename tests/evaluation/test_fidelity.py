@@ -12,7 +12,7 @@ from support.tiny_models import tiny_ear, tiny_llama
 from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
-from ossicle.chat.generation import Reaction
+from ossicle.chat.generation import ContinuationScores
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, DataError, RequestError
 from ossicle.evaluation import load_suite
@@ -109,7 +109,7 @@ def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
 def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
     """Over all ids of the prompt and the answer, through no code of this measurement."""
     for read, heard, found in zip(READ, HEARD, of(ear, READ, HEARD), strict=True):
-        ids = ear.template.text_ids(read)
+        ids = ear.template.tokenize(read)
         with torch.no_grad():
             made = ear.llm.generate(  # ty: ignore[not-callable]
                 input_ids=torch.tensor([ids]),
@@ -143,7 +143,8 @@ def test_kl_is_exact_where_float32_is_not() -> None:
     read, heard = torch.tensor([16.0, 0.0, 0.0]), torch.tensor([16.0, 1e-3, 0.0])
     states = torch.ones(1, 4)
     found = fidelity(
-        Reaction(states, torch.tensor([0]), read), Reaction(states, torch.tensor([0]), heard)
+        ContinuationScores(states, torch.tensor([0]), read),
+        ContinuationScores(states, torch.tensor([0]), heard),
     ).kl_nats
     x, y = (np.exp(logits.double().numpy()) for logits in (read, heard))
     x, y = x / x.sum(), y / y.sum()
@@ -181,7 +182,7 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
 
         def react_batch(
             self, conversations: list[Conversation], answers: list[list[int]], /
-        ) -> list[Reaction]:
+        ) -> list[ContinuationScores]:
             return ear.react_batch(conversations, answers)
 
     transcripts = [as_text("what is the capital of france?"), None, as_text("the cat sat on a mat."), None]

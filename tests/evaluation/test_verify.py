@@ -13,7 +13,7 @@ from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
 from torch import nn
 
 from ossicle import checkpoint
-from ossicle.backbones.pretrained import embed
+from ossicle.backbones.causal_lm import embed
 from ossicle.chat import generation
 from ossicle.chat.generation import Prompt
 from ossicle.chat.template import ChatTemplate
@@ -117,7 +117,7 @@ def test_prompts_are_those_of_the_tokenizer_s_own_template(family: str, settings
     template = ChatTemplate(tokenizer, settings)
     for text in ASKED:
         own = stock_llm.prompt_ids(tokenizer, text, settings)
-        assert own == template.text_ids([{"role": "user", "content": text}])
+        assert own == template.tokenize([{"role": "user", "content": text}])
 
 
 def test_stock_answers_end_and_penalise_as_the_ear_s_do() -> None:
@@ -130,7 +130,7 @@ def test_stock_answers_end_and_penalise_as_the_ear_s_do() -> None:
         for name, value in {"temperature": 0.5, "do_sample": True, **options}.items():
             setattr(llm.generation_config, name, value)
         own = stock_llm.answer(llm, tokenizer, ids, 40)
-        assert list(own) == generation.answer_ids(llm, tokenizer, [prompt], max_new_tokens=40)[0]
+        assert list(own) == generation.generate_answer_ids(llm, tokenizer, [prompt], max_new_tokens=40)[0]
         assert len(own) == (3 if options.get("eos_token_id") else 24 - len(ids))
 
 

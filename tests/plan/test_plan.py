@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from ossicle.backbones.encoder import encode, n_frames_for
-from ossicle.backbones.pretrained import embeddings
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.encoder import count_frames, encode
 from ossicle.cli import main
 from ossicle.config import (
     BaseSettings,
@@ -89,7 +89,7 @@ def counted(
         counts[name] = counts.get(name, 0) + counter.get_total_flops()
         return result
 
-    n_frames = 600 if ear.settings.base.encoder_window == "full" else n_frames_for(int(length_s * 16_000))
+    n_frames = 600 if ear.settings.base.encoder_window == "full" else count_frames(int(length_s * 16_000))
     mel = torch.randn(1, ear.whisper.config.num_mel_bins, min(n_frames, 600))
     encoder = ear.whisper.model.model.encoder
     with torch.no_grad():
@@ -109,7 +109,7 @@ def counted(
     middle = audio.tokens.detach().requires_grad_()
     n_suffix, n_audio = len(ear.template.frame.suffix), audio.n_tokens.tolist()
     wanted = {"last": 1, "suffix": n_suffix, "all": n_tokens + n_suffix}[objective.hidden_positions]
-    assert ear.reader.picks  # which it has to find out, and that costs as well
+    assert ear.reader.gathers_last_layer  # which it has to find out, and that costs as well
     student = part("student forward", lambda: ear.last_states(middle, n_audio, [wanted]))
     with torch.no_grad():
         teacher = part("teacher", lambda: ear.last_states(text, [n_tokens], [n_tokens + n_suffix]))
@@ -149,7 +149,7 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
     assert cost_model(small_recipe(ear, ObjectiveSettings())).llm == costs
     n_suffix = len(ear.template.frame.suffix)
     for n, n_wanted in ((5, 1), (30, 30 + n_suffix)):
-        middle = torch.randn(1, n, embeddings(ear.llm).embedding_dim, requires_grad=True)
+        middle = torch.randn(1, n, get_input_embeddings(ear.llm).embedding_dim, requires_grad=True)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             states = ear.last_states(middle, [n], [n_wanted])
             forward = counter.get_total_flops()
@@ -222,7 +222,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         transcripts = Transcripts(n_tokens=n_text, wanted=ids, candidates=ear.embed(ids[0]))
         audio, in_connector = kept_bytes(lambda f=features, t=transcripts: ear.connector(f, t), ear.connector)
         middle = audio.tokens.detach().requires_grad_()
-        assert ear.reader.picks
+        assert ear.reader.gathers_last_layer
         n_heard = audio.n_tokens.tolist()
         _, in_llm = kept_bytes(
             lambda m=middle, n=n_heard: ear.last_states(m, n, [n_suffix] * len(n)), ear.llm

@@ -11,7 +11,7 @@ import soundfile
 
 import ossicle
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.config import load_recipe
 from ossicle.evaluation import Item, load_suite
 from ossicle.evaluation.text_normalization import is_correct
@@ -222,7 +222,7 @@ def test_the_suite_says_the_words_alone_and_expects_what_the_manner_asks_for(sui
 
 
 def test_who_asks_in_the_suite_is_heard_nowhere_in_training(suite):
-    trained = set(pq.read_table(POCKET / "speech.parquet", columns=["text"])["text"].to_pylist())
+    trained = set(pq.read_table(POCKET_DIR / "speech.parquet", columns=["text"])["text"].to_pylist())
     assert not trained & {row["text"] for row in suite}
     for voice in {row["voice"] for row in suite}:
         engine, name = voice.split(":")

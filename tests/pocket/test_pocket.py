@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ossicle
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.evaluation import load_suite
 from ossicle.evaluation.text_normalization import is_correct
 from tools.pocket import voices, world
@@ -22,7 +22,7 @@ MIN_RIGHT_OF_48 = 42
 
 
 def column(table: str, name: str) -> list:
-    return pq.read_table(POCKET / f"{table}.parquet", columns=[name])[name].to_pylist()
+    return pq.read_table(POCKET_DIR / f"{table}.parquet", columns=[name])[name].to_pylist()
 
 
 def test_nothing_learned_is_a_question_or_an_instruction():
@@ -81,7 +81,7 @@ def test_the_examination_is_large_enough():
 
 
 def test_the_embedded_files_are_those_that_were_recorded():
-    recorded = json.loads((POCKET / "hashes.json").read_text())
+    recorded = json.loads((POCKET_DIR / "hashes.json").read_text())
     assert {
         "llm/model.safetensors",
         "whisper/model.safetensors",
@@ -89,8 +89,8 @@ def test_the_embedded_files_are_those_that_were_recorded():
         "suite.parquet",
     } <= recorded.keys()
     for name, digest in recorded.items():
-        assert hashlib.sha256((POCKET / name).read_bytes()).hexdigest() == digest, name
-    assert sum((POCKET / name).stat().st_size for name in recorded) <= MAX_BYTES
+        assert hashlib.sha256((POCKET_DIR / name).read_bytes()).hexdigest() == digest, name
+    assert sum((POCKET_DIR / name).stat().st_size for name in recorded) <= MAX_BYTES
 
 
 def test_the_shipped_ear_is_what_the_recipe_distils_and_hears():

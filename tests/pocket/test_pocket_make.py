@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from ossicle.audio.augment import Augmenter
 from ossicle.audio.waveform import load_audio
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.config import AugmentSettings
 from ossicle.data.open_source import open_speech
 from tools.pocket import tokens, voices, world
@@ -24,7 +24,7 @@ TRAINING = Round(n_steps=3, batch_size=8, peak_lr=1e-3, is_first=True)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokens.whisper_tokenizer(Tokenizer.from_file(str(POCKET / "llm" / "tokenizer.json")))
+    return tokens.whisper_tokenizer(Tokenizer.from_file(str(POCKET_DIR / "llm" / "tokenizer.json")))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from support.tiny_families import FAMILIES, tiny_llm
 from torch import Tensor
 
-from ossicle.backbones.pretrained import embed
-from ossicle.chat.generation import Wording, end_of
-from ossicle.chat.sampling import Drawing, Sampling
+from ossicle.backbones.causal_lm import embed
+from ossicle.chat.generation import IncrementalDetokenizer, end_of
+from ossicle.chat.sampling import SamplingSettings, TokenSampler
 from ossicle.errors import CheckpointError
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.generation import Completion, StopStringBuffer
@@ -102,39 +102,39 @@ def test_an_llm_that_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 # Drawing
 
 
-def draws(llm: Any, sampling: Sampling, n: int = 40) -> list[int]:
-    drawing = Drawing(llm, sampling, [3, 4])
-    return [drawing.draw(torch.linspace(0, 3, 50)) for _ in range(n)]
+def draws(llm: Any, sampling: SamplingSettings, n: int = 40) -> list[int]:
+    drawing = TokenSampler(llm, sampling, [3, 4])
+    return [drawing.sample(torch.linspace(0, 3, 50)) for _ in range(n)]
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_another() -> None:
     llm, _ = tiny_llm("llama")
-    hot = Sampling(temperature=1.0, seed=3)
-    assert draws(llm, hot) == draws(llm, hot) != draws(llm, Sampling(temperature=1.0, seed=4))
-    assert set(draws(llm, Sampling())) == {49}
+    hot = SamplingSettings(temperature=1.0, seed=3)
+    assert draws(llm, hot) == draws(llm, hot) != draws(llm, SamplingSettings(temperature=1.0, seed=4))
+    assert set(draws(llm, SamplingSettings())) == {49}
 
 
 def test_top_p_leaves_the_likeliest() -> None:
     llm, _ = tiny_llm("llama")
     probabilities = torch.linspace(0, 3, 50).softmax(0).flip(0)
     n_kept = int((probabilities.cumsum(0) < 0.2).sum()) + 1
-    drawn = set(draws(llm, Sampling(temperature=1.0, top_p=0.2), n=400))
+    drawn = set(draws(llm, SamplingSettings(temperature=1.0, top_p=0.2), n=400))
     assert drawn == set(range(50 - n_kept, 50))
-    assert set(draws(llm, Sampling(temperature=1.0), n=400)) - drawn
+    assert set(draws(llm, SamplingSettings(temperature=1.0), n=400)) - drawn
 
 
 def test_what_the_model_says_of_itself_counts() -> None:
     llm, _ = tiny_llm("llama")
     llm.generation_config.top_k = 2
-    assert set(draws(llm, Sampling(temperature=5.0), n=100)) == {48, 49}
+    assert set(draws(llm, SamplingSettings(temperature=5.0), n=100)) == {48, 49}
     llm.generation_config.repetition_penalty = 1.5
     prompt = ids_of(3)
     llm.generation_config.eos_token_id = None
-    batch, drawing = ContinuousBatch(llm), Drawing(llm, Sampling(), prompt)
+    batch, drawing = ContinuousBatch(llm), TokenSampler(llm, SamplingSettings(), prompt)
     logits = batch.add([embed(llm, prompt)])
-    said = [drawing.draw(logits[0])]
+    said = [drawing.sample(logits[0])]
     while len(said) < 8:
-        said.append(drawing.draw(batch.step([said[-1]])[0]))
+        said.append(drawing.sample(batch.step([said[-1]])[0]))
     made: Any = llm.generate(  # ty: ignore[not-callable]
         torch.tensor([prompt]), max_new_tokens=8, do_sample=False, top_k=None, pad_token_id=0
     )
@@ -150,7 +150,7 @@ def test_what_the_model_says_of_itself_counts() -> None:
 )
 def test_text_is_told_up_to_the_first_stop_however_it_comes(pieces: list[str], stop: list[str]) -> None:
     told = StopStringBuffer(stop)
-    found = "".join(map(told.add, pieces)) + told.rest()
+    found = "".join(map(told.add, pieces)) + told.flush()
     whole = "".join(pieces)
     # A stop string that a longer text would have held before this one ended is what is met first.
     ends = [n for n in range(len(whole) + 1) if any(whole[:n].endswith(one) for one in stop)]
@@ -168,7 +168,13 @@ def say(ids: list[int], *, stop: list[str], n_room: int = 99) -> tuple[str, str 
     llm, tokenizer = tiny_llm("qwen2")
     end = end_of(llm, tokenizer)
     assert isinstance(end, int)
-    answer = Completion(Drawing(llm, Sampling(), []), Wording(tokenizer, end), frozenset([end]), stop, n_room)
+    answer = Completion(
+        TokenSampler(llm, SamplingSettings(), []),
+        IncrementalDetokenizer(tokenizer, end),
+        frozenset([end]),
+        stop,
+        n_room,
+    )
     text = ""
     for token in ids:
         piece = answer.append_token(one_hot(token))

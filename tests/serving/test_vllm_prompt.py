@@ -16,9 +16,10 @@ from support.tiny_models import tiny_ear, tiny_llama
 from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
 from support.vllm_conversations import CONVERSATIONS, EXACT_FAMILIES, WHITE_SPACE_FAMILIES, sound_part
 
-from ossicle.backbones.embedding_table import StoredWords
-from ossicle.backbones.pretrained import embeddings, outline_llm
-from ossicle.chat.template import ChatTemplate, SoundPiece
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.embedding_table import EmbeddingTable
+from ossicle.backbones.pretrained import build_meta_llm
+from ossicle.chat.template import AudioSegment, ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, RequestError
 from ossicle.serving.errors import ApiError
@@ -60,7 +61,7 @@ def both_ways(family: str, system: str | None, talk: list[Any]) -> tuple[list[in
         got += tensors.pop(0)[:, 0].int().tolist() if number == stand_in.placeholder_id else [number]
     own: list[int] = []
     for piece in ear.template.render(to_ear_messages(talk)):
-        own += [-1 - piece.index] * 2 if isinstance(piece, SoundPiece) else piece.ids
+        own += [-1 - piece.index] * 2 if isinstance(piece, AudioSegment) else piece.ids
     return got, own
 
 
@@ -165,10 +166,10 @@ def test_malformed_messages_without_sound_are_vllm_s_to_refuse(messages: list[An
 def test_rows_are_read_as_the_llm_embeds_them(family: str, tmp_path: Path) -> None:
     llm, _ = tiny_llm(family)
     name = save_tiny_llm(family, tmp_path)
-    outline = embeddings(outline_llm(name, None))
-    words = StoredWords(name, None, "model.embed_tokens.weight", outline)
+    outline = get_input_embeddings(build_meta_llm(name, None))
+    words = EmbeddingTable(name, None, "model.embed_tokens.weight", outline)
     ids = [5, 0, 5, 300]
-    torch.testing.assert_close(words(ids), embeddings(llm)(torch.tensor(ids)), rtol=0, atol=0)
+    torch.testing.assert_close(words(ids), get_input_embeddings(llm)(torch.tensor(ids)), rtol=0, atol=0)
 
 
 def test_rows_are_found_in_parts_and_under_longer_names(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_rows_are_found_in_parts_and_under_longer_names(tmp_path: Path) -> None:
         "lm_head.weight": "part-3.safetensors",
     }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": by_key}))
-    words = StoredWords(str(tmp_path), None, "model.embed_tokens.weight", outline)
+    words = EmbeddingTable(str(tmp_path), None, "model.embed_tokens.weight", outline)
     assert torch.equal(words([6, 1]), table[[6, 1]])
 
 
@@ -192,15 +193,15 @@ def test_files_without_the_table_are_refused(tmp_path: Path) -> None:
 
     outline = torch.nn.Embedding(7, 4, device="meta")
     with pytest.raises(CheckpointError, match=r"cannot be read .model.safetensors is missing"):
-        StoredWords(str(tmp_path), None, "model.embed_tokens.weight", outline)
+        EmbeddingTable(str(tmp_path), None, "model.embed_tokens.weight", outline)
     save_file({"model.embed_tokens.weight": torch.randn(7, 5)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"no table .embed_tokens.weight. of 7 x 4"):
-        StoredWords(str(tmp_path), None, "model.embed_tokens.weight", outline)
+        EmbeddingTable(str(tmp_path), None, "model.embed_tokens.weight", outline)
     (tmp_path / "model.safetensors").write_bytes(b"{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        StoredWords(str(tmp_path), None, "model.embed_tokens.weight", outline)
+        EmbeddingTable(str(tmp_path), None, "model.embed_tokens.weight", outline)
     with pytest.raises(CheckpointError, match="with a Hashed, expected a plain table"):
-        StoredWords(str(tmp_path), None, "model.embed_tokens.weight", Hashed(7, 4, device="meta"))
+        EmbeddingTable(str(tmp_path), None, "model.embed_tokens.weight", Hashed(7, 4, device="meta"))
 
 
 def test_an_llm_that_is_here_embeds_words_itself() -> None:

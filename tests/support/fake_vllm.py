@@ -181,8 +181,10 @@ class FakeVllm:
         if body.get("stream"):
             return StreamingResponse(self._chunks(body, prompt), media_type="text/event-stream")
         room = body["max_tokens"]
-        ids = generation.answer_ids(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[0]
-        text = generation.answer(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[0]
+        ids = generation.generate_answer_ids(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[
+            0
+        ]
+        text = generation.generate_answers(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[0]
         choices = [
             {
                 "index": number,
@@ -200,7 +202,7 @@ class FakeVllm:
             chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": NAME, "choices": choices}
             return f"data: {json.dumps({**chunk, **more}, ensure_ascii=False)}\n\n"
 
-        pieces = generation.stream(
+        pieces = generation.stream_answer(
             self.ear.llm, self.ear.tokenizer, prompt, max_new_tokens=body["max_tokens"]
         )
         yield event([{"index": 0, "delta": {"role": "assistant", "content": ""}}])

@@ -67,7 +67,9 @@ class RealVllm:
         if self.ear is None:
             return ""
         prompt = prompt_of(inputs, self.ear)
-        return generation.answer(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=max_tokens)[0]
+        return generation.generate_answers(
+            self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=max_tokens
+        )[0]
 
 
 def prompt_of(inputs: dict[str, Any], ear: Ear) -> Prompt:

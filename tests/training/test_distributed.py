@@ -26,7 +26,7 @@ from ossicle.training import sharding, train_step, trainer
 from ossicle.training.distributed import joined, meet, ranks
 from ossicle.training.run import prepare
 from ossicle.training.run_log import MetricsLog, read_metrics
-from ossicle.training.sharding import layers_of
+from ossicle.training.sharding import get_layers
 from ossicle.training.skipped import SKIPPED
 from ossicle.training.trainer import Stopped
 
@@ -173,7 +173,7 @@ def test_layers_shared_out_compute_what_whole_ones_do(plain: Recipe, tmp_path: P
 
     def spread() -> tuple[dict[str, float], bool, int]:
         run = prepare(changed(plain, train={"frozen_placement": "sharded"}))
-        weight: Any = next(layers_of(run.ear.llm.base_model)[0].parameters())
+        weight: Any = next(get_layers(run.ear.llm.base_model)[0].parameters())
         terms = first_losses(changed(plain, train={"frozen_placement": "sharded"}))
         return terms, weight.requires_grad, weight.to_local().numel() * 2 - weight.numel()
 

@@ -186,7 +186,7 @@ def test_every_transcript_once_in_the_order_of_the_rows(recipe: Recipe, speech: 
     lessons = read_lessons(open_speech([str(tmp_path / "speech.jsonl")]), template)
     assert (lessons.n_rows, lessons.n_skipped, len(lessons)) == (8, 3, 3)
     for place, text in enumerate(("two cats", "rain", "seven")):
-        ids = torch.tensor(template.split(text).text)
+        ids = torch.tensor(template.split_prompt(text).text)
         assert torch.equal(lessons[place], ids)
         assert lessons.keys[place] == text_key(ids)
     assert lessons.lengths.tolist() == [len(lessons[place]) for place in range(3)]

@@ -10,7 +10,7 @@ from test_training import base, changed, recipe, speech
 from torch.nn.functional import cosine_similarity
 
 import ossicle
-from ossicle.backbones import pretrained
+from ossicle.backbones import causal_lm, pretrained
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
 from ossicle.training.run import prepare
@@ -34,7 +34,7 @@ def plain(recipe: Recipe) -> Recipe:
 
 def gradient(name: str, bits: int) -> torch.Tensor:
     llm, _ = pretrained.load_llm(name, None, torch.device("cpu"), bits=bits)
-    embeds = pretrained.embed(llm, [[3, 1, 4, 1, 5]]).detach().requires_grad_()
+    embeds = causal_lm.embed(llm, [[3, 1, 4, 1, 5]]).detach().requires_grad_()
     llm.base_model(inputs_embeds=embeds).last_hidden_state[:, -1].sum().backward()
     assert embeds.grad is not None
     return embeds.grad.flatten()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ossicle import checkpoint
-from ossicle.backbones.pretrained import next_token_logits
+from ossicle.backbones.causal_lm import compute_logits
 from ossicle.config import ObjectiveSettings
 from ossicle.connectors.monotonic_alignment import Transcripts
 from ossicle.ear import Ear
@@ -45,7 +45,7 @@ def objective(positions: str = "last", n_response_tokens: int = 1, **others: Any
 
 
 def ids_of(ear: Ear, texts: tuple[str, ...] = TEXTS) -> list[Tensor]:
-    return [torch.tensor(ear.template.split(text).text) for text in texts]
+    return [torch.tensor(ear.template.split_prompt(text).text) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def by_hand(ear: Ear, ids: Tensor, need: Need) -> tuple[Tensor, list[int]]:
     while True:
         with torch.no_grad():
             states = ear.llm.base_model(inputs_embeds=ear.embed(torch.tensor([row]))).last_hidden_state[0]
-        token = int(next_token_logits(ear.llm, states[-1]).argmax())
+        token = int(compute_logits(ear.llm, states[-1]).argmax())
         if len(fed) == need.n_response_tokens - 1 or token in ends:
             break
         fed, row = [*fed, token], [*row, token]

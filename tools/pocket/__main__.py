@@ -20,7 +20,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from ossicle import checkpoint
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.config import Recipe, load_recipe
 from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
@@ -51,12 +51,12 @@ WHISPER_ROUNDS = (
 )
 """What it learns from, and how. Each round adds what the one before could not read: joints of words, accents, and how
 questions begin; two were stopped when that was plain."""
-HASHES = POCKET / "hashes.json"
+HASHES = POCKET_DIR / "hashes.json"
 
 
 def embedded_files() -> Iterator[Path]:
     """The models and tables that the package carries."""
-    for path in sorted(POCKET.rglob("*")):
+    for path in sorted(POCKET_DIR.rglob("*")):
         if path.suffix in (".safetensors", ".json", ".parquet", ".jinja") and path != HASHES:
             yield path
 
@@ -64,7 +64,7 @@ def embedded_files() -> Iterator[Path]:
 def record_hashes() -> None:
     """Writes the SHA-256 of every embedded file."""
     hashes = {
-        str(path.relative_to(POCKET)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(POCKET_DIR)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in embedded_files()
     }
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
@@ -85,7 +85,7 @@ def ear_recipe(build: Path, manifest: Path, noise: Path) -> Recipe:
 
     5 GB of features.
     """
-    recipe = load_recipe(POCKET / "recipe.toml")
+    recipe = load_recipe(POCKET_DIR / "recipe.toml")
     return replace(
         recipe,
         out=str(build / "run"),
@@ -110,30 +110,30 @@ def make_ear(build: Path) -> Ear:
 def make(build: Path) -> None:
     """The two models, the tables and the ear, in this order."""
     # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
-    known = POCKET / "llm" / "tokenizer.json"
+    known = POCKET_DIR / "llm" / "tokenizer.json"
     bpe = Tokenizer.from_file(str(known)) if known.exists() else tokens.train_bpe()
-    if not (POCKET / "llm").exists():
+    if not (POCKET_DIR / "llm").exists():
         llm.train_llm(tokens.llm_tokenizer(bpe), build / "llm")
         sys.stdout.write(f"exam: {llm.exam(build / 'llm'):.1%}\n")
-        shutil.copytree(build / "llm", POCKET / "llm")
-    if not (POCKET / "whisper").exists():
+        shutil.copytree(build / "llm", POCKET_DIR / "llm")
+    if not (POCKET_DIR / "whisper").exists():
         words = tokens.whisper_tokenizer(bpe)
         for heard, training in WHISPER_ROUNDS:
             folders = [_spoken(build, clips) for clips in heard]
             whisper.train_whisper(words, folders, build / "whisper", training)
-        shutil.copytree(build / "whisper", POCKET / "whisper")
-    if not (POCKET / "speech.parquet").exists():
+        shutil.copytree(build / "whisper", POCKET_DIR / "whisper")
+    if not (POCKET_DIR / "speech.parquet").exists():
         folder = _spoken(build, DISTILLATION)
-        speech.make_distillation_speech(folder, POCKET / "speech.parquet", N_DISTILLATION_CLIPS)
-    if not (POCKET / "suite.parquet").exists():
-        speech.make_evaluation_speech(POCKET / "suite.parquet")
+        speech.make_distillation_speech(folder, POCKET_DIR / "speech.parquet", N_DISTILLATION_CLIPS)
+    if not (POCKET_DIR / "suite.parquet").exists():
+        speech.make_evaluation_speech(POCKET_DIR / "suite.parquet")
     if not manner.SUITE.exists():
         manner.make_suite(manner.SUITE)
-    if not (POCKET / "ear").exists():
+    if not (POCKET_DIR / "ear").exists():
         ear = make_ear(build)
         with ConsoleProgress(Console()) as progress:
             report = evaluate(ear, open_suite("pocket"), progress=progress)
-        checkpoint.save(ear, POCKET / "ear", card=model_card_table(report))
+        checkpoint.save(ear, POCKET_DIR / "ear", card=model_card_table(report))
 
 
 if __name__ == "__main__":

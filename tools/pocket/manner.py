@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from tools.pocket import speech, voices, world
 from tools.pocket.llm import report
 
@@ -29,7 +29,7 @@ TAGS = {
     "whispered": world.INSTRUCTIONS["one_word"][0],
 }
 """What the manner of speaking asks for, as this LLM has it written."""
-SUITE = POCKET / "manner.parquet"
+SUITE = POCKET_DIR / "manner.parquet"
 TAIL_S = (0.6, 0.75)
 """Silence behind the words of a clip, in whatever manner, in seconds: there the ear finds places for the tag's five
 tokens and the pauses between them, eleven of fifty positions a second at the very least."""

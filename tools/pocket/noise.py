@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ossicle.audio.augment import colored_noise, speech_power, stretch
+from ossicle.audio.augment import crop_or_loop, generate_colored_noise, measure_speech_power
 from ossicle.audio.waveform import SAMPLE_RATE
 
 N_BABBLES, N_STEADY = 96, 48
@@ -33,7 +33,7 @@ def make_noise(heard: Path, folder: Path) -> Path:
         )
         _write(unfinished / f"babble-{number:02d}.wav", np.asarray(talk))
     for number in range(N_STEADY):
-        _write(unfinished / f"steady-{number:02d}.wav", colored_noise(n_samples, draw))
+        _write(unfinished / f"steady-{number:02d}.wav", generate_colored_noise(n_samples, draw))
     return unfinished.rename(folder)
 
 
@@ -41,7 +41,7 @@ def _talker(samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.ran
     """Clips in a row as somebody who does not stop, at a common loudness."""
     said = np.concatenate([samples[clip["start"] : clip["start"] + clip["n"]] for clip in clips])
     voice = said.astype(np.float32) / 32768
-    return stretch(voice, n_samples, draw) / np.sqrt(speech_power(voice), dtype=np.float32)
+    return crop_or_loop(voice, n_samples, draw) / np.sqrt(measure_speech_power(voice), dtype=np.float32)
 
 
 def _write(path: Path, sound: np.ndarray) -> None:

@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from ossicle.audio.spec_augment import augment
-from ossicle.backbones.encoder import attended, clip_mel, encode, pad_mels
+from ossicle.audio.spec_augment import augment_mel
+from ossicle.backbones.encoder import compute_clip_mel, encode, expand_attention_mask, pad_mels
 from tools.pocket import world
 from tools.pocket.llm import lr_factor, report
 from tools.pocket.tokens import N_BPE_TOKENS
@@ -119,11 +119,11 @@ class HeardSpeech(Dataset):
         clips = [self.clips[number] for number in self.plan[index]]
         sounds = [self._sound(clip, rng) for clip in clips]
         full_window = rng.random() < 0.02
-        clean = [clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
+        clean = [compute_clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
         neighbours = [clean[-1], *clean[:-1]]  # they speak in the background
         mel, n_frames = pad_mels(
             [
-                augment(clip, rng.getrandbits(40), WINDOW_FRAMES, lambda voice=voice: voice)
+                augment_mel(clip, rng.getrandbits(40), WINDOW_FRAMES, lambda voice=voice: voice)
                 for clip, voice in zip(clean, neighbours, strict=True)
             ]
         )
@@ -258,7 +258,7 @@ class Hearing(nn.Module):
         lost = torch.rand(inputs.shape, generator=generator) < 0.15
         lost[:, :2] = False
         inputs = torch.where(lost, torch.randint(0, N_BPE_TOKENS, inputs.shape, generator=generator), inputs)
-        decoder, hides = self.model.model.decoder, attended(mask)
+        decoder, hides = self.model.model.decoder, expand_attention_mask(mask)
         hidden = decoder.embed_tokens(inputs) + decoder.embed_positions.weight[: inputs.shape[1]]
         causal = torch.full((inputs.shape[1], inputs.shape[1]), -torch.inf).triu(1)[None, None]
         for layer in decoder.layers:

@@ -46,7 +46,7 @@ class Augmenter:
         self.noises = _noises(Path(settings.noise)) if is_from_files else []
 
     @property
-    def changes(self) -> bool:
+    def is_active(self) -> bool:
         """Whether any clip is changed at all."""
         return self.settings != AugmentSettings()
 
@@ -59,18 +59,18 @@ class Augmenter:
             digest.update(samples.tobytes())
         return digest.hexdigest()
 
-    def samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
+    def augment_samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
         """The clip at another speed, with silence around it, with noise; the very same if nothing is to be changed."""
         rng = np.random.default_rng((seed, 0))
         # All is drawn always, so that one setting's draws do not depend on the others.
         factor, is_noisy = rng.uniform(*self.settings.speed), rng.random() < self.settings.noise_ratio
         snr_db = rng.uniform(*self.settings.noise_snr_db)
         longest = max(len(samples), self.max_samples)
-        heard = speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
+        heard = change_speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
         heard = self._with_silence(heard, longest, np.random.default_rng((seed, 1)))
         return add_noise(heard, self._noise(len(heard), rng), snr_db) if is_noisy else heard
 
-    def mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
+    def augment_mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
         """The clip with patches blanked out; the very same where the settings change nothing."""
         if not self.settings.spec_augment:
             return mel
@@ -91,12 +91,12 @@ class Augmenter:
 
     def _noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
         if not self.noises:
-            return colored_noise(n_samples, rng)
+            return generate_colored_noise(n_samples, rng)
         noise = self.noises[rng.integers(len(self.noises))]
-        return stretch(_load_noise(noise) if isinstance(noise, Path) else noise, n_samples, rng)
+        return crop_or_loop(_load_noise(noise) if isinstance(noise, Path) else noise, n_samples, rng)
 
 
-def speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[np.ndarray, " _"]:
+def change_speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[np.ndarray, " _"]:
     """The clip so many times as fast and as high, as a tape that runs at another speed."""
     if factor == 1:
         return samples
@@ -112,14 +112,14 @@ def add_noise(
     either is silent, there is no ratio, and the clip stays as it is.
     """
     noise_power = np.square(noise, dtype=np.float64).mean()
-    speech = speech_power(samples)
+    speech = measure_speech_power(samples)
     if noise_power == 0 or speech == 0:
         return samples
     gain = np.sqrt(speech / noise_power * 10 ** (-snr_db / 10))
     return samples + noise * np.float32(gain)
 
 
-def speech_power(samples: Float32[np.ndarray, " N"]) -> float:
+def measure_speech_power(samples: Float32[np.ndarray, " N"]) -> float:
     """Mean square over the stretches of 10 ms that are not pauses, the last one counting as it is long."""
     starts = np.arange(0, len(samples), HOP_LENGTH)
     energy = np.add.reduceat(np.square(samples, dtype=np.float64), starts)
@@ -129,7 +129,7 @@ def speech_power(samples: Float32[np.ndarray, " N"]) -> float:
     return float(energy[is_speech].sum() / n_samples[is_speech].sum())
 
 
-def colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " _"]:
+def generate_colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " _"]:
     """Steady noise of a random colour, from hissing over white and pink to rumbling."""
     step = 1 << max(
         1, n_samples.bit_length() - 4
@@ -143,7 +143,7 @@ def colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarra
     return made[:n_samples]
 
 
-def stretch(
+def crop_or_loop(
     noise: Float32[np.ndarray, " N"], n_samples: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " _"]:
     """So many samples of a recording from a random place, from its beginning again where it is too short."""

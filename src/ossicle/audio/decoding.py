@@ -64,21 +64,21 @@ BinaryFile = io.BufferedReader | io.BytesIO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class AudioStream:
     """Sound on its way in."""
 
     name: str
     """What a message calls it."""
-    rate: int
+    sample_rate: int
     """Samples per second."""
     blocks: Iterator[np.ndarray]
     """Float samples of shape (n, channels)."""
-    announced_s: float | None
+    declared_duration_s: float | None
     """Seconds that the header announces, if it does."""
 
 
 @contextmanager
-def open_stream(source: object, name: str) -> Generator[Stream, None, None]:
+def open_audio(source: object, name: str) -> Generator[AudioStream, None, None]:
     """Gives the sound of a path, a file's bytes or a file open for binary reading, to be read inside `with`.
 
     libsndfile decodes what it knows, FFmpeg's libraries the rest (webm, m4a).
@@ -91,7 +91,7 @@ def open_stream(source: object, name: str) -> Generator[Stream, None, None]:
         file = stack.enter_context(_open(source))
         if not file.read(1):
             raise AudioError(f"{name} is empty (0 bytes); expected {FORMATS}: record or export it again")
-        if n_missing := missing_bytes(file, name):
+        if n_missing := count_missing_bytes(file, name):
             raise AudioError(
                 f"{name} is cut short: at least {n_missing} bytes that it announces are missing; copy or"
                 " export it again"
@@ -116,7 +116,7 @@ def _interrupts_wait() -> Generator[None, None, None]:
             held(*came[0])
 
 
-def missing_bytes(file: BinaryFile, name: str) -> int:
+def count_missing_bytes(file: BinaryFile, name: str) -> int:
     """Gives how many bytes the file's own structure announces beyond its end: 0 for one that is whole.
 
     What cannot be told (another container, a length that was never written, a recording with no end mark) counts as
@@ -235,7 +235,7 @@ def _open_path(path: str | Path) -> BinaryFile:
     raise AudioError(f"'{path}' {problem}; expected an audio file that can be read: {FORMATS}")
 
 
-def _decode(file: BinaryFile, name: str, stack: ExitStack) -> Stream:
+def _decode(file: BinaryFile, name: str, stack: ExitStack) -> AudioStream:
     has_length = _announces_length(file)
     try:
         sound = stack.enter_context(soundfile.SoundFile(file))
@@ -256,7 +256,12 @@ def _decode(file: BinaryFile, name: str, stack: ExitStack) -> Stream:
         while len(block := sound.read(n, dtype="float32", always_2d=True)):
             yield block
 
-    return Stream(name=name, rate=sound.samplerate, blocks=_guarded(blocks(), name), announced_s=announced_s)
+    return AudioStream(
+        name=name,
+        sample_rate=sound.samplerate,
+        blocks=_guarded(blocks(), name),
+        declared_duration_s=announced_s,
+    )
 
 
 def _announces_length(file: BinaryFile) -> bool:
@@ -271,7 +276,9 @@ def _announces_length(file: BinaryFile) -> bool:
     return any(tag in head for tag in MP3_LENGTH_TAGS)
 
 
-def _decode_with_ffmpeg(file: BinaryFile, name: str, stack: ExitStack, announced_s: float | None) -> Stream:
+def _decode_with_ffmpeg(
+    file: BinaryFile, name: str, stack: ExitStack, announced_s: float | None
+) -> AudioStream:
     file.seek(0)
     _bound_ffmpeg()
     try:
@@ -301,7 +308,9 @@ def _decode_with_ffmpeg(file: BinaryFile, name: str, stack: ExitStack, announced
             for piece in to_float.resample(frame):
                 yield piece.to_ndarray().reshape(-1, n_channels)
 
-    return Stream(name=name, rate=track.rate, blocks=_guarded(blocks(), name), announced_s=announced_s)
+    return AudioStream(
+        name=name, sample_rate=track.rate, blocks=_guarded(blocks(), name), declared_duration_s=announced_s
+    )
 
 
 def _check_pace(name: str, rate: int, n_channels: int) -> None:

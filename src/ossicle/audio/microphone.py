@@ -37,7 +37,7 @@ class Microphone:
         except (self.sounddevice.PortAudioError, ValueError) as error:
             raise AudioError(f"no microphone is found ({error}); give a sound file") from error
 
-    def listen(self, console: Console) -> np.ndarray:
+    def record(self, console: Console) -> np.ndarray:
         """What is said from now until Enter, as mono samples at 16 kHz.
 
         Raises:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ossicle.audio.waveform import MAX_FREQUENCY_HZ, hertz_to_mel, mel_to_hertz
+from ossicle.audio.waveform import MAX_FREQUENCY_HZ, hz_to_mel, mel_to_hz
 
 _FLOOR_DECADES = 8.0
 """Whisper's log-mel keeps so many decades of power below each clip's loudest bin."""
@@ -22,15 +22,15 @@ _ECHO_FRAMES = 24
 @functools.cache
 def _centres(n_mels: int) -> tuple[Float[Tensor, " M"], float]:
     """Centre of each mel bin in hertz, and the distance between two of them in mel."""
-    step = float(hertz_to_mel(MAX_FREQUENCY_HZ)) / (n_mels + 1)
-    hertz = mel_to_hertz(step * np.arange(1, n_mels + 1))
+    step = float(hz_to_mel(MAX_FREQUENCY_HZ)) / (n_mels + 1)
+    hertz = mel_to_hz(step * np.arange(1, n_mels + 1))
     return torch.from_numpy(hertz.astype(np.float32)), step
 
 
 def _throat(n_mels: int, factor: float) -> Float[Tensor, "M M"]:
     """Interpolates between mel bins so that every formant moves to `factor` times its frequency."""
     hertz, step = _centres(n_mels)
-    from_mel = torch.from_numpy(hertz_to_mel((hertz / factor).double().numpy()).astype(np.float32))
+    from_mel = torch.from_numpy(hz_to_mel((hertz / factor).double().numpy()).astype(np.float32))
     place = (from_mel / step - 1).clamp(0, n_mels - 1)
     return (1 - (place[:, None] - torch.arange(n_mels)).abs()).clamp(min=0)
 
@@ -66,7 +66,7 @@ def _noise(n_mels: int, n_frames: int, generator: torch.Generator) -> Float[Tens
     return torch.exp(2.3 * tilt[:, None] + 0.6 * torch.randn(n_mels, n_frames, generator=generator))
 
 
-def augment(
+def augment_mel(
     mel: Float[Tensor, "M F"],
     seed: int,
     max_frames: int,

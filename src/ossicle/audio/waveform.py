@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from ossicle.audio.decoding import BLOCK_SAMPLES, Stream, open_stream
+from ossicle.audio.decoding import BLOCK_SAMPLES, AudioStream, open_audio
 from ossicle.errors import AudioError, ConfigError
 
 SAMPLE_RATE = 16_000  # samples per second
@@ -75,11 +75,11 @@ def load_audio(
             f"sample_rate={sample_rate} was given for {name}; expected it for arrays only, as files carry"
             " their own: leave it out"
         )
-    with open_stream(source, name) as stream:
+    with open_audio(source, name) as stream:
         return _to_mono_16k(stream, max_duration_s)
 
 
-def log_mel(
+def log_mel_spectrogram(
     samples: Float[Tensor, " N"] | Float[np.ndarray, " N"], n_mels: int, n_frames: int
 ) -> Float32[Tensor, "M F"]:
     """Gives what WhisperFeatureExtractor gives for a window of `n_frames`, the sound padded with zeros.
@@ -119,7 +119,7 @@ def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
     """Gives triangular filters from the K = 201 FFT bins to mel bins from 0 to 8 kHz, all of one area."""
     if n_mels < 1:
         raise ConfigError(f"n_mels={n_mels}: expected a positive number of mel bins, such as 80 or 128")
-    corner_hz = mel_to_hertz(np.linspace(0.0, float(hertz_to_mel(MAX_FREQUENCY_HZ)), n_mels + 2))
+    corner_hz = mel_to_hz(np.linspace(0.0, float(hz_to_mel(MAX_FREQUENCY_HZ)), n_mels + 2))
     bin_hz = np.linspace(0.0, MAX_FREQUENCY_HZ, N_FFT // 2 + 1)
     low, middle, high = corner_hz[:-2, None], corner_hz[1:-1, None], corner_hz[2:, None]
     rising = (bin_hz - low) / (middle - low)
@@ -128,7 +128,7 @@ def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
     return torch.from_numpy(triangles.astype(np.float32))
 
 
-def mel_to_hertz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+def mel_to_hz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     """Gives the frequency of a pitch.
 
     Source: Slaney, "Auditory Toolbox", 1998: 15 mel up to 1 kHz, linear; then 27 mel for a factor of 6.4.
@@ -136,7 +136,7 @@ def mel_to_hertz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) / _MEL_PER_LOG_HZ))
 
 
-def hertz_to_mel(hertz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
+def hz_to_mel(hertz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
     """Gives the pitch of a frequency, in the mel of `mel_to_hertz`."""
     above = 15.0 + _MEL_PER_LOG_HZ * np.log(np.maximum(hertz, 1000.0) / 1000.0)
     return np.where(np.asarray(hertz) < 1000.0, np.asarray(hertz) * 3.0 / 200.0, above)
@@ -171,7 +171,7 @@ def _quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) -> int:
     return int(places[np.argmin(loudness)])
 
 
-def _read_array(array: np.ndarray, rate: int) -> Stream:
+def _read_array(array: np.ndarray, rate: int) -> AudioStream:
     """Takes samples from memory, block by block as files are."""
     name = _name(array)
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
@@ -193,22 +193,24 @@ def _read_array(array: np.ndarray, rate: int) -> Stream:
         for start in range(0, array.size and len(frames), BLOCK_SAMPLES):
             yield (frames[start : start + BLOCK_SAMPLES].astype(np.float64) - zero) / full_scale
 
-    return Stream(name=name, rate=int(rate), blocks=blocks(), announced_s=len(frames) / int(rate))
+    return AudioStream(
+        name=name, sample_rate=int(rate), blocks=blocks(), declared_duration_s=len(frames) / int(rate)
+    )
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what is not finite afterwards is refused
-def _to_mono_16k(stream: Stream, max_duration_s: float) -> Float32[np.ndarray, " N"]:
+def _to_mono_16k(stream: AudioStream, max_duration_s: float) -> Float32[np.ndarray, " N"]:
     """Mixes, checks and resamples, block by block."""
-    if stream.announced_s is not None and stream.announced_s > max_duration_s:
-        raise _too_long(stream.name, f"{stream.announced_s:.1f} s", max_duration_s)
-    resampler = soxr.ResampleStream(stream.rate, SAMPLE_RATE, 1, dtype="float32")
-    is_resampled = stream.rate != SAMPLE_RATE
+    if stream.declared_duration_s is not None and stream.declared_duration_s > max_duration_s:
+        raise _too_long(stream.name, f"{stream.declared_duration_s:.1f} s", max_duration_s)
+    resampler = soxr.ResampleStream(stream.sample_rate, SAMPLE_RATE, 1, dtype="float32")
+    is_resampled = stream.sample_rate != SAMPLE_RATE
     pieces, n_read, peak = [np.zeros(0, np.float32)], 0, 0.0
     for block in stream.blocks:
         mono = block.mean(axis=1).astype(np.float32, copy=False)
         _check_values(mono, stream, n_read)
         n_read += len(mono)
-        if n_read > max_duration_s * stream.rate:
+        if n_read > max_duration_s * stream.sample_rate:
             raise _too_long(stream.name, "it goes on", max_duration_s)
         peak = max(peak, float(np.abs(mono).max(initial=0.0)))
         pieces.append(resampler.resample_chunk(mono) if is_resampled else mono)
@@ -224,12 +226,14 @@ def _to_mono_16k(stream: Stream, max_duration_s: float) -> Float32[np.ndarray, "
     return sound
 
 
-def _check_values(mono: np.ndarray, stream: Stream, n_before: int) -> None:
+def _check_values(mono: np.ndarray, stream: AudioStream, n_before: int) -> None:
     is_good = np.abs(mono) <= MAX_PEAK  # false for NaN as well
     if is_good.all():
         return
     first = int(is_good.argmin())
-    where = f"{stream.name} has a sample of {mono[first]:g} at {(n_before + first) / stream.rate:.2f} s"
+    where = (
+        f"{stream.name} has a sample of {mono[first]:g} at {(n_before + first) / stream.sample_rate:.2f} s"
+    )
     if np.isfinite(mono[first]):
         raise AudioError(
             f"{where}; expected float samples from -1 to 1: divide by the full scale (32768 for 16-bit"
@@ -238,18 +242,18 @@ def _check_values(mono: np.ndarray, stream: Stream, n_before: int) -> None:
     raise AudioError(f"{where}; expected finite numbers: repair the step that made it")
 
 
-def _check_length(stream: Stream, n_read: int, n_samples: int) -> None:
+def _check_length(stream: AudioStream, n_read: int, n_samples: int) -> None:
     if n_read == 0:
         raise AudioError(f"{stream.name} is empty (0 samples); expected speech: record or export it again")
-    held_s = n_read / stream.rate
-    if stream.announced_s is not None and held_s < stream.announced_s - CODEC_PADDING_S:
+    held_s = n_read / stream.sample_rate
+    if stream.declared_duration_s is not None and held_s < stream.declared_duration_s - CODEC_PADDING_S:
         raise AudioError(
-            f"{stream.name} is cut short: it announces {stream.announced_s:.2f} s of sound and holds"
+            f"{stream.name} is cut short: it announces {stream.declared_duration_s:.2f} s of sound and holds"
             f" {held_s:.2f} s; copy or export it again"
         )
     if n_samples == 0:
         raise AudioError(
-            f"{stream.name} is too short: {n_read} sample(s) at {stream.rate} Hz make none at {SAMPLE_RATE}"
+            f"{stream.name} is too short: {n_read} sample(s) at {stream.sample_rate} Hz make none at {SAMPLE_RATE}"
             " Hz; expected speech: record or export it again"
         )
 

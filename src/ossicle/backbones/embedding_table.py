@@ -15,24 +15,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ossicle.backbones.pretrained import embeddings, locate
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.errors import CheckpointError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def stored_words(outline: PreTrainedModel, llm: str, revision: str | None) -> "StoredWords":
+def open_embedding_table(outline: PreTrainedModel, llm: str, revision: str | None) -> "EmbeddingTable":
     """Those of an LLM of which only an outline was read.
 
     Raises:
         CheckpointError: as `StoredWords`
     """
-    table = embeddings(outline)
+    table = get_input_embeddings(outline)
     name = next(name for name, module in outline.named_modules() if module is table)
-    return StoredWords(llm, revision, f"{name}.weight", table)
+    return EmbeddingTable(llm, revision, f"{name}.weight", table)
 
 
-class StoredWords:
+class EmbeddingTable:
     """Input embeddings read from an LLM's files.
 
     Args:
@@ -66,7 +67,7 @@ class StoredWords:
             rows = torch.cat([table[row : row + 1] for row in ids])
         return rows if self._scale is None else rows * torch.tensor(self._scale, dtype=rows.dtype)
 
-    def whole(self) -> Float[Tensor, "V D"]:
+    def read_all(self) -> Float[Tensor, "V D"]:
         """All rows, as they are stored."""
         with safe_open(self._file, framework="pt") as file:
             return file.get_tensor(self._key)
@@ -74,7 +75,7 @@ class StoredWords:
 
 def _find_table(llm: str, revision: str | None, key: str, shape: tuple[int, ...]) -> tuple[Path, str]:
     """The file that has the table, and the table's name there."""
-    place, end = locate(llm), ".".join(key.split(".")[-2:])
+    place, end = resolve_model_path(llm), ".".join(key.split(".")[-2:])
     index = _fetch(place, revision, _INDEX)
     files = {_WHOLE} if index is None else set()
     if index is not None:

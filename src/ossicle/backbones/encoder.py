@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, log_mel
+from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
 
 FRAMES_PER_POSITION = 2
 """Mel frames to an encoder position: the second convolution's stride."""
@@ -30,22 +30,22 @@ class Features:
 
     states: Float[Tensor, "B S E"]
     mask: Bool[Tensor, "B S"]
-    is_whole: bool | None = None
+    is_unpadded: bool | None = None
     """Whether every position belongs to its clip; not given, the device is asked, and waited for."""
 
     @property
-    def attended(self) -> Bool[Tensor, "B 1 1 S"] | None:
+    def attention_mask(self) -> Bool[Tensor, "B 1 1 S"] | None:
         """The mask as attention takes it; None where it hides nothing, for which kernels are faster."""
-        return attended(self.mask, self.is_whole)
+        return expand_attention_mask(self.mask, self.is_unpadded)
 
 
-def n_frames_for(n_samples: int) -> int:
+def count_frames(n_samples: int) -> int:
     """Mel frames that hold the sound and a short margin, a whole number of encoder positions."""
     frames = -(-n_samples // HOP_LENGTH) + _MARGIN_FRAMES
     return frames + frames % FRAMES_PER_POSITION
 
 
-def clip_mel(
+def compute_clip_mel(
     sound: Float32[np.ndarray, " N"], n_mels: int, window_frames: int, full_window: bool
 ) -> Float32[Tensor, "M F"]:
     """Log-mel of one sound over its own frames, or over the whole window.
@@ -53,8 +53,8 @@ def clip_mel(
     Raises:
         AudioError: the sound is longer than the window
     """
-    n_frames = window_frames if full_window else min(n_frames_for(len(sound)), window_frames)
-    return log_mel(sound, n_mels, n_frames)
+    n_frames = window_frames if full_window else min(count_frames(len(sound)), window_frames)
+    return log_mel_spectrogram(sound, n_mels, n_frames)
 
 
 def pad_mels(
@@ -65,7 +65,7 @@ def pad_mels(
     return padded, torch.tensor([mel.shape[1] for mel in mels])
 
 
-def mel_batch(
+def build_mel_batch(
     sounds: Sequence[Float32[np.ndarray, " _"]], n_mels: int, window_frames: int, full_window: bool
 ) -> tuple[Float32[Tensor, "B M F"], Int[Tensor, " B"]]:
     """`clip_mel` of several sounds, as `pad_mels` puts them side by side.
@@ -73,7 +73,7 @@ def mel_batch(
     Raises:
         AudioError: a sound is longer than the window
     """
-    return pad_mels([clip_mel(sound, n_mels, window_frames, full_window) for sound in sounds])
+    return pad_mels([compute_clip_mel(sound, n_mels, window_frames, full_window) for sound in sounds])
 
 
 def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
@@ -95,13 +95,15 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
     hidden = functional.gelu(encoder.conv2(heard)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    hides = attended(mask, is_whole)
+    hides = expand_attention_mask(mask, is_whole)
     for layer in encoder.layers:
         hidden = layer(hidden, hides)
-    return Features(states=encoder.layer_norm(hidden), mask=mask, is_whole=is_whole)
+    return Features(states=encoder.layer_norm(hidden), mask=mask, is_unpadded=is_whole)
 
 
-def attended(mask: Bool[Tensor, "B S"], is_whole: bool | None = None) -> Bool[Tensor, "B 1 1 S"] | None:
+def expand_attention_mask(
+    mask: Bool[Tensor, "B S"], is_whole: bool | None = None
+) -> Bool[Tensor, "B 1 1 S"] | None:
     """A mask of positions as attention takes it; None where it hides nothing.
 
     Args:

@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ossicle.backbones.pretrained import SAME_READING, embed, layers_of
+from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, embed, get_layers
 
-ROW = 64
+ROW_LENGTH = 64
 """Positions to a row that texts are put together to, or half as many more: few enough that attention among them costs
 next to nothing."""
-PICKED_SHARE = 0.5
+MAX_GATHER_RATIO = 0.5
 """If more of the positions are wanted, the last layer computes all of them: keys and values are the more work to it."""
 _UNLIKE = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
 """What an LLM may raise that does not have what all others have in common."""
 
 
-class SharedPrefix(Cache):
+class PrefixCache(Cache):
     """Keys and values of a prefix in front of those of each row; nothing is kept of the rows."""
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -45,7 +45,7 @@ class SharedPrefix(Cache):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, llm: PreTrainedModel, prefix: Sequence[int]) -> "SharedPrefix":
+    def compute(cls, llm: PreTrainedModel, prefix: Sequence[int]) -> "PrefixCache":
         """What the LLM makes of so many ids, at least one."""
         read: Any = llm.base_model(
             inputs_embeds=embed(llm, prefix)[None], past_key_values=DynamicCache(), use_cache=True
@@ -66,7 +66,7 @@ class SharedPrefix(Cache):
         """Positions of the prefix."""
         return self.keys[layer_idx].shape[-2]
 
-    def copied(self, n_rows: int) -> DynamicCache:
+    def to_dynamic_cache(self, n_rows: int) -> DynamicCache:
         """The prefix at the beginning of a cache that grows."""
         cache = DynamicCache()
         for number, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
@@ -98,24 +98,24 @@ class _AllRows(Cache):
 
 
 @dataclass(frozen=True)
-class _Layout:
+class PackedLayout:
     """Which position of which row is what of which text, on the host."""
 
-    index: Int[np.ndarray, "R L"]
+    embedding_index: Int[np.ndarray, "R L"]
     """Which row of the table stands there."""
-    place: Int[np.ndarray, "R L"]
+    positions: Int[np.ndarray, "R L"]
     """How many of its text stand before it."""
-    text: Int[np.ndarray, "R L"]
+    text_numbers: Int[np.ndarray, "R L"]
     """Which text it belongs to; -1 where there is none."""
-    wanted: Int[np.ndarray, "R W"]
+    output_index: Int[np.ndarray, "R W"]
     """Positions of each row whose states are wanted; rows with fewer repeat one."""
-    found: Int[np.ndarray, "B P"]
+    gather_index: Int[np.ndarray, "B P"]
     """For each text, where its last states stand among the wanted ones, row after row."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """R, L."""
-        return self.index.shape[0], self.index.shape[1]
+        return self.embedding_index.shape[0], self.embedding_index.shape[1]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _SharedOut:
     length: int
 
 
-class Reader:
+class PackedLlm:
     """A frozen LLM that reads texts behind a prefix which is always the same.
 
     Args:
@@ -136,8 +136,8 @@ class Reader:
     def __init__(self, llm: PreTrainedModel, prefix: Sequence[int]) -> None:
         self.llm, self.prefix = llm, list(prefix)
 
-    def last_states(
-        self, table: Float[Tensor, "N D"], texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int]
+    def compute_last_states(
+        self, embeddings: Float[Tensor, "N D"], texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int]
     ) -> Float[Tensor, "B P D"]:
         """The LLM's final hidden states, after its last norm, at each text's last so many positions.
 
@@ -149,34 +149,34 @@ class Reader:
             texts: which of them, in order
             n_last: how many states of each are wanted, at least one
         """
-        shared, picks = self._way if self.sees_all_of(max(map(len, texts))) else (None, False)
+        shared, picks = self._way if self.attends_to_all(max(map(len, texts))) else (None, False)
         with self._own_type():
-            return self.read(table, texts, n_last, shared, picks=picks)
+            return self.forward(embeddings, texts, n_last, shared, gathers_last_layer=picks)
 
     @property
-    def shared(self) -> SharedPrefix | None:
+    def prefix_cache(self) -> PrefixCache | None:
         """The prefix's keys and values, if the LLM can be read behind them."""
         return self._way[0]
 
     @property
-    def picks(self) -> bool:
+    def gathers_last_layer(self) -> bool:
         """Whether its last layer can be left out where no states are wanted."""
         return self._way[1]
 
     @cached_property
-    def _way(self) -> tuple[SharedPrefix | None, bool]:
+    def _way(self) -> tuple[PrefixCache | None, bool]:
         """How the LLM can be read, found by trying beside the plain way."""
-        if not self.prefix or not self.sees_all_of(ROW):
+        if not self.prefix or not self.attends_to_all(ROW_LENGTH):
             return None, False
         table = embed(self.llm, torch.arange(8) + 1)
         texts, n_last = [np.arange(5), np.arange(5, 8)], [2, 1]
         with torch.no_grad(), self._own_type(), contextlib.suppress(*_UNLIKE):
-            plain = self.read(table, texts, n_last, None, picks=False)
-            shared = SharedPrefix.of(self.llm, self.prefix)
+            plain = self.forward(table, texts, n_last, None, gathers_last_layer=False)
+            shared = PrefixCache.compute(self.llm, self.prefix)
             for picks in (True, False):
                 with contextlib.suppress(*_UNLIKE):
-                    found = self.read(table, texts, n_last, shared, picks=picks)
-                    if (found - plain).abs().max() <= SAME_READING[self.llm.dtype] * plain.abs().max():
+                    found = self.forward(table, texts, n_last, shared, gathers_last_layer=picks)
+                    if (found - plain).abs().max() <= RELATIVE_TOLERANCE[self.llm.dtype] * plain.abs().max():
                         return shared, picks
         return None, False
 
@@ -184,54 +184,54 @@ class Reader:
         """The LLM computes in its own type, as it does when it answers."""
         return torch.autocast(self.llm.device.type, enabled=False)
 
-    def sees_all_of(self, n: int) -> bool:
+    def attends_to_all(self, n: int) -> bool:
         """Whether so many positions see all of the prefix, and of themselves: some have a window."""
         config = self.llm.config.get_text_config(decoder=True)
         window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
         return window is None or len(self.prefix) + n <= window
 
-    def read(
+    def forward(
         self,
-        table: Float[Tensor, "N D"],
+        embeddings: Float[Tensor, "N D"],
         texts: Sequence[Int[np.ndarray, " _"]],
         n_last: Sequence[int],
-        shared: SharedPrefix | None,
+        prefix_cache: PrefixCache | None,
         *,
-        picks: bool,
+        gathers_last_layer: bool,
     ) -> Float[Tensor, "B P D"]:
         """`last_states` in a given way: plainly without a shared prefix."""
-        if shared is None:
+        if prefix_cache is None:
             own = np.arange(len(self.prefix))
             texts = [np.concatenate([own, text + len(own)]) for text in texts]
-            table = torch.cat([embed(self.llm, self.prefix).to(table.dtype), table])
-        layout = _laid_out(texts, n_last, 0 if shared is None else ROW)
+            embeddings = torch.cat([embed(self.llm, self.prefix).to(embeddings.dtype), embeddings])
+        layout = build_layout(texts, n_last, 0 if prefix_cache is None else ROW_LENGTH)
         place, wanted, index, found = (
-            torch.from_numpy(each).to(table.device, non_blocking=True)
-            for each in (layout.place, layout.wanted, layout.index, layout.found)
+            torch.from_numpy(each).to(embeddings.device, non_blocking=True)
+            for each in (layout.positions, layout.output_index, layout.embedding_index, layout.gather_index)
         )
-        embeds = table.index_select(0, index.flatten()).unflatten(0, layout.shape)  # (R, L, D)
-        if shared is None:
-            mask = torch.from_numpy(layout.text >= 0).to(table.device, non_blocking=True)
+        embeds = embeddings.index_select(0, index.flatten()).unflatten(0, layout.shape)  # (R, L, D)
+        if prefix_cache is None:
+            mask = torch.from_numpy(layout.text_numbers >= 0).to(embeddings.device, non_blocking=True)
             states = self._states(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
             return _rows(states, wanted).flatten(0, 1)[found]
         given = {
             "inputs_embeds": embeds,
-            "attention_mask": self._mask(layout, table.device),
+            "attention_mask": self._mask(layout, embeddings.device),
             "position_ids": place + len(self.prefix),
-            "past_key_values": shared,
+            "past_key_values": prefix_cache,
         }
-        if not picks or wanted.numel() > PICKED_SHARE * index.numel():
+        if not gathers_last_layer or wanted.numel() > MAX_GATHER_RATIO * index.numel():
             return _rows(self._states(**given), wanted).flatten(0, 1)[found]
-        with _picking(layers_of(self.llm.base_model)[-1], wanted):
+        with _picking(get_layers(self.llm.base_model)[-1], wanted):
             return self._states(**given).flatten(0, 1)[found]
 
     def _states(self, **given: Any) -> Float[Tensor, "R _ D"]:
         read: Any = self.llm.base_model(**given)
         return read.last_hidden_state
 
-    def _mask(self, layout: _Layout, device: torch.device) -> Tensor:
+    def _mask(self, layout: PackedLayout, device: torch.device) -> Tensor:
         """Each position sees the prefix and what stands before it in its own text: (R, 1, L, P + L)."""
-        text = torch.from_numpy(layout.text).to(device, non_blocking=True)
+        text = torch.from_numpy(layout.text_numbers).to(device, non_blocking=True)
         n_rows, length = layout.shape
         before = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         own = (text[:, :, None] == text[:, None]) & before  # (R, L, L)
@@ -242,7 +242,7 @@ class Reader:
         return torch.zeros(seen.shape, dtype=self.llm.dtype, device=device).masked_fill(~seen, lowest)
 
 
-def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row: int) -> _Layout:
+def build_layout(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row: int) -> PackedLayout:
     """Texts put together into rows of about so many positions, one behind the other; 0 for one to a row."""
     shared_out = _shared_out([len(text) for text in texts], row)
     rows, length = shared_out.texts, shared_out.length
@@ -261,7 +261,9 @@ def _laid_out(texts: Sequence[Int[np.ndarray, " _"]], n_last: Sequence[int], row
             wanted[at, n_wanted : n_wanted + n] = np.arange(end - n, end)
             found[number, -n:] = at * most + np.arange(n_wanted, n_wanted + n)
             start, n_wanted = end, n_wanted + n
-    return _Layout(index=index, place=place, text=text, wanted=wanted, found=found)
+    return PackedLayout(
+        embedding_index=index, positions=place, text_numbers=text, output_index=wanted, gather_index=found
+    )
 
 
 def _shared_out(lengths: Sequence[int], row: int) -> _SharedOut:

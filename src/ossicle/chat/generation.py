@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ossicle.backbones.pretrained import embed, next_token_logits
+from ossicle.backbones.causal_lm import compute_logits, embed
 from ossicle.errors import RequestError
 
 MAX_NEW_TOKENS = 256
@@ -46,12 +46,12 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Reaction:
+class ContinuationScores:
     """What the LLM makes of a prompt, and of an answer to it that is given."""
 
     states: Float[Tensor, "A D"]
     """Final hidden states, after the last norm, where the answer's tokens are predicted: first the prompt's last."""
-    likeliest: Int[Tensor, " A"]
+    greedy_ids: Int[Tensor, " A"]
     """The token that the LLM would say there."""
     first_logits: Float[Tensor, " V"]
     """Of the answer's first token."""
@@ -83,7 +83,7 @@ def pad_left(prompts: Sequence[Prompt]) -> _Batch:
     return _Batch(embeds, ids, mask)
 
 
-def answer(
+def generate_answers(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **options: Any
 ) -> list[str]:
     """The LLM's answer to each prompt, greedy by default.
@@ -102,7 +102,7 @@ def answer(
     return [_text(tokenizer, row, settled["eos_token_id"]) for row in rows]
 
 
-def answer_ids(
+def generate_answer_ids(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **options: Any
 ) -> list[list[int]]:
     """The tokens of the same answers, with the one that ends it where the LLM came to an end.
@@ -117,7 +117,7 @@ def answer_ids(
     return [row[: _n_said(row, settled["eos_token_id"]) + 1] for row in rows]
 
 
-def stream(
+def stream_answer(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **options: Any
 ) -> Iterator[str]:
     """The same answer, piece by piece while it is made; joined, the pieces equal `answer`'s text.
@@ -133,7 +133,7 @@ def stream(
 
 
 @torch.inference_mode()
-def follow(
+def compute_answer_states(
     llm: PreTrainedModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
 ) -> list[Float[Tensor, "_ D"]]:
     """The LLM's final hidden states, after its last norm, where the tokens of a given answer are predicted.
@@ -169,9 +169,9 @@ def follow(
 
 
 @torch.inference_mode()
-def react(
+def score_continuation(
     llm: PreTrainedModel, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
-) -> list[Reaction]:
+) -> list[ContinuationScores]:
     """What the LLM would say after each prompt, and after each token of an answer that is given.
 
     Args:
@@ -181,9 +181,9 @@ def react(
         RequestError: a prompt with its answer goes beyond the LLM's context
     """
     reactions = []
-    for states in follow(llm, prompts, answers):
-        logits = next_token_logits(llm, states)  # (A, V), of one answer at a time
-        reactions.append(Reaction(states, logits.argmax(-1), logits[0].clone()))
+    for states in compute_answer_states(llm, prompts, answers):
+        logits = compute_logits(llm, states)  # (A, V), of one answer at a time
+        reactions.append(ContinuationScores(states, logits.argmax(-1), logits[0].clone()))
     return reactions
 
 
@@ -259,9 +259,9 @@ def _log_probabilities(
     for ids in sorted(spellings, key=len, reverse=True):
         if ids in steps:
             continue
-        states = torch.stack(follow(llm, prompts, [ids] * len(prompts)))  # (B, A, D)
+        states = torch.stack(compute_answer_states(llm, prompts, [ids] * len(prompts)))  # (B, A, D)
         for n in range(len(ids)):
-            logits = next_token_logits(llm, states[:, n]).float()  # (B, V), at one position at a time
+            logits = compute_logits(llm, states[:, n]).float()  # (B, V), at one position at a time
             log_p = logits.log_softmax(-1).double().cpu()
             nexts = {other[: n + 1] for other in spellings if len(other) > n and other[:n] == ids[:n]}
             steps |= {begun: log_p[:, begun[n]] for begun in nexts}
@@ -298,21 +298,21 @@ def _pieces(
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    wording = Wording(tokenizer, settled["eos_token_id"])
+    wording = IncrementalDetokenizer(tokenizer, settled["eos_token_id"])
     try:
         while (token := streamer.queue.get()) is not None:
             if isinstance(token, BaseException):
                 raise token
             if piece := wording.add(token):
                 yield piece
-        if rest := wording.rest():
+        if rest := wording.flush():
             yield rest
     finally:
         is_closed.set()
         thread.join()
 
 
-class Wording:
+class IncrementalDetokenizer:
     """An answer's words while its tokens come: the pieces, joined, are the text of `answer`.
 
     A character may take several tokens, and the next one may change how the last bytes are read: a piece holds what no
@@ -339,7 +339,7 @@ class Wording:
         piece, self._told = text[len(self._told) :], text
         return piece
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """What is left to tell when no token follows."""
         return _text(self.tokenizer, self.ids, self.end)[len(self._told) :]
 

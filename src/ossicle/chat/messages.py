@@ -25,7 +25,7 @@ class Conversation:
     sounds: tuple[Any, ...]
 
 
-def read_conversation(messages: Any) -> Conversation:
+def parse_conversation(messages: Any) -> Conversation:
     """Check OpenAI-like messages and number their sounds.
 
     Content is a string or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}; the

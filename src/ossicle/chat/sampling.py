@@ -20,7 +20,7 @@ from transformers.generation import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingSettings:
     """How the tokens of an answer are drawn."""
 
     temperature: float = 0.0
@@ -31,10 +31,10 @@ class Sampling:
     """The same seed draws the same answer."""
 
 
-class Drawing:
+class TokenSampler:
     """Draws the tokens of one answer, one after the other."""
 
-    def __init__(self, llm: PreTrainedModel, sampling: Sampling, prompt_ids: list[int]) -> None:
+    def __init__(self, llm: PreTrainedModel, sampling: SamplingSettings, prompt_ids: list[int]) -> None:
         self.is_greedy = sampling.temperature == 0
         self.ids = list(prompt_ids)
         own = llm.generation_config
@@ -50,7 +50,7 @@ class Drawing:
             if top_p is not None and top_p < 1:
                 self.warpers.append(TopPLogitsWarper(top_p))
 
-    def draw(self, logits: Float[Tensor, " V"]) -> int:
+    def sample(self, logits: Float[Tensor, " V"]) -> int:
         """The next token, which counts as said from then on."""
         scores: Any = logits.float()[None]
         if self.warpers:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ossicle.chat.messages import Turn, read_conversation
+from ossicle.chat.messages import Turn, parse_conversation
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, ConfigError, DataError, OssicleError, RequestError
 
@@ -44,7 +44,7 @@ _PINNED_CLOCK = (
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitPrompt:
     """The prompt of a user turn that is one text; prefix + text + suffix is the whole of it."""
 
     prefix: Ids
@@ -63,21 +63,21 @@ class Frame(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextPiece:
+class TextSegment:
     """Ids that the LLM reads."""
 
     ids: Ids
 
 
 @dataclass(frozen=True)
-class SoundPiece:
+class AudioSegment:
     """A place where the LLM hears: the sound's number, and the ids of its transcript where that is known."""
 
     index: int
-    text: Ids = ()
+    transcript_ids: Ids = ()
 
 
-Piece: TypeAlias = TextPiece | SoundPiece
+Segment: TypeAlias = TextSegment | AudioSegment
 
 
 class ChatTemplate:
@@ -113,7 +113,7 @@ class ChatTemplate:
         except RequestError as error:
             raise CheckpointError(f"the chat template of {name} cannot be used: {error}") from error
 
-    def split(self, text: str) -> Split:
+    def split_prompt(self, text: str) -> SplitPrompt:
         """Split the prompt of a user turn that is only `text`: joined, the ids of apply_chat_template.
 
         White space around the text is dropped first, as many templates do.
@@ -125,9 +125,9 @@ class ChatTemplate:
         n_prefix = _n_common(ids, self.frame.prefix)
         stop = len(ids) - _n_common_last(ids[n_prefix:], self.frame.suffix)
         prefix, suffix = ids[:n_prefix], ids[stop:]
-        return Split(prefix, ids[n_prefix:stop], suffix, is_framed=(prefix, suffix) == self.frame)
+        return SplitPrompt(prefix, ids[n_prefix:stop], suffix, is_framed=(prefix, suffix) == self.frame)
 
-    def render(self, messages: Any, texts: Sequence[str] | None = None) -> tuple[Piece, ...]:
+    def render(self, messages: Any, texts: Sequence[str] | None = None) -> tuple[Segment, ...]:
         """Lay out a conversation as ids to read and sounds to hear, ready for the LLM's answer.
 
         Around a sound stand the ids that are there whatever is said: around a single one, `frame`. The parts
@@ -144,7 +144,7 @@ class ChatTemplate:
         texts = self._checked(texts or (), n_sounds)
         return _merged(_cut_out(lambda fills: self._encode(self._render(turns, fills)), texts))
 
-    def text_ids(self, messages: Any, transcripts: Sequence[str] = ()) -> Ids:
+    def tokenize(self, messages: Any, transcripts: Sequence[str] = ()) -> Ids:
         """Ids of a conversation with a transcript in place of each sound: those of apply_chat_template.
 
         Raises:
@@ -156,7 +156,7 @@ class ChatTemplate:
 
     def _read(self, messages: Any) -> tuple[list[Turn], int]:
         """Check messages and give the system text its place: the turns, and how many sounds they hold."""
-        conversation = read_conversation(messages)
+        conversation = parse_conversation(messages)
         turns = list(conversation.turns)
         for i, (role, content) in enumerate(turns):
             text = "".join(part if isinstance(part, str) else "\n" for part in content)
@@ -265,7 +265,7 @@ class ChatTemplate:
             literals.append(literal)
         return [*literals, rest]
 
-    def _around_words(self, literals: list[str]) -> list[Piece]:
+    def _around_words(self, literals: list[str]) -> list[Segment]:
         """Cut the sounds out, varying each in its own turn: linear, not quadratic, in the number of turns."""
         encode = functools.cache(self._encode)
         islands = [[literals[0]]]
@@ -281,7 +281,7 @@ class ChatTemplate:
             if tuple(apart) != encode(probe.join(literals)):  # the tokenizer looks across the turns' borders
                 islands = [literals]
                 break
-        pieces: list[Piece] = []
+        pieces: list[Segment] = []
         for island in islands:
 
             def encode_island(fills: Sequence[str], island: list[str] = island) -> Ids:
@@ -289,30 +289,30 @@ class ChatTemplate:
 
             pieces += _cut_out(encode_island, PROBES[:1] * (len(island) - 1))
         index = itertools.count()
-        return [piece if isinstance(piece, TextPiece) else SoundPiece(next(index)) for piece in pieces]
+        return [piece if isinstance(piece, TextSegment) else AudioSegment(next(index)) for piece in pieces]
 
 
-def _cut_out(encode: Callable[[Sequence[str]], Ids], fills: Sequence[str]) -> list[Piece]:
+def _cut_out(encode: Callable[[Sequence[str]], Ids], fills: Sequence[str]) -> list[Segment]:
     """Cut each fill's ids out of the whole: from the first to the last that change with what is said."""
     ids = encode(fills)
-    pieces: list[Piece] = []
+    pieces: list[Segment] = []
     done = 0
     for i in range(len(fills)):
         rows = [ids, *(encode((*fills[:i], probe, *fills[i + 1 :])) for probe in PROBES)]
         start = max(done, _n_common(*rows))
         stop = max(start, len(ids) - _n_common_last(*rows))
-        pieces += [TextPiece(ids[done:start]), SoundPiece(i, ids[start:stop])]
+        pieces += [TextSegment(ids[done:start]), AudioSegment(i, ids[start:stop])]
         done = stop
-    return [*pieces, TextPiece(ids[done:])]
+    return [*pieces, TextSegment(ids[done:])]
 
 
-def _merged(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+def _merged(pieces: Sequence[Segment]) -> tuple[Segment, ...]:
     """Join neighbouring texts and drop empty ones."""
-    merged: list[Piece] = []
+    merged: list[Segment] = []
     for piece in pieces:
-        if isinstance(piece, TextPiece) and merged and isinstance(merged[-1], TextPiece):
-            merged[-1] = TextPiece(merged[-1].ids + piece.ids)
-        elif piece != TextPiece(()):
+        if isinstance(piece, TextSegment) and merged and isinstance(merged[-1], TextSegment):
+            merged[-1] = TextSegment(merged[-1].ids + piece.ids)
+        elif piece != TextSegment(()):
             merged.append(piece)
     return tuple(merged)
 

@@ -69,7 +69,7 @@ class Chat:
         n_turns = 0
         while True:
             try:
-                sound = microphone.listen(Console(stderr=True))
+                sound = microphone.record(Console(stderr=True))
             except AudioError as error:
                 if n_turns == 0 or microphone.is_over:
                     raise

@@ -36,14 +36,15 @@ class New:
     def run(self, command_line: str) -> int:
         """Writes the ear, and says how much of the LLM's vocabulary it knows."""
         from ossicle import checkpoint
-        from ossicle.backbones.pretrained import embeddings, outline_whisper
+        from ossicle.backbones.causal_lm import get_input_embeddings
+        from ossicle.backbones.pretrained import build_meta_whisper
         from ossicle.connectors.base import Connector
         from ossicle.ear import Ear, EarSettings
 
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise ConfigError(f"{self.out} is there already: give the new ear a folder of its own")
         base = BaseSettings(encoder=self.encoder, llm=self.llm, encoder_window=self.encoder_window)
-        n_positions = outline_whisper(self.encoder, None).config.max_target_positions
+        n_positions = build_meta_whisper(self.encoder, None).config.max_target_positions
         settings = ConnectorSettings(
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
         )
@@ -55,7 +56,7 @@ class New:
                 " before it is trained: use ossicle train"
             )
         checkpoint.save(ear, self.out)
-        n_tokens = embeddings(ear.llm).num_embeddings
+        n_tokens = get_input_embeddings(ear.llm).num_embeddings
         out = shlex.quote(str(self.out))
         console = Console()
         console.out(

@@ -275,7 +275,7 @@ class Connector(nn.Module):
         """
         if self.settings.form == "autoregressive":
             return self._one_by_one(features, transcripts)
-        states, mask, attended = features.states, features.mask, features.attended
+        states, mask, attended = features.states, features.mask, features.attention_mask
         anchors = None
         if self.spotter is not None:
             anchors = self.spotter(states, mask, attended, self.most_tokens(features), transcripts)
@@ -314,7 +314,9 @@ class Connector(nn.Module):
             spelled = None if self.words is None else self.words.spell(said)
             told = functional.pad(self._told(said, spelled)[:, n_before:], (0, 0, n_before, 0))
             slots = self._slots(n_slots).expand(len(said), -1, -1)
-            hidden = self._decode(torch.cat([prompt, slots], 1) + told, features.states, features.attended)
+            hidden = self._decode(
+                torch.cat([prompt, slots], 1) + told, features.states, features.attention_mask
+            )
             tokens, end_logits, logits = self._read_off(hidden)
             tokens, end_logits = tokens[:, n_before - 1 :], end_logits[:, n_before - 1 :]
             if self.words is not None and spelled is not None and logits is not None:
@@ -339,7 +341,7 @@ class Connector(nn.Module):
         if not len(self.words.languages):
             return rows
         with torch.no_grad():
-            first = self._decode(rows[:, :1], features.states, features.attended)
+            first = self._decode(rows[:, :1], features.states, features.attention_mask)
         spoken = self.words.language(first[:, 0])[:, None]
         return torch.cat([rows[:, :1], rows[:, 1:2] + spoken, rows[:, 2:]], dim=1)
 
@@ -374,7 +376,7 @@ class Connector(nn.Module):
         is_over = torch.zeros_like(most, dtype=torch.bool)
         query = torch.cat([self._prompt(features), queries[:, :1]], dim=1)
         for slot in range(n_slots):
-            hidden = self._decode(query, features.states, features.attended, cache)
+            hidden = self._decode(query, features.states, features.attention_mask, cache)
             token, end_logit, _ = self._read_off(hidden[:, -1:])
             slots.append((token, end_logit))
             is_over = is_over | (end_logit[:, 0] > 0) | (slot + 1 >= most)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ossicle.backbones.pretrained import Whisper, embed, embeddings
+from ossicle.backbones.causal_lm import embed, get_input_embeddings
+from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.vocabulary_head import SharedTokens
 
@@ -81,7 +82,7 @@ def shared_tokens(
     ids = set(whisper.tokenizer.get_vocab().values())
     never = {id_ for id_ in ids if id_ >= len(known)}
     never.update(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
-    pairs = spelled_alike(whisper.tokenizer, tokenizer, embeddings(llm).num_embeddings, never)
+    pairs = spelled_alike(whisper.tokenizer, tokenizer, get_input_embeddings(llm).num_embeddings, never)
     if not pairs:
         return None
     read, written = (list(ids) for ids in zip(*pairs, strict=True))

@@ -52,10 +52,10 @@ def is_here(source: str) -> bool:
 def _open(spelling: Spelling, groups: RowGroups, n_clips: int | None) -> Rows:
     name = spelling.name
     if name == POCKET_SPEECH:
-        from ossicle.backbones.pretrained import locate  # and transformers with it, which takes seconds
+        from ossicle.backbones.model_files import resolve_model_path
 
         spelling.refuse(*_ONLY_HUB)
-        return ParquetRows([Path(locate(name) + ".parquet")], spelling, groups)
+        return ParquetRows([Path(resolve_model_path(name) + ".parquet")], spelling, groups)
     path = Path(name).expanduser()
     if is_packed(path):
         spelling.refuse(*_ONLY_HUB, "audio", "text", "duration")

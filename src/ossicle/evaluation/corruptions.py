@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float32
 
-from ossicle.audio.augment import add_noise, speech_power, speed, stretch
+from ossicle.audio.augment import add_noise, change_speed, crop_or_loop, measure_speech_power
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.errors import ConfigError, DataError
 from ossicle.evaluation.suite import Item
@@ -167,7 +167,7 @@ def changed(
             noise = rng.standard_normal(len(samples), dtype=np.float32)
             return _within_full_scale(add_noise(samples, noise, level))
         case "speed":
-            return _within_full_scale(speed(samples, level))
+            return _within_full_scale(change_speed(samples, level))
         case "telephone":
             return _within_full_scale(telephone(samples))
         case "silence before":
@@ -193,9 +193,9 @@ def babble(
         )
     mixed = np.zeros(n_samples, np.float32)
     for voice in voices:
-        power = speech_power(voice)
+        power = measure_speech_power(voice)
         if power > 0:
-            mixed += stretch(voice, n_samples, rng) * np.float32(power**-0.5)
+            mixed += crop_or_loop(voice, n_samples, rng) * np.float32(power**-0.5)
     return mixed
 
 

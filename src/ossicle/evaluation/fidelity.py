@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ossicle.chat.generation import Reaction
+from ossicle.chat.generation import ContinuationScores
 from ossicle.errors import DataError
 from ossicle.evaluation.statistics import bootstrap_ci95
 from ossicle.losses import forward_kl
@@ -33,7 +33,9 @@ class Reacting(Protocol):
         """The tokens of the LLM's greedy answers, their end included."""
         ...
 
-    def react_batch(self, conversations: list[Conversation], answers: list[list[int]], /) -> list[Reaction]:
+    def react_batch(
+        self, conversations: list[Conversation], answers: list[list[int]], /
+    ) -> list[ContinuationScores]:
         """What the LLM would say to each, and along an answer that is given."""
         ...
 
@@ -114,7 +116,7 @@ class Summary:
         return asdict(self)
 
 
-def fidelity(read: Reaction, heard: Reaction) -> Fidelity:
+def fidelity(read: ContinuationScores, heard: ContinuationScores) -> Fidelity:
     """Two reactions to one turn and along one answer, compared in float64."""
     states = read.states[0].double(), heard.states[0].double()
     kl = forward_kl(heard.first_logits.double()[None], read.first_logits.double()[None])
@@ -122,7 +124,7 @@ def fidelity(read: Reaction, heard: Reaction) -> Fidelity:
         kl_nats=max(0.0, float(kl)),
         cosine=max(-1.0, min(1.0, float(functional.cosine_similarity(*states, dim=0)))),
         l2=_distance(*states),
-        agreements=tuple((read.likeliest == heard.likeliest).tolist()),
+        agreements=tuple((read.greedy_ids == heard.greedy_ids).tolist()),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ossicle.backbones.pretrained import default_device, frozen_dtype, locate, quiet
+from ossicle.backbones.model_files import resolve_model_path, silence_transformers
+from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.errors import CheckpointError
 
@@ -26,13 +27,13 @@ _CLOCK = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 def load(base: BaseSettings) -> tuple[Any, Any]:
     """The LLM and its tokenizer, from where an ear on this computer has them."""
     options: dict[str, Any] = {"local_files_only": True}
-    if not Path(locate(base.llm)).is_dir():
+    if not Path(resolve_model_path(base.llm)).is_dir():
         options["revision"] = base.llm_revision or "main"
-    device = default_device()
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(locate(base.llm), **options)
+    device = get_default_device()
+    with silence_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(base.llm), **options)
         llm = AutoModelForCausalLM.from_pretrained(
-            locate(base.llm), dtype=frozen_dtype(device), use_safetensors=True, **options
+            resolve_model_path(base.llm), dtype=get_frozen_dtype(device), use_safetensors=True, **options
         )
     return llm.eval().to(device), tokenizer
 
@@ -90,7 +91,7 @@ def answer(llm: Any, tokenizer: Any, ids: Ids, max_new_tokens: int) -> Ids:
     given = torch.tensor([ids], device=llm.device)
     own = llm.generation_config.eos_token_id
     end = tokenizer.eos_token_id if own is None else own
-    with quiet():  # of advice about settings for sampling that many a model carries
+    with silence_transformers():  # of advice about settings for sampling that many a model carries
         made = llm.generate(
             input_ids=given,
             attention_mask=torch.ones_like(given),

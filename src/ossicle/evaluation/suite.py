@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ossicle.audio.waveform import AudioSource
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalise
 
@@ -94,7 +94,11 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
         DataError: a file that cannot be read or has no items; a line or row that is not such an item, names
             sound that is not there, or repeats an id. The message says which.
     """
-    path = Path(locate(EMBEDDED[name]) + ".parquet" if isinstance(name, str) and name in EMBEDDED else name)
+    path = Path(
+        resolve_model_path(EMBEDDED[name]) + ".parquet"
+        if isinstance(name, str) and name in EMBEDDED
+        else name
+    )
     if not _is_file(path):
         raise DataError(
             f"{path}: no such suite file; give the path of a JSONL or parquet file, or {' or '.join(EMBEDDED)}"

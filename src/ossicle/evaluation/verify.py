@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ossicle import checkpoint
-from ossicle.backbones.pretrained import load_llm, locate
+from ossicle.backbones.model_files import resolve_model_path
+from ossicle.backbones.pretrained import load_llm
 from ossicle.console_progress import ProgressCallback
 from ossicle.ear import EarSettings
 from ossicle.evaluation import stock_llm
@@ -195,7 +196,7 @@ def _spoken_turn() -> list[dict[str, Any]]:
 
 def _recorded(name: str) -> str:
     """The LLM's fingerprint in an ear's folder, or in that of a run."""
-    folder = Path(locate(name))
+    folder = Path(resolve_model_path(name))
     place = folder if (folder / checkpoint.CONFIG).is_file() else folder / checkpoint.RUN_EAR
     return json.loads((place / checkpoint.CONFIG).read_text(encoding="utf-8"))["fingerprints"]["llm"]
 

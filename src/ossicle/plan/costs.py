@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, encode
-from ossicle.backbones.packed_forward import PICKED_SHARE, ROW, Reader, SharedPrefix
+from ossicle.backbones.packed_forward import MAX_GATHER_RATIO, ROW_LENGTH, PackedLlm, PrefixCache
 from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
 from ossicle.connectors.base import Connector, StackingConnector
 from ossicle.connectors.monotonic_alignment import Transcripts
@@ -42,7 +42,7 @@ class ReadingCost:
 
     def kept(self, n: Numbers, n_wanted: Numbers, n_texts: int) -> Numbers:
         """Bytes that so many such texts keep: the prefix's keys and values once in each row that they share."""
-        rows = np.ceil(n_texts / np.maximum(1, ROW // np.asarray(n)))
+        rows = np.ceil(n_texts / np.maximum(1, ROW_LENGTH // np.asarray(n)))
         return n_texts * self._by(lambda cost: cost.kept, n, n_wanted, rows / n_texts)
 
     def _by(
@@ -52,7 +52,7 @@ class ReadingCost:
         whole = part(self.whole).growing(*counts)  # the prefix is constant, and computed once in a run
         if self.picked is None:
             return whole
-        return np.where(PICKED_SHARE * counts[0] < counts[1], whole, part(self.picked).growing(*counts))
+        return np.where(MAX_GATHER_RATIO * counts[0] < counts[1], whole, part(self.picked).growing(*counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ def _llm_cost(shapes: Shapes) -> tuple[ReadingCost, bool]:
 
 def _shares(shapes: Shapes) -> bool:
     """Whether texts are read behind a prefix that is computed once."""
-    sees_it = Reader(shapes.llm, [0] * shapes.n_prefix).sees_all_of(ROW)
+    sees_it = PackedLlm(shapes.llm, [0] * shapes.n_prefix).attends_to_all(ROW_LENGTH)
     return shapes.n_prefix > 0 and shapes.shares_prefix and sees_it
 
 
@@ -235,9 +235,9 @@ def _read_cost(shapes: Shapes, *, picks: bool) -> Cost | None:
     table = torch.empty(n, shapes.d_llm, device="meta", dtype=llm.dtype, requires_grad=True)
 
     def read() -> Tensor:
-        reader = Reader(llm, [0] * (through - n))
-        shared = SharedPrefix.of(llm, reader.prefix)
-        return reader.read(table, [np.arange(n)], [n_wanted], shared, picks=picks)
+        reader = PackedLlm(llm, [0] * (through - n))
+        shared = PrefixCache.compute(llm, reader.prefix)
+        return reader.forward(table, [np.arange(n)], [n_wanted], shared, gathers_last_layer=picks)
 
     return _traced(read, llm, [n, n_wanted, through])
 

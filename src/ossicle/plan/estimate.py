@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, n_frames_for
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, count_frames
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
 from ossicle.plan.costs import CostModel, cost_model, n_distinct
@@ -167,7 +167,7 @@ class _Planned:
     def positions(self, length_s: float) -> int:
         if self.recipe.base.encoder_window == "full":
             return self.shapes.window_positions
-        n_frames = n_frames_for(round(length_s * SAMPLE_RATE))
+        n_frames = count_frames(round(length_s * SAMPLE_RATE))
         return min(n_frames // FRAMES_PER_POSITION, self.shapes.window_positions)
 
     def tokens(self, length_s: float) -> float:

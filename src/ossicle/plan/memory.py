@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ossicle.backbones.pretrained import layers_of
+from ossicle.backbones.causal_lm import get_layers
 from ossicle.config import TrainSettings
 from ossicle.plan.costs import CostModel
 from ossicle.plan.shapes import Shapes
@@ -106,7 +106,7 @@ def step_memory(
 def _frozen(shapes: Shapes, train: TrainSettings, n_gpus: int, gpu_bytes: float) -> dict[str, float]:
     """Bytes of the frozen weights on each GPU, shared out where they are to be."""
     llm, whisper = shapes.llm, shapes.whisper
-    in_llm, in_encoder = n_weights(layers_of(llm.base_model)), n_weights(shapes.encoder.layers)
+    in_llm, in_encoder = n_weights(get_layers(llm.base_model)), n_weights(shapes.encoder.layers)
     layers = {"LLM": in_llm * _BYTES[train.llm_bits], "Whisper": in_encoder * 2.0}
     rest = {"LLM": (n_weights(llm) - in_llm) * 2.0, "Whisper": (n_weights(whisper) - in_encoder) * 2.0}
     total = sum(layers.values()) + sum(rest.values())
@@ -118,7 +118,7 @@ def _frozen(shapes: Shapes, train: TrainSettings, n_gpus: int, gpu_bytes: float)
     if not (wanted and n_gpus > 1):
         return {f"{name} weights": layers[name] + rest[name] for name in layers}
     # Beside its share, a rank holds the layer that it is in and the next one, which is on its way.
-    n_layers = {"LLM": len(layers_of(llm.base_model)), "Whisper": len(shapes.encoder.layers)}
+    n_layers = {"LLM": len(get_layers(llm.base_model)), "Whisper": len(shapes.encoder.layers)}
     return {
         f"{name} weights (sharded)": layers[name] / n_gpus + rest[name] + 2 * layers[name] / n_layers[name]
         for name in layers

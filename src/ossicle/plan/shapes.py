@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ossicle.backbones.pretrained import embeddings, outline_llm, outline_whisper, read_tokenizer
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.pretrained import build_meta_llm, build_meta_whisper, load_tokenizer
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ConnectorSettings, Recipe
 from ossicle.connectors.base import Connector, StackingConnector, new_connector
@@ -66,12 +67,12 @@ class Shapes:
     @property
     def d_llm(self) -> int:
         """D."""
-        return embeddings(self.llm).embedding_dim
+        return get_input_embeddings(self.llm).embedding_dim
 
     @property
     def n_vocabulary(self) -> int:
         """V."""
-        return embeddings(self.llm).num_embeddings
+        return get_input_embeddings(self.llm).num_embeddings
 
     @property
     def window_positions(self) -> int:
@@ -97,15 +98,15 @@ def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
     """
     base = recipe.base
     try:
-        whisper = outline_whisper(base.encoder, base.encoder_revision)
-        llm = outline_llm(base.llm, base.llm_revision)
+        whisper = build_meta_whisper(base.encoder, base.encoder_revision)
+        llm = build_meta_llm(base.llm, base.llm_revision)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} (a plan needs nothing but its config.json: a folder with that alone will do, named by"
             " --base.encoder or --base.llm)"
         ) from error
     n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
-    shared, d_llm = _shared(recipe, whisper, llm), embeddings(llm).embedding_dim
+    shared, d_llm = _shared(recipe, whisper, llm), get_input_embeddings(llm).embedding_dim
     return Shapes(
         whisper=whisper,
         llm=llm,
@@ -122,7 +123,7 @@ def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
         n_suffix = min(ASSUMED_SUFFIX, n_frame)
         return n_frame - n_suffix, n_suffix, False
     try:
-        frame = ChatTemplate(read_tokenizer(recipe.base.llm, recipe.base.llm_revision), recipe.prompt).frame
+        frame = ChatTemplate(load_tokenizer(recipe.base.llm, recipe.base.llm_revision), recipe.prompt).frame
     except CheckpointError:
         return ASSUMED_PREFIX, ASSUMED_SUFFIX, False
     return len(frame.prefix), len(frame.suffix), True
@@ -133,7 +134,7 @@ def shapes_of(ear: Ear) -> Shapes:
     with torch.device("meta"):
         whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
         llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
-    frame, d_llm = ear.template.frame, embeddings(llm).embedding_dim
+    frame, d_llm = ear.template.frame, get_input_embeddings(llm).embedding_dim
     shared = ear.connector.shared if isinstance(ear.connector, Connector) else None
     return Shapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
@@ -142,19 +143,19 @@ def shapes_of(ear: Ear) -> Shapes:
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
-        shares_prefix=ear.reader.shared is not None,
-        picks=ear.reader.picks,
+        shares_prefix=ear.reader.prefix_cache is not None,
+        picks=ear.reader.gathers_last_layer,
     )
 
 
 def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
     """What the connector knows; where no tokenizers tell, all that the smaller vocabulary has."""
-    base, n_rows = recipe.base, embeddings(llm).num_embeddings
+    base, n_rows = recipe.base, get_input_embeddings(llm).num_embeddings
     if not recipe.connector.knows_words:
         return None
     try:
-        recogniser = read_tokenizer(base.encoder, base.encoder_revision)
-        tokenizer = read_tokenizer(base.llm, base.llm_revision)
+        recogniser = load_tokenizer(base.encoder, base.encoder_revision)
+        tokenizer = load_tokenizer(base.llm, base.llm_revision)
     except CheckpointError:
         n_words = min(whisper.config.vocab_size, n_rows)
     else:
@@ -167,7 +168,7 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
         n_prompt=_LONGEST_PROMPT,
         n_languages=0,
         d_encoder=whisper.config.d_model,
-        d_llm=embeddings(llm).embedding_dim,
+        d_llm=get_input_embeddings(llm).embedding_dim,
     )
 
 

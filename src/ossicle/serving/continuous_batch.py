@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from ossicle.backbones.pretrained import SAME_READING, embed, next_token_logits
+from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, compute_logits, embed
 from ossicle.errors import CheckpointError
 
 
@@ -80,7 +80,7 @@ class ContinuousBatch:
             past_key_values=cache,
             use_cache=True,
         )
-        return read.past_key_values, next_token_logits(self.llm, read.last_hidden_state[:, -1])
+        return read.past_key_values, compute_logits(self.llm, read.last_hidden_state[:, -1])
 
 
 def _beside(first: DynamicCache, then: DynamicCache) -> DynamicCache:
@@ -115,7 +115,7 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
     """
     texts = [[1, 2, 3, 2, 1], [2, 1], [3, 3, 1, 2, 2, 1, 3]]
     alone = [[_logits(llm, text), _logits(llm, [*text, 1])] for text in texts]
-    same = SAME_READING[llm.dtype] * max(float(logits.abs().max()) for pair in alone for logits in pair)
+    same = RELATIVE_TOLERANCE[llm.dtype] * max(float(logits.abs().max()) for pair in alone for logits in pair)
 
     def is_same(found: Tensor, row: int, step: int) -> bool:
         return bool((found - alone[row][step]).abs().max() <= same)
@@ -149,4 +149,4 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
 def _logits(llm: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, " V"]:
     """Of the token after a text that is read whole."""
     read: Any = llm.base_model(inputs_embeds=embed(llm, list(ids))[None], use_cache=False)
-    return next_token_logits(llm, read.last_hidden_state[0, -1])
+    return compute_logits(llm, read.last_hidden_state[0, -1])

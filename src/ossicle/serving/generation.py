@@ -7,8 +7,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ossicle.chat.generation import Wording
-from ossicle.chat.sampling import Drawing
+from ossicle.chat.generation import IncrementalDetokenizer
+from ossicle.chat.sampling import TokenSampler
 
 FinishReason = Literal["stop", "length"]
 """OpenAI's finish_reason: the LLM came to an end or said a stop string; or there was no more room."""
@@ -33,8 +33,8 @@ class Completion:
 
     def __init__(
         self,
-        drawing: Drawing,
-        wording: Wording,
+        drawing: TokenSampler,
+        wording: IncrementalDetokenizer,
         eos_ids: frozenset[int],
         stop: Sequence[str],
         max_tokens: int,
@@ -51,12 +51,12 @@ class Completion:
 
     def append_token(self, logits: Float[Tensor, " V"]) -> TextDelta:
         """What the next token adds."""
-        token = self.drawing.draw(logits)
+        token = self.drawing.sample(logits)
         self.n_tokens += 1
         text = self.told.add(self.wording.add(token))
         if not self.told.is_stopped and (token in self.ends or self.n_tokens >= self.n_room):
-            text += self.told.add(self.wording.rest())
-            text += self.told.rest()
+            text += self.told.add(self.wording.flush())
+            text += self.told.flush()
             is_cut = not (self.told.is_stopped or token in self.ends)
             return TextDelta(text=text, finish_reason="length" if is_cut else "stop")
         return TextDelta(text=text, finish_reason="stop" if self.told.is_stopped else None)
@@ -83,7 +83,7 @@ class StopStringBuffer:
         self._held = held[len(held) - n_open :]
         return held[: len(held) - n_open]
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """What was held back, when nothing follows."""
         held, self._held = self._held, ""
         return held

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ossicle.chat.generation import Prompt, Wording, check_context, end_of
-from ossicle.chat.messages import Conversation, read_conversation
-from ossicle.chat.sampling import Drawing, Sampling
+from ossicle.chat.generation import IncrementalDetokenizer, Prompt, check_context, end_of
+from ossicle.chat.messages import Conversation, parse_conversation
+from ossicle.chat.sampling import SamplingSettings, TokenSampler
 from ossicle.ear import Ear
 from ossicle.errors import OssicleError
 from ossicle.serving.audio_batcher import AudioBatcher
@@ -163,7 +163,7 @@ class LocalEngine:
     async def _begin(self, request: ChatRequest) -> _Job:
         options = read_sampling_params(request.body)
         messages = [_local(message) for message in request.body["messages"]]
-        conversation = read_conversation(messages)
+        conversation = parse_conversation(messages)
         _check_letters(self.ear, conversation)
         tokens = await self.audio.embed(conversation.sounds)
         job = _Job(messages=messages, tokens=tokens, options=options, loop=asyncio.get_running_loop())
@@ -264,14 +264,14 @@ class Scheduler:
         ids = prompt.ids.tolist()
         rows = []
         for choice in range(options.n):
-            sampling = Sampling(
+            sampling = SamplingSettings(
                 temperature=options.sampling.temperature,
                 top_p=options.sampling.top_p,
                 seed=options.sampling.seed + choice & (1 << 63) - 1,
             )
             answer = Completion(
-                Drawing(ear.llm, sampling, ids),
-                Wording(ear.tokenizer, self.end),
+                TokenSampler(ear.llm, sampling, ids),
+                IncrementalDetokenizer(ear.tokenizer, self.end),
                 self.ends,
                 options.stop,
                 n_room,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ossicle.chat.generation import MAX_NEW_TOKENS
-from ossicle.chat.sampling import Sampling
+from ossicle.chat.sampling import SamplingSettings
 from ossicle.serving.errors import ApiError
 
 MAX_ANSWERS = 16
@@ -38,7 +38,7 @@ _KNOWN = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop",
 class SamplingParams:
     """How a request wants to be answered."""
 
-    sampling: Sampling
+    sampling: SamplingSettings
     max_tokens: int
     stop: tuple[str, ...]
     n: int
@@ -85,7 +85,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
             )
 
 
-def _sampling(given: Mapping[str, Any]) -> Sampling:
+def _sampling(given: Mapping[str, Any]) -> SamplingSettings:
     top_p = _number(given, "top_p", 0.0, 1.0)
     if top_p == 0:
         raise ApiError("top_p is 0, expected more than 0 and at most 1", param="top_p")
@@ -93,7 +93,7 @@ def _sampling(given: Mapping[str, Any]) -> Sampling:
     seed = _whole(given, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
     if temperature is None:
         temperature = 0.0 if top_p is None else 1.0
-    return Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    return SamplingSettings(temperature=temperature, top_p=top_p, seed=seed)
 
 
 def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> float | None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ossicle.audio.augment import Augmenter
-from ossicle.audio.spec_augment import augment
+from ossicle.audio.spec_augment import augment_mel
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
-from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, clip_mel, pad_mels
-from ossicle.chat.template import Split
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, compute_clip_mel, pad_mels
+from ossicle.chat.template import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
 from ossicle.data.concatenate import draw_join, join_clips
 from ossicle.data.dataset import Speech
@@ -155,7 +155,7 @@ def new_batch(ear: Ear, portion: Portion) -> Batch:
         features = Features(
             states=portion.states.to(device, non_blocking=True).to(ear.whisper.model.dtype),
             mask=mask.to(device, non_blocking=True),
-            is_whole=bool(mask.all()),
+            is_unpadded=bool(mask.all()),
         )
     else:
         assert portion.mel is not None
@@ -199,7 +199,7 @@ class Examples:
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
         self.is_full_window = ear.settings.base.encoder_window == "full"
         self.augmenter = Augmenter(augment_settings, self.window_samples)
-        self._splits: dict[str, Split] = {}
+        self._splits: dict[str, SplitPrompt] = {}
 
     @property
     def n_workers(self) -> int:
@@ -235,8 +235,8 @@ class Examples:
         length = draw_join(seed, self.data.concat_ratio, self.window_samples)
         if length is not None:
             sound, ids = self._joined(utterance, sound, ids, length, seed)
-        mel = self._mel(self.augmenter.samples(sound, seed), draw.row, view)
-        return Clip(ids=ids, mel=self.augmenter.mel(mel, seed), states=None)
+        mel = self._mel(self.augmenter.augment_samples(sound, seed), draw.row, view)
+        return Clip(ids=ids, mel=self.augmenter.augment_mel(mel, seed), states=None)
 
     def plain_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
         """What a view of a row sounds like, for features that are kept: all that is drawn is drawn once.
@@ -245,8 +245,8 @@ class Examples:
             DataError: a row that cannot be used, named with the reason
         """
         seed = _seed(self.seed, row, view)
-        sound = self.augmenter.samples(self._sound(self.speech[row]), seed)
-        return self.augmenter.mel(self._mel(sound, row, view), seed)
+        sound = self.augmenter.augment_samples(self._sound(self.speech[row]), seed)
+        return self.augmenter.augment_mel(self._mel(sound, row, view), seed)
 
     def has_text(self, row: int) -> bool:
         """Whether a row says what is said in it."""
@@ -260,7 +260,7 @@ class Examples:
         about = f"{self.speech.name(row)}\n{self._text(row)}\n{self.speech.stamp(row)}\n{view}"
         if view:  # what it is drawn from, and among how many rows the voice behind it is found
             about += f"\n{self._view_seed(row, view)}\n{len(self.speech)}"
-        if self.augmenter.changes:
+        if self.augmenter.is_active:
             about += f"\n{self.augmenter.fingerprint}\n{self.seed}"
         return blake2b(about.encode(), digest_size=16).digest()
 
@@ -298,8 +298,8 @@ class Examples:
             )
         return torch.tensor(split.text)
 
-    def _split(self, text: str) -> Split:
-        found = self._splits.get(text) or self.template.split(text)
+    def _split(self, text: str) -> SplitPrompt:
+        found = self._splits.get(text) or self.template.split_prompt(text)
         if len(self._splits) < _TEXTS_KEPT:
             self._splits[text] = found
         return found
@@ -346,7 +346,7 @@ class Examples:
         if view == 0:
             return mel
         seed = self._view_seed(row, view)
-        return augment(mel, seed, self.window_frames, lambda: self._babble(seed))
+        return augment_mel(mel, seed, self.window_frames, lambda: self._babble(seed))
 
     def _view_seed(self, row: int, view: int) -> int:
         return row * self.data.n_augmented_views + view
@@ -367,7 +367,7 @@ class Examples:
         return section.first + rng.randrange(section.n_rows)
 
     def _plain_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
-        return clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
+        return compute_clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
 
 
 def _check_is_in_order(speech: Speech, data: DataSettings) -> None:

@@ -20,8 +20,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ossicle.atomic_io import write_text
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
-from ossicle.backbones.pretrained import embeddings
 from ossicle.errors import OssicleError
 from ossicle.plan import ROOM, Longest, PartMemory, n_distinct
 from ossicle.training.batch import Clip, new_batch, new_portion
@@ -195,7 +195,7 @@ def _measured(run: "Run", n_clips: int, n_positions: int, n_tokens: int) -> floa
     batch = new_batch(run.ear, new_portion([Clip(ids=ids, mel=silence, states=None)] * n_clips))
     need, objective = run.teacher.need, run.recipe.objective
     n = need.n_states(n_tokens, len(run.ear.template.frame[1]), need.n_response_tokens - 1)
-    width, device = embeddings(run.ear.llm).embedding_dim, run.ear.device
+    width, device = get_input_embeddings(run.ear.llm).embedding_dim, run.ear.device
     targets = Targets(
         states=torch.zeros(n_clips, n, width, dtype=run.ear.llm.dtype, device=device),
         n_states=torch.tensor([n] * n_clips),

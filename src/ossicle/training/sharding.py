@@ -6,7 +6,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ossicle.backbones.pretrained import layers_of
+from ossicle.backbones.causal_lm import get_layers
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.training.distributed import Ranks
@@ -32,7 +32,7 @@ def place_llm(ear: Ear, how: Literal["auto", "replicated", "sharded"], ranks: Ra
         _check_can_be_spread(ear, ranks)
         mesh = init_device_mesh(device.type, (ranks.n_ranks,))
         llm = ear.llm.base_model
-        layers = layers_of(llm)
+        layers = get_layers(llm)
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         inside = {id(weight) for layer in layers for weight in layer.parameters()}

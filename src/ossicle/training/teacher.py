@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ossicle.backbones.packed_forward import Reader
-from ossicle.backbones.pretrained import embed, load_llm, next_token_logits
+from ossicle.backbones.causal_lm import compute_logits, embed
+from ossicle.backbones.packed_forward import PackedLlm
+from ossicle.backbones.pretrained import load_llm
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.ear import Ear
@@ -134,7 +135,7 @@ class Teacher:
         self.ear, self.cache, self.reads_together = ear, cache, reads_together
         self.need = Need.of(objective)
         prefix, self._suffix = ear.template.frame
-        self._reader = ear.reader if isinstance(ear, Ear) else Reader(ear.llm, prefix)
+        self._reader = ear.reader if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
         self._ends = _ends(ear) if self.need.n_response_tokens > 1 else set()
 
     def targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> Targets:
@@ -252,7 +253,7 @@ def _ends(ear: Ear | LlmSide) -> set[int]:
 
 
 def _answered(
-    reader: Reader, rows: Sequence[Int[Tensor, " _"]], length: int, n_response_tokens: int
+    reader: PackedLlm, rows: Sequence[Int[Tensor, " _"]], length: int, n_response_tokens: int
 ) -> tuple[Float[Tensor, "B _ D"], Int[Tensor, "B A"]]:
     """The LLM's final states over what stands behind the prefix, padded on the left, and over its likeliest answer to
     each, that answer too.
@@ -260,7 +261,7 @@ def _answered(
     The answer is followed beyond its end, which is for the caller to find.
     """
     llm, prefix = reader.llm, reader.prefix
-    shared = reader.shared if reader.sees_all_of(length + n_response_tokens) else None
+    shared = reader.prefix_cache if reader.attends_to_all(length + n_response_tokens) else None
     if shared is None:
         rows, length = [torch.cat([torch.tensor(prefix).long(), row]) for row in rows], length + len(prefix)
     device = next(llm.parameters()).device
@@ -269,7 +270,7 @@ def _answered(
     mask = (torch.arange(length) >= length - n_own[:, None]).long().to(device)
     embeds, past = embed(llm, ids), None
     if shared is not None:
-        past = shared.copied(len(rows))
+        past = shared.to_dynamic_cache(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1)
     states, answer = [], ids[:, :0].to(device)
     takes_places = "position_ids" in inspect.signature(llm.base_model.forward).parameters
@@ -285,7 +286,7 @@ def _answered(
             )
             states.append(read.last_hidden_state)
             if step < n_response_tokens:
-                token = next_token_logits(llm, read.last_hidden_state[:, -1:]).argmax(-1)
+                token = compute_logits(llm, read.last_hidden_state[:, -1:]).argmax(-1)
                 answer, mask = torch.cat([answer, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
                 embeds, past = embed(llm, token), read.past_key_values
     return torch.cat(states, dim=1), answer

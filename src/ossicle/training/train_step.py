@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
-from ossicle.backbones.pretrained import embeddings
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.base import n_heard
 from ossicle.errors import OssicleError
@@ -179,7 +179,11 @@ def _candidates(run: Run, portions: Sequence[Portion]) -> Int[Tensor, " C"]:
         or [torch.zeros(0, dtype=torch.long)]
     )
     are_told_apart = run.recipe.connector.form == "anchored" or run.recipe.objective.token_ce_weight > 0
-    found = run.ranks.union(ids, embeddings(run.ear.llm).num_embeddings) if are_told_apart else ids.unique()
+    found = (
+        run.ranks.union(ids, get_input_embeddings(run.ear.llm).num_embeddings)
+        if are_told_apart
+        else ids.unique()
+    )
     return (found if len(found) else torch.zeros(1, dtype=torch.long)).to(run.ear.device)
 
 

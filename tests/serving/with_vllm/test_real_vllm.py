@@ -18,7 +18,7 @@ from support.vllm_conversations import CONVERSATIONS, EXACT_FAMILIES, WHITE_SPAC
 
 import ossicle
 from ossicle.audio.waveform import load_audio
-from ossicle.backbones.pretrained import locate
+from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import PromptSettings
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
@@ -153,7 +153,7 @@ def test_a_prompt_that_differs_by_white_space_or_a_day_is_taken_and_written_down
 
 def test_answers_are_the_ear_s_own() -> None:
     ear = ossicle.load("pocket/ear", device="cpu")
-    vllm = RealVllm(locate("pocket/llm"), "--dtype", "float32", ON)
+    vllm = RealVllm(resolve_model_path("pocket/llm"), "--dtype", "float32", ON)
     vllm.ear = ear
     question = Sound(samples=load_audio(load_suite("pocket")[0].audio), key="0")
     spoken = {"type": "audio", "audio": question}

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 from torch import Tensor
 
-from ossicle.backbones.pretrained import embeddings
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.serving.audio_batcher import AudioBatcher
@@ -92,7 +92,7 @@ class VllmEngine:
         try:
             name = await resolve_model(upstream, model)
             template = VllmTemplate(ear.template)
-            await check_prompt_frame(upstream, name, template, embeddings(ear.llm).embedding_dim)
+            await check_prompt_frame(upstream, name, template, get_input_embeddings(ear.llm).embedding_dim)
         finally:
             await upstream.close()
         return cls(ear, metrics, url=url, model=name, api_key=api_key, transport=transport)

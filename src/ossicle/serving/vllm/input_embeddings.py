@@ -6,8 +6,8 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from ossicle.backbones.embedding_table import stored_words
-from ossicle.backbones.pretrained import embeddings
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.embedding_table import open_embedding_table
 from ossicle.ear import Ear
 
 EmbedIds: TypeAlias = Callable[[Sequence[int]], Float[Tensor, "T D"]]
@@ -19,6 +19,6 @@ def input_embeddings(ear: Ear) -> EmbedIds:
     Raises:
         CheckpointError: an outline of an LLM, in whose files the table is not found
     """
-    if not embeddings(ear.llm).weight.is_meta:
+    if not get_input_embeddings(ear.llm).weight.is_meta:
         return lambda ids: ear.embed(ids)
-    return stored_words(ear.llm, ear.settings.base.llm, ear.settings.base.llm_revision)
+    return open_embedding_table(ear.llm, ear.settings.base.llm, ear.settings.base.llm_revision)

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ossicle.chat.messages import read_conversation
-from ossicle.chat.template import ChatTemplate, Frame, Piece, SoundPiece, TextPiece
+from ossicle.chat.messages import parse_conversation
+from ossicle.chat.template import AudioSegment, ChatTemplate, Frame, Segment, TextSegment
 from ossicle.errors import RequestError
 from ossicle.serving.engine import Sound
 from ossicle.serving.errors import ApiError
@@ -152,26 +152,26 @@ class VllmPrompt:
         pieces = self._pieces(parts, where)
         own = [part["audio"] for part in parts if _is_sound(part)]
         content = tuple(
-            SoundPiece(len(sounds) + piece.index) if isinstance(piece, SoundPiece) else piece
+            AudioSegment(len(sounds) + piece.index) if isinstance(piece, AudioSegment) else piece
             for piece in pieces
         )
         sounds += own
         return {**message, "content": content}
 
-    def _pieces(self, parts: list[Any], where: str) -> list[Piece]:
+    def _pieces(self, parts: list[Any], where: str) -> list[Segment]:
         """What stands between the template's beginning and end when a message is the only one."""
         if len(parts) == 1:
-            return [SoundPiece(0)]
+            return [AudioSegment(0)]
         try:
             pieces = list(self.template.render([{"role": "user", "content": parts}]))
         except RequestError as error:
             raise ApiError(str(error).replace("messages[0]", where, 1), param=where) from error
         prefix, suffix = self.template.frame
-        if not isinstance(pieces[0], TextPiece):  # the template begins with what is said
-            pieces.insert(0, TextPiece(()))
+        if not isinstance(pieces[0], TextSegment):  # the template begins with what is said
+            pieces.insert(0, TextSegment(()))
         first, last = pieces[0], pieces[-1]
-        assert isinstance(first, TextPiece)
-        assert isinstance(last, TextPiece), "a template that writes nothing after a sound is refused"
+        assert isinstance(first, TextSegment)
+        assert isinstance(last, TextSegment), "a template that writes nothing after a sound is refused"
         n_kept = len(last.ids) - len(suffix)
         if first.ids[: len(prefix)] != prefix or last.ids[n_kept:] != suffix:
             raise ApiError(
@@ -179,9 +179,9 @@ class VllmPrompt:
                 " leave out white space at its ends, or send sound and text in messages of their own",
                 param=where,
             )
-        pieces[-1] = TextPiece(last.ids[:n_kept])
-        pieces[0] = TextPiece(first.ids[len(prefix) :])
-        return [piece for piece in pieces if piece != TextPiece(())]
+        pieces[-1] = TextSegment(last.ids[:n_kept])
+        pieces[0] = TextSegment(first.ids[len(prefix) :])
+        return [piece for piece in pieces if piece != TextSegment(())]
 
     def _written(self, message: Any, heard: Sequence[Float[Tensor, "_ D"]]) -> Any:
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -189,7 +189,7 @@ class VllmPrompt:
             return message
         rows = []
         for piece in content:
-            is_heard = isinstance(piece, SoundPiece)
+            is_heard = isinstance(piece, AudioSegment)
             rows.append(heard[piece.index] if is_heard else self._words(piece.ids).to(heard[0]))
         return {**message, "content": [build_embeds_part(torch.cat(rows))]}
 
@@ -234,6 +234,6 @@ def _passed_on(message: Any, where: str) -> Any:
     texts = [part.get("text") for part in passed if part["type"] == "text"]
     words = [text for text in texts if isinstance(text, str)]
     if message.get("role") in _JOINED_HERE and len(words) == len(passed) and "".join(words).strip():
-        turn = read_conversation([{"role": "user", "content": passed}]).turns[0]
+        turn = parse_conversation([{"role": "user", "content": passed}]).turns[0]
         return {**message, "content": "".join(map(str, turn.content))}
     return {**message, "content": passed}

@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ossicle import checkpoint
-from ossicle.backbones.pretrained import embeddings, load_llm, read_device
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.pretrained import load_llm, resolve_device
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.data.dataset import Speech
@@ -113,7 +114,7 @@ def _told_by_the_row(speech: Speech, row: int) -> str | None:
 def _ids(template: ChatTemplate, text: str) -> Int[np.ndarray, " T"] | None:
     """A transcript's tokens, if a run can learn from it."""
     try:
-        split = template.split(text)
+        split = template.split_prompt(text)
     except DataError:
         return None
     return np.array(split.text, dtype=np.int32) if split.text and split.is_framed else None
@@ -163,7 +164,7 @@ def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) ->
             " by --data.teacher-cache FOLDER"
         )
     speech = open_speech(recipe.data.source, recipe.data.n_clips)
-    reader, bases = _load_reader(recipe, read_device(device))
+    reader, bases = _load_reader(recipe, resolve_device(device))
     fingerprint = teacher_fingerprint(bases, reader, TEXT_RULE, llm_bits=recipe.train.llm_bits)
     folder = Path(recipe.data.teacher_cache)
     need = _need(folder, fingerprint, recipe.objective)
@@ -176,7 +177,7 @@ def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) ->
             need.n_states(n, len(reader.template.frame.suffix), need.n_response_tokens - 1)
             for n in lessons.lengths.tolist()
         ],
-        width=embeddings(reader.llm).embedding_dim,
+        width=get_input_embeddings(reader.llm).embedding_dim,
         dtype=reader.llm.dtype,
     )
     filling.check_disk()

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ossicle.backbones.pretrained import embed, load_llm, read_device
-from ossicle.chat.generation import Prompt, answer
+from ossicle.backbones.causal_lm import embed
+from ossicle.backbones.pretrained import load_llm, resolve_device
+from ossicle.chat.generation import Prompt, generate_answers
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import RequestError
@@ -39,17 +40,17 @@ class LocalJudge:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             prompts = [self._prompt(ids[place]) for place in batch]
-            said = answer(self.llm, self.template.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
+            said = generate_answers(self.llm, self.template.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
             replies |= zip(batch, said, strict=True)
         return [replies[place] for place in range(len(ids))]
 
     def _ids(self, question: Judgement) -> Sequence[int]:
         """The question as the template lays it out; what an answer has of control tokens is taken apart first."""
         try:
-            return self.template.text_ids(_messages(question.system, question.prompt))
+            return self.template.tokenize(_messages(question.system, question.prompt))
         except RequestError:
             apart = question.prompt.replace("<", "< ").replace("[", "[ ")
-            return self.template.text_ids(_messages(question.system, apart))
+            return self.template.tokenize(_messages(question.system, apart))
 
     @torch.inference_mode()
     def _prompt(self, ids: Sequence[int]) -> Prompt:
@@ -63,7 +64,7 @@ def load_judge(name: str, *, device: str | None = None) -> LocalJudge:
         CheckpointError: nothing there, or no LLM with a chat template
         ConfigError: no such device
     """
-    llm, tokenizer = load_llm(name, None, read_device(device))
+    llm, tokenizer = load_llm(name, None, resolve_device(device))
     return LocalJudge(name=name, llm=llm, template=ChatTemplate(tokenizer, PromptSettings()))
 
 

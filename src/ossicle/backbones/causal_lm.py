@@ -1,0 +1,92 @@
+"""What every causal LM of transformers has, under one name: input embeddings, layers, logits, ids that end an answer.
+
+It takes an LLM that is already loaded, and knows neither where it came from nor what it is asked.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest relative difference between two equivalent computations, by the LLM's dtype; real errors are far larger."""
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""The name of the key-value cache in the arguments and outputs of models: transformers renamed it in 5.24."""
+
+
+def get_input_embeddings(llm: PreTrainedModel) -> nn.Embedding:
+    """Returns the LLM's table of input embeddings; calling it scales them where the family does.
+
+    Raises:
+        TypeError: the input embeddings are not an `nn.Embedding`
+    """
+    table = llm.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise TypeError(f"the LLM's input embeddings are a {type(table).__name__}, expected an Embedding")
+    return table
+
+
+def embed(llm: PreTrainedModel, ids: Any) -> Float[Tensor, "... D"]:
+    """Returns the input embeddings of ids as the first layer takes them, with any scaling of the family."""
+    table = get_input_embeddings(llm)
+    return table(torch.as_tensor(ids, dtype=torch.long, device=table.weight.device))
+
+
+def get_layers(model: nn.Module) -> nn.ModuleList:
+    """Returns the `ModuleList` that holds most of a model's weights: its layers, whatever the family calls them."""
+
+    def count_weights(layers: nn.ModuleList) -> int:
+        return sum(weight.numel() for weight in layers.parameters())
+
+    return max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=count_weights)
+
+
+def compute_logits(llm: PreTrainedModel, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """Returns the next-token logits of final hidden states: the head, then the scaling of Gemma, Cohere and Granite."""
+    head = llm.get_output_embeddings()
+    assert head is not None, "a causal LM has a head"
+    logits = head(states)
+    config = llm.config.get_text_config(decoder=True)
+    logits = (
+        logits
+        * (getattr(config, "logit_scale", None) or 1.0)
+        / (getattr(config, "logits_scaling", None) or 1.0)
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def get_eos_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids that end an answer: those of the generation config, else the tokenizer's; may be empty."""
+    eos_token_id = llm.generation_config.eos_token_id
+    return to_id_list(tokenizer.eos_token_id if eos_token_id is None else eos_token_id)
+
+
+def to_id_list(ids: int | list[int] | None) -> list[int]:
+    """Returns one id, several or none as a list, as transformers' configs hold any of the three."""
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]
+
+
+def extract_causal_lm(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the LLM inside a vision-language model as a model of its own, with the same weights; any other unchanged.
+
+    The vision part is not needed, and transformers generates from embeddings with the LLM alone.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config or type(config) not in AutoModelForCausalLM._model_mapping:
+        return model
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    decoder = model.get_decoder()
+    if type(decoder) is not type(llm.base_model):
+        return model
+    setattr(llm, llm.base_model_prefix, decoder)
+    llm.set_output_embeddings(model.get_output_embeddings())
+    llm.generation_config = model.generation_config
+    llm.config._commit_hash = getattr(model.config, "_commit_hash", None)
+    return llm.requires_grad_(False).eval()

@@ -1,0 +1,166 @@
+"""Where a pretrained model lies, in a local folder or on the hub, and how its files are read.
+
+No code from a model's folder is ever run, and every failure becomes one `CheckpointError` with one line of text.
+"""
+
+import contextlib
+import re
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, get_session
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+from ossicle.errors import CheckpointError
+
+POCKET_DIR = Path(__file__).parents[1] / "pocket"
+"""The folder of the embedded models and speech."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_TIMEOUT_S = 10.0
+# What transformers raises depends on which file is missing, damaged or of another kind.
+_LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError)
+
+
+def resolve_model_path(name: str) -> str:
+    """Returns the folder of an embedded model for "pocket/..."; a hub id or local folder is returned unchanged."""
+    if name.startswith("pocket/"):
+        return str(POCKET_DIR / name.removeprefix("pocket/"))
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+@contextlib.contextmanager
+def silence_transformers(*, show_progress: bool = False) -> Generator[None]:
+    """Silences transformers' warnings inside the block, and its progress bars unless `show_progress` is set.
+
+    The settings of the process are restored afterwards, however many threads use this.
+    """
+    with _Silence.lock:
+        if _Silence.depth == 0:
+            _Silence.previous = (
+                logging.get_verbosity(),
+                logging.is_progress_bar_enabled(),
+                are_progress_bars_disabled(),
+            )
+            logging.set_verbosity_error()
+        if not show_progress and logging.is_progress_bar_enabled():
+            logging.disable_progress_bar()
+        _Silence.depth += 1
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.depth -= 1
+            if _Silence.depth == 0:
+                verbosity, had_bars, hub_had_none = _Silence.previous
+                logging.set_verbosity(verbosity)
+                if had_bars and not logging.is_progress_bar_enabled():
+                    logging.enable_progress_bar()
+                    if hub_had_none:
+                        disable_progress_bars()
+
+
+class _Silence:
+    """The number of active `silence_transformers` blocks, and the settings from before the first."""
+
+    lock = threading.Lock()
+    depth = 0
+    previous = (logging.WARNING, True, False)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that was found, in a local folder or on the hub."""
+
+    role: str
+    """What error messages call it: "encoder" or "LLM"."""
+    name: str
+    """Its name as the user gave it."""
+    path: str
+    """Its local folder or hub id."""
+    options: dict[str, Any]
+    """For `from_pretrained`: revision and local_files_only of a hub id."""
+
+    def load(self, auto_class: Any, **options: Any) -> Any:
+        """Returns what `auto_class.from_pretrained` loads; code from the folder is never run, nor a prompt shown.
+
+        Raises:
+            CheckpointError: missing, damaged, of another kind, or in need of its own code
+        """
+        try:
+            with silence_transformers(show_progress=not Path(self.path).is_dir()):
+                return auto_class.from_pretrained(
+                    self.path, trust_remote_code=False, **self.options, **options
+                )
+        except _LOAD_ERRORS as error:
+            if "trust_remote_code" in str(error):
+                raise CheckpointError(
+                    f"{self.role} {self.name!r} needs code from its own folder, which ossicle does not run: expected a"
+                    " model that transformers supports"
+                ) from error
+            raise CheckpointError(
+                f"{self.role} {self.name!r} cannot be loaded: {format_one_line(error)}"
+            ) from error
+        except (SafetensorError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.role} {self.name!r} is damaged: {format_one_line(error)}; copy or download it again"
+            ) from error
+
+
+def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, PreTrainedConfig]:
+    """Returns where a model lies, and its config.
+
+    Raises:
+        CheckpointError: there is no such model, or the hub cannot be reached
+    """
+    path = resolve_model_path(name)
+    options: dict[str, Any] = {}
+    if name and Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise CheckpointError(
+                f"{role} {name!r} is a folder without a config.json, expected a Hugging Face model"
+            )
+    elif _is_meant_as_folder(name):
+        raise CheckpointError(
+            f"{role} {name!r}: there is no such folder, expected a local folder or a hub id"
+        )
+    else:
+        options = {"revision": revision or "main", "local_files_only": not _is_hub_reachable()}
+    files = ModelFiles(role, name, path, options)
+    try:
+        return files, files.load(AutoConfig)
+    except CheckpointError as error:
+        if options.get("local_files_only"):
+            raise CheckpointError(
+                f"{role} {name!r} is neither a local folder nor in the local cache, and"
+                f" {constants.ENDPOINT} cannot be reached: connect, or give the path of a local copy"
+            ) from error
+        raise
+
+
+def _is_meant_as_folder(name: str) -> bool:
+    """Whether a name without a folder was meant as one: it is no hub id, or the folder above it exists."""
+    is_hub_id = _HUB_ID.fullmatch(name) and not name.startswith((".", "pocket/"))
+    return not is_hub_id or ("/" in name and Path(name).parent.is_dir())
+
+
+def _is_hub_reachable() -> bool:
+    """Whether the hub answers: asked once here, where transformers would try six times for each file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # the class depends on the installed HTTP library
+        return False
+    return True
+
+
+def format_one_line(error: BaseException) -> str:
+    """Returns an error's first paragraph on one line of at most 300 characters."""
+    text = " ".join(str(error).strip().split("\n\n", 1)[0].split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "…"
