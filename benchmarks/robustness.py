@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ossicle.atomic_io import write_text
 from ossicle.errors import DataError, OssicleError
 from ossicle.evaluation import Report, read_report
-from ossicle.evaluation.report_data import RECOGNISER
+from ossicle.evaluation.report_data import ASR_MODEL
 
 PANELS = {
     "white noise": ("White noise", "speech over noise, dB"),
@@ -52,7 +52,7 @@ def numbers(report: Report) -> dict[str, Any]:
     return {
         "suite": report.suite,
         "command": report.command,
-        "recogniser": report.about.get(RECOGNISER),
+        "recogniser": report.about.get(ASR_MODEL),
         "created": report.created,
         "versions": report.versions,
         "groups": {name: table.to_json() for name, table in report.groups.items()},

@@ -20,7 +20,7 @@ from ossicle.audio.augment import add_noise
 from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
 from ossicle.data.open_source import open_speech
 from ossicle.ear import Ear
-from ossicle.evaluation import Evaluation, Item, Report, Suite, evaluate, load_suite, read_report
+from ossicle.evaluation import EvaluationSettings, Item, Report, Suite, evaluate, load_suite, read_report
 from ossicle.training.run_log import read_metrics
 
 SNR_DB = 10.0
@@ -46,9 +46,9 @@ class Asked:
         report = evaluate(
             ear,
             Suite(name="pocket", items=self.items),
-            Evaluation(batch_size=_AT_ONCE, options={"max_new_tokens": MAX_ANSWER}),
+            EvaluationSettings(batch_size=_AT_ONCE, generate_kwargs={"max_new_tokens": MAX_ANSWER}),
             command="",
-            reading=reading,
+            reuse_from=reading,
         )
         if reading is None:
             write_text(self.place, json.dumps(report.to_json()))

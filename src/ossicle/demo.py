@@ -21,17 +21,17 @@ from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import (
-    Evaluation,
+    EvaluationSettings,
     Item,
     Report,
     Suite,
+    build_model_card_table,
     evaluate,
-    model_card_table,
     open_suite,
     print_table,
     write_report,
 )
-from ossicle.html_page import wav
+from ossicle.html_page import encode_wav
 from ossicle.training.progress import Progress
 from ossicle.training.run import prepare, with_steps
 from ossicle.training.run_log import read_metrics
@@ -151,7 +151,7 @@ def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command:
     n_steps = load_recipe(out / "recipe.toml").train.n_steps
     name = f"distilled on this computer, {n_steps} steps"
     report = _evaluate_ear(ear, suite, name, console, command)
-    checkpoint.save(ear, out / checkpoint.RUN_EAR, card=model_card_table(report))
+    checkpoint.save(ear, out / checkpoint.RUN_EAR, card=build_model_card_table(report))
     ears = [EvaluatedEar(name=name, ear=ear, report=report)]
     if Path(resolve_model_path(SHIPPED_EAR)).is_dir():
         shipped = checkpoint.load(SHIPPED_EAR)
@@ -177,11 +177,11 @@ def _evaluate_ear(
         return evaluate(
             ear,
             suite,
-            Evaluation(batch_size=EVAL_BATCH_SIZE),
+            EvaluationSettings(batch_size=EVAL_BATCH_SIZE),
             progress=progress,
             about={"ear": name, "LLM": base.llm, "encoder": base.encoder},
             command=command,
-            reading=reading,
+            reuse_from=reading,
         )
 
 
@@ -198,7 +198,7 @@ def _ask_question(
     samples = load_audio(question.audio if isinstance(question, Item) else question)
     path = out / "question.wav"
     with written_whole(path) as temporary:
-        temporary.write_bytes(wav(samples))
+        temporary.write_bytes(encode_wav(samples))
     messages = [{"role": "user", "content": [{"type": "audio", "audio": samples}, *text_parts]}]
     for evaluated in ears:
         console.out(f"the ear {evaluated.name}:  ", end="", highlight=False)

@@ -10,7 +10,7 @@ import soundfile
 from ossicle.audio.waveform import SAMPLE_RATE
 
 
-def templates(package: str) -> jinja2.Environment:
+def load_templates(package: str) -> jinja2.Environment:
     """The templates in a package's folder `templates`; a name that a template does not know is an error, not a gap."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package, "templates"),
@@ -21,13 +21,13 @@ def templates(package: str) -> jinja2.Environment:
     )
 
 
-def wav(samples: np.ndarray) -> bytes:
+def encode_wav(samples: np.ndarray) -> bytes:
     """Samples at 16 kHz as a wav file, 16 bits a sample."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
-def data_uri(mime_type: str, encoded: bytes) -> str:
+def encode_data_uri(mime_type: str, encoded: bytes) -> str:
     """A file as an address that holds it."""
     return f"data:{mime_type};base64,{base64.b64encode(encoded).decode('ascii')}"

@@ -21,7 +21,7 @@ from benchmarks.training import loss, published_step, train_step
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.evaluation import write_report
-from ossicle.evaluation.report_data import RECOGNISER
+from ossicle.evaluation.report_data import ASR_MODEL
 from ossicle.training.batch import new_batch, new_portion
 from ossicle.training.distillation import distillation_terms, weighted_sum
 
@@ -252,7 +252,7 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
 def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) -> None:
     numbers, plot = tmp_path / "found.json", tmp_path / "found.svg"
     plain = in_noise(mixed_report(), is_right=True)
-    written = replace(plain, about={**plain.about, RECOGNISER: "an ear"})
+    written = replace(plain, about={**plain.about, ASR_MODEL: "an ear"})
     for name, report, column in (("written down", written, "cascade"), ("ear", plain, "ear")):
         argv = [str(write_report(report, tmp_path / "report.json").json), "--name", name, "--column", column]
         assert robustness.main([*argv, "--json", str(numbers), "--plot", str(plot)]) == 0

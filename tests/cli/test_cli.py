@@ -479,7 +479,7 @@ def test_another_recogniser_writes_for_the_cascade(
         assert main(["eval", ear, "--suite", suite, "--asr", asr]) == 0
         report = read_report(Path("report.json"))
         assert [item.transcript for item in report.items] == written
-        assert report.about["cascade's speech recogniser"] == said
+        assert report.about["ASR model of the cascade"] == said
     Path("empty").mkdir()
     assert "empty" in refused(1, "eval", ear, "--suite", suite, "--asr", "empty")
 

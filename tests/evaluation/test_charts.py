@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossicle.evaluation.corruptions import CONDITIONS, Condition
+from ossicle.evaluation.corruptions import CORRUPTIONS, Corruption
 from ossicle.evaluation.report.charts import (
     DOT_RIGHT,
     DOT_WIDTH,
@@ -23,14 +23,13 @@ from ossicle.evaluation.report.charts import (
     Line,
     LineFigure,
     Point,
-    dot_figure,
-    line_figure,
-    spread,
+    build_dot_figure,
+    build_line_figure,
+    separate_labels,
 )
-from ossicle.evaluation.report.page import interval, number, percent, points, points_interval
-from ossicle.evaluation.report.robustness import Robustness, robustness_section
-from ossicle.evaluation.statistics import METRICS, Metric, Score
-from ossicle.html_page import templates
+from ossicle.evaluation.report.page import build_environment
+from ossicle.evaluation.report.robustness import RobustnessSection, build_robustness_section
+from ossicle.evaluation.statistics import METRICS, Estimate, Metric
 
 ROUNDING = 0.05 + 1e-9  # coordinates have one decimal
 SHARES = st.floats(0, 1)
@@ -42,19 +41,19 @@ class Invented:
 
     n: int
     metric: Metric
-    text_ceiling: Score
-    cascade: Score
-    ear: Score
-    difference: Score
+    text_ceiling: Estimate
+    cascade: Estimate
+    ear: Estimate
+    difference: Estimate
     wer: float | None
 
 
-def score(value: float, width: float = 0.03) -> Score:
-    return Score(value=value, ci95=(max(0.0, value - width), min(1.0, value + width)))
+def score(value: float, width: float = 0.03) -> Estimate:
+    return Estimate(value=value, ci95=(max(0.0, value - width), min(1.0, value + width)))
 
 
 def invented(ear: float = 0.9, cascade: float = 0.8, wer: float | None = 0.125) -> Invented:
-    difference = Score(value=ear - cascade, ci95=(ear - cascade - 0.02, ear - cascade + 0.02))
+    difference = Estimate(value=ear - cascade, ci95=(ear - cascade - 0.02, ear - cascade + 0.02))
     return Invented(
         n=828,
         metric=METRICS["right"],
@@ -70,7 +69,7 @@ def line(colour: str, *shares: float) -> Line:
     levels = ("clean", "20", "10", "5", "0")
     return Line(
         name=colour.capitalize(),
-        colour=colour,
+        color=colour,
         points=tuple(
             Point(x=level, y=share, low=max(0.0, share - 0.1), high=min(1.0, share + 0.1))
             for level, share in zip(levels, shares, strict=False)
@@ -78,55 +77,47 @@ def line(colour: str, *shares: float) -> Line:
     )
 
 
-def rendered(section: Robustness) -> str:
-    environment = templates("ossicle.evaluation.report")
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "interval": interval,
-        "points": points,
-        "points_interval": points_interval,
-    }
+def rendered(section: RobustnessSection) -> str:
     source = (
         '{% from "robustness.html" import robustness, robustness_style %}'
         "<style>{{ robustness_style() }}</style>{{ robustness(section.figures, section.rows) }}"
     )
-    return environment.from_string(source).render(section=section)
+    return build_environment().from_string(source).render(section=section)
 
 
 # Coordinates
 
 
 def test_a_share_is_as_high_as_the_axis_says():
-    figure = line_figure("Babble", "dB", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
-    assert [mark.y for mark in figure.lines[0].marks] == [tick.at for tick in figure.y_ticks]
+    figure = build_line_figure("Babble", "dB", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
+    assert [mark.y for mark in figure.lines[0].markers] == [tick.at for tick in figure.y_ticks]
     assert [tick.label for tick in figure.y_ticks] == ["0", "25", "50", "75", "100\u202f%"]
-    assert [mark.x for mark in figure.lines[0].marks] == [tick.at for tick in figure.x_ticks]
+    assert [mark.x for mark in figure.lines[0].markers] == [tick.at for tick in figure.x_ticks]
     assert [tick.label for tick in figure.x_ticks] == ["clean", "20", "10", "5", "0"]
 
 
 def test_a_share_is_as_far_right_as_the_axis_of_a_dot_figure_says():
-    figure = dot_figure("Rest", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
+    figure = build_dot_figure("Rest", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
     assert [row.dots[0][1].x for row in figure.rows] == [tick.at for tick in figure.x_ticks]
 
 
 def test_what_is_no_share_is_drawn_and_written_as_what_it_is():
     bleu, wer = (METRICS[name] for name in ("bleu", "wer"))
-    figure = line_figure("Babble", "dB", [line("ear", 0.25, 0.2)], bleu)
+    figure = build_line_figure("Babble", "dB", [line("ear", 0.25, 0.2)], bleu)
     assert figure.lines[0].label == "Ear 20"
     assert figure.y_ticks[-1].label == "100"
     assert figure.description.startswith("Babble. BLEU, with 95 % intervals. Ear: clean 25.0 (15.0 to 35.0)")
-    beyond = line_figure("Babble", "dB", [line("ear", 0.9, 1.7)], wer)
+    beyond = build_line_figure("Babble", "dB", [line("ear", 0.9, 1.7)], wer)
     assert beyond.lines[0].label == "Ear 170\u202f%"
-    assert beyond.lines[0].marks[1].y == TOP, "word error rates have no end, the figure has"
-    assert dot_figure("Rest", [line("ear", 1.7)], wer).rows[0].dots[0][1].x == DOT_WIDTH - DOT_RIGHT
+    assert beyond.lines[0].markers[1].y == TOP, "word error rates have no end, the figure has"
+    assert build_dot_figure("Rest", [line("ear", 1.7)], wer).rows[0].dots[0][1].x == DOT_WIDTH - DOT_RIGHT
 
 
 def test_a_metric_that_is_no_share_is_scaled_to_the_figure():
     found = invented(24.7, 20.1)
-    table = replace(found, metric=METRICS["bleu"], text_ceiling=Score(value=30.2, ci95=(29.0, 31.0)))
-    noisy = Condition(kind="babble", level=5.0)
-    section = robustness_section([(CONDITIONS[0], table), (noisy, table)])
+    table = replace(found, metric=METRICS["bleu"], text_ceiling=Estimate(value=30.2, ci95=(29.0, 31.0)))
+    noisy = Corruption(kind="babble", level=5.0)
+    section = build_robustness_section([(CORRUPTIONS[0], table), (noisy, table)])
     (figure,) = section.figures
     assert isinstance(figure, LineFigure)
     labels = [drawn.label for drawn in figure.lines]
@@ -139,14 +130,14 @@ def test_everything_lies_within_the_figure_and_error_bars_around_their_marks(sha
         line(colour, *column)
         for colour, column in zip(("ceiling", "cascade", "ear"), zip(*shares, strict=True), strict=True)
     ]
-    figure = line_figure("Babble", "dB", lines)
-    assert not figure.lines[0].marks
+    figure = build_line_figure("Babble", "dB", lines)
+    assert not figure.lines[0].markers
     for drawn in figure.lines:
         assert TOP <= drawn.label_y <= HEIGHT
-        for mark in drawn.marks:
+        for mark in drawn.markers:
             assert LEFT < mark.x < WIDTH - RIGHT
             assert TOP <= mark.high <= mark.y <= mark.low <= HEIGHT  # heights are counted downwards
-    dots = dot_figure("Rest", lines)
+    dots = build_dot_figure("Rest", lines)
     for row in dots.rows:
         heights = [mark.y for _, mark in row.dots]
         assert heights == sorted(set(heights))
@@ -159,7 +150,7 @@ def test_everything_lies_within_the_figure_and_error_bars_around_their_marks(sha
 @given(st.tuples(SHARES, SHARES, SHARES))
 def test_names_at_the_lines_ends_never_overlap_and_keep_the_order_of_the_lines(shares):
     lines = [line(colour, share) for colour, share in zip(("ceiling", "cascade", "ear"), shares, strict=True)]
-    label_ys = [drawn.label_y for drawn in line_figure("Babble", "dB", lines).lines]
+    label_ys = [drawn.label_y for drawn in build_line_figure("Babble", "dB", lines).lines]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert abs(label_ys[first] - label_ys[second]) >= LABEL_GAP - 2 * ROUNDING
         if shares[first] - shares[second] > 0.01:
@@ -178,11 +169,11 @@ def test_names_at_the_lines_ends_never_overlap_and_keep_the_order_of_the_lines(s
     ],
 )
 def test_places_are_moved_apart_as_little_as_can_be(places, expected):
-    assert spread(places, gap=10.0, low=0.0, high=100.0) == expected
+    assert separate_labels(places, gap=10.0, low=0.0, high=100.0) == expected
 
 
 def test_a_reader_who_does_not_see_the_figure_is_told_its_numbers():
-    figure = line_figure("Babble", "dB", [line("cascade", 0.8, 0.5), line("ear", 0.9, 0.625)])
+    figure = build_line_figure("Babble", "dB", [line("cascade", 0.8, 0.5), line("ear", 0.9, 0.625)])
     assert figure.description == (
         "Babble. Right answers, with 95 % intervals. Cascade: clean 80.0 % (70.0 to 90.0), 20 50.0 % (40.0 to 60.0);"
         " Ear: clean 90.0 % (80.0 to 100.0), 20 62.5 % (52.5 to 72.5)."
@@ -193,7 +184,7 @@ def test_a_reader_who_does_not_see_the_figure_is_told_its_numbers():
 
 
 def test_there_is_a_figure_for_every_kind_with_levels_and_one_for_the_rest():
-    section = robustness_section([(condition, invented()) for condition in CONDITIONS])
+    section = build_robustness_section([(condition, invented()) for condition in CORRUPTIONS])
     assert [figure.title for figure in section.figures] == [
         "Babble",
         "White noise",
@@ -213,11 +204,11 @@ def test_there_is_a_figure_for_every_kind_with_levels_and_one_for_the_rest():
         "silence after, 1 s",
         "silence around, 1 s",
     ]
-    assert [name for name, _ in section.rows] == [condition.name for condition in CONDITIONS]
+    assert [name for name, _ in section.rows] == [condition.name for condition in CORRUPTIONS]
 
 
 def test_levels_are_in_order_whatever_order_they_were_measured_in():
-    section = robustness_section([(condition, invented()) for condition in reversed(CONDITIONS)])
+    section = build_robustness_section([(condition, invented()) for condition in reversed(CORRUPTIONS)])
     babble, _, speed, _ = section.figures
     assert isinstance(babble, LineFigure)
     assert isinstance(speed, LineFigure)
@@ -228,21 +219,21 @@ def test_levels_are_in_order_whatever_order_they_were_measured_in():
 @pytest.mark.parametrize(
     ("conditions", "titles"),
     [
-        ([Condition(kind="babble", level=0.0)], ["Babble"]),
-        ([Condition(kind="clean"), Condition(kind="telephone")], ["Telephone"]),
-        ([Condition(kind="clean")], []),
+        ([Corruption(kind="babble", level=0.0)], ["Babble"]),
+        ([Corruption(kind="clean"), Corruption(kind="telephone")], ["Telephone"]),
+        ([Corruption(kind="clean")], []),
         ([], []),
     ],
 )
 def test_a_section_shows_what_was_measured_and_no_more(conditions, titles):
-    section = robustness_section([(condition, invented()) for condition in conditions])
+    section = build_robustness_section([(condition, invented()) for condition in conditions])
     assert [figure.title for figure in section.figures] == titles
     assert rendered(section).count("<figure") == len(titles)
 
 
 def test_every_line_has_the_numbers_of_its_own():
-    noisy = Condition(kind="white noise", level=0.0)
-    section = robustness_section([(CONDITIONS[0], invented(0.9, 0.8)), (noisy, invented(0.6, 0.3))])
+    noisy = Corruption(kind="white noise", level=0.0)
+    section = build_robustness_section([(CORRUPTIONS[0], invented(0.9, 0.8)), (noisy, invented(0.6, 0.3))])
     description = section.figures[0].description
     assert "Text: clean 95.0 % (92.0 to 98.0), 0 95.0 % (92.0 to 98.0)" in description
     assert "Cascade: clean 80.0 % (77.0 to 83.0), 0 30.0 % (27.0 to 33.0)" in description
@@ -278,11 +269,13 @@ class Cells(HTMLParser):
 
 
 def test_the_table_has_a_row_for_every_condition_with_its_numbers():
-    noisy = Condition(kind="babble", level=10.0)
+    noisy = Corruption(kind="babble", level=10.0)
     reader = Cells()
     reader.feed(
         rendered(
-            robustness_section([(CONDITIONS[0], invented(wer=None)), (noisy, invented(0.625, 0.7, 0.3125))])
+            build_robustness_section(
+                [(CORRUPTIONS[0], invented(wer=None)), (noisy, invented(0.625, 0.7, 0.3125))]
+            )
         )
     )
     head, clean, babble = reader.rows
@@ -301,7 +294,7 @@ def test_the_table_has_a_row_for_every_condition_with_its_numbers():
 
 
 def test_figures_are_images_with_a_description_and_coordinates_that_a_browser_can_draw():
-    markup = rendered(robustness_section([(condition, invented()) for condition in CONDITIONS]))
+    markup = rendered(build_robustness_section([(condition, invented()) for condition in CORRUPTIONS]))
     images = [ElementTree.fromstring(image) for image in re.findall(r"<svg.*?</svg>", markup, re.DOTALL)]
     figures = [image for image in images if image.get("role") == "img"]
     assert len(figures) == 4
@@ -316,7 +309,7 @@ def test_figures_are_images_with_a_description_and_coordinates_that_a_browser_ca
 
 
 def test_what_a_name_says_is_never_markup():
-    section = robustness_section([(Condition(kind="telephone"), invented())])
-    markup = rendered(Robustness(figures=section.figures, rows=(("<b>&", invented()),)))
+    section = build_robustness_section([(Corruption(kind="telephone"), invented())])
+    markup = rendered(RobustnessSection(figures=section.figures, rows=(("<b>&", invented()),)))
     assert "&lt;b&gt;&amp;" in markup
     assert "<b>&" not in markup

@@ -14,21 +14,21 @@ from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import ConfigError, DataError
 from ossicle.evaluation import Item
 from ossicle.evaluation.corruptions import (
-    CONDITIONS,
+    CORRUPTIONS,
     MIN_VOICES,
     N_VOICES,
     TELEPHONE_BAND_HZ,
-    Condition,
-    Kind,
-    babble,
-    changed,
-    seed_of,
-    telephone,
-    voices_beside,
+    Corruption,
+    CorruptionKind,
+    compute_seed,
+    corrupt,
+    load_babble_voices,
+    mix_babble,
+    simulate_telephone,
 )
 
-CLEAN = Condition(kind="clean")
-BABBLE = Condition(kind="babble", level=5.0)
+CLEAN = Corruption(kind="clean")
+BABBLE = Corruption(kind="babble", level=5.0)
 ASKED_DB = 0.1
 LENGTH = 12_000
 FULL_SCALE_ROUNDING = 1e-6  # of one division in float32
@@ -56,8 +56,8 @@ def level_db(sound: np.ndarray) -> float:
     return 10 * math.log10(np.square(sound, dtype=np.float64).mean())
 
 
-def heard(clip: np.ndarray, condition: Condition, seed: int = 1) -> np.ndarray:
-    return changed(clip, condition, seed=seed, voices=VOICES)
+def heard(clip: np.ndarray, condition: Corruption, seed: int = 1) -> np.ndarray:
+    return corrupt(clip, condition, seed=seed, voices=VOICES)
 
 
 # What is asked for
@@ -68,7 +68,7 @@ def heard(clip: np.ndarray, condition: Condition, seed: int = 1) -> np.ndarray:
 @settings(max_examples=15)
 def test_noise_is_as_loud_as_asked_beside_the_speech(kind, snr_db, seed, n_samples):
     clip = voice(7, n_samples, loudness=0.02)  # too quiet to reach full scale
-    noise = heard(clip, Condition(kind=kind, level=snr_db), seed) - clip
+    noise = heard(clip, Corruption(kind=kind, level=snr_db), seed) - clip
     assert 10 * math.log10(measure_speech_power(clip)) - level_db(noise) == pytest.approx(
         snr_db, abs=ASKED_DB
     )
@@ -76,14 +76,14 @@ def test_noise_is_as_loud_as_asked_beside_the_speech(kind, snr_db, seed, n_sampl
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
 def test_what_would_be_too_loud_is_made_quieter_as_a_whole(kind):
-    condition, clip = Condition(kind=kind, level=0.0), voice(7, loudness=1.0)
+    condition, clip = Corruption(kind=kind, level=0.0), voice(7, loudness=1.0)
     loud, quiet = heard(clip, condition), heard(clip / 16, condition)
     assert np.abs(loud).max() == 1.0
     assert np.abs(quiet).max() > 1 / 16
     np.testing.assert_allclose(loud, quiet / np.abs(quiet).max(), atol=FULL_SCALE_ROUNDING)
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
+@pytest.mark.parametrize("condition", CORRUPTIONS, ids=lambda condition: condition.name)
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 161, 24_001])
 def test_everything_is_finite_mono_float32_within_full_scale(condition, n_samples):
     sound = heard(np.clip(voice(3, n_samples, loudness=1.0), -1, 1), condition)
@@ -101,7 +101,7 @@ def test_clean_is_the_very_clip():
 @pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.2, 1.3])
 def test_speed_changes_length_and_pitch_by_the_factor(factor):
     clip = (0.3 * np.sin(2 * np.pi * 500 * np.arange(32_000) / SAMPLE_RATE)).astype(np.float32)
-    sound = heard(clip, Condition(kind="speed", level=factor))
+    sound = heard(clip, Corruption(kind="speed", level=factor))
     assert len(sound) == pytest.approx(len(clip) / factor, abs=1)
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
     assert np.argmax(spectrum) * SAMPLE_RATE / len(sound) == pytest.approx(500 * factor, abs=1)
@@ -113,7 +113,7 @@ def test_speed_changes_length_and_pitch_by_the_factor(factor):
 )
 def test_silence_adds_exactly_its_samples(kind, n_before, n_after):
     clip = voice(0)
-    sound = heard(clip, Condition(kind=kind, level=1.0))
+    sound = heard(clip, Corruption(kind=kind, level=1.0))
     zeros = np.zeros(SAMPLE_RATE, np.float32)
     np.testing.assert_array_equal(sound, np.concatenate([*[zeros] * n_before, clip, *[zeros] * n_after]))
 
@@ -134,7 +134,7 @@ def spectrum_db(sound: np.ndarray, low_hz: float, high_hz: float) -> float:
 
 @pytest.mark.parametrize("clip", [white(48_000), voice(1, 48_001)], ids=["noise", "voice"])
 def test_a_telephone_carries_nothing_outside_its_band(clip):
-    sound, (low, high) = telephone(clip), TELEPHONE_BAND_HZ
+    sound, (low, high) = simulate_telephone(clip), TELEPHONE_BAND_HZ
     inside = spectrum_db(sound, low, high)
     assert spectrum_db(sound, 0, low) < inside - 40
     assert spectrum_db(sound, high, SAMPLE_RATE / 2 + 1) < inside - 40
@@ -146,14 +146,14 @@ def test_a_telephone_carries_nothing_outside_its_band(clip):
 def test_a_telephone_moves_nothing_and_its_eight_bits_hiss_as_those_of_the_mu_law_do():
     time = np.arange(48_000) / SAMPLE_RATE
     clip = (0.2 * np.sin(2 * np.pi * 1_003 * time)).astype(np.float32)
-    sound = telephone(clip)
+    sound = simulate_telephone(clip)
     assert len(sound) == len(clip)
     inner = slice(4_000, -4_000)
     hiss_db = level_db(sound[inner]) - level_db(sound[inner] - clip[inner])
     assert (
         34 < hiss_db < 44
     )  # about 38 dB, G.711's at any loudness; 16 bits would have 90, 8 plain ones 36 or less
-    quiet = telephone(clip / 32)
+    quiet = simulate_telephone(clip / 32)
     quiet_db = level_db(quiet[inner]) - level_db(quiet[inner] - clip[inner] / 32)
     assert quiet_db > 25  # 8 plain bits would have 6
 
@@ -161,27 +161,27 @@ def test_a_telephone_moves_nothing_and_its_eight_bits_hiss_as_those_of_the_mu_la
 # What is drawn
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
+@pytest.mark.parametrize("condition", CORRUPTIONS, ids=lambda condition: condition.name)
 def test_the_same_seed_makes_the_same_sound(condition):
     clip = voice(2)
     np.testing.assert_array_equal(heard(clip, condition), heard(clip.copy(), condition))
 
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
-def test_another_item_meets_other_noise_and_another_level_the_same_louder(kind: Kind):
-    clip, at_10_db = voice(7, loudness=0.02), Condition(kind=kind, level=10.0)
-    seed = seed_of("a", at_10_db)
+def test_another_item_meets_other_noise_and_another_level_the_same_louder(kind: CorruptionKind):
+    clip, at_10_db = voice(7, loudness=0.02), Corruption(kind=kind, level=10.0)
+    seed = compute_seed("a", at_10_db)
     noise = heard(clip, at_10_db, seed) - clip
-    other = heard(clip, at_10_db, seed_of("b", at_10_db)) - clip
-    at_0_db = Condition(kind=kind, level=0.0)
-    louder = heard(clip, at_0_db, seed_of("a", at_0_db)) - clip
+    other = heard(clip, at_10_db, compute_seed("b", at_10_db)) - clip
+    at_0_db = Corruption(kind=kind, level=0.0)
+    louder = heard(clip, at_0_db, compute_seed("a", at_0_db)) - clip
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.2
     assert np.corrcoef(noise, louder)[0, 1] > 0.9999
 
 
 def test_seeds_are_the_same_on_every_machine():
-    assert seed_of("0001", CLEAN) == 16435010037853769720
-    assert seed_of("0001", BABBLE) != seed_of("0001", Condition(kind="white noise", level=5.0))
+    assert compute_seed("0001", CLEAN) == 16435010037853769720
+    assert compute_seed("0001", BABBLE) != compute_seed("0001", Corruption(kind="white noise", level=5.0))
 
 
 def numbers(voices: Sequence[np.ndarray]) -> frozenset[int]:
@@ -193,7 +193,7 @@ def test_an_item_is_never_in_its_own_babble_nor_is_one_that_says_the_same():
     twins = [item(20, "Question number 3!"), item(21, "question  NUMBER 3")]
     suite = [item(number) for number in range(8)] + twins
     for seed in range(40):
-        heard_beside = numbers(voices_beside(suite[3], suite, seed))
+        heard_beside = numbers(load_babble_voices(suite[3], suite, seed))
         assert len(heard_beside) == N_VOICES
         assert not heard_beside & {3, 20, 21}
 
@@ -202,9 +202,9 @@ def test_voices_do_not_depend_on_the_order_of_items_but_on_the_item():
     suite = [item(number) for number in range(30)]
     drawn = []
     for one in suite:
-        seed = seed_of(one.id, BABBLE)
-        drawn.append(numbers(voices_beside(one, suite, seed)))
-        assert drawn[-1] == numbers(voices_beside(one, suite[::-1], seed))
+        seed = compute_seed(one.id, BABBLE)
+        drawn.append(numbers(load_babble_voices(one, suite, seed)))
+        assert drawn[-1] == numbers(load_babble_voices(one, suite[::-1], seed))
     assert len(set(drawn)) > 25
     assert frozenset.union(*drawn) == frozenset(range(30))
 
@@ -213,8 +213,8 @@ def test_a_new_item_changes_no_babble_that_it_is_not_in():
     suite = [item(number) for number in range(12)]
     n_changed = 0
     for seed in range(20):
-        before = numbers(voices_beside(suite[0], suite, seed))
-        after = numbers(voices_beside(suite[0], [*suite, item(99)], seed))
+        before = numbers(load_babble_voices(suite[0], suite, seed))
+        after = numbers(load_babble_voices(suite[0], [*suite, item(99)], seed))
         assert after == before or after - before == {99}
         n_changed += after != before
     assert 0 < n_changed < 20
@@ -223,7 +223,7 @@ def test_a_new_item_changes_no_babble_that_it_is_not_in():
 def test_every_voice_of_a_babble_is_as_loud_as_the_others():
     n_samples = 10 * SAMPLE_RATE
     voices = [voice(number, n_samples, loudness=10.0**-number) for number in range(4)]
-    mixed = babble(voices, n_samples, np.random.default_rng(0))
+    mixed = mix_babble(voices, n_samples, np.random.default_rng(0))
     spectrum = np.abs(np.fft.rfft(mixed))
     for number, single in enumerate(voices):
         pitch_hz = 90 + 17 * number
@@ -234,7 +234,7 @@ def test_every_voice_of_a_babble_is_as_loud_as_the_others():
 
 def test_a_silent_voice_leaves_the_babble_to_the_others():
     silent = np.zeros(100, np.float32)
-    assert np.isfinite(babble([silent, *VOICES[:2]], 5_000, np.random.default_rng(0))).all()
+    assert np.isfinite(mix_babble([silent, *VOICES[:2]], 5_000, np.random.default_rng(0))).all()
 
 
 # What is refused
@@ -242,10 +242,10 @@ def test_a_silent_voice_leaves_the_babble_to_the_others():
 
 def test_a_suite_of_too_few_items_has_no_babble():
     suite = [item(0), item(1), item(2), item(3, "question number 0")]
-    voices = voices_beside(suite[0], suite, 1)
+    voices = load_babble_voices(suite[0], suite, 1)
     assert len(voices) == MIN_VOICES - 1
     with pytest.raises(DataError, match=r"got 2 voice\(s\) for babble; expected at least 3"):
-        changed(voice(0), BABBLE, seed=1, voices=voices)
+        corrupt(voice(0), BABBLE, seed=1, voices=voices)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_a_suite_of_too_few_items_has_no_babble():
 )
 def test_what_is_no_condition_is_refused(kind, level, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        Condition(kind=kind, level=level)
+        Corruption(kind=kind, level=level)
 
 
 def test_conditions_have_names_that_people_read():
-    names = [condition.name for condition in CONDITIONS]
+    names = [condition.name for condition in CORRUPTIONS]
     assert len(set(names)) == len(names) == 18
     assert names[0] == "clean"
     assert {

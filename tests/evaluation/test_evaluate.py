@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.errors import AudioError, ConfigError, DataError, RequestError
-from ossicle.evaluation import STAGES, Evaluation, Item, Report, Suite, load_suite
+from ossicle.evaluation import STAGES, EvaluationSettings, Item, Report, Suite, load_suite
 from ossicle.evaluation import evaluate as evaluated
-from ossicle.evaluation.score_table import tabulate
+from ossicle.evaluation.score_table import build_score_table
 from ossicle.evaluation.statistics import bootstrap_ci95
-from ossicle.evaluation.text_normalization import is_correct, normalise, word_error_rate
+from ossicle.evaluation.text_normalization import compute_word_error_rate, is_correct, normalize_text
 
 TONE = (0.1 * np.sin(np.arange(1600) / 5)).astype(np.float32)
 
@@ -86,8 +86,8 @@ def evaluate(
     **options: Any,
 ) -> Report:
     suite = Suite(name=name, items=tuple(items))
-    how = Evaluation(batch_size=batch_size, options=options)
-    return evaluated(ear, suite, how, progress=progress, reading=reading)
+    how = EvaluationSettings(batch_size=batch_size, generate_kwargs=options)
+    return evaluated(ear, suite, how, progress=progress, reuse_from=reading)
 
 
 # What counts as right
@@ -135,7 +135,7 @@ def test_wrong_answers(answer: str, expected: str) -> None:
 
 @given(st.text())
 def test_normalising_again_changes_nothing_and_a_text_answers_itself(text: str) -> None:
-    assert normalise(normalise(text)).split() == normalise(text).split()
+    assert normalize_text(normalize_text(text)).split() == normalize_text(text).split()
     assert is_correct(text, text)
 
 
@@ -148,21 +148,23 @@ def test_bootstrap_agrees_with_resampling_one_by_one() -> None:
     means = values[rng.integers(0, len(values), (20_000, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     one_item = 1 / len(values)
-    assert bootstrap_ci95(values.tolist(), least=-1.0) == pytest.approx((low, high), abs=one_item)
-    assert bootstrap_ci95(values.tolist(), least=-1.0) == bootstrap_ci95(values.tolist(), least=-1.0)
+    assert bootstrap_ci95(values.tolist(), lower_bound=-1.0) == pytest.approx((low, high), abs=one_item)
+    assert bootstrap_ci95(values.tolist(), lower_bound=-1.0) == bootstrap_ci95(
+        values.tolist(), lower_bound=-1.0
+    )
 
 
 def test_unanimous_observations_have_the_exact_binomial_interval() -> None:
     # Clopper and Pearson for 20 of 20: (0.025)**(1/20) to 1.
     assert bootstrap_ci95([True] * 20) == pytest.approx((0.8316, 1.0), abs=1e-4)
     assert bootstrap_ci95([False] * 20) == pytest.approx((0.0, 0.1684), abs=1e-4)
-    assert bootstrap_ci95([0] * 20, least=-1.0) == pytest.approx((-0.1684, 0.1684), abs=1e-4)
+    assert bootstrap_ci95([0] * 20, lower_bound=-1.0) == pytest.approx((-0.1684, 0.1684), abs=1e-4)
     assert bootstrap_ci95([]) == (0.0, 1.0)
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), max_size=60))
 def test_an_interval_stays_in_range_and_holds_the_mean(values: list[int]) -> None:
-    low, high = bootstrap_ci95(values, least=-1.0)
+    low, high = bootstrap_ci95(values, lower_bound=-1.0)
     assert -1 <= low <= high <= 1
     if values:
         assert low <= np.mean(values) <= high
@@ -170,11 +172,11 @@ def test_an_interval_stays_in_range_and_holds_the_mean(values: list[int]) -> Non
 
 def test_word_error_rate_is_over_all_words() -> None:
     references, transcripts = ["Say the word.", "It's hot!"], ["say a word", "its"]
-    assert word_error_rate(references, transcripts) == 2 / 5
-    assert word_error_rate(references, transcripts) == jiwer.wer(
+    assert compute_word_error_rate(references, transcripts) == 2 / 5
+    assert compute_word_error_rate(references, transcripts) == jiwer.wer(
         ["say the word", "its hot"], ["say a word", "its"]
     )
-    assert word_error_rate([], []) == 0
+    assert compute_word_error_rate([], []) == 0
 
 
 # The suite's file
@@ -428,7 +430,7 @@ def test_groups_and_instructions_have_tables_of_their_own() -> None:
         "unseen": (1, 1.0),
         "other": (1, 0.0),
     }
-    assert report.instructions == tabulate(report.items[2:3])
+    assert report.instructions == build_score_table(report.items[2:3])
     ungrouped = evaluate(ear, items_of(said), name="none")
     assert ungrouped.groups == {}
     assert ungrouped.instructions is None

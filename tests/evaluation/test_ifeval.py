@@ -13,7 +13,7 @@ from ossicle.evaluation.scoring.ifeval.instructions import KINDS
 from ossicle.evaluation.scoring.ifeval.language import LANGUAGES, is_in
 from ossicle.evaluation.scoring.ifeval.rule import loose_readings
 from ossicle.evaluation.scoring.ifeval.words import n_capital_words, n_sentences, n_words
-from ossicle.evaluation.statistics import score
+from ossicle.evaluation.statistics import bootstrap_score
 from ossicle.evaluation.suite import Item
 
 AT_LEAST, LESS_THAN = {"relation": "at least"}, {"relation": "less than"}
@@ -284,10 +284,10 @@ def test_the_number_is_the_mean_of_four_shares() -> None:
     assert marks == [(0, 1, 0, 2, 2), (1, 1, 1, 1, 1), (0, 0, 0, 0, 1)]
     expected = (1 / 3 + 2 / 3 + 1 / 4 + 3 / 4) / 4
     metric = RULES["ifeval"].metric
-    assert metric.of(marks) == pytest.approx(expected)
-    low, high = score(metric, marks).ci95
+    assert metric.compute(marks) == pytest.approx(expected)
+    low, high = bootstrap_score(metric, marks).ci95
     assert low < expected < high
-    assert [metric.is_right(each) for each in marks] == [True, True, False]
+    assert [metric.is_correct(each) for each in marks] == [True, True, False]
 
 
 @given(st.text(alphabet='ab,"*\n .', max_size=60))

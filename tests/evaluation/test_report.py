@@ -17,10 +17,16 @@ from rich.console import Console
 
 from ossicle.audio.waveform import AudioSource, load_audio
 from ossicle.errors import CheckpointError, DataError
-from ossicle.evaluation import Answered, Report, print_table, read_report, write_report
-from ossicle.evaluation.report.clips import choose_clips, compared_words, player
-from ossicle.evaluation.report.page import MAX_ERRORS, percent, points, points_interval, render
-from ossicle.evaluation.report.training_curves import HEIGHT, MAX_POINTS, WIDTH, loss_panels
+from ossicle.evaluation import ItemResult, Report, print_table, read_report, write_report
+from ossicle.evaluation.report.clips import build_player, choose_clips, compare_words
+from ossicle.evaluation.report.page import (
+    MAX_ERRORS,
+    format_percent,
+    format_points,
+    format_points_interval,
+    render_report,
+)
+from ossicle.evaluation.report.training_curves import HEIGHT, MAX_POINTS, WIDTH, build_panels
 from ossicle.evaluation.statistics import METRICS
 
 RIGHT = METRICS["right"]
@@ -29,7 +35,7 @@ TONE = (0.1 * np.sin(np.arange(8000) / 5)).astype(np.float32)
 
 def answered(
     number: int = 0, *, ear: bool = True, cascade: bool = True, read: bool = True, **fields: Any
-) -> Answered:
+) -> ItemResult:
     def answer(is_right: bool) -> str:
         return "Right." if is_right else "Wrong."
 
@@ -44,12 +50,12 @@ def answered(
         "transcript": "say it" if cascade else "say that",
         "cascade_answer": answer(cascade),
         "ear_answer": answer(ear),
-        "marks": {"text": (float(read),), "cascade": (float(cascade),), "ear": (float(ear),)},
+        "scores": {"text": (float(read),), "cascade": (float(cascade),), "ear": (float(ear),)},
         "n_audio_tokens": 3,
         "duration_s": 0.5,
         "audio": TONE,
     }
-    return Answered(**(defaults | fields))
+    return ItemResult(**(defaults | fields))
 
 
 def mixed_report(n: int = 40) -> Report:
@@ -165,7 +171,7 @@ def test_sound_from_a_file_is_found_again(tmp_path: Path) -> None:
     report = Report(suite="files", items=(answered(audio=tmp_path / "a.wav"),))
     again = read_report(write_report(report, tmp_path).json)
     assert again.items[0].audio == str(tmp_path / "a.wav")
-    assert render(again) == render(report)
+    assert render_report(again) == render_report(report)
 
 
 def test_a_path_names_the_json_and_the_page_lies_beside_it(tmp_path: Path) -> None:
@@ -193,10 +199,10 @@ def test_a_file_that_is_no_report(tmp_path: Path, content: str) -> None:
             {"items": [{name: value}]}
             for name, value in (("text", None), ("group", 3), ("duration_s", "long"))
         ),
-        {"items": [{"marks": {"text": [], "cascade": [1.0], "ear": [1.0]}}]},
-        {"items": [{"marks": {"text": [1.0], "cascade": [1.0, 2.0], "ear": [1.0]}}]},
-        {"changed": [{"kind": "babble", "level": 5.0, "answers": []}]},
-        {"changed": [{"kind": "babble", "level": 500.0, "answers": None}]},
+        {"items": [{"scores": {"text": [], "cascade": [1.0], "ear": [1.0]}}]},
+        {"items": [{"scores": {"text": [1.0], "cascade": [1.0, 2.0], "ear": [1.0]}}]},
+        {"corruption_results": [{"kind": "babble", "level": 5.0, "items": []}]},
+        {"corruption_results": [{"kind": "babble", "level": 500.0, "items": None}]},
     ],
 )
 def test_a_report_with_something_of_another_kind_is_refused_by_name(
@@ -259,13 +265,13 @@ def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
 
 def test_the_page_says_what_was_found() -> None:
     report = mixed_report()
-    page = Page(render(report, losses=LOSSES))
+    page = Page(render_report(report, losses=LOSSES))
     for share in (
         report.overall.ear.value,
         report.overall.cascade.value,
         report.overall.text_ceiling.value,
     ):
-        assert percent(share) in page.text.replace(" %", "\u202f%")
+        assert format_percent(share) in page.text.replace(" %", "\u202f%")
     for said in ("seen voices", "unseen voices", "With a text instruction", report.command, "ossicle 0.1.0"):
         assert said in page.text.replace("\u00a0", " ")
     assert "5 November 2026, 09:07 UTC" in page.text
@@ -276,7 +282,7 @@ def test_the_page_says_what_was_found() -> None:
 
 
 def test_right_and_wrong_are_told_by_a_sign_too() -> None:
-    page = Page(render(Report(suite="s", items=(answered(ear=False),))))
+    page = Page(render_report(Report(suite="s", items=(answered(ear=False),))))
     signs = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "sign"]
     assert signs[:3] == ["right", "right", "wrong"]
     assert "✗ ear wrong" in page.text
@@ -290,7 +296,7 @@ def test_no_text_becomes_markup(field: str) -> None:
     attack = "<script>alert('1')</script>\"><img src=x onerror=alert(1)>"
     items = (answered(1, ear=False, **dict[str, Any]({field: attack})), answered(2, group="other group"))
     page = Page(
-        render(
+        render_report(
             Report(suite=attack, items=items, command=attack, about={attack: attack}, versions={attack: "1"})
         )
     )
@@ -299,7 +305,7 @@ def test_no_text_becomes_markup(field: str) -> None:
 
 
 def test_a_page_of_one_item_without_training_groups_or_errors() -> None:
-    page = Page(render(Report(suite="s", items=(answered(is_own_target=True),))))
+    page = Page(render_report(Report(suite="s", items=(answered(is_own_target=True),))))
     assert page.count("svg") == 0
     assert "right by definition" in page.text
     assert "None: the ear got all 1 items right." in page.text
@@ -308,24 +314,24 @@ def test_a_page_of_one_item_without_training_groups_or_errors() -> None:
 
 def test_answers_of_nothing_are_shown_as_such() -> None:
     item = answered(ear_answer="", cascade_answer=" ", transcript="", text_answer="")
-    page = Page(render(Report(suite="s", items=(item,), created="some day")))
+    page = Page(render_report(Report(suite="s", items=(item,), created="some day")))
     assert page.text.count("nothing") >= 4
     assert "some day" in page.text
 
 
 def test_a_long_list_of_errors_says_where_the_rest_is() -> None:
     items = tuple(answered(i, ear=False, audio=None) for i in range(MAX_ERRORS + 1))
-    page = Page(render(Report(suite="s", items=items)))
+    page = Page(render_report(Report(suite="s", items=items)))
     assert f"The first {MAX_ERRORS}; report.json has the rest" in page.text
     assert page.count("tr") == MAX_ERRORS + 3
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert percent(0.9312) == "93.1\u202f%"
-    assert percent(None) == "–"
-    assert points(-0.021, RIGHT) == "−2.1"
-    assert points(-0.0001, RIGHT) == points(0.0, RIGHT) == "0.0"
-    assert points_interval((-0.005, 0.021), RIGHT) == "−0.5 to +2.1"
+    assert format_percent(0.9312) == "93.1\u202f%"
+    assert format_percent(None) == "–"
+    assert format_points(-0.021, RIGHT) == "−2.1"
+    assert format_points(-0.0001, RIGHT) == format_points(0.0, RIGHT) == "0.0"
+    assert format_points_interval((-0.005, 0.021), RIGHT) == "−0.5 to +2.1"
 
 
 # Sound
@@ -362,7 +368,7 @@ def test_sound_becomes_a_wav_that_plays_what_the_ear_heard(tmp_path: Path, kind:
     (tmp_path / "a.wav").write_bytes(encoded("WAV", rate=22_050))
     sources: dict[str, AudioSource] = {"array": TONE, "rated": (TONE, 8_000), "path": tmp_path / "a.wav"}
     source = sources[kind] if kind in sources else encoded(kind.upper())
-    uri = player(source).uri
+    uri = build_player(source).uri
     assert uri is not None
     head, _, body = uri.partition(",")
     assert head == "data:audio/wav;base64"
@@ -374,11 +380,11 @@ def test_sound_becomes_a_wav_that_plays_what_the_ear_heard(tmp_path: Path, kind:
 @pytest.mark.parametrize(("kind", "mime_type"), [("FLAC", "audio/flac"), ("MP3", "audio/mpeg")])
 def test_small_files_that_browsers_play_stay_as_they_are(kind: str, mime_type: str) -> None:
     sound = encoded(kind)
-    assert player(sound).uri == f"data:{mime_type};base64,{base64.b64encode(sound).decode()}"
+    assert build_player(sound).uri == f"data:{mime_type};base64,{base64.b64encode(sound).decode()}"
 
 
 def test_long_sound_is_cut_and_says_so() -> None:
-    cut = player(np.tile(TONE, 90))
+    cut = build_player(np.tile(TONE, 90))
     assert cut.note == "The first 30 of 45 seconds."
     assert cut.uri is not None
     assert len(base64.b64decode(cut.uri.partition(",")[2])) == 30 * 16_000 * 2 + 44
@@ -386,7 +392,9 @@ def test_long_sound_is_cut_and_says_so() -> None:
 
 def test_sound_that_is_gone_leaves_a_note(tmp_path: Path) -> None:
     page = Page(
-        render(Report(suite="s", items=(answered(1, audio=tmp_path / "gone.wav"), answered(2, audio=None))))
+        render_report(
+            Report(suite="s", items=(answered(1, audio=tmp_path / "gone.wav"), answered(2, audio=None)))
+        )
     )
     assert page.count("audio") == 0
     assert "can no longer be read" in page.text
@@ -397,7 +405,7 @@ def test_misheard_words_are_marked() -> None:
     def marked(text: str, transcript: str) -> str:
         return " ".join(
             f"-{word.text}" if word.is_missing else f"!{word.text}" if word.is_wrong else word.text
-            for word in compared_words(text, transcript)
+            for word in compare_words(text, transcript)
         )
 
     assert marked("Say the word, please.", "say a word") == "say !a word -please."
@@ -409,7 +417,7 @@ def test_misheard_words_are_marked() -> None:
 
 
 def test_curves_stay_in_their_panel_and_thin_out() -> None:
-    panels = loss_panels([{"step": s, "loss": 5 * 0.999**s + 0.01} for s in range(20_000)])
+    panels = build_panels([{"step": s, "loss": 5 * 0.999**s + 0.01} for s in range(20_000)])
     (panel,) = panels
     corners = re.findall(r"([\d.]+) ([\d.]+)", panel.smooth_path)
     assert len(corners) == MAX_POINTS
@@ -427,11 +435,11 @@ def test_odd_records_are_drawn_as_far_as_they_go() -> None:
         {"step": 3, "loss": 2.0, "align": -1.0},
         {"loss": 7.0},
     ]
-    assert [panel.title for panel in loss_panels(records)] == ["Loss", "Input alignment"]
-    assert loss_panels([]) == ()
-    (single,) = loss_panels([{"step": 5, "grad_norm": 1e-7}])
+    assert [panel.title for panel in build_panels(records)] == ["Loss", "Input alignment"]
+    assert build_panels([]) == ()
+    (single,) = build_panels([{"step": 5, "grad_norm": 1e-7}])
     assert (single.title, single.first, single.last) == ("grad_norm", "1e-7", "1e-7")
-    Page(render(mixed_report(8), losses=records))
+    Page(render_report(mixed_report(8), losses=records))
 
 
 # In the terminal

@@ -1,4 +1,4 @@
-"""Marks of answers: against the libraries that define them, by laws, and on what people and LLMs really write."""
+"""ItemScore of answers: against the libraries that define them, by laws, and on what people and LLMs really write."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from ossicle.evaluation.scoring.final import final_answer
 from ossicle.evaluation.scoring.numerals import with_digits
 from ossicle.evaluation.scoring.qa import is_equivalent
 from ossicle.evaluation.scoring.wer import word_marks
-from ossicle.evaluation.statistics import METRICS, Marks, score
+from ossicle.evaluation.statistics import METRICS, ItemScore, bootstrap_score
 from ossicle.evaluation.suite import Item
 
 WORDS = "the a cat dog sat ran on under mat house , . ! small old very and never it".split()
@@ -30,9 +30,9 @@ def item(answer: str | None = None, **fields: object) -> Item:
     return Item(id="1", audio=b"", text="something", answer=answer, **fields)  # ty: ignore[invalid-argument-type]
 
 
-def number(metric: str, marks: Sequence[Marks]) -> float:
+def number(metric: str, marks: Sequence[ItemScore]) -> float:
     """What a metric makes of the sums of marks."""
-    return float(METRICS[metric].value(np.array([np.sum(marks, axis=0)]), np.array([len(marks)]))[0])
+    return float(METRICS[metric].aggregate(np.array([np.sum(marks, axis=0)]), np.array([len(marks)]))[0])
 
 
 def corpus(
@@ -179,7 +179,7 @@ def test_the_bleu_rule_reads_the_tokenizer_from_the_rubric_and_its_interval_hold
     items = [item(reference, rubric={"tokenize": "zh"}) for reference in references]
     marks = RULES["bleu"].mark(items, answers, None)
     whole = sacrebleu.corpus_bleu(answers, [references], tokenize="zh").score
-    found = score(RULES["bleu"].metric, marks)
+    found = bootstrap_score(RULES["bleu"].metric, marks)
     assert found.value == pytest.approx(whole, abs=1e-9)
     assert found.ci95[0] < whole < found.ci95[1]
 

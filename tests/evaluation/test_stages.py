@@ -13,8 +13,8 @@ from test_report import answered
 
 from ossicle.errors import CheckpointError, ConfigError, DataError
 from ossicle.evaluation import (
-    Condition,
-    Evaluation,
+    Corruption,
+    EvaluationSettings,
     Item,
     Suite,
     evaluate,
@@ -23,9 +23,9 @@ from ossicle.evaluation import (
     write_report,
 )
 from ossicle.evaluation.journal import Journal
-from ossicle.evaluation.report.error_analysis import hard_words, kinds
-from ossicle.evaluation.score_table import tabulate, tabulate_groups
-from ossicle.evaluation.statistics import METRICS, difference, score
+from ossicle.evaluation.report.error_analysis import find_hard_words, group_errors
+from ossicle.evaluation.score_table import build_group_mean_table, build_score_table
+from ossicle.evaluation.statistics import METRICS, bootstrap_difference, bootstrap_score
 
 SAID = ["one", "two", "three", "four", "five"]
 
@@ -52,7 +52,7 @@ def suite_of(said: Sequence[str], **fields: Any) -> Suite:
 
 
 def test_a_stopped_evaluation_goes_on_with_what_is_left(tmp_path: Path) -> None:
-    how = Evaluation(batch_size=2, journal=tmp_path / "answers")
+    how = EvaluationSettings(batch_size=2, journal=tmp_path / "answers")
     with pytest.raises(KeyboardInterrupt):
         evaluate(Counting(SAID, stops_after=1), suite_of(SAID), how, identity="one ear")
     again = Counting(SAID)
@@ -68,12 +68,12 @@ def test_a_stopped_evaluation_goes_on_with_what_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ["another ear", "other items", "other options"])
 def test_answers_of_another_evaluation_are_not_taken_over(tmp_path: Path, other: str) -> None:
-    how = Evaluation(batch_size=2, journal=tmp_path / "answers")
+    how = EvaluationSettings(batch_size=2, journal=tmp_path / "answers")
     with pytest.raises(KeyboardInterrupt):
         evaluate(Counting(SAID, stops_after=1), suite_of(SAID), how, identity="one ear")
     again = Counting(SAID)
     suite = suite_of(SAID, instruction="Go on.") if other == "other items" else suite_of(SAID)
-    how = replace(how, options={"max_new_tokens": 3}) if other == "other options" else how
+    how = replace(how, generate_kwargs={"max_new_tokens": 3}) if other == "other options" else how
     evaluate(again, suite, how, identity="another ear" if other == "another ear" else "one ear")
     assert sum(way == "hear" for way, _ in again.asked) == len(SAID)
 
@@ -120,8 +120,8 @@ class Deaf(FakeEar):
 
 
 def test_cascade_and_ear_are_asked_again_under_each_condition(tmp_path: Path) -> None:
-    conditions = (Condition(kind="white noise", level=0.0), Condition(kind="silence after", level=0.5))
-    report = evaluate(Deaf(SAID), suite_of(SAID), Evaluation(conditions=conditions))
+    conditions = (Corruption(kind="white noise", level=0.0), Corruption(kind="silence after", level=0.5))
+    report = evaluate(Deaf(SAID), suite_of(SAID), EvaluationSettings(corruptions=conditions))
     assert report.overall.ear.value == report.overall.cascade.value == 1.0
     assert [condition for condition, _ in report.robustness] == [*conditions]
     for _, table in report.robustness:
@@ -130,12 +130,12 @@ def test_cascade_and_ear_are_asked_again_under_each_condition(tmp_path: Path) ->
     written = write_report(report, tmp_path)
     assert read_report(written.json).robustness == report.robustness
     stored = json.loads(written.json.read_text())["robustness"]
-    assert [row["condition"] for row in stored] == ["white noise, 0 dB", "silence after, 0.5 s"]
+    assert [row["corruption"] for row in stored] == ["white noise, 0 dB", "silence after, 0.5 s"]
     assert "When the sound is not clean" in written.html.read_text()
 
 
 def test_babble_needs_a_suite_of_several(tmp_path: Path) -> None:
-    how = Evaluation(conditions=(Condition(kind="babble", level=10.0),))
+    how = EvaluationSettings(corruptions=(Corruption(kind="babble", level=10.0),))
     with pytest.raises(DataError, match="voice"):
         evaluate(Deaf(SAID[:2]), suite_of(SAID[:2]), how)
 
@@ -154,24 +154,24 @@ def test_a_suite_may_be_the_mean_of_its_groups() -> None:
     assert report.overall.metric.name == "mean"
     low, high = report.overall.ear.ci95
     assert low <= 0.5 <= high
-    assert report.overall == tabulate_groups([list(report.items[:5]), list(report.items[5:])])
+    assert report.overall == build_group_mean_table([list(report.items[:5]), list(report.items[5:])])
 
 
 def test_marks_that_mean_different_things_have_no_common_number() -> None:
-    words = answered(1, rule="wer", marks=dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0)))
+    words = answered(1, rule="wer", scores=dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0)))
     with pytest.raises(DataError, match="right and wer, which have no common number"):
-        tabulate([answered(0), words])
+        build_score_table([answered(0), words])
 
 
 def test_error_rates_are_of_sums_and_paired() -> None:
     metric = METRICS["wer"]
     marks, others = [(1.0, 2.0), (0.0, 8.0)], [(2.0, 2.0), (1.0, 8.0)]
-    assert score(metric, marks).value == 0.1
-    gap = difference(metric, marks, others)
+    assert bootstrap_score(metric, marks).value == 0.1
+    gap = bootstrap_difference(metric, marks, others)
     assert gap.value == pytest.approx(-0.2)
     assert gap.ci95[0] <= gap.value <= gap.ci95[1] <= 0
-    assert metric.is_right((0.0, 8.0))
-    assert not metric.is_right((1.0, 8.0))
+    assert metric.is_correct((0.0, 8.0))
+    assert not metric.is_correct((1.0, 8.0))
 
 
 class Choosing(FakeEar):
@@ -198,9 +198,11 @@ def test_what_has_to_be_judged_is_refused_without_a_judge() -> None:
 
 
 def test_another_recogniser_writes_for_the_cascade() -> None:
-    report = evaluate(FakeEar(["one"]), suite_of(["one"]), Evaluation(transcribe=lambda sounds: ["won"]))
+    report = evaluate(
+        FakeEar(["one"]), suite_of(["one"]), EvaluationSettings(transcribe=lambda sounds: ["won"])
+    )
     assert report.items[0].transcript == "won"
-    assert "cascade's speech recogniser" in report.about
+    assert "ASR model of the cascade" in report.about
 
 
 # Mistakes, and reports side by side
@@ -213,13 +215,13 @@ def test_mistakes_are_sorted_by_who_else_is_wrong() -> None:
         answered(2, ear=False),
         answered(3),
     )
-    found = kinds(items)
+    found = group_errors(items)
     assert [[item.id for item in kind.items] for kind in found] == [["0000"], ["0001"], ["0002"]]
-    assert [kind.title.split(":")[0] for kind in kinds(items[2:])] == ["Wrong by ear alone"]
+    assert [kind.title.split(":")[0] for kind in group_errors(items[2:])] == ["Wrong by ear alone"]
 
 
 def test_a_word_that_goes_wrong_more_often_is_found() -> None:
     items = [answered(n, ear=n % 3 != 0, text="a duck" if n % 3 == 0 else "a cow") for n in range(30)]
-    (word,) = hard_words(items)
+    (word,) = find_hard_words(items)
     assert (word.text, word.n_wrong, word.n) == ("duck", 10, 10)
-    assert hard_words([answered(0)]) == ()
+    assert find_hard_words([answered(0)]) == ()

@@ -17,7 +17,7 @@ from ossicle.evaluation.scoring.bbh import concluded
 from ossicle.evaluation.scoring.choices import chosen_letter
 from ossicle.evaluation.scoring.judges import OfflineRule
 from ossicle.evaluation.scoring.refusal import is_refusal
-from ossicle.evaluation.statistics import mean_of
+from ossicle.evaluation.statistics import bootstrap_group_mean
 from ossicle.evaluation.suite import Item, Suite, check_items
 from ossicle.evaluation.suites import open_suite
 from ossicle.evaluation.suites.voicebench import ACCENTS, DOMAINS, SUBSETS
@@ -217,7 +217,7 @@ def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
         for name, items in parts.items()
     }
     metrics = {name: RULES[items[0].rule].metric for name, items in parts.items()}
-    numbers = {name: 100 * metrics[name].of(marks[name]) for name in SUBSETS}
+    numbers = {name: 100 * metrics[name].compute(marks[name]) for name in SUBSETS}
     prompts, instructions = 100 * 1 / 3, 100 * 2 / 4
     assert numbers == pytest.approx(
         {
@@ -232,7 +232,7 @@ def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
             "advbench": 100,
         }
     )
-    overall = mean_of(list(marks.values()), list(metrics.values()))
+    overall = bootstrap_group_mean(list(marks.values()), list(metrics.values()))
     assert 100 * overall.value == pytest.approx(sum(numbers.values()) / 9)
 
 

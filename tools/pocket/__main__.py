@@ -24,7 +24,7 @@ from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.config import Recipe, load_recipe
 from ossicle.console_progress import ConsoleProgress
 from ossicle.ear import Ear
-from ossicle.evaluation import evaluate, model_card_table, open_suite
+from ossicle.evaluation import build_model_card_table, evaluate, open_suite
 from ossicle.training.trainer import train
 from tools.pocket import llm, manner, speech, tokens, whisper
 from tools.pocket.noise import make_noise
@@ -133,7 +133,7 @@ def make(build: Path) -> None:
         ear = make_ear(build)
         with ConsoleProgress(Console()) as progress:
             report = evaluate(ear, open_suite("pocket"), progress=progress)
-        checkpoint.save(ear, POCKET_DIR / "ear", card=model_card_table(report))
+        checkpoint.save(ear, POCKET_DIR / "ear", card=build_model_card_table(report))
 
 
 if __name__ == "__main__":

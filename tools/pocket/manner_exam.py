@@ -17,7 +17,7 @@ import ossicle
 from ossicle.ear import Ear
 from ossicle.evaluation import Item, load_suite
 from ossicle.evaluation.statistics import bootstrap_ci95
-from ossicle.evaluation.text_normalization import is_correct, word_error_rate
+from ossicle.evaluation.text_normalization import compute_word_error_rate, is_correct
 from tools.pocket.manner import TAGS, tagged
 
 _BATCH_SIZE = 16
@@ -66,7 +66,7 @@ def _misheard(transcripts: Sequence[str], items: Sequence[Item]) -> Iterator[str
     for manner in TAGS:
         of_manner = [(i.text, said) for i, said in zip(items, transcripts, strict=True) if i.group == manner]
         references, written = zip(*of_manner, strict=True)
-        yield f"{word_error_rate(references, written):.1%} {manner}"
+        yield f"{compute_word_error_rate(references, written):.1%} {manner}"
 
 
 def _row(name: str, answers: Sequence[str], items: Sequence[Item]) -> list[str]:

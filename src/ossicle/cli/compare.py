@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
-    from ossicle.evaluation.compare_reports import Row
+    from ossicle.evaluation.compare_reports import ComparisonRow
 
 _MIN_WIDTH = 80
 """Below it a table's numbers would be cut off; a narrower terminal wraps its lines."""
@@ -32,8 +32,13 @@ class Compare:
         from ossicle.atomic_io import write_text
         from ossicle.errors import ConfigError
         from ossicle.evaluation import read_report
-        from ossicle.evaluation.compare_reports import against, check_comparable, rows, why_none
-        from ossicle.evaluation.report.page import points, points_interval
+        from ossicle.evaluation.compare_reports import (
+            build_rows,
+            check_comparable,
+            compute_paired_difference,
+            explain_no_difference,
+        )
+        from ossicle.evaluation.report.page import format_points, format_points_interval
 
         if self.out is not None and self.out.resolve() in [path.resolve() for path in self.reports]:
             raise ConfigError(f"--out {self.out} is one of the reports; give the page another name")
@@ -41,22 +46,22 @@ class Compare:
         check_comparable(reports)
         page = ""
         if self.out is not None:  # before anything is printed: it may be refused
-            from ossicle.evaluation.report.comparison_page import render_beside
+            from ossicle.evaluation.report.comparison_page import render_comparison
 
-            page = render_beside(self.reports, reports)
+            page = render_comparison(self.reports, reports)
         console = Console()
         console.width = max(console.width, _MIN_WIDTH)
-        _print_table(rows(reports), console)
+        _print_table(build_rows(reports), console)
         for number, path in enumerate(self.reports, 1):
             console.out(f"{number}: {path}", highlight=False)
         for number, report in enumerate(reports[1:], 2):
-            found = against(reports[0], report)
+            found = compute_paired_difference(reports[0], report)
             if found is None:
-                said = why_none(reports[0], report)
+                said = explain_no_difference(reports[0], report)
             else:
                 gain, better = found.difference, " (less is better)" if found.metric.is_error else ""
                 said = (
-                    f"ear {points(gain.value, found.metric)} ({points_interval(gain.ci95, found.metric)}),"
+                    f"ear {format_points(gain.value, found.metric)} ({format_points_interval(gain.ci95, found.metric)}),"
                     f" {found.metric.label}{better}, paired over {found.n} items"
                 )
             console.out(f"{number} against 1: {said}", highlight=False)
@@ -66,9 +71,9 @@ class Compare:
         return 0
 
 
-def _print_table(rows: Sequence["Row"], console: Console) -> None:
-    from ossicle.evaluation.report.page import points, points_interval
-    from ossicle.evaluation.report.write import cell
+def _print_table(rows: Sequence["ComparisonRow"], console: Console) -> None:
+    from ossicle.evaluation.report.page import format_points, format_points_interval
+    from ossicle.evaluation.report.write import format_cell
 
     table = RichTable()
     for name in ("", "#", "n", "text ceiling", "cascade", "ear", "ear - cascade"):
@@ -81,11 +86,12 @@ def _print_table(rows: Sequence["Row"], console: Console) -> None:
                 table.add_row(name, number, *["–"] * 5, end_section=is_last)
                 continue
             cells = [
-                cell(score, scores.metric) for score in (scores.text_ceiling, scores.cascade, scores.ear)
+                format_cell(score, scores.metric)
+                for score in (scores.text_ceiling, scores.cascade, scores.ear)
             ]
-            gain = scores.difference
+            gain, metric = scores.difference, scores.metric
             cells.append(
-                f"{points(gain.value, scores.metric)}\n[dim]{points_interval(gain.ci95, scores.metric)}[/dim]"
+                f"{format_points(gain.value, metric)}\n[dim]{format_points_interval(gain.ci95, metric)}[/dim]"
             )
             table.add_row(name, number, str(scores.n), *cells, end_section=is_last)
     console.print(table, highlight=False)

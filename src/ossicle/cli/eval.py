@@ -11,7 +11,7 @@ from ossicle.cli.terminal import EXIT_INTERRUPTED, EarName, print_message, progr
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear
-    from ossicle.evaluation import Evaluation, Suite
+    from ossicle.evaluation import EvaluationSettings, Suite
 
 _DataSource = Annotated[str | None, arg(metavar="FOLDER|ID")]
 _ModelName = Annotated[str | None, arg(metavar="NAME")]
@@ -44,7 +44,7 @@ class Eval:
     def run(self, command_line: str) -> int:
         """Prints the table and writes the report; the same command goes on where it was stopped."""
         from ossicle import checkpoint
-        from ossicle.evaluation import CONDITIONS, Evaluation, open_suite
+        from ossicle.evaluation import CORRUPTIONS, EvaluationSettings, open_suite
         from ossicle.evaluation.asr import Recogniser
         from ossicle.evaluation.evaluate import check_judge
         from ossicle.evaluation.scoring.judges import open_judge
@@ -53,9 +53,9 @@ class Eval:
         judge = None if self.judge is None else open_judge(self.judge)
         check_judge(suite, judge)
         ear = checkpoint.load(self.ear)
-        options = Evaluation(
+        options = EvaluationSettings(
             batch_size=self.batch_size,
-            conditions=tuple(c for c in CONDITIONS if c.kind != "clean") if self.robustness else (),
+            corruptions=tuple(c for c in CORRUPTIONS if c.kind != "clean") if self.robustness else (),
             transcribe=None if self.asr is None else Recogniser(self.asr, ear),
             judge=judge,
             journal=self.out.with_name(f".{self.out.name}.answers"),
@@ -67,7 +67,7 @@ class Eval:
             print_message(f"stopped; all answers so far are kept, resume with: {resume_command}")
             return EXIT_INTERRUPTED
 
-    def _evaluate(self, ear: "Ear", suite: "Suite", options: "Evaluation", command_line: str) -> int:
+    def _evaluate(self, ear: "Ear", suite: "Suite", options: "EvaluationSettings", command_line: str) -> int:
         from ossicle import checkpoint
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ossicle.data.inspect import Bins, Survey, histogram
-from ossicle.html_page import data_uri, templates, wav
+from ossicle.html_page import encode_data_uri, encode_wav, load_templates
 
 WIDTH, HEIGHT, BASE = 440, 200, 178
 """Size of a histogram and where its bars stand, in SVG units."""
@@ -64,7 +64,7 @@ def render(found: Survey, title: str) -> str:
         _plot("Characters of a transcript", histogram(found.characters)),
     )
     return (
-        templates("ossicle.data")
+        load_templates("ossicle.data")
         .get_template("inspect.html")
         .render(
             title=title,
@@ -72,7 +72,10 @@ def render(found: Survey, title: str) -> str:
             facts=facts(found),
             basis=basis(found),
             plots=[plot for plot in plots if plot.bars],
-            examples=[(example, data_uri("audio/wav", wav(example.samples))) for example in found.examples],
+            examples=[
+                (example, encode_data_uri("audio/wav", encode_wav(example.samples)))
+                for example in found.examples
+            ],
             width=WIDTH,
             height=HEIGHT,
             base=BASE,

@@ -1,26 +1,26 @@
 """Three numbers, always: what the LLM answers when it reads, reads a transcript, and hears."""
 
-from ossicle.evaluation.corruptions import CONDITIONS, Condition
-from ossicle.evaluation.evaluate import STAGES, Evaluation, Listener, evaluate
-from ossicle.evaluation.item_result import Answered
-from ossicle.evaluation.report.write import model_card_table, print_table, write_report
+from ossicle.evaluation.corruptions import CORRUPTIONS, Corruption
+from ossicle.evaluation.evaluate import STAGES, AudioModel, EvaluationSettings, evaluate
+from ossicle.evaluation.item_result import ItemResult
+from ossicle.evaluation.report.write import build_model_card_table, print_table, write_report
 from ossicle.evaluation.report_data import Report, read_report
 from ossicle.evaluation.suite import Item, Suite, load_suite
 from ossicle.evaluation.suites import open_suite
 
 __all__ = [
-    "CONDITIONS",
+    "CORRUPTIONS",
     "STAGES",
-    "Answered",
-    "Condition",
-    "Evaluation",
+    "AudioModel",
+    "Corruption",
+    "EvaluationSettings",
     "Item",
-    "Listener",
+    "ItemResult",
     "Report",
     "Suite",
+    "build_model_card_table",
     "evaluate",
     "load_suite",
-    "model_card_table",
     "open_suite",
     "print_table",
     "read_report",

@@ -19,7 +19,7 @@ from ossicle.audio.augment import add_noise, change_speed, crop_or_loop, measure
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.errors import ConfigError, DataError
 from ossicle.evaluation.suite import Item
-from ossicle.evaluation.text_normalization import normalise
+from ossicle.evaluation.text_normalization import normalize_text
 
 N_VOICES = 6
 """Voices of a babble where the suite has as many: no single one can be followed any more."""
@@ -36,7 +36,7 @@ _MU = 255.0
 _MU_STEPS = 127
 """Steps on either side of zero: with the sign, 8 bits, of which G.711 too spends two codes on zero."""
 
-Kind = Literal[
+CorruptionKind = Literal[
     "clean",
     "babble",
     "white noise",
@@ -46,8 +46,8 @@ Kind = Literal[
     "silence after",
     "silence around",
 ]
-_NOISES: tuple[Kind, ...] = ("babble", "white noise")
-_SILENCES: tuple[Kind, ...] = ("silence before", "silence after", "silence around")
+_NOISES: tuple[CorruptionKind, ...] = ("babble", "white noise")
+_SILENCES: tuple[CorruptionKind, ...] = ("silence before", "silence after", "silence around")
 _RANGES = {
     "babble": (-40.0, 80.0, "dB of speech over babble"),
     "white noise": (-40.0, 80.0, "dB of speech over noise"),
@@ -60,10 +60,10 @@ _RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class Corruption:
     """One way of changing every clip of a suite."""
 
-    kind: Kind
+    kind: CorruptionKind
     level: float | None = None
     """dB of speech over noise, times as fast, or seconds of silence; a clean clip and a telephone have none."""
 
@@ -95,17 +95,17 @@ class Condition:
         return f"{self.kind}, {self.level:g} {'dB' if self.kind in _NOISES else 's'}"
 
 
-CONDITIONS = (
-    Condition(kind="clean"),
-    *(Condition(kind=kind, level=snr_db) for kind in _NOISES for snr_db in (20.0, 10.0, 5.0, 0.0)),
-    *(Condition(kind="speed", level=factor) for factor in (0.8, 0.9, 1.1, 1.2, 1.3)),
-    Condition(kind="telephone"),
-    *(Condition(kind=kind, level=1.0) for kind in _SILENCES),
+CORRUPTIONS = (
+    Corruption(kind="clean"),
+    *(Corruption(kind=kind, level=snr_db) for kind in _NOISES for snr_db in (20.0, 10.0, 5.0, 0.0)),
+    *(Corruption(kind="speed", level=factor) for factor in (0.8, 0.9, 1.1, 1.2, 1.3)),
+    Corruption(kind="telephone"),
+    *(Corruption(kind=kind, level=1.0) for kind in _SILENCES),
 )
 """What the robustness of an ear is measured under."""
 
 
-def seed_of(item_id: str, condition: Condition) -> int:
+def compute_seed(item_id: str, condition: Corruption) -> int:
     """The seed of all that is drawn for an item: the same at every level of a kind.
 
     So a clip meets the same noise louder and louder, and what changes between two levels is no luck of the draw.
@@ -113,7 +113,7 @@ def seed_of(item_id: str, condition: Condition) -> int:
     return _digest(condition.kind, item_id)
 
 
-def voices_beside(item: Item, items: Sequence[Item], seed: int) -> tuple[Float32[np.ndarray, " _"], ...]:
+def load_babble_voices(item: Item, items: Sequence[Item], seed: int) -> tuple[Float32[np.ndarray, " _"], ...]:
     """The sounds that talk in an item's background: up to `N_VOICES` other items' of its own suite, at random.
 
     A suite is what training has not heard, so its babble is nobody's whom an ear could have learned to pass over.
@@ -126,19 +126,19 @@ def voices_beside(item: Item, items: Sequence[Item], seed: int) -> tuple[Float32
     Raises:
         AudioError: a sound that cannot be opened
     """
-    words = normalise(item.text)
+    words = normalize_text(item.text)
     chosen: list[Item] = []
     for other in sorted(items, key=lambda other: _digest(seed, other.id)):
         if len(chosen) == N_VOICES:
             break
-        if other.id != item.id and normalise(other.text) != words:
+        if other.id != item.id and normalize_text(other.text) != words:
             chosen.append(other)
     return tuple(load_audio(other.audio) for other in chosen)
 
 
-def changed(
+def corrupt(
     samples: Float32[np.ndarray, " N"],
-    condition: Condition,
+    condition: Corruption,
     *,
     seed: int,
     voices: Sequence[Float32[np.ndarray, " _"]] = (),
@@ -162,14 +162,14 @@ def changed(
         case "clean":
             return samples
         case "babble":
-            return _within_full_scale(add_noise(samples, babble(voices, len(samples), rng), level))
+            return _within_full_scale(add_noise(samples, mix_babble(voices, len(samples), rng), level))
         case "white noise":
             noise = rng.standard_normal(len(samples), dtype=np.float32)
             return _within_full_scale(add_noise(samples, noise, level))
         case "speed":
             return _within_full_scale(change_speed(samples, level))
         case "telephone":
-            return _within_full_scale(telephone(samples))
+            return _within_full_scale(simulate_telephone(samples))
         case "silence before":
             return np.concatenate([_silence(level), samples])
         case "silence after":
@@ -178,7 +178,7 @@ def changed(
             return np.concatenate([_silence(level), samples, _silence(level)])
 
 
-def babble(
+def mix_babble(
     voices: Sequence[Float32[np.ndarray, " _"]], n_samples: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " _"]:
     """All voices at once, as loud as each other where they speak, each from a random place and over again.
@@ -199,7 +199,7 @@ def babble(
     return mixed
 
 
-def telephone(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+def simulate_telephone(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
     """The clip through a digital line of the fixed network: 300 to 3,400 Hz at 8 kHz, 8 bits by the mu law.
 
     Filtered at both ends, as a line is: where it is spoken into, and where the steps of its 8 bits would hiss.

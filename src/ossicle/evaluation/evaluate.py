@@ -21,14 +21,14 @@ from torch import Tensor
 from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
 from ossicle.console_progress import ProgressCallback
 from ossicle.errors import AudioError, ConfigError, DataError
-from ossicle.evaluation.corruptions import Condition, changed, seed_of, voices_beside
+from ossicle.evaluation.corruptions import Corruption, compute_seed, corrupt, load_babble_voices
 from ossicle.evaluation.fidelity import Fidelity, Reacting, compare_batch
-from ossicle.evaluation.item_result import WAYS, Answered
+from ossicle.evaluation.item_result import SYSTEMS, ItemResult
 from ossicle.evaluation.journal import Journal
-from ossicle.evaluation.report_data import RECOGNISER, Again, Changed, Report
+from ossicle.evaluation.report_data import ASR_MODEL, CorruptedItemResult, CorruptionResult, Report
 from ossicle.evaluation.scoring import RULES, Judge, Rule
-from ossicle.evaluation.stages import Asking, Message, refused
-from ossicle.evaluation.statistics import Marks
+from ossicle.evaluation.stages import Message, StageRunner, build_item_error
+from ossicle.evaluation.statistics import ItemScore
 from ossicle.evaluation.suite import Item, Suite, check_items
 
 Transcribe = Callable[[list[AudioSource]], list[str]]
@@ -54,7 +54,7 @@ _REPORTED_PACKAGES = ("ossicle", "torch", "transformers", "numpy", "jiwer", "sac
 
 
 @runtime_checkable
-class Listener(Protocol):
+class AudioModel(Protocol):
     """The part of an ear that an evaluation needs; answers are greedy."""
 
     def hear(self, source: list[AudioSource], /) -> list[Float[Tensor, "Q D"]]:
@@ -75,7 +75,7 @@ class Listener(Protocol):
 
 
 @runtime_checkable
-class Chooser(Protocol):
+class ChoiceModel(Protocol):
     """What is needed beside it where an answer is the likeliest of a few words."""
 
     def choose_batch(self, conversations: list[list[Message]], choices: Sequence[str], /) -> list[int]:
@@ -84,12 +84,12 @@ class Chooser(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationSettings:
     """How a suite is evaluated, beside the ear."""
 
     batch_size: int = 16
     """Items at a time."""
-    conditions: tuple[Condition, ...] = ()
+    corruptions: tuple[Corruption, ...] = ()
     """In which noise, at which speed, ... cascade and ear hear all of it once more."""
     transcribe: Transcribe | None = None
     """The cascade's speech recogniser, if not the encoder's own."""
@@ -97,7 +97,7 @@ class Evaluation:
     """Who says how good answers are, in suites that need somebody to."""
     journal: Path | None = None
     """File to keep answers in, to go on from; whoever writes the report removes it then."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """For `generate`, all three ways alike, such as max_new_tokens."""
 
     def __post_init__(self) -> None:
@@ -107,15 +107,15 @@ class Evaluation:
 
 
 def evaluate(
-    ear: Listener,
+    ear: AudioModel,
     suite: Suite,
-    how: Evaluation = Evaluation(),
+    settings: EvaluationSettings = EvaluationSettings(),
     *,
     identity: str = "",
     progress: ProgressCallback | None = None,
     about: Mapping[str, str] | None = None,
     command: str | None = None,
-    reading: Report | None = None,
+    reuse_from: Report | None = None,
 ) -> Report:
     """The text ceiling, the cascade and the ear on the same items.
 
@@ -137,22 +137,22 @@ def evaluate(
         RequestError: a judge that cannot be asked
     """
     check_items(suite.items)
-    check_judge(suite, how.judge)
+    check_judge(suite, settings.judge)
     durations_s, content = _check_sound(suite.items, progress)
-    journal = Journal(how.journal, f"{identity} {content} {_asked_how(suite, how)}")
-    asking = Asking(suite.items, batch_size=how.batch_size, progress=progress, journal=journal)
-    asks = _Asks(ear=ear, suite=suite, how=how, asking=asking)
-    items = _answered(asks, durations_s, reading)
-    again = tuple(_changed(asks, items, condition) for condition in how.conditions)
+    journal = Journal(settings.journal, f"{identity} {content} {_asked_how(suite, settings)}")
+    asking = StageRunner(suite.items, batch_size=settings.batch_size, progress=progress, journal=journal)
+    asks = _Asks(ear=ear, suite=suite, how=settings, asking=asking)
+    items = _answered(asks, durations_s, reuse_from)
+    again = tuple(_changed(asks, items, condition) for condition in settings.corruptions)
     return Report(
         suite=suite.name,
         items=items,
-        changed=again,
+        corruption_results=again,
         overall_of=suite.overall,
         command=(_command_line() if command is None else command).encode("utf-8", "replace").decode(),
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        about=_about(suite, how, about or {}),
+        about=_about(suite, settings, about or {}),
     )
 
 
@@ -170,7 +170,9 @@ def check_judge(suite: Suite, judge: Judge | None) -> None:
         )
 
 
-def turn(item: Item, *, text: str | None = None, sound: AudioSource | None = None) -> list[Message]:
+def build_user_turn(
+    item: Item, *, text: str | None = None, sound: AudioSource | None = None
+) -> list[Message]:
     """The user's turn about an item: with a text in the place of its sound, or with sound, its own by default."""
     spoken = (
         {"type": "audio", "audio": item.audio if sound is None else sound}
@@ -185,14 +187,14 @@ def turn(item: Item, *, text: str | None = None, sound: AudioSource | None = Non
 class _Asks:
     """The stages of an evaluation: each gives what was found, by the items' ids."""
 
-    ear: Listener
+    ear: AudioModel
     suite: Suite
-    how: Evaluation
-    asking: Asking
+    how: EvaluationSettings
+    asking: StageRunner
 
     def read(self, stage: str, texts: Mapping[str, str]) -> dict[str, str]:
         """The LLM's answers to texts in the place of the sounds; to no words at all, none."""
-        turns = {item.id: turn(item, text=texts[item.id]) for item in self.suite.items}
+        turns = {item.id: build_user_turn(item, text=texts[item.id]) for item in self.suite.items}
         asked = {name: said for name, said in turns.items() if _has_words(said)}
         answers = self._answers(stage, self.ear.read_batch, asked, lambda said: said)
         return {name: answers.get(name, "") for name in turns}
@@ -200,7 +202,9 @@ class _Asks:
     def heard(self, stage: str, sound: Hear) -> dict[str, str]:
         """The LLM's answers to the sounds."""
         items = {item.id: item for item in self.suite.items}
-        return self._answers(stage, self.ear.chat_batch, items, lambda item: turn(item, sound=sound(item)))
+        return self._answers(
+            stage, self.ear.chat_batch, items, lambda item: build_user_turn(item, sound=sound(item))
+        )
 
     def transcribed(self, stage: str, sound: Hear) -> dict[str, str]:
         """What the cascade's speech recogniser writes."""
@@ -227,7 +231,7 @@ class _Asks:
         """
         choices = {item.id: item.choices for item in self.suite.items}
         own = {} if self.suite.max_new_tokens is None else {"max_new_tokens": self.suite.max_new_tokens}
-        options = own | dict(self.how.options)
+        options = own | dict(self.how.generate_kwargs)
         found: dict[str, str] = {}
         for words in dict.fromkeys(choices[name] for name in asked):
 
@@ -235,19 +239,19 @@ class _Asks:
                 turns = [made(each) for each in batch]
                 if not words:
                     return answer(turns, **options)
-                assert isinstance(self.ear, Chooser), "items with choices need an ear that can choose"
+                assert isinstance(self.ear, ChoiceModel), "items with choices need an ear that can choose"
                 return [words[chosen] for chosen in self.ear.choose_batch(turns, words)]
 
             some = {name: each for name, each in asked.items() if choices[name] == words}
             found |= self.asking(stage, call, some)
         return found
 
-    def marked(self, stage: str, answers: Mapping[str, str], items: Sequence[Item]) -> dict[str, Marks]:
+    def marked(self, stage: str, answers: Mapping[str, str], items: Sequence[Item]) -> dict[str, ItemScore]:
         """The marks of some answers, each by its item's own rule."""
         found: dict[str, Any] = {}
         for name in dict.fromkeys(item.rule for item in items):
 
-            def mark(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[Marks]:
+            def mark(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[ItemScore]:
                 return rule.mark([item for item, _ in batch], [said for _, said in batch], self.how.judge)
 
             some = {item.id: (item, answers[item.id]) for item in items if item.rule == name}
@@ -261,10 +265,10 @@ class _Asks:
             return {}
 
         def compared(batch: list[Item]) -> list[dict[str, Any]]:
-            read = [turn(item, text=item.text) for item in batch]
-            written = [turn(item, text=transcripts[item.id]) for item in batch]
+            read = [build_user_turn(item, text=item.text) for item in batch]
+            written = [build_user_turn(item, text=transcripts[item.id]) for item in batch]
             ways = {
-                "ear": [turn(item) for item in batch],
+                "ear": [build_user_turn(item) for item in batch],
                 "cascade": [said if _has_words(said) else None for said in written],
             }
             found = compare_batch(ear, read, ways)
@@ -277,7 +281,7 @@ class _Asks:
         }
 
 
-def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None) -> tuple[Answered, ...]:
+def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None) -> tuple[ItemResult, ...]:
     items = asks.suite.items
     n_audio_tokens = asks.n_audio_tokens("hearing")
     if reading is None:
@@ -288,10 +292,10 @@ def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None)
         texts, transcripts, cascade = _taken_over(reading, items)
     answers = {"text": texts, "cascade": cascade, "ear": asks.heard("answering by ear", _as_it_is)}
     targets = _with_targets(items, texts)
-    marks = {way: asks.marked(f"marking {way}", answers[way], targets) for way in WAYS}
+    marks = {way: asks.marked(f"marking {way}", answers[way], targets) for way in SYSTEMS}
     near = asks.near(transcripts)
     return tuple(
-        Answered(
+        ItemResult(
             id=item.id,
             text=item.text,
             instruction=item.instruction,
@@ -304,7 +308,7 @@ def _answered(asks: _Asks, durations_s: Sequence[float], reading: Report | None)
             transcript=transcripts[item.id],
             cascade_answer=cascade[item.id],
             ear_answer=answers["ear"][item.id],
-            marks={way: marks[way][item.id] for way in WAYS},
+            scores={way: marks[way][item.id] for way in SYSTEMS},
             fidelity=near.get(item.id),
             n_audio_tokens=n_audio_tokens[item.id],
             duration_s=duration_s,
@@ -327,14 +331,14 @@ def _with_targets(items: Sequence[Item], texts: Mapping[str, str]) -> list[Item]
     ]
 
 
-def _changed(asks: _Asks, items: Sequence[Answered], condition: Condition) -> Changed:
+def _changed(asks: _Asks, items: Sequence[ItemResult], condition: Corruption) -> CorruptionResult:
     """Cascade and ear once more, on changed sound; what is expected is what it was."""
     suite = asks.suite.items
 
     def sound(item: Item) -> np.ndarray:
-        seed = seed_of(item.id, condition)
-        voices = voices_beside(item, suite, seed) if condition.kind == "babble" else ()
-        return changed(load_audio(item.audio), condition, seed=seed, voices=voices)
+        seed = compute_seed(item.id, condition)
+        voices = load_babble_voices(item, suite, seed) if condition.kind == "babble" else ()
+        return corrupt(load_audio(item.audio), condition, seed=seed, voices=voices)
 
     at = condition.name
     transcripts = asks.transcribed(f"{at}: transcribing", sound)
@@ -344,14 +348,14 @@ def _changed(asks: _Asks, items: Sequence[Answered], condition: Condition) -> Ch
     }
     targets = _with_targets(suite, {item.id: item.text_answer for item in items})
     marks = {way: asks.marked(f"{at}: marking {way}", answers[way], targets) for way in answers}
-    return Changed(
-        condition=condition,
-        answers=tuple(
-            Again(
+    return CorruptionResult(
+        corruption=condition,
+        items=tuple(
+            CorruptedItemResult(
                 transcript=transcripts[item.id],
                 cascade_answer=answers["cascade"][item.id],
                 ear_answer=answers["ear"][item.id],
-                marks={way: marks[way][item.id] for way in answers},
+                scores={way: marks[way][item.id] for way in answers},
             )
             for item in suite
         ),
@@ -367,7 +371,7 @@ def _taken_over(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """The answers to texts, the transcripts and the answers to those, as another report found them."""
 
-    def asked(rows: Sequence[Item] | Sequence[Answered]) -> list[tuple[str, str, str | None]]:
+    def asked(rows: Sequence[Item] | Sequence[ItemResult]) -> list[tuple[str, str, str | None]]:
         return [(row.id, row.text, row.instruction) for row in rows]
 
     if asked(reading.items) != asked(items):
@@ -396,7 +400,7 @@ def _check_sound(items: Sequence[Item], progress: ProgressCallback | None) -> tu
         try:
             samples = load_audio(item.audio)
         except AudioError as error:
-            raise refused(item, error) from error
+            raise build_item_error(item, error) from error
         durations_s.append(len(samples) / SAMPLE_RATE)
         about = (item.id, item.text, item.instruction, item.answer, item.rule, item.rubric, item.choices)
         digest.update(repr(about).encode())
@@ -406,15 +410,15 @@ def _check_sound(items: Sequence[Item], progress: ProgressCallback | None) -> tu
     return durations_s, digest.hexdigest()
 
 
-def _asked_how(suite: Suite, how: Evaluation) -> str:
+def _asked_how(suite: Suite, how: EvaluationSettings) -> str:
     judge, asr = getattr(how.judge, "name", None), getattr(how.transcribe, "name", None)
-    return repr((sorted(how.options.items()), suite.max_new_tokens, judge, asr))
+    return repr((sorted(how.generate_kwargs.items()), suite.max_new_tokens, judge, asr))
 
 
-def _about(suite: Suite, how: Evaluation, about: Mapping[str, str]) -> dict[str, str]:
+def _about(suite: Suite, how: EvaluationSettings, about: Mapping[str, str]) -> dict[str, str]:
     more = {"suite": suite.about} if suite.about else {}
     if how.transcribe is not None:
-        more[RECOGNISER] = str(getattr(how.transcribe, "name", how.transcribe))
+        more[ASR_MODEL] = str(getattr(how.transcribe, "name", how.transcribe))
     if how.judge is not None and any(RULES[item.rule].is_judged for item in suite.items):
         more["judge"] = how.judge.name
     return {**about, **more}

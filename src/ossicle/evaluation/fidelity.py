@@ -199,7 +199,7 @@ def summarise(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()
 
 
 def _mean(values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0) -> Mean:
-    low, high = bootstrap_ci95(values, least=least, most=most)
+    low, high = bootstrap_ci95(values, lower_bound=least, upper_bound=most)
     return Mean(
         n=len(values),
         mean=float(np.mean(values)),

@@ -1,4 +1,4 @@
-"""One item as it was answered: what was said, heard and answered three ways, and the marks that it got."""
+"""The result of one item: the answers of the three systems, and how each of them was scored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ from typing import Any
 from ossicle.audio.waveform import AudioSource
 from ossicle.evaluation.fidelity import Fidelity
 from ossicle.evaluation.scoring import RULES
-from ossicle.evaluation.statistics import Marks, Metric
+from ossicle.evaluation.statistics import ItemScore, Metric
 
-WAYS = ("text", "cascade", "ear")
-"""The three ways in which the LLM is asked: it reads, it reads a transcript, it hears."""
+SYSTEMS = ("text", "cascade", "ear")
+"""The systems that are compared: the LLM reads the text, it reads a transcript of the sound, or it hears the sound."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One item with what each of the three made of it."""
+class ItemResult:
+    """One item with the answers of the three systems and their scores."""
 
     id: str
     text: str
@@ -24,18 +24,18 @@ class Answered:
     group: str | None
     expected: str
     is_own_target: bool
-    """Whether `expected` is the LLM's own answer to the text, for want of one in the suite."""
+    """Whether `expected` is the LLM's own answer to the text, because the suite has no expected answer."""
     rule: str = "exact"
     rubric: Mapping[str, Any] = field(default_factory=dict)
     text_answer: str
     transcript: str
-    """What the cascade's speech recogniser wrote."""
+    """The output of the cascade's ASR model."""
     cascade_answer: str
     ear_answer: str
-    marks: Mapping[str, Marks]
-    """What each of the three `WAYS` adds to the suite's numbers."""
+    scores: Mapping[str, ItemScore]
+    """The score of each of the three `SYSTEMS`."""
     fidelity: Mapping[str, Fidelity | None] | None = None
-    """How near "ear" and "cascade" came to reading the text, where that was measured; None for a transcript without
+    """How close "ear" and "cascade" come to reading the text, where that was measured; None for a transcript without
     words."""
     n_audio_tokens: int
     duration_s: float
@@ -43,69 +43,75 @@ class Answered:
 
     @property
     def metric(self) -> Metric:
-        """What is made of the marks."""
+        """The metric that the scores belong to."""
         return RULES[self.rule].metric
 
-    def is_right(self, way: str) -> bool:
-        """Whether one of the three `WAYS` got it right, where only right and wrong are told apart."""
-        return self.metric.is_right(self.marks[way])
+    def is_correct(self, system: str) -> bool:
+        """Whether the answer of one of the `SYSTEMS` is correct, where answers are only correct or wrong."""
+        return self.metric.is_correct(self.scores[system])
 
     @property
     def text_correct(self) -> bool:
-        """Whether the LLM was right when it read the text."""
-        return self.is_right("text")
+        """Whether the LLM's answer to the text is correct."""
+        return self.is_correct("text")
 
     @property
     def cascade_correct(self) -> bool:
-        """Whether the LLM was right when it read the transcript."""
-        return self.is_right("cascade")
+        """Whether the LLM's answer to the transcript is correct."""
+        return self.is_correct("cascade")
 
     @property
     def ear_correct(self) -> bool:
-        """Whether the LLM was right when it heard the sound."""
-        return self.is_right("ear")
+        """Whether the LLM's answer to the sound is correct."""
+        return self.is_correct("ear")
 
     def to_json(self) -> dict[str, Any]:
-        """The item as `report.json` has it; sound that is not a file stays out."""
-        stored = {name: getattr(self, name) for name in STORED}
+        """Returns the item as `report.json` stores it; sound that is not a file is left out."""
+        stored = {name: getattr(self, name) for name in STORED_FIELDS}
         if self.fidelity is not None:
-            stored["fidelity"] = {way: found and found.to_json() for way, found in self.fidelity.items()}
+            stored["fidelity"] = {
+                system: found and found.to_json() for system, found in self.fidelity.items()
+            }
         flags = {name: getattr(self, name) for name in ("text_correct", "cascade_correct", "ear_correct")}
         return stored | flags | {"audio": str(self.audio) if isinstance(self.audio, str | Path) else None}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Answered":
-        """The item that `to_json` wrote.
+    def from_json(cls, stored: Mapping[str, Any]) -> "ItemResult":
+        """Returns the item that `to_json` stored.
 
         Raises:
-            KeyError: something is missing, or a rule that this ossicle does not have
-            TypeError: something is of another kind
-            ValueError: marks that are none
+            KeyError: a field is missing, or the rule does not exist in this version
+            TypeError: a field has another type
+            ValueError: a score does not fit its metric
         """
-        fields = {name: stored[name] for name in STORED}
-        for name, kinds in STORED.items():
-            if not isinstance(fields[name], kinds):
+        fields = {name: stored[name] for name in STORED_FIELDS}
+        for name, types in STORED_FIELDS.items():
+            if not isinstance(fields[name], types):
                 raise TypeError(f"{name} of an item is {fields[name]!r}")
-        fields["marks"] = read_marks(fields["marks"], WAYS, RULES[fields["rule"]].metric)
-        if (near := stored.get("fidelity")) is not None:
-            fields["fidelity"] = {way: found and Fidelity.from_json(found) for way, found in near.items()}
+        fields["scores"] = read_scores(fields["scores"], SYSTEMS, RULES[fields["rule"]].metric)
+        if (fidelity := stored.get("fidelity")) is not None:
+            fields["fidelity"] = {
+                system: found and Fidelity.from_json(found) for system, found in fidelity.items()
+            }
         return cls(**fields, audio=stored.get("audio"))
 
 
-def read_marks(stored: Mapping[str, Any], ways: Sequence[str], metric: Metric) -> dict[str, Marks]:
-    """The marks of some of the `WAYS` as they are stored.
+def read_scores(stored: Mapping[str, Any], systems: Sequence[str], metric: Metric) -> dict[str, ItemScore]:
+    """Returns the stored scores of some of the `SYSTEMS`.
 
     Raises:
-        KeyError: a way is missing
-        ValueError: not as many numbers as the metric is made of
+        KeyError: a system is missing
+        ValueError: a score has another number of addends than the metric
     """
-    marks = {way: tuple(map(float, stored[way])) for way in ways}
-    if any(len(own) != metric.n_marks for own in marks.values()):
-        raise ValueError(f"marks are {stored!r}, expected {metric.n_marks} for {metric.name}")
-    return marks
+    scores = {system: tuple(map(float, stored[system])) for system in systems}
+    if any(len(score) != metric.n_addends for score in scores.values()):
+        raise ValueError(
+            f"scores are {stored!r}, expected {metric.n_addends} number(s) each for {metric.name}"
+        )
+    return scores
 
 
-STORED: Mapping[str, tuple[type, ...]] = {
+STORED_FIELDS: Mapping[str, tuple[type, ...]] = {
     "id": (str,),
     "text": (str,),
     "instruction": (str, type(None)),
@@ -118,8 +124,8 @@ STORED: Mapping[str, tuple[type, ...]] = {
     "transcript": (str,),
     "cascade_answer": (str,),
     "ear_answer": (str,),
-    "marks": (dict,),
+    "scores": (dict,),
     "n_audio_tokens": (int,),
     "duration_s": (int, float),
 }
-"""What a report keeps of an item as it is, and of what kinds."""
+"""The fields of an item that a report stores unchanged, and their types."""

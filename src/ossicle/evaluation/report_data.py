@@ -1,8 +1,7 @@
-"""What an evaluation found: the items as they were answered, and the three numbers that follow from them.
+"""The result of an evaluation: the results of all items, and the three numbers that follow from them.
 
-A `Report` stores only what was said, heard and answered, and how each answer was marked. Every rate and interval is
-computed from its items each time it is asked for, so a number in `report.json` can never disagree with the items
-beside it.
+A `Report` stores only texts, answers, and the score of each answer. Every rate and interval is computed from the items
+each time it is needed, so a number in `report.json` cannot contradict the items next to it.
 """
 
 import json
@@ -13,79 +12,81 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ossicle.errors import DataError, OssicleError
-from ossicle.evaluation.corruptions import Condition
+from ossicle.evaluation.corruptions import Corruption
 from ossicle.evaluation.fidelity import Summary, summarise
-from ossicle.evaluation.item_result import Answered, read_marks
-from ossicle.evaluation.score_table import Table, tabulate, tabulate_groups
+from ossicle.evaluation.item_result import ItemResult, read_scores
+from ossicle.evaluation.score_table import ScoreTable, build_group_mean_table, build_score_table
 from ossicle.evaluation.scoring import RULES
-from ossicle.evaluation.statistics import Marks
+from ossicle.evaluation.statistics import ItemScore
 
-RECOGNISER = "cascade's speech recogniser"
-"""What `about` calls it, if it is not the encoder's own."""
-OTHER = "other"
-"""The group of items that name none, in a suite where others do."""
+REPORT_FORMAT = 2
+"""The format of report.json. Format 1 had no number."""
+ASR_MODEL = "ASR model of the cascade"
+"""The key in `about` that names it, if it is not the encoder's own decoder."""
+OTHER_GROUP = "other"
+"""The group of items without one, in a suite where other items have groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Again:
-    """What cascade and ear made of an item whose sound was changed."""
+class CorruptedItemResult:
+    """The results of cascade and ear for one item whose sound was corrupted."""
 
     transcript: str
     cascade_answer: str
     ear_answer: str
-    marks: Mapping[str, Marks]
+    scores: Mapping[str, ItemScore]
     """Of "cascade" and "ear"."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changed:
-    """All items once more, in noise or otherwise changed."""
+class CorruptionResult:
+    """The results of all items under one corruption."""
 
-    condition: Condition
-    answers: tuple[Again, ...]
-    """Of the report's items, in their order."""
+    corruption: Corruption
+    items: tuple[CorruptedItemResult, ...]
+    """One for each item of the report, in the same order."""
 
-    def of(self, items: tuple[Answered, ...]) -> tuple[Answered, ...]:
-        """The report's items as they were answered under this condition; what was read stays as it is."""
+    def apply_to(self, clean_items: tuple[ItemResult, ...]) -> tuple[ItemResult, ...]:
+        """Returns the report's items with the results under this corruption; the answers to texts are unchanged."""
         return tuple(
             replace(
-                item,
-                transcript=again.transcript,
-                cascade_answer=again.cascade_answer,
-                ear_answer=again.ear_answer,
-                marks={"text": item.marks["text"], **again.marks},
+                clean,
+                transcript=corrupted.transcript,
+                cascade_answer=corrupted.cascade_answer,
+                ear_answer=corrupted.ear_answer,
+                scores={"text": clean.scores["text"], **corrupted.scores},
             )
-            for item, again in zip(items, self.answers, strict=True)
+            for clean, corrupted in zip(clean_items, self.items, strict=True)
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The condition with its answers as `report.json` has them."""
+        """Returns the corruption and its results as `report.json` stores them."""
         return {
-            "kind": self.condition.kind,
-            "level": self.condition.level,
-            "answers": [vars(again) for again in self.answers],
+            "kind": self.corruption.kind,
+            "level": self.corruption.level,
+            "items": [vars(item) for item in self.items],
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], items: Sequence[Answered]) -> "Changed":
-        """What `to_json` wrote, of these items; for what it raises see `Answered.from_json`."""
-        answers = []
-        for again, item in zip(stored["answers"], items, strict=True):
-            said = {name: again[name] for name in ("transcript", "cascade_answer", "ear_answer")}
-            if not all(isinstance(text, str) for text in said.values()):
-                raise TypeError(f"an answer under {stored['kind']} is {again!r}")
-            marks = read_marks(again["marks"], ("cascade", "ear"), item.metric)
-            answers.append(Again(**said, marks=marks))
-        condition = Condition(kind=stored["kind"], level=stored["level"])
-        return cls(condition=condition, answers=tuple(answers))
+    def from_json(cls, stored: Mapping[str, Any], clean_items: Sequence[ItemResult]) -> "CorruptionResult":
+        """Returns what `to_json` stored, for these items; for what it raises see `ItemResult.from_json`."""
+        items = []
+        for corrupted, clean in zip(stored["items"], clean_items, strict=True):
+            texts = {name: corrupted[name] for name in ("transcript", "cascade_answer", "ear_answer")}
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError(f"an item under {stored['kind']} is {corrupted!r}")
+            scores = read_scores(corrupted["scores"], ("cascade", "ear"), clean.metric)
+            items.append(CorruptedItemResult(**texts, scores=scores))
+        corruption = Corruption(kind=stored["kind"], level=stored["level"])
+        return cls(corruption=corruption, items=tuple(items))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """An evaluation: its items, and where they come from."""
+    """The result of an evaluation: its items, and how they were obtained."""
 
     suite: str
-    items: tuple[Answered, ...]
+    items: tuple[ItemResult, ...]
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
@@ -93,91 +94,97 @@ class Report:
     about: dict[str, str] = field(default_factory=dict)
     """What was evaluated: such as {"ear": ..., "encoder": ..., "LLM": ..., "judge": ...}."""
     overall_of: Literal["items", "groups"] = "items"
-    """Whether the suite's number is that of all items or the mean of the groups'."""
-    changed: tuple[Changed, ...] = ()
-    """The same items in noise, at other speeds, ..., where that was asked for."""
+    """Whether the suite's number is computed over all items, or is the mean of the groups' numbers."""
+    corruption_results: tuple[CorruptionResult, ...] = ()
+    """The same items in noise, at other speeds, ..., if that was requested."""
 
     def __post_init__(self) -> None:
-        """Refuse a report of nothing.
+        """Check that there are items.
 
         Raises:
             DataError: no items.
         """
         if not self.items:
-            raise DataError(f"suite {self.suite!r}: no items were evaluated, there is nothing to report")
+            raise DataError(f"suite {self.suite!r}: no items were evaluated, so there is nothing to report")
 
     @cached_property
-    def overall(self) -> Table:
+    def overall(self) -> ScoreTable:
         """The three numbers of all items."""
-        return self._table(self.items)
+        return self._build_table(self.items)
 
     @cached_property
-    def groups(self) -> dict[str, Table]:
-        """The three numbers by group, in the suite's order; empty where no item names one."""
+    def groups(self) -> dict[str, ScoreTable]:
+        """The three numbers by group, in the suite's order; empty if no item has a group."""
         if all(item.group is None for item in self.items):
             return {}
-        return {name: tabulate(items) for name, items in _members(self.items).items()}
+        return {name: build_score_table(items) for name, items in _group_items(self.items).items()}
 
     @cached_property
-    def instructions(self) -> Table | None:
-        """The three numbers of the items with a text instruction beside the sound; None where none or all have one."""
+    def instructions(self) -> ScoreTable | None:
+        """The three numbers of the items with a text instruction next to the sound; None if no or every item has one."""
         instructed = [item for item in self.items if item.instruction is not None]
         is_part = 0 < len(instructed) < len(self.items)
-        return tabulate(instructed) if is_part and self.overall_of == "items" else None
+        return build_score_table(instructed) if is_part and self.overall_of == "items" else None
 
     @cached_property
-    def robustness(self) -> tuple[tuple[Condition, Table], ...]:
-        """The three numbers under each condition; reading is the same under all of them."""
-        return tuple((changed.condition, self._table(changed.of(self.items))) for changed in self.changed)
+    def robustness(self) -> tuple[tuple[Corruption, ScoreTable], ...]:
+        """The three numbers under each corruption; the text ceiling is the same under all of them."""
+        return tuple(
+            (result.corruption, self._build_table(result.apply_to(self.items)))
+            for result in self.corruption_results
+        )
 
     @cached_property
     def fidelity(self) -> dict[str, Summary]:
-        """How near "ear" and "cascade" come to reading, where that was measured; transcripts without words left out."""
-        found: dict[str, Summary] = {}
-        for way in ("ear", "cascade"):
+        """How close "ear" and "cascade" come to reading, where that was measured, without transcripts of no words."""
+        summaries: dict[str, Summary] = {}
+        for system in ("ear", "cascade"):
             pairs = [
-                (near, (item.text_answer, item.ear_answer if way == "ear" else item.cascade_answer))
+                (fidelity, (item.text_answer, item.ear_answer if system == "ear" else item.cascade_answer))
                 for item in self.items
-                if item.fidelity is not None and (near := item.fidelity[way]) is not None
+                if item.fidelity is not None and (fidelity := item.fidelity[system]) is not None
             ]
             if pairs:
-                found[way] = summarise([near for near, _ in pairs], [said for _, said in pairs])
-        return found
+                summaries[system] = summarise(
+                    [fidelity for fidelity, _ in pairs], [answers for _, answers in pairs]
+                )
+        return summaries
 
-    def _table(self, items: tuple[Answered, ...]) -> Table:
+    def _build_table(self, items: tuple[ItemResult, ...]) -> ScoreTable:
         if self.overall_of == "items":
-            return tabulate(items)
-        return tabulate_groups(list(_members(items).values()))
+            return build_score_table(items)
+        return build_group_mean_table(list(_group_items(items).values()))
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What counts as right, a sentence for each kind of answer."""
+        """One sentence for each scoring rule in use: which answers are correct."""
         return tuple(dict.fromkeys(RULES[item.rule].about for item in self.items))
 
     @property
     def n_own_targets(self) -> int:
-        """How many items expect the LLM's own answer to the text."""
+        """The number of items whose expected answer is the LLM's own answer to the text."""
         return sum(item.is_own_target for item in self.items)
 
     @property
     def audio_tokens(self) -> dict[str, float]:
-        """How many rows the ear handed to the LLM: a mean over items, and over their seconds."""
-        n_rows = sum(item.n_audio_tokens for item in self.items)
+        """The mean number of audio tokens per item, and per second of sound."""
+        n_audio_tokens = sum(item.n_audio_tokens for item in self.items)
         duration_s = sum(item.duration_s for item in self.items)
         return {
-            "per_item": n_rows / len(self.items),
-            "per_second": n_rows / duration_s if duration_s else 0.0,
+            "per_item": n_audio_tokens / len(self.items),
+            "per_second": n_audio_tokens / duration_s if duration_s else 0.0,
         }
 
     def to_json(self) -> dict[str, Any]:
-        """What `report.json` holds."""
+        """Returns the content of `report.json`."""
         return {
+            "format": REPORT_FORMAT,
             "suite": self.suite,
             "overall_of": self.overall_of,
             **self.overall.to_json(),
             "groups": {name: table.to_json() for name, table in self.groups.items()},
             "instructions": self.instructions.to_json() if self.instructions else None,
-            "fidelity": {way: summary.to_json() for way, summary in self.fidelity.items()},
+            "fidelity": {system: summary.to_json() for system, summary in self.fidelity.items()},
             "n_own_targets": self.n_own_targets,
             "audio_tokens": self.audio_tokens,
             "about": self.about,
@@ -186,47 +193,59 @@ class Report:
             "created": self.created,
             "items": [item.to_json() for item in self.items],
             "robustness": [
-                {"condition": condition.name, **table.to_json()} for condition, table in self.robustness
+                {"corruption": corruption.name, **table.to_json()} for corruption, table in self.robustness
             ],
-            "changed": [changed.to_json() for changed in self.changed],
+            "corruption_results": [result.to_json() for result in self.corruption_results],
         }
 
     @classmethod
     def from_json(cls, stored: Any) -> "Report":
-        """The report that `to_json` wrote; its numbers are computed anew from the items.
+        """Returns the report that `to_json` stored; its numbers are computed again from the items.
 
         Raises:
-            DataError: an object that is no such report.
+            DataError: the object is not such a report.
         """
         try:
-            items = tuple(Answered.from_json(item) for item in stored["items"])
-            changed = tuple(Changed.from_json(again, items) for again in stored["changed"])
-            named = {name: stored[name] for name in _NAMED}
-            for name, kind in _NAMED.items():
-                if not isinstance(named[name], kind):
-                    raise TypeError(f"{name} is {named[name]!r}")
-        except (KeyError, TypeError, ValueError) as error:
+            if "items" in stored and stored.get("format") != REPORT_FORMAT:
+                raise DataError(
+                    f"a report of format {stored.get('format', 1)!r}, expected format {REPORT_FORMAT}; run ossicle"
+                    " eval again"
+                )
+            items = tuple(ItemResult.from_json(item) for item in stored["items"])
+            results = tuple(CorruptionResult.from_json(r, items) for r in stored["corruption_results"])
+            fields = {name: stored[name] for name in _STORED_FIELDS}
+            for name, type_ in _STORED_FIELDS.items():
+                if not isinstance(fields[name], type_):
+                    raise TypeError(f"{name} is {fields[name]!r}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"not an evaluation report ({error!r}); expected what ossicle eval writes"
+                f"not an evaluation report ({error!r}); expected a report.json that ossicle eval wrote"
             ) from None
-        return cls(items=items, changed=changed, **named)
+        return cls(items=items, corruption_results=results, **fields)
 
 
-_NAMED = {"suite": str, "overall_of": str, "command": str, "versions": dict, "created": str, "about": dict}
+_STORED_FIELDS = {
+    "suite": str,
+    "overall_of": str,
+    "command": str,
+    "versions": dict,
+    "created": str,
+    "about": dict,
+}
 
 
-def _members(items: tuple[Answered, ...]) -> dict[str, list[Answered]]:
-    members: dict[str, list[Answered]] = {}
+def _group_items(items: tuple[ItemResult, ...]) -> dict[str, list[ItemResult]]:
+    groups: dict[str, list[ItemResult]] = {}
     for item in items:
-        members.setdefault(item.group or OTHER, []).append(item)
-    return members
+        groups.setdefault(item.group or OTHER_GROUP, []).append(item)
+    return groups
 
 
 def read_report(path: str | Path) -> Report:
-    """The report in a `report.json`.
+    """Returns the report that a `report.json` holds.
 
     Raises:
-        DataError: a file that cannot be read, or holds something else.
+        DataError: the file cannot be read, or holds something else.
     """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))

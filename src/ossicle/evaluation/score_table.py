@@ -5,24 +5,32 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ossicle.errors import DataError
-from ossicle.evaluation.item_result import WAYS, Answered
-from ossicle.evaluation.statistics import METRICS, Metric, Score, difference, mean_difference, mean_of, score
-from ossicle.evaluation.text_normalization import word_error_rate
+from ossicle.evaluation.item_result import SYSTEMS, ItemResult
+from ossicle.evaluation.statistics import (
+    METRICS,
+    Estimate,
+    Metric,
+    bootstrap_difference,
+    bootstrap_group_mean,
+    bootstrap_group_mean_difference,
+    bootstrap_score,
+)
+from ossicle.evaluation.text_normalization import compute_word_error_rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ScoreTable:
     """The three numbers of some items."""
 
     n: int
     metric: Metric
     """What the numbers mean."""
-    text_ceiling: Score
-    cascade: Score
-    ear: Score
+    text_ceiling: Estimate
+    cascade: Estimate
+    ear: Estimate
     wer: float
     """Word error rate of the cascade's transcripts."""
-    difference: Score
+    difference: Estimate
     """Ear - cascade, paired: an item that both answer alike adds nothing to its width."""
     kept: float | None
     """Share of the items answered right in text that the ear answers right too; None if there are none."""
@@ -45,7 +53,7 @@ class Table:
         }
 
 
-def tabulate(items: Sequence[Answered]) -> Table:
+def build_score_table(items: Sequence[ItemResult]) -> ScoreTable:
     """The three numbers of at least one item, all marked in one way.
 
     A text ceiling whose every target is the LLM's own answer is 1 by definition, not by measurement, and has
@@ -61,42 +69,42 @@ def tabulate(items: Sequence[Answered]) -> Table:
             " number; give each kind a group of its own and take the mean of the groups"
         )
     (metric,) = metrics.values()
-    text, cascade, ear = ([item.marks[way] for item in items] for way in WAYS)
+    text, cascade, ear = ([item.scores[way] for item in items] for way in SYSTEMS)
     is_defined = all(item.is_own_target for item in items)
-    return Table(
+    return ScoreTable(
         n=len(items),
         metric=metric,
-        text_ceiling=Score(value=1.0, ci95=(1.0, 1.0)) if is_defined else score(metric, text),
-        cascade=score(metric, cascade),
-        ear=score(metric, ear),
+        text_ceiling=Estimate(value=1.0, ci95=(1.0, 1.0)) if is_defined else bootstrap_score(metric, text),
+        cascade=bootstrap_score(metric, cascade),
+        ear=bootstrap_score(metric, ear),
         wer=_wer(items),
-        difference=difference(metric, ear, cascade),
+        difference=bootstrap_difference(metric, ear, cascade),
         kept=_kept(items),
     )
 
 
-def tabulate_groups(groups: Sequence[Sequence[Answered]]) -> Table:
+def build_group_mean_table(groups: Sequence[Sequence[ItemResult]]) -> ScoreTable:
     """The means of the groups' numbers, whatever each is measured by: every group weighs the same."""
     metrics = [group[0].metric for group in groups]
-    by_way = {way: [[item.marks[way] for item in group] for group in groups] for way in WAYS}
+    by_way = {way: [[item.scores[way] for item in group] for group in groups] for way in SYSTEMS}
     items = [item for group in groups for item in group]
     pairs = list(zip(by_way["ear"], by_way["cascade"], strict=True))
-    return Table(
+    return ScoreTable(
         n=len(items),
         metric=METRICS["mean"],
-        text_ceiling=mean_of(by_way["text"], metrics),
-        cascade=mean_of(by_way["cascade"], metrics),
-        ear=mean_of(by_way["ear"], metrics),
+        text_ceiling=bootstrap_group_mean(by_way["text"], metrics),
+        cascade=bootstrap_group_mean(by_way["cascade"], metrics),
+        ear=bootstrap_group_mean(by_way["ear"], metrics),
         wer=_wer(items),
-        difference=mean_difference(pairs, metrics),
+        difference=bootstrap_group_mean_difference(pairs, metrics),
         kept=_kept(items),
     )
 
 
-def _wer(items: Sequence[Answered]) -> float:
-    return word_error_rate([item.text for item in items], [item.transcript for item in items])
+def _wer(items: Sequence[ItemResult]) -> float:
+    return compute_word_error_rate([item.text for item in items], [item.transcript for item in items])
 
 
-def _kept(items: Sequence[Answered]) -> float | None:
+def _kept(items: Sequence[ItemResult]) -> float | None:
     right_in_text = [item.ear_correct for item in items if item.text_correct]
     return sum(right_in_text) / len(right_in_text) if right_in_text else None

@@ -13,7 +13,7 @@ Message = dict[str, Any]
 _In = TypeVar("_In")
 
 
-class Asking:
+class StageRunner:
     """Calls a batched function over all items, with progress, and names the item that is refused.
 
     What a stage finds for an item has to be such that JSON can hold it.
@@ -69,11 +69,11 @@ class Asking:
             try:
                 call([single])
             except (AudioError, RequestError) as own:
-                return refused(by_id[name], own)
-        return refused(by_id[ids[0]], error)
+                return build_item_error(by_id[name], own)
+        return build_item_error(by_id[ids[0]], error)
 
 
-def refused(item: Item, error: OssicleError) -> DataError:
+def build_item_error(item: Item, error: OssicleError) -> DataError:
     """An error about one item, named."""
     is_named = not isinstance(item.audio, str | Path) or str(item.audio) in str(error)
     where = "" if is_named else f" ({item.audio})"

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 _AT_ONCE = 1 << 24
 """Counts that resamples take in memory at a time."""
 
-Marks = tuple[float, ...]
+ItemScore = tuple[float, ...]
 """What an item's answer adds to its suite's number."""
 
 
@@ -29,10 +29,10 @@ class Metric:
     """What a report knows it by."""
     label: str
     """What people read: "right answers"."""
-    value: Callable[[Float[np.ndarray, "... M"], Int[np.ndarray, "..."]], Float[np.ndarray, "..."]]
+    aggregate: Callable[[Float[np.ndarray, "... M"], Int[np.ndarray, "..."]], Float[np.ndarray, "..."]]
     """From sums of marks and numbers of items."""
-    n_marks: int = 1
-    """Marks that an answer has."""
+    n_addends: int = 1
+    """ItemScore that an answer has."""
     is_error: bool = False
     """Whether less is better."""
     is_mean: bool = True
@@ -47,13 +47,13 @@ class Metric:
         """The label as it begins a sentence."""
         return self.label[:1].upper() + self.label[1:]
 
-    def of(self, marks: Sequence[Marks]) -> float:
+    def compute(self, scores: Sequence[ItemScore]) -> float:
         """The number of some items; of at least one."""
-        return float(self.value(np.asarray(marks, dtype=np.float64).sum(0), np.asarray(len(marks))))
+        return float(self.aggregate(np.asarray(scores, dtype=np.float64).sum(0), np.asarray(len(scores))))
 
-    def is_right(self, marks: Marks) -> bool:
+    def is_correct(self, score: ItemScore) -> bool:
         """Whether one answer counts as right where only right and wrong are told apart."""
-        value = self.of([marks])
+        value = self.compute([score])
         return value == 0 if self.is_error else value >= 0.5
 
 
@@ -65,7 +65,7 @@ def _ratio(sums: Float[np.ndarray, "... 2"], n: Int[np.ndarray, "..."]) -> Float
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
 
-def bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def compute_bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Corpus BLEU, 0 to 100, from matching and possible n-grams (n = 1 to 4 each), and both lengths.
 
     Orders without a match are smoothed as sacreBLEU does by default: half, a quarter, ... of one match.
@@ -96,26 +96,26 @@ METRICS: Mapping[str, Metric] = {
             name="right",
             label="right answers",
             headline="By ear, the LLM answers {} right.",
-            value=_mean,
+            aggregate=_mean,
         ),
         Metric(
             name="rating",
             label="judged quality",
             headline="By ear, the LLM's answers are judged {} good.",
-            value=_mean,
+            aggregate=_mean,
         ),
         Metric(
             name="mean",
             label="mean of the groups",
             headline="By ear, the LLM reaches {}, the mean of the groups.",
-            value=_mean,
+            aggregate=_mean,
         ),
         Metric(
             name="wer",
             label="word error rate",
             headline="By ear, the LLM repeats with a word error rate of {}.",
-            value=_ratio,
-            n_marks=2,
+            aggregate=_ratio,
+            n_addends=2,
             is_error=True,
             is_mean=False,
         ),
@@ -123,8 +123,8 @@ METRICS: Mapping[str, Metric] = {
             name="bleu",
             label="BLEU",
             headline="By ear, the LLM translates at {} BLEU.",
-            value=bleu,
-            n_marks=10,
+            aggregate=compute_bleu,
+            n_addends=10,
             is_mean=False,
             unit="",
         ),
@@ -133,50 +133,50 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Estimate:
     """A number of some items, with its 95 % bootstrap interval."""
 
     value: float
     ci95: tuple[float, float]
 
 
-def score(metric: Metric, marks: Sequence[Marks]) -> Score:
+def bootstrap_score(metric: Metric, marks: Sequence[ItemScore]) -> Estimate:
     """The number of at least one item, with its interval."""
     if metric.is_mean:
-        return Score(value=metric.of(marks), ci95=bootstrap_ci95([mark for (mark,) in marks]))
-    return Score(value=metric.of(marks), ci95=_quantiles(_resampled(metric, marks, marks)[0]))
+        return Estimate(value=metric.compute(marks), ci95=bootstrap_ci95([mark for (mark,) in marks]))
+    return Estimate(value=metric.compute(marks), ci95=_quantiles(_resampled(metric, marks, marks)[0]))
 
 
-def difference(metric: Metric, marks: Sequence[Marks], others: Sequence[Marks]) -> Score:
+def bootstrap_difference(metric: Metric, marks: Sequence[ItemScore], others: Sequence[ItemScore]) -> Estimate:
     """How much larger a metric is by `marks` than by `others`, in pairs: what both say alike adds no width."""
-    gain = metric.of(marks) - metric.of(others)
+    gain = metric.compute(marks) - metric.compute(others)
     if metric.is_mean:
         gains = [mark - other for (mark,), (other,) in zip(marks, others, strict=True)]
-        return Score(value=gain, ci95=bootstrap_ci95(gains, least=-1.0))
+        return Estimate(value=gain, ci95=bootstrap_ci95(gains, lower_bound=-1.0))
     first, second = _resampled(metric, marks, others)
-    return Score(value=gain, ci95=_quantiles(first - second))
+    return Estimate(value=gain, ci95=_quantiles(first - second))
 
 
-def mean_of(parts: Sequence[Sequence[Marks]], metrics: Sequence[Metric]) -> Score:
+def bootstrap_group_mean(parts: Sequence[Sequence[ItemScore]], metrics: Sequence[Metric]) -> Estimate:
     """The mean of several groups' numbers, each weighing the same; resampled within each."""
     return _mean_over([(metric, marks, None) for metric, marks in zip(metrics, parts, strict=True)])
 
 
-def mean_difference(
-    parts: Sequence[tuple[Sequence[Marks], Sequence[Marks]]], metrics: Sequence[Metric]
-) -> Score:
+def bootstrap_group_mean_difference(
+    parts: Sequence[tuple[Sequence[ItemScore], Sequence[ItemScore]]], metrics: Sequence[Metric]
+) -> Estimate:
     """The mean of several groups' paired differences."""
     return _mean_over([(metric, *pair) for metric, pair in zip(metrics, parts, strict=True)])
 
 
-def _mean_over(parts: Sequence[tuple[Metric, Sequence[Marks], Sequence[Marks] | None]]) -> Score:
+def _mean_over(parts: Sequence[tuple[Metric, Sequence[ItemScore], Sequence[ItemScore] | None]]) -> Estimate:
     values, draws = [], []
     for seed, (metric, marks, others) in enumerate(parts):
         first, second = _resampled(metric, marks, marks if others is None else others, seed=seed)
         is_paired = others is not None
-        values.append(metric.of(marks) - (metric.of(others) if others is not None else 0.0))
+        values.append(metric.compute(marks) - (metric.compute(others) if others is not None else 0.0))
         draws.append(first - second if is_paired else first)
-    return Score(value=float(np.mean(values)), ci95=_quantiles(np.mean(draws, axis=0)))
+    return Estimate(value=float(np.mean(values)), ci95=_quantiles(np.mean(draws, axis=0)))
 
 
 def _quantiles(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
@@ -185,7 +185,7 @@ def _quantiles(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
 
 
 def _resampled(
-    metric: Metric, marks: Sequence[Marks], others: Sequence[Marks], *, seed: int = 0
+    metric: Metric, marks: Sequence[ItemScore], others: Sequence[ItemScore], *, seed: int = 0
 ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
     """A metric of both over the same resamples of items: multinomial draws over the pairs that occur."""
     width = len(marks[0])
@@ -198,13 +198,17 @@ def _resampled(
         draws = rng.multinomial(n, counts / n, size=min(at_once, N_RESAMPLES - start))
         sums = draws @ distinct
         items = np.full(len(sums), n)
-        first.append(metric.value(sums[:, :width], items))
-        second.append(metric.value(sums[:, width:], items))
+        first.append(metric.aggregate(sums[:, :width], items))
+        second.append(metric.aggregate(sums[:, width:], items))
     return np.concatenate(first), np.concatenate(second)
 
 
 def bootstrap_ci95(
-    values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0, seed: int = 0
+    values: Sequence[int] | Sequence[float],
+    *,
+    lower_bound: float = 0.0,
+    upper_bound: float = 1.0,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of values that each lie between `least` and `most`.
 
@@ -217,11 +221,11 @@ def bootstrap_ci95(
     """
     n = len(values)
     if n == 0:
-        return least, most
+        return lower_bound, upper_bound
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     if len(distinct) == 1:
         value, unseen = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
-        return value - (value - least) * unseen, value + (most - value) * unseen
+        return value - (value - lower_bound) * unseen, value + (upper_bound - value) * unseen
     draws = np.random.default_rng(seed).multinomial(n, counts / n, size=N_RESAMPLES)
     low, high = np.quantile(draws @ distinct / n, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

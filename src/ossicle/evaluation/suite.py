@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ossicle.audio.waveform import AudioSource
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.errors import DataError
-from ossicle.evaluation.text_normalization import normalise
+from ossicle.evaluation.text_normalization import normalize_text
 
 KEYS = ("audio", "text", "instruction", "answer", "id", "group")
 """The keys of a suite's line; the first two are required."""
@@ -59,7 +59,7 @@ class Item:
         """
         if isinstance(self.audio, io.IOBase):
             raise DataError(f"item {self.id!r}: audio is an open file; give its path or its bytes")
-        if not normalise(self.text):
+        if not normalize_text(self.text):
             raise DataError(f"item {self.id!r}: text is {self.text!r}; give the words that are spoken")
         for name in ("id", "instruction", "answer", "group"):
             value = getattr(self, name)

@@ -14,7 +14,7 @@ _KEPT_MARKS = frozenset("%&@")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-def normalise(text: str, *, fold_case: bool = True) -> str:
+def normalize_text(text: str, *, fold_case: bool = True) -> str:
     """The words of a text: punctuation and white space no longer count, nor, by default, does case.
 
     Numbers keep what makes them the number they are: a decimal point and a minus sign stay, thousands lose
@@ -55,13 +55,13 @@ def is_correct(answer: str, expected: str) -> bool:
     stands.
     """
     fold_case = not expected.isupper()
-    expected_words = normalise(expected, fold_case=fold_case)
+    expected_words = normalize_text(expected, fold_case=fold_case)
     if not expected_words:
         return answer.strip() == expected.strip()
-    return normalise(answer, fold_case=fold_case) == expected_words
+    return normalize_text(answer, fold_case=fold_case) == expected_words
 
 
-def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
+def compute_word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
     """Words substituted, deleted and inserted over all pairs, per word of the references, both normalised.
 
     0 for no references at all. Words are what white space parts: for scripts that write none, a sentence is
@@ -69,4 +69,6 @@ def word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> fl
     """
     if not references:
         return 0.0
-    return jiwer.wer([normalise(text) for text in references], [normalise(text) for text in transcripts])
+    return jiwer.wer(
+        [normalize_text(text) for text in references], [normalize_text(text) for text in transcripts]
+    )

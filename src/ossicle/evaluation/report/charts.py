@@ -18,7 +18,7 @@ LABEL_GAP = 14.0
 """Least distance between two names at the lines' ends."""
 BAR_GAP = 5.0
 """Distance between the error bars of two lines at one level, which would hide each other; less of many lines."""
-MARK_SIZE = 6.0
+MARKER_SIZE = 6.0
 """Room that a mark takes to its right."""
 LEADER = 10.0
 """How far the line that leads to a name goes into the margin."""
@@ -50,13 +50,13 @@ class Line:
     """One of those that answer, at every level."""
 
     name: str
-    colour: str
+    color: str
     """The page's name for its colour; ceiling and cascade have marks of their own, ears have another."""
     points: tuple[Point, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class Marker:
     """A point as it is drawn; its error bar lies along the figure's axis of shares."""
 
     x: float
@@ -71,9 +71,9 @@ class DrawnLine:
     """A line as it is drawn, with its name where it ends."""
 
     name: str
-    colour: str
+    color: str
     path: str
-    marks: tuple[Mark, ...]
+    markers: tuple[Marker, ...]
     """None for the ceiling, which has a band: it reads, and hears nothing of what changes from level to level."""
     band: str
     """The outline of the intervals where there are no marks, else nothing."""
@@ -111,7 +111,7 @@ class DotRow:
     label_y: float
     top: float
     """Where the line that parts it from the one above is."""
-    dots: tuple[tuple[str, Mark], ...]
+    dots: tuple[tuple[str, Marker], ...]
     """Colour and dot."""
 
 
@@ -133,7 +133,7 @@ class DotFigure:
     """Edges of what the dots are drawn in."""
 
 
-def line_figure(
+def build_line_figure(
     title: str, x_title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWERS
 ) -> LineFigure:
     """The figure of lines that have the same levels, at least one, in the order of the first line."""
@@ -141,7 +141,7 @@ def line_figure(
     step = (WIDTH - LEFT - RIGHT) / len(levels)
     middles = {level: LEFT + step * (number + 0.5) for number, level in enumerate(levels)}
     ends = [_height(line.points[-1].y) for line in lines]
-    label_ys = spread(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
+    label_ys = separate_labels(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
     gap = min(BAR_GAP, step / (len(lines) + 1))
     drawn = tuple(
         _drawn(line, middles, gap * (number - (len(lines) - 1) / 2), label_y, metric)
@@ -157,14 +157,14 @@ def line_figure(
     )
 
 
-def dot_figure(title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWERS) -> DotFigure:
+def build_dot_figure(title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWERS) -> DotFigure:
     """The figure of lines whose points are conditions, at least one, in the order of the first line."""
     rows, height = [], ROW_MARGIN + (len(lines) - 1) * DOT_GAP
     for number, point in enumerate(lines[0].points):
         top = DOT_TOP + number * height
         middle = top + height / 2
         dots = [
-            (line.colour, _dot(line.points[number], middle + (place - (len(lines) - 1) / 2) * DOT_GAP))
+            (line.color, _dot(line.points[number], middle + (place - (len(lines) - 1) / 2) * DOT_GAP))
             for place, line in enumerate(lines)
         ]
         rows.append(DotRow(label=point.x, label_y=middle + 3.5, top=top, dots=tuple(dots)))
@@ -178,21 +178,21 @@ def dot_figure(title: str, lines: Sequence[Line], metric: Metric = _RIGHT_ANSWER
     )
 
 
-def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+def separate_labels(positions: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
     """The places moved apart to at least `gap`, each as little as its neighbours let it, in their order.
 
     They stay from low to high as far as there is room; where there is none, the last ones pass high.
     """
-    order = sorted(range(len(places)), key=places.__getitem__)
+    order = sorted(range(len(positions)), key=positions.__getitem__)
     # Without the gaps, keeping the distance is keeping the order: the mean of all that would overtake each other.
     clusters: list[list[float]] = []
     for rank, index in enumerate(order):
-        clusters.append([places[index] - rank * gap])
+        clusters.append([positions[index] - rank * gap])
         while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    latest = high - (len(places) - 1) * gap
+    latest = high - (len(positions) - 1) * gap
     flat = [max(low, min(_mean(cluster), latest)) for cluster in clusters for _ in cluster]
-    moved = [0.0] * len(places)
+    moved = [0.0] * len(positions)
     for rank, index in enumerate(order):
         moved[index] = round(flat[rank] + rank * gap, 1)
     return moved
@@ -201,14 +201,14 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
 def _drawn(line: Line, middles: dict[str, float], shift: float, label_y: float, metric: Metric) -> DrawnLine:
     marks, band = _marks(line, middles, shift), ""
     corners = [f"{mark.x} {mark.y}" for mark in marks]
-    if line.colour == _CEILING:
+    if line.color == _CEILING:
         corners, band, marks = *_across(line, middles), ()
-    start = f"{marks[-1].x + MARK_SIZE:.1f} {marks[-1].y}" if marks else corners[-1]
+    start = f"{marks[-1].x + MARKER_SIZE:.1f} {marks[-1].y}" if marks else corners[-1]
     return DrawnLine(
         name=line.name,
-        colour=line.colour,
+        color=line.color,
         path="M" + "L".join(corners),
-        marks=marks,
+        markers=marks,
         band=band,
         label=f"{line.name} {_written(metric, line.points[-1].y)}",
         label_y=label_y,
@@ -216,9 +216,9 @@ def _drawn(line: Line, middles: dict[str, float], shift: float, label_y: float, 
     )
 
 
-def _marks(line: Line, middles: dict[str, float], shift: float) -> tuple[Mark, ...]:
+def _marks(line: Line, middles: dict[str, float], shift: float) -> tuple[Marker, ...]:
     return tuple(
-        Mark(
+        Marker(
             x=round(middles[point.x] + shift, 1),
             y=_height(point.y),
             low=_height(point.low),
@@ -238,8 +238,8 @@ def _across(line: Line, middles: dict[str, float]) -> tuple[list[str], str]:
     return middle, "M" + "L".join([*tops, *reversed(bottoms)]) + "Z"
 
 
-def _dot(point: Point, y: float) -> Mark:
-    return Mark(x=_place(point.y), y=round(y, 1), low=_place(point.low), high=_place(point.high))
+def _dot(point: Point, y: float) -> Marker:
+    return Marker(x=_place(point.y), y=round(y, 1), low=_place(point.low), high=_place(point.high))
 
 
 def _ticks(place: Callable[[float], float], metric: Metric) -> tuple[Tick, ...]:

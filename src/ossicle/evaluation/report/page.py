@@ -6,17 +6,17 @@ from datetime import datetime
 
 import jinja2
 
-from ossicle.evaluation.corruptions import Condition
+from ossicle.evaluation.corruptions import Corruption
 from ossicle.evaluation.report import training_curves
 from ossicle.evaluation.report.charts import NARROW_SPACE
-from ossicle.evaluation.report.clips import choose_clips, compared_words, player
-from ossicle.evaluation.report.error_analysis import hard_words, kinds
-from ossicle.evaluation.report.robustness import robustness_section
-from ossicle.evaluation.report.training_curves import loss_panels
-from ossicle.evaluation.report_data import RECOGNISER, Report
-from ossicle.evaluation.score_table import Table
+from ossicle.evaluation.report.clips import build_player, choose_clips, compare_words
+from ossicle.evaluation.report.error_analysis import find_hard_words, group_errors
+from ossicle.evaluation.report.robustness import build_robustness_section
+from ossicle.evaluation.report.training_curves import build_panels
+from ossicle.evaluation.report_data import ASR_MODEL, Report
+from ossicle.evaluation.score_table import ScoreTable
 from ossicle.evaluation.statistics import Metric
-from ossicle.html_page import templates
+from ossicle.html_page import load_templates
 
 MAX_ERRORS = 400
 """Errors of a kind listed on the page; report.json has them all."""
@@ -34,62 +34,62 @@ class Agreement:
     neither: int
 
 
-def render(report: Report, *, losses: Sequence[Mapping[str, object]] | None = None) -> str:
+def render_report(report: Report, *, losses: Sequence[Mapping[str, object]] | None = None) -> str:
     """The page of a report.
 
     Args:
         losses: lines of a run's metrics.jsonl; without any, the page has no training section.
     """
     return (
-        environment()
+        build_environment()
         .get_template("report.html")
         .render(
             report=report,
             overall=report.overall,
             headline=report.overall.metric.headline.format(
-                number(report.overall.ear.value, report.overall.metric)
+                format_number(report.overall.ear.value, report.overall.metric)
             ),
-            recogniser=report.about.get(RECOGNISER, "the speech encoder's own decoder"),
-            rows=named_tables(report),
+            recogniser=report.about.get(ASR_MODEL, "the speech encoder's own decoder"),
+            rows=list_tables(report),
             agreement=_agreement(report),
-            clips=[(item, player(item.audio)) for item in choose_clips(report.items)],
+            clips=[(item, build_player(item.audio)) for item in choose_clips(report.items)],
             n_errors=sum(not item.ear_correct for item in report.items),
-            mistakes=kinds(report.items),
-            words=hard_words(report.items),
+            mistakes=group_errors(report.items),
+            words=find_hard_words(report.items),
             max_errors=MAX_ERRORS,
             fidelity={way: vars(summary) for way, summary in report.fidelity.items()},
-            conditions=robustness_section(_with_clean(report)),
-            panels=loss_panels(losses or []),
+            conditions=build_robustness_section(_with_clean(report)),
+            panels=build_panels(losses or []),
             plots=training_curves,
-            compared_words=compared_words,
+            compare_words=compare_words,
             mean_duration_s=sum(item.duration_s for item in report.items) / len(report.items),
-            created=when(report.created),
+            created=format_date(report.created),
         )
     )
 
 
-def _with_clean(report: Report) -> list[tuple[Condition, Table]]:
+def _with_clean(report: Report) -> list[tuple[Corruption, ScoreTable]]:
     """The conditions that a report has, the clean one before them; none if there are none."""
     changed = report.robustness
-    return [(Condition(kind="clean"), report.overall), *changed] if changed else []
+    return [(Corruption(kind="clean"), report.overall), *changed] if changed else []
 
 
-def environment() -> jinja2.Environment:
+def build_environment() -> jinja2.Environment:
     """The templates of evaluations' pages, with how numbers are written there."""
-    environment = templates("ossicle.evaluation.report")
+    environment = load_templates("ossicle.evaluation.report")
     environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "length_of": length,
-        "interval": interval,
-        "points": points,
-        "points_interval": points_interval,
+        "format_percent": format_percent,
+        "format_number": format_number,
+        "bar_length": compute_bar_length,
+        "format_interval": format_interval,
+        "format_points": format_points,
+        "format_points_interval": format_points_interval,
         "zip": zip,
     }
     return environment
 
 
-def named_tables(report: Report) -> list[tuple[str, Table]]:
+def list_tables(report: Report) -> list[tuple[str, ScoreTable]]:
     """A report's tables in the order they are shown: all items, each group, those with a text instruction."""
     groups = report.groups if len(report.groups) > 1 else {}
     rows = [("All items", report.overall), *groups.items()]
@@ -108,43 +108,43 @@ def _agreement(report: Report) -> Agreement:
     )
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """A share as "93.1 %"; a dash for one that does not exist."""
     return "–" if share is None else f"{100 * share:.1f}{NARROW_SPACE}%"
 
 
-def number(value: float, metric: Metric) -> str:
+def format_number(value: float, metric: Metric) -> str:
     """A metric's number as people read it: "93.1 %", or as it stands, "24.7"."""
-    return percent(value) if metric.unit == "%" else f"{value:.1f}"
+    return format_percent(value) if metric.unit == "%" else f"{value:.1f}"
 
 
-def interval(ci95: tuple[float, float], metric: Metric) -> str:
+def format_interval(ci95: tuple[float, float], metric: Metric) -> str:
     """Its interval as "91.0–94.8"."""
     scale = _scale(metric)
     return f"{scale * ci95[0]:.1f}–{scale * ci95[1]:.1f}"
 
 
-def points(difference: float, metric: Metric) -> str:
+def format_points(difference: float, metric: Metric) -> str:
     """A difference of two such numbers, of shares in percentage points, with its sign."""
     rounded = round(_scale(metric) * difference, 1)
     return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
 
 
-def points_interval(ci95: tuple[float, float], metric: Metric) -> str:
+def format_points_interval(ci95: tuple[float, float], metric: Metric) -> str:
     """An interval of differences as "−0.5 to +2.1"."""
-    return f"{points(ci95[0], metric)} to {points(ci95[1], metric)}"
+    return f"{format_points(ci95[0], metric)} to {format_points(ci95[1], metric)}"
 
 
 def _scale(metric: Metric) -> float:
     return 100.0 if metric.unit == "%" else 1.0
 
 
-def length(value: float, metric: Metric) -> float:
+def compute_bar_length(value: float, metric: Metric) -> float:
     """How long a bar is for a number, in per cent of the longest one."""
     return min(100.0, max(0.0, _scale(metric) * value))
 
 
-def when(created: str) -> str:
+def format_date(created: str) -> str:
     """An ISO time as people read it; anything else as it stands."""
     try:
         date = datetime.fromisoformat(created)

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 18, 12, 24
 MAX_POINTS = 240
 """Points of a drawn curve: more cannot be told apart at this width."""
 
-SMOOTHING_SHARE = 0.05
+SMOOTHING_RATIO = 0.05
 """Share of the run that each point of the smoothed curve is the mean of."""
 
 MIN_RATIO_OF_LOG_SCALE = 8.0
@@ -59,7 +59,7 @@ class Panel:
     is_log: bool
 
 
-def loss_panels(records: Sequence[Mapping[str, object]]) -> tuple[Panel, ...]:
+def build_panels(records: Sequence[Mapping[str, object]]) -> tuple[Panel, ...]:
     """A panel for every quantity that a run's metrics record over its steps, the loss and its terms first.
 
     Args:
@@ -127,7 +127,7 @@ def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
     """A centred moving average, which does not lag; at the ends, of what there is."""
-    window = np.ones(min(len(values), 2 * round(SMOOTHING_SHARE * len(values) / 2) + 1))
+    window = np.ones(min(len(values), 2 * round(SMOOTHING_RATIO * len(values) / 2) + 1))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 

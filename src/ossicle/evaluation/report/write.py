@@ -13,20 +13,20 @@ from rich.table import Table as RichTable
 
 from ossicle.errors import CheckpointError
 from ossicle.evaluation.report.page import (
-    interval,
-    named_tables,
-    number,
-    percent,
-    points,
-    points_interval,
-    render,
+    format_interval,
+    format_number,
+    format_percent,
+    format_points,
+    format_points_interval,
+    list_tables,
+    render_report,
 )
 from ossicle.evaluation.report_data import Report
-from ossicle.evaluation.statistics import Metric, Score
+from ossicle.evaluation.statistics import Estimate, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class ReportPaths:
     """Where a report is."""
 
     json: Path
@@ -35,7 +35,7 @@ class Written:
 
 def write_report(
     report: Report, target: str | Path, *, losses: Sequence[Mapping[str, object]] | None = None
-) -> Written:
+) -> ReportPaths:
     """Write a report for programs (JSON) and for people (HTML), whole or not at all.
 
     Args:
@@ -49,7 +49,7 @@ def write_report(
     json_path = target if target.suffix == ".json" else target / "report.json"
     html_path = json_path.with_suffix(".html")
     texts = {
-        html_path: render(report, losses=losses),
+        html_path: render_report(report, losses=losses),
         json_path: json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
     try:
@@ -59,7 +59,7 @@ def write_report(
             f"report {json_path} cannot be written ({error.strerror or error});"
             " make room, or name a folder you may write to"
         ) from error
-    return Written(json=json_path, html=html_path)
+    return ReportPaths(json=json_path, html=html_path)
 
 
 def _write_all(texts: Mapping[Path, str]) -> None:
@@ -94,38 +94,42 @@ def print_table(report: Report, console: Console) -> None:
     table.add_column("ear", justify="right", style="bold", no_wrap=True)
     table.add_column("ear - cascade", justify="right")
     table.add_column("WER", justify="right", no_wrap=True)
-    for index, (name, row) in enumerate(named_tables(report)):
-        scores = [cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
-        gain = row.difference
-        difference = f"{points(gain.value, row.metric)}\n[dim]{points_interval(gain.ci95, row.metric)}[/dim]"
-        table.add_row(escape(name), str(row.n), *scores, difference, percent(row.wer), end_section=index == 0)
+    for index, (name, row) in enumerate(list_tables(report)):
+        scores = [format_cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
+        gain, ci95 = row.difference.value, row.difference.ci95
+        difference = (
+            f"{format_points(gain, row.metric)}\n[dim]{format_points_interval(ci95, row.metric)}[/dim]"
+        )
+        table.add_row(
+            escape(name), str(row.n), *scores, difference, format_percent(row.wer), end_section=index == 0
+        )
     console.print(table)
 
 
-def cell(score: Score, metric: Metric) -> str:
+def format_cell(score: Estimate, metric: Metric) -> str:
     """A number above its interval, in a table of the terminal."""
-    return f"{number(score.value, metric)}\n[dim not bold]{interval(score.ci95, metric)}[/dim not bold]"
+    return f"{format_number(score.value, metric)}\n[dim not bold]{format_interval(score.ci95, metric)}[/dim not bold]"
 
 
 def _caption(report: Report) -> str:
     kept = f"{report.overall.metric.title}, 95 % intervals."
     if report.overall.of_ceiling is not None:
-        kept += f" The ear reaches {percent(report.overall.of_ceiling)} of the text ceiling."
+        kept += f" The ear reaches {format_percent(report.overall.of_ceiling)} of the text ceiling."
     if report.n_own_targets:
         kept += f" {report.n_own_targets} items expect the LLM's own answer to the text: right by definition."
     return kept
 
 
-def model_card_table(report: Report) -> str:
+def build_model_card_table(report: Report) -> str:
     """The three numbers as Markdown, for the model card."""
     lines = [
         f"Evaluated on the suite `{report.suite}`; {report.overall.metric.label} with 95 % intervals:\n",
         "| | n | text ceiling | cascade | ear |",
         "|---|---|---|---|---|",
     ]
-    for name, row in named_tables(report):
+    for name, row in list_tables(report):
         cells = [
-            f"{number(score.value, row.metric)} ({interval(score.ci95, row.metric)})"
+            f"{format_number(score.value, row.metric)} ({format_interval(score.ci95, row.metric)})"
             for score in (row.text_ceiling, row.cascade, row.ear)
         ]
         lines.append(f"| {name} | {row.n} | {' | '.join(cells)} |")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ossicle.evaluation.scoring.choices import chosen_letter
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 CHOICES = {"hyperbaton": "AB"}
@@ -80,7 +80,7 @@ def _yes_or_no(word: str) -> str:
     return "yes" if word.lower() in ("yes", "true") else "no"
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
         (float(concluded(answer, item.rubric["task"]) == item.answer),)
         for item, answer in zip(items, answers, strict=True)

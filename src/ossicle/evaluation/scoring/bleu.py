@@ -6,7 +6,7 @@ from typing import Any
 
 from ossicle.errors import DataError
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 DEFAULT_TOKENIZER = "13a"
@@ -29,13 +29,13 @@ def counter(tokenizer: str) -> Any:
     return SacreBLEU(tokenize=tokenizer)
 
 
-def ngram_marks(answer: str, reference: str, tokenizer: str = DEFAULT_TOKENIZER) -> Marks:
+def ngram_marks(answer: str, reference: str, tokenizer: str = DEFAULT_TOKENIZER) -> ItemScore:
     """Four matches and four totals of n-grams, and the lengths of the answer and the reference in tokens."""
     found = counter(tokenizer).corpus_score([answer], [[reference]])
     return tuple(map(float, (*found.counts, *found.totals, found.sys_len, found.ref_len)))
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
         ngram_marks(answer, item.answer or "", str(item.rubric.get("tokenize", DEFAULT_TOKENIZER)))
         for item, answer in zip(items, answers, strict=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 LETTERS = "ABCD"
@@ -110,7 +110,7 @@ def _ordinal(text: str, letters: str) -> str | None:
     return letters[_ORDINALS.index(max(found, key=lambda each: each.start(1))[1].lower())]
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
         (float(chosen_letter(answer, item.rubric.get("letters", LETTERS)) == item.answer),)
         for item, answer in zip(items, answers, strict=True)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from ossicle.evaluation.scoring.numerals import with_digits
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
-from ossicle.evaluation.text_normalization import normalise
+from ossicle.evaluation.text_normalization import normalize_text
 
 VALIDITY = ("valid", "invalid")
 """The words of a verdict on an argument; any other expected answer is a number."""
@@ -34,7 +34,7 @@ def final_answer(answer: str, expected: str) -> str | None:
     answer opens with, and else the last one that is said. None where nothing of that kind is said.
     """
     text = _SIGNS.sub(r" \g<0> ", _MARKUP.sub(" ", answer))
-    words = with_digits(normalise(text).split())
+    words = with_digits(normalize_text(text).split())
     is_verdict = expected.strip().casefold() in VALIDITY
     places = [
         place for place, word in enumerate(words) if (word in VALIDITY if is_verdict else _is_number(word))
@@ -62,11 +62,11 @@ def _is_number(word: str) -> bool:
 
 def is_final(answer: str, expected: str) -> bool:
     """Whether an answer comes to what is expected."""
-    wanted = with_digits(normalise(expected).split())
+    wanted = with_digits(normalize_text(expected).split())
     return len(wanted) == 1 and final_answer(answer, expected) == wanted[0]
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
         (float(is_final(answer, item.answer or "")),) for item, answer in zip(items, answers, strict=True)
     ]

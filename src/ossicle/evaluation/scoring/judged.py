@@ -13,7 +13,7 @@ from typing import Literal
 from ossicle.errors import ConfigError, RequestError
 from ossicle.evaluation.scoring.qa import PANDA, expected_answers
 from ossicle.evaluation.scoring.rule import Judge, Judgement, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 Scale = Literal["rating", "verdict"]
@@ -153,12 +153,12 @@ def _again(question: Question) -> Question:
     )
 
 
-def _mark_rating(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark_rating(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     questions = [rating_of(item, answer) for item, answer in zip(items, answers, strict=True)]
     return [(points / MOST_POINTS,) for points in _judged(judge, items, questions)]
 
 
-def _mark_agreement(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark_agreement(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     questions = [verdict_of(item, answer) for item, answer in zip(items, answers, strict=True)]
     by_rule = PANDA.mark(items, answers, None)
     return [

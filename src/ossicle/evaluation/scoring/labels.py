@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
-from ossicle.evaluation.text_normalization import normalise
+from ossicle.evaluation.text_normalization import normalize_text
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
-        (float(normalise(answer) == normalise(item.answer or "")),)
+        (float(normalize_text(answer) == normalize_text(item.answer or "")),)
         for item, answer in zip(items, answers, strict=True)
     ]
 

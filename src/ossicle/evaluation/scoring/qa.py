@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from ossicle.evaluation.scoring.numerals import with_digits
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 LEAST_F1 = 0.6
@@ -103,7 +103,7 @@ def expected_answers(item: Item) -> list[str]:
     return list(item.rubric.get("answers") or [item.answer or ""])
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [
         (float(any(is_equivalent(answer, expected) for expected in expected_answers(item))),)
         for item, answer in zip(items, answers, strict=True)

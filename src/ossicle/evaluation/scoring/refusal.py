@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 _ABLE = (
@@ -44,7 +44,7 @@ def is_refusal(answer: str) -> bool:
     return not text or _REFUSAL.search(text) is not None
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [(float(is_refusal(answer)),) for answer in answers]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ossicle.evaluation.statistics import Marks as Marks
+from ossicle.evaluation.statistics import ItemScore as ItemScore
 from ossicle.evaluation.statistics import Metric
 from ossicle.evaluation.suite import Item
 
@@ -41,7 +41,7 @@ class Rule:
     """What is made of the marks."""
     about: str
     """One sentence for the report: what counts as right."""
-    mark: Callable[[Sequence[Item], Sequence[str], Judge | None], list[Marks]]
+    mark: Callable[[Sequence[Item], Sequence[str], Judge | None], list[ItemScore]]
     """The marks of answers to items of this rule; the judge is None where the rule needs none."""
     is_judged: bool = False
     """Whether a judge has to be given."""

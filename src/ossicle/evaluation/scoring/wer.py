@@ -7,7 +7,7 @@ import jiwer
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import METRICS, Marks
+from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 _OUR = "arbour ardour armour behaviour candour clamour colour endeavour favour fervour flavour harbour honour"
@@ -35,7 +35,7 @@ def _normalizer() -> EnglishTextNormalizer:
     return EnglishTextNormalizer(dict(_spellings()))
 
 
-def word_marks(answer: str, reference: str) -> Marks:
+def word_marks(answer: str, reference: str) -> ItemScore:
     """Words wrong, missing or too many, and words of the reference, both normalised.
 
     Source: Radford et al., arXiv 2212.04356, appendix C, for the normalisation.
@@ -49,7 +49,7 @@ def word_marks(answer: str, reference: str) -> Marks:
     return float(n_errors), float(len(wanted.split()))
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [word_marks(answer, item.answer or item.text) for item, answer in zip(items, answers, strict=True)]
 
 

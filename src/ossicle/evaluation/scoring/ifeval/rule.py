@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from ossicle.evaluation.scoring.ifeval.instructions import follows
 from ossicle.evaluation.scoring.rule import Judge, Rule
-from ossicle.evaluation.statistics import Marks, Metric
+from ossicle.evaluation.statistics import ItemScore, Metric
 from ossicle.evaluation.suite import Item
 
 
@@ -22,7 +22,7 @@ def loose_readings(answer: str) -> tuple[str, ...]:
     return (*readings, *(reading.replace("*", "") for reading in readings))
 
 
-def _marks(item: Item, answer: str) -> Marks:
+def _marks(item: Item, answer: str) -> ItemScore:
     """Prompt strictly, prompt loosely (0 or 1 each), instructions strictly, loosely, and how many there are."""
     asked = [(one["id"], one["arguments"]) for one in item.rubric["instructions"]]
     readings = loose_readings(answer)
@@ -31,7 +31,7 @@ def _marks(item: Item, answer: str) -> Marks:
     return tuple(map(float, (all(strict), all(loose), sum(strict), sum(loose), len(asked))))
 
 
-def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[Marks]:
+def _mark(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
     return [_marks(item, answer) for item, answer in zip(items, answers, strict=True)]
 
 
@@ -46,7 +46,7 @@ FOLLOWED = Metric(
     name="followed",
     label="instructions followed",
     headline="By ear, the LLM follows {} of its instructions.",
-    value=_followed,
+    aggregate=_followed,
     is_mean=False,
 )
 

@@ -7,7 +7,7 @@ from ossicle.errors import RequestError
 from ossicle.evaluation.scoring.judged import MOST_POINTS, Question
 from ossicle.evaluation.scoring.qa import is_equivalent
 from ossicle.evaluation.scoring.rule import Judgement
-from ossicle.evaluation.text_normalization import normalise
+from ossicle.evaluation.text_normalization import normalize_text
 
 _EMPTY_WORDS = frozenset(
     "a about all am an and any are as at be been but by can could did do does for from give had has have he her him his"
@@ -61,7 +61,7 @@ def _shared(question: Question) -> float:
 
 def _content(text: str) -> set[str]:
     """The words that a text is about, without the commonest endings, so that "trees" is "tree"."""
-    words = set(normalise(text).split())
+    words = set(normalize_text(text).split())
     return {_stem(word) for word in words - _EMPTY_WORDS or words}
 
 
