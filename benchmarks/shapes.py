@@ -33,9 +33,9 @@ from ossicle.config import (
 )
 from ossicle.connectors.base import new_connector
 from ossicle.connectors.vocabulary_head import SharedTokens
-from ossicle.data.dataset import Speech
+from ossicle.data.dataset import SpeechDataset
 from ossicle.data.sampler import BatchSampler
-from ossicle.data.source import Rows, Utterance
+from ossicle.data.source import Source, Utterance
 from ossicle.ear import Ear, EarSettings
 from ossicle.plan import CostModel, PartMemory, cost_model, shapes_of
 from ossicle.plan.shapes import Shapes
@@ -309,16 +309,16 @@ def our_recipe(shape: Shape, folder: Path, batch_size: int) -> Recipe:
     )
 
 
-class _NoRows(Rows):
+class _NoRows(Source):
     """Rows that are nowhere: clips are drawn beside the run."""
 
-    texts, lengths, mark = pa.chunked_array([["none"]]), np.ones(1, np.float32), "random"
+    texts, durations_s, content_id = pa.chunked_array([["none"]]), np.ones(1, np.float32), "random"
 
-    def name(self, row: int) -> str:
+    def row_name(self, row: int) -> str:
         return f"clip {row}"
 
     def __getitem__(self, row: int) -> Utterance:
-        return Utterance(name=self.name(row), audio=np.zeros(SAMPLE_RATE, np.float32), text="none")
+        return Utterance(name=self.row_name(row), audio=np.zeros(SAMPLE_RATE, np.float32), text="none")
 
 
 def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Run:
@@ -326,7 +326,7 @@ def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Ru
     ear = bases.ear(recipe.connector)
     shapes = shapes_of(ear)
     costs = cost_model(recipe, shapes)
-    speech = Speech([(_NoRows(), None)])
+    speech = SpeechDataset([(_NoRows(), None)])
     return Run(
         recipe=recipe,
         ear=ear,

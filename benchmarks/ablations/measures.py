@@ -18,7 +18,7 @@ from torch import Tensor
 from ossicle.atomic_io import write_text
 from ossicle.audio.augment import add_noise
 from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
-from ossicle.data.open_source import open_speech
+from ossicle.data.dataset import open_speech
 from ossicle.ear import Ear
 from ossicle.evaluation import EvaluationSettings, Item, Report, Suite, evaluate, load_suite, read_report
 from ossicle.training.run_log import read_metrics

@@ -27,7 +27,7 @@ import torch
 
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import AugmentSettings, DataSettings, load_recipe
-from ossicle.data.open_source import open_speech
+from ossicle.data.dataset import open_speech
 from ossicle.data.pack import pack
 from ossicle.data.sampler import BatchSampler
 from ossicle.training.batch import Examples
@@ -78,7 +78,7 @@ def written_sources(folder: Path, n_clips: int) -> dict[str, str]:
 def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[], float]:
     speech = open_speech([source], n_clips)
     sampler = BatchSampler(
-        speech.lengths, BATCH, 0, sections=speech.sections, is_sequential=speech.is_sequential
+        speech.durations_s, BATCH, 0, source_ranges=speech.source_ranges, is_sequential=speech.is_sequential
     )
     examples = Examples(run.ear, speech, DataSettings(n_workers=N_WORKERS), AugmentSettings(), 0)
 

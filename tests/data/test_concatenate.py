@@ -1,4 +1,4 @@
-"""Clips in a row: none is cut, nothing clicks, the window is never overrun."""
+"""Concatenated clips: none is cut, nothing clicks, and they always fit into the window."""
 
 import itertools
 
@@ -8,21 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.data.concatenate import draw_join, join_clips
+from ossicle.data.concatenate import concatenate_clips, draw_concat_target
 
 FADE = SAMPLE_RATE // 200
 WINDOW = 6 * SAMPLE_RATE
 
 
-def clip(n_samples: int, seed: int = 0) -> np.ndarray:
-    """A loud voice with a soft end."""
+def make_clip(n_samples: int, seed: int = 0) -> np.ndarray:
+    """Loud noise after a quiet beginning."""
     sound = np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32) * 0.2
     sound[: n_samples // 10] *= 0.01
     return sound
 
 
-def clips(lengths: list[int]) -> list[tuple[np.ndarray, str]]:
-    return [(clip(n, seed), f"text {seed}") for seed, n in enumerate(lengths)]
+def make_clips(lengths: list[int]) -> list[tuple[np.ndarray, str]]:
+    return [(make_clip(n, seed), f"text {seed}") for seed, n in enumerate(lengths)]
 
 
 @given(
@@ -31,80 +31,80 @@ def clips(lengths: list[int]) -> list[tuple[np.ndarray, str]]:
     seed=st.integers(0, 2**60),
 )
 @settings(max_examples=60)
-def test_an_example_is_whole_clips_with_short_pauses_within_the_window(lengths, part, seed):
-    given_clips, target = clips(lengths), round(part * WINDOW)
-    (first, text), asked = given_clips[0], []
+def test_an_example_holds_whole_clips_with_short_pauses_within_the_window(lengths, part, seed):
+    given_clips, target = make_clips(lengths), round(part * WINDOW)
+    (first, text), consumed = given_clips[0], []
 
     def others():
         for other in given_clips[1:]:
-            asked.append(other)
+            consumed.append(other)
             yield other
 
-    joined, texts = join_clips(first, text, others(), target, WINDOW, seed)
+    joined, texts = concatenate_clips(first, text, others(), target, WINDOW, seed)
     n_joined = len(texts)
     assert texts == [text for _, text in given_clips[:n_joined]]
     assert len(joined) <= WINDOW
-    assert len(asked) <= n_joined, "clips are read that are not needed"
+    assert len(consumed) <= n_joined, "clips are read that are not needed"
     if n_joined < len(given_clips) and len(joined) < target:
         assert len(joined) + 0.5 * SAMPLE_RATE + lengths[n_joined] > WINDOW
     n_pauses = len(joined) - sum(lengths[:n_joined])
     assert 0.1 * (n_joined - 1) <= n_pauses / SAMPLE_RATE <= 0.5 * (n_joined - 1)
-    place = 0
+    position = 0
     for sound, _ in given_clips[:n_joined]:  # each is there, whole and in order
         inner = sound[FADE : len(sound) - FADE]
         if len(inner) > 200:
-            starts = range(place, len(joined) - len(sound) + 1)
-            place = next(
+            starts = range(position, len(joined) - len(sound) + 1)
+            position = next(
                 at for at in starts if np.array_equal(joined[at + FADE : at + FADE + len(inner)], inner)
             )
-        place += len(sound)
+        position += len(sound)
 
 
-def test_the_same_seed_joins_in_the_same_way():
-    row = clips([20_000, 20_000, 20_000])
-    made = [join_clips(*row[0], iter(row[1:]), WINDOW, WINDOW, seed)[0] for seed in (5, 5, 6)]
-    np.testing.assert_array_equal(made[0], made[1])
-    assert len(made[0]) != len(made[2])
+def test_the_same_seed_gives_the_same_example():
+    row = make_clips([20_000, 20_000, 20_000])
+    examples = [concatenate_clips(*row[0], iter(row[1:]), WINDOW, WINDOW, seed)[0] for seed in (5, 5, 6)]
+    np.testing.assert_array_equal(examples[0], examples[1])
+    assert len(examples[0]) != len(examples[2])
 
 
-def test_a_clip_that_has_reached_the_target_stays_as_it_is_and_asks_for_none():
-    (sound, text), *_ = clips([20_000])
+def test_a_clip_that_has_reached_the_target_stays_unchanged_and_reads_no_other():
+    (sound, text), *_ = make_clips([20_000])
 
-    def none_asked_for():
-        raise AssertionError("there is no need of another clip")
+    def unexpected():
+        raise AssertionError("no other clip is needed")
         yield
 
-    joined, texts = join_clips(sound, text, none_asked_for(), 20_000, WINDOW, 1)
+    joined, texts = concatenate_clips(sound, text, unexpected(), 20_000, WINDOW, 1)
     assert joined is sound
     assert texts == ["text 0"]
 
 
 @pytest.mark.parametrize("second", [1.0, -1.0])
 def test_pauses_are_as_quiet_as_the_clips_pauses_and_nothing_clicks(second):
-    """Tones that begin and end at their crests would click loudest."""
+    """Tones that begin and end at their peaks would click loudest."""
     first = np.full(SAMPLE_RATE, 0.5, np.float32)
     hiss = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 5).astype(np.float32) * 0.001
     first[4_000 : 4_000 + len(hiss)] = hiss
-    joined, texts = join_clips(first, "a", iter([(second * first, "b")]), WINDOW, WINDOW, 3)
+    joined, texts = concatenate_clips(first, "a", iter([(second * first, "b")]), WINDOW, WINDOW, 3)
     assert texts == ["a", "b"]
     pause = joined[SAMPLE_RATE:-SAMPLE_RATE]
     assert 0.0005 < pause.std() < 0.002
     assert np.abs(np.diff(joined[SAMPLE_RATE - FADE : FADE - SAMPLE_RATE])).max() < 0.02
 
 
-def test_silent_clips_are_joined_by_silence():
+def test_silent_clips_are_separated_by_silence():
     silent = np.zeros(10_000, np.float32)
-    joined, texts = join_clips(silent, "a", itertools.repeat((silent, "b"), 2), WINDOW, WINDOW, 3)
+    joined, texts = concatenate_clips(silent, "a", itertools.repeat((silent, "b"), 2), WINDOW, WINDOW, 3)
     assert len(texts) == 3
     assert not joined.any()
 
 
-def test_as_many_examples_are_joined_as_asked_and_to_more_than_half_the_window():
-    assert not any(draw_join(seed, 0.0, WINDOW) for seed in range(100))
-    drawn = [draw_join(seed, 0.3, WINDOW) for seed in range(1_000)]
+def test_the_requested_ratio_of_examples_is_concatenated_to_more_than_half_of_the_window():
+    assert not any(draw_concat_target(seed, 0.0, WINDOW) for seed in range(100))
+    drawn = [draw_concat_target(seed, 0.3, WINDOW) for seed in range(1_000)]
     targets = [target for target in drawn if target is not None]
     assert 250 < len(targets) < 350
     assert WINDOW / 2 <= min(targets) < 0.55 * WINDOW
     assert 0.95 * WINDOW < max(targets) <= WINDOW
-    assert drawn == [draw_join(seed, 0.3, WINDOW) for seed in range(1_000)]
-    assert None not in [draw_join(seed, 1.0, WINDOW) for seed in range(100)]
+    assert drawn == [draw_concat_target(seed, 0.3, WINDOW) for seed in range(1_000)]
+    assert None not in [draw_concat_target(seed, 1.0, WINDOW) for seed in range(100)]

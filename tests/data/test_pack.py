@@ -1,8 +1,6 @@
-"""Our own packed form: what goes in comes out, kills change nothing, damage is told, counts add up."""
+"""Our packed format: reading returns what was packed, kills change nothing, damage is reported, counts add up."""
 
-import io
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -11,46 +9,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from support.tiny_speech import KINDS, NORMAL, Clip, clips, sound, write_manifest
+from support.invalid_speech import encode_wav, write_half_invalid
+from support.tiny_speech import NORMALIZED_TEXTS, SOURCE_WRITERS, Clip, encode_tone, make_clips, write_jsonl
 
 from ossicle.audio.waveform import load_audio
 from ossicle.data import pack as packing
-from ossicle.data.open_source import open_speech
-from ossicle.data.pack import SKIPPED, Packed, pack, pcm_bytes
+from ossicle.data.dataset import open_speech
+from ossicle.data.pack import SKIPPED_FILE, PackSummary, estimate_pcm_bytes, pack
 from ossicle.data.source import Utterance
 from ossicle.errors import DataError
 
 SMALL = 4_000
-"""Bytes of a shard, so that a few clips make several."""
+"""Bytes of a shard, so that a few clips fill several."""
 
 
-def encoded(utterance: Utterance) -> bytes:
+def read_audio(utterance: Utterance) -> bytes:
     assert not isinstance(utterance.audio, np.ndarray)
     return utterance.audio if isinstance(utterance.audio, bytes) else utterance.audio.read_bytes()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def skipped(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / SKIPPED).read_text().splitlines()]
+def read_skipped(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / SKIPPED_FILE).read_text().splitlines()]
 
 
-def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, 16_000, format="wav", subtype=subtype)
-    return file.getvalue()
-
-
-# What goes in comes out
+# Reading returns what was packed
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "tar"])
-def test_packed_speech_is_its_source(kind: str, tmp_path: Path) -> None:
-    rows = clips(9)
-    speech = open_speech([KINDS[kind](tmp_path, rows)])
+def test_packed_speech_equals_its_source(kind: str, tmp_path: Path) -> None:
+    rows = make_clips(9)
+    speech = open_speech([SOURCE_WRITERS[kind](tmp_path, rows)])
     packed = pack(speech, tmp_path / "packed", shard_bytes=SMALL)
     assert len(list((tmp_path / "packed").glob("shard-*"))) > 2
     again = pickle.loads(pickle.dumps(open_speech([str(tmp_path / "packed")])))
@@ -59,63 +51,63 @@ def test_packed_speech_is_its_source(kind: str, tmp_path: Path) -> None:
     assert again.texts.to_pylist() == speech.texts.to_pylist()
     assert not again.is_sequential
     for row in (8, *range(9)):
-        assert encoded(again[row]) == rows[row].audio
-        assert again[row].text == NORMAL[row % 5]
-        assert again[row].name == again.name(row)
-        assert speech.name(row) in again.name(row)
-        assert again.lengths[row] == np.float32(len(load_audio(rows[row].audio)) / 16_000)
-    assert packed.duration_s == pytest.approx(again.lengths.sum(), rel=1e-6)
+        assert read_audio(again[row]) == rows[row].audio
+        assert again[row].text == NORMALIZED_TEXTS[row % 5]
+        assert again[row].name == again.row_name(row)
+        assert speech.row_name(row) in again.row_name(row)
+        assert again.durations_s[row] == np.float32(len(load_audio(rows[row].audio)) / 16_000)
+    assert packed.duration_s == pytest.approx(again.durations_s.sum(), rel=1e-6)
 
 
 def test_samples_are_within_a_step_of_16_bits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    loud = wav(rng.uniform(-1, 1, 900).astype(np.float32), "FLOAT")
-    over = wav(np.array([1.7, -1.7, 1.0, -1.0, 0.1] * 9, np.float32), "FLOAT")
-    rows = [*clips(3), Clip(loud, "loud"), Clip(over, "over")]
-    speech = open_speech([write_manifest(tmp_path, rows)])
+    loud = encode_wav(rng.uniform(-1, 1, 900).astype(np.float32), "FLOAT")
+    over = encode_wav(np.array([1.7, -1.7, 1.0, -1.0, 0.1] * 9, np.float32), "FLOAT")
+    rows = [*make_clips(3), Clip(loud, "loud"), Clip(over, "over")]
+    speech = open_speech([write_jsonl(tmp_path, rows)])
     packed = pack(speech, tmp_path / "packed", pcm=True)
     again = open_speech([str(tmp_path / "packed")])
     for row, clip in enumerate(rows):
-        samples, heard = load_audio(clip.audio), load_audio(again[row].audio)
-        assert heard.dtype == np.float32
-        np.testing.assert_allclose(heard, samples.clip(-1, 1), atol=1 / 32_768)
-    np.testing.assert_array_equal(load_audio(again[0].audio), load_audio(rows[0].audio))  # was of 16 bits
+        samples, unpacked = load_audio(clip.audio), load_audio(again[row].audio)
+        assert unpacked.dtype == np.float32
+        np.testing.assert_allclose(unpacked, samples.clip(-1, 1), atol=1 / 32_768)
+    np.testing.assert_array_equal(load_audio(again[0].audio), load_audio(rows[0].audio))  # had 16 bits
     n_samples = sum(len(load_audio(clip.audio)) for clip in rows)
     assert packed.n_bytes > 2 * n_samples
-    assert pcm_bytes(again) == pytest.approx(2 * n_samples, rel=1e-4)
+    assert estimate_pcm_bytes(again) == pytest.approx(2 * n_samples, rel=1e-4)
 
 
-def test_what_is_packed_can_be_packed_again(tmp_path: Path) -> None:
-    speech = open_speech([write_manifest(tmp_path, clips(6))])
+def test_packed_speech_can_be_packed_again(tmp_path: Path) -> None:
+    speech = open_speech([write_jsonl(tmp_path, make_clips(6))])
     pack(speech, tmp_path / "one", shard_bytes=SMALL)
     pack(open_speech([str(tmp_path / "one")]), tmp_path / "two", pcm=True)
     pack(open_speech([str(tmp_path / "two")]), tmp_path / "three", pcm=True)
     two, three = (open_speech([str(tmp_path / name)]) for name in ("two", "three"))
     for row in range(6):
         np.testing.assert_array_equal(load_audio(two[row].audio), load_audio(three[row].audio))
-    with pytest.raises(DataError, match="it holds samples, which have no encoded form; pack with --pcm"):
+    with pytest.raises(DataError, match="the row holds samples, which have no encoded form; pack with --pcm"):
         pack(two, tmp_path / "four")
 
 
-def test_processes_that_decode_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_ROWS_AT_ONCE", 3)
-    rows = [*clips(10), Clip(b"x", "no sound"), *clips(10)]
-    speech = open_speech([write_manifest(tmp_path, rows)])
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_ROWS_PER_TASK", 3)
+    rows = [*make_clips(10), Clip(b"x", "no sound"), *make_clips(10)]
+    speech = open_speech([write_jsonl(tmp_path, rows)])
     pack(speech, tmp_path / "one", shard_bytes=SMALL)
     pack(speech, tmp_path / "two", shard_bytes=SMALL, n_workers=1)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert read_files(tmp_path / "one") == read_files(tmp_path / "two")
 
 
 # Kills
 
 
 @pytest.mark.parametrize("pcm", [False, True])
-def test_a_pack_that_was_stopped_anywhere_goes_on_to_the_same_bytes(tmp_path: Path, pcm: bool) -> None:
-    rows = [*clips(4), Clip(b"x", "no sound"), *clips(7), Clip(sound(), " ")]
-    speech = open_speech([write_manifest(tmp_path, rows)])
+def test_a_pack_stopped_after_any_row_resumes_to_the_same_bytes(tmp_path: Path, pcm: bool) -> None:
+    rows = [*make_clips(4), Clip(b"x", "no sound"), *make_clips(7), Clip(encode_tone(), " ")]
+    speech = open_speech([write_jsonl(tmp_path, rows)])
     pack(speech, tmp_path / "whole", pcm=pcm, shard_bytes=SMALL)
-    whole = contents(tmp_path / "whole")
-    n_begun = set()
+    whole = read_files(tmp_path / "whole")
+    n_files_left = set()
     for stop in range(1, len(rows) + 1):
 
         class KilledError(Exception):
@@ -128,19 +120,19 @@ def test_a_pack_that_was_stopped_anywhere_goes_on_to_the_same_bytes(tmp_path: Pa
         folder = tmp_path / f"killed-{stop}"
         with pytest.raises(KilledError):
             pack(speech, folder, pcm=pcm, shard_bytes=SMALL, progress=progress)
-        n_begun.add(len(contents(folder)) if folder.exists() else 0)
+        n_files_left.add(len(read_files(folder)) if folder.exists() else 0)
         seen: list[int] = []
         pack(speech, folder, pcm=pcm, shard_bytes=SMALL, progress=seen.append)
-        assert contents(folder) == whole
+        assert read_files(folder) == whole
         assert len(seen) <= len(rows) + 1
-    assert len(n_begun) > 2
+    assert len(n_files_left) > 2
 
 
-def test_a_pack_killed_by_the_system_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    source = write_manifest(tmp_path, clips(12))
+def test_a_pack_killed_by_a_signal_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path, make_clips(12))
     command = (
         "import os, signal, sys; from pathlib import Path; from ossicle.data.pack import pack;"
-        "from ossicle.data.open_source import open_speech\n"
+        "from ossicle.data.dataset import open_speech\n"
         "def stop(n):\n  if n == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
         f"pack(open_speech([sys.argv[1]]), Path(sys.argv[2]), shard_bytes={SMALL}, progress=stop)"
     )
@@ -148,33 +140,33 @@ def test_a_pack_killed_by_the_system_goes_on_to_the_same_bytes(tmp_path: Path) -
         done = subprocess.run([sys.executable, "-c", command, source, str(tmp_path / "killed"), str(stop)])
         assert done.returncode == (-signal.SIGKILL if stop > 0 else 0)
     pack(open_speech([source]), tmp_path / "whole", shard_bytes=SMALL)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert read_files(tmp_path / "killed") == read_files(tmp_path / "whole")
 
 
-def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    speech, folder = open_speech([write_manifest(tmp_path, clips(3))]), tmp_path / "packed"
+def test_temporary_files_of_a_killed_pack_are_removed(tmp_path: Path) -> None:
+    speech, folder = open_speech([write_jsonl(tmp_path, make_clips(3))]), tmp_path / "packed"
     (folder / ".shard-00000.safetensors.abc").mkdir(parents=True)
     (folder / ".shard-00000.safetensors.abc" / "shard-00000.safetensors").write_bytes(b"half")
     pack(speech, folder)
-    assert sorted(contents(folder)) == ["index.json", "shard-00000.safetensors", SKIPPED]
+    assert sorted(read_files(folder)) == ["index.json", "shard-00000.safetensors", SKIPPED_FILE]
 
 
-# Refusals
+# Rejections
 
 
-def packed_three(tmp_path: Path) -> tuple[Path, Packed]:
+def packed_three(tmp_path: Path) -> tuple[Path, PackSummary]:
     folder = tmp_path / "packed"
-    return folder, pack(open_speech([write_manifest(tmp_path, clips(9))]), folder, shard_bytes=SMALL)
+    return folder, pack(open_speech([write_jsonl(tmp_path, make_clips(9))]), folder, shard_bytes=SMALL)
 
 
-def test_a_finished_pack_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_pack_is_left_unchanged(tmp_path: Path) -> None:
     folder, packed = packed_three(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert pack(open_speech([str(tmp_path / "speech.jsonl")]), folder, shard_bytes=SMALL) == packed
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_a_folder_with_other_things_or_another_source_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_or_another_source_is_rejected(tmp_path: Path) -> None:
     folder, _ = packed_three(tmp_path)
     speech = open_speech([str(tmp_path / "speech.jsonl")])
     with pytest.raises(DataError, match="holds the other encoding"):
@@ -184,21 +176,21 @@ def test_a_folder_with_other_things_or_another_source_is_refused(tmp_path: Path)
     (folder / "index.json").unlink()
     with pytest.raises(DataError, match="holds another source"):
         pack(open_speech([str(tmp_path / "speech.jsonl")], n_clips=3), folder)
-    with pytest.raises(DataError, match=r"holds other things \(0\.flac\)"):
+    with pytest.raises(DataError, match=r"holds other files \(0\.flac\)"):
         pack(speech, tmp_path)
     with pytest.raises(DataError, match="is a file; expected a new folder"):
         pack(speech, tmp_path / "0.flac")
 
 
-def test_an_unfinished_pack_is_no_source(tmp_path: Path) -> None:
+def test_an_unfinished_pack_is_not_a_source(tmp_path: Path) -> None:
     folder, _ = packed_three(tmp_path)
     (folder / "index.json").unlink()
-    with pytest.raises(DataError, match=r"was not packed to its end .* give the command that began it again"):
+    with pytest.raises(DataError, match=r"is not completely packed .* run the command that began it again"):
         open_speech([str(folder)])
 
 
 @pytest.mark.parametrize("damage", ["cut", "grown", "gone", "header", "text", "index", "foreign", "listed"])
-def test_a_damaged_pack_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_pack_is_rejected_by_name(tmp_path: Path, damage: str) -> None:
     folder, _ = packed_three(tmp_path)
     shard, index = folder / "shard-00001.safetensors", folder / "index.json"
     whole = shard.read_bytes()
@@ -218,13 +210,13 @@ def test_a_damaged_pack_is_refused_by_name(tmp_path: Path, damage: str) -> None:
                 "text": whole[:at] + b"~" + whole[at + 1 :],
             }[damage]
         )
-    with pytest.raises(DataError, match="pack it again") as refused:
+    with pytest.raises(DataError, match="pack it again") as error:
         open_speech([str(folder)])
     named = index if damage in ("index", "foreign", "listed") else shard
-    assert str(named) in str(refused.value)
+    assert str(named) in str(error.value)
 
 
-def test_sound_that_decayed_on_disk_is_a_bad_row(tmp_path: Path) -> None:
+def test_audio_damaged_on_disk_is_an_invalid_row(tmp_path: Path) -> None:
     folder, _ = packed_three(tmp_path)
     shard = folder / "shard-00000.safetensors"
     whole = bytearray(shard.read_bytes())
@@ -232,106 +224,60 @@ def test_sound_that_decayed_on_disk_is_a_bad_row(tmp_path: Path) -> None:
     whole[at + 50] ^= 1
     shard.write_bytes(whole)
     speech = open_speech([str(folder)])
-    assert encoded(speech[0]) == (tmp_path / "0.flac").read_bytes()
-    with pytest.raises(DataError, match=r"row 2 \(.*\): its sound is damaged on disk"):
+    assert read_audio(speech[0]) == (tmp_path / "0.flac").read_bytes()
+    with pytest.raises(DataError, match=r"row 2 \(.*\): its audio is damaged on disk"):
         speech[1]
 
 
-# Half the rows damaged
-
-
-def damaged_lines(folder: Path) -> tuple[str, int]:
-    """A manifest in which every other row is damaged, each in another way; and how many are."""
-    tone = load_audio(sound(4_000))
-    files = {
-        "empty.wav": b"",
-        "noise.wav": os.urandom(500),
-        "text.wav": b"this is no sound",
-        "cut.flac": sound(16_000)[:-400],
-        "cut.wav": wav(tone)[:-2_000],
-        "header.wav": wav(tone)[:30],
-        "lying.wav": wav(tone)[:40] + (10**8).to_bytes(4, "little") + wav(tone)[44:],
-        "none.wav": wav(np.zeros(0)),
-        "silent.wav": wav(np.zeros(4_000)),
-        "nan.wav": wav(np.full(4_000, np.nan, np.float32), "FLOAT"),
-        "infinite.wav": wav(np.where(tone > 0, np.inf, tone).astype(np.float32), "FLOAT"),
-        "loud.wav": wav(tone * 1e6, "FLOAT"),
-    }
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    (folder / "folder.wav").mkdir()
-    bad = [
-        json.dumps({"audio": name, "text": "said"}) for name in (*files, "gone.wav", "folder.wav", "", "a\0b")
-    ]
-    good = json.dumps({"audio": "0.flac", "text": "good"})
-    bad += [
-        json.dumps({"audio": "0.flac", "text": text})
-        for text in ("", " \n", "\x00\x07", "\u200b", None, 3, [], {})
-    ]
-    bad += [json.dumps({"audio": audio, "text": "said"}) for audio in (None, 3, [], {}, True)]
-    bad += [
-        "{",
-        "[]",
-        "null",
-        '"text"',
-        "3",
-        '{"text": "said"}',
-        '{"audio": "0.flac"}',
-        "\x00",
-        good[:-1],
-        good * 2,
-    ]
-    (folder / "0.flac").write_bytes(sound())
-    path = folder / "damaged.jsonl"
-    path.write_text("".join(f"{good}\n{line}\n" for line in bad), encoding="utf-8")
-    return str(path), len(bad)
+# Half of the rows invalid
 
 
 @pytest.mark.parametrize("pcm", [False, True])
-def test_with_half_the_rows_damaged_the_counts_add_up(tmp_path: Path, pcm: bool) -> None:
-    source, n_bad = damaged_lines(tmp_path)
+def test_with_half_of_the_rows_invalid_the_counts_add_up(tmp_path: Path, pcm: bool) -> None:
+    source, n_invalid = write_half_invalid(tmp_path)
     speech = open_speech([source])
-    assert len(speech) == 2 * n_bad
+    assert len(speech) == 2 * n_invalid
     folder = tmp_path / "packed"
     packed = pack(speech, folder, pcm=pcm, max_invalid_ratio=0.5, shard_bytes=SMALL)
-    assert (packed.n_rows, packed.n_skipped) == (n_bad, n_bad)
-    listed = skipped(folder)
-    assert [row["row"] for row in listed] == [f"{source}, line {2 * n + 2}" for n in range(n_bad)]
+    assert (packed.n_rows, packed.n_skipped) == (n_invalid, n_invalid)
+    listed = read_skipped(folder)
+    assert [row["row"] for row in listed] == [f"{source}, line {2 * n + 2}" for n in range(n_invalid)]
     assert all(row["reason"] and "\n" not in row["reason"] for row in listed)
     again = open_speech([str(folder)])
-    assert again.texts.to_pylist() == ["good"] * n_bad
-    for row in range(n_bad):
+    assert again.texts.to_pylist() == ["good"] * n_invalid
+    for row in range(n_invalid):
         load_audio(again[row].audio)
 
 
-def test_too_many_bad_rows_stop_it_and_a_larger_share_goes_on(tmp_path: Path) -> None:
-    source, n_bad = damaged_lines(tmp_path)
+def test_too_many_invalid_rows_stop_it_and_a_larger_ratio_resumes_it(tmp_path: Path) -> None:
+    source, n_invalid = write_half_invalid(tmp_path)
     speech, folder = open_speech([source]), tmp_path / "packed"
     with pytest.raises(
-        DataError, match=r"rows so far cannot be used, more than a share of 0\.3: .*--max-invalid-ratio"
+        DataError,
+        match=r"rows are invalid so far, more than the allowed ratio of 0\.3: .*--max-invalid-ratio",
     ):
         pack(speech, folder, max_invalid_ratio=0.3, shard_bytes=SMALL)
-    n_listed = len(skipped(folder))
+    n_listed = len(read_skipped(folder))
     assert n_listed == int(0.3 * len(speech)) + 1
     with pytest.raises(DataError):
         pack(speech, folder, max_invalid_ratio=0.3, shard_bytes=SMALL)
-    assert len(skipped(folder)) == n_listed
-    assert pack(speech, folder, max_invalid_ratio=0.5, shard_bytes=SMALL).n_skipped == n_bad
+    assert len(read_skipped(folder)) == n_listed
+    assert pack(speech, folder, max_invalid_ratio=0.5, shard_bytes=SMALL).n_skipped == n_invalid
     pack(speech, tmp_path / "whole", shard_bytes=SMALL)
-    assert contents(folder) == contents(tmp_path / "whole")
+    assert read_files(folder) == read_files(tmp_path / "whole")
 
 
-def test_sound_too_quiet_for_16_bits_is_left_out(tmp_path: Path) -> None:
-    quiet = wav((1e-6 * load_audio(sound(4_000))).astype(np.float32), "FLOAT")
-    speech = open_speech([write_manifest(tmp_path, [*clips(1), Clip(quiet, "quiet")])])
+def test_audio_too_quiet_for_16_bits_is_skipped(tmp_path: Path) -> None:
+    quiet = encode_wav((1e-6 * load_audio(encode_tone(4_000))).astype(np.float32), "FLOAT")
+    speech = open_speech([write_jsonl(tmp_path, [*make_clips(1), Clip(quiet, "quiet")])])
     assert pack(speech, tmp_path / "bytes").n_skipped == 0
     assert pack(speech, tmp_path / "samples", pcm=True).n_skipped == 1
-    assert "too quiet for 16 bits" in skipped(tmp_path / "samples")[0]["reason"]
+    assert "too quiet for 16 bits" in read_skipped(tmp_path / "samples")[0]["reason"]
 
 
-def test_rows_that_are_all_bad_make_no_pack(tmp_path: Path) -> None:
-    speech = open_speech([write_manifest(tmp_path, [Clip(b"x", "one")] * 3)])
+def test_rows_that_are_all_invalid_are_not_packed(tmp_path: Path) -> None:
+    speech = open_speech([write_jsonl(tmp_path, [Clip(b"x", "one")] * 3)])
     for _ in range(2):
         with pytest.raises(DataError, match="none of 3 rows can be packed"):
             pack(speech, tmp_path / "packed")
-    assert len(skipped(tmp_path / "packed")) == 3
+    assert len(read_skipped(tmp_path / "packed")) == 3

@@ -1,4 +1,4 @@
-"""In which order clips are learned: a function of seed and sample counter, whoever asks."""
+"""The order of clips in training: a function of seed and step alone."""
 
 from collections import Counter
 from itertools import chain
@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossicle.data.dataset import Section
+from ossicle.data.dataset import SourceRange
 from ossicle.data.sampler import BatchSampler
 
 
@@ -24,7 +24,7 @@ def test_every_clip_comes_once_in_an_epoch(lengths: list[int], batch_size: int, 
     sampler = BatchSampler(lengths, batch_size, seed)
     for epoch in range(2):
         first = epoch * sampler.batches_per_epoch
-        batches = [sampler[first + place] for place in range(sampler.batches_per_epoch)]
+        batches = [sampler[first + index] for index in range(sampler.batches_per_epoch)]
         draws = list(chain.from_iterable(batches))
         assert sorted(draw.row for draw in draws) == list(range(len(lengths)))
         assert {draw.epoch for draw in draws} == {epoch}
@@ -34,10 +34,10 @@ def test_every_clip_comes_once_in_an_epoch(lengths: list[int], batch_size: int, 
 
 
 @given(lengths=st.lists(st.integers(1, 1000), min_size=1, max_size=100), batch_size=st.integers(1, 20))
-def test_the_counter_says_how_many_samples_came_before(lengths: list[int], batch_size: int) -> None:
+def test_samples_before_a_step_are_counted(lengths: list[int], batch_size: int) -> None:
     sampler, counted = BatchSampler(lengths, batch_size, 0), 0
     for step in range(2 * sampler.batches_per_epoch + 1):
-        assert sampler.n_samples(step) == counted
+        assert sampler.count_samples_before(step) == counted
         counted += len(sampler[step])
 
 
@@ -52,13 +52,13 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert [rows(forwards, step) for step in range(n)] != [rows(forwards, n + step) for step in range(n)]
 
 
-def test_the_order_is_the_one_it_always_was() -> None:
-    """A run that goes on under a newer numpy must meet the clips that it would have met."""
+def test_the_order_of_a_seed_never_changes() -> None:
+    """A run that resumes with a newer numpy must draw the same clips."""
     sampler = BatchSampler([5, 3, 8, 1, 9, 2, 7], 3, 2**40 + 1)
     assert [rows(sampler, step) for step in range(4)] == [[3, 5], [6, 2, 4], [1, 0], [6, 2, 4]]
 
 
-def test_clips_of_like_length_come_together() -> None:
+def test_clips_of_similar_length_are_batched_together() -> None:
     lengths = np.random.default_rng(0).integers(1, 1000, 640).tolist()
     sampler = BatchSampler(lengths, 8, 0)
     spreads = [
@@ -67,22 +67,22 @@ def test_clips_of_like_length_come_together() -> None:
     assert np.mean(spreads) < 100
 
 
-def test_fewer_clips_than_a_batch_make_one_smaller_batch() -> None:
+def test_fewer_clips_than_a_batch_are_one_smaller_batch() -> None:
     sampler = BatchSampler([5, 3, 4], 8, 0)
     assert rows(sampler, 0) == rows(sampler, 7) == [1, 2, 0]
 
 
-def sections(*sizes_and_weights: tuple[int, float]) -> list[Section]:
+def build_source_ranges(*sizes_and_weights: tuple[int, float]) -> list[SourceRange]:
     firsts = np.cumsum([0, *(size for size, _ in sizes_and_weights)]).tolist()
     return [
-        Section(first=first, n_rows=size, weight=weight)
+        SourceRange(first_row=first, n_rows=size, weight=weight)
         for first, (size, weight) in zip(firsts, sizes_and_weights, strict=False)
     ]
 
 
-def test_sources_have_their_weight_in_every_epoch_and_each_is_gone_through_in_turn() -> None:
-    parts = sections((30, 1.0), (70, 3.0))
-    sampler = BatchSampler([1.0] * 100, 10, 0, sections=parts)
+def test_every_epoch_follows_the_weights_and_each_source_is_read_pass_by_pass() -> None:
+    ranges = build_source_ranges((30, 1.0), (70, 3.0))
+    sampler = BatchSampler([1.0] * 100, 10, 0, source_ranges=ranges)
     draws = [draw for step in range(6 * sampler.batches_per_epoch) for draw in sampler[step]]
     for epoch in range(6):
         small = [draw for draw in draws[100 * epoch :][:100] if draw.row < 30]

@@ -1,4 +1,4 @@
-"""Where transcribed speech comes from: one spelling, the same rows from every kind, bad rows by name."""
+"""Sources of speech: one syntax, the same rows from every format, invalid rows reported by name."""
 
 import contextlib
 import importlib.util
@@ -19,30 +19,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_speech import (
-    KINDS,
-    NORMAL,
+    NORMALIZED_TEXTS,
+    SOURCE_WRITERS,
     Clip,
-    clips,
-    sound,
-    write_data_set,
-    write_manifest,
+    encode_tone,
+    make_clips,
+    write_huggingface,
+    write_jsonl,
     write_parquet,
     write_tar,
 )
 
 from ossicle.data.columns import Columns
-from ossicle.data.dataset import Speech
+from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.data.formats import jsonl
-from ossicle.data.formats.parquet import RowGroups
-from ossicle.data.open_source import open_speech
+from ossicle.data.formats.parquet import RowGroupCache
 from ossicle.data.source import Utterance
-from ossicle.data.source_spec import parse
+from ossicle.data.source_spec import parse_source_spec
 from ossicle.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What datasets converts goes into a folder of the test run."""
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted datasets go into a folder of the test run."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
@@ -58,8 +57,8 @@ def audio(utterance: Utterance) -> bytes:
     return utterance.audio if isinstance(utterance.audio, bytes) else utterance.audio.read_bytes()
 
 
-def reasons(speech: Speech) -> dict[int, str]:
-    """Rows that cannot be used, from 0."""
+def read_errors(speech: SpeechDataset) -> dict[int, str]:
+    """Returns the messages of invalid rows, by row number."""
     found = {}
     for row in range(len(speech)):
         try:
@@ -69,31 +68,31 @@ def reasons(speech: Speech) -> dict[int, str]:
     return found
 
 
-# The same rows from every kind
+# The same rows from every format
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "stream"])
-def test_every_kind_gives_the_same_rows_in_any_order(kind: str, tmp_path: Path) -> None:
-    rows = clips(7)
-    write = KINDS["hf" if kind == "stream" else kind]
+@pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
+def test_every_format_gives_the_same_rows_in_any_order(kind: str, tmp_path: Path) -> None:
+    rows = make_clips(7)
+    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
     speech = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
-    assert len(speech) == len(speech.texts) == len(speech.lengths) == 7
+    assert len(speech) == len(speech.texts) == len(speech.durations_s) == 7
     assert speech.is_sequential == (kind == "stream")
     for row in (*range(7), 6, 0, 3):
         utterance = speech[row]
         assert audio(utterance) == rows[row].audio
-        assert utterance.text == NORMAL[row % 5]
-        assert utterance.name == speech.name(row)
+        assert utterance.text == NORMALIZED_TEXTS[row % 5]
+        assert utterance.name == speech.row_name(row)
         assert speech.texts[row].as_py() in (utterance.text, None if kind == "stream" else utterance.text)
-    assert len({speech.name(row) for row in range(7)}) == 7
+    assert len({speech.row_name(row) for row in range(7)}) == 7
     with pytest.raises(IndexError):
         speech[7]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "stream"])
-def test_a_copy_in_another_process_reads_the_same(kind: str, tmp_path: Path) -> None:
-    rows = clips(5)
-    write = KINDS["hf" if kind == "stream" else kind]
+@pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
+def test_a_pickled_copy_reads_the_same_rows(kind: str, tmp_path: Path) -> None:
+    rows = make_clips(5)
+    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
     speech = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
     assert audio(speech[2]) == rows[2].audio
     copy = pickle.loads(pickle.dumps(speech))
@@ -101,10 +100,10 @@ def test_a_copy_in_another_process_reads_the_same(kind: str, tmp_path: Path) -> 
     assert [audio(copy[row]) for row in (4, 1)] == [rows[4].audio, rows[1].audio]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "stream"])
-def test_a_fork_reads_beside_its_parent(kind: str, tmp_path: Path) -> None:
-    rows = clips(5)
-    write = KINDS["hf" if kind == "stream" else kind]
+@pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
+def test_a_fork_reads_while_its_parent_reads(kind: str, tmp_path: Path) -> None:
+    rows = make_clips(5)
+    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
     speech = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
     assert audio(speech[2]) == rows[2].audio
     child = os.fork()
@@ -127,46 +126,48 @@ def test_the_embedded_speech_is_a_source() -> None:
 # Mixing
 
 
-def test_sources_follow_each_other(tmp_path: Path) -> None:
+def test_sources_are_concatenated_in_order(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first, second = write_manifest(tmp_path / "a", clips(3)), write_parquet(tmp_path / "b", clips(4))
+    first, second = write_jsonl(tmp_path / "a", make_clips(3)), write_parquet(tmp_path / "b", make_clips(4))
     speech = open_speech([f"{first}?weight=2", f"{second}?weight=0.5"])
-    assert [(s.first, s.n_rows, s.weight) for s in speech.sections] == [(0, 3, 2.0), (3, 4, 0.5)]
-    assert [audio(speech[row]) for row in range(7)] == [c.audio for c in (*clips(3), *clips(4))]
+    assert [(s.first_row, s.n_rows, s.weight) for s in speech.source_ranges] == [(0, 3, 2.0), (3, 4, 0.5)]
+    assert [audio(speech[row]) for row in range(7)] == [c.audio for c in (*make_clips(3), *make_clips(4))]
     fewer = open_speech([first, second], n_clips=4)
-    assert [(s.first, s.n_rows, s.weight) for s in fewer.sections] == [(0, 3, None), (3, 1, None)]
-    assert len(fewer) == len(fewer.texts) == len(fewer.lengths) == 4
-    assert len(open_speech([first, second], n_clips=2).sections) == 1
-    with pytest.raises(ConfigError, match="has no weight and others have"):
+    assert [(s.first_row, s.n_rows, s.weight) for s in fewer.source_ranges] == [(0, 3, None), (3, 1, None)]
+    assert len(fewer) == len(fewer.texts) == len(fewer.durations_s) == 4
+    assert len(open_speech([first, second], n_clips=2).source_ranges) == 1
+    with pytest.raises(ConfigError, match="has no weight and others have one"):
         open_speech([first, f"{second}?weight=1"])
 
 
-def test_the_fingerprint_tells_what_was_read_not_where(tmp_path: Path) -> None:
-    prints = set()
-    for number, rows in enumerate((clips(4), clips(3), [*clips(3), Clip(sound(), "other")], clips(4)[::-1])):
+def test_the_fingerprint_depends_on_content_and_not_on_location(tmp_path: Path) -> None:
+    fingerprints = set()
+    for number, rows in enumerate(
+        (make_clips(4), make_clips(3), [*make_clips(3), Clip(encode_tone(), "other")], make_clips(4)[::-1])
+    ):
         (tmp_path / str(number)).mkdir()
-        prints.add(open_speech([write_manifest(tmp_path / str(number), rows)]).fingerprint)
+        fingerprints.add(open_speech([write_jsonl(tmp_path / str(number), rows)]).fingerprint)
     whole = open_speech([str(tmp_path / "0" / "speech.jsonl")])
-    prints |= {
+    fingerprints |= {
         open_speech([str(tmp_path / "0" / "speech.jsonl?weight=2")]).fingerprint,
         open_speech([str(tmp_path / "0" / "speech.jsonl")] * 2).fingerprint,
     }
-    assert len(prints) == 6
+    assert len(fingerprints) == 6
     shutil.copytree(tmp_path / "0", tmp_path / "moved")
     assert open_speech([str(tmp_path / "moved" / "speech.jsonl")]).fingerprint == whole.fingerprint
     assert open_speech([str(tmp_path / "0" / "speech.jsonl")], n_clips=3).fingerprint != whole.fingerprint
 
 
-# Spelling
+# Syntax
 
 
-def test_options_stand_behind_a_question_mark() -> None:
-    spelling = parse("user/speech?config=en&split=train&text=raw%20text&weight=2&streaming=true")
+def test_options_follow_a_question_mark() -> None:
+    spelling = parse_source_spec("user/speech?config=en&split=train&text=raw%20text&weight=2&streaming=true")
     assert (spelling.name, spelling.config, spelling.split) == ("user/speech", "en", "train")
     assert (spelling.text, spelling.weight, spelling.streaming) == ("raw text", 2.0, True)
-    assert parse("part-???.parquet").name == "part-???.parquet"
-    assert parse("part-?.parquet?text=a=b").text == "a=b"
+    assert parse_source_spec("part-???.parquet").name == "part-???.parquet"
+    assert parse_source_spec("part-?.parquet?text=a=b").text == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -174,25 +175,27 @@ def test_options_stand_behind_a_question_mark() -> None:
     [
         ("a.jsonl?colour=red", "'a.jsonl': unknown key 'colour'; expected one of config, split"),
         ("a.jsonl?weight=", "weight has no value"),
-        ("a.jsonl?weight=1&weight=2", "weight comes twice"),
+        ("a.jsonl?weight=1&weight=2", "weight is given twice"),
         ("a.jsonl?weight=0", "weight is '0', expected a positive number"),
         ("a.jsonl?weight=nan", "weight is 'nan', expected a positive number"),
         ("a.jsonl?streaming=yes", "streaming is 'yes', expected true or false"),
         ("?weight=1", "'?weight=1'"),
         ("  ", "has no name"),
-        ("a.jsonl?split=train", "split is for Hugging Face data sets"),
-        ("pocket/speech?streaming=true", "streaming is for Hugging Face data sets"),
+        ("a.jsonl?split=train", "split is for Hugging Face datasets"),
+        ("pocket/speech?streaming=true", "streaming is for Hugging Face datasets"),
     ],
 )
-def test_a_spelling_that_cannot_be_is_refused(source: str, message: str) -> None:
-    with pytest.raises((ConfigError, DataError)) as refused:
+def test_an_invalid_source_string_is_rejected(source: str, message: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as error:
         open_speech([source])
-    assert message in str(refused.value)
+    assert message in str(error.value)
 
 
-def test_patterns_are_written_out_in_order(tmp_path: Path) -> None:
+def test_patterns_expand_in_order(tmp_path: Path) -> None:
     for number in (2, 10, 1):
-        write_tar(tmp_path / f"s{number:02}.tar", [("a.flac", sound()), ("a.txt", str(number).encode())])
+        write_tar(
+            tmp_path / f"s{number:02}.tar", [("a.flac", encode_tone()), ("a.txt", str(number).encode())]
+        )
     for pattern in ("s*.tar", "s{01,02,10}.tar", "s?[0-9].tar"):
         assert open_speech([str(tmp_path / pattern)]).texts.to_pylist() == ["1", "2", "10"]
     assert open_speech([str(tmp_path / "s{01..02}.tar")]).texts.to_pylist() == ["1", "2"]
@@ -200,32 +203,32 @@ def test_patterns_are_written_out_in_order(tmp_path: Path) -> None:
         open_speech([str(tmp_path / "s{01..03}.tar")])
 
 
-def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_source_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "speech.csv").write_text("audio,text")
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "text.parquet").write_text("audio,text")
     (tmp_path / "text.tar").write_text("audio,text")
     (tmp_path / "nothing.tar").touch()
-    write_tar(tmp_path / "deaf.tar", [("a.txt", b"one"), ("b.json", b"{}")])
+    write_tar(tmp_path / "silent.tar", [("a.txt", b"one"), ("b.json", b"{}")])
     table(tmp_path / "nothing.parquet", [{"audio": b"x", "text": "one"}][:0] or [])
     for name, message in {
         "gone.parquet": "no such file",
         "gone-*.jsonl": "no such file",
-        "speech.csv": "not a data set",
-        "folder.jsonl": "a folder, not a data set",
+        "speech.csv": "this file is not a dataset",
+        "folder.jsonl": "this is a folder, not a file",
         "text.parquet": "damaged or not a parquet file",
         "nothing.parquet": "(none)",
         "empty.jsonl": "holds no utterances",
         "text.tar": "damaged or not a tar file",
         "nothing.tar": "damaged or not a tar file",
-        "deaf.tar": "holds no sound",
+        "silent.tar": "holds no audio",
         "some.tar.gz": "a compressed tar",
     }.items():
-        with pytest.raises(DataError) as refused:
+        with pytest.raises(DataError) as error:
             open_speech([str(tmp_path / name)])
-        assert name in str(refused.value)
-        assert message in str(refused.value)
+        assert name in str(error.value)
+        assert message in str(error.value)
 
 
 # Columns
@@ -242,7 +245,7 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"audio": 3, "sound": b"x", "text": b"?", "transcript": "one"}, "", (b"x", "one")),
     ],
 )
-def test_columns_are_named_or_found(
+def test_columns_are_found_by_option_or_by_name(
     tmp_path: Path, row: dict[str, Any], options: str, found: tuple[bytes, str]
 ) -> None:
     speech = open_speech([table(tmp_path / "speech.parquet", [row]) + options])
@@ -252,31 +255,31 @@ def test_columns_are_named_or_found(
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"clip": b"x", "text": "one"}, "", "has the columns clip, text, none of them a known one of audio"),
-        ({"audio": b"x", "words": "one"}, "", "name it: ?text=COLUMN"),
+        ({"clip": b"x", "text": "one"}, "", "has the columns clip, text; none has a known name for audio"),
+        ({"audio": b"x", "words": "one"}, "", "name the column: ?text=COLUMN"),
         (
             {"audio": b"x", "text": "one"},
             "?text=words",
-            "text=words is not there; its columns are audio, text",
+            "text=words: there is no such column; its columns are audio, text",
         ),
-        ({"audio": b"x", "text": "one"}, "?text=audio", "text=audio is of another kind"),
-        ({"AUDIO": b"x", "Audio": b"y", "text": "one"}, "", "AUDIO and Audio could both be its audio"),
+        ({"audio": b"x", "text": "one"}, "?text=audio", "text=audio: that column has another type"),
+        ({"AUDIO": b"x", "Audio": b"y", "text": "one"}, "", "AUDIO and Audio could both hold its audio"),
     ],
 )
-def test_columns_that_are_unclear_are_refused(
+def test_missing_or_ambiguous_columns_are_rejected(
     tmp_path: Path, row: dict[str, Any], options: str, message: str
 ) -> None:
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         open_speech([table(tmp_path / "speech.parquet", [row]) + options])
-    assert message in str(refused.value)
+    assert message in str(error.value)
 
 
-def test_seconds_are_read_where_they_are_told_and_estimated_elsewhere(tmp_path: Path) -> None:
+def test_durations_are_read_where_they_are_given_and_estimated_elsewhere(tmp_path: Path) -> None:
     rows = [{"audio": b"x", "text": "a" * 30, "duration": s} for s in (3.5, None, -1.0, float("nan"))]
-    assert open_speech([table(tmp_path / "a.parquet", rows)]).lengths.tolist() == [3.5, 2.0, 2.0, 2.0]
+    assert open_speech([table(tmp_path / "a.parquet", rows)]).durations_s.tolist() == [3.5, 2.0, 2.0, 2.0]
     lines = "".join(json.dumps(row | {"audio": "x"}) + "\n" for row in rows)
     (tmp_path / "a.jsonl").write_text(lines + '{"audio": "x", "text": "a", "duration": "3"}\n')
-    lengths = open_speech([str(tmp_path / "a.jsonl")]).lengths
+    lengths = open_speech([str(tmp_path / "a.jsonl")]).durations_s
     assert lengths[:4].tolist() == [3.5, 2.0, 2.0, 2.0]
     assert lengths.dtype == np.float32
     write_tar(
@@ -288,10 +291,10 @@ def test_seconds_are_read_where_they_are_told_and_estimated_elsewhere(tmp_path: 
             ("b.json", b'{"duration": 7, "text": "b"}'),
         ],
     )
-    assert open_speech([str(tmp_path / "a.tar")]).lengths.tolist() == [2.0, 7.0]
+    assert open_speech([str(tmp_path / "a.tar")]).durations_s.tolist() == [2.0, 7.0]
 
 
-# Bad rows
+# Invalid rows
 
 
 @pytest.mark.parametrize(
@@ -300,43 +303,45 @@ def test_seconds_are_read_where_they_are_told_and_estimated_elsewhere(tmp_path: 
         ({"bytes": b"x", "path": None}, "  ", "the transcript is '  ', expected a text"),
         ({"bytes": b"x", "path": None}, "\u200b\x00", "expected a text"),
         ({"bytes": b"x", "path": None}, None, "the transcript is None, expected a text"),
-        ({"bytes": None, "path": None}, "one", "the audio is None, expected the name or the bytes"),
-        ({"bytes": b"", "path": ""}, "one", "the audio is '', expected the name or the bytes"),
-        (None, "one", "the audio is None, expected the name or the bytes"),
-        ({"bytes": None, "path": "gone.wav"}, "one", "gone.wav' cannot be found"),
-        ({"bytes": None, "path": "."}, "one", "cannot be found"),
+        ({"bytes": None, "path": None}, "one", "the audio is None, expected the path or the bytes"),
+        ({"bytes": b"", "path": ""}, "one", "the audio is '', expected the path or the bytes"),
+        (None, "one", "the audio is None, expected the path or the bytes"),
+        ({"bytes": None, "path": "gone.wav"}, "one", "gone.wav' does not exist"),
+        ({"bytes": None, "path": "."}, "one", "does not exist"),
     ],
 )
-def test_a_bad_row_of_a_table_is_named(tmp_path: Path, audio: object, text: str | None, message: str) -> None:
+def test_an_invalid_row_of_a_table_is_named(
+    tmp_path: Path, audio: object, text: str | None, message: str
+) -> None:
     good = {"audio": {"bytes": b"x", "path": "x"}, "text": "good"}
     source = table(tmp_path / "speech.parquet", [good, {"audio": audio, "text": text}, good])
-    found = reasons(open_speech([source]))
+    found = read_errors(open_speech([source]))
     assert list(found) == [1]
     assert found[1].startswith(f"{source}, row 2: ")
     assert message in found[1]
 
 
-BAD_LINES = [
+INVALID_LINES = [
     ("{", "not JSON"),
-    ("3", "it holds int, expected {"),
-    ('{"text": "one"}', "it has no audio"),
-    ('{"audio": "a.wav"}', "it has no text"),
+    ("3", "the line holds int, expected {"),
+    ('{"text": "one"}', "the line has no audio"),
+    ('{"audio": "a.wav"}', "the line has no text"),
     ('{"audio": 3, "text": "one"}', "the audio is 3"),
     ('{"audio": "a.wav", "text": ["one"]}', "the transcript is ['one']"),
     ('{"audio": "a.wav", "text": ""}', "the transcript is ''"),
-    ('{"audio": "gone.wav", "text": "one"}', "gone.wav' cannot be found"),
-    ('{"audio": "a\\u0000.wav", "text": "one"}', "cannot be found"),
-    ('{"audio": "a.wav", "text": "half \\ud83d"}', "half a character"),
+    ('{"audio": "gone.wav", "text": "one"}', "gone.wav' does not exist"),
+    ('{"audio": "a\\u0000.wav", "text": "one"}', "does not exist"),
+    ('{"audio": "a.wav", "text": "half \\ud83d"}', "half of a surrogate pair"),
     ("[" * 100_000, "not JSON"),
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_a_bad_line_of_a_manifest_is_named(tmp_path: Path, line: str, message: str) -> None:
+@pytest.mark.parametrize(("line", "message"), INVALID_LINES)
+def test_an_invalid_line_of_a_jsonl_file_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"x")
     good, source = '{"audio": "a.wav", "text": "good"}', tmp_path / "speech.jsonl"
     source.write_text(f"{good}\n\n{line}\n{good}", encoding="utf-8")
-    found = reasons(open_speech([str(source)]))
+    found = read_errors(open_speech([str(source)]))
     assert list(found) == [1]
     assert found[1].startswith(f"{source}, line 3: ")
     assert message in found[1]
@@ -345,11 +350,13 @@ def test_a_bad_line_of_a_manifest_is_named(tmp_path: Path, line: str, message: s
 
 @given(
     lines=st.lists(
-        st.one_of(st.binary(max_size=40), st.sampled_from([line.encode() for line, _ in BAD_LINES])),
+        st.one_of(st.binary(max_size=40), st.sampled_from([line.encode() for line, _ in INVALID_LINES])),
         max_size=20,
     )
 )
-def test_no_line_ever_stops_a_manifest(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+def test_no_line_prevents_opening_a_jsonl_file(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "a.wav").write_bytes(b"x")
     lines = [b'{"audio": "a.wav", "text": "good"}', *lines]
@@ -357,7 +364,7 @@ def test_no_line_ever_stops_a_manifest(tmp_path_factory: pytest.TempPathFactory,
     speech = open_speech([str(folder / "speech.jsonl")])
     kept = [line for line in b"\n".join(lines).split(b"\n") if line.strip()]
     assert len(speech) == len(kept)
-    bad = reasons(speech)
+    bad = read_errors(speech)
     assert 0 not in bad
     for row, line in enumerate(kept):
         assert (row in bad) == (line.strip() != lines[0])
@@ -388,83 +395,88 @@ VALUES = st.one_of(
     ),
     st.booleans(),
 )
-def test_lines_read_together_are_as_lines_read_alone(lines: list[str], is_ended: bool) -> None:
+def test_lines_parsed_by_arrow_equal_lines_parsed_one_by_one(lines: list[str], is_ended: bool) -> None:
     some = ("\n".join(lines) + "\n" * is_ended).encode(errors="replace")
     if not some:
         return
-    spans, _ = jsonl._spans(some)
+    spans, _ = jsonl._find_lines(some)
     columns = Columns(audio="audio", text="text", duration="duration")
-    fast, slow = jsonl._read_fast(some, spans, columns), jsonl._read_one_by_one(some, spans, columns)
+    fast, slow = (
+        jsonl._parse_with_arrow(some, spans, columns),
+        jsonl._parse_line_by_line(some, spans, columns),
+    )
     if fast is not None:
         assert fast[0].to_pylist() == slow[0].to_pylist()
         np.testing.assert_allclose(fast[1], slow[1], rtol=1e-6)
 
 
-def test_a_good_manifest_is_read_together() -> None:
+def test_a_valid_jsonl_file_is_parsed_by_arrow() -> None:
     some = b'{"audio": "a", "text": "one", "duration": 2, "x": {"y": [1]}}\n{"text": null, "duration": 1.5}'
     columns = Columns(audio="audio", text="text", duration="duration")
-    read = jsonl._read_fast(some, jsonl._spans(some)[0], columns)
+    read = jsonl._parse_with_arrow(some, jsonl._find_lines(some)[0], columns)
     assert read is not None
     assert (read[0].to_pylist(), read[1].tolist()) == (["one", None], [2.0, 1.5])
 
 
-def test_manifests_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_manifest(tmp_path, clips(9))
+def test_jsonl_files_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_jsonl(tmp_path, make_clips(9))
     whole = open_speech([source])
-    monkeypatch.setattr(jsonl, "_BYTES_AT_ONCE", 50)
+    monkeypatch.setattr(jsonl, "_CHUNK_BYTES", 50)
     parts = open_speech([source])
     assert parts.texts.to_pylist() == whole.texts.to_pylist()
-    assert [parts.name(row) for row in range(9)] == [whole.name(row) for row in range(9)]
-    assert audio(parts[8]) == clips(9)[8].audio
+    assert [parts.row_name(row) for row in range(9)] == [whole.row_name(row) for row in range(9)]
+    assert audio(parts[8]) == make_clips(9)[8].audio
     assert parts.fingerprint == whole.fingerprint
 
 
-def test_a_manifest_of_bad_lines_alone_opens(tmp_path: Path) -> None:
+def test_a_jsonl_file_of_invalid_lines_only_can_be_opened(tmp_path: Path) -> None:
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\n{\n")
-    assert len(reasons(open_speech([str(tmp_path / "bytes.jsonl")]))) == 2
+    assert len(read_errors(open_speech([str(tmp_path / "bytes.jsonl")]))) == 2
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_truncated_table_is_refused(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("ratio", [0.3, 0.9])
+def test_a_truncated_parquet_file_is_rejected(tmp_path: Path, ratio: float) -> None:
     source = tmp_path / "speech.parquet"
-    table(source, [{"audio": {"bytes": sound(), "path": "a"}, "text": "one"}] * 10)
+    table(source, [{"audio": {"bytes": encode_tone(), "path": "a"}, "text": "one"}] * 10)
     whole = source.read_bytes()
-    source.write_bytes(whole[: int(len(whole) * share)])
+    source.write_bytes(whole[: int(len(whole) * ratio)])
     with pytest.raises(DataError, match=r"speech\.parquet is damaged or not a parquet file"):
         open_speech([str(source)])
 
 
-def test_rows_of_a_table_damaged_inside_are_bad(tmp_path: Path) -> None:
+def test_rows_of_a_damaged_row_group_are_invalid(tmp_path: Path) -> None:
     source = tmp_path / "speech.parquet"
-    rows = pa.Table.from_pylist([{"audio": sound(1600, 100 * n), "text": f"one {n}"} for n in range(1, 11)])
+    rows = pa.Table.from_pylist(
+        [{"audio": encode_tone(1600, 100 * n), "text": f"one {n}"} for n in range(1, 11)]
+    )
     pq.write_table(rows, source, compression="zstd", use_dictionary=False, row_group_size=5)
     damaged = bytearray(source.read_bytes())
     damaged[4:200] = bytes(196)
     source.write_bytes(damaged)
-    found = reasons(open_speech([str(source)]))
+    found = read_errors(open_speech([str(source)]))
     assert list(found) == [0, 1, 2, 3, 4]
     assert "its row group cannot be read" in found[2]
 
 
-def test_a_text_that_is_no_utf_8_is_one_bad_row(tmp_path: Path) -> None:
+def test_a_text_that_is_not_utf_8_is_one_invalid_row(tmp_path: Path) -> None:
     texts = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 5], np.int32)), pa.py_buffer(b"\xff\xfeone")]
     )
     pq.write_table(pa.table({"audio": [b"x", b"y"], "text": texts}), tmp_path / "a.parquet")
     speech = open_speech([str(tmp_path / "a.parquet")])
     assert speech.texts.to_pylist() == [None, "one"]
-    assert list(reasons(speech)) == [0]
+    assert list(read_errors(speech)) == [0]
     assert speech[1].text == "one"
 
 
-def test_row_groups_are_kept_up_to_a_number_of_bytes(tmp_path: Path) -> None:
+def test_row_groups_are_cached_up_to_a_number_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"audio": [bytes([n]) * 1000 for n in range(9)]}), path, row_group_size=1)
-    groups = RowGroups(max_bytes=3_500)
+    groups = RowGroupCache(max_bytes=3_500)
     for group in (0, 1, 2, 3, 0, 8):
         assert groups.get(path, group, ["audio"])["audio"][0].as_py()[0] == group
-        assert sum(table.nbytes for table in groups._kept.values()) <= 3_500
-    assert [group for _, group in groups._kept] == [3, 0, 8]
+        assert sum(table.nbytes for table in groups._tables.values()) <= 3_500
+    assert [group for _, group in groups._tables] == [3, 0, 8]
 
 
 # Tars
@@ -473,7 +485,7 @@ def test_row_groups_are_kept_up_to_a_number_of_bytes(tmp_path: Path) -> None:
 MEMBERS = [
     (f"{n}.{end}", content)
     for n in range(4)
-    for end, content in (("flac", sound(1600, 100 + n)), ("txt", f"text {n}".encode()))
+    for end, content in (("flac", encode_tone(1600, 100 + n)), ("txt", f"text {n}".encode()))
 ]
 
 
@@ -481,43 +493,43 @@ MEMBERS = [
     ("members", "message"),
     [
         ([("a.flac", b"x")], "the transcript is None"),
-        ([("a.txt", b"one")], "it has .txt; expected one sound"),
+        ([("a.txt", b"one")], "the clip has .txt; expected one audio file"),
         (
             [("a.flac", b"x"), ("a.wav", b"y"), ("a.txt", b"one")],
-            "it has .flac, .wav, .txt; expected one sound",
+            "the clip has .flac, .wav, .txt; expected one audio file",
         ),
         ([("a.flac", b"x"), ("a.flac", b"y"), ("a.txt", b"one")], "two members that end in .flac"),
         ([("a.flac", b"x"), ("a.txt", b"\xff")], "its text is not UTF-8"),
-        ([("a.flac", b"x"), ("a.json", b"{")], "its .json not JSON"),
+        ([("a.flac", b"x"), ("a.json", b"{")], "its .json is not JSON"),
         ([("a.flac", b"x"), ("a.json", b"[]")], "the transcript is None"),
-        ([("a.flac", b"x"), ("a.json", b'{"text": "\\ud800"}')], "half a character"),
+        ([("a.flac", b"x"), ("a.json", b'{"text": "\\ud800"}')], "half of a surrogate pair"),
         ([("a.flac", b""), ("a.txt", b"one")], "the audio is b''"),
     ],
 )
-def test_a_bad_clip_of_a_tar_is_named(
+def test_an_invalid_clip_of_a_tar_is_named(
     tmp_path: Path, members: Sequence[tuple[str, bytes]], message: str
 ) -> None:
     others = [("README.md", b"hello"), (".hidden.wav", b"x"), ("0.cls", b"1")]
     source = write_tar(tmp_path / "s.tar", [*MEMBERS[:2], *members, *others, *MEMBERS[2:4]])
     speech = open_speech([str(source)])
     assert speech.texts.to_pylist()[::2] == ["text 0", "text 1"]
-    found = reasons(speech)
+    found = read_errors(speech)
     assert list(found) == [1]
     assert found[1].startswith(f"{source}, a: ")
     assert message in found[1]
 
 
-def test_members_of_one_name_need_not_be_neighbours(tmp_path: Path) -> None:
+def test_members_of_one_name_need_not_be_adjacent(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "s.tar", [*MEMBERS[::2], *MEMBERS[1::2]])
     assert open_speech([str(source)]).texts.to_pylist() == [f"text {n}" for n in range(4)]
 
 
-def test_one_of_two_sounds_is_named_by_its_ending(tmp_path: Path) -> None:
+def test_one_of_two_audio_files_is_selected_by_its_extension(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "s.tar", [("a.flac", b"x"), ("a.mp3", b"y"), ("a.txt", b"one")])
     assert open_speech([f"{source}?audio=mp3"])[0].audio == b"y"
 
 
-def test_wherever_a_tar_is_cut_its_whole_clips_remain(tmp_path: Path) -> None:
+def test_the_whole_clips_of_a_truncated_tar_remain(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", MEMBERS).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
         end_mark = tar.getmembers()[-1].offset_data + 2 * tarfile.BLOCKSIZE
@@ -526,7 +538,7 @@ def test_wherever_a_tar_is_cut_its_whole_clips_remain(tmp_path: Path) -> None:
     for size in (*range(700, 11_000, 250), len(whole)):
         source.write_bytes(whole[:size])
         speech = open_speech([str(source)])
-        bad = reasons(speech)
+        bad = read_errors(speech)
         assert bool(bad) == (size < end_mark)
         assert len(bad) <= 2  # a clip that lacks its transcript, and the end itself
         good = [row for row in range(len(speech)) if row not in bad]
@@ -538,7 +550,7 @@ def test_wherever_a_tar_is_cut_its_whole_clips_remain(tmp_path: Path) -> None:
     assert n_whole[-1] == 4
 
 
-def test_a_tar_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
+def test_a_tar_damaged_in_the_middle_is_rejected(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "s.tar", MEMBERS)
     damaged = bytearray(source.read_bytes())
     at = damaged.index(b"2.flac")
@@ -551,8 +563,8 @@ def test_a_tar_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
 # Hugging Face
 
 
-def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
-    source = write_data_set(tmp_path, clips(3))
+def test_one_of_several_splits_must_be_named(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path, make_clips(3))
     shutil.copy(
         tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "data" / "test-00000-of-00001.parquet"
     )
@@ -564,18 +576,21 @@ def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no config 'en'; name one"):
         open_speech([f"{source}?split=test&config=en"])
     speech = open_speech([f"{source}?split=test"])
-    assert speech.name(2) == f"{tmp_path} (test), row 3"
-    assert speech.texts.to_pylist() == list(NORMAL[:3])
+    assert speech.row_name(2) == f"{tmp_path} (test), row 3"
+    assert speech.texts.to_pylist() == list(NORMALIZED_TEXTS[:3])
 
 
-def test_a_folder_that_datasets_saved_is_a_source(tmp_path: Path) -> None:
+def test_a_folder_written_by_save_to_disk_is_a_source(tmp_path: Path) -> None:
     import datasets
 
-    rows = {"audio": [{"bytes": c.audio, "path": None} for c in clips(3)], "text": [c.text for c in clips(3)]}
-    data_set = datasets.Dataset.from_dict(rows)
-    data_set.save_to_disk(str(tmp_path / "one"))
-    assert audio(open_speech([str(tmp_path / "one")])[1]) == clips(3)[1].audio
-    datasets.DatasetDict({"train": data_set, "test": data_set}).save_to_disk(str(tmp_path / "two"))
+    rows = {
+        "audio": [{"bytes": c.audio, "path": None} for c in make_clips(3)],
+        "text": [c.text for c in make_clips(3)],
+    }
+    dataset = datasets.Dataset.from_dict(rows)
+    dataset.save_to_disk(str(tmp_path / "one"))
+    assert audio(open_speech([str(tmp_path / "one")])[1]) == make_clips(3)[1].audio
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(str(tmp_path / "two"))
     assert len(open_speech([f"{tmp_path / 'two'}?split=test"])) == 3
     with pytest.raises(ConfigError, match="several splits"):
         open_speech([str(tmp_path / "two")])
@@ -583,49 +598,51 @@ def test_a_folder_that_datasets_saved_is_a_source(tmp_path: Path) -> None:
         open_speech([f"{tmp_path / 'one'}?split=test"])
 
 
-def test_a_stream_of_unknown_length_needs_a_number_of_clips(tmp_path: Path) -> None:
-    source = write_data_set(tmp_path, clips(5)) + "?streaming=true"
+def test_a_stream_of_unknown_length_needs_n_clips(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path, make_clips(5)) + "?streaming=true"
     (tmp_path / "README.md").unlink()
-    with pytest.raises(ConfigError, match=r"say how many to take: data\.n_clips"):
+    with pytest.raises(ConfigError, match=r"set data\.n_clips to the number of rows"):
         open_speech([source])
     assert len(open_speech([source], n_clips=4)) == 4
-    found = reasons(open_speech([source], n_clips=6))
+    found = read_errors(open_speech([source], n_clips=6))
     assert list(found) == [5]
-    assert "the stream ends before it" in found[5]
+    assert "the stream ends before this row" in found[5]
 
 
-def test_a_folder_of_loose_sound_is_read_by_its_manifest(tmp_path: Path) -> None:
-    for number, clip in enumerate(clips(3)):
+def test_a_folder_of_loose_audio_files_is_read_by_its_jsonl_file(tmp_path: Path) -> None:
+    for number, clip in enumerate(make_clips(3)):
         (tmp_path / f"{number}.flac").write_bytes(clip.audio)
-    lines = [json.dumps({"file_name": f"{n}.flac", "text": clip.text}) for n, clip in enumerate(clips(3))]
+    lines = [
+        json.dumps({"file_name": f"{n}.flac", "text": clip.text}) for n, clip in enumerate(make_clips(3))
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert audio(open_speech([str(tmp_path / "metadata.jsonl")])[2]) == clips(3)[2].audio
+    assert audio(open_speech([str(tmp_path / "metadata.jsonl")])[2]) == make_clips(3)[2].audio
     if importlib.util.find_spec("torchcodec") is None:
         with pytest.raises(DataError, match=r"needs torchcodec; give its metadata\.jsonl"):
             open_speech([str(tmp_path)])
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_folder_of_lines_is_a_data_set(tmp_path: Path, is_streamed: bool) -> None:
-    (tmp_path / "a.flac").write_bytes(sound())
+def test_a_folder_with_a_jsonl_file_is_a_hugging_face_dataset(tmp_path: Path, is_streamed: bool) -> None:
+    (tmp_path / "a.flac").write_bytes(encode_tone())
     (tmp_path / "train.jsonl").write_text('{"audio": "a.flac", "text": "one"}\n' * 3)
     source = f"{tmp_path}?streaming={str(is_streamed).lower()}"
     speech = open_speech([source], n_clips=3)
-    assert audio(speech[2]) == sound()
+    assert audio(speech[2]) == encode_tone()
 
 
-def test_a_folder_that_is_no_data_set_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_data_is_rejected_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.xyz").write_text("hello")
-    with pytest.raises(DataError, match="cannot be read as a data set") as refused:
+    with pytest.raises(DataError, match="cannot be read as a dataset") as error:
         open_speech([str(tmp_path)])
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_code_of_a_data_set_is_never_run(tmp_path: Path) -> None:
+def test_the_code_of_a_dataset_is_never_run(tmp_path: Path) -> None:
     folder = tmp_path / "scripted"
     folder.mkdir()
     (folder / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(DataError, match="cannot be read as a data set"):
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
         open_speech([str(folder)])
     assert not (tmp_path / "ran").exists()
 
@@ -634,12 +651,12 @@ def test_a_hub_id_without_a_network_ends_in_one_line(monkeypatch: pytest.MonkeyP
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="'nobody/nothing' cannot be had from the hub") as refused:
+    with pytest.raises(DataError, match="'nobody/nothing' cannot be loaded from the hub") as error:
         open_speech(["nobody/nothing?split=train"])
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_data_sets_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_sources_need_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'ossicle\[hub\]'"):
         open_speech(["nobody/nothing"])

@@ -1,4 +1,4 @@
-"""The rule by which transcripts are normalised."""
+"""The rule that normalizes transcripts."""
 
 import unicodedata
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossicle.data.transcript import normalise, normalised
+from ossicle.data.transcript import normalize_transcript, normalize_transcripts
 
 TEXTS = st.text(
     st.one_of(
@@ -38,17 +38,17 @@ TEXTS = st.text(
         ("\u200b\x00 ", ""),
     ],
 )
-def test_the_rule(given: str, expected: str) -> None:
-    assert normalise(given) == expected
+def test_transcripts_are_normalized_by_the_rule(given: str, expected: str) -> None:
+    assert normalize_transcript(given) == expected
 
 
 @given(text=TEXTS)
-def test_what_is_normal_stays(text: str) -> None:
-    normal = normalise(text)
-    assert normalise(normal) == normal
+def test_a_normalized_transcript_stays_unchanged(text: str) -> None:
+    normal = normalize_transcript(text)
+    assert normalize_transcript(normal) == normal
     assert unicodedata.is_normalized("NFC", normal)
     assert normal == " ".join(normal.split())
-    assert not any(unicodedata.category(letter) == "Cc" for letter in normal)
+    assert not any(unicodedata.category(character) == "Cc" for character in normal)
 
 
 @given(
@@ -56,9 +56,9 @@ def test_what_is_normal_stays(text: str) -> None:
         st.one_of(st.none(), TEXTS, st.sampled_from(["plain words.", "A plain one", "a  b", "A B", "1 2 a"]))
     )
 )
-def test_a_column_is_normalised_as_its_rows_are(texts: list[str | None]) -> None:
-    expected = [normalise(text) or None if text is not None else None for text in texts]
+def test_a_column_is_normalized_like_its_rows(texts: list[str | None]) -> None:
+    expected = [normalize_transcript(text) or None if text is not None else None for text in texts]
     for kind in (pa.string(), pa.large_string()):
         column = pa.chunked_array([pa.array(texts, kind), pa.array(texts[1:], kind)])
-        assert normalised(column).to_pylist() == expected + expected[1:]
-        assert normalised(column).type == pa.string()
+        assert normalize_transcripts(column).to_pylist() == expected + expected[1:]
+        assert normalize_transcripts(column).type == pa.string()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.tiny_speech import sound
+from support.tiny_speech import encode_tone
 
 from ossicle.audio.waveform import load_audio
 from ossicle.errors import DataError
@@ -32,7 +32,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def recording(number: int = 1) -> dict[str, object]:
-    return {"bytes": sound(1600, 200.0 * number), "path": f"{number}.flac"}
+    return {"bytes": encode_tone(1600, 200.0 * number), "path": f"{number}.flac"}
 
 
 def write_table(
@@ -336,7 +336,7 @@ def test_a_value_of_another_kind_is_named(
 
 def test_sound_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.flac").write_bytes(sound(1600))
+    (tmp_path / "clips" / "a.flac").write_bytes(encode_tone(1600))
     row = {"audio": {"bytes": None, "path": "clips/a.flac"}, "sentence": "It is.", "translation": "Es ist."}
     write_table(tmp_path / "en_de" / "test.parquet", [row | {"id": "a"}])
     (item,) = open_suite("covost2/en_de", str(tmp_path)).items
@@ -394,7 +394,7 @@ def test_a_damaged_folder_ends_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(
-        DataError, match="cannot be read as a data set; give the folder as it is on the hub"
+        DataError, match="cannot be read as a dataset; give the folder as it is on the hub"
     ) as e:
         read(tmp_path)
     assert "\n" not in str(e.value)
@@ -415,7 +415,7 @@ def test_a_hub_id_and_its_revision_are_asked_for_and_missed_in_one_line(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "get_dataset_config_names", names)
-    with pytest.raises(DataError, match="cannot be had from the hub, nor is it a folder here") as refused:
+    with pytest.raises(DataError, match="cannot be loaded from the hub, and there is no local folder of that name") as refused:
         open_suite("meld")
     assert "\n" not in str(refused.value)
     assert asked == [("ajyy/MELD_audio", {"revision": "refs/convert/parquet"})]

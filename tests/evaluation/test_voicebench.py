@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.tiny_speech import sound
+from support.tiny_speech import encode_tone
 
 from ossicle.audio.waveform import load_audio
 from ossicle.errors import DataError
@@ -79,7 +79,7 @@ def rows_of(config: str, split: str) -> Rows:
             },
         ]
     return [
-        {"audio": {"bytes": sound(1600 + 16 * number), "path": f"{number}.flac"}, "prompt": text} | more
+        {"audio": {"bytes": encode_tone(1600 + 16 * number), "path": f"{number}.flac"}, "prompt": text} | more
         for number, (text, more) in enumerate(zip(texts, extra, strict=False))
     ]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.tiny_families import FAMILIES, SIZES, save_tiny_llm
 from support.tiny_models import frozen, save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
-from support.tiny_speech import clips, write_manifest
+from support.tiny_speech import make_clips, write_jsonl
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -455,7 +455,7 @@ def test_the_command_prints_tables_and_writes_numbers(
 def test_clips_of_a_source_that_lies_here_are_counted(
     recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write_manifest(tmp_path, clips(7))
+    source = write_jsonl(tmp_path, make_clips(7))
     command = ["plan", recipe_file, "--data.source", source, "--data.n-clips"]
     assert main([*command, "100"]) == 0
     assert "- 7 clips in the source (known; --clips)" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from ossicle.audio.augment import Augmenter
 from ossicle.audio.waveform import load_audio
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.config import AugmentSettings
-from ossicle.data.open_source import open_speech
+from ossicle.data.dataset import open_speech
 from tools.pocket import tokens, voices, world
 from tools.pocket.__main__ import ACCENTS, DISTILLATION, HEARD, JOINTS, OPENINGS, VOICES
 from tools.pocket.noise import N_BABBLES, N_STEADY, make_noise

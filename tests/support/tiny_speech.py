@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import soundfile
 
 TEXTS = ("one red hat", "Zwei Hüte?", "three  blue\thats", "FOUR OLD HATS", "ок")
-NORMAL = ("one red hat", "Zwei Hüte?", "three blue hats", "Four old hats", "ок")
+NORMALIZED_TEXTS = ("one red hat", "Zwei Hüte?", "three blue hats", "Four old hats", "ок")
 
 
-def sound(n_samples: int = 1600, pitch: float = 440.0) -> bytes:
+def encode_tone(n_samples: int = 1600, pitch: float = 440.0) -> bytes:
     """A tone, as a flac file; its length is in samples at 16 kHz."""
     file = io.BytesIO()
     tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(n_samples) / 16_000)
@@ -32,10 +32,10 @@ class Clip:
     text: str
 
 
-def clips(n: int = 5) -> list[Clip]:
+def make_clips(n: int = 5) -> list[Clip]:
     """So many rows, each unlike the others."""
     return [
-        Clip(sound(1600 + 160 * number, 220.0 * (1 + number % 7)), TEXTS[number % len(TEXTS)])
+        Clip(encode_tone(1600 + 160 * number, 220.0 * (1 + number % 7)), TEXTS[number % len(TEXTS)])
         for number in range(n)
     ]
 
@@ -56,7 +56,7 @@ def write_plain_parquet(folder: Path, rows: Sequence[Clip]) -> str:
     return str(path)
 
 
-def write_manifest(folder: Path, rows: Sequence[Clip]) -> str:
+def write_jsonl(folder: Path, rows: Sequence[Clip]) -> str:
     """Sound files beside a manifest, with an empty line in it."""
     lines = []
     for number, row in enumerate(rows):
@@ -77,7 +77,7 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     return path
 
 
-def write_tars(folder: Path, rows: Sequence[Clip]) -> str:
+def write_webdataset(folder: Path, rows: Sequence[Clip]) -> str:
     """Two tars in the webdataset layout, transcripts as .txt in one and as .json in the other."""
     half = len(rows) // 2
     first = [
@@ -95,7 +95,7 @@ def write_tars(folder: Path, rows: Sequence[Clip]) -> str:
     return str(folder / "shard-{000..001}.tar")
 
 
-def write_data_set(folder: Path, rows: Sequence[Clip]) -> str:
+def write_huggingface(folder: Path, rows: Sequence[Clip]) -> str:
     """A folder as data sets are published on the hub: parquet files that name their split."""
     (folder / "data").mkdir()
     table = [{"audio": {"bytes": row.audio, "path": None}, "transcription": row.text} for row in rows]
@@ -109,10 +109,10 @@ def write_data_set(folder: Path, rows: Sequence[Clip]) -> str:
     return str(folder)
 
 
-KINDS: dict[str, Callable[[Path, Sequence[Clip]], str]] = {
+SOURCE_WRITERS: dict[str, Callable[[Path, Sequence[Clip]], str]] = {
     "parquet": write_parquet,
     "plain": write_plain_parquet,
-    "jsonl": write_manifest,
-    "tar": write_tars,
-    "hf": write_data_set,
+    "jsonl": write_jsonl,
+    "tar": write_webdataset,
+    "hf": write_huggingface,
 }

@@ -14,7 +14,7 @@ from ossicle.atomic_io import write_text
 from ossicle.chat.template import ChatTemplate
 from ossicle.cli import main
 from ossicle.config import PromptSettings, Recipe
-from ossicle.data.open_source import open_speech
+from ossicle.data.dataset import open_speech
 from ossicle.errors import CacheError, ConfigError
 from ossicle.settings_io import to_toml
 from ossicle.training import trainer

@@ -22,9 +22,9 @@ import pytest
 import soundfile
 import torch
 from rich.console import Console
+from support.invalid_speech import write_half_invalid
 from support.tiny_models import save_tiny_bases
-from support.tiny_speech import clips, write_data_set
-from test_pack import damaged_lines
+from support.tiny_speech import make_clips, write_huggingface
 from torch.testing import assert_close
 
 from ossicle import atomic_io
@@ -37,7 +37,7 @@ from ossicle.config import (
     TrainSettings,
     load_recipe,
 )
-from ossicle.data.sampler import Draw
+from ossicle.data.sampler import SampleIndex
 from ossicle.ear import Ear
 from ossicle.errors import CacheError, CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import resume, trainer
@@ -117,7 +117,7 @@ def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
 
 def batch_of(run: Run, rows: list[int], view: int = 0) -> Batch:
     """Some clips as a step is given them."""
-    return new_batch(run.ear, new_portion(run.examples.made([Draw(row, view) for row in rows]).clips))
+    return new_batch(run.ear, new_portion(run.examples.made([SampleIndex(row, view) for row in rows]).clips))
 
 
 def take_step(run: Run, step: int) -> Taken:
@@ -551,7 +551,7 @@ def test_more_bad_rows_than_allowed_stop_the_run_and_cost_no_steps(damaged: Call
 def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, n_bad = damaged_lines(tmp_path)
+    source, n_bad = write_half_invalid(tmp_path)
     half = changed(
         recipe,
         data={"source": (source,), "feature_cache": None, "max_invalid_ratio": 0.5},
@@ -579,7 +579,7 @@ def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
 
 def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe, tmp_path: Path) -> None:
     """Inside torch's workers `datasets` deals a stream's shards out among them, by itself."""
-    source = write_data_set(tmp_path, clips(11)) + "?streaming=true"
+    source = write_huggingface(tmp_path, make_clips(11)) + "?streaming=true"
     found = {}
     for n_workers in (0, 1, 2):
         data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
@@ -650,9 +650,9 @@ def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
 
 def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
     run = prepare(recipe)
-    longest = max(run.examples.made([Draw(row, 0) for row in range(12)]).n_text)
+    longest = max(run.examples.made([SampleIndex(row, 0) for row in range(12)]).n_text)
     full = prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
-    skipped = full.examples.made([Draw(row, 0) for row in range(12)]).skipped
+    skipped = full.examples.made([SampleIndex(row, 0) for row in range(12)]).skipped
     assert skipped
     for reason in skipped.values():
         assert (
@@ -677,7 +677,7 @@ def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Pa
     control = prepare(recipe).ear.tokenizer.eos_token
     source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
     run = prepare(changed(recipe, data={"source": (str(source),), "feature_cache": None}))
-    (reason,) = run.examples.made([Draw(0, 0)]).skipped.values()
+    (reason,) = run.examples.made([SampleIndex(0, 0)]).skipped.values()
     assert re.search(r"line 1: the transcript .* control token", reason)
 
 

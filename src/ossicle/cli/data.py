@@ -1,4 +1,4 @@
-"""ossicle data: look into sources of speech, and pack them."""
+"""ossicle data: inspects sources of speech, and packs them."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 from ossicle.cli.terminal import print_message
 
 if TYPE_CHECKING:
-    from ossicle.data.inspect import Bins, Survey
+    from ossicle.data.inspect import DatasetSummary, Histogram
 
 Sources = Annotated[tuple[str, ...], arg(metavar="SOURCE")]
 _HISTOGRAM_WIDTH = 40
@@ -23,71 +23,71 @@ _MAX_SHOWN_INVALID_ROWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show counts, hours, lengths, bad rows and examples of a source."""
+    """Show counts, hours, durations, invalid rows and examples of a source."""
 
     source: Positional[Sources]
-    """Files, folders or data sets, as data.source names them in a recipe."""
+    """Files, folders or datasets, written as in data.source of a recipe."""
     decode: int = 1_000
-    """Rows, spread evenly, whose sound is read and decoded; hours are measured on them. 0: none."""
+    """Number of rows, spread evenly, whose audio is read and decoded; the hours are measured on them. 0: none."""
     n_clips: int | None = None
-    """Only the first so many rows."""
+    """Inspects only the first n rows."""
     html: Annotated[Path | None, arg(metavar="PAGE.html")] = None
-    """Writes a page with the same, and sound to play."""
+    """Also writes a page with the same numbers, and with audio to play."""
 
     def run(self, command_line: str) -> int:
-        """Prints what was found; bad rows are no failure of this command."""
+        """Prints the summary; invalid rows do not make the command fail."""
         from ossicle.atomic_io import write_text
-        from ossicle.data.inspect import survey
-        from ossicle.data.inspect_html import render
-        from ossicle.data.open_source import open_speech
+        from ossicle.data.dataset import open_speech
+        from ossicle.data.inspect import inspect_dataset
+        from ossicle.data.inspect_html import render_page
         from ossicle.errors import ConfigError
 
         if self.decode < 0:
             raise ConfigError(f"--decode is {self.decode}, expected zero or more")
         if self.html and self.html.is_dir():
             raise ConfigError(
-                f"--html is {self.html}, which is a folder; expected the name of a page to write"
+                f"--html is {self.html}, which is a folder; expected the path of a page to write"
             )
-        speech = open_speech(self.source, self.n_clips)
+        dataset = open_speech(self.source, self.n_clips)
         with _build_progress_bar() as bar:
             task = bar.add_task("decoding", total=None)
-            found = survey(
-                speech,
+            summary = inspect_dataset(
+                dataset,
                 n_decoded=self.decode,
                 progress=lambda done, n: bar.update(task, completed=done, total=n),
             )
         console = Console()
-        _print(found, console)
+        _print_summary(summary, console)
         if self.html:
-            write_text(self.html, render(found, " + ".join(self.source)))
+            write_text(self.html, render_page(summary, " + ".join(self.source)))
             console.out(str(self.html), highlight=False)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Write sources into a folder of shards that is read fast, in any order; what cannot be used is listed.
+    """Write sources into a folder of shards that is fast to read in any order; invalid rows are listed and skipped.
 
-    Killed at any moment, the same command goes on where it was.
+    If the command is killed, the same command resumes where it stopped.
     """
 
     source: Positional[Sources]
-    """Files, folders or data sets, as data.source names them in a recipe."""
+    """Files, folders or datasets, written as in data.source of a recipe."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The folder; it is a source then."""
+    """Folder to write; use it as a source afterwards."""
     pcm: bool = False
-    """Stores samples (16 kHz, int16), so that training decodes nothing; more disk."""
+    """Stores samples (16 kHz, int16), so that training need not decode; takes more disk space."""
     max_invalid_ratio: float = 0.01
-    """Share of rows that may be left out; more stop it."""
+    """Ratio of rows that may be invalid; more than that stop the command."""
     n_clips: int | None = None
-    """Only the first so many rows."""
+    """Packs only the first n rows."""
     n_workers: int = 2
-    """Processes that decode; 0 does it in this one."""
+    """Number of processes that decode; 0 decodes in the main process."""
 
     def run(self, command_line: str) -> int:
-        """Packs, and says how much of what."""
-        from ossicle.data.open_source import open_speech
-        from ossicle.data.pack import SKIPPED, pack, pcm_bytes
+        """Packs the sources and prints how much was written."""
+        from ossicle.data.dataset import open_speech
+        from ossicle.data.pack import SKIPPED_FILE, estimate_pcm_bytes, pack
         from ossicle.errors import ConfigError
 
         if self.n_workers < 0 or not 0 <= self.max_invalid_ratio <= 1:
@@ -95,13 +95,13 @@ class Pack:
                 f"--n-workers is {self.n_workers} and --max-invalid-ratio {self.max_invalid_ratio}; expected zero or"
                 " more, and a ratio between 0 and 1"
             )
-        speech = open_speech(self.source, self.n_clips)
+        dataset = open_speech(self.source, self.n_clips)
         if self.pcm:
-            _print_disk_space(pcm_bytes(speech), self.out)
+            _print_disk_space(estimate_pcm_bytes(dataset), self.out)
         with _build_progress_bar() as bar:
-            task = bar.add_task("packing", total=len(speech))
-            packed = pack(
-                speech,
+            task = bar.add_task("packing", total=len(dataset))
+            summary = pack(
+                dataset,
                 self.out,
                 pcm=self.pcm,
                 max_invalid_ratio=self.max_invalid_ratio,
@@ -109,9 +109,9 @@ class Pack:
                 progress=lambda done: bar.update(task, completed=done),
             )
         Console().out(
-            f"{packed.folder}: {packed.n_rows:,} clips, {packed.duration_s / 3600:,.2f} hours,"
-            f" {_format_size(packed.n_bytes)}; {packed.n_skipped:,} left out"
-            + (f" ({packed.folder / SKIPPED})" if packed.n_skipped else ""),
+            f"{summary.folder}: {summary.n_rows:,} clips, {summary.duration_s / 3600:,.2f} hours,"
+            f" {_format_bytes(summary.n_bytes)}; {summary.n_skipped:,} skipped"
+            + (f" (listed in {summary.folder / SKIPPED_FILE})" if summary.n_skipped else ""),
             highlight=False,
         )
         return 0
@@ -119,12 +119,12 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Look into sources of speech, and pack them for fast reading."""
+    """Inspect sources of speech, and pack them for fast reading."""
 
     command: Annotated[Inspect, subcommand("inspect")] | Annotated[Pack, subcommand("pack")]
 
     def run(self, command_line: str) -> int:
-        """Does what is asked for."""
+        """Runs the subcommand."""
         return self.command.run(command_line)
 
 
@@ -141,57 +141,61 @@ def _build_progress_bar() -> Progress:
     )
 
 
-def _print(found: "Survey", console: Console) -> None:
-    from ossicle.data.inspect import histogram
-    from ossicle.data.inspect_html import basis, facts
+def _print_summary(summary: "DatasetSummary", console: Console) -> None:
+    from ossicle.data.inspect import compute_histogram
+    from ossicle.data.inspect_html import describe_coverage, list_totals
 
-    console.print("   ".join(f"[bold]{value}[/] {label}" for value, label in facts(found)), highlight=False)
-    console.print(Text(basis(found), style="dim"))
-    _print_histogram("seconds", histogram(found.seconds), console)
-    _print_histogram("characters", histogram(found.characters), console)
-    if found.examples:
+    totals = "   ".join(f"[bold]{value}[/] {label}" for value, label in list_totals(summary))
+    console.print(totals, highlight=False)
+    console.print(Text(describe_coverage(summary), style="dim"))
+    _print_histogram("seconds", compute_histogram(summary.durations_s), console)
+    _print_histogram("characters", compute_histogram(summary.n_characters), console)
+    if summary.examples:
         table = Table("example", "seconds", "transcript", box=None)
-        for example in found.examples:
+        for example in summary.examples:
             table.add_row(Text(example.name), f"{example.duration_s:.1f}", Text(example.text))
         console.print()
         console.print(table)
-    if found.bad:
-        table = Table("bad rows", "reason", box=None)
-        for kind, n in found.kinds.items():
-            table.add_row(f"{n:,}", Text(kind))
+    if summary.invalid_rows:
+        table = Table("invalid rows", "reason", box=None)
+        for reason, n in summary.reason_counts.items():
+            table.add_row(f"{n:,}", Text(reason))
         console.print()
         console.print(table)
         console.print()
-        for row in found.bad[:_MAX_SHOWN_INVALID_ROWS]:
+        for row in summary.invalid_rows[:_MAX_SHOWN_INVALID_ROWS]:
             console.print(Text(f"{row.name}: {row.reason}", style="dim"))
-        if len(found.bad) > _MAX_SHOWN_INVALID_ROWS:
-            console.print(Text(f"and {len(found.bad) - _MAX_SHOWN_INVALID_ROWS:,} more", style="dim"))
+        n_more = len(summary.invalid_rows) - _MAX_SHOWN_INVALID_ROWS
+        if n_more > 0:
+            console.print(Text(f"and {n_more:,} more", style="dim"))
 
 
-def _print_histogram(title: str, bins: "Bins", console: Console) -> None:
-    from ossicle.data.inspect_html import edge
+def _print_histogram(title: str, histogram: "Histogram", console: Console) -> None:
+    from ossicle.data.inspect_html import format_bin_edge
 
-    if not bins.counts:
+    if not histogram.counts:
         return
     console.print()
-    max_count, width = max(bins.counts), max(len(edge(bins, place)) for place in range(len(bins.counts)))
+    edges = [format_bin_edge(histogram, index) for index in range(len(histogram.counts))]
+    max_count, edge_width = max(histogram.counts), max(map(len, edges))
     console.print(Text(title))
-    for index, count in enumerate(bins.counts):
+    for edge, count in zip(edges, histogram.counts, strict=True):
         bar = "█" * round(_HISTOGRAM_WIDTH * count / max_count) or ("▏" if count else "")
-        console.print(Text(f"{edge(bins, index):>{width}} {bar} {count:,}"))
+        console.print(Text(f"{edge:>{edge_width}} {bar} {count:,}"))
 
 
-def _print_disk_space(n_bytes: int, folder: Path) -> None:
-    """How much disk the samples will need, before they are written."""
-    parent = folder.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    scarce = "" if n_bytes < free else ", and that is not enough"
+def _print_disk_space(n_bytes_needed: int, folder: Path) -> None:
+    """Prints the disk space that the samples will need, before they are written."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    n_bytes_free = shutil.disk_usage(existing).free
+    warning = "" if n_bytes_needed < n_bytes_free else ", which is not enough"
     print_message(
-        f"about {_format_size(n_bytes)} of samples by the estimated lengths; {_format_size(free)} are free{scarce}"
+        f"samples will take about {_format_bytes(n_bytes_needed)} by the estimated durations;"
+        f" {_format_bytes(n_bytes_free)} are free{warning}"
     )
 
 
-def _format_size(n_bytes: int) -> str:
+def _format_bytes(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**29 else f"{n_bytes / 2**20:,.1f} MiB"

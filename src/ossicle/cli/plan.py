@@ -74,10 +74,11 @@ class Plan:
 
 def _count_local_clips(recipe: Recipe) -> int | None:
     """How many clips a recipe's sources have, if all of them lie on this computer."""
-    from ossicle.data.open_source import is_here, open_speech
+    from ossicle.data.dataset import open_speech
+    from ossicle.data.formats import is_local_source
     from ossicle.errors import OssicleError
 
-    if not all(map(is_here, recipe.data.source)):
+    if not all(map(is_local_source, recipe.data.source)):
         return None
     try:
         return len(open_speech(recipe.data.source, recipe.data.n_clips))

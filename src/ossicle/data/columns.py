@@ -1,9 +1,10 @@
-"""Which columns of a source hold the sound, the transcript and the seconds: named, or found by the names people use."""
+"""Finds the columns of a source that hold audio, transcript and duration: by the option given, else by known names."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import Flag, auto
 
-from ossicle.data.source_spec import Spelling
+from ossicle.data.source_spec import SourceSpec
 from ossicle.errors import DataError
 
 AUDIO_NAMES = (
@@ -36,7 +37,18 @@ DURATION_NAMES = (
     "audio_duration",
     "length_s",
 )
-"""In this order; capitals do not matter."""
+"""Known names, tried in this order without regard to case."""
+
+
+class ColumnRole(Flag):
+    """The roles that the type of a column allows."""
+
+    AUDIO = auto()
+    TEXT = auto()
+    DURATION = auto()
+    IS_AUDIO = auto()
+    """Set where the type can hold nothing but audio, whatever the column's name."""
+    ONLY_AUDIO = AUDIO | IS_AUDIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,64 +60,74 @@ class Columns:
     duration: str | None
 
 
-def find_columns(where: str, kinds: Mapping[str, str], spelling: Spelling) -> Columns:
-    """The columns that are named in the source's spelling, or else those with the first known name.
+def find_columns(label: str, roles: Mapping[str, ColumnRole], spec: SourceSpec) -> Columns:
+    """Returns the columns that the source's options name, or else those with the first known name.
 
     Args:
-        where: file or data set, for messages
-        kinds: of each column what it can be: some of the letters a (sound), t (text) and d (a number); S marks
-            what can be nothing but sound, whatever its name
+        label: file or dataset, for messages
+        roles: for each column, the roles that its type allows
 
     Raises:
-        DataError: no column to take, or more than one that could be meant
+        DataError: no column fits, or several do
     """
-    is_sound = [name for name, kind in kinds.items() if "S" in kind]
-    audio = _named(where, kinds, "audio", spelling.audio, "a") or _found(where, kinds, AUDIO_NAMES, "a")
-    if audio is None and is_sound:
-        audio = _only(where, kinds, "audio", is_sound)
-    text = _named(where, kinds, "text", spelling.text, "t") or _found(where, kinds, TEXT_NAMES, "t")
-    duration = _named(where, kinds, "duration", spelling.duration, "d")
-    for role, column, known in (("audio", audio, AUDIO_NAMES), ("text", text, TEXT_NAMES)):
+    audio = _check_named(label, roles, "audio", spec.audio, ColumnRole.AUDIO)
+    audio = audio or _find_by_name(label, roles, AUDIO_NAMES, "audio", ColumnRole.AUDIO)
+    only_audio = [name for name, allowed in roles.items() if ColumnRole.IS_AUDIO in allowed]
+    if audio is None and only_audio:
+        audio = _check_unique(label, roles, "audio", only_audio)
+    text = _check_named(label, roles, "text", spec.text, ColumnRole.TEXT)
+    text = text or _find_by_name(label, roles, TEXT_NAMES, "text", ColumnRole.TEXT)
+    duration = _check_named(label, roles, "duration", spec.duration, ColumnRole.DURATION)
+    for option, column, known_names in (("audio", audio, AUDIO_NAMES), ("text", text, TEXT_NAMES)):
         if column is None:
             raise DataError(
-                f"{where} has the columns {_listed(kinds)}, none of them a known one of {role}"
-                f" ({', '.join(known)}); name it: ?{role}=COLUMN"
+                f"{label} has the columns {_list_names(roles)}; none has a known name for {option}"
+                f" ({', '.join(known_names)}) and a fitting type; name the column: ?{option}=COLUMN"
             )
     assert audio is not None
     assert text is not None
-    return Columns(
-        audio=audio, text=text, duration=duration or _found(where, kinds, DURATION_NAMES, "d", must=False)
+    duration = duration or _find_by_name(
+        label, roles, DURATION_NAMES, "duration", ColumnRole.DURATION, is_required=False
     )
+    return Columns(audio=audio, text=text, duration=duration)
 
 
-def _named(where: str, kinds: Mapping[str, str], role: str, name: str | None, letter: str) -> str | None:
-    if name is not None and letter not in kinds.get(name, ""):
-        trouble = "of another kind" if name in kinds else "not there"
-        raise DataError(f"{where}: {role}={name} is {trouble}; its columns are {_listed(kinds)}")
+def _check_named(
+    label: str, roles: Mapping[str, ColumnRole], option: str, name: str | None, role: ColumnRole
+) -> str | None:
+    """Returns the column that an option names, or None where the option is not given."""
+    if name is not None and role not in roles.get(name, ColumnRole(0)):
+        problem = "that column has another type" if name in roles else "there is no such column"
+        raise DataError(f"{label}: {option}={name}: {problem}; its columns are {_list_names(roles)}")
     return name
 
 
-def _found(
-    where: str, kinds: Mapping[str, str], known: Collection[str], letter: str, *, must: bool = True
+def _find_by_name(
+    label: str,
+    roles: Mapping[str, ColumnRole],
+    known_names: Collection[str],
+    option: str,
+    role: ColumnRole,
+    *,
+    is_required: bool = True,
 ) -> str | None:
-    for wanted in known:
-        found = [name for name, kind in kinds.items() if name.lower() == wanted and letter in kind]
-        if wanted in found:  # as it is written here, before all others
-            return wanted
+    for known_name in known_names:
+        found = [name for name, allowed in roles.items() if name.lower() == known_name and role in allowed]
+        if known_name in found:  # an exact match takes precedence over other cases
+            return known_name
         if found:
-            role = {"a": "audio", "t": "text", "d": "duration"}[letter]
-            return _only(where, kinds, role, found) if must or len(found) == 1 else None
+            return _check_unique(label, roles, option, found) if is_required or len(found) == 1 else None
     return None
 
 
-def _only(where: str, kinds: Mapping[str, str], role: str, found: list[str]) -> str:
+def _check_unique(label: str, roles: Mapping[str, ColumnRole], option: str, found: list[str]) -> str:
     if len(found) > 1:
         raise DataError(
-            f"{where}: {' and '.join(found)} could both be its {role}, of the columns {_listed(kinds)}; name"
-            f" one: ?{role}=COLUMN"
+            f"{label}: {' and '.join(found)} could both hold its {option}, of the columns {_list_names(roles)};"
+            f" name one: ?{option}=COLUMN"
         )
     return found[0]
 
 
-def _listed(kinds: Mapping[str, str]) -> str:
-    return ", ".join(kinds) or "(none)"
+def _list_names(roles: Mapping[str, ColumnRole]) -> str:
+    return ", ".join(roles) or "(none)"

@@ -1,4 +1,4 @@
-"""Transcribed speech from one source or several, as rows with numbers; it decodes no sound and knows no order."""
+"""Transcribed speech from one or several sources as numbered rows; this module decodes no audio and draws no order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,96 +11,129 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
-from ossicle.data.source import Rows, Utterance
+from ossicle.data.formats import open_source
+from ossicle.data.formats.parquet import RowGroupCache
+from ossicle.data.source import Source, Utterance
+from ossicle.data.source_spec import parse_source_specs
+from ossicle.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """The rows of one source among all."""
+class SourceRange:
+    """The rows of a dataset that belong to one source."""
 
-    first: int
+    first_row: int
     n_rows: int
     weight: float | None
-    """How often the source is drawn from, beside the others' weights; None: as often as it has rows."""
+    """How often the source is drawn from, relative to the other weights; None: in proportion to its rows."""
 
 
-class Speech:
-    """Rows of speech, source after source.
+class SpeechDataset:
+    """Rows of transcribed speech, source after source.
 
-    Files are opened when a row is asked for, in each process anew, so that a copy may go to workers, forked or
-    spawned.
+    Each process opens files itself when it reads a row, so that a copy may go to forked or spawned workers.
 
     Args:
-        sources: rows and weight of each; none of them empty
-        n_clips: only the first so many of all rows
+        sources: each source with its weight; none of them empty
+        n_clips: keeps only the first n rows of all sources together
     """
 
-    def __init__(self, sources: Sequence[tuple[Rows, float | None]], n_clips: int | None = None) -> None:
-        n_rows = sum(len(rows) for rows, _ in sources)
+    def __init__(self, sources: Sequence[tuple[Source, float | None]], n_clips: int | None = None) -> None:
+        n_rows = sum(len(source) for source, _ in sources)
         self._n_rows = n_rows if n_clips is None else min(n_rows, n_clips)
-        starts = accumulate((len(rows) for rows, _ in sources), initial=0)
+        starts = accumulate((len(source) for source, _ in sources), initial=0)
         used = [
-            (rows, Section(first=first, n_rows=min(len(rows), self._n_rows - first), weight=weight))
-            for (rows, weight), first in zip(sources, starts, strict=False)
-            if first < self._n_rows
+            (
+                source,
+                SourceRange(first_row=start, n_rows=min(len(source), self._n_rows - start), weight=weight),
+            )
+            for (source, weight), start in zip(sources, starts, strict=False)
+            if start < self._n_rows
         ]
-        self._rows = tuple(rows for rows, _ in used)
-        self.sections = tuple(section for _, section in used)
-        self.is_sequential = any(rows.is_sequential for rows in self._rows)
-        """Whether rows are cheap in rising order only."""
+        self._sources = tuple(source for source, _ in used)
+        self.source_ranges = tuple(source_range for _, source_range in used)
+        self.is_sequential = any(source.is_sequential for source in self._sources)
+        """Whether rows are cheap to read in ascending order only."""
 
     def __len__(self) -> int:
         return self._n_rows
 
     def __getitem__(self, row: int) -> Utterance:
-        """One row, normalised and checked, its sound not yet decoded.
+        """Returns one row, its transcript normalized and checked, its audio not decoded yet.
 
         Raises:
-            DataError: a row that cannot be used; the message begins with its name
+            DataError: the row is invalid; the message begins with the row's name
         """
-        rows, number = self._at(row)
-        return rows[number]
+        source, source_row = self._locate(row)
+        return source[source_row]
 
-    def name(self, row: int) -> str:
-        """File and row, for messages."""
-        rows, number = self._at(row)
-        return rows.name(number)
+    def row_name(self, row: int) -> str:
+        """Returns file and row number, for messages."""
+        source, source_row = self._locate(row)
+        return source.row_name(source_row)
 
-    def stamp(self, row: int) -> str:
-        """What changes when the sound of a row that is a file of its own is replaced under the same name."""
-        rows, number = self._at(row)
-        return rows.stamp(number)
+    def audio_version(self, row: int) -> str:
+        """Returns a string that changes when the audio file of a row is replaced under the same name."""
+        source, source_row = self._locate(row)
+        return source.audio_version(source_row)
 
     @cached_property
     def texts(self) -> pa.ChunkedArray:
-        """Transcripts, normalised; null where a row has none or a stream has yet to tell."""
-        chunks = [chunk for rows in self._rows for chunk in rows.texts.chunks]
+        """Normalized transcripts; null where a row has none, and for all rows of a stream."""
+        chunks = [chunk for source in self._sources for chunk in source.texts.chunks]
         return pa.chunked_array(chunks, type=pa.string()).slice(0, self._n_rows)
 
     @cached_property
-    def lengths(self) -> Float32[np.ndarray, " n"]:
-        """Seconds where they are known, else an estimate: good enough to put like lengths together."""
-        return np.concatenate([rows.lengths for rows in self._rows])[: self._n_rows]
+    def durations_s(self) -> Float32[np.ndarray, " n"]:
+        """Seconds of each row, measured or estimated: good enough to batch clips of similar length."""
+        return np.concatenate([source.durations_s for source in self._sources])[: self._n_rows]
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when texts, lengths, order or sources do, and not when folders are moved."""
+        """16 hex digits that change with texts, durations, order or sources, but not when folders are moved."""
         digest, sizes = blake2b(digest_size=8), blake2b()
         for chunk in self.texts.chunks:
-            _, offsets, characters = pc.fill_null(
-                chunk, ""
-            ).buffers()  # none or empty: neither is learned from
+            # A missing transcript and an empty one count as the same: neither is trained on.
+            _, offsets, characters = pc.fill_null(chunk, "").buffers()
             ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
             sizes.update(np.diff(ends).data)
             digest.update(memoryview(characters or b"")[ends[0] : ends[-1]])
         digest.update(sizes.digest())
-        digest.update(self.lengths.astype(np.float32).data)
-        for rows, section in zip(self._rows, self.sections, strict=True):
-            digest.update(repr((section.n_rows, section.weight, rows.mark)).encode())
+        digest.update(self.durations_s.astype(np.float32).data)
+        for source, source_range in zip(self._sources, self.source_ranges, strict=True):
+            digest.update(repr((source_range.n_rows, source_range.weight, source.content_id)).encode())
         return digest.hexdigest()
 
-    def _at(self, row: int) -> tuple[Rows, int]:
+    def _locate(self, row: int) -> tuple[Source, int]:
+        """Returns the source of a row and the row's number within it."""
         if not 0 <= row < self._n_rows:
             raise IndexError(f"row {row} of {self._n_rows}")
-        number = next(n for n, section in enumerate(self.sections) if row < section.first + section.n_rows)
-        return self._rows[number], row - self.sections[number].first
+        index = next(
+            n
+            for n, source_range in enumerate(self.source_ranges)
+            if row < source_range.first_row + source_range.n_rows
+        )
+        return self._sources[index], row - self.source_ranges[index].first_row
+
+
+def open_speech(sources: Sequence[str], n_clips: int | None = None) -> SpeechDataset:
+    """Opens sources as one dataset, one source after the other; no audio is read yet.
+
+    Args:
+        sources: NAME or NAME?key=value&key=value of each, as docs/data.md describes
+        n_clips: keeps only the first n rows of all sources together
+
+    Raises:
+        ConfigError: a source string that cannot be parsed, or n_clips below 1
+        DataError: there is no such source, it cannot be read at all, or it has no rows
+    """
+    if n_clips is not None and n_clips < 1:
+        raise ConfigError(f"the number of clips is {n_clips}, expected at least 1, or none to take all clips")
+    row_groups = RowGroupCache()
+    opened = []
+    for spec in parse_source_specs(sources):
+        source = open_source(spec, row_groups, n_clips)
+        if not len(source):
+            raise DataError(f"source {spec.name!r} holds no utterances; expected at least one")
+        opened.append((source, spec.weight))
+    return SpeechDataset(opened, n_clips)

@@ -1,4 +1,4 @@
-"""What is in a source of speech: counts, hours, lengths, bad rows by reason, examples; it shows nothing itself."""
+"""Counts what a dataset holds: rows, hours, durations, invalid rows by reason, examples; prints nothing itself."""
 
 import re
 from collections import Counter
@@ -10,17 +10,17 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int64
 
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
-from ossicle.data.dataset import Speech
+from ossicle.data.dataset import SpeechDataset
 from ossicle.errors import AudioError, DataError
 
-_PARTICULAR = re.compile(r"b?'[^']*'|\"[^\"]*\"|(?<![\w-])\d+(?:[.,:]\d+)*")
-"""What differs between reasons of one kind: names, values and numbers."""
-_N_BINS = 20
+_ROW_SPECIFIC = re.compile(r"b?'[^']*'|\"[^\"]*\"|(?<![\w-])\d+(?:[.,:]\d+)*")
+"""The parts in which reasons of one kind differ: names, values and numbers."""
+_MAX_BINS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadRow:
-    """A row that cannot be used, and why."""
+class InvalidRow:
+    """A row that cannot be used, and the reason."""
 
     name: str
     reason: str
@@ -28,7 +28,7 @@ class BadRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row to look at and to listen to."""
+    """A row to read and to listen to."""
 
     name: str
     text: str
@@ -41,8 +41,8 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bins:
-    """A histogram of even steps from `low` up."""
+class Histogram:
+    """Counts in bins of equal width, the first of which begins at `low`."""
 
     low: float
     step: float
@@ -50,117 +50,119 @@ class Bins:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What was found in a source; of rows that were not decoded, only their transcripts are judged."""
+class DatasetSummary:
+    """The findings about a dataset; rows that were not decoded are judged by their transcripts only."""
 
     n_rows: int
     n_decoded: int
-    """Rows whose sound was looked for, spread evenly over all (of a stream: the first)."""
-    bad: tuple[BadRow, ...]
-    """In the order of the rows."""
-    kinds: dict[str, int]
-    """Number of bad rows by the kind of their reason, most frequent first."""
-    seconds: Float32[np.ndarray, " good"]
-    """Of the clips that were decoded."""
-    characters: Int64[np.ndarray, " texts"]
-    """Of the transcripts that are known."""
+    """Rows whose audio was read, spread evenly over all rows (of a stream: the first ones)."""
+    invalid_rows: tuple[InvalidRow, ...]
+    """In row order."""
+    reason_counts: dict[str, int]
+    """Number of invalid rows by the kind of reason, most frequent first."""
+    durations_s: Float32[np.ndarray, " valid"]
+    """Seconds of the clips that were decoded."""
+    n_characters: Int64[np.ndarray, " texts"]
+    """Lengths of the transcripts that are known."""
     examples: tuple[Example, ...]
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row was read and decoded; else hours are an estimate."""
+        """Whether every row was read and decoded; otherwise the hours are an estimate."""
         return self.n_decoded == self.n_rows
 
     @property
     def n_usable(self) -> int:
-        """Rows that are not known to be bad."""
-        return self.n_rows - len(self.bad)
+        """Number of rows that are not known to be invalid."""
+        return self.n_rows - len(self.invalid_rows)
 
     @property
     def hours(self) -> float | None:
-        """Of all usable clips, at the mean length of those that were decoded; None if none was."""
-        if not len(self.seconds):
+        """Hours of all usable clips, by the mean duration of the decoded ones; None if none was decoded."""
+        if not len(self.durations_s):
             return None
-        return float(self.seconds.mean(dtype=np.float64)) * self.n_usable / 3600
+        return float(self.durations_s.mean(dtype=np.float64)) * self.n_usable / 3600
 
 
-def survey(
-    speech: Speech,
+def inspect_dataset(
+    dataset: SpeechDataset,
     *,
     n_decoded: int = 1_000,
     n_examples: int = 5,
     progress: Callable[[int, int], None] = lambda n_done, n_all: None,
-) -> Survey:
-    """Looks at all transcripts, and decodes the sound of so many rows.
+) -> DatasetSummary:
+    """Checks all transcripts, and decodes the audio of `n_decoded` rows.
 
     Args:
-        n_decoded: rows to read and decode; 0 for none
-        progress: is told how many rows of how many are decoded
+        n_decoded: number of rows to read and decode; 0 for none
+        progress: called with the number of rows decoded so far and of all rows to decode
     """
-    wanted = _spread(len(speech), n_decoded, is_sequential=speech.is_sequential)
-    bad = {} if speech.is_sequential else _without_text(speech, skip=set(wanted))
-    seconds, examples, lengths = [], [], []
-    for n_done, row in enumerate(wanted, 1):
-        name = speech.name(row)
+    decoded_rows = _spread_rows(len(dataset), n_decoded, is_sequential=dataset.is_sequential)
+    reasons = {} if dataset.is_sequential else _check_texts(dataset, skip=set(decoded_rows))
+    durations, examples, lengths = [], [], []
+    for n_done, row in enumerate(decoded_rows, 1):
+        name = dataset.row_name(row)
         try:
-            utterance = speech[row]
+            utterance = dataset[row]
             samples = load_audio(utterance.audio)
         except (DataError, AudioError) as error:
-            bad[row] = str(error).removeprefix(f"{name}: ")
+            reasons[row] = str(error).removeprefix(f"{name}: ")
         else:
-            seconds.append(len(samples) / SAMPLE_RATE)
+            durations.append(len(samples) / SAMPLE_RATE)
             lengths.append(len(utterance.text))
-            if (n_done - 1) * n_examples >= len(examples) * len(wanted) and len(examples) < n_examples:
+            is_due = (n_done - 1) * n_examples >= len(examples) * len(decoded_rows)
+            if is_due and len(examples) < n_examples:
                 examples.append(Example(name=name, text=utterance.text, samples=samples))
-        progress(n_done, len(wanted))
-    rows = tuple(BadRow(name=speech.name(row), reason=bad[row]) for row in sorted(bad))
-    known = pc.call_function("utf8_length", [speech.texts.drop_null()]).to_numpy().astype(np.int64)
-    return Survey(
-        n_rows=len(speech),
-        n_decoded=len(wanted),
-        bad=rows,
-        kinds=dict(Counter(_kind(row.reason) for row in rows).most_common()),
-        seconds=np.array(seconds, np.float32),
-        characters=np.array(lengths, np.int64) if speech.is_sequential else known,
+        progress(n_done, len(decoded_rows))
+    invalid = tuple(InvalidRow(name=dataset.row_name(row), reason=reasons[row]) for row in sorted(reasons))
+    known = pc.call_function("utf8_length", [dataset.texts.drop_null()]).to_numpy().astype(np.int64)
+    return DatasetSummary(
+        n_rows=len(dataset),
+        n_decoded=len(decoded_rows),
+        invalid_rows=invalid,
+        reason_counts=dict(Counter(_generalize(row.reason) for row in invalid).most_common()),
+        durations_s=np.array(durations, np.float32),
+        n_characters=np.array(lengths, np.int64) if dataset.is_sequential else known,
         examples=tuple(examples),
     )
 
 
-def histogram(values: Float32[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Bins:
-    """Counts in at most 20 steps of a round size, from 0 or the step of the smallest value to the largest."""
+def compute_histogram(values: Float32[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Histogram:
+    """Counts values in up to 21 bins of a round width, from the smallest value's bin to the largest's."""
     if not len(values):
-        return Bins(low=0.0, step=1.0, counts=())
+        return Histogram(low=0.0, step=1.0, counts=())
     high = float(values.max())
-    rough = max(high, 1e-9) / _N_BINS
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9)))
+    min_step = max(high, 1e-9) / _MAX_BINS
+    power = 10.0 ** np.floor(np.log10(min_step))
+    steps = (factor * power for factor in (1, 2, 5, 10))
+    step = float(next(step for step in steps if step >= min_step * (1 - 1e-9)))
     if values.dtype.kind == "i":
         step = max(1.0, step)
-    places = np.minimum(values / step, _N_BINS).astype(np.int64)
-    first = int(places.min())
-    return Bins(low=first * step, step=step, counts=tuple(np.bincount(places - first).tolist()))
+    bins = np.minimum(values / step, _MAX_BINS).astype(np.int64)
+    first = int(bins.min())
+    return Histogram(low=first * step, step=step, counts=tuple(np.bincount(bins - first).tolist()))
 
 
-def _spread(n_rows: int, n_wanted: int, *, is_sequential: bool) -> list[int]:
-    """Row numbers at even distances; the first ones of a stream, whose others cost as much as all before them."""
-    n_wanted = min(n_wanted, n_rows)
+def _spread_rows(n_rows: int, n_requested: int, *, is_sequential: bool) -> list[int]:
+    """Returns rows at even distances; of a stream the first ones, as a later row costs as much as all before it."""
+    n = min(n_requested, n_rows)
     if is_sequential:
-        return list(range(n_wanted))
-    return [place * n_rows // n_wanted for place in range(n_wanted)]
+        return list(range(n))
+    return [index * n_rows // n for index in range(n)]
 
 
-def _without_text(speech: Speech, skip: set[int]) -> dict[int, str]:
-    """Rows whose transcript alone rules them out; reading them tells why."""
-    found = {}
-    for row in np.flatnonzero(speech.texts.is_null().to_numpy()).tolist():
+def _check_texts(dataset: SpeechDataset, skip: set[int]) -> dict[int, str]:
+    """Returns the rows without a valid transcript and the reasons, which reading them gives."""
+    reasons = {}
+    for row in np.flatnonzero(dataset.texts.is_null().to_numpy()).tolist():
         if row not in skip:
             try:
-                speech[row]
+                dataset[row]
             except DataError as error:
-                found[row] = str(error).removeprefix(f"{speech.name(row)}: ")
-    return found
+                reasons[row] = str(error).removeprefix(f"{dataset.row_name(row)}: ")
+    return reasons
 
 
-def _kind(reason: str) -> str:
-    """A reason without what is particular to its row."""
-    return " ".join(_PARTICULAR.sub("…", reason.split("; ", 1)[0]).split())
+def _generalize(reason: str) -> str:
+    """Returns a reason without the parts that are specific to its row."""
+    return " ".join(_ROW_SPECIFIC.sub("…", reason.split("; ", 1)[0]).split())

@@ -1,15 +1,15 @@
-"""A survey of speech as one HTML page that needs no network, no script and nothing beside it."""
+"""The summary of a dataset as one HTML page that needs no network, no script and no other file."""
 
 from dataclasses import dataclass
 
-from ossicle.data.inspect import Bins, Survey, histogram
+from ossicle.data.inspect import DatasetSummary, Histogram, compute_histogram
 from ossicle.html_page import encode_data_uri, encode_wav, load_templates
 
 WIDTH, HEIGHT, BASE = 440, 200, 178
-"""Size of a histogram and where its bars stand, in SVG units."""
-MAX_BAD = 200
-"""Bad rows that the page lists."""
-_GAP = 2
+"""Size of a histogram and height of its baseline, in SVG units."""
+MAX_INVALID_SHOWN = 200
+"""Invalid rows that the page lists."""
+_GAP, _TOP_MARGIN, _N_TICKS = 2, 12, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,80 +35,81 @@ class _Plot:
     ticks: tuple[_Tick, ...]
 
 
-def facts(found: Survey) -> list[tuple[str, str]]:
-    """The numbers that come first, each with what it counts."""
-    hours = found.hours
-    named = [(f"{found.n_rows:,}", "rows"), (f"{found.n_usable:,}", "usable"), (f"{len(found.bad):,}", "bad")]
-    if hours is not None:
-        named.append((f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}", "hours"))
-        named.append((f"{float(found.seconds.mean()):.2f} s", "a clip, in the mean"))
-    return named
+def list_totals(summary: DatasetSummary) -> list[tuple[str, str]]:
+    """Returns the headline numbers, each with its label."""
+    totals = [
+        (f"{summary.n_rows:,}", "rows"),
+        (f"{summary.n_usable:,}", "usable"),
+        (f"{len(summary.invalid_rows):,}", "invalid"),
+    ]
+    if (hours := summary.hours) is not None:
+        totals.append((f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}", "hours"))
+        totals.append((f"{float(summary.durations_s.mean()):.2f} s", "mean clip length"))
+    return totals
 
 
-def basis(found: Survey) -> str:
-    """What the numbers rest on."""
-    if found.is_complete:
+def describe_coverage(summary: DatasetSummary) -> str:
+    """Returns a sentence that says how much of the dataset the numbers rest on."""
+    if summary.is_complete:
         return "Every row was read and decoded."
-    if not found.n_decoded:
-        return "No sound was read: only transcripts are judged, and hours are not known."
+    if not summary.n_decoded:
+        return "No audio was read: only transcripts were checked, and the hours are not known."
     return (
-        f"Transcripts were all looked at where the source holds them, sound in {found.n_decoded:,} of"
-        f" {found.n_rows:,} rows: hours are an estimate, and other rows may be bad."
+        f"All transcripts that the source stores were checked, and the audio of {summary.n_decoded:,} of"
+        f" {summary.n_rows:,} rows was decoded: the hours are an estimate, and other rows may be invalid."
     )
 
 
-def render(found: Survey, title: str) -> str:
-    """The page of a survey."""
+def render_page(summary: DatasetSummary, title: str) -> str:
+    """Returns the page."""
     plots = (
-        _plot("Seconds of a clip", histogram(found.seconds)),
-        _plot("Characters of a transcript", histogram(found.characters)),
+        _build_plot("Duration of a clip (seconds)", compute_histogram(summary.durations_s)),
+        _build_plot("Length of a transcript (characters)", compute_histogram(summary.n_characters)),
     )
+    players = [encode_data_uri("audio/wav", encode_wav(example.samples)) for example in summary.examples]
     return (
         load_templates("ossicle.data")
         .get_template("inspect.html")
         .render(
             title=title,
-            survey=found,
-            facts=facts(found),
-            basis=basis(found),
+            summary=summary,
+            totals=list_totals(summary),
+            coverage=describe_coverage(summary),
             plots=[plot for plot in plots if plot.bars],
-            examples=[
-                (example, encode_data_uri("audio/wav", encode_wav(example.samples)))
-                for example in found.examples
-            ],
+            examples=list(zip(summary.examples, players, strict=True)),
             width=WIDTH,
             height=HEIGHT,
             base=BASE,
-            max_bad=MAX_BAD,
+            max_invalid_shown=MAX_INVALID_SHOWN,
         )
     )
 
 
-def _plot(title: str, bins: Bins) -> _Plot:
-    n, most = len(bins.counts), max(bins.counts, default=1)
-    pitch = WIDTH / max(n, 1)
+def _build_plot(title: str, histogram: Histogram) -> _Plot:
+    n_bins, max_count = len(histogram.counts), max(histogram.counts, default=1)
+    pitch = WIDTH / max(n_bins, 1)
     bars = tuple(
         _Bar(
-            x=round(place * pitch + _GAP / 2, 1),
-            y=round(BASE - (height := (BASE - 12) * count / most), 1),
+            x=round(index * pitch + _GAP / 2, 1),
+            y=round(BASE - (height := (BASE - _TOP_MARGIN) * count / max_count), 1),
             width=round(pitch - _GAP, 1),
             height=round(height, 1),
-            title=f"{edge(bins, place)} to {edge(bins, place + 1)}: {count:,}",
+            title=f"{format_bin_edge(histogram, index)} to {format_bin_edge(histogram, index + 1)}: {count:,}",
         )
-        for place, count in enumerate(bins.counts)
+        for index, count in enumerate(histogram.counts)
     )
-    every = max(1, -(-n // 6))
+    bins_per_tick = max(1, -(-n_bins // _N_TICKS))
     ticks = tuple(
         _Tick(
-            x=round(place * pitch, 1),
-            label=edge(bins, place),
-            anchor="start" if not place else "end" if place == n else "middle",
+            x=round(index * pitch, 1),
+            label=format_bin_edge(histogram, index),
+            anchor="start" if not index else "end" if index == n_bins else "middle",
         )
-        for place in range(0, n + 1, every)
+        for index in range(0, n_bins + 1, bins_per_tick)
     )
     return _Plot(title=title, bars=bars, ticks=ticks)
 
 
-def edge(bins: Bins, place: int) -> str:
-    """Where a step of a histogram begins."""
-    return f"{bins.low + place * bins.step:.10g}"
+def format_bin_edge(histogram: Histogram, index: int) -> str:
+    """Returns the lower edge of a bin."""
+    return f"{histogram.low + index * histogram.step:.10g}"

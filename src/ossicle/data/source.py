@@ -1,8 +1,6 @@
-"""What every source gives: rows with names, each an utterance or the reason why it is none."""
+"""The interface of every source: numbered rows, each either an utterance or a DataError that says what is wrong."""
 
-import os
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
-from ossicle.data.transcript import normalise
+from ossicle.data.transcript import normalize_transcript
 from ossicle.errors import DataError
 
 CHARACTERS_PER_SECOND = 15.0
-"""Of speech read at a usual pace: an estimate of its length where nothing better is known."""
+"""Of speech read at a usual pace: estimates the duration where nothing better is known."""
 _MAX_SHOWN = 200
-"""Characters of a value that a message shows: what is no path may be as long as a sound."""
-
-_MOST_OPEN = 64
-"""Files that are kept open: few enough for any system's limit, in any number of workers."""
+"""Characters of a value in a message: what was meant as a path may be as long as an audio file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,72 +26,78 @@ class Utterance:
     name: str
     """File and row, for messages."""
     audio: bytes | Path | np.ndarray
-    """The encoded sound, a file that holds it, or samples: mono float32 at 16 kHz."""
+    """An encoded audio file, the path of one, or samples: mono float32 at 16 kHz."""
     text: str
-    """The transcript, normalised."""
+    """The normalized transcript."""
 
 
-class Rows(ABC):
-    """The rows of one source, in its own order; a row is read when it is asked for, in any process."""
+class Source(ABC):
+    """The rows of one source, in its own order; any process may read any row at any time."""
 
     texts: pa.ChunkedArray
-    """Normalised transcripts; null where there is none or it is not known ahead."""
-    lengths: Float32[np.ndarray, " n"]
+    """Normalized transcripts; null where a row has none or where it is not known before the row is read."""
+    durations_s: Float32[np.ndarray, " n"]
     """Seconds, measured or estimated."""
-    mark: str
-    """What tells this source from another with the same texts and lengths; no folder is part of it."""
+    content_id: str
+    """Distinguishes this source from another with the same texts and durations; does not depend on its folder."""
     is_sequential = False
-    """Whether rows are cheap in rising order only."""
+    """Whether rows are cheap to read in ascending order only."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @abstractmethod
-    def name(self, row: int) -> str:
-        """File and row, for messages."""
+    def row_name(self, row: int) -> str:
+        """Returns file and row number, for messages."""
 
-    def stamp(self, row: int) -> str:
-        """What changes when the sound of a row that is a file of its own is replaced under the same name."""
+    def audio_version(self, row: int) -> str:
+        """Returns a string that changes when the audio file of a row is replaced under the same name."""
         return ""
 
     @abstractmethod
     def __getitem__(self, row: int) -> Utterance:
-        """One row.
+        """Reads one row.
 
         Raises:
-            DataError: a row that cannot be used; the message begins with its name
+            DataError: the row is invalid; the message begins with the row's name
         """
 
 
-def checked(name: str, folder: Path, audio: Any, text: Any) -> Utterance:
-    """An utterance of what a row holds: bytes or the name of a file below `folder`, or both as Hugging Face has them.
+def build_utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance:
+    """Validates the values of a row and returns them as an utterance.
+
+    Args:
+        folder: where relative paths of audio files begin
+        audio: encoded bytes, the path of a file, or a dict of both as Hugging Face has them
 
     Raises:
-        DataError: no transcript, or no sound
+        DataError: the transcript or the audio is missing or of another type
     """
     audio = audio.get("bytes") or audio.get("path") if isinstance(audio, dict) else audio
-    if not isinstance(text, str) or not (words := normalise(text)):
-        raise DataError(f"{name}: the transcript is {_shown(text)}, expected a text that is not empty")
-    if not is_unicode(words):
-        raise DataError(f"{name}: the transcript {_shown(text)} holds half a character; write it as UTF-8")
+    if not isinstance(text, str) or not (transcript := normalize_transcript(text)):
+        raise DataError(f"{name}: the transcript is {_format_value(text)}, expected a text that is not empty")
+    if not is_valid_unicode(transcript):
+        raise DataError(
+            f"{name}: the transcript {_format_value(text)} has half of a surrogate pair; write the text as UTF-8"
+        )
     if not isinstance(audio, bytes | str) or not audio:
         raise DataError(
-            f"{name}: the audio is {_shown(audio)}, expected the name or the bytes of a sound file"
+            f"{name}: the audio is {_format_value(audio)}, expected the path or the bytes of an audio file"
         )
     if isinstance(audio, bytes):
-        return Utterance(name=name, audio=audio, text=words)
-    file = folder / audio
+        return Utterance(name=name, audio=audio, text=transcript)
+    path = folder / audio
     try:
-        is_there = file.is_file()
-    except (OSError, ValueError):  # no name that a file could have
-        is_there = False
-    if not is_there:
-        raise DataError(f"{name}: the audio file {_shown(str(file))} cannot be found")
-    return Utterance(name=name, audio=file, text=words)
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a string that cannot be a path
+        is_file = False
+    if not is_file:
+        raise DataError(f"{name}: the audio file {_format_value(str(path))} does not exist")
+    return Utterance(name=name, audio=path, text=transcript)
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written: half of a surrogate pair, which JSON may bring, cannot."""
+def is_valid_unicode(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8: half of a surrogate pair, which JSON may contain, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -104,52 +105,27 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def estimated_lengths(
-    texts: pa.ChunkedArray, seconds: Float32[np.ndarray, " n"] | None = None
+def estimate_durations(
+    texts: pa.ChunkedArray, durations_s: Float32[np.ndarray, " n"] | None = None
 ) -> Float32[np.ndarray, " n"]:
-    """Seconds where they are given and can be true, else estimated by the transcript's characters."""
-    characters = pc.fill_null(pc.call_function("utf8_length", [texts]), 0).to_numpy()
-    estimate = (characters / CHARACTERS_PER_SECOND).astype(np.float32)
-    if seconds is None:
+    """Returns the given seconds where they are positive and finite, else an estimate by transcript length."""
+    n_characters = pc.fill_null(pc.call_function("utf8_length", [texts]), 0).to_numpy()
+    estimate = (n_characters / CHARACTERS_PER_SECOND).astype(np.float32)
+    if durations_s is None:
         return estimate
     with np.errstate(invalid="ignore"):
-        return np.where((seconds > 0) & np.isfinite(seconds), seconds, estimate)
+        return np.where((durations_s > 0) & np.isfinite(durations_s), durations_s, estimate)
 
 
-class Files:
-    """Reads anywhere in files and keeps the last ones open; processes may share one, or have copies."""
+def find_part(starts: Int[np.ndarray, " parts"], row: int) -> int:
+    """Returns the index of the file, shard or row group that holds a row.
 
-    def __init__(self) -> None:
-        self._opened: OrderedDict[Path, _Descriptor] = OrderedDict()
-
-    def read(self, path: Path, offset: int, n_bytes: int) -> bytes:
-        """So many bytes, or as many as there are.
-
-        Raises:
-            OSError: the file cannot be read
-        """
-        file = self._opened.pop(path, None) or _Descriptor(path)
-        self._opened[path] = file
-        while len(self._opened) > _MOST_OPEN:
-            self._opened.popitem(last=False)
-        return os.pread(file.number, n_bytes, offset)  # leaves no position behind that a fork would share
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_opened": OrderedDict()}
+    Args:
+        starts: number of the first row of each part, in ascending order
+    """
+    return int(np.searchsorted(starts, row, side="right")) - 1
 
 
-class _Descriptor:
-    """An open file, closed when nobody reads it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "..."
+def _format_value(value: object) -> str:
+    formatted = repr(value)
+    return formatted if len(formatted) <= _MAX_SHOWN else formatted[:_MAX_SHOWN] + "..."

@@ -18,9 +18,9 @@ from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, compute_clip_mel, pad_mels
 from ossicle.chat.template import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
-from ossicle.data.concatenate import draw_join, join_clips
-from ossicle.data.dataset import Speech
-from ossicle.data.sampler import Draw
+from ossicle.data.concatenate import concatenate_clips, draw_concat_target
+from ossicle.data.dataset import SpeechDataset
+from ossicle.data.sampler import SampleIndex
 from ossicle.data.source import Utterance
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, ConfigError, DataError
@@ -186,7 +186,7 @@ class Examples:
     def __init__(
         self,
         ear: Ear,
-        speech: Speech,
+        speech: SpeechDataset,
         data: DataSettings,
         augment_settings: AugmentSettings,
         seed: int,
@@ -210,17 +210,17 @@ class Examples:
             return 0
         return min(self.data.n_workers, 1) if self.speech.is_sequential else self.data.n_workers
 
-    def made(self, draws: Sequence[Draw]) -> Made:
+    def made(self, draws: Sequence[SampleIndex]) -> Made:
         """The clips that were drawn, without those that cannot be used."""
         clips, skipped = [], {}
         for draw in draws:
             try:
                 clips.append(self.clip(draw))
             except DataError as error:
-                skipped[self.speech.name(draw.row)] = str(error)
+                skipped[self.speech.row_name(draw.row)] = str(error)
         return Made.of(clips, skipped)
 
-    def clip(self, draw: Draw) -> Clip:
+    def clip(self, draw: SampleIndex) -> Clip:
         """One example.
 
         Raises:
@@ -232,7 +232,7 @@ class Examples:
         utterance = self.speech[draw.row]
         sound, ids = self._sound(utterance), self._ids(utterance.name, utterance.text)
         seed = _seed(self.seed, draw.row, draw.epoch)
-        length = draw_join(seed, self.data.concat_ratio, self.window_samples)
+        length = draw_concat_target(seed, self.data.concat_ratio, self.window_samples)
         if length is not None:
             sound, ids = self._joined(utterance, sound, ids, length, seed)
         mel = self._mel(self.augmenter.augment_samples(sound, seed), draw.row, view)
@@ -257,7 +257,7 @@ class Examples:
 
     def key(self, row: int, view: int) -> bytes:
         """What a row's kept features are found by; only for rows with a transcript."""
-        about = f"{self.speech.name(row)}\n{self._text(row)}\n{self.speech.stamp(row)}\n{view}"
+        about = f"{self.speech.row_name(row)}\n{self._text(row)}\n{self.speech.audio_version(row)}\n{view}"
         if view:  # what it is drawn from, and among how many rows the voice behind it is found
             about += f"\n{self._view_seed(row, view)}\n{len(self.speech)}"
         if self.augmenter.is_active:
@@ -271,12 +271,12 @@ class Examples:
 
     def _kept_clip(self, row: int, view: int) -> Clip:
         assert self.kept is not None
-        ids = self._ids(self.speech.name(row), self._text(row))
+        ids = self._ids(self.speech.row_name(row), self._text(row))
         found = self.kept.get(self.key(row, view))
         if found is None:
             self._sound(self.speech[row])  # says what is wrong with it
             raise DataError(
-                f"{self.speech.name(row)}: its sound is not among the kept features; remove their folder"
+                f"{self.speech.row_name(row)}: its sound is not among the kept features; remove their folder"
             )
         return Clip(ids=ids, mel=None, states=found.states)
 
@@ -335,7 +335,7 @@ class Examples:
                 except DataError:  # its own turn will come, and say why
                     continue
 
-        joined, texts = join_clips(sound, first.text, others(), length, self.window_samples, seed)
+        joined, texts = concatenate_clips(sound, first.text, others(), length, self.window_samples, seed)
         try:
             return joined, self._ids(first.name, " ".join(texts))
         except DataError:  # tokens that merge where two texts meet
@@ -361,16 +361,16 @@ class Examples:
 
     def _any_row(self, rng: random.Random) -> int:
         """A row of any source, by the sources' weights."""
-        sections = self.speech.sections
+        sections = self.speech.source_ranges
         weights = [section.n_rows if section.weight is None else section.weight for section in sections]
         section = rng.choices(sections, weights)[0]
-        return section.first + rng.randrange(section.n_rows)
+        return section.first_row + rng.randrange(section.n_rows)
 
     def _plain_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         return compute_clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
 
 
-def _check_is_in_order(speech: Speech, data: DataSettings) -> None:
+def _check_is_in_order(speech: SpeechDataset, data: DataSettings) -> None:
     """Clips are joined to, and views spoken over by, others from anywhere in the speech."""
     for name, is_elsewhere in {
         "concat_ratio": data.concat_ratio > 0,

@@ -11,10 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ossicle import checkpoint
 from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
-from ossicle.data.dataset import Speech
-from ossicle.data.open_source import open_speech
-from ossicle.data.sampler import BatchSampler, Draw
-from ossicle.data.transcript import TEXT_RULE
+from ossicle.data.dataset import SpeechDataset, open_speech
+from ossicle.data.sampler import BatchSampler, SampleIndex
+from ossicle.data.transcript import NORMALIZATION_RULE
 from ossicle.ear import Ear, EarSettings
 from ossicle.plan import CostModel, PartMemory, cost_model, peak_flops, shapes_of
 from ossicle.training.batch import Examples, Made, Portion, new_portion
@@ -76,7 +75,7 @@ class Run:
         """What the run learns from, as fingerprints: files may change under the names that a recipe has for them."""
         return {**self.bases, "speech": self.examples.speech.fingerprint}
 
-    def pieces(self, step: int) -> list[list[Draw]]:
+    def pieces(self, step: int) -> list[list[SampleIndex]]:
         """This rank's share of a step's batch, in the pieces that clips are made in; there may be none.
 
         Every rank has clips of all lengths.
@@ -84,7 +83,7 @@ class Run:
         mine = self.sampler[step][self.ranks.rank :: self.ranks.n_ranks]
         return [mine[first : first + _PIECE] for first in range(0, len(mine), _PIECE)]
 
-    def pieces_from(self, step: int) -> Iterator[list[Draw]]:
+    def pieces_from(self, step: int) -> Iterator[list[SampleIndex]]:
         """The pieces of this step and all that are left."""
         for number in range(step, self.recipe.train.n_steps):
             yield from self.pieces(number)
@@ -172,17 +171,17 @@ def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
 def _stored_readings(recipe: Recipe, ear: Ear, bases: dict[str, str]) -> StateCache | None:
     if recipe.data.teacher_cache is None:
         return None
-    fingerprint = teacher_fingerprint(bases, ear, TEXT_RULE, llm_bits=recipe.train.llm_bits)
+    fingerprint = teacher_fingerprint(bases, ear, NORMALIZATION_RULE, llm_bits=recipe.train.llm_bits)
     return open_teacher_cache(recipe.data.teacher_cache, fingerprint, recipe.objective)
 
 
-def new_sampler(speech: Speech, recipe: Recipe) -> BatchSampler:
+def new_sampler(speech: SpeechDataset, recipe: Recipe) -> BatchSampler:
     """The order in which a recipe learns a speech."""
     return BatchSampler(
-        speech.lengths,
+        speech.durations_s,
         recipe.train.batch_size,
         recipe.train.seed,
-        sections=speech.sections,
+        source_ranges=speech.source_ranges,
         is_sequential=speech.is_sequential,
     )
 

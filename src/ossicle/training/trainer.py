@@ -118,7 +118,7 @@ def _skipped(run: Run, step: int) -> Skipped:
 
 
 def _standing(run: Run, step: int) -> Standing:
-    return Standing(step=step, n_samples=run.sampler.n_samples(step))
+    return Standing(step=step, n_samples=run.sampler.count_samples_before(step))
 
 
 def _refusal(run: Run, step: int, taken: Taken, skipped: Skipped) -> DataError | None:
@@ -129,7 +129,7 @@ def _refusal(run: Run, step: int, taken: Taken, skipped: Skipped) -> DataError |
         for rows in run.ranks.gather(taken.skipped):
             skipped.note(rows, step, writes=run.ranks.is_first)
     try:
-        skipped.check(run.sampler.n_samples(step))
+        skipped.check(run.sampler.count_samples_before(step))
     except DataError as error:
         return error
     return None
@@ -187,7 +187,7 @@ def _seconds_per_step(run: Run, first: int) -> float:
 
 
 def _length(run: Run, step: int) -> float:
-    return float(sum(run.examples.speech.lengths[draw.row] for draw in run.sampler[step]))
+    return float(sum(run.examples.speech.durations_s[draw.row] for draw in run.sampler[step]))
 
 
 @contextlib.contextmanager

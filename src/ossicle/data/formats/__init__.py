@@ -1,0 +1,63 @@
+"""One module per format of speech data, and the function that picks the format by a source's name."""
+
+import re
+from pathlib import Path
+
+from ossicle.data.formats.huggingface import open_huggingface
+from ossicle.data.formats.jsonl import JsonlSource
+from ossicle.data.formats.packed import PackedSource, is_packed
+from ossicle.data.formats.parquet import ParquetSource, RowGroupCache
+from ossicle.data.formats.webdataset import WebDatasetSource
+from ossicle.data.source import Source
+from ossicle.data.source_spec import POCKET_SPEECH, SOURCE_KINDS, SourceSpec, expand_files
+from ossicle.errors import DataError
+
+_HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
+_HUB_OPTIONS = ("config", "split", "revision", "streaming")
+_FILE_SUFFIXES = (".parquet", ".jsonl", ".tar")
+_COMPRESSED_SUFFIXES = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def open_source(spec: SourceSpec, row_groups: RowGroupCache, n_clips: int | None) -> Source:
+    """Opens one source in the format that its name stands for; no audio is read yet.
+
+    Args:
+        row_groups: cache that all parquet sources of a dataset share
+        n_clips: length of a stream that does not know its own
+
+    Raises:
+        ConfigError: an option that this format does not take
+        DataError: there is no such source, or it cannot be read at all
+    """
+    name = spec.name
+    if name == POCKET_SPEECH:
+        from ossicle.backbones.pretrained import locate  # imports transformers, which takes seconds
+
+        spec.reject_options(*_HUB_OPTIONS)
+        return ParquetSource([Path(locate(name) + ".parquet")], spec, row_groups)
+    path = Path(name).expanduser()
+    if is_packed(path):
+        spec.reject_options(*_HUB_OPTIONS, "audio", "text", "duration")
+        return PackedSource(path)
+    if name.endswith(_COMPRESSED_SUFFIXES):
+        raise DataError(
+            f"source {name!r} is a compressed tar, in which no clip can be found without reading everything before"
+            " it; expected a .tar file: decompress it (compression hardly makes audio smaller)"
+        )
+    suffix = path.suffix
+    if suffix in _FILE_SUFFIXES:
+        spec.reject_options(*_HUB_OPTIONS)
+        files = expand_files(str(path))
+        if suffix == ".parquet":
+            return ParquetSource(files, spec, row_groups)
+        return JsonlSource(files, spec) if suffix == ".jsonl" else WebDatasetSource(files, spec)
+    if path.is_dir() or (_HUB_ID.fullmatch(name) and not path.exists()):
+        return open_huggingface(spec, n_clips)
+    problem = "this file is not a dataset" if path.exists() else "there is no such file"
+    raise DataError(f"source {name!r}: {problem}; expected {SOURCE_KINDS}")
+
+
+def is_local_source(source: str) -> bool:
+    """Whether a source lies on this computer, judged by its name alone."""
+    name = source.partition("?")[0]
+    return name == POCKET_SPEECH or Path(name).suffix in _FILE_SUFFIXES or Path(name).expanduser().is_dir()

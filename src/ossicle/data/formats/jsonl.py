@@ -1,4 +1,4 @@
-"""Speech in JSONL manifests: a line for each clip, with the name of its sound file; a bad line is a bad row."""
+"""Speech in JSONL files: each line has a transcript and the path of an audio file; an invalid line is an invalid row."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,206 +6,221 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.json as pa_json
 from jaxtyping import Float32, Int64
 
-from ossicle.data.columns import Columns, find_columns
-from ossicle.data.formats.parquet import seconds as column_seconds
-from ossicle.data.source import Files, Rows, Utterance, checked, estimated_lengths, is_unicode
-from ossicle.data.source_spec import Spelling
-from ossicle.data.transcript import normalised
+from ossicle.data.columns import ColumnRole, Columns, find_columns
+from ossicle.data.formats.file_reader import FileReader
+from ossicle.data.formats.parquet import read_durations
+from ossicle.data.source import (
+    Source,
+    Utterance,
+    build_utterance,
+    estimate_durations,
+    find_part,
+    is_valid_unicode,
+)
+from ossicle.data.source_spec import SourceSpec
+from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
-_LINES_LOOKED_AT = 1_000
-"""Well-formed lines at the beginning of a file whose keys are its columns."""
-_BYTES_AT_ONCE = 16 * 2**20
+_N_SAMPLED_LINES = 1_000
+"""Lines at the beginning of a file whose keys count as its columns."""
+_CHUNK_BYTES = 16 * 2**20
 _MAX_SECONDS = 1e9
-_DEFAULT = Columns(audio="audio", text="text", duration=None)
+_DEFAULT_COLUMNS = Columns(audio="audio", text="text", duration=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Manifest:
-    """One file as it was read."""
+class _JsonlFile:
+    """Everything that opening a file reads from it."""
 
     columns: Columns
     spans: Int64[np.ndarray, "n 3"]
-    """Number, first byte and number of bytes of each line that is not empty."""
+    """Line number, first byte and number of bytes of each line that is not empty."""
     texts: list[pa.StringArray]
-    seconds: Float32[np.ndarray, " n"]
+    durations_s: Float32[np.ndarray, " n"]
     digest: str
 
 
-class ManifestRows(Rows):
-    """The rows of JSONL files; empty lines are none.
+class JsonlSource(Source):
+    """The rows of JSONL files; empty lines are skipped.
 
     Raises:
-        DataError: a file that cannot be read, or without a column of sound or text
+        DataError: a file that cannot be read, or lacks a column of audio or text
     """
 
-    def __init__(self, files: Sequence[Path], spelling: Spelling) -> None:
-        self._paths, self._files = tuple(files), Files()
-        manifests = [_read(path, spelling) for path in self._paths]
-        self._columns = [manifest.columns for manifest in manifests]
-        self._spans = np.concatenate([manifest.spans for manifest in manifests])
-        self._starts = np.cumsum([0, *(len(manifest.spans) for manifest in manifests)])
-        texts = pa.chunked_array([chunk for manifest in manifests for chunk in manifest.texts], pa.string())
-        self.texts = normalised(texts)
-        self.lengths = estimated_lengths(
-            self.texts, np.concatenate([manifest.seconds for manifest in manifests])
+    def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
+        self._paths, self._reader = tuple(paths), FileReader()
+        files = [_read_file(path, spec) for path in self._paths]
+        self._columns = [file.columns for file in files]
+        self._spans = np.concatenate([file.spans for file in files])
+        self._starts = np.cumsum([0, *(len(file.spans) for file in files)])
+        texts = pa.chunked_array([chunk for file in files for chunk in file.texts], pa.string())
+        self.texts = normalize_transcripts(texts)
+        self.durations_s = estimate_durations(
+            self.texts, np.concatenate([file.durations_s for file in files])
         )
-        self.mark = "jsonl " + " ".join(manifest.digest for manifest in manifests)
+        self.content_id = "jsonl " + " ".join(file.digest for file in files)
 
-    def name(self, row: int) -> str:
-        """File and line, the first being line 1."""
-        return f"{self._paths[self._file(row)]}, line {self._spans[row, 0]}"
+    def row_name(self, row: int) -> str:
+        """Returns file and line number, counted from 1."""
+        return f"{self._paths[find_part(self._starts, row)]}, line {self._spans[row, 0]}"
 
-    def stamp(self, row: int) -> str:
-        """Size and time of the sound's file."""
+    def audio_version(self, row: int) -> str:
+        """Returns size and modification time of the row's audio file."""
         try:
             audio = self[row].audio
             assert isinstance(audio, Path)
-            state = audio.stat()
+            status = audio.stat()
         except (DataError, OSError):
             return ""
-        return f"{state.st_size} {state.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def __getitem__(self, row: int) -> Utterance:
-        """One line."""
-        name, number = self.name(row), self._file(row)
-        path, columns = self._paths[number], self._columns[number]
+        """Reads one line."""
+        name, file_index = self.row_name(row), find_part(self._starts, row)
+        path, columns = self._paths[file_index], self._columns[file_index]
         _, offset, n_bytes = self._spans[row].tolist()
         try:
-            values = _values(self._files.read(path, offset, n_bytes))
+            values = _parse_line(self._reader.read(path, offset, n_bytes))
         except (OSError, ValueError) as error:
-            raise DataError(f"{name}: not JSON in UTF-8 ({error})") from error
+            raise DataError(f"{name}: the line is not JSON in UTF-8 ({error})") from error
         expected = f'{{"{columns.audio}": path, "{columns.text}": transcript}}'
         if not isinstance(values, dict):
-            raise DataError(f"{name}: it holds {type(values).__name__}, expected {expected}")
+            raise DataError(f"{name}: the line holds {type(values).__name__}, expected {expected}")
         for column in (columns.audio, columns.text):
             if column not in values:
-                raise DataError(f"{name}: it has no {column}, expected {expected}")
-        return checked(name, path.parent, values[columns.audio], values[columns.text])
-
-    def _file(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+                raise DataError(f"{name}: the line has no {column}, expected {expected}")
+        return build_utterance(name, path.parent, values[columns.audio], values[columns.text])
 
 
-def _read(path: Path, spelling: Spelling) -> _Manifest:
-    """All lines of a file, its texts with them."""
+def _read_file(path: Path, spec: SourceSpec) -> _JsonlFile:
+    """Reads all lines of a file, chunk by chunk."""
     digest = blake2b(digest_size=8)
-    spans, texts, seconds = [np.zeros((0, 3), np.int64)], [], [np.zeros(0, np.float32)]
+    spans, texts, durations = [np.zeros((0, 3), np.int64)], [], [np.zeros(0, np.float32)]
     try:
-        columns = _columns(path, spelling)
+        columns = _find_file_columns(path, spec)
         with path.open("rb") as file:
-            offset, n_before = 0, 0
-            while some := file.read(_BYTES_AT_ONCE):
-                some += file.readline()  # to the end of the line
-                found, n_lines = _spans(some)
-                values = _read_fast(some, found, columns) or _read_one_by_one(some, found, columns)
+            offset, n_lines_before = 0, 0
+            while chunk := file.read(_CHUNK_BYTES):
+                chunk += file.readline()  # to the end of the line
+                chunk_spans, n_lines = _find_lines(chunk)
+                values = _parse_with_arrow(chunk, chunk_spans, columns) or _parse_line_by_line(
+                    chunk, chunk_spans, columns
+                )
                 texts.append(values[0])
-                seconds.append(values[1])
-                spans.append(found + np.array([n_before, offset, 0]))
-                digest.update(some)
-                offset, n_before = offset + len(some), n_before + n_lines
+                durations.append(values[1])
+                spans.append(chunk_spans + np.array([n_lines_before, offset, 0]))
+                digest.update(chunk)
+                offset, n_lines_before = offset + len(chunk), n_lines_before + n_lines
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected JSON lines in UTF-8") from error
-    return _Manifest(
+    return _JsonlFile(
         columns=columns,
         spans=np.concatenate(spans),
         texts=texts,
-        seconds=np.concatenate(seconds),
+        durations_s=np.concatenate(durations),
         digest=digest.hexdigest(),
     )
 
 
-def _lines(file: Any) -> Iterator[tuple[int, int, bytes]]:
-    """Number, place and bytes of each line that is not empty."""
-    offset = 0
-    for number, line in enumerate(file, 1):
-        if not line.isspace():
-            yield number, offset, line
-        offset += len(line)
+def _find_lines(chunk: bytes) -> tuple[Int64[np.ndarray, "n 3"], int]:
+    """Finds the lines of a chunk.
 
-
-def _spans(some: bytes) -> tuple[Int64[np.ndarray, "n 3"], int]:
-    """Number, first byte and number of bytes of each line that is not empty; and how many lines there are."""
-    letters = np.frombuffer(some, np.uint8)
-    ends = np.flatnonzero(letters == ord("\n")) + 1
-    if not some.endswith(b"\n"):
-        ends = np.append(ends, len(some))
+    Returns:
+        line number, first byte and number of bytes of each line that is not empty; and the number of all lines
+    """
+    characters = np.frombuffer(chunk, np.uint8)
+    ends = np.flatnonzero(characters == ord("\n")) + 1
+    if not chunk.endswith(b"\n"):
+        ends = np.append(ends, len(chunk))
     starts = np.concatenate([[0], ends[:-1]])
     spans = np.stack([np.arange(1, len(ends) + 1), starts, ends - starts], axis=1)
-    may_be_empty = np.flatnonzero(letters[starts] <= ord(" ")).tolist()
-    empty = [line for line in may_be_empty if some[starts[line] : ends[line]].isspace()]
+    candidates = np.flatnonzero(characters[starts] <= ord(" ")).tolist()
+    empty = [line for line in candidates if chunk[starts[line] : ends[line]].isspace()]
     return np.delete(spans, empty, axis=0), len(ends)
 
 
-def _read_one_by_one(
-    some: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
+def _parse_line_by_line(
+    chunk: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
 ) -> tuple[pa.Array, Float32[np.ndarray, " n"]]:
-    """Texts and seconds of lines any of which may be bad."""
-    rows = [_text_and_seconds(some[at : at + n], columns) for at, n in spans[:, 1:].tolist()]
+    """Returns texts and seconds of lines any of which may be invalid."""
+    rows = [
+        _parse_text_and_duration(chunk[start : start + n_bytes], columns)
+        for start, n_bytes in spans[:, 1:].tolist()
+    ]
     texts = pa.array([text for text, _ in rows], pa.string())
     return texts, np.array([duration for _, duration in rows], np.float32)
 
 
-def _read_fast(
-    some: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
+def _parse_with_arrow(
+    chunk: bytes, spans: Int64[np.ndarray, "n 3"], columns: Columns
 ) -> tuple[pa.Array, Float32[np.ndarray, " n"]] | None:
-    """Texts and seconds of lines that are all as they should be, ten times sooner; None where one is not."""
-    letters = np.frombuffer(some, np.uint8)
+    """Returns texts and seconds of lines that are all valid, ten times as fast; None where a line is invalid."""
+    characters = np.frombuffer(chunk, np.uint8)
     ends = spans[:, 1] + spans[:, 2] - 1
-    ends -= letters[ends] == ord("\n")
-    # Between a line that ends with a brace and one that begins with one, nothing can go on; so as many values as
-    # lines are a value on each.
-    if (letters[spans[:, 1]] != ord("{")).any() or (letters[ends] != ord("}")).any():
+    ends -= characters[ends] == ord("\n")
+    # No JSON value can continue from a line that ends with a brace to one that begins with a brace; so if there are
+    # as many values as lines, each line is one value.
+    if (characters[spans[:, 1]] != ord("{")).any() or (characters[ends] != ord("}")).any():
         return None
     fields = [(columns.text, pa.string()), *([(columns.duration, pa.float64())] if columns.duration else [])]
-    wanted = pa_json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
+    parse_options = pa_json.ParseOptions(
+        explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
+    )
     try:
-        whole = pa_json.ReadOptions(use_threads=False, block_size=len(some) + 1)
-        table = pa_json.read_json(pa.BufferReader(some), whole, wanted)
+        read_options = pa_json.ReadOptions(use_threads=False, block_size=len(chunk) + 1)
+        table = pa_json.read_json(pa.BufferReader(chunk), read_options, parse_options)
     except (pa.ArrowException, ValueError, OverflowError):
         return None
     if len(table) != len(spans):
         return None
     texts = table[columns.text].combine_chunks()
-    durations = column_seconds(table, columns.duration)
+    durations = read_durations(table, columns.duration)
     return texts, np.where(np.abs(durations) < _MAX_SECONDS, durations, np.float32("nan"))
 
 
-def _columns(path: Path, spelling: Spelling) -> Columns:
-    """The columns of a file by its first lines; where no line can be read, those that messages speak of."""
-    kinds: dict[str, str] = {}
+def _find_file_columns(path: Path, spec: SourceSpec) -> Columns:
+    """Finds the columns of a file by its first lines; returns default names, for messages, where no line is valid."""
+    roles: dict[str, ColumnRole] = {}
     with path.open("rb") as file:
-        for *_, line in islice(_lines(file), _LINES_LOOKED_AT):
+        for line in islice(_iterate_lines(file), _N_SAMPLED_LINES):
             try:
-                values = _values(line)
+                values = _parse_line(line)
             except ValueError:
                 continue
             for key, value in values.items() if isinstance(values, dict) else ():
-                kinds[key] = "".join(sorted({*kinds.get(key, ""), *_kind(value)}))
-    if not kinds:
-        return _DEFAULT
-    return find_columns(str(path), kinds, spelling)
+                roles[key] = roles.get(key, ColumnRole(0)) | _value_roles(value)
+    if not roles:
+        return _DEFAULT_COLUMNS
+    return find_columns(str(path), roles, spec)
 
 
-def _kind(value: object) -> str:
+def _iterate_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the lines that are not empty."""
+    return (line for line in file if not line.isspace())
+
+
+def _value_roles(value: object) -> ColumnRole:
+    """Returns the roles that a column with this value can have; null allows all."""
+    if value is None:
+        return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION
     if isinstance(value, str):
-        return "at"
+        return ColumnRole.AUDIO | ColumnRole.TEXT
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "d" if is_number else "atd" if value is None else ""
+    return ColumnRole.DURATION if is_number else ColumnRole(0)
 
 
-def _values(line: bytes) -> Any:
-    """What a line holds.
+def _parse_line(line: bytes) -> Any:
+    """Returns the JSON value of a line.
 
     Raises:
-        ValueError: not JSON, or not UTF-8
+        ValueError: the line is not JSON, or not UTF-8
     """
     try:
         return json.loads(line.decode())
@@ -213,15 +228,15 @@ def _values(line: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _text_and_seconds(line: bytes, columns: Columns) -> tuple[str | None, float]:
+def _parse_text_and_duration(line: bytes, columns: Columns) -> tuple[str | None, float]:
+    """Returns text and seconds of a line; None and NaN where they are missing or invalid."""
     try:
-        values = _values(line)
+        values = _parse_line(line)
     except ValueError:
         values = None
     if not isinstance(values, dict):
         return None, np.nan
     text, duration = values.get(columns.text), values.get(columns.duration) if columns.duration else None
-    is_number = isinstance(duration, int | float) and abs(duration) < _MAX_SECONDS
-    return text if isinstance(text, str) and is_unicode(text) else None, float(
-        duration
-    ) if is_number else np.nan
+    is_valid_text = isinstance(text, str) and is_valid_unicode(text)
+    is_valid_duration = isinstance(duration, int | float) and abs(duration) < _MAX_SECONDS
+    return text if is_valid_text else None, float(duration) if is_valid_duration else np.nan

@@ -1,7 +1,7 @@
-"""Our own form of packed speech: safetensors shards that are mapped into memory, and an index written last.
+"""Reads our own packed format: safetensors shards that are mapped into memory, and an index that is written last.
 
-A shard holds its clips' sound in one flat tensor (bytes as they were, or samples as int16), where each clip begins,
-and texts, names, seconds and check sums beside it.
+A shard holds the audio of its clips in one flat tensor (encoded bytes, or samples as int16), the offset of each clip,
+and their texts, names, durations and checksums.
 """
 
 import json
@@ -13,167 +13,174 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ossicle.data.source import Rows, Utterance
+from ossicle.data.source import Source, Utterance, find_part
 from ossicle.errors import DataError
 
-INDEX = "index.json"
-FORMAT = "ossicle packed speech 1"
-ABOUT = "ossicle"
-"""Where a shard's header tells which source, rows and encoding it has."""
-DAMAGED = "pack it again with `ossicle data pack`"
+INDEX_FILE = "index.json"
+PACKED_FORMAT = "ossicle packed speech 1"
+METADATA_KEY = "ossicle"
+"""Entry of a shard's header that says which source, rows and encoding the shard has."""
+REPACK_HINT = "pack it again with `ossicle data pack`"
 _TYPES = {"U8": np.uint8, "I16": np.int16, "I64": np.int64, "F32": np.float32, "U32": np.uint32}
-_MAX_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a folder was begun to be packed, whole or not."""
+    """Whether packing into a folder has begun, finished or not."""
     if next(folder.glob("shard-*.safetensors"), None) is not None:
         return True
     try:
-        with (folder / INDEX).open("rb") as index:  # other folders have an index too
-            return FORMAT.encode() in index.read(1_000)
+        with (folder / INDEX_FILE).open("rb") as index:  # other kinds of folders have an index.json too
+            return PACKED_FORMAT.encode() in index.read(1_000)
     except OSError:
         return False
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The tensors of one safetensors file, mapped into memory, and what stands in its header beside them."""
+    """The tensors of one safetensors file, mapped into memory, and the metadata of its header."""
 
     tensors: dict[str, np.ndarray]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def n_rows(self) -> int:
-        """Clips in it."""
+        """Number of clips."""
         return len(self.tensors["seconds"])
 
-    def text(self, kind: str, row: int) -> str:
-        """One of the texts or names."""
-        first, end = self.tensors[f"{kind}_offsets"][row : row + 2].tolist()
-        return self.tensors[f"{kind}s"][first:end].tobytes().decode()
+    def read_text(self, kind: str, row: int) -> str:
+        """Returns the transcript (kind "text") or the name (kind "name") of a row."""
+        start, end = self.tensors[f"{kind}_offsets"][row : row + 2].tolist()
+        return self.tensors[f"{kind}s"][start:end].tobytes().decode()
 
-    def texts(self) -> pa.Array:
-        """All transcripts, without a copy of them in Python."""
+    def read_texts(self) -> pa.Array:
+        """Returns all transcripts, without copying them into Python strings."""
         offsets = self.tensors["text_offsets"]
         buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(self.tensors["texts"])]
         return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers).cast(pa.string())
 
-    def table_sum(self) -> int:
-        """Check sum of all but the sound."""
-        total = 0
+    def compute_checksum(self) -> int:
+        """Returns the checksum of all tensors but the audio."""
+        checksum = 0
         for name in sorted(self.tensors):
             if name != "audio":
-                total = zlib.crc32(np.ascontiguousarray(self.tensors[name]).data, total)
-        return total
+                checksum = zlib.crc32(np.ascontiguousarray(self.tensors[name]).data, checksum)
+        return checksum
 
 
 def map_shard(path: Path) -> Shard:
-    """A shard mapped into memory.
+    """Maps a shard into memory.
 
     Raises:
-        DataError: not a whole shard of ours
+        DataError: the file is damaged or not a shard of ours
     """
     try:
-        whole = np.memmap(path, np.uint8, mode="r")
-        n_header = int(whole[:8].view("<u8")[0]) if len(whole) >= 8 else _MAX_HEADER
-        if n_header >= min(_MAX_HEADER, len(whole)):
-            raise ValueError("cut short")
-        header = json.loads(whole[8 : 8 + n_header].tobytes())
-        data = whole[8 + n_header :]
-        about = json.loads(header.pop("__metadata__")[ABOUT])
-        tensors = {name: _tensor(data, entry) for name, entry in header.items()}
-        if about.get("format") != FORMAT or any(
+        content = np.memmap(path, np.uint8, mode="r")
+        n_header = int(content[:8].view("<u8")[0]) if len(content) >= 8 else _MAX_HEADER_BYTES
+        if n_header >= min(_MAX_HEADER_BYTES, len(content)):
+            raise ValueError("it is truncated")
+        header = json.loads(content[8 : 8 + n_header].tobytes())
+        data = content[8 + n_header :]
+        metadata = json.loads(header.pop("__metadata__")[METADATA_KEY])
+        tensors = {name: _view_tensor(data, entry) for name, entry in header.items()}
+        if metadata.get("format") != PACKED_FORMAT or any(
             len(tensors[name]) != len(tensors["seconds"]) + extra
             for name, extra in (("offsets", 1), ("text_offsets", 1), ("name_offsets", 1), ("sums", 0))
         ):
-            raise ValueError("not packed speech")
+            raise ValueError("it does not hold packed speech")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path} is damaged or no shard of packed speech ({error}); {DAMAGED}") from error
-    return Shard(tensors, about)
+        raise DataError(
+            f"{path} is damaged or not a shard of packed speech ({error}); {REPACK_HINT}"
+        ) from error
+    return Shard(tensors, metadata)
 
 
-def _tensor(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    first, end = entry["data_offsets"]
-    if not 0 <= first <= end <= len(data):
-        raise ValueError("cut short")
-    return data[first:end].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+def _view_tensor(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    start, end = entry["data_offsets"]
+    if not 0 <= start <= end <= len(data):
+        raise ValueError("it is truncated")
+    return data[start:end].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-class PackedRows(Rows):
+class PackedSource(Source):
     """The rows of a packed folder.
 
     Raises:
-        DataError: a folder that is unfinished or damaged
+        DataError: the folder is unfinished or damaged
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._shards = folder, {}
         index = read_index(folder)
-        self._files = [folder / shard["file"] for shard in index["shards"]]
-        texts, lengths, starts, marks = [], [np.zeros(0, np.float32)], [0], []
-        for path, listed in zip(self._files, index["shards"], strict=True):
-            if not path.is_file() or path.stat().st_size != listed["n_bytes"]:
-                raise DataError(f"{path} is missing or cut short; {DAMAGED}")
+        self._paths = [folder / entry["file"] for entry in index["shards"]]
+        texts, durations, starts, checksums = [], [np.zeros(0, np.float32)], [0], []
+        for path, entry in zip(self._paths, index["shards"], strict=True):
+            if not path.is_file() or path.stat().st_size != entry["n_bytes"]:
+                raise DataError(f"{path} is missing or truncated; {REPACK_HINT}")
             shard = map_shard(path)
-            if shard.n_rows != listed["n_rows"] or shard.table_sum() != listed["sum"]:
-                raise DataError(f"{path} is not as the index lists it; {DAMAGED}")
-            texts.append(shard.texts())
-            lengths.append(np.array(shard.tensors["seconds"]))
+            if shard.n_rows != entry["n_rows"] or shard.compute_checksum() != entry["sum"]:
+                raise DataError(f"{path} does not match the index; {REPACK_HINT}")
+            texts.append(shard.read_texts())
+            durations.append(np.array(shard.tensors["seconds"]))
             starts.append(starts[-1] + shard.n_rows)
-            marks.append(str(listed["sum"]))
+            checksums.append(str(entry["sum"]))
         self._starts = np.array(starts)
         self.texts = pa.chunked_array(texts, type=pa.string())
-        self.lengths = np.concatenate(lengths)
-        self.mark = f"packed {index['encoding']} " + " ".join(marks)
+        self.durations_s = np.concatenate(durations)
+        self.content_id = f"packed {index['encoding']} " + " ".join(checksums)
 
-    def name(self, row: int) -> str:
-        """Folder, row and what the row was called where it came from."""
-        shard, within = self._at(row)
-        return f"{self._folder}, row {row + 1} ({shard.text('name', within)})"
+    def row_name(self, row: int) -> str:
+        """Returns folder, row number and the row's name in the source that it was packed from."""
+        shard, shard_row = self._locate(row)
+        return f"{self._folder}, row {row + 1} ({shard.read_text('name', shard_row)})"
 
     def __getitem__(self, row: int) -> Utterance:
-        """One row, checked against damage on disk."""
-        shard, within = self._at(row)
-        first, end = shard.tensors["offsets"][within : within + 2].tolist()
-        audio = shard.tensors["audio"][first:end]
-        if zlib.crc32(audio.data) != shard.tensors["sums"][within]:
-            raise DataError(f"{self.name(row)}: its sound is damaged on disk; {DAMAGED}")
+        """Reads one row and verifies its checksum."""
+        shard, shard_row = self._locate(row)
+        start, end = shard.tensors["offsets"][shard_row : shard_row + 2].tolist()
+        audio = shard.tensors["audio"][start:end]
+        if zlib.crc32(audio.data) != shard.tensors["sums"][shard_row]:
+            raise DataError(f"{self.row_name(row)}: its audio is damaged on disk; {REPACK_HINT}")
         return Utterance(
-            name=self.name(row),
+            name=self.row_name(row),
             audio=audio.tobytes() if audio.dtype == np.uint8 else audio.astype(np.float32) / 32_768,
-            text=shard.text("text", within),
+            text=shard.read_text("text", shard_row),
         )
 
-    def _at(self, row: int) -> tuple[Shard, int]:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if number not in self._shards:
-            self._shards[number] = map_shard(self._files[number])
-        return self._shards[number], row - int(self._starts[number])
+    def _locate(self, row: int) -> tuple[Shard, int]:
+        """Returns the shard of a row and the row's number within it."""
+        index = find_part(self._starts, row)
+        if index not in self._shards:
+            self._shards[index] = map_shard(self._paths[index])
+        return self._shards[index], row - int(self._starts[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": {}}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a packed folder.
+    """Reads the index of a packed folder.
 
     Raises:
-        DataError: there is none, or it is damaged or another's
+        DataError: there is no index, or it is damaged or not of packed speech
     """
-    path = folder / INDEX
+    path = folder / INDEX_FILE
     if not path.is_file():
         raise DataError(
-            f"{folder} was not packed to its end (it has no {INDEX}); give the command that began it again"
+            f"{folder} is not completely packed (it has no {INDEX_FILE}); run the command that began it again"
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            raise ValueError(f"its format is {index['format']!r}, expected {FORMAT!r}")
-        for shard in index["shards"]:
-            is_plain = Path(shard["file"]).name == shard["file"]
-            if not is_plain or not all(isinstance(shard[key], int) for key in ("n_rows", "n_bytes", "sum")):
-                raise ValueError("it lists a shard wrongly")
+        if index["format"] != PACKED_FORMAT:
+            raise ValueError(f"its format is {index['format']!r}, expected {PACKED_FORMAT!r}")
+        for entry in index["shards"]:
+            is_plain_name = Path(entry["file"]).name == entry["file"]
+            if not is_plain_name or not all(
+                isinstance(entry[key], int) for key in ("n_rows", "n_bytes", "sum")
+            ):
+                raise ValueError("it has an invalid entry for a shard")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged or not of packed speech ({error}); {DAMAGED}") from error
+        raise DataError(
+            f"{path} is damaged or not an index of packed speech ({error}); {REPACK_HINT}"
+        ) from error
     return index

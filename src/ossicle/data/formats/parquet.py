@@ -1,4 +1,4 @@
-"""Speech in parquet files: texts at once, sound row group by row group when it is asked for."""
+"""Speech in parquet files: texts are read when a source is opened, audio row group by row group as it is needed."""
 
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
@@ -12,171 +12,182 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from ossicle.data.columns import Columns, find_columns
-from ossicle.data.source import Rows, Utterance, checked, estimated_lengths
-from ossicle.data.source_spec import Spelling
-from ossicle.data.transcript import normalised
+from ossicle.data.columns import ColumnRole, Columns, find_columns
+from ossicle.data.source import Source, Utterance, build_utterance, estimate_durations, find_part
+from ossicle.data.source_spec import SourceSpec
+from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
-CACHED_BYTES = 256 * 2**20
-"""Row groups that each process keeps: neighbours of a row are likely asked for next."""
-_MOST_FOOTERS = 16
-"""Files whose row groups need not be looked up again."""
-_DAMAGE = (OSError, ValueError, pa.ArrowException)
+CACHE_BYTES = 256 * 2**20
+"""Row groups that each process keeps in memory: the next row to be read is likely in one of them."""
+_MAX_FOOTERS = 16
+"""Files whose metadata stays in memory."""
+_READ_ERRORS = (OSError, ValueError, pa.ArrowException)
 
 
-class RowGroups:
-    """Row groups that were read last, up to a number of bytes (one is kept however large)."""
+class RowGroupCache:
+    """The most recently read row groups, up to a number of bytes (at least one, however large)."""
 
-    def __init__(self, max_bytes: int = CACHED_BYTES) -> None:
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
         self._footers: OrderedDict[Path, pq.FileMetaData] = OrderedDict()
 
     def get(self, path: Path, group: int, columns: Sequence[str]) -> pa.Table:
-        """A row group's columns."""
-        table = self._kept.pop((path, group), None)
+        """Returns columns of a row group, from memory or from the file."""
+        table = self._tables.pop((path, group), None)
         if table is None:
             table = self._read(path, group, list(columns))
-            n_bytes = sum(other.nbytes for other in self._kept.values()) + table.nbytes
-            while self._kept and n_bytes > self.max_bytes:
-                n_bytes -= self._kept.popitem(last=False)[1].nbytes
-        self._kept[path, group] = table
+            n_bytes = sum(other.nbytes for other in self._tables.values()) + table.nbytes
+            while self._tables and n_bytes > self.max_bytes:
+                n_bytes -= self._tables.popitem(last=False)[1].nbytes
+        self._tables[path, group] = table
         return table
 
     def _read(self, path: Path, group: int, columns: list[str]) -> pa.Table:
         footer = self._footers.pop(path, None)
         with pq.ParquetFile(path, metadata=footer, pre_buffer=False) as file:
             self._footers[path] = file.metadata
-            if len(self._footers) > _MOST_FOOTERS:
+            if len(self._footers) > _MAX_FOOTERS:
                 self._footers.popitem(last=False)
             return file.read_row_group(group, columns=columns, use_threads=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"max_bytes": self.max_bytes, "_kept": OrderedDict(), "_footers": OrderedDict()}
+        return {"max_bytes": self.max_bytes, "_tables": OrderedDict(), "_footers": OrderedDict()}
 
 
-class ParquetRows(Rows):
-    """The rows of parquet files with the same columns.
+class ParquetSource(Source):
+    """The rows of parquet files.
 
     Raises:
-        DataError: a file that is damaged, or has other columns
+        DataError: a file that is damaged or lacks a column
     """
 
-    def __init__(self, files: Sequence[Path], spelling: Spelling, groups: RowGroups | None = None) -> None:
-        self._files, self._groups = tuple(files), groups or RowGroups()
+    def __init__(
+        self, paths: Sequence[Path], spec: SourceSpec, row_groups: RowGroupCache | None = None
+    ) -> None:
+        self._paths, self._row_groups = tuple(paths), row_groups or RowGroupCache()
         self._columns: list[Columns] = []
-        texts, durations, sizes, marks, ends, owners = [], [], [], [], [0], []
-        is_small = sum(path.stat().st_size for path in self._files if path.is_file()) <= CACHED_BYTES
-        for number, path in enumerate(self._files):
-            with _read(path), pq.ParquetFile(path) as file:
-                columns = find_columns(str(path), _kinds(file.schema_arrow), spelling)
+        texts, durations, audio_sizes, group_ids, starts, groups = [], [], [], [], [0], []
+        is_small = sum(path.stat().st_size for path in self._paths if path.is_file()) <= CACHE_BYTES
+        for file_index, path in enumerate(self._paths):
+            with _explain_damage(path), pq.ParquetFile(path) as file:
+                columns = find_columns(str(path), _column_roles(file.schema_arrow), spec)
                 self._columns.append(columns)
                 table = file.read([columns.text, *filter(None, [columns.duration])])
-                texts += normalised(table[columns.text]).chunks
-                durations.append(seconds(table, columns.duration))
-                is_read = is_small and columns.duration is None
-                sizes.append(
-                    _sizes(file, columns.audio) if is_read else np.full(len(table), np.nan, np.float32)
+                texts += normalize_transcripts(table[columns.text]).chunks
+                durations.append(read_durations(table, columns.duration))
+                reads_sizes = is_small and columns.duration is None
+                audio_sizes.append(
+                    _read_audio_sizes(file, columns.audio)
+                    if reads_sizes
+                    else np.full(len(table), np.nan, np.float32)
                 )
                 for group in range(file.metadata.num_row_groups):
-                    about = file.metadata.row_group(group)
-                    ends.append(ends[-1] + about.num_rows)
-                    owners.append((number, group))
-                    marks.append(f"{about.num_rows}:{about.total_byte_size}")
+                    metadata = file.metadata.row_group(group)
+                    starts.append(starts[-1] + metadata.num_rows)
+                    groups.append((file_index, group))
+                    group_ids.append(f"{metadata.num_rows}:{metadata.total_byte_size}")
         self.texts = pa.chunked_array(texts, type=pa.string())
-        self.lengths = _by_size(
-            estimated_lengths(self.texts, np.concatenate(durations)), np.concatenate(sizes)
+        self.durations_s = _scale_audio_sizes(
+            estimate_durations(self.texts, np.concatenate(durations)), np.concatenate(audio_sizes)
         )
-        self.mark = "parquet " + " ".join(marks)
-        self._ends = np.array(ends)
-        self._owners = np.array(owners, np.int64).reshape(-1, 2)
+        self.content_id = "parquet " + " ".join(group_ids)
+        self._starts = np.array(starts)
+        self._groups = np.array(groups, np.int64).reshape(-1, 2)
+        """File index and number within the file of each row group."""
         self._file_starts = {
-            number: int(self._ends[place]) for place, (number, group) in enumerate(owners) if group == 0
+            file_index: int(self._starts[index])
+            for index, (file_index, group) in enumerate(groups)
+            if group == 0
         }
 
-    def name(self, row: int) -> str:
-        """File and row, the first being row 1."""
-        number = int(self._owners[self._group(row), 0])
-        return f"{self._files[number]}, row {row - self._file_starts[number] + 1}"
+    def row_name(self, row: int) -> str:
+        """Returns file and row number, counted from 1."""
+        file_index = int(self._groups[find_part(self._starts, row), 0])
+        return f"{self._paths[file_index]}, row {row - self._file_starts[file_index] + 1}"
 
     def __getitem__(self, row: int) -> Utterance:
-        """One row, read with its row group."""
-        name, place = self.name(row), self._group(row)
-        number, group = self._owners[place].tolist()
-        columns, path = self._columns[number], self._files[number]
+        """Reads one row, together with its row group."""
+        name, index = self.row_name(row), find_part(self._starts, row)
+        file_index, group = self._groups[index].tolist()
+        columns, path = self._columns[file_index], self._paths[file_index]
         try:
-            table = self._groups.get(path, group, [columns.audio, columns.text])
-            within = row - int(self._ends[place])
-            audio, text = table[columns.audio][within].as_py(), table[columns.text][within].as_py()
-        except _DAMAGE as error:
-            reason = str(error).split("\n", 1)[0]
-            raise DataError(f"{name}: its row group cannot be read: {reason}; copy the file again") from error
-        return checked(name, path.parent, audio, text)
-
-    def _group(self, row: int) -> int:
-        return int(np.searchsorted(self._ends, row, side="right")) - 1
+            table = self._row_groups.get(path, group, [columns.audio, columns.text])
+            group_row = row - int(self._starts[index])
+            audio, text = table[columns.audio][group_row].as_py(), table[columns.text][group_row].as_py()
+        except _READ_ERRORS as error:
+            raise DataError(
+                f"{name}: its row group cannot be read: {_first_line(error)}; copy the file again"
+            ) from error
+        return build_utterance(name, path.parent, audio, text)
 
 
 @contextmanager
-def _read(path: Path) -> Generator[None]:
+def _explain_damage(path: Path) -> Generator[None]:
     try:
         yield
-    except _DAMAGE as error:
-        reason = str(error).split("\n", 1)[0]
-        raise DataError(f"{path} is damaged or not a parquet file: {reason}; copy it again") from error
+    except _READ_ERRORS as error:
+        raise DataError(
+            f"{path} is damaged or not a parquet file: {_first_line(error)}; copy it again"
+        ) from error
 
 
-def _kinds(schema: pa.Schema) -> dict[str, str]:
-    return {name: arrow_kind(schema.field(name).type) for name in schema.names}
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0]
 
 
-def arrow_kind(kind: pa.DataType) -> str:
-    """What a column of a type can be, in the letters of `find_columns`."""
+def _column_roles(schema: pa.Schema) -> dict[str, ColumnRole]:
+    return {name: arrow_type_roles(schema.field(name).type) for name in schema.names}
+
+
+def arrow_type_roles(kind: pa.DataType) -> ColumnRole:
+    """Returns the roles that a column of an arrow type can have."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_struct(kind):
         names = {field.name for field in kind.fields}
-        return "aS" if "bytes" in names else "a" if "path" in names else ""
+        if "bytes" in names:
+            return ColumnRole.ONLY_AUDIO
+        return ColumnRole.AUDIO if "path" in names else ColumnRole(0)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "at"
+        return ColumnRole.AUDIO | ColumnRole.TEXT
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return "a"
-    return "d" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else ""
+        return ColumnRole.AUDIO
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    return ColumnRole.DURATION if is_number else ColumnRole(0)
 
 
-def _sizes(file: pq.ParquetFile, column: str) -> Float32[np.ndarray, " n"]:
-    """Bytes of each row's sound, NaN where it is a file of its own, and for all of a damaged one."""
+def _read_audio_sizes(file: pq.ParquetFile, column: str) -> Float32[np.ndarray, " n"]:
+    """Returns the bytes of each row's audio; NaN for separate files, and for all rows of a damaged column."""
     try:
-        sounds = file.read([column])[column]
-    except _DAMAGE:  # its rows will be met, and named
+        audio = file.read([column])[column]
+    except _READ_ERRORS:  # reading the rows reports the damage
         return np.full(file.metadata.num_rows, np.nan, np.float32)
-    if pa.types.is_struct(sounds.type):
-        has_bytes = sounds.type.get_field_index("bytes") >= 0
-        sounds = (
-            pc.call_function("struct_field", [sounds], pc.StructFieldOptions("bytes"))
-            if has_bytes
-            else sounds
-        )
-    if not (pa.types.is_binary(sounds.type) or pa.types.is_large_binary(sounds.type)):
-        return np.full(len(sounds), np.nan, np.float32)
-    n_bytes: Any = pc.cast(pc.call_function("binary_length", [sounds]), pa.float32(), safe=False)
+    if pa.types.is_struct(audio.type) and audio.type.get_field_index("bytes") >= 0:
+        audio = pc.call_function("struct_field", [audio], pc.StructFieldOptions("bytes"))
+    if not (pa.types.is_binary(audio.type) or pa.types.is_large_binary(audio.type)):
+        return np.full(len(audio), np.nan, np.float32)
+    n_bytes: Any = pc.cast(pc.call_function("binary_length", [audio]), pa.float32(), safe=False)
     return pc.fill_null(n_bytes, float("nan")).to_numpy().astype(np.float32)
 
 
-def _by_size(
-    estimated: Float32[np.ndarray, " n"], sizes: Float32[np.ndarray, " n"]
+def _scale_audio_sizes(
+    durations_s: Float32[np.ndarray, " n"], audio_sizes: Float32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, " n"]:
-    """Lengths by the sound's bytes where they are known: these tell better than a transcript what is long."""
-    known = np.isfinite(sizes) & (sizes > 0)
-    if not known.any():
-        return estimated
-    per_byte = estimated[known].sum() / sizes[known].sum()
-    return np.where(known, sizes * per_byte, estimated).astype(np.float32)
+    """Estimates durations by the size of the audio where it is known: more reliable than by transcript length.
+
+    The total duration of those rows stays the one estimated by their transcripts.
+    """
+    is_known = np.isfinite(audio_sizes) & (audio_sizes > 0)
+    if not is_known.any():
+        return durations_s
+    seconds_per_byte = durations_s[is_known].sum() / audio_sizes[is_known].sum()
+    return np.where(is_known, audio_sizes * seconds_per_byte, durations_s).astype(np.float32)
 
 
-def seconds(table: pa.Table, column: str | None) -> Float32[np.ndarray, " n"]:
-    """A column of seconds; NaN where there is none."""
+def read_durations(table: pa.Table, column: str | None) -> Float32[np.ndarray, " n"]:
+    """Returns a column of seconds; NaN where a value is missing, and everywhere if there is no such column."""
     if column is None:
         return np.full(len(table), np.nan, np.float32)
     numbers: Any = pc.cast(table[column], pa.float32(), safe=False)

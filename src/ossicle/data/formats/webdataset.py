@@ -1,4 +1,4 @@
-"""Speech in tar files of the webdataset layout: members of one name are one clip; nothing is ever extracted."""
+"""Speech in tar files of the webdataset layout: members of the same name are one clip; nothing is extracted to disk."""
 
 import json
 import tarfile
@@ -6,15 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from ossicle.data.columns import DURATION_NAMES, TEXT_NAMES
-from ossicle.data.source import Files, Rows, Utterance, checked, estimated_lengths, is_unicode
-from ossicle.data.source_spec import Spelling
-from ossicle.data.transcript import normalised
+from ossicle.data.formats.file_reader import FileReader
+from ossicle.data.source import (
+    Source,
+    Utterance,
+    build_utterance,
+    estimate_durations,
+    find_part,
+    is_valid_unicode,
+)
+from ossicle.data.source_spec import SourceSpec
+from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
 BYTES_PER_SECOND = {
@@ -31,124 +39,120 @@ BYTES_PER_SECOND = {
     "aiff": 32_000.0,
     "au": 32_000.0,
 }
-"""Endings of sound, and about how much of it makes a second of speech: enough to put like lengths together."""
-_TEXTS = ("txt", "json")
-_END = "its end"
-"""Name of the row that stands for what is missing of a file that was cut short."""
+"""Extensions of audio files, and roughly their bytes per second of speech: enough to batch similar lengths."""
+_TEXT_EXTENSIONS = ("txt", "json")
+_END_MARKER = "its end"
+"""Name of the row that stands for the missing end of a truncated file."""
 
 
 @dataclass
 class _Clip:
-    """The members of one name; what is wrong with them, if anything is."""
+    """The members of one name, and the first problem found with them."""
 
     key: str
-    sounds: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """First byte and number of bytes, by ending."""
+    audio_spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """First byte and number of bytes, by extension."""
     texts: dict[str, bytes] = field(default_factory=dict)
-    trouble: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
-class _Member:
-    """What is kept of a clip."""
+class _Row:
+    """The part of a clip that stays in memory."""
 
     key: str
     offset: int
     n_bytes: int
     text: str | None
-    seconds: float
-    trouble: str | None
+    duration_s: float
+    problem: str | None
 
 
-class TarRows(Rows):
+class WebDatasetSource(Source):
     """The clips of tar files, in the order of their first members.
 
-    Of a file that was cut short, whole clips are rows, and where the cut is stands a row that cannot be used.
+    The whole clips of a truncated file are rows, and one invalid row stands for its missing end.
 
     Raises:
-        DataError: a file that is no tar, damaged in the middle, or without sound
+        DataError: a file that is not a tar, is damaged in the middle, or has no audio
     """
 
-    def __init__(self, files: Sequence[Path], spelling: Spelling) -> None:
-        self._paths, self._files = tuple(files), Files()
-        self._troubles: dict[int, str] = {}
-        keys, texts, spans, seconds, starts = [], [], [], [], [0]
+    def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
+        self._paths, self._reader = tuple(paths), FileReader()
+        self._problems: dict[int, str] = {}
+        keys, texts, spans, durations, starts = [], [], [], [], [0]
         digest = blake2b(digest_size=8)
         for path in self._paths:
-            members = [_read(clip, spelling) for clip in _clips(path)]
-            if not members:
-                raise DataError(f"{path} holds no sound; expected members such as 000.flac and 000.txt")
-            for row, member in enumerate(members, starts[-1]):
-                if member.trouble:
-                    self._troubles[row] = member.trouble
-                digest.update(f"{member.key}\n{member.offset} {member.n_bytes}\n".encode())
-            keys.append(pa.array([member.key for member in members], pa.string()))
-            texts.append(pa.array([member.text for member in members], pa.string()))
-            spans.append(np.array([(member.offset, member.n_bytes) for member in members], np.int64))
-            seconds.append(np.array([member.seconds for member in members], np.float32))
-            starts.append(starts[-1] + len(members))
-        self._keys, self._spans, self._starts = (
-            pa.chunked_array(keys),
-            np.concatenate(spans),
-            np.array(starts),
-        )
-        self.texts = normalised(pa.chunked_array(texts))
-        self.lengths = estimated_lengths(self.texts, np.concatenate(seconds))
-        self.mark = f"tar {digest.hexdigest()}"
+            rows = [_build_row(clip, spec) for clip in _read_clips(path)]
+            if not rows:
+                raise DataError(f"{path} holds no audio; expected members such as 000.flac and 000.txt")
+            for number, row in enumerate(rows, starts[-1]):
+                if row.problem:
+                    self._problems[number] = row.problem
+                digest.update(f"{row.key}\n{row.offset} {row.n_bytes}\n".encode())
+            keys.append(pa.array([row.key for row in rows], pa.string()))
+            texts.append(pa.array([row.text for row in rows], pa.string()))
+            spans.append(np.array([(row.offset, row.n_bytes) for row in rows], np.int64))
+            durations.append(np.array([row.duration_s for row in rows], np.float32))
+            starts.append(starts[-1] + len(rows))
+        self._keys = pa.chunked_array(keys)
+        self._spans, self._starts = np.concatenate(spans), np.array(starts)
+        self.texts = normalize_transcripts(pa.chunked_array(texts))
+        self.durations_s = estimate_durations(self.texts, np.concatenate(durations))
+        self.content_id = f"tar {digest.hexdigest()}"
 
-    def name(self, row: int) -> str:
-        """File and the members' name."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return f"{self._paths[number]}, {self._keys[row].as_py()}"
+    def row_name(self, row: int) -> str:
+        """Returns the file and the name of the clip's members."""
+        return f"{self._paths[find_part(self._starts, row)]}, {self._keys[row].as_py()}"
 
     def __getitem__(self, row: int) -> Utterance:
-        """One clip."""
-        name = self.name(row)
-        if row in self._troubles:
-            raise DataError(f"{name}: {self._troubles[row]}")
-        path = self._paths[int(np.searchsorted(self._starts, row, side="right")) - 1]
+        """Reads one clip."""
+        name = self.row_name(row)
+        if row in self._problems:
+            raise DataError(f"{name}: {self._problems[row]}")
+        path = self._paths[find_part(self._starts, row)]
         offset, n_bytes = self._spans[row].tolist()
         try:
-            audio = self._files.read(path, offset, n_bytes)
+            audio = self._reader.read(path, offset, n_bytes)
         except OSError as error:
-            raise DataError(f"{name}: cannot be read: {error.strerror}") from error
-        return checked(name, path.parent, audio, self.texts[row].as_py())
+            raise DataError(f"{name}: the tar cannot be read: {error.strerror}") from error
+        return build_utterance(name, path.parent, audio, self.texts[row].as_py())
 
 
-def _clips(path: Path) -> list[_Clip]:
-    """The members of a tar that are clips, in one pass over its headers and texts."""
+def _read_clips(path: Path) -> list[_Clip]:
+    """Returns the clips of a tar, in one pass over its headers and texts; none if it has no audio at all."""
     clips: dict[str, _Clip] = {}
     try:
         with path.open("rb") as file:
             n_bytes = file.seek(0, 2)
             file.seek(0)
-            for member in _members(path, file, n_bytes):
-                key, ending = _key(member.name)
-                is_sound = ending.rpartition(".")[2] in BYTES_PER_SECOND
-                if not member.isreg() or not key or not (is_sound or ending in _TEXTS):
+            for member in _read_members(path, file, n_bytes):
+                key, extension = _split_name(member.name)
+                is_audio = extension.rpartition(".")[2] in BYTES_PER_SECOND
+                if not member.isreg() or not key or not (is_audio or extension in _TEXT_EXTENSIONS):
                     continue
                 clip = clips.setdefault(key, _Clip(key))
-                if ending in clip.sounds or ending in clip.texts:
-                    clip.trouble = f"it has two members that end in .{ending}, expected one"
+                if extension in clip.audio_spans or extension in clip.texts:
+                    clip.problem = f"the clip has two members that end in .{extension}, expected one"
                 if member.offset_data + member.size > n_bytes:
-                    clip.trouble = f"its .{ending} is cut short, as the tar is; copy the tar again"
-                elif is_sound:
-                    clip.sounds[ending] = member.offset_data, member.size
+                    clip.problem = f"its .{extension} is truncated, as the tar is; copy the tar again"
+                elif is_audio:
+                    clip.audio_spans[extension] = member.offset_data, member.size
                 else:
                     file.seek(member.offset_data)
-                    clip.texts[ending] = file.read(member.size)
+                    clip.texts[extension] = file.read(member.size)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected a tar file") from error
-    if not any(clip.sounds or clip.trouble for clip in clips.values()):
+    if not any(clip.audio_spans or clip.problem for clip in clips.values()):
         return []
     return list(clips.values())
 
 
-def _members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarInfo]:
-    """Every member that has a header, and one more in the place of an end that is missing.
+def _read_members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """Yields every member that has a header, and a last one that stands for the end if that is missing.
 
     Raises:
-        DataError: no tar, or damaged in the middle
+        DataError: the file is not a tar, or is damaged in the middle
     """
     offset, end = 0, 0
     try:
@@ -164,7 +168,7 @@ def _members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarIn
                 if member is None:
                     offset = tar.offset
                     break
-                vars(tar)["members"].clear()  # or it remembers all of them
+                vars(tar)["members"].clear()  # tarfile would keep all of them in memory
                 end = member.offset_data + member.size
                 yield member
     except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -174,60 +178,63 @@ def _members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarIn
     if len(header) == tarfile.BLOCKSIZE and any(header):
         raise DataError(f"{path} is damaged at byte {offset} of {n_bytes}; copy it again")
     if len(header) < tarfile.BLOCKSIZE:
-        missing = tarfile.TarInfo(f"{_END}.wav")
-        missing.offset_data, missing.size = n_bytes, 1
-        yield missing
+        missing_end = tarfile.TarInfo(f"{_END_MARKER}.wav")
+        missing_end.offset_data, missing_end.size = n_bytes, 1
+        yield missing_end
 
 
-def _key(name: str) -> tuple[str, str]:
-    """A member's name up to the first dot behind its folder, and the ending; hidden files are nobody's."""
+def _split_name(name: str) -> tuple[str, str]:
+    """Splits a member's name at the first dot after its folder; the key of a hidden file is empty."""
     folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return (folder + slash + stem if stem else ""), ending.lower()
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem if stem else ""), extension.lower()
 
 
-def _read(clip: _Clip, spelling: Spelling) -> _Member:
-    (offset, n_bytes), ending = _sound(clip, spelling)
-    text, duration = _text(clip, spelling)
-    seconds = duration or n_bytes / BYTES_PER_SECOND.get(ending, 16_000.0)
-    key = clip.key if is_unicode(clip.key) else ascii(clip.key)
-    return _Member(key, offset, n_bytes, text, seconds, clip.trouble)
+def _build_row(clip: _Clip, spec: SourceSpec) -> _Row:
+    (offset, n_bytes), extension = _select_audio(clip, spec)
+    text, duration = _parse_text_and_duration(clip, spec)
+    duration_s = duration or n_bytes / BYTES_PER_SECOND.get(extension, 16_000.0)
+    key = clip.key if is_valid_unicode(clip.key) else ascii(clip.key)
+    return _Row(key, offset, n_bytes, text, duration_s, clip.problem)
 
 
-def _sound(clip: _Clip, spelling: Spelling) -> tuple[tuple[int, int], str]:
-    """Place and ending of a clip's sound; notes what is wrong with it."""
-    nothing = (0, 0), ""
-    if clip.trouble:
-        return nothing
-    endings = [ending for ending in clip.sounds if spelling.audio in (None, ending)]
-    if len(endings) != 1:
-        there = ", ".join(f".{ending}" for ending in (*clip.sounds, *clip.texts))
-        wanted = (
-            f"one that ends in .{spelling.audio}" if spelling.audio else "one sound (or name it: ?audio=flac)"
+def _select_audio(clip: _Clip, spec: SourceSpec) -> tuple[tuple[int, int], str]:
+    """Returns span and extension of a clip's audio; records a problem if there is not exactly one."""
+    no_audio = (0, 0), ""
+    if clip.problem:
+        return no_audio
+    extensions = [extension for extension in clip.audio_spans if spec.audio in (None, extension)]
+    if len(extensions) != 1:
+        present = ", ".join(f".{extension}" for extension in (*clip.audio_spans, *clip.texts))
+        expected = (
+            f"one member that ends in .{spec.audio}"
+            if spec.audio
+            else "one audio file (or name its extension: ?audio=flac)"
         )
-        clip.trouble = f"it has {there}; expected {wanted}"
-        return nothing
-    return clip.sounds[endings[0]], endings[0].rpartition(".")[2]
+        clip.problem = f"the clip has {present}; expected {expected}"
+        return no_audio
+    return clip.audio_spans[extensions[0]], extensions[0].rpartition(".")[2]
 
 
-def _text(clip: _Clip, spelling: Spelling) -> tuple[str | None, float | None]:
-    """Transcript and seconds of a clip; notes what is wrong with them."""
+def _parse_text_and_duration(clip: _Clip, spec: SourceSpec) -> tuple[str | None, float | None]:
+    """Returns transcript and seconds of a clip; records a problem if they cannot be parsed."""
     try:
-        about = json.loads(clip.texts["json"].decode()) if "json" in clip.texts else {}
-        about = about if isinstance(about, dict) else {}
-        duration = _first(about, (spelling.duration,) if spelling.duration else DURATION_NAMES, (int, float))
-        if "txt" in clip.texts and spelling.text in (None, "txt"):
+        values = json.loads(clip.texts["json"].decode()) if "json" in clip.texts else {}
+        values = values if isinstance(values, dict) else {}
+        duration_names = (spec.duration,) if spec.duration else DURATION_NAMES
+        duration = _find_first(values, duration_names, (int, float))
+        if "txt" in clip.texts and spec.text in (None, "txt"):
             text = clip.texts["txt"].decode()
         else:
-            text = _first(about, (spelling.text,) if spelling.text else TEXT_NAMES, (str,))
+            text = _find_first(values, (spec.text,) if spec.text else TEXT_NAMES, (str,))
     except (ValueError, RecursionError) as error:
-        clip.trouble = clip.trouble or f"its text is not UTF-8, or its .json not JSON ({error})"
+        clip.problem = clip.problem or f"its text is not UTF-8, or its .json is not JSON ({error})"
         return None, None
-    if text is not None and not is_unicode(text):
-        clip.trouble = clip.trouble or "its transcript holds half a character; write it as UTF-8"
+    if text is not None and not is_valid_unicode(text):
+        clip.problem = clip.problem or "its transcript has half of a surrogate pair; write the text as UTF-8"
         return None, None
     return text, float(min(duration, 1e9)) if duration is not None and duration > 0 else None
 
 
-def _first(values: dict, names: Sequence[str], kinds: tuple[type, ...]):
+def _find_first(values: dict[str, Any], names: Sequence[str], kinds: tuple[type, ...]) -> Any:
     return next((values[name] for name in names if isinstance(values.get(name), kinds)), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ossicle.data.formats.hf_datasets import explained, imported
+from ossicle.data.formats.huggingface import explain_errors, import_datasets
 from ossicle.errors import DataError
 
 _MAX_SHOWN = 80
@@ -38,7 +38,7 @@ def published_rows(
         "if_here": "; give the folder as it is on the hub",
         "if_away": "; name the folder that holds its data",
     }
-    with imported(missing) as datasets, explained(where, place, **hints):
+    with import_datasets(missing) as datasets, explain_errors(where, place, **hints):
         stream = _stream(datasets, place, config, split)
         known = list(stream.features)
         if missing := [column for column in columns if column not in known]:

@@ -51,7 +51,7 @@ def keep_features(
         "views": _VIEW_RULE,
         "dtype": str(DTYPE).removeprefix("torch."),
     }
-    lengths = examples.speech.lengths
+    lengths = examples.speech.durations_s
     order = np.argsort(lengths, kind="stable").tolist()
     views = list(itertools.product(range(examples.data.n_augmented_views), filter(examples.has_text, order)))
     with ranks.together():

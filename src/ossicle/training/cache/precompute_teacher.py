@@ -19,9 +19,8 @@ from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.pretrained import load_llm, resolve_device
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ObjectiveSettings, Recipe
-from ossicle.data.dataset import Speech
-from ossicle.data.open_source import open_speech
-from ossicle.data.transcript import TEXT_RULE
+from ossicle.data.dataset import SpeechDataset, open_speech
+from ossicle.data.transcript import NORMALIZATION_RULE
 from ossicle.ear import check_vocabulary
 from ossicle.errors import ConfigError, DataError
 from ossicle.training.cache.tensor_cache import Filling, StateCache, Value, finish, plan_filling
@@ -68,7 +67,7 @@ class Lessons:
         return np.diff(self.starts)
 
 
-def read_lessons(speech: Speech, template: ChatTemplate) -> Lessons:
+def read_lessons(speech: SpeechDataset, template: ChatTemplate) -> Lessons:
     """Every different transcript of a source in the order in which they first come."""
     counts: dict[str, int] = {}
     n_skipped = 0
@@ -95,7 +94,7 @@ def read_lessons(speech: Speech, template: ChatTemplate) -> Lessons:
     )
 
 
-def _texts(speech: Speech) -> Iterator[str | None]:
+def _texts(speech: SpeechDataset) -> Iterator[str | None]:
     row = 0
     for chunk in speech.texts.chunks:
         for text in chunk.to_pylist():
@@ -103,7 +102,7 @@ def _texts(speech: Speech) -> Iterator[str | None]:
             row += 1
 
 
-def _told_by_the_row(speech: Speech, row: int) -> str | None:
+def _told_by_the_row(speech: SpeechDataset, row: int) -> str | None:
     """A transcript that is not known ahead, as in a stream; None where there is none."""
     try:
         return speech[row].text
@@ -165,7 +164,7 @@ def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) ->
         )
     speech = open_speech(recipe.data.source, recipe.data.n_clips)
     reader, bases = _load_reader(recipe, resolve_device(device))
-    fingerprint = teacher_fingerprint(bases, reader, TEXT_RULE, llm_bits=recipe.train.llm_bits)
+    fingerprint = teacher_fingerprint(bases, reader, NORMALIZATION_RULE, llm_bits=recipe.train.llm_bits)
     folder = Path(recipe.data.teacher_cache)
     need = _need(folder, fingerprint, recipe.objective)
     lessons = read_lessons(speech, reader.template)
