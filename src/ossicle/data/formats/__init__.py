@@ -31,10 +31,12 @@ def open_source(spec: SourceSpec, row_groups: RowGroupCache, n_clips: int | None
     """
     name = spec.name
     if name == POCKET_SPEECH:
-        from ossicle.backbones.pretrained import locate  # imports transformers, which takes seconds
+        from ossicle.backbones.model_files import (
+            resolve_model_path,
+        )  # imports transformers, which takes seconds
 
         spec.reject_options(*_HUB_OPTIONS)
-        return ParquetSource([Path(locate(name) + ".parquet")], spec, row_groups)
+        return ParquetSource([Path(resolve_model_path(name) + ".parquet")], spec, row_groups)
     path = Path(name).expanduser()
     if is_packed(path):
         spec.reject_options(*_HUB_OPTIONS, "audio", "text", "duration")

@@ -35,8 +35,8 @@ def published_rows(
     n_rows = 0
     missing = f"{where} is read with the datasets library, which is not installed: pip install 'ossicle[benchmarks]'"
     hints = {
-        "if_here": "; give the folder as it is on the hub",
-        "if_away": "; name the folder that holds its data",
+        "local_hint": "; give the folder as it is on the hub",
+        "hub_hint": "; name the folder that holds its data",
     }
     with import_datasets(missing) as datasets, explain_errors(where, place, **hints):
         stream = _stream(datasets, place, config, split)
