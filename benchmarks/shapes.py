@@ -37,8 +37,8 @@ from ossicle.data.dataset import SpeechDataset
 from ossicle.data.sampler import BatchSampler
 from ossicle.data.source import Source, Utterance
 from ossicle.ear import Ear, EarSettings
-from ossicle.plan import CostModel, PartMemory, cost_model, shapes_of
-from ossicle.plan.shapes import Shapes
+from ossicle.plan import CostModel, MicrobatchMemory, build_cost_model, build_shapes
+from ossicle.plan.shapes import ModelShapes
 from ossicle.training.batch import Clip, Examples, Portion, new_portion
 from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
 from ossicle.training.distributed import Ranks
@@ -268,9 +268,9 @@ def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel
         llm = LlamaForCausalLM._from_config(shape.llama, dtype=torch.bfloat16)
         connector = new_connector(shape.whisper, recipe.connector, shape.d_llm).train()
     frozen = [model.requires_grad_(False).eval() for model in (whisper, llm)]
-    return cost_model(
+    return build_cost_model(
         recipe,
-        Shapes(
+        ModelShapes(
             whisper=frozen[0],
             llm=frozen[1],
             connector=connector,
@@ -324,8 +324,8 @@ class _NoRows(Source):
 def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Run:
     """A run as `ossicle.training.run.prepare` makes it of files, with nothing read from any."""
     ear = bases.ear(recipe.connector)
-    shapes = shapes_of(ear)
-    costs = cost_model(recipe, shapes)
+    shapes = build_shapes(ear)
+    costs = build_cost_model(recipe, shapes)
     speech = SpeechDataset([(_NoRows(), None)])
     return Run(
         recipe=recipe,
@@ -337,7 +337,7 @@ def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Ru
         sampler=new_sampler(speech, recipe),
         ranks=Ranks(),
         costs=costs,
-        memory=PartMemory.of(shapes, costs),
+        memory=MicrobatchMemory.from_shapes(shapes, costs),
         peak_flops=None,
         bases={},
     )

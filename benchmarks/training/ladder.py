@@ -133,7 +133,7 @@ def step_of(
     costs = planned(shape, recipe, plainly=not rung.shares)
     if not rung.picks:
         costs = replace(costs, llm=replace(costs.llm, picked=None))
-    flops = costs.flops(
+    flops = costs.count_flops(
         np.array(portion.n_positions),
         np.array(portion.n_text),
         leads=False,
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     clips = drawn_batches(shape, asked.seconds, asked.batch, 1)[0]
     literal, given = new_literal(bases, shape), Given.of(shape, clips)
     whole = planned(shape, published_recipe(shape), plainly=True)
-    flops = whole.flops(
+    flops = whole.count_flops(
         np.full(len(clips), shape.n_positions), np.array([len(c.ids) for c in clips]), leads=False
     )
     steps = {"as published (literal.py)": (lambda: literal.step(given), flops, literal.weights)}

@@ -95,7 +95,7 @@ class Ours:
     def planned_flops(self) -> float:
         """What a plan says of all batches."""
         return sum(
-            self.run.costs.flops(
+            self.run.costs.count_flops(
                 np.array(portion.n_positions),
                 np.array(portion.n_text),
                 leads=False,
@@ -250,7 +250,7 @@ def compared(
             middle = ours.portions[ours.middle]
             costs = planned(shape, published_recipe(shape), plainly=True)
             n_positions = np.full(batch_size, shape.n_positions)
-            planned_flops = costs.flops(n_positions, np.array(middle.n_text), leads=False)
+            planned_flops = costs.count_flops(n_positions, np.array(middle.n_text), leads=False)
             theirs = literal_numbers(literal, given[ours.middle], median(steps), planned_flops, peak)
             found |= {
                 "published": theirs,
@@ -293,7 +293,9 @@ def proportions(shape: Shape, mean_s: float) -> dict[str, dict[str, float]]:
             is_published = name == "published"
             heard = sizes.n_positions if is_published else mean_s * POSITIONS_PER_SECOND
             costs = planned(sizes, recipe, plainly=is_published)
-            parts = costs.parts(min(heard, sizes.n_positions), mean_s * TOKENS_PER_SECOND, n_candidates=100)
+            parts = costs.flops_by_part(
+                min(heard, sizes.n_positions), mean_s * TOKENS_PER_SECOND, n_candidates=100
+            )
             if not is_published:
                 parts.pop("teacher")
             total = float(sum(parts.values()))

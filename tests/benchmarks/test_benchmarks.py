@@ -199,7 +199,7 @@ def test_clips_are_as_long_and_as_dense_as_asked(toy: Any) -> None:
 
 def test_real_sizes_are_those_of_the_published_models() -> None:
     large = shapes.SHAPES["large-v3"]
-    parts = shapes.planned(large, shapes.published_recipe(large), plainly=True).parts(1500, 14.0)
+    parts = shapes.planned(large, shapes.published_recipe(large), plainly=True).flops_by_part(1500, 14.0)
     assert float(parts["encoder"]) == pytest.approx(2.26e12, rel=0.02)
     assert float(parts["student forward"] + parts["student backward"]) == pytest.approx(13.1e12, rel=0.02)
 

@@ -17,13 +17,13 @@ from ossicle.ear import Ear
 from ossicle.errors import AudioError, DataError, RequestError
 from ossicle.evaluation import load_suite
 from ossicle.evaluation.fidelity import (
-    N_ALONG,
-    Conversation,
+    N_COMPARED_TOKENS,
+    ContinuationScorer,
     Fidelity,
-    Reacting,
-    compare_batch,
-    fidelity,
-    summarise,
+    Messages,
+    compute_fidelity,
+    compute_fidelity_batch,
+    summarize_fidelity,
 )
 
 TEXTS = ("what is the capital of france?", "hello", "the cat sat on the mat.", "why?")
@@ -36,16 +36,16 @@ def tone(duration_s: float, pitch: float) -> np.ndarray:
 SOUNDS = (tone(1.5, 0.1), tone(0.4, 0.3), tone(2.5, 0.05), tone(0.2, 0.2))
 
 
-def turn(part: dict[str, Any], beside: str | None = None) -> Conversation:
+def turn(part: dict[str, Any], beside: str | None = None) -> Messages:
     rest = [] if beside is None else [{"type": "text", "text": beside}]
     return [{"role": "user", "content": [part, *rest]}]
 
 
-def as_text(text: str, beside: str | None = None) -> Conversation:
+def as_text(text: str, beside: str | None = None) -> Messages:
     return turn({"type": "text", "text": text}, beside)
 
 
-def as_sound(sound: Any, beside: str | None = None) -> Conversation:
+def as_sound(sound: Any, beside: str | None = None) -> Messages:
     return turn({"type": "audio", "audio": sound}, beside)
 
 
@@ -64,8 +64,8 @@ def ear() -> Ear:
     return made
 
 
-def of(ear: Reacting, read: list[Conversation], heard: Sequence[Conversation | None]) -> list[Fidelity]:
-    found = [ways["ear"] for ways in compare_batch(ear, read, {"ear": heard})]
+def of(ear: ContinuationScorer, read: list[Messages], heard: Sequence[Messages | None]) -> list[Fidelity]:
+    found = [ways["ear"] for ways in compute_fidelity_batch(ear, read, {"ear": heard})]
     return [each for each in found if each is not None]
 
 
@@ -82,9 +82,9 @@ def test_a_text_is_heard_as_itself(ear: Ear) -> None:
         assert found.kl_nats == 0
         assert found.l2 == 0
         assert found.cosine == pytest.approx(1, abs=1e-12)
-        assert found.agreement == 1
+        assert found.agreement_ratio == 1
         assert found.is_first_same
-        assert found.is_same_along
+        assert found.is_same_throughout
 
 
 def test_a_sound_is_not_heard_as_the_text_by_an_ear_that_has_learned_nothing(ear: Ear) -> None:
@@ -92,7 +92,7 @@ def test_a_sound_is_not_heard_as_the_text_by_an_ear_that_has_learned_nothing(ear
         assert found.kl_nats > 0.01
         assert found.l2 > 0.1
         assert found.cosine < 0.999
-        assert not found.is_same_along
+        assert not found.is_same_throughout
 
 
 def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
@@ -114,7 +114,7 @@ def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
             made = ear.llm.generate(  # ty: ignore[not-callable]
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                max_new_tokens=N_ALONG,
+                max_new_tokens=N_COMPARED_TOKENS,
                 do_sample=False,
                 pad_token_id=0,
             )[0, len(ids) :]
@@ -142,7 +142,7 @@ def test_kl_is_exact_where_float32_is_not() -> None:
     """Two distributions that differ by less than float32 can tell next to one of 16 nats."""
     read, heard = torch.tensor([16.0, 0.0, 0.0]), torch.tensor([16.0, 1e-3, 0.0])
     states = torch.ones(1, 4)
-    found = fidelity(
+    found = compute_fidelity(
         ContinuationScores(states, torch.tensor([0]), read),
         ContinuationScores(states, torch.tensor([0]), heard),
     ).kl_nats
@@ -156,15 +156,15 @@ def test_kl_is_exact_where_float32_is_not() -> None:
 def test_an_answer_is_followed_to_its_end_or_for_so_many_tokens(ear: Ear) -> None:
     answers = ear.answer_ids_batch(READ, max_new_tokens=100)
     counts = [len(found.agreements) for found in of(ear, READ, HEARD)]
-    assert counts == [min(len(answer), N_ALONG) for answer in answers]
-    assert min(counts) < N_ALONG == max(counts)
+    assert counts == [min(len(answer), N_COMPARED_TOKENS) for answer in answers]
+    assert min(counts) < N_COMPARED_TOKENS == max(counts)
 
 
 def test_a_penalty_of_the_model_s_own_does_not_part_a_text_from_itself(ear: Ear) -> None:
     """What is likeliest along an answer is compared, not what a penalty made of it."""
     ear.llm.generation_config.repetition_penalty = 2.0
     try:
-        assert all(found.is_same_along for found in of(ear, READ, READ))
+        assert all(found.is_same_throughout for found in of(ear, READ, READ))
     finally:
         ear.llm.generation_config.repetition_penalty = None
 
@@ -176,17 +176,17 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
     asked: list[int] = []
 
     class Counting:
-        def answer_ids_batch(self, conversations: list[Conversation], /, **options: Any) -> list[list[int]]:
+        def answer_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
             asked.append(len(conversations))
             return ear.answer_ids_batch(conversations, **options)
 
         def react_batch(
-            self, conversations: list[Conversation], answers: list[list[int]], /
+            self, conversations: list[Messages], answers: list[list[int]], /
         ) -> list[ContinuationScores]:
             return ear.react_batch(conversations, answers)
 
     transcripts = [as_text("what is the capital of france?"), None, as_text("the cat sat on a mat."), None]
-    found = compare_batch(Counting(), READ, {"ear": HEARD, "cascade": transcripts})
+    found = compute_fidelity_batch(Counting(), READ, {"ear": HEARD, "cascade": transcripts})
     assert asked == [len(READ)]
     cascade = [ways["cascade"] for ways in found]
     assert [each is None for each in cascade] == [False, True, False, True]
@@ -194,9 +194,9 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
     assert cascade[2] is not None
     assert cascade[0].l2 < 1e-4 < cascade[2].l2
     assert [ways["ear"] for ways in found] == of(ear, READ, HEARD)
-    nothing = compare_batch(ear, READ[:1], {"cascade": [None]})
+    nothing = compute_fidelity_batch(ear, READ[:1], {"cascade": [None]})
     assert nothing == [{"cascade": None}]
-    assert compare_batch(ear, [], {"ear": []}) == []
+    assert compute_fidelity_batch(ear, [], {"ear": []}) == []
 
 
 def test_what_else_a_batch_holds_makes_no_difference(ear: Ear) -> None:
@@ -208,11 +208,11 @@ def test_what_else_a_batch_holds_makes_no_difference(ear: Ear) -> None:
 
 def test_what_cannot_be_compared(ear: Ear) -> None:
     with pytest.raises(DataError, match="3 turns to hear as 'ear', but 4 to read"):
-        compare_batch(ear, READ, {"ear": HEARD[:3]})
+        compute_fidelity_batch(ear, READ, {"ear": HEARD[:3]})
     with pytest.raises(AudioError):
-        compare_batch(ear, READ[:1], {"ear": [as_sound(np.zeros(0, np.float32))]})
+        compute_fidelity_batch(ear, READ[:1], {"ear": [as_sound(np.zeros(0, np.float32))]})
     with pytest.raises(RequestError, match="control token"):
-        compare_batch(ear, [as_text("<|eot_id|>")], {"ear": HEARD[:1]})
+        compute_fidelity_batch(ear, [as_text("<|eot_id|>")], {"ear": HEARD[:1]})
 
 
 # Over items
@@ -225,7 +225,7 @@ def test_a_summary_is_the_mean_over_items() -> None:
         *shares([False], kl_nats=3.0, cosine=-0.1, l2=8.0),
         *shares([True, True], kl_nats=0.0, cosine=1.0, l2=0.0),
     ]
-    found = summarise(items, [("a", "a"), ("a", "b"), ("a", "A"), ("", "")])
+    found = summarize_fidelity(items, [("a", "a"), ("a", "b"), ("a", "A"), ("", "")])
     assert (found.n, found.kl_nats.n) == (4, 4)
     assert found.kl_nats.mean == pytest.approx(0.9)
     assert found.kl_nats.median == pytest.approx(0.3)
@@ -244,7 +244,7 @@ def test_a_summary_is_the_mean_over_items() -> None:
 
 
 def test_no_interval_is_made_up_where_nothing_bounds_it() -> None:
-    found = summarise(shares([True], [True]))
+    found = summarize_fidelity(shares([True], [True]))
     assert found.kl_nats.ci95 is None
     assert found.l2.ci95 is None
     assert found.cosine.ci95 is not None
@@ -256,14 +256,14 @@ def test_what_is_stored_comes_back(ear: Ear) -> None:
     items = of(ear, READ, HEARD)
     stored = json.loads(json.dumps([item.to_json() for item in items], allow_nan=False))
     assert [Fidelity.from_json(each) for each in stored] == items
-    whole = json.dumps(summarise(items[:1]).to_json(), allow_nan=False)
+    whole = json.dumps(summarize_fidelity(items[:1]).to_json(), allow_nan=False)
     assert json.loads(whole)["kl_nats"]["mean"] == items[0].kl_nats
 
 
 @pytest.mark.parametrize(("n", "n_answers"), [(0, 0), (2, 1)])
 def test_a_summary_of_nothing_is_refused(n: int, n_answers: int) -> None:
     with pytest.raises(DataError, match=f"{n} items and {n_answers} pairs"):
-        summarise(shares([True]) * n, [("a", "a")] * n_answers)
+        summarize_fidelity(shares([True]) * n, [("a", "a")] * n_answers)
 
 
 # The embedded ear
@@ -276,11 +276,11 @@ def test_the_embedded_ear_hears_nearly_what_it_would_read() -> None:
     read = [as_text(item.text) for item in items]
     heard = [as_sound(item.audio) for item in items]
     own, itself, other = (of(ear, read, turns) for turns in (heard, read, [*heard[1:], heard[0]]))
-    assert all(found.kl_nats == 0 and found.is_same_along for found in itself)
+    assert all(found.kl_nats == 0 and found.is_same_throughout for found in itself)
     assert all(found.cosine > 0.9 for found in own)
     for near, far in zip(own, other, strict=True):
         assert near.l2 < far.l2
-        assert near.agreement >= far.agreement
+        assert near.agreement_ratio >= far.agreement_ratio
     words = [str(item.answer).rstrip(".").split()[-1].capitalize() for item in items]
     asked = [as_sound(item.audio, "Answer in one word.") for item in items]
     choices = sorted({*words, "Elephant", "Rome", "Seven"})

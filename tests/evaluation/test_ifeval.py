@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from ossicle.errors import DataError
 from ossicle.evaluation.scoring import RULES
-from ossicle.evaluation.scoring.ifeval import check_instruction, follows
-from ossicle.evaluation.scoring.ifeval.instructions import KINDS
-from ossicle.evaluation.scoring.ifeval.language import LANGUAGES, is_in
-from ossicle.evaluation.scoring.ifeval.rule import loose_readings
-from ossicle.evaluation.scoring.ifeval.words import n_capital_words, n_sentences, n_words
+from ossicle.evaluation.scoring.ifeval import check_instruction, follows_instruction
+from ossicle.evaluation.scoring.ifeval.counting import count_capital_words, count_sentences, count_words
+from ossicle.evaluation.scoring.ifeval.instructions import INSTRUCTION_KINDS
+from ossicle.evaluation.scoring.ifeval.language import LANGUAGES, is_in_language
+from ossicle.evaluation.scoring.ifeval.rule import build_loose_variants
 from ossicle.evaluation.statistics import bootstrap_score
 from ossicle.evaluation.suite import Item
 
@@ -140,13 +140,13 @@ EXAMPLES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
 @pytest.mark.parametrize(("name", "arguments", "good", "bad"), EXAMPLES)
 def test_a_kind_of_instruction(name: str, arguments: dict[str, Any], good: list[str], bad: list[str]) -> None:
     check_instruction(name, arguments)
-    assert [answer for answer in good if not follows(answer, name, arguments)] == []
-    assert [answer for answer in [*bad, "", " \n"] if follows(answer, name, arguments)] == []
+    assert [answer for answer in good if not follows_instruction(answer, name, arguments)] == []
+    assert [answer for answer in [*bad, "", " \n"] if follows_instruction(answer, name, arguments)] == []
 
 
 def test_every_kind_has_examples() -> None:
-    assert {name for name, *_ in EXAMPLES} == set(KINDS)
-    assert len(KINDS) == 25
+    assert {name for name, *_ in EXAMPLES} == set(INSTRUCTION_KINDS)
+    assert len(INSTRUCTION_KINDS) == 25
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_an_instruction_that_cannot_be_checked_is_refused(
     ],
 )
 def test_sentences(n: int, text: str) -> None:
-    assert n_sentences(text) == n
+    assert count_sentences(text) == n
 
 
 def test_words_and_capitals() -> None:
-    assert n_words("It's a well-known snake_case, 3.5!") == 8
-    assert n_capital_words("I'm at NASA, in the U.S. (YES) — not Here, TOP-TEN!") == 5
+    assert count_words("It's a well-known snake_case, 3.5!") == 8
+    assert count_capital_words("I'm at NASA, in the U.S. (YES) — not Here, TOP-TEN!") == 5
 
 
 SPOKEN = {
@@ -237,22 +237,24 @@ SPOKEN = {
 
 def test_each_language_is_told_from_all_others() -> None:
     assert set(SPOKEN) == set(LANGUAGES)
-    assert {code: [other for other in LANGUAGES if is_in(text, other)] for code, text in SPOKEN.items()} == {
-        code: [code] for code in LANGUAGES
-    }
+    assert {
+        code: [other for other in LANGUAGES if is_in_language(text, other)] for code, text in SPOKEN.items()
+    } == {code: [code] for code in LANGUAGES}
 
 
 def test_a_language_that_cannot_be_told_counts_unless_the_script_differs() -> None:
-    assert is_in("12:30!", "sw")
-    assert is_in("BRR", "en")
-    assert not is_in("Brr grum plotz harf", "en")
-    assert not is_in("BRR", "hi")
-    assert not is_in("这座房子在山上。", "ja")
-    assert not is_in("Het huis is van de buren en de tuin ook.", "de"), "two more are known to be told apart"
+    assert is_in_language("12:30!", "sw")
+    assert is_in_language("BRR", "en")
+    assert not is_in_language("Brr grum plotz harf", "en")
+    assert not is_in_language("BRR", "hi")
+    assert not is_in_language("这座房子在山上。", "ja")
+    assert not is_in_language("Het huis is van de buren en de tuin ook.", "de"), (
+        "two more are known to be told apart"
+    )
 
 
 def test_loose_readings_leave_out_lines_and_asterisks() -> None:
-    assert loose_readings("Sure:\n**my, answer**\nBye, bye") == (
+    assert build_loose_variants("Sure:\n**my, answer**\nBye, bye") == (
         "Sure:\n**my, answer**\nBye, bye",
         "**my, answer**\nBye, bye",
         "Sure:\n**my, answer**",
@@ -280,7 +282,7 @@ def test_the_number_is_the_mean_of_four_shares() -> None:
     no_comma, quoted = ("punctuation:no_comma", {}), ("startend:quotation", {})
     items = [item(no_comma, quoted, number=0), item(no_comma, number=1), item(quoted, number=2)]
     answers = ['Sure, here:\n"it"', "no", "no"]
-    marks = RULES["ifeval"].mark(items, answers, None)
+    marks = RULES["ifeval"].score(items, answers, None)
     assert marks == [(0, 1, 0, 2, 2), (1, 1, 1, 1, 1), (0, 0, 0, 0, 1)]
     expected = (1 / 3 + 2 / 3 + 1 / 4 + 3 / 4) / 4
     metric = RULES["ifeval"].metric
@@ -293,7 +295,7 @@ def test_the_number_is_the_mean_of_four_shares() -> None:
 @given(st.text(alphabet='ab,"*\n .', max_size=60))
 def test_what_is_followed_strictly_is_followed_loosely(answer: str) -> None:
     asked = item(("punctuation:no_comma", {}), ("startend:quotation", {}))
-    (strict_prompt, loose_prompt, strict, loose, n) = RULES["ifeval"].mark([asked], [answer], None)[0]
+    (strict_prompt, loose_prompt, strict, loose, n) = RULES["ifeval"].score([asked], [answer], None)[0]
     assert strict_prompt <= loose_prompt
     assert strict <= loose <= n == 2
 
@@ -301,6 +303,6 @@ def test_what_is_followed_strictly_is_followed_loosely(answer: str) -> None:
 @given(st.text(max_size=80))
 def test_no_text_is_too_odd_to_be_checked(answer: str) -> None:
     for name, arguments, *_ in EXAMPLES:
-        assert follows(answer, name, arguments) in (True, False)
+        assert follows_instruction(answer, name, arguments) in (True, False)
     for code in ("ja", "hi", "fa", "ru", "en"):
-        assert is_in(answer, code) in (True, False)
+        assert is_in_language(answer, code) in (True, False)

@@ -17,9 +17,14 @@ from ossicle.chat import generation
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, ConfigError, RequestError
-from ossicle.evaluation.scoring import RULES, Judge, Judgement
-from ossicle.evaluation.scoring.judged import Question, rating_of, read_reply, verdict_of
-from ossicle.evaluation.scoring.judges import EndpointJudge, OfflineRule, open_judge
+from ossicle.evaluation.scoring import RULES, Judge, JudgeRequest
+from ossicle.evaluation.scoring.judged import (
+    JudgeQuestion,
+    build_rating_question,
+    build_verdict_question,
+    parse_reply,
+)
+from ossicle.evaluation.scoring.judges import EndpointJudge, OfflineJudge, open_judge
 from ossicle.evaluation.scoring.judges.local import LocalJudge
 from ossicle.evaluation.suite import Item
 
@@ -37,8 +42,8 @@ def item(number: int = 0, **fields: Any) -> Item:
     return Item(**(given | fields))
 
 
-def judgement(prompt: str = "Is it?") -> Judgement:
-    return Judgement(system="You judge.", prompt=prompt)
+def judgement(prompt: str = "Is it?") -> JudgeRequest:
+    return JudgeRequest(system="You judge.", prompt=prompt)
 
 
 # An endpoint
@@ -224,7 +229,7 @@ def test_a_message_without_words_is_an_empty_reply() -> None:
 
 def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in (None, "offline"):
-        assert isinstance(open_judge(spec), OfflineRule)
+        assert isinstance(open_judge(spec), OfflineJudge)
     judge = open_judge("https://host.org/v1/#some/model")
     assert judge == EndpointJudge(url="https://host.org/v1", model="some/model")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -239,7 +244,7 @@ def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("spec", "model", "said"),
     [
-        ("https://host/v1", None, "names no model; add it behind a #"),
+        ("https://host/v1", None, "names no model; add it after a #"),
         ("https:///v1#m", None, "names no host"),
         ("offline", "m", "takes no model"),
     ],
@@ -276,7 +281,7 @@ def test_a_local_llm_says_what_it_says_alone(
     asked = generation.generate_answers(
         local.llm,
         local.template.tokenizer,
-        [local._prompt(local.template.tokenize(messages))],
+        [local._build_prompt(local.template.tokenize(messages))],
         max_new_tokens=6,
     )
     assert replies[1] == asked[0]
@@ -296,23 +301,25 @@ def test_control_tokens_in_an_answer_do_not_end_the_judges_turn(
 
 
 def test_the_offline_rule_rates_shared_words_and_says_so() -> None:
-    rule = OfflineRule()
+    rule = OfflineJudge()
     assert isinstance(rule, Judge)
-    assert "no judgement of quality" in rule.name
+    assert "no judgment of quality" in rule.name
     asked = item()
     answers = ["An oak is a tall tree.", "Some trees are green.", "I like tea."]
-    assert rule.judge([rating_of(asked, answer) for answer in answers]) == [
+    assert rule.judge([build_rating_question(asked, answer) for answer in answers]) == [
         "Rating: 5",
         "Rating: 2",
         "Rating: 1",
     ]
     paris = item(text="Where is it?", rubric={"answers": ["in Paris", "France"]})
-    assert rule.judge([verdict_of(paris, answer) for answer in ("It is in Paris.", "In Rome.")]) == [
+    assert rule.judge(
+        [build_verdict_question(paris, answer) for answer in ("It is in Paris.", "In Rome.")]
+    ) == [
         "Verdict: yes",
         "Verdict: no",
     ]
-    referenced = Question(
-        system="", prompt="", scale="rating", asked="?", answer="red hats", references=("red hat", "cap")
+    referenced = JudgeQuestion(
+        system="", prompt="", scale="rating", question="?", answer="red hats", references=("red hat", "cap")
     )
     assert rule.judge([referenced]) == ["Rating: 5"]
     with pytest.raises(RequestError, match="rates answers only"):
@@ -340,7 +347,7 @@ def test_the_offline_rule_rates_shared_words_and_says_so() -> None:
     ],
 )
 def test_how_a_rating_is_read(reply: str, points: int | None) -> None:
-    assert read_reply(reply, "rating") == points
+    assert parse_reply(reply, "rating") == points
 
 
 @pytest.mark.parametrize(
@@ -355,7 +362,7 @@ def test_how_a_rating_is_read(reply: str, points: int | None) -> None:
     ],
 )
 def test_how_a_verdict_is_read(reply: str, value: int | None) -> None:
-    assert read_reply(reply, "verdict") == value
+    assert parse_reply(reply, "verdict") == value
 
 
 class Scripted:
@@ -365,9 +372,9 @@ class Scripted:
 
     def __init__(self, *replies: list[str]) -> None:
         self.replies = iter(replies)
-        self.asked: list[list[Judgement]] = []
+        self.asked: list[list[JudgeRequest]] = []
 
-    def judge(self, questions: Sequence[Judgement], /) -> list[str]:
+    def judge(self, questions: Sequence[JudgeRequest], /) -> list[str]:
         self.asked.append(list(questions))
         return next(self.replies)
 
@@ -375,7 +382,7 @@ class Scripted:
 def test_five_points_are_everything_and_one_is_a_fifth() -> None:
     judge = Scripted(["Rating: 5", "1", "Rating: 3"])
     items = [item(number, instruction="Be brief.") for number in range(4)]
-    marks = RULES["rated"].mark(items, ["Very.", "Tea.", " ", "Some."], judge)
+    marks = RULES["rated"].score(items, ["Very.", "Tea.", " ", "Some."], judge)
     assert marks == [(1.0,), (0.2,), (0.2,), (0.6,)], "nobody is asked about an empty answer"
     (questions,) = judge.asked
     assert "How tall are oak trees? Be brief." in questions[0].prompt
@@ -384,31 +391,32 @@ def test_five_points_are_everything_and_one_is_a_fifth() -> None:
 
 def test_a_reply_that_cannot_be_read_is_asked_for_once_more() -> None:
     judge = Scripted(["Rating: 2", "Splendid!"], ["Rating: 4"])
-    assert RULES["rated"].mark([item(0), item(1)], ["a", "b"], judge) == [(0.4,), (0.8,)]
+    assert RULES["rated"].score([item(0), item(1)], ["a", "b"], judge) == [(0.4,), (0.8,)]
     assert [len(questions) for questions in judge.asked] == [2, 1]
     assert judge.asked[1][0].prompt.startswith(judge.asked[0][1].prompt)
     assert judge.asked[1][0].prompt.endswith("a whole number from 1 to 5 alone.")
     with pytest.raises(
-        RequestError, match=r"item '0001': the judge, scripted, replied 'Quite\.'.* take another"
+        RequestError,
+        match=r"item '0001': the judge, scripted, was asked twice and replied 'Quite\.'.* take another",
     ):
-        RULES["rated"].mark([item(0), item(1)], ["a", "b"], Scripted(["1", "Splendid!"], ["Quite."]))
+        RULES["rated"].score([item(0), item(1)], ["a", "b"], Scripted(["1", "Splendid!"], ["Quite."]))
 
 
 def test_a_judged_rule_needs_a_judge() -> None:
     for name in ("rated", "panda and judge"):
-        assert RULES[name].is_judged
+        assert RULES[name].needs_judge
         with pytest.raises(ConfigError, match="needs a judge"):
-            RULES[name].mark([item(rule=name)], ["a"], None)
+            RULES[name].score([item(rule=name)], ["a"], None)
 
 
 def test_questions_of_fact_are_marked_by_rule_and_judge_alike() -> None:
     asked = item(rule="panda and judge", answer="Paris", rubric={"answers": ["Paris"]})
     judge = Scripted(["Verdict: yes", "Verdict: yes", "Verdict: no"])
     answers = ["It is Paris.", "The capital of France.", "Rome", ""]
-    assert RULES["panda and judge"].mark([asked] * 4, answers, judge) == [(1.0,), (0.5,), (0.0,), (0.0,)]
+    assert RULES["panda and judge"].score([asked] * 4, answers, judge) == [(1.0,), (0.5,), (0.0,), (0.0,)]
     assert "Paris" in judge.asked[0][2].prompt
-    by_rule = RULES["panda"].mark([asked] * 4, answers, None)
-    assert RULES["panda and judge"].mark([asked] * 4, answers, OfflineRule()) == by_rule
+    by_rule = RULES["panda"].score([asked] * 4, answers, None)
+    assert RULES["panda and judge"].score([asked] * 4, answers, OfflineJudge()) == by_rule
 
 
 def test_an_endpoint_marks_answers() -> None:
@@ -416,5 +424,5 @@ def test_an_endpoint_marks_answers() -> None:
         return says("Rating: 5" if "forty" in request["messages"][-1]["content"] else "Rating: 1")(request)
 
     with serving(refuses(502), rates) as server:
-        marks = RULES["rated"].mark([item(0), item(1)], ["forty metres", "tea"], endpoint(server))
+        marks = RULES["rated"].score([item(0), item(1)], ["forty metres", "tea"], endpoint(server))
     assert marks == [(1.0,), (0.2,)]

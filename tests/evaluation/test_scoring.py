@@ -1,4 +1,4 @@
-"""ItemScore of answers: against the libraries that define them, by laws, and on what people and LLMs really write."""
+"""Scores of answers: against the libraries that define them, by laws, and on what people and LLMs really write."""
 
 import random
 import sys
@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.errors import DataError
-from ossicle.evaluation.scoring import RULES
-from ossicle.evaluation.scoring import bleu as translations
-from ossicle.evaluation.scoring.bleu import ngram_marks
-from ossicle.evaluation.scoring.final import final_answer
-from ossicle.evaluation.scoring.numerals import with_digits
+from ossicle.evaluation.scoring import RULES, translation
+from ossicle.evaluation.scoring.numerals import convert_number_words
 from ossicle.evaluation.scoring.qa import is_equivalent
-from ossicle.evaluation.scoring.wer import word_marks
+from ossicle.evaluation.scoring.reasoning import extract_final_answer
+from ossicle.evaluation.scoring.translation import count_ngrams
+from ossicle.evaluation.scoring.wer import count_word_errors
 from ossicle.evaluation.statistics import METRICS, ItemScore, bootstrap_score
 from ossicle.evaluation.suite import Item
 
@@ -66,13 +65,13 @@ def corpus(
     ],
 )
 def test_number_words_are_read_as_digits(said: str, digits: str) -> None:
-    assert " ".join(with_digits(said.split())) == digits
+    assert " ".join(convert_number_words(said.split())) == digits
 
 
 @given(st.integers(0, 999_999_999))
 def test_a_number_in_digits_stays_what_it_is(number: int) -> None:
-    assert with_digits([str(number)]) == [str(number)]
-    assert with_digits(["about", str(number), "people"]) == ["about", str(number), "people"]
+    assert convert_number_words([str(number)]) == [str(number)]
+    assert convert_number_words(["about", str(number), "people"]) == ["about", str(number), "people"]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +128,12 @@ def test_an_answer_is_equivalent_to_itself_also_within_a_sentence(words: list[st
 
 def test_any_of_the_published_answers_will_do() -> None:
     one = item("Thames", rubric={"answers": ["Thames", "River Thames", "the Isis"]})
-    assert RULES["panda"].mark([one, one, item("Thames")], ["The Isis.", "Rhine", "Thames"], None) == [
+    assert RULES["panda"].score([one, one, item("Thames")], ["The Isis.", "Rhine", "Thames"], None) == [
         (1.0,),
         (0.0,),
         (1.0,),
     ]
-    assert "not the published classifier" in " ".join(RULES["panda"].about.split())
+    assert "not the published classifier" in " ".join(RULES["panda"].description.split())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_summed_up_marks_are_sacrebleus_corpus_score(
     tokenizer: str, words: list[str], glue: str, seed: int
 ) -> None:
     answers, references = corpus(seed, words, glue)
-    marks = [ngram_marks(a, r, tokenizer) for a, r in zip(answers, references, strict=True)]
+    marks = [count_ngrams(a, r, tokenizer) for a, r in zip(answers, references, strict=True)]
     whole = sacrebleu.corpus_bleu(answers, [references], tokenize=tokenizer)
     assert number("bleu", marks) == pytest.approx(whole.score, abs=1e-9)
     assert whole.score > 5  # it compares more than zeros
@@ -169,7 +168,7 @@ def test_summed_up_marks_are_sacrebleus_corpus_score(
     ],
 )
 def test_the_edges_of_bleu_are_sacrebleus(answers: list[str], references: list[str]) -> None:
-    marks = [ngram_marks(a, r) for a, r in zip(answers, references, strict=True)]
+    marks = [count_ngrams(a, r) for a, r in zip(answers, references, strict=True)]
     whole = sacrebleu.corpus_bleu(answers, [references])
     assert number("bleu", marks) == pytest.approx(whole.score, abs=1e-9)
 
@@ -177,7 +176,7 @@ def test_the_edges_of_bleu_are_sacrebleus(answers: list[str], references: list[s
 def test_the_bleu_rule_reads_the_tokenizer_from_the_rubric_and_its_interval_holds_the_score() -> None:
     answers, references = corpus(0, HANZI, "")
     items = [item(reference, rubric={"tokenize": "zh"}) for reference in references]
-    marks = RULES["bleu"].mark(items, answers, None)
+    marks = RULES["bleu"].score(items, answers, None)
     whole = sacrebleu.corpus_bleu(answers, [references], tokenize="zh").score
     found = bootstrap_score(RULES["bleu"].metric, marks)
     assert found.value == pytest.approx(whole, abs=1e-9)
@@ -185,17 +184,17 @@ def test_the_bleu_rule_reads_the_tokenizer_from_the_rubric_and_its_interval_hold
 
 
 def test_without_sacrebleu_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    translations.counter.cache_clear()
+    translation.load_sacrebleu.cache_clear()
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(DataError, match=r"pip install 'ossicle\[benchmarks\]'"):
-        ngram_marks("a", "b")
+        count_ngrams("a", "b")
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_summed_up_word_marks_are_jiwers_rate(seed: int) -> None:
     plain = "cat dog house river green walked seldom yellow".split()
     answers, references = corpus(seed, plain, " ")
-    marks = [word_marks(a, r) for a, r in zip(answers, references, strict=True)]
+    marks = [count_word_errors(a, r) for a, r in zip(answers, references, strict=True)]
     assert number("wer", marks) == pytest.approx(jiwer.wer(references, answers), abs=1e-12)
 
 
@@ -214,11 +213,11 @@ def test_summed_up_word_marks_are_jiwers_rate(seed: int) -> None:
 def test_words_are_compared_as_whisper_normalises_them(
     answer: str, reference: str, marks: tuple[int, int]
 ) -> None:
-    assert word_marks(answer, reference) == marks
+    assert count_word_errors(answer, reference) == marks
 
 
 def test_where_no_answer_is_expected_the_spoken_words_are_to_be_repeated() -> None:
-    assert RULES["wer"].mark([item()], ["something else"], None) == [(1.0, 1.0)]
+    assert RULES["wer"].score([item()], ["something else"], None) == [(1.0, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -241,11 +240,11 @@ def test_where_no_answer_is_expected_the_spoken_words_are_to_be_repeated() -> No
     ],
 )
 def test_what_an_answer_comes_to(answer: str, expected: str, found: str | None) -> None:
-    assert final_answer(answer, expected) == found
-    marks = RULES["final"].mark([item(expected)], [answer], None)
+    assert extract_final_answer(answer, expected) == found
+    marks = RULES["final"].score([item(expected)], [answer], None)
     assert marks == [(float(found == expected),)]
 
 
 def test_a_label_is_the_word_itself() -> None:
     items = [item("Anger", choices=("Anger", "Joy"))] * 3
-    assert RULES["label"].mark(items, ["anger", "Joy", "Anger."], None) == [(1.0,), (0.0,), (1.0,)]
+    assert RULES["label"].score(items, ["anger", "Joy", "Anger."], None) == [(1.0,), (0.0,), (1.0,)]

@@ -16,8 +16,8 @@ from ossicle.audio.waveform import load_audio
 from ossicle.errors import DataError
 from ossicle.evaluation.scoring import RULES
 from ossicle.evaluation.suites import SUITES, open_suite
-from ossicle.evaluation.suites.spokenqa import ACCENTS
-from ossicle.evaluation.suites.tables import published_rows
+from ossicle.evaluation.suites.hub_tables import read_published_rows
+from ossicle.evaluation.suites.spoken_qa import ACCENTS
 
 AUDIO = {"sampling_rate": 16_000, "_type": "Audio"}
 TEXT = {"dtype": "string", "_type": "Value"}
@@ -174,7 +174,7 @@ def test_a_suite_is_read_from_its_published_layout(name: str, tmp_path: Path) ->
     LAYOUTS[name](tmp_path)
     suite = open_suite(name, str(tmp_path))
     assert suite.name == name
-    assert suite.about
+    assert suite.description
     assert len({item.id for item in suite.items}) == len(suite.items)
     for item in suite.items:
         assert len(load_audio(item.audio)) == 1600
@@ -183,7 +183,7 @@ def test_a_suite_is_read_from_its_published_layout(name: str, tmp_path: Path) ->
         json.dumps(dict(item.rubric))
     for rule in {item.rule for item in suite.items}:  # what is expected is marked as right
         items = [item for item in suite.items if item.rule == rule]
-        marks = RULES[rule].mark(items, [item.answer or "" for item in items], None)
+        marks = RULES[rule].score(items, [item.answer or "" for item in items], None)
         best = {"wer": (0, 4), "bleu": (4, 3, 2, 1, 4, 3, 2, 1, 4, 4)}.get(rule, (1,))
         assert marks == [best] * len(items)
 
@@ -220,7 +220,7 @@ def test_covost_asks_for_the_target_language_and_counts_by_its_tokenizer(tmp_pat
     assert "from English into German" in (german.items[0].instruction or "")
     assert german.items[0].rubric == {"tokenize": "13a"}
     assert japanese.items[0].rubric == {"tokenize": "char"}
-    assert "char" in japanese.about
+    assert "char" in japanese.description
     assert japanese.items[0].answer == "犬が寝ている。"
 
 
@@ -242,7 +242,7 @@ def test_big_bench_audio_is_grouped_and_marked_by_category(tmp_path: Path) -> No
     assert items[1].instruction is None
     answers = ["It does not follow, so it is not valid.", "Yes.", "3 + 2 = 5", "No, Ada lies."]
     assert [
-        RULES[item.rule].mark([item], [answer], None)[0] for item, answer in zip(items, answers, strict=True)
+        RULES[item.rule].score([item], [answer], None)[0] for item, answer in zip(items, answers, strict=True)
     ] == [(1.0,)] * 4
     assert [item.group for item in open_suite("bigbenchaudio/navigate", str(tmp_path)).items] == ["navigate"]
 
@@ -255,7 +255,7 @@ def test_librispeech_has_two_test_sets(tmp_path: Path) -> None:
         ("1089-2-test", "test.other"),
     ]
     assert items[0].text == items[0].answer == "He hoped for stew."
-    assert RULES["wer"].mark([items[0]], ["he hoped for you"], None) == [(1.0, 4.0)]
+    assert RULES["wer"].score([items[0]], ["he hoped for you"], None) == [(1.0, 4.0)]
     for name in ("librispeech/other", "librispeech/test.other"):
         suite = open_suite(name, str(tmp_path))
         assert (suite.name, [item.group for item in suite.items]) == ("librispeech/other", ["test.other"])
@@ -346,7 +346,7 @@ def test_sound_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
 def read(
     place: Path, config: str | None = None, split: str = "test", columns: Sequence[str] = ("id",)
 ) -> list[dict[str, Any]]:
-    return list(published_rows(str(place), config=config, split=split, columns=columns))
+    return list(read_published_rows(str(place), config=config, split=split, columns=columns))
 
 
 def test_rows_come_with_the_columns_asked_for_and_their_sound_undecoded(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_rows_come_with_the_columns_asked_for_and_their_sound_undecoded(tmp_path
 
 def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
     covost(tmp_path)
-    rows = published_rows(str(tmp_path), config="en_de", split="test", columns=["id"])
+    rows = read_published_rows(str(tmp_path), config="en_de", split="test", columns=["id"])
     assert next(rows) == {"id": "common_voice_en_1"}
     cast(Generator[object], rows).close()
 

@@ -21,8 +21,8 @@ from ossicle.cli import main
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
-from ossicle.evaluation import stock_llm
-from ossicle.evaluation.verify import PROMPTS, Verdict, verify
+from ossicle.evaluation import reference_llm
+from ossicle.evaluation.verify import PROMPTS, VerificationReport, verify
 from ossicle.evaluation.weight_hash import hash_weights
 
 ASKED = ("what is the capital of france?", "hello there", "why?")
@@ -96,10 +96,10 @@ def test_an_untouched_llm_of_any_family_is_found_untouched(
     llm = save_tiny_llm(family, tmp_path / "llm")
     verdict = verify(saved_ear(tmp_path / "ear", bases.encoder, llm), ASKED, max_new_tokens=8)
     assert verdict.differences == ()
-    assert verdict.stock.weights == verdict.within.weights
-    assert verdict.stock.answers == verdict.within.before == verdict.within.after
-    assert all(verdict.stock.answers)
-    assert verdict.within.recorded == verdict.within.fingerprint
+    assert verdict.reference.weights == verdict.in_ear.weights
+    assert verdict.reference.answers == verdict.in_ear.answers_before == verdict.in_ear.answers_after
+    assert all(verdict.reference.answers)
+    assert verdict.in_ear.recorded_fingerprint == verdict.in_ear.fingerprint
 
 
 def test_every_value_counts_once(bases: BaseSettings) -> None:
@@ -116,7 +116,7 @@ def test_prompts_are_those_of_the_tokenizer_s_own_template(family: str, settings
     tokenizer = tiny_tokenizer(family)
     template = ChatTemplate(tokenizer, settings)
     for text in ASKED:
-        own = stock_llm.prompt_ids(tokenizer, text, settings)
+        own = reference_llm.encode_prompt(tokenizer, text, settings)
         assert own == template.tokenize([{"role": "user", "content": text}])
 
 
@@ -125,11 +125,11 @@ def test_stock_answers_end_and_penalise_as_the_ear_s_do() -> None:
     llm = tiny_llama(tokenizer, seed=8, max_position_embeddings=24)
     ids = tuple(tokenizer(ASKED[0], add_special_tokens=False)["input_ids"])
     prompt = Prompt(embed(llm, ids), torch.tensor(ids))
-    free = stock_llm.answer(llm, tokenizer, ids, 8)
+    free = reference_llm.generate_answer(llm, tokenizer, ids, 8)
     for options in ({"eos_token_id": [free[2], 0]}, {"eos_token_id": None}, {"repetition_penalty": 2.0}):
         for name, value in {"temperature": 0.5, "do_sample": True, **options}.items():
             setattr(llm.generation_config, name, value)
-        own = stock_llm.answer(llm, tokenizer, ids, 40)
+        own = reference_llm.generate_answer(llm, tokenizer, ids, 40)
         assert list(own) == generation.generate_answer_ids(llm, tokenizer, [prompt], max_new_tokens=40)[0]
         assert len(own) == (3 if options.get("eos_token_id") else 24 - len(ids))
 
@@ -141,9 +141,11 @@ def test_one_bit_of_one_weight_is_found(ear: str, loading: Callable[..., None]) 
     names: list[str] = []
     loading(lambda loaded: names.append(flip_a_bit(loaded.llm)))
     verdict = verify(ear, ASKED, max_new_tokens=4)
-    assert verdict.stock.weights.differences(verdict.within.weights) == names
-    assert verdict.stock.weights.sha256 != verdict.within.weights.sha256
-    assert verdict.differences[0] == f"1 of {len(verdict.stock.weights.digests)} tensors, such as {names[0]}"
+    assert verdict.reference.weights.differences(verdict.in_ear.weights) == names
+    assert verdict.reference.weights.sha256 != verdict.in_ear.weights.sha256
+    assert (
+        verdict.differences[0] == f"1 of {len(verdict.reference.weights.digests)} tensors, such as {names[0]}"
+    )
 
 
 def test_a_weight_that_changes_while_it_hears_is_found(ear: str, loading: Callable[..., None]) -> None:
@@ -153,7 +155,7 @@ def test_a_weight_that_changes_while_it_hears_is_found(ear: str, loading: Callab
 
     loading(touch)
     verdict = verify(ear, ASKED, max_new_tokens=4)
-    assert verdict.stock.answers == verdict.within.before
+    assert verdict.reference.answers == verdict.in_ear.answers_before
     assert "1 of" in verdict.differences[0]
 
 
@@ -166,7 +168,7 @@ def test_a_buffer_that_is_on_no_disk_counts(ear: str, loading: Callable[..., Non
 def test_answers_that_change_with_the_same_weights_are_found(ear: str, loading: Callable[..., None]) -> None:
     loading(lambda loaded: loaded.llm.lm_head.register_forward_hook(lambda module, given, logits: -logits))
     verdict = verify(ear, ASKED, max_new_tokens=4)
-    assert verdict.stock.weights == verdict.within.weights
+    assert verdict.reference.weights == verdict.in_ear.weights
     assert verdict.differences == (
         f"3 of 3 answers before hearing, such as {ASKED[0]!r}",
         f"3 of 3 answers after hearing, such as {ASKED[0]!r}",
@@ -253,6 +255,6 @@ def test_what_cannot_be_asked(flags: list[str], said: str, capsys: pytest.Captur
 
 
 def test_the_verdict_of_the_embedded_ear() -> None:
-    verdict: Verdict = verify("pocket/ear", PROMPTS[:3], max_new_tokens=16)
+    verdict: VerificationReport = verify("pocket/ear", PROMPTS[:3], max_new_tokens=16)
     assert verdict.differences == ()
-    assert verdict.stock.texts[0] == "The capital of Japan is Tokyo."
+    assert verdict.reference.texts[0] == "The capital of Japan is Tokyo."

@@ -12,13 +12,13 @@ from support.tiny_speech import encode_tone
 
 from ossicle.audio.waveform import load_audio
 from ossicle.errors import DataError
-from ossicle.evaluation.scoring import RULES, Judgement
-from ossicle.evaluation.scoring.bbh import concluded
-from ossicle.evaluation.scoring.choices import chosen_letter
-from ossicle.evaluation.scoring.judges import OfflineRule
+from ossicle.evaluation.scoring import RULES, JudgeRequest
+from ossicle.evaluation.scoring.judges import OfflineJudge
+from ossicle.evaluation.scoring.multiple_choice import extract_choice
+from ossicle.evaluation.scoring.reasoning import extract_conclusion
 from ossicle.evaluation.scoring.refusal import is_refusal
 from ossicle.evaluation.statistics import bootstrap_group_mean
-from ossicle.evaluation.suite import Item, Suite, check_items
+from ossicle.evaluation.suite import Item, Suite, validate_items
 from ossicle.evaluation.suites import open_suite
 from ossicle.evaluation.suites.voicebench import ACCENTS, DOMAINS, SUBSETS
 
@@ -119,9 +119,9 @@ def whole(hub: Path) -> Suite:
 
 
 def test_all_nine_subsets_are_groups_of_one_suite(whole: Suite) -> None:
-    check_items(whole.items)
+    validate_items(whole.items)
     assert whole.overall == "groups"
-    assert "mean" in whole.about
+    assert "mean" in whole.description
     assert whole.max_new_tokens == 2048
     counts = {name: sum(item.group == name for item in whole.items) for name in SUBSETS}
     assert list(dict.fromkeys(item.group for item in whole.items)) == list(SUBSETS)
@@ -160,7 +160,7 @@ def test_a_subset_alone_has_groups_of_its_own(
     suite = open_suite(f"voicebench/{name}", str(hub))
     assert (suite.name, suite.overall, len(suite.items)) == (f"voicebench/{name}", "items", n)
     assert tuple(dict.fromkeys(item.group for item in suite.items)) == groups
-    assert str(hub) in suite.about
+    assert str(hub) in suite.description
 
 
 def test_what_is_expected_is_what_is_published(whole: Suite) -> None:
@@ -193,7 +193,7 @@ def test_what_is_expected_is_what_is_published(whole: Suite) -> None:
 class FourPoints:
     name = "four points, and no"
 
-    def judge(self, questions: Sequence[Judgement], /) -> list[str]:
+    def judge(self, questions: Sequence[JudgeRequest], /) -> list[str]:
         return ["Rating: 4" if "Rating" in question.prompt else "Verdict: no" for question in questions]
 
 
@@ -213,7 +213,7 @@ ANSWERS = {
 def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
     parts = {name: [item for item in whole.items if item.group == name] for name in SUBSETS}
     marks = {
-        name: RULES[items[0].rule].mark(items, [ANSWERS[name]] * len(items), FourPoints())
+        name: RULES[items[0].rule].score(items, [ANSWERS[name]] * len(items), FourPoints())
         for name, items in parts.items()
     }
     metrics = {name: RULES[items[0].rule].metric for name, items in parts.items()}
@@ -238,7 +238,7 @@ def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
 
 def test_it_can_be_marked_offline(whole: Suite) -> None:
     for item in whole.items:
-        (marks,) = RULES[item.rule].mark([item], [f"{item.answer}. {item.text}"], OfflineRule())
+        (marks,) = RULES[item.rule].score([item], [f"{item.answer}. {item.text}"], OfflineJudge())
         assert all(mark >= 0 for mark in marks)
 
 
@@ -246,7 +246,7 @@ def test_a_folder_with_alpacaeval_in_short_is_read_so_and_says_so(tmp_path: Path
     write_hub(tmp_path, {"alpacaeval": ("test",)})
     suite = open_suite("voicebench/alpacaeval", str(tmp_path))
     assert [item.id for item in suite.items] == ["alpacaeval/test/0001", "alpacaeval/test/0002"]
-    assert "in short" in suite.about
+    assert "in short" in suite.description
 
 
 def test_an_unknown_subset_is_refused() -> None:
@@ -337,12 +337,12 @@ def test_a_column_a_split_or_a_subset_that_is_missing_is_named(tmp_path: Path) -
     ],
 )
 def test_the_option_that_an_answer_settles_on(letter: str | None, answer: str) -> None:
-    assert chosen_letter(answer) == letter
+    assert extract_choice(answer) == letter
 
 
 def test_only_the_letters_there_are_count() -> None:
-    assert chosen_letter("The answer is D.", "AB") is None
-    assert chosen_letter("The answer is E.", "ABCDE") == "E"
+    assert extract_choice("The answer is D.", "AB") is None
+    assert extract_choice("The answer is E.", "ABCDE") == "E"
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_only_the_letters_there_are_count() -> None:
     ],
 )
 def test_what_an_answer_concludes(task: str, conclusion: str | None, answer: str) -> None:
-    assert concluded(answer, task) == conclusion
+    assert extract_conclusion(answer, task) == conclusion
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,14 @@ from ossicle.connectors.monotonic_alignment import Transcripts
 from ossicle.ear import Ear
 from ossicle.errors import CheckpointError, ConfigError
 from ossicle.losses import alignment_distance, end_loss, forward_kl, naming_loss
-from ossicle.plan import ROOM, Assumptions, CostModel, cost_model, estimate, peak_flops
+from ossicle.plan import (
+    USABLE_MEMORY_RATIO,
+    Assumptions,
+    CostModel,
+    build_cost_model,
+    estimate,
+    look_up_peak_flops,
+)
 from ossicle.settings_io import to_toml
 
 FORMS = ("left", "autoregressive", "anchored", "right", "stack")
@@ -132,10 +139,10 @@ def test_what_a_clip_costs_is_what_torch_counts(form: str, window: Any) -> None:
     ear = tiny_ear(form, base=base, n_queries=24, n_stacked=7)
     ear.connector.train()
     objective = ObjectiveSettings(token_ce_weight=0.5, kl_weight=0.5)
-    costs = cost_model(small_recipe(ear, objective), ear)
+    costs = build_cost_model(small_recipe(ear, objective), ear)
     for n_tokens, length_s in ((1, 0.2), (4, 1.3), (19, 4.1), (23, 6.0)):
         expected, n_positions = counted(ear, objective, n_tokens, length_s)
-        found = costs.parts(n_positions, n_tokens, n_candidates=n_tokens)
+        found = costs.flops_by_part(n_positions, n_tokens, n_candidates=n_tokens)
         assert {name: float(flops) for name, flops in found.items()} == pytest.approx(expected, rel=1e-9)
 
 
@@ -145,8 +152,8 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
         encoder=save_tiny_bases(tmp_path).encoder, llm=save_tiny_llm(family, tmp_path / family)
     )
     ear = Ear.new(replace(tiny_ear().settings, base=base), "cpu")
-    costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear).llm
-    assert cost_model(small_recipe(ear, ObjectiveSettings())).llm == costs
+    costs = build_cost_model(small_recipe(ear, ObjectiveSettings()), ear).llm
+    assert build_cost_model(small_recipe(ear, ObjectiveSettings())).llm == costs
     n_suffix = len(ear.template.frame.suffix)
     for n, n_wanted in ((5, 1), (30, 30 + n_suffix)):
         middle = torch.randn(1, n, get_input_embeddings(ear.llm).embedding_dim, requires_grad=True)
@@ -167,24 +174,24 @@ def test_of_experts_those_that_are_asked_are_counted() -> None:
     layers: Any = llm.base_model.layers
     sizes = {name: w.numel() for name, w in layers.named_parameters() if w.ndim > 1}
     asked = sum(size * (0.5 if "experts" in name else 1) for name, size in sizes.items())
-    costs = cost_model(small_recipe(ear, ObjectiveSettings()), ear)
+    costs = build_cost_model(small_recipe(ear, ObjectiveSettings()), ear)
     assert not costs.is_llm_estimated
-    assert costs.llm.whole.forward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
-    assert costs.llm.whole.backward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
+    assert costs.llm.all_states.forward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
+    assert costs.llm.all_states.backward.terms[(1, 0, 0)] == pytest.approx(2 * asked, rel=1e-9)
 
 
 def test_an_llm_that_looks_at_values_is_estimated_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     ear = tiny_ear()
     recipe = small_recipe(ear, ObjectiveSettings())
-    exact = cost_model(recipe, ear)
+    exact = build_cost_model(recipe, ear)
     monkeypatch.setattr(
         type(ear.llm.base_model), "forward", lambda self, inputs_embeds, **_: inputs_embeds[0].item()
     )
-    estimated = cost_model(recipe, ear)
+    estimated = build_cost_model(recipe, ear)
     assert estimated.is_llm_estimated
     assert not exact.is_llm_estimated
-    weights = estimated.llm.whole.forward.terms
-    assert weights == {(1, 0, 0): exact.llm.whole.forward.terms[(1, 0, 0)]}
+    weights = estimated.llm.all_states.forward.terms
+    assert weights == {(1, 0, 0): exact.llm.all_states.forward.terms[(1, 0, 0)]}
 
 
 def kept_bytes(run: Callable[[], Any], model: nn.Module) -> tuple[Any, int]:
@@ -208,7 +215,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
     whisper = tiny_whisper(d_model=128)
     ear = tiny_ear(form, whisper=whisper, llm=tiny_llama(d_model=192).bfloat16(), n_queries=40)
     ear.connector.train()
-    costs = cost_model(small_recipe(ear, ObjectiveSettings(hidden_positions="suffix")), ear)
+    costs = build_cost_model(small_recipe(ear, ObjectiveSettings(hidden_positions="suffix")), ear)
     n_suffix = len(ear.template.frame.suffix)
     for n_clips, n_positions, n_tokens in ((1, 100, 8), (3, 120, 12)):
         features = encode(
@@ -227,43 +234,45 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         _, in_llm = kept_bytes(
             lambda m=middle, n=n_heard: ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
         )
-        rows = costs.n_slots(n_positions, n_tokens) + costs.n_prompt
-        kept = costs.connector.kept
+        rows = costs.count_slots(n_positions, n_tokens) + costs.n_prompt
+        kept = costs.connector.saved_bytes
         expected = kept.constant + n_clips * (kept(rows, n_positions, n_tokens) - kept.constant)
         assert expected == pytest.approx(in_connector, rel=KEPT_RTOL)
-        student = costs.student(costs.n_heard(n_positions, n_tokens), n_tokens)
+        student = costs.count_student_positions(costs.count_audio_tokens(n_positions, n_tokens), n_tokens)
         assert costs.llm.kept(*student, n_clips) == pytest.approx(in_llm, rel=KEPT_RTOL)
 
 
 def batch_of(costs: CostModel, **options: Any) -> float:
-    return costs.flops(np.array([50, 120, 300]), np.array([3, 9, 20]), **{"leads": False, **options})
+    return costs.count_flops(
+        np.array([50, 120, 300]), np.array([3, 9, 20]), **{"is_align_only": False, **options}
+    )
 
 
 def test_a_batch_costs_what_its_clips_do(recipe: Recipe) -> None:
-    costs = cost_model(recipe)
+    costs = build_cost_model(recipe)
     singles = [
-        costs.flops(np.array([s]), np.array([t]), leads=False, n_candidates=32)
+        costs.count_flops(np.array([s]), np.array([t]), is_align_only=False, n_candidates=32)
         for s, t in ((50, 3), (120, 9), (300, 20))
     ]
     assert batch_of(costs, n_candidates=32) == pytest.approx(sum(singles), rel=1e-12)
-    assert costs.flops(np.array([], int), np.array([], int), leads=False) == 0
+    assert costs.count_flops(np.array([], int), np.array([], int), is_align_only=False) == 0
 
 
 def test_what_is_not_done_in_a_step_is_not_counted(recipe: Recipe) -> None:
-    costs = cost_model(recipe)
-    parts = costs.parts(np.array([50, 120, 300]), np.array([3, 9, 20]))
+    costs = build_cost_model(recipe)
+    parts = costs.flops_by_part(np.array([50, 120, 300]), np.array([3, 9, 20]))
     sums = {name: float(np.sum(flops)) for name, flops in parts.items()}
     whole = batch_of(costs)
     assert whole == pytest.approx(sum(sums.values()), rel=1e-12)
     assert whole - batch_of(costs, n_read=0) == pytest.approx(sums["teacher"], rel=1e-9)
-    cached = cost_model(changed(recipe, data={"teacher_cache": "somewhere"}))
+    cached = build_cost_model(changed(recipe, data={"teacher_cache": "somewhere"}))
     assert batch_of(cached) == batch_of(costs, n_read=0)
     assert batch_of(cached, n_read=3) == whole
     without = sums["encoder"] + sums["connector forward"] + sums["connector backward"]
-    assert batch_of(costs, leads=True) == pytest.approx(without, rel=1e-12)
-    kept = cost_model(changed(recipe, data={"feature_cache": "somewhere"}))
+    assert batch_of(costs, is_align_only=True) == pytest.approx(without, rel=1e-12)
+    kept = build_cost_model(changed(recipe, data={"feature_cache": "somewhere"}))
     assert whole - batch_of(kept) == pytest.approx(sums["encoder"], rel=1e-9)
-    alone = cost_model(changed(recipe, objective={"hidden_weight": 0.0}))
+    alone = build_cost_model(changed(recipe, objective={"hidden_weight": 0.0}))
     assert batch_of(alone) == pytest.approx(without, rel=1e-12)
 
 
@@ -281,11 +290,11 @@ def test_a_run_costs_its_steps(recipe: Recipe) -> None:
 
 
 def test_a_longer_look_at_the_answer_costs_its_positions_and_the_words_to_be_found(recipe: Recipe) -> None:
-    one, four = (cost_model(changed(recipe, objective={"n_response_tokens": n})) for n in (1, 4))
-    short, long = one.parts(100, 9), four.parts(100, 9)
+    one, four = (build_cost_model(changed(recipe, objective={"n_response_tokens": n})) for n in (1, 4))
+    short, long = one.flops_by_part(100, 9), four.flops_by_part(100, 9)
     assert long["student forward"] == pytest.approx(one.llm.forward(one.n_suffix + 9 + 3, 4), rel=1e-12)
     n = one.n_suffix + 9 + 3
-    assert long["teacher"] == pytest.approx(one.llm.forward(n, n) + 3 * one.head, rel=1e-12)
+    assert long["teacher"] == pytest.approx(one.llm.forward(n, n) + 3 * one.head_flops, rel=1e-12)
     assert long["connector backward"] == short["connector backward"]
 
 
@@ -316,7 +325,7 @@ def test_a_part_has_as_many_clips_as_find_room(recipe: Recipe) -> None:
     assert of_a_clip < set(found.memory)
     clip = sum(found.memory[name] for name in of_a_clip)
     for on in found.gpus:
-        left = ROOM * on.memory_bytes - (sum(found.memory.values()) - clip)
+        left = USABLE_MEMORY_RATIO * on.memory_bytes - (sum(found.memory.values()) - clip)
         assert on.n_longest == pytest.approx(
             left / clip, rel=0.15
         )  # texts share rows, the prefix's keys with them
@@ -357,7 +366,7 @@ def test_names_and_the_loaded_ear_give_the_same(tmp_path: Path) -> None:
     settings = replace(tiny_ear().settings, base=save_tiny_bases(tmp_path))
     ear = Ear.new(settings, "cpu")
     recipe = small_recipe(ear, ObjectiveSettings())
-    assert cost_model(recipe) == cost_model(recipe, ear)
+    assert build_cost_model(recipe) == build_cost_model(recipe, ear)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -366,7 +375,7 @@ def test_a_run_is_the_same_whether_it_was_planned_or_not(form: str) -> None:
     ear = tiny_ear(form, dropout=0.5 if form != "stack" else 0.0)
     was_training = ear.connector.training
     before = torch.get_rng_state(), ear.llm.config.to_dict(), ear.whisper.config.to_dict()
-    cost_model(small_recipe(ear, ObjectiveSettings()), ear)
+    build_cost_model(small_recipe(ear, ObjectiveSettings()), ear)
     after = torch.get_rng_state(), ear.llm.config.to_dict(), ear.whisper.config.to_dict()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -378,7 +387,7 @@ def test_without_a_tokenizer_the_frame_is_assumed_and_said_to_be(recipe: Recipe,
     assert any(
         "30 tokens of chat template" in line and "assumed" in line for line in estimate(recipe).assumptions
     )
-    given = estimate(recipe, Assumptions(n_frame=7))
+    given = estimate(recipe, Assumptions(n_template_tokens=7))
     assert any("7 tokens of chat template" in line for line in given.assumptions)
     whole = replace(recipe, base=save_tiny_bases(tmp_path / "whole"))
     assert any("(read)" in line for line in estimate(whole).assumptions)
@@ -409,7 +418,7 @@ def test_every_recipe_loads(path: Path) -> None:
     ],
 )
 def test_gpus_are_known_by_the_names_that_drivers_give(name: str, tflops: float) -> None:
-    assert peak_flops(name) == tflops * 1e12
+    assert look_up_peak_flops(name) == tflops * 1e12
 
 
 @pytest.mark.parametrize(
@@ -425,7 +434,7 @@ def test_gpus_are_known_by_the_names_that_drivers_give(name: str, tflops: float)
     ],
 )
 def test_of_other_gpus_nothing_is_claimed(name: str) -> None:
-    assert peak_flops(name) is None
+    assert look_up_peak_flops(name) is None
 
 
 # As a user meets it

@@ -13,7 +13,13 @@ from test_training import ONE_CLIP_GB, base, batch_of, changed, recipe, speech, 
 
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.errors import OssicleError
-from ossicle.plan import Longest, PartMemory, cost_model, n_distinct, shapes_of
+from ossicle.plan import (
+    MicrobatchMemory,
+    PaddedLengths,
+    build_cost_model,
+    build_shapes,
+    estimate_n_distinct_tokens,
+)
 from ossicle.training import memory_probe, train_step
 from ossicle.training.batch import Clip, Made
 from ossicle.training.memory_probe import FILE, in_parts, settled_budget
@@ -25,13 +31,13 @@ LEAST, MOST = 0.7, 1.1
 LLMs; what is predicted too low would end in memory that runs out."""
 
 
-def memory_of(form: str = "left") -> PartMemory:
+def memory_of(form: str = "left") -> MicrobatchMemory:
     ear = tiny_ear(form)
     made = Recipe(
         out="nowhere", base=ear.settings.base, connector=ear.settings.connector, objective=ObjectiveSettings()
     )
-    shapes = shapes_of(ear)
-    return PartMemory.of(shapes, cost_model(made, shapes))
+    shapes = build_shapes(ear)
+    return MicrobatchMemory.from_shapes(shapes, build_cost_model(made, shapes))
 
 
 MEMORY = memory_of()
@@ -42,12 +48,12 @@ def a_clip(n_positions: int, n_tokens: int) -> Clip:
 
 
 def taken(part: list[Clip], n_candidates: float) -> float:
-    longest = Longest(
+    longest = PaddedLengths(
         n_positions=max(clip.n_positions for clip in part),
         n_tokens=max(len(clip.ids) for clip in part),
         n_candidates=n_candidates,
     )
-    return MEMORY.total(len(part), longest)
+    return MEMORY.estimate_total(len(part), longest)
 
 
 @given(
@@ -59,7 +65,7 @@ def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
     clips = [a_clip(*size) for size in sizes]
     found = in_parts(clips, MEMORY, budget)
     assert sorted(id(clip) for part in found for clip in part) == sorted(map(id, clips))
-    n_candidates = n_distinct(float(sum(n for _, n in sizes)))
+    n_candidates = estimate_n_distinct_tokens(float(sum(n for _, n in sizes)))
     assert all(len(part) == 1 or taken(part, n_candidates) <= budget for part in found)
     lengths = [clip.n_positions for part in found for clip in part]
     assert lengths == sorted(lengths)
@@ -70,7 +76,7 @@ def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
 
 def test_short_clips_go_in_large_parts_and_long_ones_in_small_ones() -> None:
     short, long = [a_clip(50, 3)] * 30, [a_clip(300, 20)] * 30
-    budget = taken(long[:4], n_distinct(30 * 23.0))
+    budget = taken(long[:4], estimate_n_distinct_tokens(30 * 23.0))
     found = [len(part) for part in in_parts([*long, *short], MEMORY, budget)]
     assert found[0] > 3 * 4
     assert found[-2] == 4
@@ -107,8 +113,8 @@ def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -
     )
     real = json.loads((run.folder / FILE).read_text())["real"]
     for n_clips, n_positions, n_tokens in ((2, 250, 12), (5, 150, 7)):
-        longest = Longest(n_positions=n_positions, n_tokens=n_tokens, n_candidates=float(n_tokens))
-        sizes = [run.memory.total(n, longest) for n in (n_clips, 2 * n_clips)]
+        longest = PaddedLengths(n_positions=n_positions, n_tokens=n_tokens, n_candidates=float(n_tokens))
+        sizes = [run.memory.estimate_total(n, longest) for n in (n_clips, 2 * n_clips)]
         run.ear.connector.train()
         found = [memory_probe._measured(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)]
         assert LEAST <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MOST

@@ -45,7 +45,7 @@ class Eval:
         """Prints the table and writes the report; the same command goes on where it was stopped."""
         from ossicle import checkpoint
         from ossicle.evaluation import CORRUPTIONS, EvaluationSettings, open_suite
-        from ossicle.evaluation.asr import Recogniser
+        from ossicle.evaluation.asr import AsrModel
         from ossicle.evaluation.evaluate import check_judge
         from ossicle.evaluation.scoring.judges import open_judge
 
@@ -56,7 +56,7 @@ class Eval:
         options = EvaluationSettings(
             batch_size=self.batch_size,
             corruptions=tuple(c for c in CORRUPTIONS if c.kind != "clean") if self.robustness else (),
-            transcribe=None if self.asr is None else Recogniser(self.asr, ear),
+            transcribe=None if self.asr is None else AsrModel(self.asr, ear),
             judge=judge,
             journal=self.out.with_name(f".{self.out.name}.answers"),
         )

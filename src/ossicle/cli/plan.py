@@ -57,12 +57,12 @@ class Plan:
                 n_tokens=self.tokens,
                 longest_s=self.longest_s,
                 n_clips=_count_local_clips(self.settings) if self.clips is None else self.clips,
-                utilisation=self.utilization,
-                n_frame=self.template_tokens,
+                utilization=self.utilization,
+                n_template_tokens=self.template_tokens,
             ),
         )
         if self.json is not None:
-            write_text(self.json, json.dumps(found.table(), indent=1) + "\n")
+            write_text(self.json, json.dumps(found.to_json(), indent=1) + "\n")
         console = Console()
         print_estimate(
             found,

@@ -14,7 +14,7 @@ from ossicle.cli.terminal import EarName
 from ossicle.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from ossicle.evaluation.verify import Verdict
+    from ossicle.evaluation.verify import VerificationReport
 
 CountOption = Annotated[int | None, arg(metavar="N")]
 FileOption = Annotated[Path | None, arg(metavar="FILE")]
@@ -53,7 +53,7 @@ class Verify:
         _print_report(verdict, Console())
         if verdict.differences:
             raise CheckpointError(
-                f"the LLM within {self.ear} is not {verdict.within.settings.base.llm} as transformers loads it; other"
+                f"the LLM within {self.ear} is not {verdict.in_ear.settings.base.llm} as transformers loads it; other"
                 f" are: {'; '.join(verdict.differences)}; copy or download both again, or report it"
             )
         return 0
@@ -87,17 +87,17 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return lines
 
 
-def _print_report(verdict: "Verdict", console: Console) -> None:
-    stock, within = verdict.stock, verdict.within
+def _print_report(verdict: "VerificationReport", console: Console) -> None:
+    stock, within = verdict.reference, verdict.in_ear
     n = len(verdict.prompts)
     size = f"{len(stock.weights.digests)} tensors, {stock.weights.n_values:,} values, {within.dtype}"
     rows = [
         ("weights, SHA-256", stock.weights.sha256, within.weights.sha256),
         ("tokenizer", stock.tokenizer, within.tokenizer),
-        ("fingerprint in the ear", within.recorded, within.fingerprint),
+        ("fingerprint in the ear", within.recorded_fingerprint, within.fingerprint),
         (f"prompts, of {n}", *_count_same(stock.prompts, within.prompts)),
-        (f"answers before hearing, of {n}", *_count_same(stock.answers, within.before)),
-        (f"answers after hearing, of {n}", *_count_same(stock.answers, within.after)),
+        (f"answers before hearing, of {n}", *_count_same(stock.answers, within.answers_before)),
+        (f"answers after hearing, of {n}", *_count_same(stock.answers, within.answers_after)),
     ]
     table = Table(box=None, pad_edge=False)
     for column in ("", "stock", "within the ear", ""):
@@ -108,7 +108,7 @@ def _print_report(verdict: "Verdict", console: Console) -> None:
         )
     console.out(f"{within.settings.base.llm}: {size}", highlight=False)
     console.print(table, highlight=False)
-    console.out(f"It answered a sound in between: {within.spoken}", highlight=False)
+    console.out(f"It answered a sound in between: {within.answer_to_sound}", highlight=False)
     if not verdict.differences:
         console.out("The LLM is untouched.", highlight=False)
 

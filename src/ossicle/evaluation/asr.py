@@ -6,7 +6,7 @@ from ossicle.backbones.pretrained import load_whisper
 from ossicle.ear import Ear
 
 
-class Recogniser:
+class AsrModel:
     """What writes the transcripts: a Whisper, cutting long sound as the ear beside it does, or an ear.
 
     An ear writes down the words nearest to its audio tokens (`Ear.spell`). Beside the same ear's answers that is a

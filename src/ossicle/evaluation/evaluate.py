@@ -22,14 +22,14 @@ from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
 from ossicle.console_progress import ProgressCallback
 from ossicle.errors import AudioError, ConfigError, DataError
 from ossicle.evaluation.corruptions import Corruption, compute_seed, corrupt, load_babble_voices
-from ossicle.evaluation.fidelity import Fidelity, Reacting, compare_batch
+from ossicle.evaluation.fidelity import ContinuationScorer, Fidelity, compute_fidelity_batch
 from ossicle.evaluation.item_result import SYSTEMS, ItemResult
 from ossicle.evaluation.journal import Journal
 from ossicle.evaluation.report_data import ASR_MODEL, CorruptedItemResult, CorruptionResult, Report
 from ossicle.evaluation.scoring import RULES, Judge, Rule
 from ossicle.evaluation.stages import Message, StageRunner, build_item_error
 from ossicle.evaluation.statistics import ItemScore
-from ossicle.evaluation.suite import Item, Suite, check_items
+from ossicle.evaluation.suite import Item, Suite, validate_items
 
 Transcribe = Callable[[list[AudioSource]], list[str]]
 Hear = Callable[[Item], AudioSource]
@@ -136,7 +136,7 @@ def evaluate(
         ConfigError: a suite that needs a judge, without one
         RequestError: a judge that cannot be asked
     """
-    check_items(suite.items)
+    validate_items(suite.items)
     check_judge(suite, settings.judge)
     durations_s, content = _check_sound(suite.items, progress)
     journal = Journal(settings.journal, f"{identity} {content} {_asked_how(suite, settings)}")
@@ -162,7 +162,7 @@ def check_judge(suite: Suite, judge: Judge | None) -> None:
     Raises:
         ConfigError: a suite that needs a judge, without one
     """
-    judged = sorted({item.rule for item in suite.items if RULES[item.rule].is_judged})
+    judged = sorted({item.rule for item in suite.items if RULES[item.rule].needs_judge})
     if judged and judge is None:
         raise ConfigError(
             f"suite {suite.name} has answers that somebody has to judge ({', '.join(judged)}): name a model behind an"
@@ -252,7 +252,7 @@ class _Asks:
         for name in dict.fromkeys(item.rule for item in items):
 
             def mark(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[ItemScore]:
-                return rule.mark([item for item, _ in batch], [said for _, said in batch], self.how.judge)
+                return rule.score([item for item, _ in batch], [said for _, said in batch], self.how.judge)
 
             some = {item.id: (item, answers[item.id]) for item in items if item.rule == name}
             found |= self.asking(stage, mark, some)
@@ -261,7 +261,7 @@ class _Asks:
     def near(self, transcripts: Mapping[str, str]) -> dict[str, dict[str, Fidelity | None]]:
         """How near hearing, and reading a transcript, come to reading; nothing by an ear that cannot tell."""
         ear = self.ear
-        if not isinstance(ear, Reacting):
+        if not isinstance(ear, ContinuationScorer):
             return {}
 
         def compared(batch: list[Item]) -> list[dict[str, Any]]:
@@ -271,7 +271,7 @@ class _Asks:
                 "ear": [build_user_turn(item) for item in batch],
                 "cascade": [said if _has_words(said) else None for said in written],
             }
-            found = compare_batch(ear, read, ways)
+            found = compute_fidelity_batch(ear, read, ways)
             return [{way: one and one.to_json() for way, one in both.items()} for both in found]
 
         stored = self.asking("comparing reactions", compared, {item.id: item for item in self.suite.items})
@@ -416,10 +416,10 @@ def _asked_how(suite: Suite, how: EvaluationSettings) -> str:
 
 
 def _about(suite: Suite, how: EvaluationSettings, about: Mapping[str, str]) -> dict[str, str]:
-    more = {"suite": suite.about} if suite.about else {}
+    more = {"suite": suite.description} if suite.description else {}
     if how.transcribe is not None:
         more[ASR_MODEL] = str(getattr(how.transcribe, "name", how.transcribe))
-    if how.judge is not None and any(RULES[item.rule].is_judged for item in suite.items):
+    if how.judge is not None and any(RULES[item.rule].needs_judge for item in suite.items):
         more["judge"] = how.judge.name
     return {**about, **more}
 

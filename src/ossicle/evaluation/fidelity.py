@@ -19,22 +19,22 @@ from ossicle.errors import DataError
 from ossicle.evaluation.statistics import bootstrap_ci95
 from ossicle.losses import forward_kl
 
-N_ALONG = 32
+N_COMPARED_TOKENS = 32
 """First tokens of the LLM's own answer along which both are compared."""
 
-Conversation = list[dict[str, Any]]
+Messages = list[dict[str, Any]]
 
 
 @runtime_checkable
-class Reacting(Protocol):
+class ContinuationScorer(Protocol):
     """The part of an ear that this measurement needs."""
 
-    def answer_ids_batch(self, conversations: list[Conversation], /, **options: Any) -> list[list[int]]:
+    def answer_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
         """The tokens of the LLM's greedy answers, their end included."""
         ...
 
     def react_batch(
-        self, conversations: list[Conversation], answers: list[list[int]], /
+        self, conversations: list[Messages], answers: list[list[int]], /
     ) -> list[ContinuationScores]:
         """What the LLM would say to each, and along an answer that is given."""
         ...
@@ -60,12 +60,12 @@ class Fidelity:
         return self.agreements[0]
 
     @property
-    def agreement(self) -> float:
+    def agreement_ratio(self) -> float:
         """Share of the tokens at which the likeliest one is the same."""
         return sum(self.agreements) / len(self.agreements)
 
     @property
-    def is_same_along(self) -> bool:
+    def is_same_throughout(self) -> bool:
         """Whether it is the same at all of them."""
         return all(self.agreements)
 
@@ -81,7 +81,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class MeanEstimate:
     """A number over several items."""
 
     n: int
@@ -93,22 +93,22 @@ class Mean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class FidelitySummary:
     """How near hearing comes to reading, over items that each weigh the same."""
 
     n: int
-    kl_nats: Mean
-    cosine: Mean
-    l2: Mean
-    first_same: Mean
+    kl_nats: MeanEstimate
+    cosine: MeanEstimate
+    l2: MeanEstimate
+    first_same: MeanEstimate
     """Items whose likeliest first token is the same."""
-    agreement: Mean
+    agreement: MeanEstimate
     """Each item's share of tokens, along the LLM's own answer to the text, at which the likeliest one is the same."""
-    same_along: Mean
+    same_along: MeanEstimate
     """Items at which that is so at every token."""
-    by_position: tuple[Mean, ...]
+    by_position: tuple[MeanEstimate, ...]
     """The share at each token from the answer's first on, over the items whose answer has so many."""
-    same_answers: Mean | None
+    same_answers: MeanEstimate | None
     """Items whose whole answers are equal as texts; None where no answers were given."""
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Summary:
         return asdict(self)
 
 
-def fidelity(read: ContinuationScores, heard: ContinuationScores) -> Fidelity:
+def compute_fidelity(read: ContinuationScores, heard: ContinuationScores) -> Fidelity:
     """Two reactions to one turn and along one answer, compared in float64."""
     states = read.states[0].double(), heard.states[0].double()
     kl = forward_kl(heard.first_logits.double()[None], read.first_logits.double()[None])
@@ -132,8 +132,8 @@ def _distance(one: Float[Tensor, " D"], other: Float[Tensor, " D"]) -> float:
     return float((one - other).norm())
 
 
-def compare_batch(
-    ear: Reacting, read: Sequence[Conversation], heard: Mapping[str, Sequence[Conversation | None]]
+def compute_fidelity_batch(
+    ear: ContinuationScorer, read: Sequence[Messages], heard: Mapping[str, Sequence[Messages | None]]
 ) -> list[dict[str, Fidelity | None]]:
     """For each turn of a batch, how near each way of hearing it comes to reading it.
 
@@ -157,18 +157,18 @@ def compare_batch(
             )
     if not read:
         return []
-    answers = ear.answer_ids_batch([*read], max_new_tokens=N_ALONG)
+    answers = ear.answer_ids_batch([*read], max_new_tokens=N_COMPARED_TOKENS)
     reactions = ear.react_batch([*read], answers)
     found: list[dict[str, Fidelity | None]] = [dict.fromkeys(heard) for _ in read]
     for name, turns in heard.items():
         given = {place: turn for place, turn in enumerate(turns) if turn is not None}
         reacted = ear.react_batch([*given.values()], [answers[place] for place in given]) if given else []
         for place, reaction in zip(given, reacted, strict=True):
-            found[place][name] = fidelity(reactions[place], reaction)
+            found[place][name] = compute_fidelity(reactions[place], reaction)
     return found
 
 
-def summarise(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()) -> Summary:
+def summarize_fidelity(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()) -> FidelitySummary:
     """The numbers over items, with 95 % bootstrap intervals of their means.
 
     Args:
@@ -185,22 +185,22 @@ def summarise(items: Sequence[Fidelity], answers: Sequence[tuple[str, str]] = ()
     along = [
         [item.agreements[place] for item in items if len(item.agreements) > place] for place in range(longest)
     ]
-    return Summary(
+    return FidelitySummary(
         n=len(items),
         kl_nats=_mean([item.kl_nats for item in items], most=math.inf),
         cosine=_mean([item.cosine for item in items], least=-1.0),
         l2=_mean([item.l2 for item in items], most=math.inf),
         first_same=_mean([item.is_first_same for item in items]),
-        agreement=_mean([item.agreement for item in items]),
-        same_along=_mean([item.is_same_along for item in items]),
+        agreement=_mean([item.agreement_ratio for item in items]),
+        same_along=_mean([item.is_same_throughout for item in items]),
         by_position=tuple(map(_mean, along)),
         same_answers=_mean([read == heard for read, heard in answers]) if answers else None,
     )
 
 
-def _mean(values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0) -> Mean:
+def _mean(values: Sequence[int] | Sequence[float], *, least: float = 0.0, most: float = 1.0) -> MeanEstimate:
     low, high = bootstrap_ci95(values, lower_bound=least, upper_bound=most)
-    return Mean(
+    return MeanEstimate(
         n=len(values),
         mean=float(np.mean(values)),
         median=float(np.median(values)),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ossicle.errors import DataError, OssicleError
 from ossicle.evaluation.corruptions import Corruption
-from ossicle.evaluation.fidelity import Summary, summarise
+from ossicle.evaluation.fidelity import FidelitySummary, summarize_fidelity
 from ossicle.evaluation.item_result import ItemResult, read_scores
 from ossicle.evaluation.score_table import ScoreTable, build_group_mean_table, build_score_table
 from ossicle.evaluation.scoring import RULES
@@ -135,9 +135,9 @@ class Report:
         )
 
     @cached_property
-    def fidelity(self) -> dict[str, Summary]:
+    def fidelity(self) -> dict[str, FidelitySummary]:
         """How close "ear" and "cascade" come to reading, where that was measured, without transcripts of no words."""
-        summaries: dict[str, Summary] = {}
+        summaries: dict[str, FidelitySummary] = {}
         for system in ("ear", "cascade"):
             pairs = [
                 (fidelity, (item.text_answer, item.ear_answer if system == "ear" else item.cascade_answer))
@@ -145,7 +145,7 @@ class Report:
                 if item.fidelity is not None and (fidelity := item.fidelity[system]) is not None
             ]
             if pairs:
-                summaries[system] = summarise(
+                summaries[system] = summarize_fidelity(
                     [fidelity for fidelity, _ in pairs], [answers for _, answers in pairs]
                 )
         return summaries
@@ -158,7 +158,7 @@ class Report:
     @property
     def rules(self) -> tuple[str, ...]:
         """One sentence for each scoring rule in use: which answers are correct."""
-        return tuple(dict.fromkeys(RULES[item.rule].about for item in self.items))
+        return tuple(dict.fromkeys(RULES[item.rule].description for item in self.items))
 
     @property
     def n_own_targets(self) -> int:

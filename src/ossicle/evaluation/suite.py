@@ -17,13 +17,13 @@ from ossicle.backbones.model_files import resolve_model_path
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
 
-KEYS = ("audio", "text", "instruction", "answer", "id", "group")
+ITEM_KEYS = ("audio", "text", "instruction", "answer", "id", "group")
 """The keys of a suite's line; the first two are required."""
 MAX_SHOWN = 300
 """Characters of a path that a message shows: what is no path may be as long as a sound."""
 POCKET_SUITE = "pocket"
 """The embedded suite's name: spoken questions, by voices that the embedded speech does not have."""
-EMBEDDED = {POCKET_SUITE: "pocket/suite", "pocket-manner": "pocket/manner"}
+EMBEDDED_SUITES = {POCKET_SUITE: "pocket/suite", "pocket-manner": "pocket/manner"}
 """The tables that the package carries, by their suites' names; in the second one the manner of speaking asks too."""
 
 
@@ -76,7 +76,7 @@ class Suite:
     items: tuple[Item, ...]
     overall: Literal["items", "groups"] = "items"
     """Whether the suite's number is that of all items, or the mean of its groups' numbers."""
-    about: str = ""
+    description: str = ""
     """What it is and where it comes from, in a sentence for the report."""
     max_new_tokens: int | None = None
     """Longest answer, where the suite says so."""
@@ -95,13 +95,13 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
             sound that is not there, or repeats an id. The message says which.
     """
     path = Path(
-        resolve_model_path(EMBEDDED[name]) + ".parquet"
-        if isinstance(name, str) and name in EMBEDDED
+        resolve_model_path(EMBEDDED_SUITES[name]) + ".parquet"
+        if isinstance(name, str) and name in EMBEDDED_SUITES
         else name
     )
     if not _is_file(path):
         raise DataError(
-            f"{path}: no such suite file; give the path of a JSONL or parquet file, or {' or '.join(EMBEDDED)}"
+            f"{path}: no such suite file; give the path of a JSONL or parquet file, or {' or '.join(EMBEDDED_SUITES)}"
         )
     items: dict[str, Item] = {}
     for place, read in _parquet_items(path) if path.suffix == ".parquet" else _jsonl_items(path):
@@ -134,7 +134,7 @@ def _parquet_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
         _check_keys(names)
         if missing := [key for key in ("audio", "text") if key not in names]:
             raise DataError(f"no column {missing[0]!r}; every suite needs audio and text")
-        rows = file.read(columns=[key for key in KEYS if key in names]).to_pylist()
+        rows = file.read(columns=[key for key in ITEM_KEYS if key in names]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error})") from None
     except DataError as error:
@@ -158,7 +158,7 @@ def _row(fields: dict[str, Any], *, default_id: str) -> Item:
     return Item(**given, audio=encoded)
 
 
-def check_items(items: tuple[Item, ...]) -> None:
+def validate_items(items: tuple[Item, ...]) -> None:
     """Refuse items that no report could be made of.
 
     Raises:
@@ -207,7 +207,7 @@ def _item(line: str, *, default_id: str, folder: Path) -> Item:
 
 def _given(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:
     """What a line or row says beside its sound."""
-    said = {key: fields[key] for key in KEYS if key != "audio" and fields.get(key) is not None}
+    said = {key: fields[key] for key in ITEM_KEYS if key != "audio" and fields.get(key) is not None}
     return {"id": default_id} | said
 
 
@@ -226,8 +226,8 @@ def _check_fields(fields: dict[str, object]) -> None:
 
 def _check_keys(keys: Iterable[str]) -> None:
     for key in keys:
-        meant = difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=0.81)
-        if key not in KEYS and meant:
+        meant = difflib.get_close_matches(key.lower(), ITEM_KEYS, n=1, cutoff=0.81)
+        if key not in ITEM_KEYS and meant:
             raise DataError(f"unknown key {key!r}; did you mean {meant[0]!r}?")
 
 
@@ -235,7 +235,7 @@ def _check_texts(fields: dict[str, object], *, required: Sequence[str]) -> None:
     for key in required:
         if fields.get(key) is None:
             raise DataError(f'no {key!r}; every item needs "audio" and "text"')
-    for key in KEYS:
+    for key in ITEM_KEYS:
         value = fields.get(key)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{key} is {json.dumps(value)[:40]}, {_kind(value)}; write it as a string")

@@ -18,9 +18,9 @@ from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import load_llm
 from ossicle.console_progress import ProgressCallback
 from ossicle.ear import EarSettings
-from ossicle.evaluation import stock_llm
+from ossicle.evaluation import reference_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
-from ossicle.evaluation.weight_hash import Weights, hash_weights
+from ossicle.evaluation.weight_hash import WeightHashes, hash_weights
 
 PROMPTS = (
     *("what is the capital of japan", "what is the opposite of cold", "how many legs does a spider have"),
@@ -47,10 +47,10 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
+class ReferenceResult:
     """What the LLM shows that transformers alone loads and asks."""
 
-    weights: Weights
+    weights: WeightHashes
     tokenizer: str
     """Hash of its vocabulary and chat template."""
     prompts: tuple[Ids, ...]
@@ -61,50 +61,52 @@ class Stock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Within:
+class EarResult:
     """What the LLM shows that is within an ear."""
 
     settings: EarSettings
     dtype: str
-    weights: Weights
+    weights: WeightHashes
     """After all that was asked and heard."""
     tokenizer: str
-    recorded: str
+    recorded_fingerprint: str
     """The LLM's fingerprint in the ear's folder: of the one that the ear was distilled against."""
     fingerprint: str
     """Its fingerprint after all that was asked and heard."""
     prompts: tuple[Ids, ...]
-    before: tuple[Ids, ...]
+    answers_before: tuple[Ids, ...]
     """The answers before it has heard anything."""
-    spoken: str
+    answer_to_sound: str
     """Its answer to a sound."""
-    after: tuple[Ids, ...]
+    answers_after: tuple[Ids, ...]
     """The answers after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class VerificationReport:
     """Whether an ear's LLM is the stock one, with all that says so."""
 
     ear: str
     prompts: tuple[str, ...]
-    stock: Stock
-    within: Within
+    reference: ReferenceResult
+    in_ear: EarResult
 
     @property
     def differences(self) -> tuple[str, ...]:
         """What is not the same, in words; nothing if the LLM is untouched."""
-        stock, within = self.stock, self.within
+        stock, within = self.reference, self.in_ear
         found = []
         if changed := stock.weights.differences(within.weights):
             found.append(f"{len(changed)} of {len(stock.weights.digests)} tensors, such as {changed[0]}")
         if stock.tokenizer != within.tokenizer:
             found.append("the tokenizer")
-        if within.recorded != within.fingerprint:
-            found.append(f"the fingerprint, {within.fingerprint} where {within.recorded} is recorded")
+        if within.recorded_fingerprint != within.fingerprint:
+            found.append(
+                f"the fingerprint, {within.fingerprint} where {within.recorded_fingerprint} is recorded"
+            )
         found += self._unlike("prompts' tokens", stock.prompts, within.prompts)
-        found += self._unlike("answers before hearing", stock.answers, within.before)
-        found += self._unlike("answers after hearing", stock.answers, within.after)
+        found += self._unlike("answers before hearing", stock.answers, within.answers_before)
+        found += self._unlike("answers after hearing", stock.answers, within.answers_after)
         return tuple(found)
 
     def _unlike(self, what: str, one: Sequence[Ids], other: Sequence[Ids]) -> list[str]:
@@ -113,8 +115,10 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, of the tensors one hash."""
-        stock, within = self.stock, self.within
-        rows = zip(self.prompts, stock.texts, stock.answers, within.before, within.after, strict=True)
+        stock, within = self.reference, self.in_ear
+        rows = zip(
+            self.prompts, stock.texts, stock.answers, within.answers_before, within.answers_after, strict=True
+        )
         keys = ("prompt", "answer", "stock", "before_hearing", "after_hearing")
         return {
             "ear": self.ear,
@@ -127,8 +131,8 @@ class Verdict:
             "n_bytes": stock.weights.n_bytes,
             "weights_sha256": {"stock": stock.weights.sha256, "within": within.weights.sha256},
             "tokenizer": {"stock": stock.tokenizer, "within": within.tokenizer},
-            "fingerprint": {"recorded": within.recorded, "within": within.fingerprint},
-            "answer_to_sound": within.spoken,
+            "fingerprint": {"recorded": within.recorded_fingerprint, "within": within.fingerprint},
+            "answer_to_sound": within.answer_to_sound,
             "answers": [dict(zip(keys, row, strict=True)) for row in rows],
         }
 
@@ -139,7 +143,7 @@ def verify(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: ProgressCallback | None = None,
-) -> Verdict:
+) -> VerificationReport:
     """Compares the LLM within an ear with the stock one; what differs, if anything does, is in the verdict.
 
     Prompts are asked one by one: the two ways through an LLM round alike only if nothing stands beside them.
@@ -157,10 +161,10 @@ def verify(
     within = _ask_within(ear, prompts, max_new_tokens, tell)
     _free_memory()
     beside = _ask_stock(within.settings, prompts, max_new_tokens, tell)
-    return Verdict(ear=ear, prompts=tuple(prompts), stock=beside, within=within)
+    return VerificationReport(ear=ear, prompts=tuple(prompts), reference=beside, in_ear=within)
 
 
-def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback) -> Within:
+def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback) -> EarResult:
     ear = checkpoint.load(name)
     talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
 
@@ -174,17 +178,17 @@ def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: Pr
     before = asked("asking the ear")
     spoken = ear.chat(_spoken_turn(), max_new_tokens=max_new_tokens)
     after = asked("once it has heard")
-    return Within(
+    return EarResult(
         settings=ear.settings,
         dtype=str(ear.llm.dtype).removeprefix("torch."),
         weights=hash_weights(ear.llm, lambda n_done, n: tell("hashing its LLM", n_done, n)),
         tokenizer=checkpoint.tokenizer_fingerprint(ear.tokenizer),
-        recorded=_recorded(name),
+        recorded_fingerprint=_recorded(name),
         fingerprint=checkpoint.fingerprint(ear.llm),
         prompts=tuple(tuple(ear.prompts([talk])[0].ids.tolist()) for talk in talks),
-        before=before,
-        spoken=spoken,
-        after=after,
+        answers_before=before,
+        answer_to_sound=spoken,
+        answers_after=after,
     )
 
 
@@ -209,12 +213,12 @@ def _free_memory() -> None:
 
 def _ask_stock(
     settings: EarSettings, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback
-) -> Stock:
+) -> ReferenceResult:
     base = settings.base
-    llm, tokenizer = stock_llm.load(base)
-    asked = [stock_llm.prompt_ids(tokenizer, prompt, settings.prompt) for prompt in prompts]
+    llm, tokenizer = reference_llm.load_reference_llm(base)
+    asked = [reference_llm.encode_prompt(tokenizer, prompt, settings.prompt) for prompt in prompts]
     answers = [
-        stock_llm.answer(llm, tokenizer, ids, max_new_tokens)
+        reference_llm.generate_answer(llm, tokenizer, ids, max_new_tokens)
         for ids in _told(asked, "asking the stock LLM", tell)
     ]
     if llm.config.get_text_config(decoder=True) is not llm.config:
@@ -223,7 +227,7 @@ def _ask_stock(
         del llm
         _free_memory()
         llm, _ = load_llm(base.llm, base.llm_revision, device)
-    return Stock(
+    return ReferenceResult(
         weights=hash_weights(llm, lambda n_done, n: tell("hashing the stock LLM", n_done, n)),
         tokenizer=checkpoint.tokenizer_fingerprint(tokenizer),
         prompts=tuple(asked),

@@ -13,7 +13,7 @@ _VALUES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightHashes:
     """Every parameter and every buffer of a model, those that are on no disk included."""
 
     digests: dict[str, str]
@@ -27,13 +27,13 @@ class Weights:
         lines = "".join(f"{name} {digest}\n" for name, digest in sorted(self.digests.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def differences(self, other: "Weights") -> list[str]:
+    def differences(self, other: "WeightHashes") -> list[str]:
         """Names of the tensors that are not in both, or not the same in both."""
         names = sorted({*self.digests, *other.digests})
         return [name for name in names if self.digests.get(name) != other.digests.get(name)]
 
 
-def hash_weights(model: nn.Module, tell: Callable[[int, int], None] = lambda n_done, n: None) -> Weights:
+def hash_weights(model: nn.Module, tell: Callable[[int, int], None] = lambda n_done, n: None) -> WeightHashes:
     """Hashes all weights of a model, without a copy of more than a part of one tensor.
 
     Args:
@@ -45,7 +45,7 @@ def hash_weights(model: nn.Module, tell: Callable[[int, int], None] = lambda n_d
     for name, tensor in tensors.items():
         digests[name] = _digest(tensor.detach())
         tell(len(digests), len(tensors))
-    return Weights(
+    return WeightHashes(
         digests=digests,
         n_values=sum(tensor.numel() for tensor in tensors.values()),
         n_bytes=sum(tensor.nbytes for tensor in tensors.values()),

@@ -1,21 +1,21 @@
 """What a run will cost, before a weight is loaded: operations, memory, disk, hours. It runs nothing but shapes."""
 
-from ossicle.plan.costs import CostModel, cost_model, n_distinct
+from ossicle.plan.costs import CostModel, build_cost_model, estimate_n_distinct_tokens
 from ossicle.plan.estimate import Assumptions, Estimate, estimate
-from ossicle.plan.gpus import peak_flops
-from ossicle.plan.memory import ROOM, Longest, PartMemory
-from ossicle.plan.shapes import shapes_of
+from ossicle.plan.gpus import look_up_peak_flops
+from ossicle.plan.memory import USABLE_MEMORY_RATIO, MicrobatchMemory, PaddedLengths
+from ossicle.plan.shapes import build_shapes
 
 __all__ = [
-    "ROOM",
+    "USABLE_MEMORY_RATIO",
     "Assumptions",
     "CostModel",
     "Estimate",
-    "Longest",
-    "PartMemory",
-    "cost_model",
+    "MicrobatchMemory",
+    "PaddedLengths",
+    "build_cost_model",
+    "build_shapes",
     "estimate",
-    "n_distinct",
-    "peak_flops",
-    "shapes_of",
+    "estimate_n_distinct_tokens",
+    "look_up_peak_flops",
 ]

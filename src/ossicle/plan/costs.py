@@ -15,20 +15,20 @@ from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
 from ossicle.connectors.base import Connector, StackingConnector
 from ossicle.connectors.monotonic_alignment import Transcripts
 from ossicle.ear import Ear
-from ossicle.plan.shapes import Shapes, outline_connector, read_shapes, shapes_of
-from ossicle.plan.trace import Cost, Numbers, Polynomial, prime_counts, trace
+from ossicle.plan.shapes import ModelShapes, build_meta_connector, build_shapes, read_shapes
+from ossicle.plan.trace import Cost, Numbers, Polynomial, choose_prime_counts, trace_cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingCost:
+class LlmCost:
     """What the LLM costs a text, as `ossicle.backbones.packed_forward` has it read; backward is to its input only, as
     its weights have no gradient.
 
     By positions behind the prefix, by those of them whose states are wanted, and by positions with the prefix.
     """
 
-    whole: Cost
-    picked: Cost | None
+    all_states: Cost
+    gathered_states: Cost | None
     """With the last layer left out where no states are wanted, as far as the LLM allows it."""
     n_prefix: int
 
@@ -43,16 +43,22 @@ class ReadingCost:
     def kept(self, n: Numbers, n_wanted: Numbers, n_texts: int) -> Numbers:
         """Bytes that so many such texts keep: the prefix's keys and values once in each row that they share."""
         rows = np.ceil(n_texts / np.maximum(1, ROW_LENGTH // np.asarray(n)))
-        return n_texts * self._by(lambda cost: cost.kept, n, n_wanted, rows / n_texts)
+        return n_texts * self._by(lambda cost: cost.saved_bytes, n, n_wanted, rows / n_texts)
 
     def _by(
         self, part: Callable[[Cost], Polynomial], n: Numbers, n_wanted: Numbers, rows: Numbers = 1.0
     ) -> Numbers:
         counts = (np.asarray(n), np.asarray(n_wanted), np.asarray(n) + self.n_prefix * rows)
-        whole = part(self.whole).growing(*counts)  # the prefix is constant, and computed once in a run
-        if self.picked is None:
+        whole = part(self.all_states).without_constant(
+            *counts
+        )  # the prefix is constant, and computed once in a run
+        if self.gathered_states is None:
             return whole
-        return np.where(MAX_GATHER_RATIO * counts[0] < counts[1], whole, part(self.picked).growing(*counts))
+        return np.where(
+            MAX_GATHER_RATIO * counts[0] < counts[1],
+            whole,
+            part(self.gathered_states).without_constant(*counts),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +69,10 @@ class CostModel:
     """By encoder positions."""
     connector: Cost
     """By rows of its decoder, encoder positions and candidates."""
-    llm: ReadingCost
+    llm: LlmCost
     is_llm_estimated: bool
     """Whether it could not be run on shapes: two operations to a weight and position then, attention left out."""
-    head: float
+    head_flops: float
     """FLOPs of the logits at one position."""
     d_llm: int
     n_suffix: int
@@ -78,12 +84,12 @@ class CostModel:
     is_teacher_cached: bool
     are_features_kept: bool
 
-    def flops(
+    def count_flops(
         self,
         n_positions: np.ndarray,
         n_tokens: np.ndarray,
         *,
-        leads: bool,
+        is_align_only: bool,
         n_read: int | None = None,
         n_candidates: int | None = None,
     ) -> float:
@@ -92,7 +98,7 @@ class CostModel:
         Args:
             n_positions: encoder positions of each clip
             n_tokens: tokens of each transcript
-            leads: whether the terms that need no LLM are still alone
+            is_align_only: whether the terms that need no LLM are still alone
             n_read: clips that the teacher reads in the step; without it none if there is a cache, else all
             n_candidates: tokens told from each other; estimated if not given
         """
@@ -101,10 +107,10 @@ class CostModel:
             return 0.0
         if n_read is None:
             n_read = 0 if self.is_teacher_cached else n_clips
-        per_clip = self.parts(n_positions, n_tokens, n_candidates=n_candidates)
+        per_clip = self.flops_by_part(n_positions, n_tokens, n_candidates=n_candidates)
         if self.are_features_kept:
             per_clip["encoder"] = 0.0
-        if leads or not self.has_student:
+        if is_align_only or not self.has_student:
             n_read = 0
             per_clip["student forward"] = per_clip["student backward"] = 0.0
         per_clip["teacher"] = per_clip["teacher"] * n_read / n_clips
@@ -115,17 +121,17 @@ class CostModel:
         """Whether the LLM is asked at all."""
         return self.objective.hidden_weight > 0 or self.objective.kl_weight > 0
 
-    def parts(
+    def flops_by_part(
         self, n_positions: Numbers, n_tokens: Numbers, *, n_candidates: Numbers | None = None
     ) -> dict[str, Numbers]:
         """FLOPs of each clip by part, as if every part were computed in the step."""
         if n_candidates is None:
-            n_candidates = n_distinct(float(np.sum(n_tokens)))
-        slots = self.n_slots(n_positions, n_tokens)
+            n_candidates = estimate_n_distinct_tokens(float(np.sum(n_tokens)))
+        slots = self.count_slots(n_positions, n_tokens)
         rows = slots + self.n_prompt
-        heard = self.n_heard(n_positions, n_tokens)
+        heard = self.count_audio_tokens(n_positions, n_tokens)
         is_kl = self.objective.kl_weight > 0
-        student = self.student(heard, n_tokens)
+        student = self.count_student_positions(heard, n_tokens)
         naming = 0.0
         if self.objective.token_ce_weight:
             naming = 2.0 * slots * n_candidates * self.d_llm
@@ -133,18 +139,18 @@ class CostModel:
             "encoder": self.encoder.forward(n_positions),
             "connector forward": self.connector.forward(rows, n_positions, n_candidates) + naming,
             "connector backward": self.connector.backward(rows, n_positions, n_candidates) + naming,
-            "student forward": self.llm.forward(*student) + is_kl * self.head,
-            "student backward": self.llm.backward(*student) + is_kl * self.head,
-            "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head,
+            "student forward": self.llm.forward(*student) + is_kl * self.head_flops,
+            "student backward": self.llm.backward(*student) + is_kl * self.head_flops,
+            "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head_flops,
         }
 
     def _teacher(self, n_tokens: Numbers) -> Numbers:
         """Reads the transcript and, where some of the answer is compared too, finds and reads that."""
         n_fed = self.objective.n_response_tokens - 1
         n = np.asarray(n_tokens) + self.n_suffix + n_fed
-        return self.llm.forward(n, n) + n_fed * self.head
+        return self.llm.forward(n, n) + n_fed * self.head_flops
 
-    def student(self, n_heard: Numbers, n_tokens: Numbers) -> tuple[Numbers, Numbers]:
+    def count_student_positions(self, n_heard: Numbers, n_tokens: Numbers) -> tuple[Numbers, Numbers]:
         """Positions that the student reads behind the prefix, and of how many of them the states are wanted."""
         n_fed = self.objective.n_response_tokens - 1
         n = np.asarray(n_heard) + self.n_suffix + n_fed
@@ -152,13 +158,13 @@ class CostModel:
         positions = self.objective.hidden_positions if self.objective.hidden_weight else "last"
         return n, np.minimum(wanted[positions] + n_fed, n)
 
-    def n_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
+    def count_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Slots that the connector computes for a clip."""
         if self.settings.learns_end:  # one more to learn the end by
             return np.minimum(np.asarray(n_tokens) + 1, self.settings.n_queries)
-        return self.n_heard(n_positions, n_tokens)
+        return self.count_audio_tokens(n_positions, n_tokens)
 
-    def n_heard(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
+    def count_audio_tokens(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Audio tokens that the LLM is given."""
         if self.settings.form == "right":
             return np.full(np.shape(n_tokens), float(self.settings.n_queries))
@@ -167,12 +173,12 @@ class CostModel:
         return np.minimum(n_tokens, self.settings.n_queries)
 
 
-def n_distinct(n_tokens: float) -> float:
+def estimate_n_distinct_tokens(n_tokens: float) -> float:
     """How many different tokens so much transcript has, roughly: Heaps' law, as English subwords have it."""
     return min(n_tokens, 15 * n_tokens**0.55)
 
 
-def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
+def build_cost_model(recipe: Recipe, ear: Ear | ModelShapes | None = None) -> CostModel:
     """What a recipe's clips cost.
 
     Args:
@@ -182,14 +188,14 @@ def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
         CheckpointError: a base that cannot be found or is of the wrong kind
     """
     shapes = read_shapes(recipe) if ear is None else ear
-    shapes = shapes_of(shapes) if isinstance(shapes, Ear) else shapes
+    shapes = build_shapes(shapes) if isinstance(shapes, Ear) else shapes
     llm, is_estimated = _llm_cost(shapes)
     return CostModel(
         encoder=_encoder_cost(shapes),
         connector=_connector_cost(shapes, recipe.objective),
         llm=llm,
         is_llm_estimated=is_estimated,
-        head=2.0 * shapes.d_llm * shapes.n_vocabulary,
+        head_flops=2.0 * shapes.d_llm * shapes.n_vocabulary,
         d_llm=shapes.d_llm,
         n_suffix=shapes.n_suffix,
         n_prompt=shapes.n_prompt,
@@ -200,38 +206,40 @@ def cost_model(recipe: Recipe, ear: Ear | Shapes | None = None) -> CostModel:
     )
 
 
-def _encoder_cost(shapes: Shapes) -> Cost:
+def _encoder_cost(shapes: ModelShapes) -> Cost:
     encoder, n_mels = shapes.encoder, shapes.whisper.config.num_mel_bins
-    (n_positions,) = prime_counts([encoder], 1)
+    (n_positions,) = choose_prime_counts([encoder], 1)
     n_frames = n_positions * FRAMES_PER_POSITION
     mel = torch.empty(1, n_mels, n_frames, device="meta")
     with torch.no_grad():
-        return trace(lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions])
+        return trace_cost(
+            lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions]
+        )
 
 
-def _llm_cost(shapes: Shapes) -> tuple[ReadingCost, bool]:
+def _llm_cost(shapes: ModelShapes) -> tuple[LlmCost, bool]:
     """What the LLM costs to read, and whether that had to be estimated."""
     if _shares(shapes):
         picked = _read_cost(shapes, picks=True) if shapes.picks else None
         whole = _read_cost(shapes, picks=False)
         if whole is not None:
-            return ReadingCost(whole=whole, picked=picked, n_prefix=shapes.n_prefix), False
+            return LlmCost(all_states=whole, gathered_states=picked, n_prefix=shapes.n_prefix), False
     whole = _plain_cost(shapes)
     is_estimated = whole is None
     whole = _estimated_cost(shapes) if whole is None else whole
-    return ReadingCost(whole=whole, picked=None, n_prefix=shapes.n_prefix), is_estimated
+    return LlmCost(all_states=whole, gathered_states=None, n_prefix=shapes.n_prefix), is_estimated
 
 
-def _shares(shapes: Shapes) -> bool:
+def _shares(shapes: ModelShapes) -> bool:
     """Whether texts are read behind a prefix that is computed once."""
     sees_it = PackedLlm(shapes.llm, [0] * shapes.n_prefix).attends_to_all(ROW_LENGTH)
     return shapes.n_prefix > 0 and shapes.shares_prefix and sees_it
 
 
-def _read_cost(shapes: Shapes, *, picks: bool) -> Cost | None:
+def _read_cost(shapes: ModelShapes, *, picks: bool) -> Cost | None:
     """Read behind a prefix that is shared."""
     llm = shapes.llm
-    n_wanted, *_, n, through = prime_counts([llm.base_model], 6)
+    n_wanted, *_, n, through = choose_prime_counts([llm.base_model], 6)
     table = torch.empty(n, shapes.d_llm, device="meta", dtype=llm.dtype, requires_grad=True)
 
     def read() -> Tensor:
@@ -242,38 +250,40 @@ def _read_cost(shapes: Shapes, *, picks: bool) -> Cost | None:
     return _traced(read, llm, [n, n_wanted, through])
 
 
-def _plain_cost(shapes: Shapes) -> Cost | None:
+def _plain_cost(shapes: ModelShapes) -> Cost | None:
     """Read with its prefix, all in a row."""
     llm = shapes.llm.base_model
-    (length,) = prime_counts([llm], 1)
+    (length,) = choose_prime_counts([llm], 1)
     embeds = torch.empty(1, length, shapes.d_llm, device="meta", dtype=shapes.llm.dtype, requires_grad=True)
     found = _traced(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
-    return None if found is None else found.among((0, 0, 1))
+    return None if found is None else found.with_counts((0, 0, 1))
 
 
 def _traced(run: Callable[[], Tensor], llm: nn.Module, counts: Sequence[int]) -> Cost | None:
     """None for operations that depend on values, which shapes lack."""
     try:
-        return trace(run, llm, counts)
+        return trace_cost(run, llm, counts)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
         return None
 
 
-def _estimated_cost(shapes: Shapes) -> Cost:
+def _estimated_cost(shapes: ModelShapes) -> Cost:
     layers = [layer for layer in shapes.llm.base_model.modules() if isinstance(layer, nn.Linear)]
     flops = Polynomial({(1,): 2.0 * sum(layer.weight.numel() for layer in layers)})
     kept = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
-    return Cost(forward=flops, backward=flops, kept=kept).among((1, 0, 0) if _shares(shapes) else (0, 0, 1))
+    return Cost(forward=flops, backward=flops, saved_bytes=kept).with_counts(
+        (1, 0, 0) if _shares(shapes) else (0, 0, 1)
+    )
 
 
-def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
-    n_rows, n_positions, n_candidates = prime_counts([shapes.connector], 3)
+def _connector_cost(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
+    n_rows, n_positions, n_candidates = choose_prime_counts([shapes.connector], 3)
     settings, config = shapes.settings, copy.deepcopy(shapes.whisper.config)
     if settings.form == "stack":
         n_positions = n_rows * settings.n_stacked
     # With as many queries as the counts want: a recipe's may be fewer, and make no difference to one slot.
     config.max_target_positions = max(config.max_target_positions, n_rows)
-    connector = outline_connector(config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.shared)
+    connector = build_meta_connector(config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.shared)
     n_text = n_rows - shapes.n_prompt - settings.learns_end
     dtype = shapes.llm.dtype
     transcripts = Transcripts(
@@ -283,7 +293,7 @@ def _connector_cost(shapes: Shapes, objective: ObjectiveSettings) -> Cost:
     )
     states = torch.empty(1, n_positions, shapes.d_encoder, device="meta", dtype=dtype)
     features = Features(states, torch.ones(1, n_positions, dtype=torch.bool))
-    return trace(
+    return trace_cost(
         lambda: _learned(connector, features, transcripts, objective),
         connector,
         [n_rows, n_positions, n_candidates],

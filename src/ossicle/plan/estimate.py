@@ -9,12 +9,18 @@ from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, count_frames
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
-from ossicle.plan.costs import CostModel, cost_model, n_distinct
-from ossicle.plan.gpus import GPUS, SHOWN, Gpu
-from ossicle.plan.memory import ROOM, Longest, PartMemory, n_weights, step_memory
-from ossicle.plan.shapes import Shapes, read_shapes
+from ossicle.plan.costs import CostModel, build_cost_model, estimate_n_distinct_tokens
+from ossicle.plan.gpus import GPUS, SHOWN_GPUS, Gpu
+from ossicle.plan.memory import (
+    USABLE_MEMORY_RATIO,
+    MicrobatchMemory,
+    PaddedLengths,
+    count_weights,
+    estimate_step_memory,
+)
+from ossicle.plan.shapes import ModelShapes, read_shapes
 
-JOINED_SHARE = 0.75
+CONCATENATED_FILL_RATIO = 0.75
 """Part of the window that joined examples fill: they are drawn to fill between a half and all of it."""
 _LONG = 3.0
 """The longest clips last so many times the mean, where nobody says how long."""
@@ -29,8 +35,8 @@ class Assumptions:
     n_tokens: float = 14.0
     longest_s: float | None = None
     n_clips: int | None = None
-    utilisation: float = 0.4
-    n_frame: int | None = None
+    utilization: float = 0.4
+    n_template_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be."""
@@ -44,14 +50,14 @@ class Assumptions:
             raise ConfigError(
                 f"--longest-s is {self.longest_s:g}, expected at least --clip-s, which is {self.clip_s:g}"
             )
-        if not 0 < self.utilisation <= 1:
-            raise ConfigError(f"--utilization is {self.utilisation:g}, expected a share up to 1")
-        if self.n_frame is not None and self.n_frame < 1:
-            raise ConfigError(f"--template-tokens is {self.n_frame}, expected at least 1 token")
+        if not 0 < self.utilization <= 1:
+            raise ConfigError(f"--utilization is {self.utilization:g}, expected a share up to 1")
+        if self.n_template_tokens is not None and self.n_template_tokens < 1:
+            raise ConfigError(f"--template-tokens is {self.n_template_tokens}, expected at least 1 token")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnGpu:
+class GpuEstimate:
     """The run on GPUs of one kind."""
 
     gpu: str
@@ -78,10 +84,10 @@ class Estimate:
     memory: dict[str, float]
     """Bytes on each GPU at the peak of a step, by part, with one of the longest clips at a time."""
     disk: dict[str, float]
-    gpus: list[OnGpu]
+    gpus: list[GpuEstimate]
     assumptions: list[str]
 
-    def table(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         return asdict(self)
 
@@ -93,8 +99,8 @@ def estimate(recipe: Recipe, assumed: Assumptions = Assumptions()) -> Estimate:
         CheckpointError: a base that cannot be found or is of the wrong kind
         ConfigError: connector settings that do not fit the encoder, or clips that do not fit its window
     """
-    shapes = read_shapes(recipe, assumed.n_frame)
-    planned = _Planned(recipe, assumed, shapes, cost_model(recipe, shapes))
+    shapes = read_shapes(recipe, assumed.n_template_tokens)
+    planned = _Planned(recipe, assumed, shapes, build_cost_model(recipe, shapes))
     run = planned.run(cached=True)
     memory = planned.memory(1, planned.longest_s, math.inf)
     return Estimate(
@@ -104,18 +110,18 @@ def estimate(recipe: Recipe, assumed: Assumptions = Assumptions()) -> Estimate:
         run_live=sum(planned.run(cached=False).values()),
         memory=memory,
         disk=planned.disk(),
-        gpus=[planned.on(gpu, sum(run.values())) for gpu in GPUS if gpu.name in SHOWN],
+        gpus=[planned.on(gpu, sum(run.values())) for gpu in GPUS if gpu.name in SHOWN_GPUS],
         assumptions=planned.assumptions(),
     )
 
 
-def _weights(shapes: Shapes) -> dict[str, int]:
-    encoder = n_weights(shapes.encoder)
+def _weights(shapes: ModelShapes) -> dict[str, int]:
+    encoder = count_weights(shapes.encoder)
     return {
-        "connector (trained)": n_weights(shapes.connector),
+        "connector (trained)": count_weights(shapes.connector),
         "encoder (frozen)": encoder,
-        "Whisper's decoder (frozen, loaded, idle)": n_weights(shapes.whisper) - encoder,
-        "LLM (frozen)": n_weights(shapes.llm),
+        "Whisper's decoder (frozen, loaded, idle)": count_weights(shapes.whisper) - encoder,
+        "LLM (frozen)": count_weights(shapes.llm),
     }
 
 
@@ -125,7 +131,7 @@ class _Planned:
 
     recipe: Recipe
     assumed: Assumptions
-    shapes: Shapes
+    shapes: ModelShapes
     costs: CostModel
 
     def __post_init__(self) -> None:
@@ -162,7 +168,9 @@ class _Planned:
     @property
     def n_candidates(self) -> float:
         tokens = sum(share * n_tokens for share, _, n_tokens in self.kinds())
-        return min(n_distinct(self.recipe.train.batch_size * tokens), float(self.shapes.n_vocabulary))
+        return min(
+            estimate_n_distinct_tokens(self.recipe.train.batch_size * tokens), float(self.shapes.n_vocabulary)
+        )
 
     def positions(self, length_s: float) -> int:
         if self.recipe.base.encoder_window == "full":
@@ -180,7 +188,7 @@ class _Planned:
         joined = self.recipe.data.concat_ratio
         lengths = [
             (1 - joined, self.assumed.clip_s),
-            (joined, max(self.assumed.clip_s, JOINED_SHARE * self.window_s)),
+            (joined, max(self.assumed.clip_s, CONCATENATED_FILL_RATIO * self.window_s)),
         ]
         return [(share, length, self.tokens(length)) for share, length in lengths if share]
 
@@ -192,7 +200,7 @@ class _Planned:
         return total
 
     def _parts(self, length_s: float, n_tokens: float) -> dict[str, float]:
-        parts = self.costs.parts(self.positions(length_s), n_tokens, n_candidates=self.n_candidates)
+        parts = self.costs.flops_by_part(self.positions(length_s), n_tokens, n_candidates=self.n_candidates)
         if not self.costs.has_student:
             parts = {name: flops for name, flops in parts.items() if "encoder" in name or "connector" in name}
         return {name: float(flops) for name, flops in parts.items()}
@@ -216,27 +224,27 @@ class _Planned:
 
     def memory(self, n_clips: int, length_s: float, gpu_bytes: float) -> dict[str, float]:
         """With parts of so many clips of a length."""
-        longest = Longest(
+        longest = PaddedLengths(
             n_positions=self.positions(length_s),
             n_tokens=self.tokens(length_s),
             n_candidates=self.n_candidates,
         )
-        return step_memory(
+        return estimate_step_memory(
             self.shapes,
             self.costs,
             self.recipe.train,
-            PartMemory.of(self.shapes, self.costs).by_part(n_clips, longest),
+            MicrobatchMemory.from_shapes(self.shapes, self.costs).estimate_by_part(n_clips, longest),
             n_gpus=self.assumed.n_gpus,
             gpu_bytes=gpu_bytes,
         )
 
-    def on(self, gpu: Gpu, flops: float) -> OnGpu:
+    def on(self, gpu: Gpu, flops: float) -> GpuEstimate:
         n_bytes = gpu.memory_gb * 1e9
-        hours = flops / (gpu.peak_tflops * 1e12 * self.assumed.utilisation * self.assumed.n_gpus) / 3600
+        hours = flops / (gpu.peak_tflops * 1e12 * self.assumed.utilization * self.assumed.n_gpus) / 3600
         n_mean, n_longest = (
             self._n_fitting(length_s, n_bytes) for length_s in (self.assumed.clip_s, self.longest_s)
         )
-        return OnGpu(
+        return GpuEstimate(
             gpu=gpu.name,
             memory_bytes=n_bytes,
             n_mean=n_mean,
@@ -249,14 +257,14 @@ class _Planned:
         """How many clips of a length fit into a part, of those that a rank has in a batch."""
 
         def too_much(n_clips: int) -> bool:
-            return sum(self.memory(n_clips, length_s, gpu_bytes).values()) > ROOM * gpu_bytes
+            return sum(self.memory(n_clips, length_s, gpu_bytes).values()) > USABLE_MEMORY_RATIO * gpu_bytes
 
         most = -(-self.recipe.train.batch_size // self.assumed.n_gpus)
         return bisect.bisect_left(range(1, most + 1), True, key=too_much)
 
     def disk(self) -> dict[str, float]:
         recipe, shapes = self.recipe, self.shapes
-        n_trained = n_weights(shapes.connector)
+        n_trained = count_weights(shapes.connector)
         found = {
             "newest state, and the next while it is written": 2 * 12.0 * n_trained,
             "ear": 4.0 * n_trained,
@@ -286,17 +294,17 @@ class _Planned:
             f"{self.n_clips:,} clips in the source ({source}; --clips), their transcripts all distinct;"
             f" {self.n_heard:,} are learned from",
             f"{shapes.n_frame} tokens of chat template around what is said ({frame})",
-            f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilisation:.0%} of the vendor's"
+            f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilization:.0%} of the vendor's"
             " dense bfloat16 peak (--utilization), which small models do not get near; reading and decoding sound"
             " keep up",
-            f"the longest clips last {self.longest_s:g} s (--longest-s); memory in bfloat16, {ROOM:.0%} of a GPU can be"
-            " used",
+            f"the longest clips last {self.longest_s:g} s (--longest-s); memory in bfloat16,"
+            f" {USABLE_MEMORY_RATIO:.0%} of a GPU can be used",
             "matrix products and convolutions, attention in full, padding and what is computed twice left out",
         ]
         if recipe.data.concat_ratio:
             said.append(
                 f"{recipe.data.concat_ratio:.0%} of the examples are several clips in a row and fill"
-                f" {JOINED_SHARE:.0%} of the window; the teacher reads them in the step, cached or not"
+                f" {CONCATENATED_FILL_RATIO:.0%} of the window; the teacher reads them in the step, cached or not"
             )
         if recipe.connector.form == "anchored" or recipe.objective.token_ce_weight:
             said.append(

@@ -39,11 +39,11 @@ GPUS = (
     Gpu("B200", r"B200", 2250.0, 191.0),
     Gpu("MI300X", r"MI300X", 1307.0, 206.0),
 )
-SHOWN = ("RTX 3090", "RTX 4090", "L40S", "A100 40 GB", "A100 80 GB", "H100", "H200", "B200")
+SHOWN_GPUS = ("RTX 3090", "RTX 4090", "L40S", "A100 40 GB", "A100 80 GB", "H100", "H200", "B200")
 """Those that a plan shows."""
 
 
-def peak_flops(device_name: str) -> float | None:
+def look_up_peak_flops(device_name: str) -> float | None:
     """Dense bfloat16 FLOP/s of a GPU by the name that `torch.cuda.get_device_name` gives; None if it is not known."""
     for gpu in GPUS:
         if re.search(gpu.pattern, device_name):

@@ -7,9 +7,9 @@ from torch import nn
 from ossicle.backbones.causal_lm import get_layers
 from ossicle.config import TrainSettings
 from ossicle.plan.costs import CostModel
-from ossicle.plan.shapes import Shapes
+from ossicle.plan.shapes import ModelShapes
 
-ROOM = 0.92
+USABLE_MEMORY_RATIO = 0.92
 """Share of a GPU's memory that a run may fill: the rest is for the driver and for gaps between tensors."""
 _FULL_ENOUGH_TO_SHARD = 0.5
 """As `train.frozen_placement = "auto"` decides."""
@@ -20,7 +20,7 @@ _PER_TRAINED = 4 * 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Longest:
+class PaddedLengths:
     """What the clips of a part are padded to."""
 
     n_positions: int
@@ -28,55 +28,57 @@ class Longest:
     n_candidates: float
 
 
-def n_weights(model: nn.Module) -> int:
+def count_weights(model: nn.Module) -> int:
     """Weights of a model, each once."""
     return sum(weight.numel() for weight in model.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartMemory:
+class MicrobatchMemory:
     """Bytes that a part of a batch takes, by how many clips it has and what they are padded to."""
 
     costs: CostModel
     d_encoder: int
-    passing: tuple[float, float, float]
+    transient_bytes: tuple[float, float, float]
     """To an encoder position, a slot and a position of the LLM: what one layer makes and drops again."""
 
     @classmethod
-    def of(cls, shapes: Shapes, costs: CostModel) -> "PartMemory":
+    def from_shapes(cls, shapes: ModelShapes, costs: CostModel) -> "MicrobatchMemory":
         """Of models of these shapes."""
         return cls(
             costs=costs,
             d_encoder=shapes.d_encoder,
-            passing=(
+            transient_bytes=(
                 _in_passing(shapes.encoder, shapes.d_encoder),
                 _in_passing(shapes.connector, shapes.d_encoder),
                 _in_passing(shapes.llm.base_model, shapes.d_llm),
             ),
         )
 
-    def by_part(self, n_clips: int, longest: Longest) -> dict[str, float]:
+    def estimate_by_part(self, n_clips: int, longest: PaddedLengths) -> dict[str, float]:
         """By what it is needed for."""
-        costs, kept = self.costs, self.costs.connector.kept.growing
-        slots = costs.n_slots(longest.n_positions, longest.n_tokens)
+        costs, kept = self.costs, self.costs.connector.saved_bytes.without_constant
+        slots = costs.count_slots(longest.n_positions, longest.n_tokens)
         rows = slots + costs.n_prompt
-        student = costs.student(costs.n_heard(longest.n_positions, longest.n_tokens), longest.n_tokens)
+        student = costs.count_student_positions(
+            costs.count_audio_tokens(longest.n_positions, longest.n_tokens), longest.n_tokens
+        )
         lengths = (longest.n_positions, rows, student[0])
         return {
             "kept by the connector": float(n_clips * kept(rows, longest.n_positions, longest.n_candidates)),
             "kept by the LLM": float(costs.llm.kept(*student, max(1, n_clips))) if costs.has_student else 0.0,
             "encoder features": float(n_clips * longest.n_positions * self.d_encoder * 2),
             "in passing": n_clips
-            * max(float(n * each) for n, each in zip(lengths, self.passing, strict=True)),
+            * max(float(n * each) for n, each in zip(lengths, self.transient_bytes, strict=True)),
         }
 
-    def total(self, n_clips: int, longest: Longest) -> float:
+    def estimate_total(self, n_clips: int, longest: PaddedLengths) -> float:
         """All of it."""
-        return sum(self.by_part(n_clips, longest).values())
+        return sum(self.estimate_by_part(n_clips, longest).values())
 
 
-def step_memory(
-    shapes: Shapes,
+def estimate_step_memory(
+    shapes: ModelShapes,
     costs: CostModel,
     train: TrainSettings,
     part: dict[str, float],
@@ -90,9 +92,9 @@ def step_memory(
         part: of them those that a part of a batch takes
         gpu_bytes: memory of the GPU, by which it is decided whether frozen weights are shared out
     """
-    n_trained = n_weights(shapes.connector)
+    n_trained = count_weights(shapes.connector)
     # Weights rounded by autocast, which keeps all of them until forward is over, whatever the clips are.
-    rounded = max(costs.connector.kept.constant, 2.0 * n_trained)
+    rounded = max(costs.connector.saved_bytes.constant, 2.0 * n_trained)
     in_words = 4.0 * sum(rows.numel() for rows in shapes.connector.buffers())
     return {
         **_frozen(shapes, train, n_gpus, gpu_bytes),
@@ -103,12 +105,15 @@ def step_memory(
     }
 
 
-def _frozen(shapes: Shapes, train: TrainSettings, n_gpus: int, gpu_bytes: float) -> dict[str, float]:
+def _frozen(shapes: ModelShapes, train: TrainSettings, n_gpus: int, gpu_bytes: float) -> dict[str, float]:
     """Bytes of the frozen weights on each GPU, shared out where they are to be."""
     llm, whisper = shapes.llm, shapes.whisper
-    in_llm, in_encoder = n_weights(get_layers(llm.base_model)), n_weights(shapes.encoder.layers)
+    in_llm, in_encoder = count_weights(get_layers(llm.base_model)), count_weights(shapes.encoder.layers)
     layers = {"LLM": in_llm * _BYTES[train.llm_bits], "Whisper": in_encoder * 2.0}
-    rest = {"LLM": (n_weights(llm) - in_llm) * 2.0, "Whisper": (n_weights(whisper) - in_encoder) * 2.0}
+    rest = {
+        "LLM": (count_weights(llm) - in_llm) * 2.0,
+        "Whisper": (count_weights(whisper) - in_encoder) * 2.0,
+    }
     total = sum(layers.values()) + sum(rest.values())
     wanted = train.frozen_placement == "sharded" or (
         train.frozen_placement == "auto"

@@ -23,7 +23,7 @@ _LONGEST_PROMPT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shapes:
+class ModelShapes:
     """Encoder, connector and LLM on the meta device: every operation has its shapes, none is computed."""
 
     whisper: Any
@@ -85,7 +85,7 @@ class Shapes:
         return self.n_prefix + self.n_suffix
 
 
-def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
+def read_shapes(recipe: Recipe, n_frame: int | None = None) -> ModelShapes:
     """The shapes of a recipe's models: of each base no more than the config is needed, no weight is read.
 
     Args:
@@ -107,10 +107,10 @@ def read_shapes(recipe: Recipe, n_frame: int | None = None) -> Shapes:
         ) from error
     n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
     shared, d_llm = _shared(recipe, whisper, llm), get_input_embeddings(llm).embedding_dim
-    return Shapes(
+    return ModelShapes(
         whisper=whisper,
         llm=llm,
-        connector=outline_connector(whisper.config, recipe.connector, d_llm, shared),
+        connector=build_meta_connector(whisper.config, recipe.connector, d_llm, shared),
         n_prefix=n_prefix,
         n_suffix=n_suffix,
         is_frame_known=is_known,
@@ -129,17 +129,17 @@ def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
     return len(frame.prefix), len(frame.suffix), True
 
 
-def shapes_of(ear: Ear) -> Shapes:
+def build_shapes(ear: Ear) -> ModelShapes:
     """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
     with torch.device("meta"):
         whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
         llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
     frame, d_llm = ear.template.frame, get_input_embeddings(llm).embedding_dim
     shared = ear.connector.shared if isinstance(ear.connector, Connector) else None
-    return Shapes(
+    return ModelShapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
         llm=llm.bfloat16().requires_grad_(False).eval(),
-        connector=outline_connector(whisper.config, ear.settings.connector, d_llm, shared),
+        connector=build_meta_connector(whisper.config, ear.settings.connector, d_llm, shared),
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
@@ -172,7 +172,7 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
     )
 
 
-def outline_connector(
+def build_meta_connector(
     whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedTokens | None
 ) -> Connector | StackingConnector:
     """A connector's shapes for a Whisper of that config."""

@@ -50,11 +50,11 @@ class Polynomial:
         return sum((share for powers, share in self.terms.items() if not any(powers)), 0.0)
 
     @property
-    def growing(self) -> "Polynomial":
+    def without_constant(self) -> "Polynomial":
         """All else."""
         return Polynomial({powers: share for powers, share in self.terms.items() if any(powers)})
 
-    def among(self, which: tuple[int, ...]) -> "Polynomial":
+    def with_counts(self, which: tuple[int, ...]) -> "Polynomial":
         """The same by several counts, of which one, marked by 1, is the one it has."""
         return Polynomial(
             {tuple(power * each for each in which): share for (power,), share in self.terms.items()}
@@ -69,15 +69,15 @@ class Cost:
     """FLOPs."""
     backward: Polynomial
     """FLOPs; none where nothing has a gradient."""
-    kept: Polynomial
+    saved_bytes: Polynomial
     """Bytes."""
 
-    def among(self, which: tuple[int, ...]) -> "Cost":
+    def with_counts(self, which: tuple[int, ...]) -> "Cost":
         """The same by several counts, of which one, marked by 1, is the one it has."""
-        return Cost(*(part.among(which) for part in (self.forward, self.backward, self.kept)))
+        return Cost(*(part.with_counts(which) for part in (self.forward, self.backward, self.saved_bytes)))
 
 
-def prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:
+def choose_prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:
     """Different primes that divide no size of the models: in a product, each can be told from all else."""
     kept = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
     sizes = {size for tensor in kept for size in tensor.shape if size}
@@ -85,7 +85,7 @@ def prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:
     return list(islice((p for p in primes if all(size % p for size in sizes)), n))
 
 
-def trace(run: Callable[[], Tensor], model: nn.Module, counts: Sequence[int]) -> Cost:
+def trace_cost(run: Callable[[], Tensor], model: nn.Module, counts: Sequence[int]) -> Cost:
     """Runs code on shapes, forwards, and backwards from the sum of what it gives.
 
     Every operation costs a product of sizes. Where the counts in question are primes that divide no other size, one

@@ -23,7 +23,7 @@ from ossicle.atomic_io import write_text
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.errors import OssicleError
-from ossicle.plan import ROOM, Longest, PartMemory, n_distinct
+from ossicle.plan import USABLE_MEMORY_RATIO, MicrobatchMemory, PaddedLengths, estimate_n_distinct_tokens
 from ossicle.training.batch import Clip, new_batch, new_portion
 from ossicle.training.distillation import distillation_terms, weighted_sum
 from ossicle.training.teacher import Targets
@@ -42,19 +42,19 @@ _PROBED_S = 2.0
 _TOKENS_PER_SECOND = 3
 
 
-def in_parts(clips: Sequence[Clip], memory: PartMemory, budget: float) -> list[list[Clip]]:
+def in_parts(clips: Sequence[Clip], memory: MicrobatchMemory, budget: float) -> list[list[Clip]]:
     """Clips of like length together, as many as the budget has room for; at least one.
 
     Args:
         budget: predicted bytes to a part
     """
-    n_candidates = n_distinct(float(sum(len(clip.ids) for clip in clips)))
+    n_candidates = estimate_n_distinct_tokens(float(sum(len(clip.ids) for clip in clips)))
     parts: list[list[Clip]] = []
     n_tokens = 0
     for clip in sorted(clips, key=lambda clip: (clip.n_positions, len(clip.ids))):
         n_tokens = max(n_tokens, len(clip.ids)) if parts else 0
-        longest = Longest(n_positions=clip.n_positions, n_tokens=n_tokens, n_candidates=n_candidates)
-        if parts and memory.total(len(parts[-1]) + 1, longest) <= budget:
+        longest = PaddedLengths(n_positions=clip.n_positions, n_tokens=n_tokens, n_candidates=n_candidates)
+        if parts and memory.estimate_total(len(parts[-1]) + 1, longest) <= budget:
             parts[-1].append(clip)
         else:
             parts.append([clip])
@@ -147,10 +147,12 @@ def _probed(run: "Run") -> tuple[float, float]:
 def _fitted(run: "Run", n_positions: int) -> tuple[float, float]:
     queries = run.recipe.connector.n_queries
     n_tokens = min(max(1, queries - 1), max(1, n_positions * _TOKENS_PER_SECOND // POSITIONS_PER_SECOND))
-    longest = Longest(
-        n_positions=n_positions, n_tokens=n_tokens, n_candidates=n_distinct(float(n_tokens * _PROBED[-1]))
+    longest = PaddedLengths(
+        n_positions=n_positions,
+        n_tokens=n_tokens,
+        n_candidates=estimate_n_distinct_tokens(float(n_tokens * _PROBED[-1])),
     )
-    predicted = [run.memory.total(n, longest) for n in _PROBED]
+    predicted = [run.memory.estimate_total(n, longest) for n in _PROBED]
     with _as_it_was(run):
         measured = [_measured(run, n, n_positions, n_tokens) for n in _PROBED]
     real = max(1e-3, (measured[1] - measured[0]) / (predicted[1] - predicted[0]))
@@ -171,7 +173,7 @@ def _left(run: "Run") -> float:
     trained = [weight for weight in run.ear.connector.parameters() if weight.requires_grad]
     # What AdamW has not made yet; gradients are among what the probe measures.
     moments = 0 if run.optimizer.state else 2 * sum(weight.nbytes for weight in trained)
-    return ROOM * (free + ours) - torch.cuda.memory_allocated(device) - moments
+    return USABLE_MEMORY_RATIO * (free + ours) - torch.cuda.memory_allocated(device) - moments
 
 
 def _host_bytes() -> float:

@@ -15,7 +15,7 @@ from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.data.sampler import BatchSampler, SampleIndex
 from ossicle.data.transcript import NORMALIZATION_RULE
 from ossicle.ear import Ear, EarSettings
-from ossicle.plan import CostModel, PartMemory, cost_model, peak_flops, shapes_of
+from ossicle.plan import CostModel, MicrobatchMemory, build_cost_model, build_shapes, look_up_peak_flops
 from ossicle.training.batch import Examples, Made, Portion, new_portion
 from ossicle.training.cache.feature_cache import keep_features
 from ossicle.training.cache.tensor_cache import StateCache
@@ -56,7 +56,7 @@ class Run:
     ranks: Ranks
     costs: CostModel
     """What clips cost, by their lengths."""
-    memory: PartMemory
+    memory: MicrobatchMemory
     """What a part of a batch takes, by its clips' lengths."""
     budget: float = math.inf
     """Predicted bytes to a part."""
@@ -128,8 +128,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
             checkpoint.start_from(ear, recipe.train.start, bases)
     is_sharded = place_llm(ear, recipe.train.frozen_placement, others)
     with others.together():  # how the LLM can be read is found out on its own device
-        shapes = shapes_of(ear)
-        costs = cost_model(recipe, shapes)
+        shapes = build_shapes(ear)
+        costs = build_cost_model(recipe, shapes)
     if recipe.data.feature_cache is not None:
         try:
             examples.kept = keep_features(
@@ -155,8 +155,10 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         sampler=new_sampler(speech, recipe),
         ranks=others,
         costs=costs,
-        memory=PartMemory.of(shapes, costs),
-        peak_flops=peak_flops(torch.cuda.get_device_name(ear.device)) if ear.device.type == "cuda" else None,
+        memory=MicrobatchMemory.from_shapes(shapes, costs),
+        peak_flops=look_up_peak_flops(torch.cuda.get_device_name(ear.device))
+        if ear.device.type == "cuda"
+        else None,
         bases=bases,
     )
     return replace(run, budget=settled_budget(run))

@@ -153,7 +153,7 @@ def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: Share
         *(sum(count[name] for count in counts) for name in _TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
-        run.costs.flops(np.array(n_positions), np.array(n_text), leads=leads(run, step)),
+        run.costs.count_flops(np.array(n_positions), np.array(n_text), is_align_only=leads(run, step)),
         len(share.skipped),
         *map(len, share.portions),
     ]

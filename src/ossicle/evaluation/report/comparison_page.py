@@ -24,7 +24,7 @@ from ossicle.evaluation.report.robustness import Series, build_figures
 from ossicle.evaluation.report_data import Report
 from ossicle.evaluation.score_table import ScoreTable
 from ossicle.evaluation.statistics import Estimate
-from ossicle.evaluation.suite import EMBEDDED, load_suite
+from ossicle.evaluation.suite import EMBEDDED_SUITES, load_suite
 
 MAX_EARS = 6
 """More cannot be told apart by their colours, nor their names be kept from each other beside a figure."""
@@ -180,7 +180,7 @@ def _parting(first: NamedReport, other: NamedReport, sounds: Mapping[str, AudioS
 
 def _sounds(report: Report) -> Mapping[str, AudioSource]:
     """The sound of a suite that comes with ossicle, by items' ids: a report holds none that is no file."""
-    if report.suite not in EMBEDDED:
+    if report.suite not in EMBEDDED_SUITES:
         return {}
     try:
         return {item.id: item.audio for item in load_suite(report.suite)}

@@ -1,21 +1,19 @@
-"""How answers are marked: a rule for each kind of expected answer, found by its name."""
+"""How answers are scored: one rule for each kind of expected answer, found by its name."""
 
 from collections.abc import Mapping
 
-from ossicle.evaluation.scoring.bbh import BBH
-from ossicle.evaluation.scoring.bleu import BLEU
-from ossicle.evaluation.scoring.choices import CHOICE
-from ossicle.evaluation.scoring.final import FINAL
+from ossicle.evaluation.scoring.base import Judge, JudgeRequest, Rule
+from ossicle.evaluation.scoring.exact_match import EXACT, LABEL
 from ossicle.evaluation.scoring.ifeval import IFEVAL
 from ossicle.evaluation.scoring.judged import AGREED, RATED
-from ossicle.evaluation.scoring.labels import LABEL
+from ossicle.evaluation.scoring.multiple_choice import CHOICE
 from ossicle.evaluation.scoring.qa import PANDA
+from ossicle.evaluation.scoring.reasoning import BBH, FINAL
 from ossicle.evaluation.scoring.refusal import REFUSAL
-from ossicle.evaluation.scoring.rule import Judge, Judgement, Rule
+from ossicle.evaluation.scoring.translation import BLEU
 from ossicle.evaluation.scoring.wer import WER
-from ossicle.evaluation.scoring.words import EXACT
 
-__all__ = ["RULES", "Judge", "Judgement", "Rule"]
+__all__ = ["RULES", "Judge", "JudgeRequest", "Rule"]
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule

@@ -1,34 +1,34 @@
-"""Answers that a judge has to read: ratings from 1 to 5, and whether an answer agrees with a reference.
+"""Scores of answers that a judge has to read: ratings from 1 to 5, and agreement with a reference.
 
-It knows what is asked of a judge and how the reply is read, not who judges. The scales are VoiceBench's (Chen et al.,
-arXiv 2410.17196), the wording is ours; its judge was gpt-4o-mini, asked three times at temperature 0.5, ours is asked
-once and greedily. Numbers by different judges or wordings are no comparison.
+This file knows what a judge is asked and how its reply is parsed, not who judges. The scales are VoiceBench's (Chen et
+al., arXiv 2410.17196); the wording is ours. VoiceBench's judge was gpt-4o-mini, asked three times at temperature 0.5;
+ours is asked once and greedily. Numbers by different judges or wordings are not comparable.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ossicle.errors import ConfigError, RequestError
-from ossicle.evaluation.scoring.qa import PANDA, expected_answers
-from ossicle.evaluation.scoring.rule import Judge, Judgement, Rule
+from ossicle.evaluation.scoring.base import Judge, JudgeRequest, Rule
+from ossicle.evaluation.scoring.qa import PANDA, read_expected_answers
 from ossicle.evaluation.statistics import METRICS, ItemScore
 from ossicle.evaluation.suite import Item
 
 Scale = Literal["rating", "verdict"]
-MOST_POINTS = 5
-_MAX_SHOWN = 200
-"""Characters of a reply that a message shows."""
+MAX_RATING = 5
+_MAX_SHOWN_CHARS = 200
+"""Longest part of a reply that an error message quotes, in characters."""
 
-_SYSTEM = (
+_SYSTEM_PROMPT = (
     "You judge what voice assistants answer. You are strict and fair, and you keep to the form you are given."
 )
-_RATING = """\
+_RATING_PROMPT = """\
 Somebody spoke to a voice assistant, and it answered. Here is what was said to it, and its answer, both as text.
 
 [What was said]
-{asked}
+{question}
 
 [Answer]
 {answer}
@@ -41,9 +41,9 @@ How good is this answer to what was said? Choose a whole number:
 5 = outstanding: precisely what was wanted, accurate, complete, and no more than that
 
 Reply with a single line, "Rating: " and the number."""
-_VERDICT = """\
+_VERDICT_PROMPT = """\
 [Question]
-{asked}
+{question}
 
 [Correct answer]
 {reference}
@@ -53,7 +53,7 @@ _VERDICT = """\
 
 Given the question and its correct answer, is the answer to be checked correct?
 Reply with a single line, "Verdict: yes" or "Verdict: no"."""
-_FORMS: dict[Scale, tuple[str, re.Pattern[str], re.Pattern[str]]] = {
+_REPLY_FORMS: dict[Scale, tuple[str, re.Pattern[str], re.Pattern[str]]] = {
     "rating": (
         '"Rating: " and a whole number from 1 to 5',
         re.compile(r"\brating\W{1,6}([1-5])(?![\d]|\.\d)", re.I),
@@ -65,121 +65,135 @@ _FORMS: dict[Scale, tuple[str, re.Pattern[str], re.Pattern[str]]] = {
         re.compile(r"[\W_]*(yes|no)[\W_]*", re.I),
     ),
 }
-"""By scale: what a reply has to be, where it stands behind its label, and how it looks without one."""
+"""By scale: the expected form in words, the pattern after its label, and the pattern of a bare reply."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question(Judgement):
-    """What a judge is asked about an answer: as text for a model, and in its parts for a rule."""
+class JudgeQuestion(JudgeRequest):
+    """A request about one answer: as prompts for a model, and in its parts for a rule."""
 
     scale: Scale
-    asked: str
+    question: str
+    """The transcript and the instruction that were answered."""
     answer: str
     references: tuple[str, ...] = ()
-    """Answers that would be right, where some are known."""
+    """Correct answers, where some are known."""
 
 
-def rating_of(item: Item, answer: str) -> Question:
-    """The question how good an answer is, from 1 to 5."""
-    asked = _asked(item)
-    prompt = _RATING.format(asked=asked, answer=answer)
-    return Question(system=_SYSTEM, prompt=prompt, scale="rating", asked=asked, answer=answer)
-
-
-def verdict_of(item: Item, answer: str) -> Question:
-    """The question whether an answer agrees with one of the item's expected answers."""
-    asked, references = _asked(item), tuple(expected_answers(item))
-    prompt = _VERDICT.format(asked=asked, reference=", or: ".join(references), answer=answer)
-    return Question(
-        system=_SYSTEM, prompt=prompt, scale="verdict", asked=asked, answer=answer, references=references
+def build_rating_question(item: Item, answer: str) -> JudgeQuestion:
+    """Returns the question how good an answer is, from 1 to 5."""
+    question = _join_question(item)
+    return JudgeQuestion(
+        system=_SYSTEM_PROMPT,
+        prompt=_RATING_PROMPT.format(question=question, answer=answer),
+        scale="rating",
+        question=question,
+        answer=answer,
     )
 
 
-def _asked(item: Item) -> str:
+def build_verdict_question(item: Item, answer: str) -> JudgeQuestion:
+    """Returns the question whether an answer agrees with one of the item's expected answers."""
+    question, references = _join_question(item), tuple(read_expected_answers(item))
+    return JudgeQuestion(
+        system=_SYSTEM_PROMPT,
+        prompt=_VERDICT_PROMPT.format(question=question, reference=", or: ".join(references), answer=answer),
+        scale="verdict",
+        question=question,
+        answer=answer,
+        references=references,
+    )
+
+
+def _join_question(item: Item) -> str:
     return " ".join(filter(None, (item.text, item.instruction)))
 
 
-def read_reply(reply: str, scale: Scale) -> float | None:
-    """What a judge's reply comes to, 1 to 5 points, or 1 for yes and 0 for no; None where it cannot be read.
+def parse_reply(reply: str, scale: Scale) -> float | None:
+    """Returns the value of a judge's reply: 1 to 5 points, or 1 for yes and 0 for no; None if it has another form.
 
-    The last thing said behind the label counts: a judge that thinks aloud may repeat the scale before.
+    The last value after the label counts, because a judge that thinks aloud may repeat the scale first.
     """
-    _, labelled, bare = _FORMS[scale]
-    said = labelled.findall(reply)
-    if not said and (alone := bare.fullmatch(reply.strip())):
-        said = [alone[1]]
-    if not said:
+    _, labeled_form, bare_form = _REPLY_FORMS[scale]
+    values = labeled_form.findall(reply)
+    if not values and (bare := bare_form.fullmatch(reply.strip())):
+        values = [bare[1]]
+    if not values:
         return None
-    return float(said[-1]) if scale == "rating" else float(said[-1].lower() == "yes")
+    return float(values[-1]) if scale == "rating" else float(values[-1].lower() == "yes")
 
 
-def _judged(judge: Judge | None, items: Sequence[Item], questions: Sequence[Question]) -> list[float]:
-    """What the judge says to each question; to an empty answer, what nobody has to be asked for.
+def _ask_judge(judge: Judge | None, items: Sequence[Item], questions: Sequence[JudgeQuestion]) -> list[float]:
+    """Returns the judge's value for each question. Empty answers get the lowest value without asking.
 
     Raises:
         ConfigError: no judge
-        RequestError: a judge whose reply cannot be read, even when asked again; the message names the item
+        RequestError: a judge whose reply cannot be parsed, twice in a row; the message names the item
     """
     if judge is None:
         raise ConfigError(
             f"rule {items[0].rule!r} needs a judge: name an endpoint, a local LLM, or the offline rule"
         )
     values = {
-        place: 1.0 if question.scale == "rating" else 0.0
-        for place, question in enumerate(questions)
+        index: 1.0 if question.scale == "rating" else 0.0
+        for index, question in enumerate(questions)
         if not question.answer.strip()
     }
     replies: dict[int, str] = {}
-    for ask in (lambda question: question, _again):
-        open_places = [place for place in range(len(questions)) if place not in values]
-        said = judge.judge([ask(questions[place]) for place in open_places]) if open_places else []
-        replies |= zip(open_places, said, strict=True)
-        for place in open_places:
-            if (value := read_reply(replies[place], questions[place].scale)) is not None:
-                values[place] = value
-    for place, question in enumerate(questions):
-        if place not in values:
+    for build_request in (lambda question: question, _build_retry):
+        pending = [index for index in range(len(questions)) if index not in values]
+        new_replies = judge.judge([build_request(questions[index]) for index in pending]) if pending else []
+        replies |= zip(pending, new_replies, strict=True)
+        for index in pending:
+            if (value := parse_reply(replies[index], questions[index].scale)) is not None:
+                values[index] = value
+    for index, question in enumerate(questions):
+        if index not in values:
             raise RequestError(
-                f"item {items[place].id!r}: the judge, {judge.name}, replied {replies[place][:_MAX_SHOWN]!r}, also when"
-                f" asked again; expected {_FORMS[question.scale][0]}: take another judge"
+                f"item {items[index].id!r}: the judge, {judge.name}, was asked twice and replied"
+                f" {replies[index][:_MAX_SHOWN_CHARS]!r}; expected {_REPLY_FORMS[question.scale][0]}: take another judge"
             )
-    return [values[place] for place in range(len(questions))]
+    return [values[index] for index in range(len(questions))]
 
 
-def _again(question: Question) -> Question:
-    form, _, _ = _FORMS[question.scale]
+def _build_retry(question: JudgeQuestion) -> JudgeQuestion:
+    form, _, _ = _REPLY_FORMS[question.scale]
     return replace(
         question, prompt=f"{question.prompt}\n\nNothing else can be read: reply with {form} alone."
     )
 
 
-def _mark_rating(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
-    questions = [rating_of(item, answer) for item, answer in zip(items, answers, strict=True)]
-    return [(points / MOST_POINTS,) for points in _judged(judge, items, questions)]
+def _build_questions(
+    build: Callable[[Item, str], JudgeQuestion], items: Sequence[Item], answers: Sequence[str]
+) -> list[JudgeQuestion]:
+    return [build(item, answer) for item, answer in zip(items, answers, strict=True)]
 
 
-def _mark_agreement(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
-    questions = [verdict_of(item, answer) for item, answer in zip(items, answers, strict=True)]
-    by_rule = PANDA.mark(items, answers, None)
-    return [
-        ((is_right + says_yes) / 2,)
-        for (is_right,), says_yes in zip(by_rule, _judged(judge, items, questions), strict=True)
-    ]
+def _score_ratings(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
+    questions = _build_questions(build_rating_question, items, answers)
+    return [(points / MAX_RATING,) for points in _ask_judge(judge, items, questions)]
+
+
+def _score_agreement(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
+    questions = _build_questions(build_verdict_question, items, answers)
+    by_rule = PANDA.score(items, answers, None)
+    verdicts = _ask_judge(judge, items, questions)
+    return [((is_right + verdict) / 2,) for (is_right,), verdict in zip(by_rule, verdicts, strict=True)]
 
 
 RATED = Rule(
     name="rated",
     metric=METRICS["rating"],
-    about="A judge rates each answer from 1 to 5 on VoiceBench's scale, in our own words; 5 points are 100 %, so that"
-    " the worst possible is 20 %.",
-    mark=_mark_rating,
-    is_judged=True,
+    description="A judge rates each answer from 1 to 5 on VoiceBench's scale, in our own words. 5 points are 100 %, so"
+    " the worst possible number is 20 %.",
+    score=_score_ratings,
+    needs_judge=True,
 )
 AGREED = Rule(
     name="panda and judge",
     metric=METRICS["right"],
-    about="The mean of two verdicts, as VoiceBench has it for SD-QA: of fixed rules after PEDANTS, in place of its"
-    " published classifier, and of a judge who compares the answer with the published one.",
-    mark=_mark_agreement,
-    is_judged=True,
+    description="The mean of two verdicts, as VoiceBench has it for SD-QA: one by fixed rules after PEDANTS, in place of"
+    " its published classifier, and one by a judge who compares the answer with the published one.",
+    score=_score_agreement,
+    needs_judge=True,
 )

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ossicle.errors import DataError
-from ossicle.evaluation.suite import EMBEDDED, Suite, load_suite
+from ossicle.evaluation.suite import EMBEDDED_SUITES, Suite, load_suite
 from ossicle.evaluation.suites.bigbench import open_bigbench
 from ossicle.evaluation.suites.covost import open_covost
 from ossicle.evaluation.suites.emotion import open_iemocap, open_meld
 from ossicle.evaluation.suites.librispeech import open_librispeech
-from ossicle.evaluation.suites.spokenqa import open_heysquad, open_sdqa
+from ossicle.evaluation.suites.spoken_qa import open_heysquad, open_sdqa
 from ossicle.evaluation.suites.voicebench import open_voicebench
 
 __all__ = ["SUITES", "open_suite"]
@@ -43,7 +43,7 @@ def open_suite(name: str, data: str | None = None) -> Suite:
     family, _, part = name.partition("/")
     if family in SUITES:
         return SUITES[family](part, data)
-    if not Path(name).suffix and name not in EMBEDDED:
-        known = ", ".join([*EMBEDDED, *SUITES])
+    if not Path(name).suffix and name not in EMBEDDED_SUITES:
+        known = ", ".join([*EMBEDDED_SUITES, *SUITES])
         raise DataError(f"no suite {name!r}; expected one of {known}, or a JSONL or parquet file")
     return Suite(name=name, items=load_suite(name))

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from ossicle.errors import DataError
-from ossicle.evaluation.scoring.final import VALIDITY
+from ossicle.evaluation.scoring.reasoning import VALIDITY_VERDICTS
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 BIG_BENCH_AUDIO = "fixie-ai/big_bench_audio"
 """ArtificialAnalysis/big_bench_audio with its transcripts, which the text ceiling reads."""
@@ -30,30 +30,30 @@ def open_bigbench(part: str, data: str | None) -> Suite:
     return Suite(
         name=f"bigbenchaudio/{part}" if part else "bigbenchaudio",
         items=tuple(item for item in _items(data or BIG_BENCH_AUDIO) if not part or item.group == part),
-        about="Big Bench Audio: questions of BIG-Bench Hard in synthetic speech (Artificial Analysis 2024, after Suzgun"
-        " et al. 2022, arXiv 2210.09261).",
+        description="Big Bench Audio: questions of BIG-Bench Hard in synthetic speech (Artificial Analysis 2024, after"
+        " Suzgun et al. 2022, arXiv 2210.09261).",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def _items(place: str) -> Iterator[Item]:
-    where = table_name(place, None, "train")
+    where = format_table_name(place, None, "train")
     columns = ("audio", "category", "official_answer", "transcript")
-    rows = published_rows(place, config=None, split="train", columns=columns)
+    rows = read_published_rows(place, config=None, split="train", columns=columns)
     for number, row in enumerate(rows, start=1):
         name = f"{where}, row {number}"
-        category, answer = text_of(row, "category", name), text_of(row, "official_answer", name).lower()
+        category, answer = read_text(row, "category", name), read_text(row, "official_answer", name).lower()
         if category not in CATEGORIES:
             raise DataError(f"{name}: category is {category!r}, expected one of {', '.join(CATEGORIES)}")
         is_yes_or_no = answer in ("yes", "no")
-        if not (is_yes_or_no or answer in VALIDITY or answer.isdecimal()):
+        if not (is_yes_or_no or answer in VALIDITY_VERDICTS or answer.isdecimal()):
             raise DataError(
                 f"{name}: official_answer is {answer[:80]!r}, expected yes, no, valid, invalid or a number"
             )
         yield Item(
             id=f"{number:04d}",
-            audio=sound_of(row, "audio", name, place),
-            text=text_of(row, "transcript", name),
+            audio=read_audio(row, "audio", name, place),
+            text=read_text(row, "transcript", name),
             answer=answer,
             group=category,
             rule="bbh" if is_yes_or_no else "final",

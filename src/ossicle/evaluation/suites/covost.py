@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from ossicle.errors import DataError
-from ossicle.evaluation.scoring.bleu import DEFAULT_TOKENIZER, counter
+from ossicle.evaluation.scoring.translation import DEFAULT_TOKENIZER, load_sacrebleu
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 COVOST = "fixie-ai/covost2"
 """CoVoST 2 with its sound; facebook/covost2 names files of Common Voice that have to be had elsewhere."""
@@ -57,28 +57,30 @@ def open_covost(part: str, data: str | None) -> Suite:
             f" {', '.join(LANGUAGES)}"
         )
     tokenizer = TOKENIZERS.get(target, DEFAULT_TOKENIZER)
-    counter(tokenizer)  # what is missing is better known before hours of answers than behind them
+    load_sacrebleu(tokenizer)  # what is missing is better known before hours of answers than behind them
     return Suite(
         name=f"covost2/{part}",
         items=tuple(_items(data or COVOST, part, tokenizer)),
-        about=f"CoVoST 2: speech in {LANGUAGES[source]} to be translated into {LANGUAGES[target]} (Wang et al. 2020,"
-        f" arXiv 2007.10310); corpus BLEU by sacreBLEU's tokenizer {tokenizer}.",
+        description=f"CoVoST 2: speech in {LANGUAGES[source]} to be translated into {LANGUAGES[target]} (Wang et al."
+        f" 2020, arXiv 2007.10310); corpus BLEU with sacreBLEU's tokenizer {tokenizer}.",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def _items(place: str, pair: str, tokenizer: str) -> Iterator[Item]:
     source, target = map(LANGUAGES.__getitem__, pair.split("_"))
-    where = table_name(place, pair, "test")
+    where = format_table_name(place, pair, "test")
     columns = ("id", "audio", "sentence", "translation")
-    for number, row in enumerate(published_rows(place, config=pair, split="test", columns=columns), start=1):
+    for number, row in enumerate(
+        read_published_rows(place, config=pair, split="test", columns=columns), start=1
+    ):
         name = f"{where}, row {number}"
         yield Item(
-            id=text_of(row, "id", name),
-            audio=sound_of(row, "audio", name, place),
-            text=text_of(row, "sentence", name),
+            id=read_text(row, "id", name),
+            audio=read_audio(row, "audio", name, place),
+            text=read_text(row, "sentence", name),
             instruction=f"Translate what I said from {source} into {target}. Answer with the translation only.",
-            answer=text_of(row, "translation", name),
+            answer=read_text(row, "translation", name),
             rule="bleu",
             rubric={"tokenize": tokenizer},
         )

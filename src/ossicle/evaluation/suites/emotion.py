@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ossicle.errors import DataError
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +87,26 @@ def open_meld(part: str, data: str | None) -> Suite:
 def _suite(name: str, part: str, data: str | None, corpus: Corpus, about: str) -> Suite:
     if part:
         raise DataError(f"{name} has no part {part!r}; give the name alone")
-    return Suite(name=name, items=tuple(_items(data or corpus.place, corpus)), about=about)
+    return Suite(name=name, items=tuple(_items(data or corpus.place, corpus)), description=about)
 
 
 def _items(place: str, corpus: Corpus) -> Iterator[Item]:
     choices = tuple(dict.fromkeys(corpus.words.values()))
     instruction = f"Which emotion does my voice show? Answer with one word: {', '.join(choices)}."
-    where = table_name(place, None, corpus.split)
+    where = format_table_name(place, None, corpus.split)
     columns = (corpus.id, "audio", corpus.text, corpus.label)
-    rows = published_rows(place, config=None, split=corpus.split, columns=columns)
+    rows = read_published_rows(place, config=None, split=corpus.split, columns=columns)
     for number, row in enumerate(rows, start=1):
         name = f"{where}, row {number}"
-        label = text_of(row, corpus.label, name).lower()
+        label = read_text(row, corpus.label, name).lower()
         if label not in corpus.words and corpus.has_others:
             continue
         if label not in corpus.words:
             raise DataError(f"{name}: {corpus.label} is {label!r}, expected one of {', '.join(corpus.words)}")
         yield Item(
-            id=text_of(row, corpus.id, name),
-            audio=sound_of(row, "audio", name, place),
-            text=text_of(row, corpus.text, name),
+            id=read_text(row, corpus.id, name),
+            audio=read_audio(row, "audio", name, place),
+            text=read_text(row, corpus.text, name),
             instruction=instruction,
             answer=corpus.words[label],
             rule="label",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ossicle.errors import DataError
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 LIBRISPEECH = "openslr/librispeech_asr"
 SUBSETS = ("clean", "other")
@@ -35,21 +35,21 @@ def open_librispeech(part: str, data: str | None) -> Suite:
     return Suite(
         name=f"librispeech/{subset}" if part else "librispeech",
         items=tuple(items),
-        about="LibriSpeech's test sets, to be repeated word for word (Panayotov et al. 2015): the word error rate of an"
-        " LLM that repeats, not of a recogniser.",
+        description="LibriSpeech's test sets, to be repeated word for word (Panayotov et al. 2015): the word error rate"
+        " of an LLM that repeats, not of an ASR model.",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def _items(place: str, subset: str) -> Iterator[Item]:
-    where = table_name(place, subset, "test")
-    rows = published_rows(place, config=subset, split="test", columns=("id", "audio", "text"))
+    where = format_table_name(place, subset, "test")
+    rows = read_published_rows(place, config=subset, split="test", columns=("id", "audio", "text"))
     for number, row in enumerate(rows, start=1):
         name = f"{where}, row {number}"
-        text = text_of(row, "text", name).capitalize() + "."
+        text = read_text(row, "text", name).capitalize() + "."
         yield Item(
-            id=text_of(row, "id", name),
-            audio=sound_of(row, "audio", name, place),
+            id=read_text(row, "id", name),
+            audio=read_audio(row, "audio", name, place),
             text=text,
             instruction=INSTRUCTION,
             answer=text,

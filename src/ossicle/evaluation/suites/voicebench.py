@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.errors import DataError
-from ossicle.evaluation.scoring.bbh import CHOICES, TASKS
-from ossicle.evaluation.scoring.choices import LETTERS
 from ossicle.evaluation.scoring.ifeval import check_instruction
+from ossicle.evaluation.scoring.multiple_choice import DEFAULT_LETTERS
+from ossicle.evaluation.scoring.reasoning import BBH_LETTERS, BBH_TASKS
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 HUB_ID = "hlt-lab/voicebench"
 MAX_NEW_TOKENS = 2048
@@ -54,27 +54,27 @@ def _refused(row: Row, where: str) -> Expectation:
 
 
 def _referenced(row: Row, where: str) -> Expectation:
-    reference = text_of(row, "reference", where)
+    reference = read_text(row, "reference", where)
     return {"answer": reference, "rule": "panda and judge", "rubric": {"answers": [reference]}}
 
 
 def _chosen(row: Row, where: str) -> Expectation:
-    letter = text_of(row, "reference", where).upper().strip("(). ")
-    if letter not in tuple(LETTERS):
+    letter = read_text(row, "reference", where).upper().strip("(). ")
+    if letter not in tuple(DEFAULT_LETTERS):
         raise DataError(
-            f"{where}: reference is {letter!r}, expected one of {', '.join(LETTERS)}; download the data again"
+            f"{where}: reference is {letter!r}, expected one of {', '.join(DEFAULT_LETTERS)}; download the data again"
         )
-    return {"answer": letter, "rule": "choice", "rubric": {"letters": LETTERS}}
+    return {"answer": letter, "rule": "choice", "rubric": {"letters": DEFAULT_LETTERS}}
 
 
 def _concluded(row: Row, where: str) -> Expectation:
     """The task is part of the row's id, such as "navigate_12"."""
-    name, reference = text_of(row, "id", where), text_of(row, "reference", where)
-    task = next((task for task in TASKS if task in name), None)
+    name, reference = read_text(row, "id", where), read_text(row, "reference", where)
+    task = next((task for task in BBH_TASKS if task in name), None)
     if task is None:
-        raise DataError(f"{where}: id is {name!r}, expected one with a task in it: {', '.join(TASKS)}")
-    answer = reference.strip("() ").upper() if task in CHOICES else reference.lower()
-    possible = tuple(CHOICES[task]) if task in CHOICES else ("yes", "no")
+        raise DataError(f"{where}: id is {name!r}, expected one with a task in it: {', '.join(BBH_TASKS)}")
+    answer = reference.strip("() ").upper() if task in BBH_LETTERS else reference.lower()
+    possible = tuple(BBH_LETTERS[task]) if task in BBH_LETTERS else ("yes", "no")
     if answer not in possible:
         raise DataError(f"{where}: reference is {reference!r}, expected {' or '.join(possible)} in {task}")
     return {"answer": answer, "rule": "bbh", "rubric": {"task": task}, "group": task.replace("_", " ")}
@@ -162,10 +162,12 @@ def open_voicebench(part: str, data: str | None) -> Suite:
     if part:
         items = tuple(_items(part, place, is_alone=True))
         about = f"VoiceBench's {part}: {SUBSETS[part].about}; {_origin(place, [part])}."
-        return Suite(name=f"voicebench/{part}", items=items, about=about, max_new_tokens=MAX_NEW_TOKENS)
+        return Suite(name=f"voicebench/{part}", items=items, description=about, max_new_tokens=MAX_NEW_TOKENS)
     items = tuple(item for name in SUBSETS for item in _items(name, place, is_alone=False))
     about = f"VoiceBench, nine sets of spoken requests; the number is the mean of theirs; {_origin(place, SUBSETS)}."
-    return Suite(name="voicebench", items=items, overall="groups", about=about, max_new_tokens=MAX_NEW_TOKENS)
+    return Suite(
+        name="voicebench", items=items, overall="groups", description=about, max_new_tokens=MAX_NEW_TOKENS
+    )
 
 
 def _items(name: str, place: str, *, is_alone: bool) -> Iterator[Item]:
@@ -174,15 +176,15 @@ def _items(name: str, place: str, *, is_alone: bool) -> Iterator[Item]:
     splits = subset.splits if is_alone else subset.leaderboard_splits or subset.splits
     for split in splits:
         columns = ("audio", "prompt", *subset.columns)
-        rows = published_rows(place, config=config, split=split, columns=columns)
+        rows = read_published_rows(place, config=config, split=split, columns=columns)
         for number, row in enumerate(rows, start=1):
-            where = f"{table_name(place, config, split)}, row {number}"
+            where = f"{format_table_name(place, config, split)}, row {number}"
             expectation = subset.expect(row, where)
             inner = expectation.pop("group", split if len(subset.splits) > 1 else None)
             yield Item(
                 id=f"{config}/{split}/{number:04d}",
-                audio=sound_of(row, "audio", where, place),
-                text=text_of(row, "prompt", where),
+                audio=read_audio(row, "audio", where, place),
+                text=read_text(row, "prompt", where),
                 group=inner if is_alone else name,
                 **expectation,
             )

@@ -1,7 +1,7 @@
-"""Whether a text is in a language: by its script, by letters only that language has, by its commonest small words.
+"""Identifies the language of a text by its script, by letters of that language alone, and by common function words.
 
-A rule of a page for the thirty languages that IFEval asks for, in place of a statistical identifier: what is checked
-are answers of a sentence or more that are in one language or another, and these differ in script or in a dozen words.
+A short rule for the thirty languages that IFEval asks for, in place of a statistical identifier. The texts to check are
+answers of a sentence or more in a single language, and languages differ in script or in a dozen words.
 """
 
 import re
@@ -31,9 +31,9 @@ _SCRIPTS: Mapping[str, str] = {
     "te": "TELUGU",
     "th": "THAI",
 }
-"""What a language is written in, by ISO 639-1 code, if not in Latin letters; names are those of Unicode's characters."""
+"""Scripts by ISO 639-1 code, of languages that are not written in Latin letters; names as in Unicode's characters."""
 
-_OWN_LETTERS: Mapping[str, str] = {
+_UNIQUE_LETTERS: Mapping[str, str] = {
     "ur": "ٹڈڑںے",
     "fa": "پچژگکی",
     "uk": "іїєґ",
@@ -45,9 +45,9 @@ _OWN_LETTERS: Mapping[str, str] = {
     "pt": "ãõ",
     "de": "ß",
 }
-"""Letters that others of the same script lack; Urdu has Persian's as well and comes first."""
+"""Letters that other languages of the same script lack. Urdu also has Persian's letters and comes first."""
 
-_SMALL_WORDS: Mapping[str, str] = {
+_FUNCTION_WORDS: Mapping[str, str] = {
     "en": "the of and to in is that it for was on are as with his they at be this from have or by not but"
     " what all were we when your can said there an which their if will each about how up out them then"
     " she many some so these would has more no could my than been who its now you i do yes a one other"
@@ -92,47 +92,48 @@ _SMALL_WORDS: Mapping[str, str] = {
     " когда при есть",
     "uk": "і в не на що з як до це та за від але або його для ми ви я якщо був коли при є у він вона про ще",
 }
-"""The commonest small words of the languages that share a script with others; two of them only to be told apart."""
+"""Common function words of languages that share a script. Dutch and Swedish are only here as alternatives."""
 
-LANGUAGES = tuple(sorted({*_SCRIPTS, *_SMALL_WORDS} - {"nl", "sv"}))
-"""ISO 639-1 codes of the languages that can be asked for."""
+LANGUAGES = tuple(sorted({*_SCRIPTS, *_FUNCTION_WORDS} - {"nl", "sv"}))
+"""ISO 639-1 codes of the languages that an instruction can name."""
 
-_WORDS = {code: frozenset(words.split()) for code, words in _SMALL_WORDS.items()}
-_N_LANGUAGES = Counter(word for words in _WORDS.values() for word in words)
-_SHARED = ("LATIN", "CYRILLIC", "DEVANAGARI")
-"""Scripts of several languages that are told apart by their words."""
-_FEW = 3
-"""Words of which the language may be any, if none is among its commonest."""
-_RARE = 0.004
-"""Share of a text's letters from which on a language's own letters say that it is that language."""
+_WORDS = {code: frozenset(words.split()) for code, words in _FUNCTION_WORDS.items()}
+_LANGUAGES_PER_WORD = Counter(word for words in _WORDS.values() for word in words)
+_SHARED_SCRIPTS = ("LATIN", "CYRILLIC", "DEVANAGARI")
+"""Scripts of several languages, which are distinguished by their words."""
+_MIN_WORDS = 3
+"""A text with fewer words, none of them a function word, may be in any language."""
+_MIN_LETTER_RATIO = 0.004
+"""A text is in a language if the language's unique letters are more than this ratio of the text's letters."""
 
 
-def is_in(text: str, code: str) -> bool:
+def is_in_language(text: str, code: str) -> bool:
     """Whether most of a text is in the language of an ISO 639-1 code, one of `LANGUAGES`.
 
-    A text that is too short for its language to be told, without letters or of less than `_FEW` words and no small one
-    among them, counts as being in it, as IFEval counts what its identifier gives up on; but never in another script.
+    A text whose language cannot be determined counts as being in it, as in IFEval, but never in another script. Such a
+    text has no letters, or fewer than `_MIN_WORDS` words and no function word.
 
-    Source: identification by small words after Grefenstette, "Comparing two language identification schemes", 1995.
+    Source: identification by function words after Grefenstette, "Comparing two language identification schemes", 1995.
     """
     text = unicodedata.normalize("NFC", text).lower()
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return True
-    script = _script(letters)
+    script = _find_script(letters)
     if script != _SCRIPTS.get(code, "LATIN"):
         return False
-    rivals = [other for other in (*_SCRIPTS, *_WORDS) if _SCRIPTS.get(other, "LATIN") == script]
-    evidence = {other: _evidence(text, letters, other) for other in dict.fromkeys(rivals)}
-    if script == "ARABIC":  # Arabic is what has neither's letters
-        found = next((other for other in ("ur", "fa") if evidence[other] > 0), "ar")
-        return found == code
-    most = max(evidence.values())
-    return evidence[code] == most and (most > 0 or len(text.split()) < _FEW or script not in _SHARED)
+    candidates = [other for other in (*_SCRIPTS, *_WORDS) if _SCRIPTS.get(other, "LATIN") == script]
+    evidence = {other: _measure_evidence(text, letters, other) for other in dict.fromkeys(candidates)}
+    if script == "ARABIC":  # a text with unique letters of neither is Arabic
+        identified = next((other for other in ("ur", "fa") if evidence[other] > 0), "ar")
+        return identified == code
+    strongest = max(evidence.values())
+    is_undetermined = len(text.split()) < _MIN_WORDS or script not in _SHARED_SCRIPTS
+    return evidence[code] == strongest and (strongest > 0 or is_undetermined)
 
 
-def _script(letters: list[str]) -> str:
-    """The script that most letters are in; Japanese is what has kana among its characters."""
+def _find_script(letters: list[str]) -> str:
+    """Returns the script of most letters; a text with kana among Chinese characters is Japanese."""
     counts = Counter(unicodedata.name(letter, "UNKNOWN").split()[0] for letter in letters)
     kana = counts["HIRAGANA"] + counts["KATAKANA"]
     if kana and counts["CJK"] + kana > len(letters) / 2:
@@ -140,13 +141,13 @@ def _script(letters: list[str]) -> str:
     return counts.most_common(1)[0][0]
 
 
-def _evidence(text: str, letters: list[str], code: str) -> float:
-    """How much speaks for a language: its own letters, and its small words, the less the more languages have them."""
-    own = _OWN_LETTERS.get(code, "")
-    share = sum(text.count(letter) for letter in own) / len(letters)
+def _measure_evidence(text: str, letters: list[str], code: str) -> float:
+    """Returns a weight for a language: its unique letters, and its function words over the languages that have them."""
+    unique = _UNIQUE_LETTERS.get(code, "")
+    letter_ratio = sum(text.count(letter) for letter in unique) / len(letters)
     if _SCRIPTS.get(code) == "ARABIC":
-        return share if share > _RARE else 0.0
-    known = _WORDS.get(code, frozenset())
+        return letter_ratio if letter_ratio > _MIN_LETTER_RATIO else 0.0
+    function_words = _WORDS.get(code, frozenset())
     words = re.findall(r"[^\W\d_]+(?:[\u0900-\u097f]+[^\W\d_]*)*", text)
-    said = sum(1 / _N_LANGUAGES[word] for word in words if word in known)
-    return (said + (2 + len(words) / 10) * (share > _RARE)) / max(1, len(words))
+    weight = sum(1 / _LANGUAGES_PER_WORD[word] for word in words if word in function_words)
+    return (weight + (2 + len(words) / 10) * (letter_ratio > _MIN_LETTER_RATIO)) / max(1, len(words))

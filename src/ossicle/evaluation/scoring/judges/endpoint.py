@@ -1,6 +1,6 @@
-"""A model behind an OpenAI-compatible endpoint as the judge of answers; it knows HTTP, no scales.
+"""A judge behind an OpenAI-compatible endpoint; this file knows HTTP, not scales.
 
-Python's own HTTP client is enough for one kind of request, and needs no package that could be another one tomorrow.
+Python's own HTTP client is enough for one kind of request and adds no dependency.
 """
 
 import json
@@ -17,77 +17,80 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from ossicle.errors import RequestError
-from ossicle.evaluation.scoring.rule import Judgement
+from ossicle.evaluation.scoring.base import JudgeRequest
 
 MAX_TOKENS = 1024
-"""Longest reply, as VoiceBench allows: a line is asked for, but some models think aloud before it."""
-LONGEST_WAIT_S = 60.0
-"""Nobody is waited for longer than this before the next try, whatever an endpoint asks for."""
-_PASSING = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
-"""HTTP statuses that say: not now."""
-_MAX_SHOWN = 200
-"""Characters of a reply that a message shows."""
+"""Longest reply, as in VoiceBench: the judge is asked for one line, but some models think aloud before it."""
+MAX_WAIT_S = 60.0
+"""Longest wait before the next try, even if the endpoint asks for more."""
+_RETRYABLE_STATUSES = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+"""HTTP statuses of a temporary failure."""
+_MAX_SHOWN_CHARS = 200
+"""Longest part of a reply that an error message quotes, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointJudge:
-    """A judge that is asked over HTTP, several questions at a time, each again while the endpoint is busy."""
+    """A judge that is asked over HTTP, several requests at a time, with retries while the endpoint is busy."""
 
     url: str
-    """What "/chat/completions" is added to, such as "https://api.openai.com/v1"."""
+    """The address before "/chat/completions", such as "https://api.openai.com/v1"."""
     model: str
     key: str | None = field(default=None, repr=False)
     """Sent as a bearer token."""
     n_parallel: int = 8
     n_tries: int = 6
     timeout_s: float = 120.0
-    """For a connection, and for each piece of a reply."""
+    """Timeout of the connection and of each read of a reply."""
     first_wait_s: float = 1.0
-    """Before the second try; doubled before each one after, unless the endpoint says how long."""
+    """Wait before the second try; it doubles before each later one, unless the endpoint sets it."""
 
     @property
     def name(self) -> str:
-        """What the report calls it: the model, and whose it is."""
+        """The judge's name in the report: the model and its host."""
         return f"{self.model} at {urlsplit(self.url).netloc.rpartition('@')[2]}"
 
-    def judge(self, questions: Sequence[Judgement], /) -> list[str]:
-        """What the model says to each question, in their order, at temperature 0.
+    def judge(self, requests: Sequence[JudgeRequest], /) -> list[str]:
+        """Returns the model's reply to each request, in order, at temperature 0.
 
         Raises:
-            RequestError: an endpoint that cannot be reached, stays busy, refuses, or is no such endpoint
+            RequestError: an endpoint that cannot be reached, stays busy, refuses, or sends no chat completion
         """
-        is_over = Event()
+        is_canceled = Event()
         with ThreadPoolExecutor(self.n_parallel) as pool:
-            replies = [pool.submit(self._ask, question, is_over) for question in questions]
+            replies = [pool.submit(self._ask, request, is_canceled) for request in requests]
             try:
                 return [reply.result() for reply in replies]
-            except BaseException:  # Ctrl-C too: whoever waits for the next try goes home
-                is_over.set()
+            except BaseException:  # Ctrl-C too: threads that wait for their next try stop
+                is_canceled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask(self, question: Judgement, is_over: Event) -> str:
-        trouble, wait_s = "", self.first_wait_s
-        for tried in range(1, self.n_tries + 1):
+    def _ask(self, request: JudgeRequest, is_canceled: Event) -> str:
+        reason, wait_s = "", self.first_wait_s
+        for n_tried in range(1, self.n_tries + 1):
             try:
-                return self._content(self._post(question))
+                return self._parse_content(self._post(request))
             except HTTPError as error:
-                trouble, asked_s = _refusal(error)
-                if error.code not in _PASSING:
-                    raise self._failed(trouble) from error
+                reason, retry_after_s = _read_error(error)
+                if error.code not in _RETRYABLE_STATUSES:
+                    raise self._build_error(reason) from error
             except (OSError, HTTPException) as error:  # URLError and TimeoutError are OSErrors
-                trouble, asked_s = str(getattr(error, "reason", None) or error or type(error).__name__), None
-            if tried == self.n_tries or is_over.wait(min(asked_s or wait_s, LONGEST_WAIT_S)):
+                reason, retry_after_s = (
+                    str(getattr(error, "reason", None) or error or type(error).__name__),
+                    None,
+                )
+            if n_tried == self.n_tries or is_canceled.wait(min(retry_after_s or wait_s, MAX_WAIT_S)):
                 break
             wait_s *= 2
-        raise self._failed(f"tried {tried} times, the last time: {trouble}")
+        raise self._build_error(f"tried {n_tried} times, the last time: {reason}")
 
-    def _post(self, question: Judgement) -> bytes:
+    def _post(self, request: JudgeRequest) -> bytes:
         body = {
             "model": self.model,
             "messages": [
-                {"role": "system", "content": question.system},
-                {"role": "user", "content": question.prompt},
+                {"role": "system", "content": request.system},
+                {"role": "user", "content": request.prompt},
             ],
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
@@ -95,42 +98,49 @@ class EndpointJudge:
         headers = {"Content-Type": "application/json", "User-Agent": "ossicle"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST")
-        with urlopen(request, timeout=self.timeout_s) as reply:
+        http_request = Request(
+            f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
+        )
+        with urlopen(http_request, timeout=self.timeout_s) as reply:
             return reply.read()
 
-    def _content(self, body: bytes) -> str:
-        """The message in a reply.
+    def _parse_content(self, body: bytes) -> str:
+        """Returns the message of a reply.
 
         Raises:
-            RequestError: a reply of another form
+            RequestError: a reply that is no chat completion
         """
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             content = 0
         if not isinstance(content, str | None):
-            shown = body[:_MAX_SHOWN].decode("utf-8", "replace")
-            raise self._failed(f"the reply is no chat completion but {shown!r}")
+            shown = body[:_MAX_SHOWN_CHARS].decode("utf-8", "replace")
+            raise self._build_error(f"the reply is no chat completion but {shown!r}")
         return content or ""
 
-    def _failed(self, trouble: str) -> RequestError:
+    def _build_error(self, reason: str) -> RequestError:
         return RequestError(
-            f"the judge {self.name} gave no answer ({trouble}); check the address, the model's name and the key, or"
+            f"the judge {self.name} gave no answer ({reason}); check the address, the model's name and the key, or"
             " take another judge"
         )
 
 
-def _refusal(error: HTTPError) -> tuple[str, float | None]:
-    """What an endpoint says about why it does not answer, and after how many seconds it wants to be asked again."""
+def _read_error(error: HTTPError) -> tuple[str, float | None]:
+    """Returns the endpoint's reason for an error, and after how many seconds it asks to be tried again."""
     body = b""
     with error, suppress(OSError, HTTPException):
         body = error.read(1 << 16)
     try:
-        said: Any = json.loads(body)["error"]
-        said = said["message"] if isinstance(said, dict) else said
+        reason: Any = json.loads(body)["error"]
+        reason = reason["message"] if isinstance(reason, dict) else reason
     except (ValueError, KeyError, TypeError):
-        said = body.decode("utf-8", "replace")
-    asked = error.headers.get("Retry-After") or ""
-    asked_s = float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else None  # none, or a date
-    return f"HTTP {error.code}: {' '.join(str(said).split())[:_MAX_SHOWN] or error.reason}", asked_s
+        reason = body.decode("utf-8", "replace")
+    retry_after = error.headers.get("Retry-After") or ""
+    retry_after_s = (
+        float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
+    )  # missing, or a date
+    return (
+        f"HTTP {error.code}: {' '.join(str(reason).split())[:_MAX_SHOWN_CHARS] or error.reason}",
+        retry_after_s,
+    )

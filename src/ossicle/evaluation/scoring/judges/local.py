@@ -1,4 +1,4 @@
-"""A local LLM as the judge of answers, greedily and in batches; it knows no scales."""
+"""A local LLM as the judge of answers, asked greedily and in batches; this file knows no scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,61 +12,63 @@ from ossicle.chat.generation import Prompt, generate_answers
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import RequestError
-from ossicle.evaluation.scoring.rule import Judgement
+from ossicle.evaluation.scoring.base import JudgeRequest
 
 MAX_NEW_TOKENS = 512
-"""Longest reply: a line is asked for, but some models think aloud before it."""
+"""Longest reply, in tokens: the judge is asked for one line, but some models think aloud before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJudge:
-    """An LLM in this process, with its own chat template."""
+    """A judge that is an LLM in this process, asked through its own chat template."""
 
     name: str
-    """What the report calls it: its hub id or folder."""
+    """The judge's name in the report: its hub id or folder."""
     llm: Any = field(repr=False)
     template: ChatTemplate = field(repr=False)
     batch_size: int = 8
 
-    def judge(self, questions: Sequence[Judgement], /) -> list[str]:
-        """What it says to each question, in their order; long ones are asked together with long ones.
+    def judge(self, requests: Sequence[JudgeRequest], /) -> list[str]:
+        """Returns the reply to each request, in order. Requests of similar length share a batch.
 
         Raises:
-            RequestError: a question longer than the LLM's context
+            RequestError: a request longer than the LLM's context
         """
-        ids = [self._ids(question) for question in questions]
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+        ids = [self._encode(request) for request in requests]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         replies: dict[int, str] = {}
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            prompts = [self._prompt(ids[place]) for place in batch]
-            said = generate_answers(self.llm, self.template.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
-            replies |= zip(batch, said, strict=True)
-        return [replies[place] for place in range(len(ids))]
+            prompts = [self._build_prompt(ids[index]) for index in batch]
+            batch_replies = generate_answers(
+                self.llm, self.template.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS
+            )
+            replies |= zip(batch, batch_replies, strict=True)
+        return [replies[index] for index in range(len(ids))]
 
-    def _ids(self, question: Judgement) -> Sequence[int]:
-        """The question as the template lays it out; what an answer has of control tokens is taken apart first."""
+    def _encode(self, request: JudgeRequest) -> Sequence[int]:
+        """Returns the token ids of a request in the chat template; control tokens in an answer are split up first."""
         try:
-            return self.template.tokenize(_messages(question.system, question.prompt))
+            return self.template.tokenize(_build_messages(request.system, request.prompt))
         except RequestError:
-            apart = question.prompt.replace("<", "< ").replace("[", "[ ")
-            return self.template.tokenize(_messages(question.system, apart))
+            without_control_tokens = request.prompt.replace("<", "< ").replace("[", "[ ")
+            return self.template.tokenize(_build_messages(request.system, without_control_tokens))
 
     @torch.inference_mode()
-    def _prompt(self, ids: Sequence[int]) -> Prompt:
+    def _build_prompt(self, ids: Sequence[int]) -> Prompt:
         return Prompt(embed(self.llm, ids), torch.tensor(ids, device=self.llm.device))
 
 
-def load_judge(name: str, *, device: str | None = None) -> LocalJudge:
-    """A causal LM as a judge, by hub id or local folder.
+def load_local_judge(name: str, *, device: str | None = None) -> LocalJudge:
+    """Returns a causal LM as a judge, by hub id or local folder.
 
     Raises:
-        CheckpointError: nothing there, or no LLM with a chat template
+        CheckpointError: the LLM cannot be found, or has no chat template
         ConfigError: no such device
     """
     llm, tokenizer = load_llm(name, None, resolve_device(device))
     return LocalJudge(name=name, llm=llm, template=ChatTemplate(tokenizer, PromptSettings()))
 
 
-def _messages(system: str, prompt: str) -> list[dict[str, Any]]:
+def _build_messages(system: str, prompt: str) -> list[dict[str, Any]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]

@@ -24,7 +24,7 @@ _CLOCK = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 """Where a chat template asks what day it is; it cannot be given another clock."""
 
 
-def load(base: BaseSettings) -> tuple[Any, Any]:
+def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
     """The LLM and its tokenizer, from where an ear on this computer has them."""
     options: dict[str, Any] = {"local_files_only": True}
     if not Path(resolve_model_path(base.llm)).is_dir():
@@ -38,7 +38,7 @@ def load(base: BaseSettings) -> tuple[Any, Any]:
     return llm.eval().to(device), tokenizer
 
 
-def prompt_ids(tokenizer: Any, prompt: str, settings: PromptSettings) -> Ids:
+def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> Ids:
     """A prompt through the tokenizer's own chat template, on the day and under the system prompt of the settings.
 
     A template without a system role has the system prompt at the head of the user's turn; one that reads no plain text
@@ -83,7 +83,7 @@ def _ways_to_write(prompt: str, system: str | None) -> Iterator[list[dict[str, A
 
 
 @torch.inference_mode()
-def answer(llm: Any, tokenizer: Any, ids: Ids, max_new_tokens: int) -> Ids:
+def generate_answer(llm: Any, tokenizer: Any, ids: Ids, max_new_tokens: int) -> Ids:
     """The LLM's greedy answer, up to its end, so many tokens, or where its context ends."""
     context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None:

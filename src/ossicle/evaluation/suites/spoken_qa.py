@@ -5,7 +5,7 @@ from typing import Any
 
 from ossicle.errors import DataError
 from ossicle.evaluation.suite import Item, Suite
-from ossicle.evaluation.suites.tables import published_rows, sound_of, table_name, text_of
+from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, read_published_rows, read_text
 
 SDQA, HEYSQUAD = "WillHeld/SD-QA", "yijingwu/HeySQuAD_human"
 ACCENTS = {
@@ -45,15 +45,17 @@ def open_sdqa(part: str, data: str | None) -> Suite:
     return Suite(
         name=f"sd-qa/{part}" if part else "sd-qa",
         items=tuple(_sdqa_items(data or SDQA, (part,) if part else tuple(ACCENTS))),
-        about="SD-QA: questions of fact in accents of English, answered without a source"
+        description="SD-QA: questions of fact in accents of English, answered without a source"
         " (Faisal et al. 2021, arXiv 2109.12072).",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def _sdqa_items(place: str, accents: tuple[str, ...]) -> Iterator[Item]:
-    where = table_name(place, None, "dev")
-    rows = published_rows(place, config=None, split="dev", columns=("id", "question", "answers", *accents))
+    where = format_table_name(place, None, "dev")
+    rows = read_published_rows(
+        place, config=None, split="dev", columns=("id", "question", "answers", *accents)
+    )
     for number, row in enumerate(rows, start=1):
         name = f"{where}, row {number}"
         answers = _answers(row["answers"], name)
@@ -61,8 +63,8 @@ def _sdqa_items(place: str, accents: tuple[str, ...]) -> Iterator[Item]:
             if answers and row[accent] is not None:
                 yield Item(
                     id=f"{row['id']}-{accent}",
-                    audio=sound_of(row, accent, name, place),
-                    text=text_of(row, "question", name),
+                    audio=read_audio(row, accent, name, place),
+                    text=read_text(row, "question", name),
                     instruction=INSTRUCTION,
                     answer=answers[0],
                     group=ACCENTS[accent],
@@ -87,15 +89,15 @@ def open_heysquad(part: str, data: str | None) -> Suite:
     return Suite(
         name="heysquad",
         items=tuple(_heysquad_items(data or HEYSQUAD)),
-        about="HeySQuAD: questions of SQuAD by human voices, answered without their passage (Wu et al. 2023, arXiv"
+        description="HeySQuAD: questions of SQuAD by human voices, answered without their passage (Wu et al. 2023, arXiv"
         " 2304.13689).",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def _heysquad_items(place: str) -> Iterator[Item]:
-    where = table_name(place, None, "validation")
-    rows = published_rows(
+    where = format_table_name(place, None, "validation")
+    rows = read_published_rows(
         place, config=None, split="validation", columns=("id", "audio", "question", "answers")
     )
     for number, row in enumerate(rows, start=1):
@@ -103,8 +105,8 @@ def _heysquad_items(place: str) -> Iterator[Item]:
         if answers := _answers(row["answers"], name):
             yield Item(
                 id=f"{number:04d}-{row['id']}",  # one question may have been read by several people
-                audio=sound_of(row, "audio", name, place),
-                text=text_of(row, "question", name),
+                audio=read_audio(row, "audio", name, place),
+                text=read_text(row, "question", name),
                 instruction=INSTRUCTION,
                 answer=answers[0],
                 rule="panda",

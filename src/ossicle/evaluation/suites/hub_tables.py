@@ -16,7 +16,7 @@ _MAX_SHOWN = 80
 """Characters of a value that a message shows."""
 
 
-def published_rows(
+def read_published_rows(
     place: str, *, config: str | None, split: str, columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Each row of a split as a dict of the columns asked for, in the published order; read as it is asked for.
@@ -31,7 +31,7 @@ def published_rows(
         DataError: no such data set, configuration, split or column; rows that cannot be read; no row at all; or
             `datasets` is not installed. When the first row is asked for, as for every generator.
     """
-    where = table_name(place, config, split)
+    where = format_table_name(place, config, split)
     n_rows = 0
     missing = f"{where} is read with the datasets library, which is not installed: pip install 'ossicle[benchmarks]'"
     hints = {
@@ -68,12 +68,12 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
     return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def table_name(place: str, config: str | None, split: str) -> str:
+def format_table_name(place: str, config: str | None, split: str) -> str:
     """What messages call a table: "WillHeld/SD-QA (dev)", "a/folder (en_de, test)"."""
     return f"{place} ({', '.join(part for part in (config, split) if part)})"
 
 
-def text_of(row: dict[str, Any], column: str, where: str) -> str:
+def read_text(row: dict[str, Any], column: str, where: str) -> str:
     """A text of a row, without white space around it.
 
     Args:
@@ -88,7 +88,7 @@ def text_of(row: dict[str, Any], column: str, where: str) -> str:
     return value.strip()
 
 
-def sound_of(row: dict[str, Any], column: str, where: str, place: str) -> bytes | Path:
+def read_audio(row: dict[str, Any], column: str, where: str, place: str) -> bytes | Path:
     """The encoded sound of a row: its bytes, or the file that its path names, also relative to the data's folder.
 
     Raises:
