@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--patience-s", type=float, default=2.0)
     patience_s = parser.parse_args().patience_s
-    server._HEADERS_S, server._IDLE_S, server._STALLED_S = [patience_s] * 3
+    server._REQUEST_TIMEOUT_S, server._KEEPALIVE_TIMEOUT_S, server._WRITE_TIMEOUT_S = [patience_s] * 3
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     meters = Metrics()
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=patience_s))

@@ -93,7 +93,7 @@ def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victi
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=PATIENCE_S))
     app = create_app(LocalEngine(ear, meters), settings, meters)
     with pytest.MonkeyPatch.context() as patch, socket.socket() as trap:
-        for name in ("_HEADERS_S", "_IDLE_S", "_STALLED_S"):
+        for name in ("_REQUEST_TIMEOUT_S", "_KEEPALIVE_TIMEOUT_S", "_WRITE_TIMEOUT_S"):
             patch.setattr(server, name, PATIENCE_S)
         patch.setattr(client, "STUCK_S", 30.0)
         trap.bind(("127.0.0.1", 0))
@@ -172,7 +172,7 @@ def test_slashes_lead_to_no_other_host(victim: Victim) -> None:
 
 
 def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "_LARGEST_AT_ONCE", 2)
+    monkeypatch.setattr(middleware, "_MAX_LARGEST_BODIES", 2)
     sizes: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -195,8 +195,8 @@ def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b'{"a": {"b": 1, "b": 2}}', r"a key comes twice among \['b', 'b'\]"),
-        (b"[" + b"[]," * 200_000 + b"0]", "more than 262144 values"),
+        (b'{"a": {"b": 1, "b": 2}}', r"an object has a key twice: \['b', 'b'\]"),
+        (b"[" + b"[]," * 200_000 + b"0]", "more than 262144 JSON values"),
         (b"[" * 100_000, "nested too deeply"),
     ],
     ids=["twice", "wide", "deep"],
@@ -217,11 +217,11 @@ def test_a_stream_that_nobody_began_to_read_ends_with_its_work(ear: Ear) -> None
     }
 
     async def run() -> int:
-        chunks = await engine.stream(ChatRequest(body=body, is_streamed=True, with_usage=False))
+        chunks = await engine.stream(ChatRequest(body=body, is_streamed=True, include_usage=False))
         await chunks.aclose()  # ty: ignore[missing-attribute]
         await engine.close()  # after the round that runs
-        engine._scheduler.work()
-        return len(engine._scheduler.rows)
+        engine._scheduler.step()
+        return len(engine._scheduler.running)
 
     assert asyncio.run(run()) == 0
 
@@ -235,7 +235,7 @@ def test_a_prompt_beyond_the_context_by_far_is_refused_before_it_is_read(
 
     async def run() -> None:
         try:
-            await engine.complete(ChatRequest(body=body, is_streamed=False, with_usage=False))
+            await engine.complete(ChatRequest(body=body, is_streamed=False, include_usage=False))
         finally:
             await engine.close()
 
@@ -266,16 +266,16 @@ def test_sounds_that_nobody_waits_for_are_not_heard(ear: Ear) -> None:
     async def run() -> list[str]:
         asked = [asyncio.create_task(hearing.embed(sounds)) for sounds in ([sound(1), sound(2)], [sound(2)])]
         await asyncio.sleep(0)
-        assert list(hearing.to_hear) == ["1", "2"]
+        assert list(hearing.to_embed) == ["1", "2"]
         asked[0].cancel()
         await asyncio.gather(asked[0], return_exceptions=True)
-        left = list(hearing.to_hear)
-        hearing.work()
+        left = list(hearing.to_embed)
+        hearing.step()
         assert len((await asked[1])[0])
         return left
 
     assert asyncio.run(run()) == ["2"]
-    assert not hearing.to_hear
+    assert not hearing.to_embed
 
 
 def test_one_that_cannot_be_heard_fails_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_one_that_cannot_be_heard_fails_alone(ear: Ear, monkeypatch: pytest.Monk
     async def run() -> list[Any]:
         asked = [asyncio.create_task(hearing.embed([sound(number)])) for number in (1, 2)]
         await asyncio.sleep(0)
-        hearing.work()
+        hearing.step()
         return await asyncio.gather(*asked, return_exceptions=True)
 
     failed, heard = asyncio.run(run())

@@ -236,7 +236,7 @@ def test_transcriptions_are_the_encoder_s_own(client: openai.OpenAI, ear: Ear) -
     assert told.duration == pytest.approx(len(load_audio(data)) / 16_000)
     with pytest.raises(openai.BadRequestError, match="expected one of json, text, verbose_json"):
         ask(response_format="srt")
-    with pytest.raises(openai.BadRequestError, match="no field that the encoder's own decoder has a use for"):
+    with pytest.raises(openai.BadRequestError, match="has no effect on Whisper's decoder"):
         ask(language="de")
     with pytest.raises(openai.BadRequestError, match="not audio that can be read"):
         client.audio.transcriptions.create(model=MODEL, file=("a.flac", b"nothing of the kind"))
@@ -263,18 +263,18 @@ def test_models_health_and_metrics(client: openai.OpenAI, url: str, ear: Ear) ->
         ({"messages": "hello"}, 400, "messages is 'hello', expected a list"),
         ({"messages": [{"role": "user", "content": "<|end|>"}]}, 400, "a control token of the LLM"),
         ({"messages": [{"role": "tool", "content": "1"}]}, 400, "expected one of system, user, assistant"),
-        ({"model": "gpt-5"}, 404, "is not served here, expected 'pocket/ear'"),
-        ({"model": None}, 400, "expected a name"),
+        ({"model": "gpt-5"}, 404, "this server has no model 'gpt-5', expected 'pocket/ear'"),
+        ({"model": None}, 400, "model is None, expected 'pocket/ear'"),
         ({"temperature": 3}, 400, "temperature is 3, expected a number from 0 to 2"),
         ({"top_p": 0}, 400, "top_p is 0, expected more than 0"),
         ({"max_tokens": 0}, 400, "max_tokens is 0, expected a whole number from 1"),
         ({"n": 1000}, 400, "n is 1000, expected a whole number from 1 to 16"),
         ({"stop": [""]}, 400, "expected a string or a list of at most 16"),
         ({"seed": 1.5}, 400, "seed is 1.5, expected a whole number"),
-        ({"logprobs": True}, 400, "logprobs is True, which this engine does not have"),
+        ({"logprobs": True}, 400, "logprobs is True, which the local engine does not support"),
         ({"tools": [{"type": "function"}]}, 400, "--engine vllm"),
-        ({"colour": "red"}, 400, "'colour' is no field that is known here"),
-        ({"stream_options": {"include_usage": True}}, 400, "stream_options is for streams"),
+        ({"colour": "red"}, 400, "the field 'colour' is unknown"),
+        ({"stream_options": {"include_usage": True}}, 400, "only together with stream: true"),
         ({"messages": asked("a " * 4000)}, 400, "the context of the LLM"),
         ({"messages": asked({"type": "audio", "audio": "/etc/passwd"})}, 400, "expected sound as"),
         ({"messages": asked(sound(b"no sound"))}, 400, "is not audio that can be read"),
@@ -311,7 +311,7 @@ def test_the_path_the_method_and_the_kind_of_content_are_checked(url: str) -> No
 def with_settings(ear: Ear, **options: Any) -> Any:
     meters = Metrics()
     return serve_app(
-        create_app(LocalEngine(ear, meters, max_rows=2), ServerSettings(model=MODEL, **options), meters)
+        create_app(LocalEngine(ear, meters, max_batch_size=2), ServerSettings(model=MODEL, **options), meters)
     )
 
 
@@ -405,7 +405,7 @@ def until(is_so: Any) -> None:
 def endless(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, LocalEngine]]:
     """A server whose answers never end by themselves."""
     meters = Metrics()
-    engine = LocalEngine(ear, meters, max_rows=2)
+    engine = LocalEngine(ear, meters, max_batch_size=2)
     monkeypatch.setattr(
         generation.Completion, "append_token", lambda answer, logits: TextDelta(text="on and on ")
     )
@@ -414,8 +414,9 @@ def endless(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Lo
 
 
 def is_idle(url: str, engine: LocalEngine) -> bool:
-    stage = engine._scheduler
-    return active(url) == 0 and not (stage.rows or stage.waiting or stage.jobs or len(stage.batch))
+    scheduler = engine._scheduler
+    has_work = scheduler.running or scheduler.waiting or scheduler.submitted or len(scheduler.batch)
+    return active(url) == 0 and not has_work
 
 
 def test_a_client_that_leaves_its_stream_leaves_no_work_behind(endless: tuple[str, LocalEngine]) -> None:

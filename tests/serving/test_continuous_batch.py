@@ -48,9 +48,9 @@ def test_rows_that_join_and_leave_say_what_they_say_alone(family: str) -> None:
             firsts = batch.add([embed(llm, ids_of(row)) for row in joining])
             running += joining
             said |= {row: [int(logits.argmax())] for row, logits in zip(joining, firsts, strict=True)}
-        kept = [place for place, row in enumerate(running) if len(said[row]) < wanted[row]]
-        batch.keep(kept)
-        running = [running[place] for place in kept]
+        is_finished = [len(said[row]) >= wanted[row] for row in running]
+        batch.evict({index for index, finished in enumerate(is_finished) if finished})
+        running = [row for row, finished in zip(running, is_finished, strict=True) if not finished]
     assert said == {row: generated(llm, ids_of(row), n) for row, n in wanted.items()}
 
 
@@ -64,9 +64,9 @@ def test_rows_that_left_take_their_room_with_them() -> None:
     batch = ContinuousBatch(llm)
     batch.add([embed(llm, [5] * 30), embed(llm, [5] * 4)])
     assert batch.cache.get_seq_length() == 30
-    batch.keep([1])
+    batch.evict({0})
     assert (len(batch), batch.cache.get_seq_length()) == (1, 4)
-    batch.keep([])
+    batch.evict({0})
     assert (len(batch), batch.cache.get_seq_length()) == (0, 0)
     assert len(batch.add([embed(llm, [5, 6])])) == 1
 

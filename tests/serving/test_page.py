@@ -468,7 +468,7 @@ def test_a_key_is_asked_for_until_it_fits(visit: Callable[..., Visit], ear: Ear)
         seen.expected.append(REFUSED)
         dialog = seen.page.get_by_role("dialog", name="This server asks for a key")
         for key in ("a guess", KEY):
-            expect(dialog).to_contain_text("no key, or one that is not known here")
+            expect(dialog).to_contain_text("the API key is missing or unknown")
             dialog.get_by_label("API key").fill(key)
             with seen.page.expect_response(MODELS):
                 dialog.get_by_role("button", name="Use this key").click()

@@ -43,7 +43,7 @@ def test_flags_that_cannot_be_used_are_named(refused: Callable[..., str], tmp_pa
     assert "cannot be read" in refused("--key-file", str(tmp_path / "none"))
     (tmp_path / "empty").write_text("\n \n")
     assert "is empty, expected a key on each line" in refused("--key-file", str(tmp_path / "empty"))
-    assert "cannot be listened at" in refused("--host", "nowhere.invalid")
+    assert "cannot listen at --host nowhere.invalid" in refused("--host", "nowhere.invalid")
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
@@ -52,7 +52,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
     monkeypatch.setattr(checkpoint, "load", None)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        assert f"--port {port} cannot be listened at" in refused("--port", port)
+        assert f"cannot listen at --host 127.0.0.1 --port {port}" in refused("--port", port)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -125,7 +125,7 @@ def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:
         answer = client.chat.completions.create(**options)
         chunks = list(client.chat.completions.create(**options, stream=True))
         options["messages"] = [{**messages[0], "role": "system"}]
-        with pytest.raises(openai.BadRequestError, match="holds sound, which only a user message can"):
+        with pytest.raises(openai.BadRequestError, match="holds sound, expected sound in user messages only"):
             client.chat.completions.create(**options)
     own = ear.chat([user_message({"type": "audio", "audio": spoken.getvalue()})], max_new_tokens=24)
     assert answer.choices[0].message.content == own
@@ -249,9 +249,9 @@ UNFIT: dict[str, tuple[list[httpx2.Response | Exception], dict[str, Any], str]] 
     "another template": (
         [MODELS, httpx2.Response(200, json={"tokens": [1, 2, 3]})],
         {"model": "b"},
-        "writes a user's turn as the tokens .* but the ear was distilled with",
+        "tokenizes a user turn as .* but the ear was distilled with",
     ),
-    "no tokens": ([MODELS, httpx2.Response(200, json={"tokens": "a"})], {}, "gives no tokens"),
+    "no tokens": ([MODELS, httpx2.Response(200, json={"tokens": "a"})], {}, "returns no tokens"),
 }
 
 
@@ -265,7 +265,7 @@ def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(
 
 @pytest.mark.parametrize("url", ["vllm:8000", "ftp://vllm/", "http://", "", "http://[::1"])
 def test_an_address_that_is_none_is_refused(ear: Ear, url: str) -> None:
-    with pytest.raises(ConfigError, match="expected where vLLM listens"):
+    with pytest.raises(ConfigError, match="expected the address of a vLLM"):
         VllmEngine(ear, Metrics(), url=url, model=NAME)
 
 
@@ -277,13 +277,13 @@ def test_gpt_oss_is_refused(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_asked_is_written_down(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
     connect(ear, mock_responses(MODELS, httpx2.Response(404)))
-    assert "has no /tokenize: whether it serves the ear's LLM is not checked" in caplog.text
+    assert "has no /tokenize: it is not checked whether it serves the ear's LLM" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("family", "warning"),
     [
-        ("mistral", "it reads <s>[INST]▁ before a sound and ▁[/INST] after it, where"),
+        ("mistral", "the LLM reads <s>[INST]▁ before a sound and ▁[/INST] after it, where"),
         ("mistral-small", "the LLM's chat template reads the clock"),
         ("qwen3", ""),
     ],

@@ -49,7 +49,11 @@ FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
         502,
         "another LLM than the ear was distilled against.*192",
     ),
-    "a wrong key": (error_response("Unauthorized", 401), 502, "does not let this server in .401.: give it"),
+    "a wrong key": (
+        error_response("Unauthorized", 401),
+        502,
+        "refuses the API key of this server .401.: give it",
+    ),
     "no such model": (
         error_response("The model `x` does not exist.", 404),
         502,
@@ -57,8 +61,8 @@ FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
     ),
     "a failure": (error_response("EngineCore died", 500), 502, "failed .500.: EngineCore died"),
     "loading": (error_response("not ready", 503), 503, "not ready"),
-    "a balancer's page": (HTML, 502, "failed .502.: it does not say why"),
-    "elsewhere": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "leads elsewhere .307."),
+    "a balancer's page": (HTML, 502, "failed .502.: it gives no reason"),
+    "elsewhere": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "redirects .307."),
     "down": (httpx2.ConnectError("refused"), 503, "cannot be reached"),
     "not there": (httpx2.ConnectTimeout("too slow"), 503, "cannot be reached"),
     "silence": (httpx2.ReadTimeout("too slow"), 504, "did not answer in time"),
@@ -100,8 +104,8 @@ STREAMS: dict[str, tuple[bytes, int, str]] = {
     ),
     "an error of the request's": (spoken("a") + event(error={"message": "bad", "code": 400}), 400, "^bad$"),
     "an error without a form": (spoken("a") + event(error="bad"), 502, "failed .502."),
-    "no JSON": (spoken("a") + b"data: hello\n\n", 502, "does not speak its language"),
-    "no chunk": (spoken("a") + event(hello=1), 502, "does not speak its language"),
+    "no JSON": (spoken("a") + b"data: hello\n\n", 502, "does not answer as vLLM does"),
+    "no chunk": (spoken("a") + event(hello=1), 502, "does not answer as vLLM does"),
 }
 
 
@@ -158,7 +162,7 @@ def test_an_answer_that_is_none_is_told_as_that(ear: Ear, answer: dict[str, Any]
     async def work(engine: VllmEngine) -> None:
         await engine.complete(build_request([user_message(text_part("hello"))]))
 
-    with pytest.raises(ApiError, match="does not speak its language"):
+    with pytest.raises(ApiError, match="does not answer as vLLM does"):
         run_with_engine(ear, mock_responses(httpx2.Response(200, **answer)), work)
 
 

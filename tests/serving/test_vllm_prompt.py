@@ -23,7 +23,7 @@ from ossicle.chat.template import AudioSegment, ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, RequestError
 from ossicle.serving.errors import ApiError
-from ossicle.serving.vllm.input_embeddings import input_embeddings
+from ossicle.serving.vllm.engine import load_input_embeddings
 from ossicle.serving.vllm.prompt import VllmPrompt, VllmTemplate, build_embeds_part
 
 
@@ -206,4 +206,4 @@ def test_files_without_the_table_are_refused(tmp_path: Path) -> None:
 
 def test_an_llm_that_is_here_embeds_words_itself() -> None:
     ear = tiny_ear()
-    assert torch.equal(input_embeddings(ear)([1, 2]), ear.embed([1, 2]))
+    assert torch.equal(load_input_embeddings(ear)([1, 2]), ear.embed([1, 2]))

@@ -57,7 +57,7 @@ def to_ear_messages(messages: Sequence[Any]) -> list[Any]:
 
 def build_request(messages: Sequence[Any], *, stream: bool = False, **fields: Any) -> ChatRequest:
     body = {"model": MODEL, "messages": list(messages), "max_tokens": 24, "stream": stream, **fields}
-    return ChatRequest(body=body, is_streamed=stream, with_usage=False)
+    return ChatRequest(body=body, is_streamed=stream, include_usage=False)
 
 
 def run_with_engine(

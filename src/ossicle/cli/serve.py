@@ -90,7 +90,7 @@ class Serve:
         if self.engine == "local":
             from ossicle.serving.local_engine import LocalEngine
 
-            return LocalEngine(ear, metrics, max_rows=self.max_batch_size)
+            return LocalEngine(ear, metrics, max_batch_size=self.max_batch_size)
         from ossicle.serving.vllm.engine import VllmEngine
 
         assert self.url, "checked"

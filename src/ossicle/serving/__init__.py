@@ -1,1 +1,1 @@
-"""An ear as a server: OpenAI's protocol over an engine on this computer or one elsewhere, and a page to talk to it."""
+"""Serves an ear: OpenAI's HTTP API and a web page, in front of a local engine or a vLLM."""

@@ -1,4 +1,4 @@
-"""Sounds of any number of requests -> audio tokens and transcripts, heard together, the same one once."""
+"""Embeds and transcribes the sounds of all requests in batches, and each distinct sound once."""
 
 import asyncio
 from collections import OrderedDict
@@ -17,136 +17,135 @@ from ossicle.serving.engine import Sound
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.worker import LOG
 
-_AT_ONCE = 8
-"""Sounds that are heard in one round, so that answers on their way are not kept waiting for long; on a CPU larger
-batches are no faster."""
-_AT_ONCE_S = 60.0
-"""... and seconds of them; a single one may be longer."""
-_KNOWN_BYTES = 64 << 20
+_MAX_BATCH = 8
+"""Sounds in one batch, so that running answers do not wait long; on a CPU larger batches are no faster."""
+_MAX_BATCH_S = 60.0
+"""Seconds of sound in one batch; a single sound may be longer."""
+_CACHE_BYTES = 64 << 20
 """Audio tokens that are kept for the next turn of their conversation."""
-_Value = TypeVar("_Value")
+_Result = TypeVar("_Result")
 
 
 @dataclass(eq=False)
-class _Asked(Generic[_Value]):
-    """A sound, and what is to become of it."""
+class _PendingSound(Generic[_Result]):
+    """A sound that waits, and the future of its result."""
 
     sound: Sound
-    n_waiting: int = 0
-    """Requests that wait for it."""
-    future: Future[_Value] = field(default_factory=Future)
+    n_waiters: int = 0
+    """Requests that wait for the result."""
+    future: Future[_Result] = field(default_factory=Future)
 
 
-_Waiting = OrderedDict[str, _Asked[_Value]]
-"""By the hash of the sound, in the order they came."""
+_Queue = OrderedDict[str, _PendingSound[_Result]]
+"""Waiting sounds by their key, in order of arrival."""
 
 
 class AudioBatcher:
-    """A stage of the worker that hears.
+    """The stage of the worker that runs the encoder.
 
     Args:
-        wake: tells the worker that there is something to do
+        wake: signals the worker that there is work
     """
 
     def __init__(self, ear: Ear, metrics: Metrics, wake: Callable[[], None]) -> None:
-        self.ear, self.meters, self.wake = ear, metrics, wake
-        self.known = _Known()
-        self.to_hear: _Waiting[Tensor] = OrderedDict()
-        self.to_write: _Waiting[str] = OrderedDict()
+        self.ear, self.metrics, self.wake = ear, metrics, wake
+        self.cache = _AudioTokenCache()
+        self.to_embed: _Queue[Tensor] = OrderedDict()
+        self.to_transcribe: _Queue[str] = OrderedDict()
         self._lock = Lock()
 
     async def embed(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
-        """The audio tokens of each sound.
+        """Returns the audio tokens of each sound.
 
         Raises:
-            OssicleError: sound that cannot be heard
+            OssicleError: a sound that cannot be embedded
         """
         with self._lock:
-            known = {sound.key: self.known.get(sound.key) for sound in sounds}
-        self.meters.audio_cache_hits.inc(sum(known[sound.key] is not None for sound in sounds))
-        unknown = [sound for sound in sounds if known[sound.key] is None]
-        heard = iter(await self._made_of(self.to_hear, unknown))
-        return [next(heard) if (tokens := known[sound.key]) is None else tokens for sound in sounds]
+            cached = {sound.key: self.cache.get(sound.key) for sound in sounds}
+        self.metrics.audio_cache_hits.inc(sum(cached[sound.key] is not None for sound in sounds))
+        missing = [sound for sound in sounds if cached[sound.key] is None]
+        embedded = iter(await self._wait_for_results(self.to_embed, missing))
+        return [next(embedded) if (tokens := cached[sound.key]) is None else tokens for sound in sounds]
 
     async def transcribe(self, sound: Sound) -> str:
-        """What the encoder's own decoder writes."""
-        (text,) = await self._made_of(self.to_write, [sound])
+        """Returns the transcript of Whisper's own decoder."""
+        (text,) = await self._wait_for_results(self.to_transcribe, [sound])
         return text
 
-    async def _made_of(self, waiting: _Waiting[_Value], sounds: Sequence[Sound]) -> list[_Value]:
-        """What becomes of sounds; those that nobody waits for any more are left out."""
+    async def _wait_for_results(self, queue: _Queue[_Result], sounds: Sequence[Sound]) -> list[_Result]:
+        """Queues sounds and returns their results; a sound leaves the queue when its last waiter is canceled."""
         with self._lock:
-            asked = [waiting.setdefault(sound.key, _Asked(sound)) for sound in sounds]
-            for one in asked:
-                one.n_waiting += 1
+            pending = [queue.setdefault(sound.key, _PendingSound(sound)) for sound in sounds]
+            for each in pending:
+                each.n_waiters += 1
         self.wake()
         try:
-            return [await asyncio.shield(asyncio.wrap_future(one.future)) for one in asked]
+            return [await asyncio.shield(asyncio.wrap_future(each.future)) for each in pending]
         finally:
             with self._lock:
-                for one in asked:
-                    one.n_waiting -= 1
-                    if not one.n_waiting:
-                        _take_out(waiting, one)
+                for each in pending:
+                    each.n_waiters -= 1
+                    if not each.n_waiters:
+                        _remove(queue, each)
 
-    def work(self) -> bool:
-        """Hears what is waiting, then writes what is waiting, each in one batch."""
+    def step(self) -> bool:
+        """Embeds one batch of waiting sounds, then transcribes one; returns whether there were any."""
         with self._lock:
-            heard, written = _first(self.to_hear), _first(self.to_write)
-        if heard:
-            self.meters.audio_batch_size.observe(len(heard))
-            self._settle(self.to_hear, heard, lambda sounds: self.ear.hear(list(sounds)), self.known.put)
-        if written:
-            self._settle(self.to_write, written, self.ear.transcribe, lambda key, text: None)
-        return bool(heard or written)
+            to_embed, to_transcribe = _select_batch(self.to_embed), _select_batch(self.to_transcribe)
+        if to_embed:
+            self.metrics.audio_batch_size.observe(len(to_embed))
+            self._resolve(self.to_embed, to_embed, lambda sounds: self.ear.hear(list(sounds)), self.cache.put)
+        if to_transcribe:
+            self._resolve(self.to_transcribe, to_transcribe, self.ear.transcribe, lambda key, text: None)
+        return bool(to_embed or to_transcribe)
 
-    def _settle(
+    def _resolve(
         self,
-        waiting: _Waiting[_Value],
-        asked: Sequence[_Asked[_Value]],
-        call: Callable[[Sequence], list[_Value]],
-        keep: Callable[[str, _Value], None],
+        queue: _Queue[_Result],
+        batch: Sequence[_PendingSound[_Result]],
+        compute: Callable[[Sequence], list[_Result]],
+        store: Callable[[str, _Result], None],
     ) -> None:
-        """Gives each its result, or the error that it alone comes to."""
-        found, failure = [], None
+        """Computes a batch and sets its futures; if it fails, each sound is tried alone and gets its own error."""
+        results, failure = [], None
         try:
-            found = call([one.sound.samples for one in asked])
+            results = compute([pending.sound.samples for pending in batch])
         except Exception as error:
-            if len(asked) > 1:
-                for one in asked:
-                    self._settle(waiting, [one], call, keep)
+            if len(batch) > 1:
+                for pending in batch:
+                    self._resolve(queue, [pending], compute, store)
                 return
-            LOG.exception("a sound could not be heard")
+            LOG.exception("a sound could not be processed")
             failure = error
         with self._lock:
-            for number, one in enumerate(asked):
-                _take_out(waiting, one)
+            for index, pending in enumerate(batch):
+                _remove(queue, pending)
                 if failure is None:
-                    keep(one.sound.key, found[number])
-                    one.future.set_result(found[number])
+                    store(pending.sound.key, results[index])
+                    pending.future.set_result(results[index])
                 else:
-                    one.future.set_exception(failure)
+                    pending.future.set_exception(failure)
 
 
-def _take_out(waiting: _Waiting[_Value], one: _Asked[_Value]) -> None:
-    if waiting.get(one.sound.key) is one:
-        del waiting[one.sound.key]
+def _remove(queue: _Queue[_Result], pending: _PendingSound[_Result]) -> None:
+    if queue.get(pending.sound.key) is pending:
+        del queue[pending.sound.key]
 
 
-def _first(waiting: _Waiting[_Value]) -> list[_Asked[_Value]]:
-    """What came first, as much as is heard in one round."""
-    first: list[_Asked[_Value]] = []
-    left = _AT_ONCE_S * SAMPLE_RATE
-    for one in waiting.values():
-        left -= len(one.sound.samples)
-        if first and (left < 0 or len(first) == _AT_ONCE):
+def _select_batch(queue: _Queue[_Result]) -> list[_PendingSound[_Result]]:
+    """Returns the oldest waiting sounds, as many as one batch may have."""
+    batch: list[_PendingSound[_Result]] = []
+    n_remaining = _MAX_BATCH_S * SAMPLE_RATE
+    for pending in queue.values():
+        n_remaining -= len(pending.sound.samples)
+        if batch and (n_remaining < 0 or len(batch) == _MAX_BATCH):
             break
-        first.append(one)
-    return first
+        batch.append(pending)
+    return batch
 
 
-class _Known:
-    """Audio tokens by their sound; what was not asked for longest goes first when there is no room."""
+class _AudioTokenCache:
+    """Audio tokens by the key of their sound; the least recently used are evicted first."""
 
     def __init__(self) -> None:
         self.tokens: OrderedDict[str, Tensor] = OrderedDict()
@@ -158,8 +157,8 @@ class _Known:
         return self.tokens.get(key)
 
     def put(self, key: str, tokens: Tensor) -> None:
-        tokens = tokens.clone()  # of its own, not a view of the batch
+        tokens = tokens.clone()  # a view would keep the whole batch alive
         self.tokens[key] = tokens
         self.n_bytes += tokens.nbytes
-        while self.n_bytes > _KNOWN_BYTES and len(self.tokens) > 1:
+        while self.n_bytes > _CACHE_BYTES and len(self.tokens) > 1:
             self.n_bytes -= self.tokens.popitem(last=False)[1].nbytes

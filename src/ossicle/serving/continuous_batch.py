@@ -1,11 +1,11 @@
-"""Answers decoded side by side, which join and leave between two tokens; it knows embeddings and tokens, no requests.
+"""A batch of completions that are added and evicted between two tokens; it knows embeddings and tokens, no requests.
 
-transformers' continuous batching takes ids alone (5.23), and its generate takes no newcomers. What is left to do is
-small: every row ends at the same position, a newcomer is read by itself and laid beside the others, a row that has
-ended is taken out. The LLM is called as in any other batch that is padded to the left.
+transformers' own continuous batching takes ids alone (5.23), and its generate adds nothing to a running batch. The rest
+is small: all rows end at the same position, new rows are computed in a batch of their own and then concatenated, and
+finished rows are evicted. The LLM is called as for any batch that is padded on the left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,134 +19,142 @@ from ossicle.errors import CheckpointError
 
 
 class ContinuousBatch:
-    """Rows in the middle of being answered; each is computed as it would be alone."""
+    """The rows that are being decoded; each is computed as it would be alone."""
 
     def __init__(self, llm: PreTrainedModel) -> None:
         self.llm = llm
-        self.cache = DynamicCache()  # with no config it keeps all positions: windows are the mask's business
+        self.cache = (
+            DynamicCache()
+        )  # without a config it keeps all positions; the mask handles sliding windows
         self.lengths: list[int] = []
-        """Positions of each row so far."""
+        """Number of positions of each row so far."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @torch.inference_mode()
     def add(self, prompts: Sequence[Float[Tensor, "_ D"]]) -> Float[Tensor, "B V"]:
-        """Takes prompts in as the last rows; the logits of their first tokens."""
+        """Adds prompts as the last rows and returns the logits of their first tokens."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         embeds = torch.stack([pad(prompt, (0, 0, longest - len(prompt), 0)) for prompt in prompts])
-        places = torch.arange(longest) - (longest - torch.tensor(lengths))[:, None]
-        cache, logits = self._read(embeds, DynamicCache(), lengths, places.clamp(min=0))
-        self.cache = _beside(self.cache, cache) if self.lengths else cache
+        positions = torch.arange(longest) - (longest - torch.tensor(lengths))[:, None]
+        cache, logits = self._forward(embeds, DynamicCache(), lengths, positions.clamp(min=0))
+        self.cache = _concatenate(self.cache, cache) if self.lengths else cache
         self.lengths += lengths
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
-        """Takes the next token of every row in; the logits of those that follow."""
-        places = torch.tensor(self.lengths)[:, None]
+        """Appends the next token of every row and returns the logits of the token after it."""
+        positions = torch.tensor(self.lengths)[:, None]
         self.lengths = [n + 1 for n in self.lengths]
         embeds = embed(self.llm, list(tokens))[:, None]
-        self.cache, logits = self._read(embeds, self.cache, self.lengths, places)
+        self.cache, logits = self._forward(embeds, self.cache, self.lengths, positions)
         return logits
 
     @torch.inference_mode()
-    def keep(self, rows: Sequence[int]) -> None:
-        """Takes all other rows out, and the room that only they needed."""
-        if len(rows) == len(self.lengths):
+    def evict(self, rows: Collection[int]) -> None:
+        """Removes rows, and the padding that only they needed; the others keep their order."""
+        if not rows:
             return
-        self.lengths = [self.lengths[row] for row in rows]
+        kept = [row for row in range(len(self.lengths)) if row not in rows]
+        self.lengths = [self.lengths[row] for row in kept]
         longest = max(self.lengths, default=0)
-        picked = torch.tensor(list(rows), dtype=torch.long, device=self.llm.device)
+        index = torch.tensor(kept, dtype=torch.long, device=self.llm.device)
         self.cache = (
-            _mapped(lambda states: _last(states[picked], longest), self.cache) if rows else DynamicCache()
+            _map_cache(lambda states: _keep_last(states[index], longest), self.cache)
+            if kept
+            else DynamicCache()
         )
 
-    def _read(
+    def _forward(
         self,
         embeds: Float[Tensor, "B L D"],
         cache: DynamicCache,
         lengths: Sequence[int],
-        places: Int[Tensor, "B L"],
+        positions: Int[Tensor, "B L"],
     ) -> tuple[DynamicCache, Float[Tensor, "B V"]]:
         longest = max(lengths)
         mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
         device = self.llm.device
-        read: Any = self.llm.base_model(
+        output: Any = self.llm.base_model(
             inputs_embeds=embeds,
             attention_mask=mask.long().to(device),
-            position_ids=places.to(device),
+            position_ids=positions.to(device),
             past_key_values=cache,
             use_cache=True,
         )
-        return read.past_key_values, compute_logits(self.llm, read.last_hidden_state[:, -1])
+        return output.past_key_values, compute_logits(self.llm, output.last_hidden_state[:, -1])
 
 
-def _beside(first: DynamicCache, then: DynamicCache) -> DynamicCache:
-    """The rows of two caches as those of one, ending together."""
-    longest = max(first.get_seq_length(), then.get_seq_length())
-    return _mapped(lambda *states: torch.cat([_ending_at(longest, one) for one in states]), first, then)
+def _concatenate(first: DynamicCache, second: DynamicCache) -> DynamicCache:
+    """Returns one cache with the rows of both, which end at the same position."""
+    longest = max(first.get_seq_length(), second.get_seq_length())
+    return _map_cache(lambda *states: torch.cat([_pad_left(one, longest) for one in states]), first, second)
 
 
-def _mapped(call: Callable[..., Tensor], *caches: Any) -> DynamicCache:
-    """What `call` makes of the keys and of the values in each layer."""
-    made = DynamicCache()
-    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        keys = call(*(layer.keys for layer in layers))
-        made.update(keys, call(*(layer.values for layer in layers)), number)
-    return made
+def _map_cache(transform: Callable[..., Tensor], *caches: Any) -> DynamicCache:
+    """Returns a cache of the transformed keys and values of each layer."""
+    result = DynamicCache()
+    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys = transform(*(layer.keys for layer in layers))
+        result.update(keys, transform(*(layer.values for layer in layers)), index)
+    return result
 
 
-def _ending_at(longest: int, states: Float[Tensor, "B H L K"]) -> Float[Tensor, "B H _ K"]:
-    return pad(states, (0, 0, longest - states.shape[2], 0))
+def _pad_left(states: Float[Tensor, "B H L K"], length: int) -> Float[Tensor, "B H _ K"]:
+    return pad(states, (0, 0, length - states.shape[2], 0))
 
 
-def _last(states: Float[Tensor, "B H L K"], n: int) -> Float[Tensor, "B H _ K"]:
+def _keep_last(states: Float[Tensor, "B H L K"], n: int) -> Float[Tensor, "B H _ K"]:
     return states[:, :, states.shape[2] - n :]
 
 
 @torch.inference_mode()
 def supports_continuous_batching(llm: PreTrainedModel) -> bool:
-    """Whether an LLM's rows are the same in company as alone: tried, as not every family keeps keys and values alone.
+    """Whether an LLM computes a row in a batch as it computes it alone.
+
+    It is tried out, because some families keep more than keys and values.
 
     Raises:
-        CheckpointError: not even alone
+        CheckpointError: the cache alone is wrong, even for a single row
     """
     texts = [[1, 2, 3, 2, 1], [2, 1], [3, 3, 1, 2, 2, 1, 3]]
-    alone = [[_logits(llm, text), _logits(llm, [*text, 1])] for text in texts]
-    same = RELATIVE_TOLERANCE[llm.dtype] * max(float(logits.abs().max()) for pair in alone for logits in pair)
+    expected = [[_compute_logits(llm, text), _compute_logits(llm, [*text, 1])] for text in texts]
+    scale = max(float(logits.abs().max()) for pair in expected for logits in pair)
+    tolerance = RELATIVE_TOLERANCE[llm.dtype] * scale
 
-    def is_same(found: Tensor, row: int, step: int) -> bool:
-        return bool((found - alone[row][step]).abs().max() <= same)
+    def is_expected(logits: Tensor, row: int, step: int) -> bool:
+        return bool((logits - expected[row][step]).abs().max() <= tolerance)
 
     try:
-        by_itself = ContinuousBatch(llm)
-        first, then = by_itself.add([embed(llm, texts[2])]), by_itself.step([1])
-        if not (is_same(first[0], 2, 0) and is_same(then[0], 2, 1)):
+        single = ContinuousBatch(llm)
+        first, second = single.add([embed(llm, texts[2])]), single.step([1])
+        if not (is_expected(first[0], 2, 0) and is_expected(second[0], 2, 1)):
             raise CheckpointError(
-                "this LLM does not go on from its keys and values as it reads the whole, so it cannot be served from"
-                " here: serve it with vLLM and use --engine vllm"
+                "this LLM computes other logits with its key-value cache than without, so the local engine cannot serve"
+                " it: serve it with vLLM and use --engine vllm"
             )
         batch = ContinuousBatch(llm)
-        joined = [batch.add([embed(llm, text)])[0] for text in texts[:2]]
-        both = batch.step([1, 1])
+        added = [batch.add([embed(llm, text)])[0] for text in texts[:2]]
+        stepped = batch.step([1, 1])
         last = batch.add([embed(llm, texts[2])])[0]
-        batch.keep([1, 2])
-        after = batch.step([1, 1])
+        batch.evict({0})
+        after_evict = batch.step([1, 1])
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return False
-    is_right = [is_same(joined[row], row, 0) and is_same(both[row], row, 1) for row in (0, 1)]
-    twice = _logits(llm, [*texts[1], 1, 1])
+    are_expected = [is_expected(added[row], row, 0) and is_expected(stepped[row], row, 1) for row in (0, 1)]
+    two_steps = _compute_logits(llm, [*texts[1], 1, 1])
     return (
-        all(is_right)
-        and is_same(last, 2, 0)
-        and is_same(after[1], 2, 1)
-        and bool((after[0] - twice).abs().max() <= same)
+        all(are_expected)
+        and is_expected(last, 2, 0)
+        and is_expected(after_evict[1], 2, 1)
+        and bool((after_evict[0] - two_steps).abs().max() <= tolerance)
     )
 
 
-def _logits(llm: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, " V"]:
-    """Of the token after a text that is read whole."""
-    read: Any = llm.base_model(inputs_embeds=embed(llm, list(ids))[None], use_cache=False)
-    return compute_logits(llm, read.last_hidden_state[0, -1])
+def _compute_logits(llm: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, " V"]:
+    """Returns the logits of the token after a text, computed without a cache."""
+    output: Any = llm.base_model(inputs_embeds=embed(llm, list(ids))[None], use_cache=False)
+    return compute_logits(llm, output.last_hidden_state[0, -1])

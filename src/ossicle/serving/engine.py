@@ -1,56 +1,80 @@
-"""What answers: the one interface behind which an engine runs on this computer or elsewhere."""
+"""The interface of an engine, local or remote, and the OpenAI objects that go in and come out."""
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float32
 from numpy import ndarray
 
+from ossicle.audio.waveform import SAMPLE_RATE
+
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """Sound that came with a request, decoded."""
+    """A decoded sound of a request."""
 
     samples: Float32[ndarray, " N"]
     """At 16 kHz."""
     key: str
-    """Hash of the file it was: the same file is heard once."""
+    """Hash of the file, so that the same file is encoded once."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / SAMPLE_RATE
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A request for an answer whose sounds are decoded; its other fields are the engine's to check."""
+    """A chat request whose sounds are decoded; the engine checks its other fields."""
 
     body: Mapping[str, Any]
-    """As it was sent, but for the sounds: a part of type "audio" stands for each, its `audio` a `Sound`."""
+    """The body as it was sent, but each `input_audio` part is now of type "audio", and its `audio` is a `Sound`."""
     is_streamed: bool
-    with_usage: bool
-    """Whether the last piece of a stream says how many tokens there were."""
+    include_usage: bool
+    """Whether the last chunk of a stream has the token counts."""
+
+    @property
+    def model(self) -> str:
+        """The model name that the client sent."""
+        return str(self.body["model"])
+
+    @property
+    def sounds(self) -> list[Sound]:
+        """The sounds of all messages, in order."""
+        contents = [message.get("content") for message in self.body["messages"] if isinstance(message, dict)]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        sounds = [part.get("audio") for part in parts if isinstance(part, dict)]
+        return [sound for sound in sounds if isinstance(sound, Sound)]
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers requests in OpenAI's own objects; any number of them at once, from one event loop."""
+    """Answers requests in OpenAI's own objects, any number of them concurrently, from one event loop."""
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
-        """A `chat.completion`; cancelling it ends the work.
+        """Returns a `chat.completion`; canceling the call ends the work.
 
         Raises:
-            OssicleError: a request that cannot be answered; `ApiError` where a status fits better than 400
+            OssicleError: the request cannot be answered; `ApiError` where another status than 400 fits
         """
         ...
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
-        """The `chat.completion.chunk`s of an answer, once it is clear that there will be one; closing it ends the work.
+        """Returns the `chat.completion.chunk`s of an answer; closing the iterator ends the work.
+
+        It returns once the first chunk is there, so that most errors are raised before the response starts.
 
         Raises:
-            OssicleError: as `complete`; from the iterator too, for what goes wrong on the way
+            OssicleError: as `complete`; the iterator raises what fails later
         """
         ...
 
     async def transcribe(self, sound: Sound) -> str:
-        """What the encoder's own decoder writes: the first half of the plain cascade.
+        """Returns the transcript of Whisper's own decoder: the first half of a cascade.
 
         Raises:
             ApiError: too much is waiting
@@ -58,5 +82,74 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends what runs; nothing is answered afterwards."""
+        """Ends all work; the engine answers nothing afterwards."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Token counts of a completion."""
+
+    prompt_tokens: int
+    """Of the whole conversation, audio tokens included."""
+    audio_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def sum_choices(cls, usages: Sequence["Usage"]) -> "Usage":
+        """Returns the counts of several completions of one prompt; the prompt is counted once."""
+        first = usages[0]
+        n_completion = sum(usage.completion_tokens for usage in usages)
+        return cls(
+            prompt_tokens=first.prompt_tokens, audio_tokens=first.audio_tokens, completion_tokens=n_completion
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns OpenAI's `usage` object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"audio_tokens": self.audio_tokens, "cached_tokens": 0},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatResponse:
+    """Builds the response objects of one request, which share an id."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix time."""
+
+    def build_completion(self, answers: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
+        """Returns a `chat.completion` of pairs of text and finish reason."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish_reason,
+            }
+            for index, (text, finish_reason) in enumerate(answers)
+        ]
+        return self._build("chat.completion", choices) | {"usage": usage.to_json()}
+
+    def build_chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        """Returns a `chat.completion.chunk` of one choice."""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._build("chat.completion.chunk", [choice])
+
+    def build_usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """Returns the last chunk of a stream that includes the usage."""
+        return self._build("chat.completion.chunk", []) | {"usage": usage.to_json()}
+
+    def _build(self, object_type: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": object_type,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }

@@ -1,4 +1,4 @@
-"""One answer on its way: its tokens become text, and something ends it; it knows no batch and no network."""
+"""One completion while it is generated: tokens become text until it ends; it knows no batch and no network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from ossicle.chat.generation import IncrementalDetokenizer
 from ossicle.chat.sampling import TokenSampler
 
 FinishReason = Literal["stop", "length"]
-"""OpenAI's finish_reason: the LLM came to an end or said a stop string; or there was no more room."""
+"""OpenAI's finish_reason: "stop" after an end of sequence or a stop string, "length" at the maximum length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """What a token added to an answer."""
+    """The text that a token adds to a completion."""
 
     text: str
     """May be empty."""
@@ -24,46 +24,51 @@ class TextDelta:
 
 
 class Completion:
-    """An answer that grows token by token.
+    """A completion that grows token by token.
 
     Args:
-        ends: ids that end an answer
-        n_room: most tokens that it may have
+        eos_ids: tokens that end it
+        max_tokens: the most tokens that it may have
     """
 
     def __init__(
         self,
-        drawing: TokenSampler,
-        wording: IncrementalDetokenizer,
+        sampler: TokenSampler,
+        detokenizer: IncrementalDetokenizer,
         eos_ids: frozenset[int],
         stop: Sequence[str],
         max_tokens: int,
     ) -> None:
-        self.drawing, self.wording, self.ends, self.n_room = drawing, wording, eos_ids, max_tokens
-        self.told = StopStringBuffer(stop)
+        self.sampler, self.detokenizer, self.eos_ids, self.max_tokens = (
+            sampler,
+            detokenizer,
+            eos_ids,
+            max_tokens,
+        )
+        self.buffer = StopStringBuffer(stop)
         self.n_tokens = 0
-        """Said so far, the one that ends it included."""
+        """Generated so far, the one that ends it included."""
 
     @property
     def last_token(self) -> int:
-        """What was said last, of the prompt or the answer."""
-        return self.drawing.ids[-1]
+        """The last token of the prompt and the completion."""
+        return self.sampler.ids[-1]
 
     def append_token(self, logits: Float[Tensor, " V"]) -> TextDelta:
-        """What the next token adds."""
-        token = self.drawing.sample(logits)
+        """Samples the next token and returns the text that it adds."""
+        token = self.sampler.sample(logits)
         self.n_tokens += 1
-        text = self.told.add(self.wording.add(token))
-        if not self.told.is_stopped and (token in self.ends or self.n_tokens >= self.n_room):
-            text += self.told.add(self.wording.flush())
-            text += self.told.flush()
-            is_cut = not (self.told.is_stopped or token in self.ends)
-            return TextDelta(text=text, finish_reason="length" if is_cut else "stop")
-        return TextDelta(text=text, finish_reason="stop" if self.told.is_stopped else None)
+        text = self.buffer.add(self.detokenizer.add(token))
+        if not self.buffer.is_stopped and (token in self.eos_ids or self.n_tokens >= self.max_tokens):
+            text += self.buffer.add(self.detokenizer.flush())
+            text += self.buffer.flush()
+            is_cut_off = not (self.buffer.is_stopped or token in self.eos_ids)
+            return TextDelta(text=text, finish_reason="length" if is_cut_off else "stop")
+        return TextDelta(text=text, finish_reason="stop" if self.buffer.is_stopped else None)
 
 
 class StopStringBuffer:
-    """Text up to the first of some strings, told as soon as it is clear that none of them begins there."""
+    """Releases text up to the first stop string, and holds back what a stop string may begin with."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = tuple(stop)
@@ -71,24 +76,24 @@ class StopStringBuffer:
         self._held = ""
 
     def add(self, text: str) -> str:
-        """What can be told of all that came so far and was not told yet."""
+        """Adds text and returns all text that can be released."""
         if self.is_stopped:
             return ""
         held = self._held + text
-        found = [place for stop in self.stop if (place := held.find(stop)) >= 0]
+        found = [position for stop in self.stop if (position := held.find(stop)) >= 0]
         if found:
             self.is_stopped, self._held = True, ""
             return held[: min(found)]
-        n_open = max((_n_begun(held, stop) for stop in self.stop), default=0)
-        self._held = held[len(held) - n_open :]
-        return held[: len(held) - n_open]
+        n_held = max((_count_begun(held, stop) for stop in self.stop), default=0)
+        self._held = held[len(held) - n_held :]
+        return held[: len(held) - n_held]
 
     def flush(self) -> str:
-        """What was held back, when nothing follows."""
+        """Returns the text that is held back, when no text follows."""
         held, self._held = self._held, ""
         return held
 
 
-def _n_begun(text: str, stop: str) -> int:
-    """Letters at the end of a text that a stop string may have begun with."""
+def _count_begun(text: str, stop: str) -> int:
+    """Returns how many characters at the end of a text may begin a stop string."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

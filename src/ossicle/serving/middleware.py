@@ -1,4 +1,7 @@
-"""What stands before every request: how much of it may come, how slowly, and with which key; it knows no endpoints."""
+"""Checks before a request is read: its key, the size and speed of its body, and how many are let in at a time.
+
+It knows no endpoints.
+"""
 
 import asyncio
 import ctypes
@@ -8,73 +11,74 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from prometheus_client import Gauge
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ossicle.serving.errors import OVERLOADED, ApiError
+from ossicle.serving.errors import RATE_LIMIT, ApiError
 from ossicle.serving.request_body import RequestLimits
 
-_LARGE_BYTES = 1 << 20
-"""A body from which on it is worth while to give back what it took."""
-_LARGEST_AT_ONCE = 8
-"""Bodies of the largest size that may be in memory together."""
+_LARGE_BODY_BYTES = 1 << 20
+"""After a body of this size, free memory is returned to the system."""
+_MAX_LARGEST_BODIES = 8
+"""All bodies in memory together may take as much as this many of the largest size."""
 
 
 class BodyLimits:
-    """Refuses bodies that are too large or too slow, and too many at once, before they are in memory."""
+    """ASGI middleware that refuses bodies that are too large, too slow, or too many, before they are in memory."""
 
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self.app, self.limits = app, limits
         self.n_bytes = 0
-        """Of all requests that are here."""
+        """Of all bodies in memory."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Counts what comes in; a refusal is raised where the body is read."""
+        """Counts the bytes that are received; errors are raised where the body is read."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = _Body(self, receive, int(dict(scope["headers"]).get(b"content-length", b"0")))
+        body = _LimitedBody(self, receive, int(dict(scope["headers"]).get(b"content-length", b"0")))
         try:
             await self.app(scope, body.receive, send)
         finally:
             self.n_bytes -= body.n_bytes
-            if body.n_bytes > _LARGE_BYTES:
-                asyncio.get_running_loop().run_in_executor(None, _give_back)
+            if body.n_bytes > _LARGE_BODY_BYTES:
+                asyncio.get_running_loop().run_in_executor(None, _trim_memory)
 
 
-class _Body:
-    """What comes in of one request."""
+class _LimitedBody:
+    """The body of one request while it is received."""
 
-    def __init__(self, guard: BodyLimits, receive: Receive, n_announced: int) -> None:
-        self._guard, self._receive, self._n_announced = guard, receive, n_announced
+    def __init__(self, middleware: BodyLimits, receive: Receive, content_length: int) -> None:
+        self._middleware, self._receive, self._content_length = middleware, receive, content_length
         self._clock = asyncio.get_running_loop()
-        self._deadline = self._clock.time() + guard.limits.body_s
-        self._is_whole = False
+        self._deadline = self._clock.time() + middleware.limits.body_s
+        self._is_complete = False
         self.n_bytes = 0
 
     async def receive(self) -> Message:
-        """The next message.
+        """Returns the next ASGI message.
 
         Raises:
-            ApiError: the body is too large, too slow, or one too many
+            ApiError: the body is too large or too slow, or there are too many in memory
         """
-        if self._is_whole:
+        if self._is_complete:
             return await self._receive()
-        limits = self._guard.limits
-        if self._n_announced > limits.body_bytes:
+        limits = self._middleware.limits
+        if self._content_length > limits.body_bytes:
             raise _too_large(limits)
         try:
-            left_s = max(0.0, self._deadline - self._clock.time())
-            message = await asyncio.wait_for(self._receive(), left_s)
+            remaining_s = max(0.0, self._deadline - self._clock.time())
+            message = await asyncio.wait_for(self._receive(), remaining_s)
         except TimeoutError as error:
             raise _too_slow(limits) from error
-        n_more = len(message.get("body", b""))
-        self.n_bytes += n_more
-        self._guard.n_bytes += n_more
-        self._is_whole = not message.get("more_body", False)
+        n_received = len(message.get("body", b""))
+        self.n_bytes += n_received
+        self._middleware.n_bytes += n_received
+        self._is_complete = not message.get("more_body", False)
         if self.n_bytes > limits.body_bytes:
             raise _too_large(limits)
-        if self._guard.n_bytes > _LARGEST_AT_ONCE * limits.body_bytes:
-            raise _too_many(self._guard.n_bytes)
+        if self._middleware.n_bytes > _MAX_LARGEST_BODIES * limits.body_bytes:
+            raise _too_many_bytes(self._middleware.n_bytes)
         return message
 
 
@@ -89,48 +93,48 @@ def _too_large(limits: RequestLimits) -> ApiError:
 
 def _too_slow(limits: RequestLimits) -> ApiError:
     return ApiError(
-        f"the request was not here after {limits.body_s:g} s: send it faster, or a smaller file",
+        f"the request was not complete after {limits.body_s:g} s: send it faster, or send a smaller file",
         status=408,
         code="request_timeout",
     )
 
 
-def _too_many(n_bytes: int) -> ApiError:
+def _too_many_bytes(n_bytes: int) -> ApiError:
     return ApiError(
-        f"requests of {n_bytes} bytes are here, which is all that are let in: try again in a moment",
+        f"the server holds requests of {n_bytes} bytes, more than it accepts: try again in a moment",
         status=429,
-        kind=OVERLOADED,
+        error_type=RATE_LIMIT,
         code="too_many_bytes",
         retry_after_s=1,
     )
 
 
-def _give_back() -> None:
-    """Hands free memory back to the system: glibc keeps it, in pieces that no later body fits in."""
+def _trim_memory() -> None:
+    """Returns free memory to the system: glibc keeps it in pieces into which no later body fits."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class ApiKeys:
-    """The keys that open the server; with none it is open to all who can reach it."""
+    """The API keys of the server; without keys, everyone who can reach it may use it."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
     def check(self, headers: Any) -> None:
-        """Refuses a request that brings none of the keys; how long that takes does not tell how near one was.
+        """Refuses a request without a valid key, in constant time.
 
         Raises:
-            ApiError: no key, or a wrong one
+            ApiError: no key, or an unknown one
         """
         if not self._digests:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key.strip())
-        found = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(found):
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
-                "no key, or one that is not known here: send the header 'Authorization: Bearer KEY'",
+                "the API key is missing or unknown: send the header 'Authorization: Bearer KEY'",
                 status=401,
                 code="invalid_api_key",
             )
@@ -138,3 +142,58 @@ class ApiKeys:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class RequestSlots:
+    """Limits how many requests the server works on at a time.
+
+    Args:
+        active: the gauge that shows how many there are
+    """
+
+    def __init__(self, n_slots: int, active: Gauge) -> None:
+        self.n_slots, self._active = n_slots, active
+        self.n_active = 0
+
+    def acquire(self) -> "RequestSlot":
+        """Takes a free slot.
+
+        Raises:
+            ApiError: there is none
+        """
+        if self.n_active >= self.n_slots:
+            raise ApiError(
+                f"the server already has {self.n_active} requests, as many as it accepts: try again in a moment",
+                status=429,
+                error_type=RATE_LIMIT,
+                code="queue_full",
+                retry_after_s=1,
+            )
+        self._add(1)
+        return RequestSlot(self)
+
+    def release(self) -> None:
+        """Frees a slot."""
+        self._add(-1)
+
+    def _add(self, n: int) -> None:
+        self.n_active += n
+        self._active.set(self.n_active)
+
+
+class RequestSlot:
+    """One slot, which its owner releases once."""
+
+    def __init__(self, slots: RequestSlots | None) -> None:
+        self._slots = slots
+
+    def transfer(self) -> "RequestSlot":
+        """Returns the slot for a new owner; `release` of this object then does nothing."""
+        slots, self._slots = self._slots, None
+        return RequestSlot(slots)
+
+    def release(self) -> None:
+        """Frees the slot, the first time that it is called."""
+        slots, self._slots = self._slots, None
+        if slots:
+            slots.release()

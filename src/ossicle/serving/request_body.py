@@ -1,6 +1,6 @@
-"""The bytes of a request -> a checked chat request with its sounds decoded; it opens no file and no address.
+"""Reads the body of a chat request and decodes its sounds; it opens no file and no URL.
 
-Whatever a network sends ends in a request or a `ApiError`: JSON of any depth, numbers of any length, sound of any kind.
+Whatever a network sends ends in a request or an `ApiError`: JSON of any depth, numbers of any length, any sound.
 """
 
 import base64
@@ -13,51 +13,53 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ossicle.audio.decoding import FORMATS
-from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.audio.waveform import load_audio
 from ossicle.errors import AudioError
 from ossicle.serving.engine import ChatRequest, Sound
 from ossicle.serving.errors import ApiError
 
 MAX_MESSAGES, MAX_PARTS = 1_000, 1_000
-MAX_SOUNDS, MAX_SOUNDS_AT_ONCE = 256, 32
-"""In a conversation and in one message: where each begins in the prompt is found by trying, each beside all others."""
-MAX_VALUES = 1 << 18
-"""Of JSON, as far as its commas and brackets tell: each takes up to fifty times its bytes."""
-_SOUND_FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "webm", "m4a", "mp4", "aac")
+MAX_SOUNDS, MAX_SOUNDS_PER_MESSAGE = 256, 32
+"""In a conversation and in one message: the cost of finding their positions in the prompt grows faster than n."""
+MAX_JSON_VALUES = 1 << 18
+"""Estimated from the commas and brackets of the body; in memory a value takes up to fifty times its bytes."""
+_AUDIO_FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "webm", "m4a", "mp4", "aac")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """How much one request may ask for."""
+    """The limits of one request."""
 
     audio_s: float = 600.0
-    """Seconds of sound in all of a conversation."""
+    """Seconds of sound in a whole conversation."""
     body_bytes: int = 64 << 20
     body_s: float = 60.0
-    """Seconds in which a request has to be here."""
+    """Seconds in which the body must arrive."""
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """The object that a body holds.
+    """Returns the JSON object of a body.
 
     Raises:
-        ApiError: not JSON, or another kind of value
+        ApiError: the body is not JSON, or not an object
     """
 
     def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
-    def read_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            raise ValueError(f"a key comes twice among {reprlib.repr([key for key, _ in pairs])}")
-        return made
+    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise ValueError(f"an object has a key twice: {reprlib.repr([key for key, _ in pairs])}")
+        return result
 
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise ApiError(f"the body has more than {MAX_VALUES} values, expected a conversation", status=413)
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ApiError(
+            f"the body has more than {MAX_JSON_VALUES} JSON values: send a shorter one", status=413
+        )
     try:
-        value = json.loads(body, parse_constant=refuse_constant, object_pairs_hook=read_once)
-    except (ValueError, RecursionError) as error:  # what is no UTF-8 is a ValueError too
+        value = json.loads(body, parse_constant=refuse_constant, object_pairs_hook=build_object)
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(
             f"the body cannot be read as JSON: {reason}; expected an object with model and messages"
@@ -70,67 +72,70 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def read_chat_request(body: bytes, model: str, limits: RequestLimits) -> ChatRequest:
-    """A request for an answer; takes as long as its sounds take to decode.
+    """Returns the chat request of a body; decoding its sounds takes most of the time.
 
     Args:
-        model: the name that is served
+        model: the model name of this server
 
     Raises:
-        ApiError: malformed, of another model, or sound that cannot be heard
+        ApiError: a malformed request, another model, or sound that cannot be decoded
     """
-    given = read_json(body)
-    check_model(given.get("model"), model)
-    messages = given.get("messages")
+    fields = read_json(body)
+    check_model(fields.get("model"), model)
+    messages = fields.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise ApiError(
-            f"messages is {reprlib.repr(messages)}, expected a list of 1 to {MAX_MESSAGES}", param="messages"
+            f"messages is {reprlib.repr(messages)}, expected a list of 1 to {MAX_MESSAGES} messages",
+            param="messages",
         )
-    is_streamed = _flag(given, "stream")
-    options = given.get("stream_options")
+    is_streamed = _read_flag(fields, "stream")
+    options = fields.get("stream_options")
     if options is not None and not (is_streamed and isinstance(options, dict)):
         raise ApiError(
-            "stream_options is for streams: expected an object, beside stream: true", param="stream_options"
+            f"stream_options is {reprlib.repr(options)}, expected an object, and only together with stream: true",
+            param="stream_options",
         )
-    sounds = _Sounds(limits)
-    read = [sounds.read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    decoder = _SoundDecoder(limits)
+    decoded = [decoder.decode_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     return ChatRequest(
-        body={**given, "messages": read},
+        body={**fields, "messages": decoded},
         is_streamed=is_streamed,
-        with_usage=_flag(options or {}, "include_usage", "stream_options."),
+        include_usage=_read_flag(options or {}, "include_usage", "stream_options."),
     )
 
 
 def check_model(name: Any, model: str) -> None:
-    """Refuses a model that is not served here.
+    """Refuses a model name that is not this server's.
 
     Raises:
-        ApiError: it is another, or none
+        ApiError: another name, or none
     """
     if not isinstance(name, str):
         raise ApiError(
-            f"model is {reprlib.repr(name)}, expected a name: {model!r} is served here", param="model"
+            f"model is {reprlib.repr(name)}, expected {model!r}, the name of this server's model",
+            param="model",
         )
     if name != model:
         raise ApiError(
-            f"the model {reprlib.repr(name)} is not served here, expected {model!r}",
+            f"this server has no model {reprlib.repr(name)}, expected {model!r}",
             status=404,
             param="model",
             code="model_not_found",
         )
 
 
-def decode_sound(data: bytes, limit_s: float) -> Sound:
-    """Decodes a file.
+def decode_sound(data: bytes, max_duration_s: float) -> Sound:
+    """Returns the sound of an audio file.
 
     Raises:
         AudioError: not audio, damaged, silent or too long
     """
-    samples = load_audio(data, max_duration_s=limit_s)
+    samples = load_audio(data, max_duration_s=max_duration_s)
     return Sound(samples=samples, key=hashlib.sha256(data).hexdigest())
 
 
-def _flag(given: Mapping[str, Any], name: str, where: str = "") -> bool:
-    value = given.get(name)
+def _read_flag(fields: Mapping[str, Any], name: str, where: str = "") -> bool:
+    value = fields.get(name)
     if value is not None and not isinstance(value, bool):
         raise ApiError(
             f"{where}{name} is {reprlib.repr(value)}, expected true or false", param=f"{where}{name}"
@@ -138,15 +143,15 @@ def _flag(given: Mapping[str, Any], name: str, where: str = "") -> bool:
     return bool(value)
 
 
-class _Sounds:
-    """Decodes the sounds of one conversation, as long as there is room for them."""
+class _SoundDecoder:
+    """Decodes the sounds of one conversation within its limits."""
 
     def __init__(self, limits: RequestLimits) -> None:
-        self.limits = limits
-        self.left_s, self.left = limits.audio_s, MAX_SOUNDS
+        self._limits = limits
+        self._remaining_s, self._n_remaining = limits.audio_s, MAX_SOUNDS
 
-    def read_message(self, message: Any, where: str) -> Any:
-        """The message with its sounds decoded; all else is as it was."""
+    def decode_message(self, message: Any, where: str) -> Any:
+        """Returns the message with its sounds decoded and everything else unchanged."""
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(content, list):
             return message
@@ -155,56 +160,65 @@ class _Sounds:
                 f"{where}.content has {len(content)} parts, expected at most {MAX_PARTS}", param=where
             )
         n_sounds = sum(isinstance(part, dict) and part.get("type") == "input_audio" for part in content)
-        self.left -= n_sounds
-        if n_sounds > MAX_SOUNDS_AT_ONCE or self.left < 0:
+        self._n_remaining -= n_sounds
+        if n_sounds > MAX_SOUNDS_PER_MESSAGE or self._n_remaining < 0:
             raise ApiError(
-                f"{where}.content has {n_sounds} sounds, expected at most {MAX_SOUNDS_AT_ONCE} in a message and"
+                f"{where}.content has {n_sounds} sounds, expected at most {MAX_SOUNDS_PER_MESSAGE} in a message and"
                 f" {MAX_SOUNDS} in a conversation",
                 param=f"{where}.content",
             )
-        parts = [self._read_part(part, f"{where}.content[{j}]") for j, part in enumerate(content)]
+        parts = [self._decode_part(part, f"{where}.content[{j}]") for j, part in enumerate(content)]
         return {**message, "content": parts}
 
-    def _read_part(self, part: Any, where: str) -> Any:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("audio", "audio_url", "prompt_embeds"):
+    def _decode_part(self, part: Any, where: str) -> Any:
+        part_type = part.get("type") if isinstance(part, dict) else None
+        if part_type in ("audio", "audio_url", "prompt_embeds"):
             raise ApiError(
-                f"{where} is of type {kind!r}; expected sound as"
+                f"{where} is of type {part_type!r}; expected sound as"
                 ' {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}',
                 param=where,
             )
-        if kind != "input_audio":
+        if part_type != "input_audio":
             return part
         return {"type": "audio", "audio": self._decode(part.get("input_audio"), f"{where}.input_audio")}
 
-    def _decode(self, given: Any, where: str) -> Sound:
-        if not isinstance(given, dict) or not isinstance(given.get("data"), str):
+    def _decode(self, input_audio: Any, where: str) -> Sound:
+        data = _read_input_audio(input_audio, where)
+        if self._remaining_s <= 0:
             raise ApiError(
-                f"{where} is {reprlib.repr(given)}, expected an object with data in base64 and a format",
-                param=where,
-            )
-        if given.get("format") not in _SOUND_FORMATS:
-            raise ApiError(
-                f"{where}.format is {reprlib.repr(given.get('format'))}, expected one of"
-                f" {', '.join(_SOUND_FORMATS)}",
-                param=f"{where}.format",
-            )
-        try:
-            data = base64.b64decode(given["data"], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ApiError(
-                f"{where}.data is not base64 ({error}); expected the bytes of a file ({FORMATS})",
-                param=f"{where}.data",
-            ) from error
-        if self.left_s <= 0:
-            raise ApiError(
-                f"{where} comes after {self.limits.audio_s:g} s of sound, which is all that a conversation may have"
-                " here: leave out earlier sounds",
+                f"{where} comes after {self._limits.audio_s:g} s of sound, the most that a conversation may have on"
+                " this server: leave out earlier sounds",
                 param=where,
             )
         try:
-            sound = decode_sound(data, self.left_s)
+            sound = decode_sound(data, self._remaining_s)
         except AudioError as error:
             raise ApiError(f"{where}: {error}", param=where, code="invalid_audio") from error
-        self.left_s -= len(sound.samples) / SAMPLE_RATE
+        self._remaining_s -= sound.duration_s
         return sound
+
+
+def _read_input_audio(input_audio: Any, where: str) -> bytes:
+    """Returns the file of an `input_audio` object.
+
+    Raises:
+        ApiError: not an object, an unknown format, or not base64
+    """
+    if not isinstance(input_audio, dict) or not isinstance(input_audio.get("data"), str):
+        raise ApiError(
+            f"{where} is {reprlib.repr(input_audio)}, expected an object with data in base64 and a format",
+            param=where,
+        )
+    if input_audio.get("format") not in _AUDIO_FORMATS:
+        raise ApiError(
+            f"{where}.format is {reprlib.repr(input_audio.get('format'))}, expected one of"
+            f" {', '.join(_AUDIO_FORMATS)}",
+            param=f"{where}.format",
+        )
+    try:
+        return base64.b64decode(input_audio["data"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            f"{where}.data is not base64 ({error}); expected the bytes of an audio file ({FORMATS})",
+            param=f"{where}.data",
+        ) from error

@@ -1,4 +1,4 @@
-"""The fields of a chat request that a local engine understands, checked; none is dropped without a word."""
+"""The sampling parameters of a chat request, as the local engine supports them; no field is silently ignored."""
 
 import reprlib
 import secrets
@@ -10,13 +10,14 @@ from ossicle.chat.generation import MAX_NEW_TOKENS
 from ossicle.chat.sampling import SamplingSettings
 from ossicle.serving.errors import ApiError
 
-MAX_ANSWERS = 16
-"""Answers to one request (`n`)."""
-MAX_STOPS, MAX_STOP_LETTERS = 16, 256
+MAX_CHOICES = 16
+"""Completions of one request (`n`)."""
+MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
+_SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
 _READ_ELSEWHERE = {"model", "messages", "stream", "stream_options"}
-_FOR_THE_RECORD = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-"""What a client may say of itself, which changes no answer."""
-_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
+_IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+"""Information about the client, which changes no answer."""
+_IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "frequency_penalty": lambda value: value == 0,
     "presence_penalty": lambda value: value == 0,
     "logit_bias": lambda value: value == {},
@@ -30,104 +31,105 @@ _NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
 }
-"""Fields of which a local engine has no other value than the one that changes nothing."""
-_KNOWN = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
+"""Unsupported fields, which are accepted only with a value that changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a request wants to be answered."""
+    """How the completions of a request are sampled."""
 
     sampling: SamplingSettings
     max_tokens: int
     stop: tuple[str, ...]
     n: int
+    """Number of completions."""
 
 
 def read_sampling_params(body: Mapping[str, Any]) -> SamplingParams:
-    """The options of a request; greedy, unless a temperature or top_p asks for sampling.
+    """Returns the sampling parameters of a request: greedy, unless temperature or top_p asks for sampling.
 
     Raises:
-        ApiError: a field that is not known, or a value that cannot be used
+        ApiError: an unknown field, or a value that is not supported
     """
-    given = {name: value for name, value in body.items() if value is not None}
-    _check_names(given)
-    limits = [_whole(given, name, 1, 1 << 20, MAX_NEW_TOKENS) for name in _limits(given)]
+    fields = {name: value for name, value in body.items() if value is not None}
+    _check_names(fields)
+    limits = [
+        _read_int(fields, name, 1, 1 << 20, MAX_NEW_TOKENS)
+        for name in ("max_completion_tokens", "max_tokens")
+        if name in fields
+    ]
     return SamplingParams(
-        sampling=_sampling(given),
+        sampling=_read_sampling(fields),
         max_tokens=min(limits, default=MAX_NEW_TOKENS),
-        stop=_stop(given.get("stop", [])),
-        n=_whole(given, "n", 1, MAX_ANSWERS, 1),
+        stop=_read_stop(fields.get("stop", [])),
+        n=_read_int(fields, "n", 1, MAX_CHOICES, 1),
     )
 
 
-def _limits(given: Mapping[str, Any]) -> list[str]:
-    return [name for name in ("max_completion_tokens", "max_tokens") if name in given]
-
-
-def _check_names(given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        if name in _KNOWN | _READ_ELSEWHERE | _FOR_THE_RECORD:
+def _check_names(fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if name in _SUPPORTED | _READ_ELSEWHERE | _IGNORED:
             continue
-        if name not in _NEUTRAL:
+        if name not in _IS_NEUTRAL:
             raise ApiError(
-                f"{reprlib.repr(name)} is no field that is known here; expected {', '.join(sorted(_KNOWN))}: leave it"
-                " out, or serve the ear with --engine vllm, which takes all that vLLM takes",
+                f"the field {reprlib.repr(name)} is unknown, expected {', '.join(sorted(_SUPPORTED))}: leave it out,"
+                " or serve the ear with --engine vllm, which takes all fields of vLLM",
                 param=name[:64],
                 code="unknown_parameter",
             )
-        if not _NEUTRAL[name](value):
+        if not _IS_NEUTRAL[name](value):
             raise ApiError(
-                f"{name} is {reprlib.repr(value)}, which this engine does not have: leave it out, or serve the ear"
-                " with --engine vllm",
+                f"{name} is {reprlib.repr(value)}, which the local engine does not support: leave it out, or serve the"
+                " ear with --engine vllm",
                 param=name,
                 code="unsupported_parameter",
             )
 
 
-def _sampling(given: Mapping[str, Any]) -> SamplingSettings:
-    top_p = _number(given, "top_p", 0.0, 1.0)
+def _read_sampling(fields: Mapping[str, Any]) -> SamplingSettings:
+    top_p = _read_float(fields, "top_p", 0.0, 1.0)
     if top_p == 0:
         raise ApiError("top_p is 0, expected more than 0 and at most 1", param="top_p")
-    temperature = _number(given, "temperature", 0.0, 2.0)
-    seed = _whole(given, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
+    temperature = _read_float(fields, "temperature", 0.0, 2.0)
+    seed = _read_int(fields, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
     if temperature is None:
         temperature = 0.0 if top_p is None else 1.0
     return SamplingSettings(temperature=temperature, top_p=top_p, seed=seed)
 
 
-def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
-    value = given.get(name)
+def _read_float(fields: Mapping[str, Any], name: str, minimum: float, maximum: float) -> float | None:
+    value = fields.get(name)
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
+    if not is_number or not minimum <= value <= maximum:
         raise ApiError(
-            f"{name} is {reprlib.repr(value)}, expected a number from {least:g} to {most:g}", param=name
+            f"{name} is {reprlib.repr(value)}, expected a number from {minimum:g} to {maximum:g}", param=name
         )
     return float(value)
 
 
-def _whole(given: Mapping[str, Any], name: str, least: int, most: int, default: int) -> int:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+def _read_int(fields: Mapping[str, Any], name: str, minimum: int, maximum: int, default: int) -> int:
+    value = fields.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         raise ApiError(
-            f"{name} is {reprlib.repr(value)}, expected a whole number from {least} to {most}", param=name
+            f"{name} is {reprlib.repr(value)}, expected a whole number from {minimum} to {maximum}",
+            param=name,
         )
     return value
 
 
-def _stop(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    is_fine = (
-        isinstance(stops, list)
-        and len(stops) <= MAX_STOPS
-        and all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_LETTERS for stop in stops)
+def _read_stop(value: Any) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    is_valid = (
+        isinstance(strings, list)
+        and len(strings) <= MAX_STOP_STRINGS
+        and all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in strings)
     )
-    if not is_fine:
+    if not is_valid:
         raise ApiError(
-            f"stop is {reprlib.repr(value)}, expected a string or a list of at most {MAX_STOPS} of them, of 1 to"
-            f" {MAX_STOP_LETTERS} letters each",
+            f"stop is {reprlib.repr(value)}, expected a string or a list of at most {MAX_STOP_STRINGS} strings, each of"
+            f" 1 to {MAX_STOP_CHARACTERS} characters",
             param="stop",
         )
-    return tuple(stops)
+    return tuple(strings)

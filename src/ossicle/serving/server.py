@@ -1,4 +1,4 @@
-"""A server that listens: uvicorn with this application, its socket, and how it ends."""
+"""The listening server: uvicorn with time limits for slow clients, its socket, and its shutdown."""
 
 import asyncio
 import json
@@ -16,139 +16,141 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ossicle.errors import ConfigError
 from ossicle.serving.errors import ApiError
 
-_HEADERS_S = 20.0
-"""Seconds in which a connection has to ask for something, counted again from the end of each answer."""
-_STALLED_S = 30.0
-"""Seconds that an answer waits for a client who reads nothing."""
-_IDLE_S = 15
-"""Seconds that a connection may stay open between two requests."""
-_ENDING_S = 20
-"""Seconds that answers have to come to their end when the server is stopped."""
-_HEADER_BYTES = 32 << 10
+_REQUEST_TIMEOUT_S = 20.0
+"""Seconds until a new connection must have sent a request, counted again from the end of each response."""
+_WRITE_TIMEOUT_S = 30.0
+"""Seconds that a response waits for a client that does not read."""
+_KEEPALIVE_TIMEOUT_S = 15
+"""Seconds that a connection may be idle between two requests."""
+_SHUTDOWN_TIMEOUT_S = 20
+"""Seconds that running responses have to finish when the server is stopped."""
+_MAX_HEADER_BYTES = 32 << 10
 _BACKLOG = 1_024
 
 
-class _Impatient(H11Protocol):
-    """Closes connections whose client keeps it waiting: uvicorn itself waits for ever for a request that began, for the
-    rest of a body that was answered early, and for a client that does not read.
+class _TimeoutProtocol(H11Protocol):
+    """Closes the connections of clients that are too slow.
+
+    uvicorn itself waits without limit for the rest of a request, for the rest of a body that was answered early, and
+    for a client that does not read.
     """
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the clock."""
+        """Starts the request timeout."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
-        self._stalled: asyncio.TimerHandle | None = None
+        self._request_timer = self.loop.call_later(_REQUEST_TIMEOUT_S, self._abort_if_idle)
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def on_response_complete(self) -> None:
-        """Starts the clock again."""
-        self._patience.cancel()
-        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        """Restarts the request timeout."""
+        self._request_timer.cancel()
+        self._request_timer = self.loop.call_later(_REQUEST_TIMEOUT_S, self._abort_if_idle)
         super().on_response_complete()
 
-    def _give_up(self) -> None:
+    def _abort_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        """Gives the client time to read."""
+        """Starts the write timeout."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+        self._write_timer = self.loop.call_later(_WRITE_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
-        self._stop(self._stalled)
+        """Stops the write timeout: the client reads again."""
+        self._cancel(self._write_timer)
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Says what is wrong as it is said elsewhere, unless an answer has begun."""
+        """Answers invalid HTTP with OpenAI's error object, unless a response has already started."""
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            refusal = ApiError(
-                f"what was sent is not HTTP/1.1, or has headers of more than {_HEADER_BYTES} bytes: expected a request"
-                " such as GET /v1/models HTTP/1.1"
+            error = ApiError(
+                f"the request is not HTTP/1.1, or its headers have more than {_MAX_HEADER_BYTES} bytes: expected a"
+                " request such as GET /v1/models HTTP/1.1"
             )
-            body = json.dumps(refusal.body)
+            body = json.dumps(error.body)
             head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clocks."""
-        self._patience.cancel()
-        self._stop(self._stalled)
+        """Stops all timeouts."""
+        self._request_timer.cancel()
+        self._cancel(self._write_timer)
         super().connection_lost(exc)
 
     @staticmethod
-    def _stop(clock: asyncio.TimerHandle | None) -> None:
-        if clock is not None:
-            clock.cancel()
+    def _cancel(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
 
 
 class _Server(uvicorn.Server):
-    """Ends well when it is told to: uvicorn itself raises the signal once more when all is done."""
+    """Exits normally after a signal: uvicorn itself raises the signal again when it has shut down."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Ctrl-C and SIGTERM end the server; the second one at once."""
+        """Shuts down on Ctrl-C and SIGTERM; a second signal does not wait for running responses."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {
+        previous = {
             number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """The socket, before anything is loaded: a port that is taken is told at once.
+    """Returns a listening socket; called before the models are loaded, so that a port in use fails early.
 
     Raises:
-        ConfigError: the place is taken, or none of this machine
+        ConfigError: the port is in use, or the host is not an address of this machine
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as stack:
-            place = stack.enter_context(socket.socket(family))
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            place.bind(address)
-            place.listen(_BACKLOG)
+            listener = stack.enter_context(socket.socket(family))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
             stack.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
-            f"--host {host} --port {port} cannot be listened at ({error}): give another --port, or a --host of this"
-            " machine"
+            f"the server cannot listen at --host {host} --port {port} ({error}): give another --port, or a --host that"
+            " is an address of this machine"
         ) from error
-    return place
+    return listener
 
 
 def build_server(app: Starlette) -> uvicorn.Server:
-    """A server for the application; `should_exit` ends it."""
+    """Returns a server for the application; setting its `should_exit` ends it."""
     return _Server(
         uvicorn.Config(
             app,
-            http=_Impatient,
+            http=_TimeoutProtocol,
             ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=_IDLE_S,
-            timeout_graceful_shutdown=_ENDING_S,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
+            timeout_keep_alive=_KEEPALIVE_TIMEOUT_S,
+            timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             backlog=_BACKLOG,
         )
     )
 
 
 def run(server: uvicorn.Server, listener: socket.socket, on_start: Callable[[], None]) -> None:
-    """Serves until Ctrl-C or SIGTERM; answers on their way are finished first."""
+    """Serves until Ctrl-C or SIGTERM, and lets running responses finish."""
     asyncio.run(_serve(server, listener, on_start))
 
 
-async def _serve(server: uvicorn.Server, place: socket.socket, on_start: Callable[[], None]) -> None:
-    serving = asyncio.create_task(server.serve(sockets=[place]))
+async def _serve(server: uvicorn.Server, listener: socket.socket, on_start: Callable[[], None]) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not (server.started or serving.done()):
         await asyncio.sleep(0.02)
     if server.started:

@@ -1,6 +1,6 @@
-"""The one thread that computes: a round of each stage in turn while there is work; it knows nothing of what they do.
+"""The thread that computes: it steps each stage in turn while there is work, and does not know what a stage does.
 
-Two threads that both run models would fight for the same cores, and tokenizers are not made for two.
+There is one, because two threads that both run models compete for the same cores, and tokenizers are not thread-safe.
 """
 
 import logging
@@ -15,50 +15,53 @@ LOG = logging.getLogger("ossicle.serving")
 
 @runtime_checkable
 class Stage(Protocol):
-    """Work that comes in pieces."""
+    """Work that is done in steps."""
 
-    def work(self) -> bool:
-        """Does a round of what is waiting; whether there was anything. Raises nothing: errors go to who asked."""
+    def step(self) -> bool:
+        """Does one step of the waiting work and returns whether there was any.
+
+        It raises nothing: errors go to the requests that caused them.
+        """
         ...
 
 
 class Worker:
-    """Runs the stages in a thread of its own from `start` to `close`."""
+    """Steps the stages in its own thread, from `start` to `close`."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = tuple(stages)
-        self._news = Condition()
-        self._has_news = self._is_closed = False
+        self._condition = Condition()
+        self._has_work = self._is_closed = False
         self._thread = Thread(target=self._run, name="ossicle-worker", daemon=True)
 
     def start(self) -> None:
-        """Begins to look for work."""
+        """Starts the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Says that there is something to do; from any thread."""
-        with self._news:
-            self._has_news = True
-            self._news.notify()
+        """Signals that a stage has work; safe from any thread."""
+        with self._condition:
+            self._has_work = True
+            self._condition.notify()
 
     def close(self) -> None:
-        """Ends after the round that runs."""
-        with self._news:
+        """Ends the thread after the current step."""
+        with self._condition:
             self._is_closed = True
-            self._news.notify()
+            self._condition.notify()
         if self._thread.is_alive():
             self._thread.join()
 
     @torch.inference_mode()
     def _run(self) -> None:
         while not self._is_closed:
-            with self._news:
-                self._has_news = False
+            with self._condition:
+                self._has_work = False
             try:
-                is_busy = sum(stage.work() for stage in self.stages) > 0  # all of them, not up to the first
+                is_busy = sum(stage.step() for stage in self.stages) > 0  # every stage, not up to the first
             except Exception:
-                LOG.exception("the worker goes on after an error that no stage took to its request")
+                LOG.exception("the worker continues after an error that no stage assigned to a request")
                 is_busy = False
-            with self._news:
-                while not (is_busy or self._has_news or self._is_closed):
-                    self._news.wait()
+            with self._condition:
+                while not (is_busy or self._has_work or self._is_closed):
+                    self._condition.wait()

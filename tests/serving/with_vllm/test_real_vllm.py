@@ -244,7 +244,7 @@ def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(folder: Path, vllms
     ear = ear_for("llama")
     with pytest.raises(ConfigError, match="start it as vllm serve LLM --enable-prompt-embeds"):
         ask(ear, vllms("llama"), CONVERSATIONS["a sound"])
-    with pytest.raises(ConfigError, match="writes a user's turn as the tokens"):
+    with pytest.raises(ConfigError, match="tokenizes a user turn as"):
         ask(ear, vllms("qwen2", ON), CONVERSATIONS["a sound"])
     wide = tiny_llama(ear.tokenizer, d_model=64)
     other = tiny_ear(tokenizer=ear.tokenizer, llm=wide)

@@ -1,7 +1,7 @@
-"""Requests to a vLLM and what comes back, as objects; what goes wrong on the way is a `ApiError` that fits it.
+"""An HTTP client for vLLM: JSON objects and server-sent events, and an `ApiError` for everything that fails.
 
-It knows HTTP, server-sent events and vLLM's errors, and nothing of sound. It never follows a redirect, and asks neither
-the environment for a proxy nor a file for a password.
+It knows vLLM's errors and nothing of sound. It follows no redirect, and reads neither a proxy from the environment nor
+a password from a file.
 """
 
 import json
@@ -13,102 +13,104 @@ from typing import Any, NoReturn
 import httpx2
 
 from ossicle.errors import ConfigError
-from ossicle.serving.errors import INVALID, OVERLOADED, SERVER, ApiError
+from ossicle.serving.errors import INVALID_REQUEST, RATE_LIMIT, SERVER_ERROR, ApiError
 
 LOG = logging.getLogger("ossicle.serving")
-CONNECT_S = 5.0
-ANSWER_S = 600.0
-"""How long nothing may come: a request may wait in vLLM's queue, and one that is not streamed comes at once."""
-_QUESTION_S = 30.0
-"""The same for what vLLM answers without its LLM."""
-_IDLE_S = 2.0
-"""Shorter than the 5 s after which vLLM closes an idle connection, so that none is used while it does."""
-_MESSAGE_LETTERS = 2_000
+CONNECT_TIMEOUT_S = 5.0
+COMPLETION_TIMEOUT_S = 600.0
+"""The longest silence: a request may wait in vLLM's queue, and an answer that is not streamed comes in one piece."""
+_QUICK_TIMEOUT_S = 30.0
+"""The longest silence for requests that vLLM answers without its LLM."""
+_KEEPALIVE_S = 2.0
+"""Shorter than the 5 s after which vLLM closes an idle connection, so that no request is sent while it closes."""
+_MAX_MESSAGE_CHARACTERS = 2_000
+_NO_REASON = "it gives no reason"
+NOT_VLLM = "the server behind this one does not answer as vLLM does: check that --url leads to a vLLM"
 
 
 class VllmClient:
-    """One client for all requests to a vLLM, or to a load balancer before several.
+    """The client for all requests to a vLLM, or to a load balancer in front of several.
 
     Args:
         url: such as http://host:8000, with or without /v1 at its end
-        api_key: what vLLM was given as --api-key
-        transport: takes the place of the network
+        api_key: the value of vLLM's --api-key
+        transport: replaces the network
 
     Raises:
-        ConfigError: no such address
+        ConfigError: not a URL
     """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         self.url = url
-        headers = {"Accept-Encoding": "identity"}  # packed, pieces would be held back
+        headers = {"Accept-Encoding": "identity"}  # compression would delay chunks
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         try:
-            base = httpx2.URL(re.sub("(/v1)?/*$", "", url))
-            if base.scheme not in ("http", "https") or not base.host:
-                raise ValueError("it is no http:// or https:// address")
+            base_url = httpx2.URL(re.sub("(/v1)?/*$", "", url))
+            if base_url.scheme not in ("http", "https") or not base_url.host:
+                raise ValueError("not an http:// or https:// URL")
             self._client = httpx2.AsyncClient(
-                base_url=base,
+                base_url=base_url,
                 headers=headers,
                 transport=transport,
                 follow_redirects=False,
                 trust_env=False,
-                timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
+                timeout=httpx2.Timeout(COMPLETION_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(
-                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_S
+                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE_S
                 ),
             )
         except (httpx2.InvalidURL, ValueError) as error:
             raise ConfigError(
-                f"--url is {url!r} ({error}), expected where vLLM listens, such as http://host:8000"
+                f"--url is {url!r} ({error}), expected the address of a vLLM, such as http://host:8000"
             ) from error
 
     async def get(self, path: str) -> Any:
-        """What is there.
+        """Returns the JSON object at a path.
 
         Raises:
             ApiError: as `post`
         """
-        return await self._whole(self._client.build_request("GET", path, timeout=_QUESTION_S))
+        return await self._fetch_object(self._client.build_request("GET", path, timeout=_QUICK_TIMEOUT_S))
 
     async def post(self, path: str, body: bytes) -> Any:
-        """The answer to a JSON body; cancelling it closes the connection, which ends vLLM's work.
+        """Sends a JSON body and returns the answer; canceling it closes the connection, which ends vLLM's work.
 
         Raises:
-            ApiError: vLLM's own with its status, or one that says that there was no answer
+            ApiError: vLLM's own error with its status, or one that says that there was no answer
         """
-        return await self._whole(self._request(path, body))
+        return await self._fetch_object(self._build_post(path, body))
 
     async def post_if_exists(self, path: str, body: bytes) -> Any | None:
-        """As `post`; None where there is nothing of that name.
+        """Sends a JSON body and returns the answer, or None where the path does not exist.
 
         Raises:
             ApiError: as `post`
         """
-        response = await self._send(self._request(path, body, timeout=_QUESTION_S))
-        answer = await self._read(response)
-        return None if response.status_code in (404, 405, 501) else self._object(response, answer)
+        response = await self._send(self._build_post(path, body, timeout=_QUICK_TIMEOUT_S))
+        content = await self._read(response)
+        return None if response.status_code in (404, 405, 501) else self._parse_response(response, content)
 
     async def stream(self, path: str, body: bytes) -> "ServerSentEvents":
-        """The objects that come one after the other, once vLLM has taken the request.
+        """Sends a JSON body and returns the events of the answer, once vLLM has accepted the request.
 
         Raises:
             ApiError: as `post`
         """
-        response = await self._send(self._request(path, body))
+        response = await self._send(self._build_post(path, body))
         if response.status_code != 200:
             raise error_from_response(response.status_code, await self._read(response), response.headers)
         return ServerSentEvents(response, self.url)
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         await self._client.aclose()
 
-    def _request(self, path: str, body: bytes, **options: Any) -> httpx2.Request:
-        kind = {"Content-Type": "application/json"}
-        return self._client.build_request("POST", path, content=body, headers=kind, **options)
+    def _build_post(self, path: str, body: bytes, **options: Any) -> httpx2.Request:
+        headers = {"Content-Type": "application/json"}
+        return self._client.build_request("POST", path, content=body, headers=headers, **options)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         try:
@@ -116,14 +118,14 @@ class VllmClient:
         except httpx2.TransportError as error:
             raise_connection_error(error, self.url)
 
-    async def _whole(self, request: httpx2.Request) -> Any:
+    async def _fetch_object(self, request: httpx2.Request) -> Any:
         response = await self._send(request)
-        return self._object(response, await self._read(response))
+        return self._parse_response(response, await self._read(response))
 
-    def _object(self, response: httpx2.Response, body: bytes) -> dict[str, Any]:
+    def _parse_response(self, response: httpx2.Response, content: bytes) -> dict[str, Any]:
         if response.status_code != 200:
-            raise error_from_response(response.status_code, body, response.headers)
-        return parse_object(body, self.url)
+            raise error_from_response(response.status_code, content, response.headers)
+        return parse_object(content, self.url)
 
     async def _read(self, response: httpx2.Response) -> bytes:
         try:
@@ -135,25 +137,25 @@ class VllmClient:
 
 
 class ServerSentEvents:
-    """Server-sent events as objects, up to the [DONE] that ends them; `aclose` ends vLLM's work."""
+    """Iterates over the JSON objects of server-sent events, up to [DONE]; `aclose` ends vLLM's work."""
 
     def __init__(self, response: httpx2.Response, url: str) -> None:
         self._response, self._url = response, url
-        self._data = _data_of(response.aiter_bytes())
+        self._data = _read_event_data(response.aiter_bytes())
 
     def __aiter__(self) -> "ServerSentEvents":
         return self
 
     async def __anext__(self) -> dict[str, Any]:
-        """The next object.
+        """Returns the next object.
 
         Raises:
-            ApiError: the stream broke off, or tells of an error
+            ApiError: the connection broke, or the event is an error
         """
         try:
             data = await anext(self._data, None)
             if data is None:
-                raise bad_gateway("vLLM's answer broke off before its end")
+                raise bad_gateway("vLLM's answer broke off before its end: try again")
             if data.strip() == b"[DONE]":
                 raise StopAsyncIteration
             event = parse_object(data, self._url)
@@ -174,11 +176,14 @@ class ServerSentEvents:
         await self._response.aclose()
 
 
-async def _data_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each event. Lines end in line feeds alone: JSON may hold what Unicode takes for a line's end."""
+async def _read_event_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields the data of each event.
+
+    Only a line feed ends a line: JSON may hold other characters that Unicode counts as line ends.
+    """
     rest, data = b"", list[bytes]()
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             line = line.removesuffix(b"\r")
             if line.startswith(b"data:"):
@@ -189,90 +194,94 @@ async def _data_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def parse_object(body: bytes, url: str) -> dict[str, Any]:
-    """The object that vLLM sent.
+    """Returns the JSON object that vLLM sent.
 
     Raises:
-        ApiError: it is none
+        ApiError: the body is not a JSON object
     """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        LOG.error("%s answers with what is no JSON object: %r", url, body[:200])
-        raise bad_gateway("what answers in vLLM's place does not speak its language")
+        LOG.error("%s did not answer with a JSON object: %r", url, body[:200])
+        raise bad_gateway(NOT_VLLM)
     return value
 
 
 def error_from_response(status: int, body: bytes, headers: httpx2.Headers) -> ApiError:
-    """What a client is told of an error of vLLM's, or of whatever stands before it.
+    """Returns the API error for an error response of vLLM, or of a proxy in front of it.
 
-    A request that vLLM refuses keeps its status and message; what is wrong between this server and vLLM is not the
-    client's fault, and is not told as if it were.
+    A request that vLLM refuses keeps its status and message. What is wrong between this server and vLLM is not the
+    client's mistake and becomes a 502.
     """
-    message, param = _told(body)
+    message, param = _read_error(body)
     if "set `--enable-prompt-embeds`" in message:
-        return bad_gateway("vLLM takes no embeddings: start it as vllm serve LLM --enable-prompt-embeds")
+        return bad_gateway("vLLM accepts no embeddings: start it as vllm serve LLM --enable-prompt-embeds")
     if "`prompt_embeds` hidden_size" in message:
         return bad_gateway(f"vLLM serves another LLM than the ear was distilled against: {message}")
     if status == 429:
+        retry_after_s = _read_retry_after(headers, 1)
         return ApiError(
-            message, status=429, kind=OVERLOADED, code="queue_full", retry_after_s=_wait_s(headers, 1)
+            message, status=429, error_type=RATE_LIMIT, code="queue_full", retry_after_s=retry_after_s
         )
     if status in (503, 504):
+        retry_after_s = _read_retry_after(headers, 5)
         return ApiError(
-            message, status=503, kind=SERVER, code="upstream_busy", retry_after_s=_wait_s(headers, 5)
+            message, status=503, error_type=SERVER_ERROR, code="upstream_busy", retry_after_s=retry_after_s
         )
     if status in (401, 403):
-        return bad_gateway(f"vLLM does not let this server in ({status}): give it vLLM's API key")
+        return bad_gateway(
+            f"vLLM refuses the API key of this server ({status}): give it vLLM's key with --remote-key-file"
+        )
     if 300 <= status < 400:
         return bad_gateway(
-            f"vLLM's address leads elsewhere ({status}), where this server does not follow: give that one"
+            f"vLLM's address redirects ({status}), which this server does not follow: start it with the final --url"
         )
     if 400 <= status < 500 and status not in (404, 405):
-        return ApiError(message, status=status, kind=INVALID, param=param)
+        return ApiError(message, status=status, error_type=INVALID_REQUEST, param=param)
     return bad_gateway(f"vLLM failed ({status}): {message}")
 
 
 def raise_connection_error(error: Exception, url: str) -> NoReturn:
-    """Raises what a client is told when nothing came back, and writes down what the server's owner has to know."""
+    """Raises the API error for a failed connection, and logs the cause for the owner of this server."""
     LOG.error("%s: %s: %s", url, type(error).__name__, error)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         raise ApiError(
             "vLLM cannot be reached: try again when it is up",
             status=503,
-            kind=SERVER,
+            error_type=SERVER_ERROR,
             code="upstream_down",
             retry_after_s=5,
         ) from error
     if isinstance(error, httpx2.TimeoutException):
         raise ApiError(
-            "vLLM did not answer in time: ask for less, or try again",
+            "vLLM did not answer in time: ask for a shorter answer, or try again",
             status=504,
-            kind=SERVER,
+            error_type=SERVER_ERROR,
             code="upstream_timeout",
         ) from error
     raise bad_gateway("the connection to vLLM broke off: try again") from error
 
 
 def bad_gateway(message: str) -> ApiError:
-    """What is wrong behind this server, which is no fault of the client's."""
-    return ApiError(message, status=502, kind=SERVER, code="upstream_error")
+    """Returns the error for a fault behind this server, which is not the client's."""
+    return ApiError(message, status=502, error_type=SERVER_ERROR, code="upstream_error")
 
 
-def _told(body: bytes) -> tuple[str, str | None]:
-    """The message of an error object and the field that it names; of anything else, that it is none."""
+def _read_error(body: bytes) -> tuple[str, str | None]:
+    """Returns the message of an error object and the field it names, with a default for any other body."""
     try:
         error = json.loads(body)["error"]
         message, param = error["message"], error.get("param")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "it does not say why", None
-    is_text = isinstance(message, str) and message
-    return (message if is_text else "it does not say why")[:_MESSAGE_LETTERS], (
+        return _NO_REASON, None
+    has_message = isinstance(message, str) and message
+    return (message if has_message else _NO_REASON)[:_MAX_MESSAGE_CHARACTERS], (
         param if isinstance(param, str) else None
     )
 
 
-def _wait_s(headers: httpx2.Headers, default: int) -> int:
-    given = headers.get("Retry-After", "")
-    return int(given) if given.isdecimal() and len(given) < 5 else default
+def _read_retry_after(headers: httpx2.Headers, default_s: int) -> int:
+    value = headers.get("Retry-After", "")
+    return int(value) if value.isdecimal() and len(value) < 5 else default_s

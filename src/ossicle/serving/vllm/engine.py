@@ -1,6 +1,7 @@
-"""The engine elsewhere: this computer hears, a stock vLLM answers; it knows what is sent where, and no HTTP.
+"""The engine that answers with a stock vLLM: this machine encodes the sounds, vLLM generates.
 
-What a request's fields mean is for vLLM to say, and its objects are handed on as they are, but for the model's name.
+It knows what is sent where, and no HTTP. vLLM interprets the fields of a request, and its responses are passed on
+unchanged, but for the model's name.
 """
 
 import asyncio
@@ -13,33 +14,33 @@ import httpx2
 from torch import Tensor
 
 from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.embedding_table import open_embedding_table
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound
 from ossicle.serving.metrics import Metrics
-from ossicle.serving.vllm.client import ServerSentEvents, VllmClient, bad_gateway
+from ossicle.serving.vllm.client import NOT_VLLM, ServerSentEvents, VllmClient, bad_gateway
 from ossicle.serving.vllm.handshake import check_prompt_frame, resolve_model
-from ossicle.serving.vllm.input_embeddings import input_embeddings
-from ossicle.serving.vllm.prompt import PromptLayout, VllmPrompt, VllmTemplate
+from ossicle.serving.vllm.prompt import EmbedIds, PromptLayout, VllmPrompt, VllmTemplate
 from ossicle.serving.worker import Worker
 
-CHAT = "/v1/chat/completions"
+CHAT_COMPLETIONS = "/v1/chat/completions"
 
 
 class VllmEngine:
-    """Answers with the LLM of a vLLM that takes prompt embeddings; nothing is sent before there is a request.
+    """Answers with the LLM of a vLLM that accepts prompt embeddings; it sends nothing before the first request.
 
     Args:
-        ear: an outline of its LLM does
-        url: of vLLM, or of a load balancer before several that are alike
-        model: the LLM's name there
-        api_key: what vLLM was given as --api-key
-        transport: takes the place of the network
+        ear: its LLM may be on the meta device
+        url: of vLLM, or of a load balancer in front of several equal ones
+        model: name of the LLM at vLLM
+        api_key: the value of vLLM's --api-key
+        transport: replaces the network
 
     Raises:
-        ConfigError: no such address, or an LLM for which vLLM drops embeddings
-        CheckpointError: the LLM's input embeddings, for words beside a sound, cannot be read
+        ConfigError: not a URL, or an LLM for which vLLM drops embeddings
+        CheckpointError: the LLM's input embeddings, for text next to a sound, cannot be read
     """
 
     def __init__(
@@ -54,13 +55,13 @@ class VllmEngine:
     ) -> None:
         if ear.llm.config.model_type == "gpt_oss":
             raise ConfigError(
-                "vLLM lays out conversations for gpt-oss without its chat template, and drops embeddings from them:"
-                " serve this ear with --engine local"
+                "vLLM builds gpt-oss prompts without its chat template and drops embeddings from them: serve this ear"
+                " with --engine local"
             )
         self.model = model
-        self._prompt = VllmPrompt(ear.template, input_embeddings(ear))
-        self._lock = Lock()  # tokenizers are not made for two threads
-        self._upstream = VllmClient(url, api_key=api_key, transport=transport)
+        self._prompt = VllmPrompt(ear.template, load_input_embeddings(ear))
+        self._lock = Lock()  # tokenizers are not thread-safe
+        self._client = VllmClient(url, api_key=api_key, transport=transport)
         self._worker = Worker(())
         self.audio = AudioBatcher(ear, metrics, self._worker.wake)
         self._worker.stages = (self.audio,)
@@ -77,98 +78,116 @@ class VllmEngine:
         api_key: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> "VllmEngine":
-        """An engine for a vLLM that is up and reads as the ear's LLM does, as far as it can be asked.
+        """Checks that a vLLM is up and serves the ear's LLM, as far as requests can show, and returns the engine.
 
-        The engine has connections of its own: it may answer in another event loop than the one that made it.
+        The engine opens its own connections, so that it may be used in another event loop than this one.
 
         Args:
-            model: the LLM's name there; by default the first that is listed
+            model: name of the LLM at vLLM; by default the first that vLLM lists
 
         Raises:
-            ConfigError: as the engine; nothing there, no such model, another LLM, or a vLLM that takes no embeddings
-            CheckpointError: as the engine
+            ConfigError: as the constructor; or no vLLM at the URL, an unknown model, another LLM, or a vLLM that
+                accepts no embeddings
+            CheckpointError: as the constructor
         """
-        upstream = VllmClient(url, api_key=api_key, transport=transport)
+        client = VllmClient(url, api_key=api_key, transport=transport)
         try:
-            name = await resolve_model(upstream, model)
+            name = await resolve_model(client, model)
             template = VllmTemplate(ear.template)
-            await check_prompt_frame(upstream, name, template, get_input_embeddings(ear.llm).embedding_dim)
+            await check_prompt_frame(client, name, template, get_input_embeddings(ear.llm).embedding_dim)
         finally:
-            await upstream.close()
+            await client.close()
         return cls(ear, metrics, url=url, model=name, api_key=api_key, transport=transport)
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
-        """The whole answer."""
-        return _ours(await self._upstream.post(CHAT, await self._body(request)), request)
+        """Returns the whole answer."""
+        body = await self._build_body(request)
+        return _rename_model(await self._client.post(CHAT_COMPLETIONS, body), request)
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
-        """The answer in pieces, from the moment that the first one is there."""
-        chunks = Chunks(await self._upstream.stream(CHAT, await self._body(request)), request)
-        await chunks.begin()
+        """Returns the chunks of the answer, once the first one is there."""
+        body = await self._build_body(request)
+        chunks = VllmChunks(await self._client.stream(CHAT_COMPLETIONS, body), request)
+        await chunks.wait_for_first()
         return chunks
 
     async def transcribe(self, sound: Sound) -> str:
-        """What the encoder's own decoder writes."""
+        """Returns the transcript of Whisper's own decoder."""
         return await self.audio.transcribe(sound)
 
     async def close(self) -> None:
-        """Ends all connections to vLLM, and hears no more."""
-        await self._upstream.close()
+        """Closes all connections to vLLM and ends the worker."""
+        await self._client.close()
         await asyncio.to_thread(self._worker.close)
 
-    async def _body(self, request: ChatRequest) -> bytes:
-        """What vLLM is sent; megabytes of sound are written beside the event loop."""
+    async def _build_body(self, request: ChatRequest) -> bytes:
+        """Returns the body for vLLM; megabytes of embeddings are encoded in a thread, not in the event loop."""
         layout = await asyncio.to_thread(self._lay_out, request.body)
-        heard = await self.audio.embed(layout.sounds) if layout.sounds else []
-        return await asyncio.to_thread(self._write, request.body, layout, heard)
+        audio_tokens = await self.audio.embed(layout.sounds) if layout.sounds else []
+        return await asyncio.to_thread(self._encode_body, request.body, layout, audio_tokens)
 
     def _lay_out(self, body: Mapping[str, Any]) -> PromptLayout:
         with self._lock:
             return self._prompt.lay_out(body["messages"])
 
-    def _write(self, body: Mapping[str, Any], layout: PromptLayout, heard: Sequence[Tensor]) -> bytes:
-        given = body.get("chat_template_kwargs")
+    def _encode_body(
+        self, body: Mapping[str, Any], layout: PromptLayout, audio_tokens: Sequence[Tensor]
+    ) -> bytes:
+        kwargs = body.get("chat_template_kwargs")
         pinned = self._prompt.template.pinned_kwargs
         changed = {
             "model": self.model,
-            "messages": self._prompt.build_messages(layout, heard),
-            "chat_template_kwargs": {**pinned, **(given or {})} if isinstance(given, dict | None) else given,
+            "messages": self._prompt.build_messages(layout, audio_tokens),
+            "chat_template_kwargs": {**pinned, **(kwargs or {})}
+            if isinstance(kwargs, dict | None)
+            else kwargs,
         }
         return json.dumps({**body, **changed}).encode()
 
 
-class Chunks:
-    """The pieces of an answer; closing them ends vLLM's work."""
+def load_input_embeddings(ear: Ear) -> EmbedIds:
+    """Returns the LLM's input embeddings by id: from the LLM if it is loaded, else from its files.
+
+    Raises:
+        CheckpointError: an LLM on the meta device, in whose files the table is not found
+    """
+    if not get_input_embeddings(ear.llm).weight.is_meta:
+        return lambda ids: ear.embed(ids)
+    return open_embedding_table(ear.llm, ear.settings.base.llm, ear.settings.base.llm_revision)
+
+
+class VllmChunks:
+    """Iterates over the chunks of an answer; closing it ends vLLM's work."""
 
     def __init__(self, events: ServerSentEvents, request: ChatRequest) -> None:
         self._events, self._request = events, request
         self._first: dict[str, Any] | None = None
 
-    async def begin(self) -> None:
-        """Waits until the first piece is there.
+    async def wait_for_first(self) -> None:
+        """Waits until the first chunk is there.
 
         Raises:
-            ApiError: there will be none
+            ApiError: the answer has no chunk
         """
         self._first = await anext(self, None)
         if self._first is None:
             raise bad_gateway("vLLM's answer is empty: try again")
 
-    def __aiter__(self) -> "Chunks":
+    def __aiter__(self) -> "VllmChunks":
         return self
 
     async def __anext__(self) -> dict[str, Any]:
-        """The next piece.
+        """Returns the next chunk.
 
         Raises:
-            ApiError: the answer broke off, or vLLM tells of an error
+            ApiError: the answer broke off, or vLLM sent an error
         """
         if self._first is not None:
             chunk, self._first = self._first, None
             return chunk
         event = await anext(self._events)
         try:
-            return _ours(event, self._request)
+            return _rename_model(event, self._request)
         except BaseException:
             await self.aclose()
             raise
@@ -178,8 +197,8 @@ class Chunks:
         await self._events.aclose()
 
 
-def _ours(answer: dict[str, Any], request: ChatRequest) -> dict[str, Any]:
-    """vLLM's object under the name that the model has here."""
-    if not isinstance(answer.get("choices"), list):
-        raise bad_gateway("what answers in vLLM's place does not speak its language")
-    return {**answer, "model": request.body["model"]}
+def _rename_model(response: dict[str, Any], request: ChatRequest) -> dict[str, Any]:
+    """Returns vLLM's object with the model name of this server."""
+    if not isinstance(response.get("choices"), list):
+        raise bad_gateway(NOT_VLLM)
+    return {**response, "model": request.body["model"]}

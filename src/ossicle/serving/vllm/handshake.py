@@ -1,6 +1,6 @@
-"""What can be found out about a vLLM before anyone is answered: whether it reads what the ear was distilled with.
+"""Checks a vLLM before the first request: whether it tokenizes a user turn as in the ear's distillation.
 
-Two LLMs with the same tokenizer, template and width cannot be told apart from outside.
+Two LLMs with the same tokenizer, template and width cannot be told apart this way.
 """
 
 import json
@@ -17,84 +17,96 @@ from ossicle.serving.vllm.prompt import VllmTemplate, build_embeds_part
 
 LOG = logging.getLogger("ossicle.serving")
 MODELS, TOKENIZE = "/v1/models", "/tokenize"
+_MAX_SHOWN_TOKENS = 8
 
 
-async def resolve_model(upstream: VllmClient, wanted: str | None) -> str:
-    """The name of the LLM at vLLM: the first that it lists, unless another of them is wanted.
+async def resolve_model(client: VllmClient, requested: str | None) -> str:
+    """Returns the name of the LLM at vLLM: the requested one, or the first that vLLM lists.
 
     Raises:
-        ConfigError: nothing answers there, or it does not serve what is wanted
+        ConfigError: nothing answers, or vLLM does not serve the requested model
     """
     try:
-        listed = await upstream.get(MODELS)
-    except ApiError as refusal:
-        raise ConfigError(f"--url is {upstream.url!r}, expected a vLLM that is up: {refusal}") from refusal
-    cards = listed.get("data")
+        response = await client.get(MODELS)
+    except ApiError as error:
+        raise ConfigError(f"--url is {client.url!r}, expected a vLLM that is up: {error}") from error
+    cards = response.get("data")
     cards = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
     names = [card["id"] for card in cards if isinstance(card.get("id"), str)]
     if not names:
-        raise ConfigError(f"--url is {upstream.url!r}, which lists no models, expected a vLLM")
-    if wanted is not None and wanted not in names:
+        raise ConfigError(f"--url is {client.url!r}, which lists no models, expected a vLLM")
+    if requested is not None and requested not in names:
         raise ConfigError(
-            f"--remote-model is {wanted!r}, which {upstream.url} does not serve, expected one of {', '.join(names)}"
+            f"--remote-model is {requested!r}, which {client.url} does not serve, expected one of {', '.join(names)}"
         )
-    return wanted or names[0]
+    return requested or names[0]
 
 
-async def check_prompt_frame(upstream: VllmClient, model: str, template: VllmTemplate, d_llm: int) -> None:
-    """Has vLLM lay out a user turn of a single row, and compares it with the one that the ear was distilled in.
+async def check_prompt_frame(client: VllmClient, model: str, template: VllmTemplate, d_llm: int) -> None:
+    """Has vLLM tokenize a user turn with one embedding, and compares the tokens around it with the ear's own frame.
 
     Raises:
-        ConfigError: another tokenizer, template or width, or a vLLM that takes no embeddings
+        ConfigError: another tokenizer, template or width, or a vLLM that accepts no embeddings
     """
+    tokens = await _tokenize_one_embedding(client, model, template, d_llm)
+    if tokens is None:
+        LOG.warning("%s has no %s: it is not checked whether it serves the ear's LLM", client.url, TOKENIZE)
+        return
+    n_undated = template.n_undated
+    if n_undated < len(template.frame.prefix):
+        LOG.warning("the LLM's chat template reads the clock: vLLM writes today's date, not the ear's")
+    if has_frame(tokens, template.frame, n_undated):
+        return
+    n_added = len(template.placeholder_frame.prefix) - len(template.frame.prefix)
+    if not has_frame(tokens, template.placeholder_frame, n_undated + n_added):
+        raise ConfigError(
+            f"{client.url} tokenizes a user turn as {_format_tokens(tokens, template)}, but the ear was distilled with"
+            f" {_format_tokens(template.frame.prefix, template)} before the sound and"
+            f" {_format_tokens(template.frame.suffix, template)} after it: serve the ear's own LLM, with its own"
+            " tokenizer and chat template"
+        )
+    LOG.warning(
+        "the LLM's chat template writes white space next to the user's content, which vLLM makes a token of its own:"
+        " the LLM reads %s before a sound and %s after it, where the ear was distilled with %s and %s",
+        *(_format_tokens(ids, template) for ids in (*template.placeholder_frame, *template.frame)),
+    )
+
+
+async def _tokenize_one_embedding(
+    client: VllmClient, model: str, template: VllmTemplate, d_llm: int
+) -> list[int] | None:
+    """Returns the tokens of a user turn with one embedding; None where vLLM's /tokenize cannot be reached."""
     turn = {"role": "user", "content": [build_embeds_part(torch.zeros(1, d_llm))]}
     body = {"model": model, "messages": [turn], "chat_template_kwargs": template.pinned_kwargs}
     try:
-        answer = await upstream.post_if_exists(TOKENIZE, json.dumps(body).encode())
-    except ApiError as refusal:
-        raise ConfigError(f"--url is {upstream.url!r}: {refusal}") from refusal
-    if answer is None:
-        LOG.warning("%s has no %s: whether it serves the ear's LLM is not checked", upstream.url, TOKENIZE)
-        return
-    tokens = answer.get("tokens")
+        response = await client.post_if_exists(TOKENIZE, json.dumps(body).encode())
+    except ApiError as error:
+        raise ConfigError(f"--url is {client.url!r}: {error}") from error
+    if response is None:
+        return None
+    tokens = response.get("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise ConfigError(f"--url is {upstream.url!r}, whose {TOKENIZE} gives no tokens, expected a vLLM")
-    n_steady = template.n_undated
-    if n_steady < len(template.frame.prefix):
-        LOG.warning("the LLM's chat template reads the clock: vLLM writes today's date, not the ear's")
-    if has_frame(tokens, template.frame, n_steady):
-        return
-    n_more = len(template.placeholder_frame.prefix) - len(template.frame.prefix)
-    if not has_frame(tokens, template.placeholder_frame, n_steady + n_more):
-        raise ConfigError(
-            f"{upstream.url} writes a user's turn as the tokens {_shown(tokens, template)}, but the ear was distilled"
-            f" with {_shown(template.frame.prefix, template)} and {_shown(template.frame.suffix, template)} around the"
-            " sound: serve the ear's own LLM, with its own tokenizer and chat template"
-        )
-    LOG.warning(
-        "the LLM's chat template writes white space beside what is said, which vLLM makes a token of its own: it reads"
-        " %s before a sound and %s after it, where the ear was distilled with %s and %s",
-        *(_shown(ids, template) for ids in (*template.placeholder_frame, *template.frame)),
-    )
+        raise ConfigError(f"--url is {client.url!r}, whose {TOKENIZE} returns no tokens, expected a vLLM")
+    return tokens
 
 
-def has_frame(tokens: Sequence[int], frame: Frame, n_steady: int) -> bool:
-    """Whether tokens are a frame's with one more between, but for what a date may change in the prefix.
+def has_frame(tokens: Sequence[int], frame: Frame, n_undated: int) -> bool:
+    """Whether tokens are a frame's prefix, one token and its suffix; a date may change the head of the prefix.
 
     Args:
-        n_steady: ids at the prefix's end that no date changes
+        n_undated: ids at the prefix's end that no date changes
     """
     prefix, suffix = frame
-    place = len(tokens) - len(suffix) - 1
-    is_dated = n_steady < len(prefix)
+    position = len(tokens) - len(suffix) - 1
+    is_dated = n_undated < len(prefix)
     return (
-        (place >= n_steady if is_dated else place == len(prefix))
-        and tuple(tokens[place - n_steady : place]) == prefix[len(prefix) - n_steady :]
-        and tuple(tokens[place + 1 :]) == suffix
+        (position >= n_undated if is_dated else position == len(prefix))
+        and tuple(tokens[position - n_undated : position]) == prefix[len(prefix) - n_undated :]
+        and tuple(tokens[position + 1 :]) == suffix
     )
 
 
-def _shown(ids: Sequence[int], template: VllmTemplate) -> str:
-    """The last few of some tokens, to a person."""
-    names = [template.tokenizer.convert_ids_to_tokens(i) or str(i) for i in ids[-8:]]
-    return "".join(["…" if len(ids) > 8 else "", *map(str, names)])
+def _format_tokens(ids: Sequence[int], template: VllmTemplate) -> str:
+    """Returns the last few tokens as text."""
+    names = [template.tokenizer.convert_ids_to_tokens(i) or str(i) for i in ids[-_MAX_SHOWN_TOKENS:]]
+    return "".join(["…" if len(ids) > _MAX_SHOWN_TOKENS else "", *map(str, names)])

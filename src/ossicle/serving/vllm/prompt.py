@@ -1,8 +1,8 @@
-"""A conversation with sound -> the messages for a vLLM whose token sequence is to be the one that an ear hears in.
+"""Builds the messages for vLLM so that the LLM reads the same tokens and embeddings as in the ear's own prompt.
 
-vLLM puts the parts of a message together in ways of its own and writes them with the LLM's chat template. So a message
-that holds sound is sent as a single part, the words beside the sound among its rows: all that is left to vLLM is to put
-one thing between the template's beginning and end. It knows no network.
+vLLM joins the parts of a message in its own ways and renders them with the LLM's chat template. So a message that holds
+sound is sent as a single part of embeddings, the text next to the sound included: vLLM only puts one thing between the
+template's prefix and suffix. This module knows no network.
 """
 
 import base64
@@ -10,10 +10,10 @@ import copy
 import io
 import itertools
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,55 +24,56 @@ from ossicle.chat.template import AudioSegment, ChatTemplate, Frame, Segment, Te
 from ossicle.errors import RequestError
 from ossicle.serving.engine import Sound
 from ossicle.serving.errors import ApiError
-from ossicle.serving.vllm.input_embeddings import EmbedIds
 
+EmbedIds: TypeAlias = Callable[[Sequence[int]], Float[Tensor, "T D"]]
+"""Returns the LLM's input embeddings of some ids."""
 EMBEDS_PLACEHOLDER = "<prompt_embeds>"
 """The special token that vLLM writes in place of embeddings."""
-_PASSED_ON: Mapping[str, tuple[str, ...]] = {
+_FORWARDED_FIELDS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "refusal": ("refusal",),
     "thinking": ("thinking", "closed"),
     "tool_reference": ("name",),
 }
-"""Parts without sound that vLLM is given, and which of their fields: with others it takes a text for a picture."""
-_JOINED_HERE = ("system", "developer", "user", "assistant")
-_ANOTHER_DAY = "2001-02-03"
+"""Types of parts without sound that vLLM gets, and their fields: with other fields it may read a text as an image."""
+_ROLES_WITH_JOINED_TEXT = ("system", "developer", "user", "assistant")
+_OTHER_DATE = "2001-02-03"
 
 
 class VllmTemplate(ChatTemplate):
-    """An ear's chat template as vLLM uses it: without a system prompt that nobody sent.
+    """An ear's chat template as vLLM applies it: without the ear's own system prompt.
 
     Args:
-        day: in place of the ear's
+        date: replaces the ear's
     """
 
-    def __init__(self, own: ChatTemplate, *, day: str | None = None) -> None:
-        super().__init__(own.tokenizer, replace(own.settings, system=None, date=day or own.settings.date))
+    def __init__(self, own: ChatTemplate, *, date: str | None = None) -> None:
+        super().__init__(own.tokenizer, replace(own.settings, system=None, date=date or own.settings.date))
 
     @property
     def pinned_kwargs(self) -> dict[str, str]:
-        """The ear's day, for templates that vLLM can give one; it drops the name for all others."""
+        """The `chat_template_kwargs` with the ear's date; templates that take no date ignore them."""
         return {"date_string": self._date["date_string"]}
 
     @property
     def has_system(self) -> bool:
-        """Whether the template shows system messages."""
+        """Whether the template renders system messages."""
         return "system" in self._forms
 
     @cached_property
     def placeholder_frame(self) -> Frame:
-        """The ids around a user turn that is nothing but vLLM's mark: those around a sound, once it is put in."""
+        """The ids around a user turn of vLLM's placeholder alone, which are those around a sound at vLLM."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": [EMBEDS_PLACEHOLDER]})
         rendered = self._render(self._one_sound, [EMBEDS_PLACEHOLDER])
         ids = tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        place = ids.index(tokenizer.convert_tokens_to_ids(EMBEDS_PLACEHOLDER))
-        return Frame(ids[:place], ids[place + 1 :])
+        position = ids.index(tokenizer.convert_tokens_to_ids(EMBEDS_PLACEHOLDER))
+        return Frame(ids[:position], ids[position + 1 :])
 
     @cached_property
     def n_undated(self) -> int:
-        """How many ids before a sound stay whatever the clock says, counted from the sound."""
-        other = VllmTemplate(self, day=_ANOTHER_DAY)
+        """The number of ids directly before a sound that are the same on every date."""
+        other = VllmTemplate(self, date=_OTHER_DATE)
         other._date |= self.pinned_kwargs
         from_sound = zip(reversed(self.frame.prefix), reversed(other._find_frame().prefix), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda ids: ids[0] == ids[1], from_sound))
@@ -80,128 +81,130 @@ class VllmTemplate(ChatTemplate):
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """A conversation ready to be sent, as soon as its sounds are heard."""
+    """A conversation that can be sent as soon as the audio tokens of its sounds are there."""
 
     messages: tuple[Any, ...]
-    """As they are sent, but for those that hold sound: their content is a tuple of pieces."""
+    """As they are sent, but the content of a message with sound is a tuple of segments."""
     sounds: tuple[Sound, ...]
-    """As the pieces number them."""
+    """In the order of the indices of the sound segments."""
 
 
 class VllmPrompt:
-    """Lays out conversations for vLLM as an ear's own template lays them out for the LLM.
+    """Builds the messages for vLLM as the ear's own template renders them for the LLM.
 
     Args:
-        own: the ear's, whose system prompt stands where a conversation brings none
-        words: the LLM's input embeddings
+        own: the ear's template, whose system prompt is used for conversations without one
+        embed_ids: returns the LLM's input embeddings
     """
 
-    def __init__(self, own: ChatTemplate, words: EmbedIds) -> None:
+    def __init__(self, own: ChatTemplate, embed_ids: EmbedIds) -> None:
         self.template = VllmTemplate(own)
-        self._system, self._words = own.settings.system, words
+        self._system, self._embed_ids = own.settings.system, embed_ids
 
     def lay_out(self, messages: Sequence[Any]) -> PromptLayout:
-        """Check what stands in messages with sound, or would not be text; all else is vLLM's to check.
+        """Returns the layout of a conversation; it checks messages with sound and leaves the others to vLLM.
 
         Raises:
-            RequestError: sound in a message that is not the user's, a part that is neither sound nor text, or words
-                beside a sound that the ear's own prompt would not take either
+            RequestError: sound in a message that is not the user's, a part that is neither sound nor text, or text
+                next to a sound that the ear's own prompt would refuse too
         """
-        system, rest = self._told(messages)
+        system, numbered = self._split_system(messages)
         sounds: list[Sound] = []
-        laid = []
-        for i, message in rest:
-            if system and _role(message) == "user" and not self.template.has_system:
-                message, system = _begun_with(message, f"{system}\n\n"), None
-            laid.append(self._lay_out_message(message, f"messages[{i}]", sounds))
+        laid_out = []
+        for i, message in numbered:
+            if system and _get_role(message) == "user" and not self.template.has_system:
+                message, system = _prepend_text(message, f"{system}\n\n"), None
+            laid_out.append(self._lay_out_message(message, f"messages[{i}]", sounds))
         if system and self.template.has_system:
-            laid.insert(0, {"role": "system", "content": system})
-        return PromptLayout(tuple(laid), tuple(sounds))
+            laid_out.insert(0, {"role": "system", "content": system})
+        return PromptLayout(tuple(laid_out), tuple(sounds))
 
-    def build_messages(self, layout: PromptLayout, heard: Sequence[Float[Tensor, "_ D"]]) -> list[Any]:
-        """The messages with their sounds as embeddings; takes as long as megabytes take to be written.
+    def build_messages(self, layout: PromptLayout, audio_tokens: Sequence[Float[Tensor, "_ D"]]) -> list[Any]:
+        """Returns the messages with their sounds as embeddings; encoding megabytes of them takes time.
 
         Args:
-            heard: the audio tokens of each of the layout's sounds
+            audio_tokens: of each of the layout's sounds
         """
-        return [self._written(message, heard) for message in layout.messages]
+        return [self._build_message(message, audio_tokens) for message in layout.messages]
 
-    def _told(self, messages: Sequence[Any]) -> tuple[str | None, list[tuple[int, Any]]]:
-        """The system prompt that has to be put somewhere, and the messages with their numbers."""
+    def _split_system(self, messages: Sequence[Any]) -> tuple[str | None, list[tuple[int, Any]]]:
+        """Returns the system prompt that is not yet in a message, and the numbered messages."""
         numbered = list(enumerate(messages))
         first = messages[0] if messages else None
-        if _role(first) not in ("system", "developer"):
+        if _get_role(first) not in ("system", "developer"):
             return self._system, numbered
         if self.template.has_system:
             return None, numbered
-        content = _passed_on(first, "messages[0]").get("content")
+        content = _filter_parts(first, "messages[0]").get("content")
         return (content.strip(), numbered[1:]) if isinstance(content, str) else (None, numbered)
 
     def _lay_out_message(self, message: Any, where: str, sounds: list[Sound]) -> Any:
+        """Returns a message of the layout, and adds its sounds to `sounds`."""
         parts = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(parts, list):
             return message
         if not any(_is_sound(part) for part in parts):
-            return _passed_on(message, where)
+            return _filter_parts(message, where)
         if message.get("role") != "user":
             raise ApiError(
-                f"{where} has the role {reprlib.repr(message.get('role'))} and holds sound, which only a user message"
-                " can",
+                f"{where} has the role {reprlib.repr(message.get('role'))} and holds sound, expected sound in user"
+                " messages only",
                 param=where,
             )
-        pieces = self._pieces(parts, where)
-        own = [part["audio"] for part in parts if _is_sound(part)]
+        segments = self._split_segments(parts, where)
         content = tuple(
-            AudioSegment(len(sounds) + piece.index) if isinstance(piece, AudioSegment) else piece
-            for piece in pieces
+            AudioSegment(len(sounds) + segment.index) if isinstance(segment, AudioSegment) else segment
+            for segment in segments
         )
-        sounds += own
+        sounds += [part["audio"] for part in parts if _is_sound(part)]
         return {**message, "content": content}
 
-    def _pieces(self, parts: list[Any], where: str) -> list[Segment]:
-        """What stands between the template's beginning and end when a message is the only one."""
+    def _split_segments(self, parts: list[Any], where: str) -> list[Segment]:
+        """Returns the segments between the template's prefix and suffix, for a conversation of this message alone."""
         if len(parts) == 1:
             return [AudioSegment(0)]
         try:
-            pieces = list(self.template.render([{"role": "user", "content": parts}]))
+            segments = list(self.template.render([{"role": "user", "content": parts}]))
         except RequestError as error:
             raise ApiError(str(error).replace("messages[0]", where, 1), param=where) from error
         prefix, suffix = self.template.frame
-        if not isinstance(pieces[0], TextSegment):  # the template begins with what is said
-            pieces.insert(0, TextSegment(()))
-        first, last = pieces[0], pieces[-1]
+        if not isinstance(segments[0], TextSegment):  # the template writes nothing before the content
+            segments.insert(0, TextSegment(()))
+        first, last = segments[0], segments[-1]
         assert isinstance(first, TextSegment)
         assert isinstance(last, TextSegment), "a template that writes nothing after a sound is refused"
         n_kept = len(last.ids) - len(suffix)
         if first.ids[: len(prefix)] != prefix or last.ids[n_kept:] != suffix:
             raise ApiError(
-                f"{where}.content begins or ends with what merges with the chat template around it, as a line break may:"
-                " leave out white space at its ends, or send sound and text in messages of their own",
+                f"{where}.content begins or ends with text that merges with the chat template around it, as a line"
+                " break may: leave out white space at its ends, or send sound and text in separate messages",
                 param=where,
             )
-        pieces[-1] = TextSegment(last.ids[:n_kept])
-        pieces[0] = TextSegment(first.ids[len(prefix) :])
-        return [piece for piece in pieces if piece != TextSegment(())]
+        segments[-1] = TextSegment(last.ids[:n_kept])
+        segments[0] = TextSegment(first.ids[len(prefix) :])
+        return [segment for segment in segments if segment != TextSegment(())]
 
-    def _written(self, message: Any, heard: Sequence[Float[Tensor, "_ D"]]) -> Any:
+    def _build_message(self, message: Any, audio_tokens: Sequence[Float[Tensor, "_ D"]]) -> Any:
         content = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(content, tuple):
             return message
-        rows = []
-        for piece in content:
-            is_heard = isinstance(piece, AudioSegment)
-            rows.append(heard[piece.index] if is_heard else self._words(piece.ids).to(heard[0]))
-        return {**message, "content": [build_embeds_part(torch.cat(rows))]}
+        embeds = [
+            audio_tokens[segment.index]
+            if isinstance(segment, AudioSegment)
+            else self._embed_ids(segment.ids).to(audio_tokens[0])
+            for segment in content
+        ]
+        return {**message, "content": [build_embeds_part(torch.cat(embeds))]}
 
 
-def build_embeds_part(rows: Float[Tensor, "T D"]) -> dict[str, str]:
-    """Rows of input embeddings as a part of a message: in their own float type, which vLLM turns into the LLM's."""
+def build_embeds_part(embeds: Float[Tensor, "T D"]) -> dict[str, str]:
+    """Returns input embeddings as a part of a message, in their own dtype, which vLLM converts to the LLM's."""
     file = io.BytesIO()
-    torch.save(rows.detach().cpu().clone(), file)  # a view would bring along all that it is a view of
+    torch.save(embeds.detach().cpu().clone(), file)  # a view would save its whole storage
     return {"type": "prompt_embeds", "data": base64.b64encode(file.getvalue()).decode("ascii")}
 
 
-def _role(message: Any) -> Any:
+def _get_role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
@@ -209,31 +212,37 @@ def _is_sound(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "audio"
 
 
-def _begun_with(message: Any, text: str) -> Any:
-    """A user message with more text before it."""
+def _prepend_text(message: Any, text: str) -> Any:
+    """Returns a user message with text before its content."""
     content = message.get("content")
     if isinstance(content, list):
         return {**message, "content": [{"type": "text", "text": text}, *content]}
     return {**message, "content": text + content} if isinstance(content, str) else message
 
 
-def _passed_on(message: Any, where: str) -> Any:
-    """A message without sound as vLLM is given it: several texts are one, put together as an ear's own prompt does."""
+def _filter_parts(message: Any, where: str) -> Any:
+    """Returns a message without sound as vLLM gets it; several texts become one, joined as in the ear's own prompt.
+
+    Raises:
+        ApiError: a part of another type
+    """
     parts = message.get("content")
     if not isinstance(parts, list):
         return message
-    passed = []
+    forwarded = []
     for j, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(kind, str) or kind not in _PASSED_ON:
+        part_type = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part_type, str) or part_type not in _FORWARDED_FIELDS:
             raise ApiError(
-                f"{where}.content[{j}] is of type {reprlib.repr(kind)}, expected text, or sound as input_audio",
+                f"{where}.content[{j}] is of type {reprlib.repr(part_type)}, expected text, or sound as input_audio",
                 param=f"{where}.content[{j}]",
             )
-        passed.append({"type": kind, **{name: part[name] for name in _PASSED_ON[kind] if name in part}})
-    texts = [part.get("text") for part in passed if part["type"] == "text"]
-    words = [text for text in texts if isinstance(text, str)]
-    if message.get("role") in _JOINED_HERE and len(words) == len(passed) and "".join(words).strip():
-        turn = parse_conversation([{"role": "user", "content": passed}]).turns[0]
+        fields = {name: part[name] for name in _FORWARDED_FIELDS[part_type] if name in part}
+        forwarded.append({"type": part_type, **fields})
+    texts = [part.get("text") for part in forwarded if part["type"] == "text"]
+    valid = [text for text in texts if isinstance(text, str)]
+    has_text_only = len(valid) == len(forwarded) and "".join(valid).strip()
+    if message.get("role") in _ROLES_WITH_JOINED_TEXT and has_text_only:
+        turn = parse_conversation([{"role": "user", "content": forwarded}]).turns[0]
         return {**message, "content": "".join(map(str, turn.content))}
-    return {**message, "content": passed}
+    return {**message, "content": forwarded}
