@@ -23,45 +23,43 @@ def inspect_half_invalid(folder: Path, n_decoded: int = 1_000) -> DatasetSummary
 
 
 def test_every_row_is_counted_once(tmp_path: Path) -> None:
-    found = inspect_half_invalid(tmp_path)
-    assert (found.n_rows, found.n_usable, len(found.invalid_rows), found.n_decoded) == (6, 3, 3, 6)
-    assert found.is_complete
-    assert [row.name.rpartition(" ")[2] for row in found.invalid_rows] == ["7", "9", "11"]
-    assert sum(found.reason_counts.values()) == 3
-    assert max(found.reason_counts.values()) == 2  # two files of different lengths that are not audio
-    assert found.durations_s.tolist() == pytest.approx([0.1, 0.11, 0.12])
-    assert found.hours == pytest.approx(0.33 / 3600)
-    assert found.n_characters.tolist() == [11, 10, 15, 5, 9]
+    summary = inspect_half_invalid(tmp_path)
+    assert (summary.n_rows, summary.n_usable, len(summary.invalid_rows), summary.n_decoded) == (6, 3, 3, 6)
+    assert summary.is_complete
+    assert [row.name.rpartition(" ")[2] for row in summary.invalid_rows] == ["7", "9", "11"]
+    assert sum(summary.reason_counts.values()) == 3
+    assert max(summary.reason_counts.values()) == 2  # two files of different lengths that are not audio
+    assert summary.durations_s.tolist() == pytest.approx([0.1, 0.11, 0.12])
+    assert summary.hours == pytest.approx(0.33 / 3600)
+    assert summary.n_characters.tolist() == [11, 10, 15, 5, 9]
 
 
 def test_hours_are_an_estimate_when_not_all_is_decoded(tmp_path: Path) -> None:
-    found = inspect_half_invalid(tmp_path, n_decoded=2)
-    assert not found.is_complete
-    assert [row.name.rpartition(" ")[2] for row in found.invalid_rows] == [
+    summary = inspect_half_invalid(tmp_path, n_decoded=2)
+    assert not summary.is_complete
+    assert [row.name.rpartition(" ")[2] for row in summary.invalid_rows] == [
         "7",
         "11",
     ]  # the last row by its transcript
-    assert found.hours == pytest.approx(4 * 0.1 / 3600)
+    assert summary.hours == pytest.approx(4 * 0.1 / 3600)
     undecoded = inspect_half_invalid(tmp_path, n_decoded=0)
     assert (undecoded.hours, undecoded.n_usable, undecoded.examples) == (None, 5, ())
 
 
-def test_the_first_rows_of_a_stream_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets.config
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+@pytest.mark.usefixtures("datasets_cache")
+def test_the_first_rows_of_a_stream_are_decoded(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    speech = open_speech([write_huggingface(tmp_path / "set", make_clips(6)) + "?streaming=true"])
-    found = inspect_dataset(speech, n_decoded=2)
-    assert [example.text for example in found.examples] == ["one red hat", "Zwei Hüte?"]
-    assert (found.n_rows, found.n_usable) == (6, 6)
-    assert found.hours == pytest.approx(6 * 0.105 / 3600)
+    dataset = open_speech([write_huggingface(tmp_path / "set", make_clips(6)) + "?streaming=true"])
+    summary = inspect_dataset(dataset, n_decoded=2)
+    assert [example.text for example in summary.examples] == ["one red hat", "Zwei Hüte?"]
+    assert (summary.n_rows, summary.n_usable) == (6, 6)
+    assert summary.hours == pytest.approx(6 * 0.105 / 3600)
 
 
 def test_examples_are_spread_over_the_source(tmp_path: Path) -> None:
-    speech = open_speech([write_jsonl(tmp_path, make_clips(20))])
+    dataset = open_speech([write_jsonl(tmp_path, make_clips(20))])
     lines = [
-        int(example.name.rpartition(" ")[2]) for example in inspect_dataset(speech, n_examples=4).examples
+        int(example.name.rpartition(" ")[2]) for example in inspect_dataset(dataset, n_examples=4).examples
     ]
     assert lines == [1, 11, 21, 31]
 
@@ -70,23 +68,23 @@ def test_examples_are_spread_over_the_source(tmp_path: Path) -> None:
     values=st.lists(st.one_of(st.floats(2**-10, 4_000, width=32), st.integers(1, 50).map(float)), max_size=60)
 )
 def test_a_histogram_counts_every_value_in_its_bin(values: list[float]) -> None:
-    bins = compute_histogram(np.array(values, np.float32))
-    assert sum(bins.counts) == len(values)
-    assert len(bins.counts) <= 21
-    for index, count in enumerate(bins.counts):
-        low, slack = bins.low + index * bins.step, 1e-5 * max(values)
-        inside = sum(low + slack <= value < low + bins.step - slack for value in values)
-        around = sum(low - slack <= value <= low + bins.step + slack for value in values)
+    histogram = compute_histogram(np.array(values, np.float32))
+    assert sum(histogram.counts) == len(values)
+    assert len(histogram.counts) <= 21
+    for index, count in enumerate(histogram.counts):
+        low, slack = histogram.low + index * histogram.step, 1e-5 * max(values)
+        inside = sum(low + slack <= value < low + histogram.step - slack for value in values)
+        around = sum(low - slack <= value <= low + histogram.step + slack for value in values)
         assert inside <= count <= around
 
 
 def test_the_page_is_complete_and_loads_no_other_file(tmp_path: Path) -> None:
     rows = [*HALF_INVALID, Clip(encode_tone(), "<b>bold</b> & more")]
-    found = inspect_dataset(open_speech([write_jsonl(tmp_path, rows)]))
-    page = render_page(found, "<my> speech")
+    summary = inspect_dataset(open_speech([write_jsonl(tmp_path, rows)]))
+    page = render_page(summary, "<my> speech")
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; more" in page
     assert "&lt;my&gt; speech" in page
-    assert page.count("<audio") == len(found.examples) == 3
+    assert page.count("<audio") == len(summary.examples) == 3
     assert page.count("<svg") == 2
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "<script" not in page
@@ -103,7 +101,7 @@ def test_inspect_prints_counts_and_exits_with_zero(
 ) -> None:
     source = write_jsonl(tmp_path, HALF_INVALID)
     assert main(["data", "inspect", source, "--html", str(tmp_path / "page.html")]) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for expected in (
         "6 rows",
         "3 usable",
@@ -113,7 +111,7 @@ def test_inspect_prints_counts_and_exits_with_zero(
         "characters",
         "one red hat",
     ):
-        assert expected in shown
+        assert expected in printed
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
@@ -121,8 +119,8 @@ def test_reasons_of_one_kind_are_counted_together(tmp_path: Path) -> None:
     manifest = tmp_path / "speech.jsonl"
     texts = ("", "  ", 3, 4.5)
     manifest.write_text("".join(json.dumps({"audio": "a.wav", "text": text}) + "\n" for text in texts))
-    found = inspect_dataset(open_speech([str(manifest)]))
-    assert found.reason_counts == {"the transcript is …, expected a text that is not empty": 4}
+    summary = inspect_dataset(open_speech([str(manifest)]))
+    assert summary.reason_counts == {"the transcript is …, expected a text that is not empty": 4}
 
 
 def test_pack_prints_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +129,10 @@ def test_pack_prints_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*command]) == 1
     assert "--max-invalid-ratio" in capsys.readouterr().err
     assert main([*command, "--max-invalid-ratio", "0.5"]) == 0
-    shown = capsys.readouterr()
-    assert "3 clips" in shown.out
-    assert "3 skipped" in shown.out
-    assert "MiB by the estimated durations" in shown.err
+    printed = capsys.readouterr()
+    assert "3 clips" in printed.out
+    assert "3 skipped" in printed.out
+    assert "MiB by the estimated durations" in printed.err
     assert json.loads((out / "index.json").read_text())["n_skipped"] == 3
     assert main(["data", "inspect", str(out)]) == 0
     assert "3 usable" in capsys.readouterr().out
@@ -161,6 +159,6 @@ def test_mistakes_are_reported_in_one_line(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", *arguments]) == code
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A few clips of sound with transcripts, and the same rows written as every kind of source."""
+"""A few clips with transcripts, and functions that write the same rows in every format of a source."""
 
 import io
 import json
@@ -17,7 +17,7 @@ NORMALIZED_TEXTS = ("one red hat", "Zwei Hüte?", "three blue hats", "Four old h
 
 
 def encode_tone(n_samples: int = 1600, pitch: float = 440.0) -> bytes:
-    """A tone, as a flac file; its length is in samples at 16 kHz."""
+    """Encodes a tone of `n_samples` samples at 16 kHz as a flac file."""
     file = io.BytesIO()
     tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(n_samples) / 16_000)
     soundfile.write(file, tone, 16_000, format="flac", subtype="PCM_16")
@@ -26,14 +26,14 @@ def encode_tone(n_samples: int = 1600, pitch: float = 440.0) -> bytes:
 
 @dataclass(frozen=True)
 class Clip:
-    """A row: what it sounds like and what it says."""
+    """A row: its encoded audio and its transcript."""
 
     audio: bytes
     text: str
 
 
 def make_clips(n: int = 5) -> list[Clip]:
-    """So many rows, each unlike the others."""
+    """Returns n rows with different audio; the transcripts repeat after five."""
     return [
         Clip(encode_tone(1600 + 160 * number, 220.0 * (1 + number % 7)), TEXTS[number % len(TEXTS)])
         for number in range(n)
@@ -41,7 +41,7 @@ def make_clips(n: int = 5) -> list[Clip]:
 
 
 def write_parquet(folder: Path, rows: Sequence[Clip]) -> str:
-    """Two files with small row groups, the sound as Hugging Face embeds it."""
+    """Writes two files with small row groups and the audio as Hugging Face embeds it; returns a pattern of both."""
     halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     for number, half in enumerate(halves):
         table = [{"audio": {"bytes": row.audio, "path": "x.flac"}, "text": row.text} for row in half]
@@ -50,14 +50,14 @@ def write_parquet(folder: Path, rows: Sequence[Clip]) -> str:
 
 
 def write_plain_parquet(folder: Path, rows: Sequence[Clip]) -> str:
-    """The sound as plain bytes, under another name."""
+    """Writes one file with the audio as plain bytes, under other column names; returns its path."""
     path = folder / "plain.parquet"
     pq.write_table(pa.table({"wav": [r.audio for r in rows], "sentence": [r.text for r in rows]}), path)
     return str(path)
 
 
 def write_jsonl(folder: Path, rows: Sequence[Clip]) -> str:
-    """Sound files beside a manifest, with an empty line in it."""
+    """Writes audio files and a JSONL file with empty lines in it; returns the path of the latter."""
     lines = []
     for number, row in enumerate(rows):
         (folder / f"{number}.flac").write_bytes(row.audio)
@@ -68,7 +68,7 @@ def write_jsonl(folder: Path, rows: Sequence[Clip]) -> str:
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    """A tar with the members in their order."""
+    """Writes a tar with these members in order, and returns its path."""
     with tarfile.open(path, "w") as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
@@ -78,7 +78,7 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
 
 
 def write_webdataset(folder: Path, rows: Sequence[Clip]) -> str:
-    """Two tars in the webdataset layout, transcripts as .txt in one and as .json in the other."""
+    """Writes two tars, with transcripts as .txt in one and as .json in the other; returns a pattern of both."""
     half = len(rows) // 2
     first = [
         (f"clips/{n:03}.{end}", content)
@@ -96,7 +96,7 @@ def write_webdataset(folder: Path, rows: Sequence[Clip]) -> str:
 
 
 def write_huggingface(folder: Path, rows: Sequence[Clip]) -> str:
-    """A folder as data sets are published on the hub: parquet files that name their split."""
+    """Writes a folder as datasets are published on the hub, with a card and a parquet file; returns its path."""
     (folder / "data").mkdir()
     table = [{"audio": {"bytes": row.audio, "path": None}, "transcription": row.text} for row in rows]
     pq.write_table(pa.Table.from_pylist(table), folder / "data" / "train-00000-of-00001.parquet")

@@ -1,0 +1,122 @@
+"""Hugging Face datasets: splits, saved folders, streams, and one line for every error."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from support.source_checks import read_audio, read_errors
+from support.tiny_speech import (
+    NORMALIZED_TEXTS,
+    encode_tone,
+    make_clips,
+    write_huggingface,
+)
+
+from ossicle.data.dataset import open_speech
+from ossicle.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+
+def test_one_of_several_splits_must_be_named(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path, make_clips(3))
+    shutil.copy(
+        tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "data" / "test-00000-of-00001.parquet"
+    )
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(ConfigError, match=r"has several splits; name one: \?split=\.\.\. of train, test"):
+        open_speech([source])
+    with pytest.raises(ConfigError, match="has no split 'dev'; name one"):
+        open_speech([f"{source}?split=dev"])
+    with pytest.raises(ConfigError, match="has no config 'en'; name one"):
+        open_speech([f"{source}?split=test&config=en"])
+    dataset = open_speech([f"{source}?split=test"])
+    assert dataset.row_name(2) == f"{tmp_path} (test), row 3"
+    assert dataset.texts.to_pylist() == list(NORMALIZED_TEXTS[:3])
+
+
+def test_a_folder_written_by_save_to_disk_is_a_source(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {
+        "audio": [{"bytes": c.audio, "path": None} for c in make_clips(3)],
+        "text": [c.text for c in make_clips(3)],
+    }
+    dataset = datasets.Dataset.from_dict(rows)
+    dataset.save_to_disk(str(tmp_path / "one"))
+    assert read_audio(open_speech([str(tmp_path / "one")])[1]) == make_clips(3)[1].audio
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(str(tmp_path / "two"))
+    assert len(open_speech([f"{tmp_path / 'two'}?split=test"])) == 3
+    with pytest.raises(ConfigError, match="several splits"):
+        open_speech([str(tmp_path / "two")])
+    with pytest.raises(ConfigError, match="has no splits; leave split=test out"):
+        open_speech([f"{tmp_path / 'one'}?split=test"])
+
+
+def test_a_stream_of_unknown_length_needs_n_clips(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path, make_clips(5)) + "?streaming=true"
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(ConfigError, match=r"set data\.n_clips to the number of rows"):
+        open_speech([source])
+    assert len(open_speech([source], n_clips=4)) == 4
+    found = read_errors(open_speech([source], n_clips=6))
+    assert list(found) == [5]
+    assert "the stream ends before this row" in found[5]
+
+
+def test_a_folder_of_loose_audio_files_is_read_by_its_jsonl_file(tmp_path: Path) -> None:
+    for number, clip in enumerate(make_clips(3)):
+        (tmp_path / f"{number}.flac").write_bytes(clip.audio)
+    lines = [
+        json.dumps({"file_name": f"{n}.flac", "text": clip.text}) for n, clip in enumerate(make_clips(3))
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert read_audio(open_speech([str(tmp_path / "metadata.jsonl")])[2]) == make_clips(3)[2].audio
+    if importlib.util.find_spec("torchcodec") is None:
+        with pytest.raises(DataError, match=r"needs torchcodec; give its metadata\.jsonl"):
+            open_speech([str(tmp_path)])
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_folder_with_a_jsonl_file_is_a_hugging_face_dataset(tmp_path: Path, is_streamed: bool) -> None:
+    (tmp_path / "a.flac").write_bytes(encode_tone())
+    (tmp_path / "train.jsonl").write_text('{"audio": "a.flac", "text": "one"}\n' * 3)
+    source = f"{tmp_path}?streaming={str(is_streamed).lower()}"
+    dataset = open_speech([source], n_clips=3)
+    assert read_audio(dataset[2]) == encode_tone()
+
+
+def test_a_folder_without_data_is_rejected_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.xyz").write_text("hello")
+    with pytest.raises(DataError, match="cannot be read as a dataset") as error:
+        open_speech([str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+def test_the_code_of_a_dataset_is_never_run(tmp_path: Path) -> None:
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(DataError, match="cannot be read as a dataset"):
+        open_speech([str(folder)])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hub_id_without_a_network_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="'nobody/nothing' cannot be loaded from the hub") as error:
+        open_speech(["nobody/nothing?split=train"])
+    assert "\n" not in str(error.value)
+
+
+def test_hugging_face_sources_need_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'ossicle\[hub\]'"):
+        open_speech(["nobody/nothing"])
+    assert "HF_DATASETS_DISABLE_TORCHCODEC" not in os.environ
