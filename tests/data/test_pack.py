@@ -180,9 +180,7 @@ def test_a_folder_with_other_files_or_another_source_is_rejected(tmp_path: Path)
 def test_an_unfinished_pack_is_not_a_source(tmp_path: Path) -> None:
     folder, _ = packed_three(tmp_path)
     (folder / "index.json").unlink()
-    with pytest.raises(
-        DataError, match=r"is not completely packed .* run the command that began it again"
-    ):
+    with pytest.raises(DataError, match=r"is not completely packed .* run the command that began it again"):
         open_speech([str(folder)])
 
 
