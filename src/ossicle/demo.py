@@ -161,8 +161,8 @@ def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command:
     else:
         console.print(f"(no {SHIPPED_EAR} comes with this ossicle: the ear just distilled stands alone)")
     for evaluated, path in zip(ears, (out / "report.json", out / "report-shipped.json"), strict=False):
-        losses = read_metrics(out) if evaluated.ear is ear else None
-        written = write_report(evaluated.report, path, losses=losses)
+        metrics = read_metrics(out) if evaluated.ear is ear else None
+        written = write_report(evaluated.report, path, metrics=metrics)
         console.print(f"\nThe ear [bold]{evaluated.name}[/bold]:", highlight=False)
         print_table(evaluated.report, console)
         console.out(f"{written.html}  (to look at and listen to)\n{written.json}", highlight=False)

@@ -494,7 +494,7 @@ def test_a_report_that_cannot_be_written_costs_no_answers(
     with monkeypatch.context() as patch:
         patch.setattr("ossicle.evaluation.report.write._write_all", full)
         assert main(argv) == 1
-    assert "full.json cannot be written (No space left" in capsys.readouterr().err
+    assert "full.json cannot be written: No space left" in capsys.readouterr().err
     assert Path("reports/.full.json.answers").read_text().count("answering by ear") == len(SAID)
     assert main(argv) == 0
     assert sorted(path.name for path in Path("reports").iterdir()) == ["full.html", "full.json"]

@@ -279,7 +279,7 @@ def test_the_table_has_a_row_for_every_condition_with_its_numbers():
         )
     )
     head, clean, babble = reader.rows
-    assert head[0] == "Condition"
+    assert head[0] == "Corruption"
     assert clean[0] == "clean"
     assert clean[-1] == "–"
     assert babble == [

@@ -68,7 +68,7 @@ def test_the_page_has_each_ear_and_the_cascade_once() -> None:
         "Ear 2 against Ear 1: +12.5 points (+2.5 to +22.5), right answers, paired over 40 items." in page.text
     )
     assert re.search(
-        r"Ear 3 against Ear 1: 0.0 points \(.*: no difference that 40 items can tell\)", page.text
+        r"Ear 3 against Ear 1: 0.0 points \(.*: 40 items are too few to show a difference\)", page.text
     )
     who = [text for text in page.texts if re.fullmatch(r"(Text|Cascade|Ear)( \d)?", text)]
     assert who[who.index("Text") :][:5] == ["Text", "Cascade", "Ear 1", "Ear 2", "Ear 3"]
@@ -98,7 +98,7 @@ def test_items_on_which_ears_part_can_be_heard() -> None:
     report = mixed_report(120)
     page = Page(render_comparison(PATHS[:2], [report, all_right(report)]))
     assert page.count("audio") == N_CLIPS
-    assert "All 15 items on which they part" in page.text
+    assert "All 15 items on which they disagree" in page.text
     assert "only Ear 2 right" in page.text
     assert "only Ear 1 right" not in page.text
     level = Page(render_comparison(PATHS[:2], [report, report]))
@@ -145,8 +145,8 @@ def test_of_a_suite_of_groups_the_difference_is_the_mean_of_theirs() -> None:
     unlike = Report(suite="s", items=tuple(replace(item, rule="wer", scores=words) for item in alike.items))
     assert compute_paired_difference(alike, unlike) is None
     page = Page(render_comparison(PATHS[:2], [alike, unlike]))
-    assert "Ear 2 and Ear 1 have 18 items in common, which are not marked alike." in page.text
-    assert "Where Ear 2 and Ear 1 part" in page.text
+    assert "Ear 2 and Ear 1 have 18 items in common, which are scored by different metrics." in page.text
+    assert "Where Ear 2 and Ear 1 disagree" in page.text
 
 
 def test_a_cascade_of_as_many_but_of_fewer_items_is_another() -> None:

@@ -251,11 +251,11 @@ def test_a_suite_of_too_few_items_has_no_babble():
 @pytest.mark.parametrize(
     ("kind", "level", "expected"),
     [
-        ("babble", None, "condition.level is None; for babble expected -40 to 80 dB of speech over babble"),
-        ("white noise", math.nan, "condition.level is nan"),
-        ("speed", 0.0, "condition.level is 0.0; for speed expected 0.25 to 4 times as fast"),
-        ("silence before", -1.0, "condition.level is -1.0"),
-        ("telephone", 8.0, "condition.level is 8.0; telephone has no levels: leave it out"),
+        ("babble", None, "corruption.level is None; expected -40 to 80 dB of speech over babble for babble"),
+        ("white noise", math.nan, "corruption.level is nan"),
+        ("speed", 0.0, "corruption.level is 0.0; expected 0.25 to 4 times as fast for speed"),
+        ("silence before", -1.0, "corruption.level is -1.0"),
+        ("telephone", 8.0, "corruption.level is 8.0, but telephone has no levels; leave it out"),
     ],
 )
 def test_what_is_no_condition_is_refused(kind, level, expected):

@@ -19,13 +19,8 @@ from ossicle.audio.waveform import AudioSource, load_audio
 from ossicle.errors import CheckpointError, DataError
 from ossicle.evaluation import ItemResult, Report, print_table, read_report, write_report
 from ossicle.evaluation.report.clips import build_player, choose_clips, compare_words
-from ossicle.evaluation.report.page import (
-    MAX_ERRORS,
-    format_percent,
-    format_points,
-    format_points_interval,
-    render_report,
-)
+from ossicle.evaluation.report.formatting import format_percent, format_points, format_points_interval
+from ossicle.evaluation.report.page import MAX_ERRORS, render_report
 from ossicle.evaluation.report.training_curves import HEIGHT, MAX_POINTS, WIDTH, build_panels
 from ossicle.evaluation.statistics import METRICS
 
@@ -244,13 +239,13 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 # report.html
 
 
-LOSSES = [
+METRIC_ROWS = [
     {"step": s, "loss": 9 / s, "hidden": 8 / s, "lr": 1e-3, "clips_per_s": 100.0} for s in range(1, 400)
 ]
 
 
 def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
-    markup = write_report(mixed_report(), tmp_path, losses=LOSSES).html.read_text(encoding="utf-8")
+    markup = write_report(mixed_report(), tmp_path, metrics=METRIC_ROWS).html.read_text(encoding="utf-8")
     page = Page(markup)
     assert page.count("script") == 0
     links = [
@@ -265,7 +260,7 @@ def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
 
 def test_the_page_says_what_was_found() -> None:
     report = mixed_report()
-    page = Page(render_report(report, losses=LOSSES))
+    page = Page(render_report(report, metrics=METRIC_ROWS))
     for share in (
         report.overall.ear.value,
         report.overall.cascade.value,
@@ -439,7 +434,7 @@ def test_odd_records_are_drawn_as_far_as_they_go() -> None:
     assert build_panels([]) == ()
     (single,) = build_panels([{"step": 5, "grad_norm": 1e-7}])
     assert (single.title, single.first, single.last) == ("grad_norm", "1e-7", "1e-7")
-    Page(render_report(mixed_report(8), losses=records))
+    Page(render_report(mixed_report(8), metrics=records))
 
 
 # In the terminal

@@ -157,9 +157,9 @@ def test_a_suite_may_be_the_mean_of_its_groups() -> None:
     assert report.overall == build_group_mean_table([list(report.items[:5]), list(report.items[5:])])
 
 
-def test_marks_that_mean_different_things_have_no_common_number() -> None:
+def test_scores_of_different_metrics_cannot_be_combined() -> None:
     words = answered(1, rule="wer", scores=dict.fromkeys(("text", "cascade", "ear"), (1.0, 4.0)))
-    with pytest.raises(DataError, match="right and wer, which have no common number"):
+    with pytest.raises(DataError, match="right and wer, which cannot be combined"):
         build_score_table([answered(0), words])
 
 

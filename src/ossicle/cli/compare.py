@@ -38,7 +38,7 @@ class Compare:
             compute_paired_difference,
             explain_no_difference,
         )
-        from ossicle.evaluation.report.page import format_points, format_points_interval
+        from ossicle.evaluation.report.formatting import format_points, format_points_interval
 
         if self.out is not None and self.out.resolve() in [path.resolve() for path in self.reports]:
             raise ConfigError(f"--out {self.out} is one of the reports; give the page another name")
@@ -72,7 +72,7 @@ class Compare:
 
 
 def _print_table(rows: Sequence["ComparisonRow"], console: Console) -> None:
-    from ossicle.evaluation.report.page import format_points, format_points_interval
+    from ossicle.evaluation.report.formatting import format_points, format_points_interval
     from ossicle.evaluation.report.write import format_cell
 
     table = RichTable()

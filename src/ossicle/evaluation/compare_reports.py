@@ -1,4 +1,4 @@
-"""Reports beside each other: the numbers of each, and how ears differ on the items that they share."""
+"""Compares reports: the numbers of each, and the paired difference between two ears on the items that both have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,98 +18,90 @@ from ossicle.evaluation.statistics import (
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """One report's ear against that of the first report, on the items that both have."""
+    """The difference between one report's ear and the first report's ear, on the items that both have."""
 
     n: int
     metric: Metric
     difference: Estimate
-    """Paired: how much larger the ear's number is than the first one's."""
+    """By how much the ear's number is larger than the first one's, in pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """The numbers of one part of all reports: all items, a group or a condition."""
+    """The numbers of all reports for all items, one group, or one corruption."""
 
     name: str
     tables: tuple[ScoreTable | None, ...]
-    """A report's own, or None where it has no such part."""
+    """One table a report, or None where a report has none of this name."""
     is_corrupted: bool = False
-    """Whether it is about items in noise or otherwise changed."""
+    """Whether the sound of the items is corrupted, such as by noise."""
 
 
 def build_rows(reports: Sequence[Report]) -> tuple[ComparisonRow, ...]:
-    """All parts that any of the reports has, in the order in which they come up."""
-    parts, changed = [_parts(report) for report in reports], [_changed(report) for report in reports]
+    """Returns a row for every table that any report has, in the order in which they first appear."""
+    clean = [dict(report.tables) for report in reports]
+    corrupted = [_list_corrupted_tables(report) for report in reports]
     return tuple(
-        ComparisonRow(name=name, tables=tuple(part.get(name) for part in own), is_corrupted=own is changed)
-        for own in (parts, changed)
-        for name in dict.fromkeys(name for part in own for name in part)
+        ComparisonRow(
+            name=name, tables=tuple(own.get(name) for own in tables), is_corrupted=tables is corrupted
+        )
+        for tables in (clean, corrupted)
+        for name in dict.fromkeys(name for own in tables for name in own)
     )
 
 
-def _parts(report: Report) -> dict[str, ScoreTable]:
-    found = {"All items": report.overall}
-    if len(report.groups) > 1:
-        found |= report.groups
-    if report.instructions:
-        found["With a text instruction"] = report.instructions
-    return found
-
-
-def _changed(report: Report) -> dict[str, ScoreTable]:
-    return {f"in {condition.name}": table for condition, table in report.robustness}
+def _list_corrupted_tables(report: Report) -> dict[str, ScoreTable]:
+    return {f"in {corruption.name}": table for corruption, table in report.robustness}
 
 
 def compute_paired_difference(first: Report, other: Report) -> PairedDifference | None:
-    """How the ears differ, in pairs; None where the reports share no items, or these are marked differently.
+    """Returns the paired difference of the ears; None if the reports share no items, or the metrics of these differ.
 
-    Of suites whose number is the mean of their groups', it is the mean of the groups' differences.
+    If the number of both suites is the mean of their groups, it is the mean of the groups' differences.
     """
     pairs = match_items(first, other)
     by_groups = first.overall_of == other.overall_of == "groups"
     groups: dict[str | None, list[tuple[ItemResult, ItemResult]]] = {}
     for pair in pairs:
         groups.setdefault(pair[0].group if by_groups else None, []).append(pair)
-    metrics = [
+    group_metrics = [
         {item.metric.name: item.metric for pair in group for item in pair} for group in groups.values()
     ]
-    if not pairs or any(len(found) > 1 for found in metrics):
+    if not pairs or any(len(metrics) > 1 for metrics in group_metrics):
         return None
-    marks = [
+    scores = [
         ([theirs.scores["ear"] for _, theirs in group], [own.scores["ear"] for own, _ in group])
         for group in groups.values()
     ]
-    of_groups = [metric for found in metrics for metric in found.values()]
+    metrics = [metric for metrics in group_metrics for metric in metrics.values()]
     if by_groups:
-        return PairedDifference(
-            n=len(pairs), metric=METRICS["mean"], difference=bootstrap_group_mean_difference(marks, of_groups)
-        )
-    return PairedDifference(
-        n=len(pairs), metric=of_groups[0], difference=bootstrap_difference(of_groups[0], *marks[0])
-    )
+        difference = bootstrap_group_mean_difference(scores, metrics)
+        return PairedDifference(n=len(pairs), metric=METRICS["mean"], difference=difference)
+    difference = bootstrap_difference(metrics[0], *scores[0])
+    return PairedDifference(n=len(pairs), metric=metrics[0], difference=difference)
 
 
 def match_items(first: Report, other: Report) -> list[tuple[ItemResult, ItemResult]]:
-    """The items that both have, in the first one's order, as each answered them."""
+    """Returns the results of both reports for the items that both have, in the first one's order."""
 
-    def key(item: ItemResult) -> tuple[str, str, str | None]:
+    def get_key(item: ItemResult) -> tuple[str, str, str | None]:
         return item.id, item.text, item.instruction
 
-    by_key = {key(item): item for item in other.items}
-    return [(item, by_key[key(item)]) for item in first.items if key(item) in by_key]
+    by_key = {get_key(item): item for item in other.items}
+    return [(item, by_key[get_key(item)]) for item in first.items if get_key(item) in by_key]
 
 
 def explain_no_difference(first: Report, other: Report) -> str:
-    """Why there is no difference to tell of."""
+    """Returns the reason why `compute_paired_difference` is None."""
     n = len(match_items(first, other))
-    return f"{n} items in common, which are not marked alike" if n else "no items in common"
+    return f"{n} items in common, which are scored by different metrics" if n else "no items in common"
 
 
 def check_comparable(reports: Sequence[Report]) -> None:
-    """Refuse what cannot be put side by side.
+    """Checks the number of reports.
 
     Raises:
         DataError: fewer than two reports
     """
     if len(reports) < 2:
-        raise DataError(f"{len(reports)} report(s) given; expected two or more to put beside each other")
+        raise DataError(f"{len(reports)} report(s) given; expected two or more to compare")

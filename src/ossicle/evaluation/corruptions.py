@@ -1,7 +1,7 @@
-"""What a clip goes through on its way to the ear: noise, a tape's speed, a telephone, silence around it.
+"""Corruptions of a clip before it is heard: noise, another speed, a telephone line, added silence.
 
-It knows samples, and which other items of a suite talk in the background; it asks no model. All that is drawn comes
-from an item's id and the kind of condition, so that neither the order of the items nor their number matters, and the
+This module knows samples, and which other items of a suite speak in the background; it knows no models. All random
+draws depend on an item's id and the kind of corruption alone: the order and number of the items do not matter, and the
 levels of one kind differ in nothing but the level.
 """
 
@@ -22,19 +22,19 @@ from ossicle.evaluation.suite import Item
 from ossicle.evaluation.text_normalization import normalize_text
 
 N_VOICES = 6
-"""Voices of a babble where the suite has as many: no single one can be followed any more."""
+"""Voices of a babble, if the suite has as many: with six, no single voice can be followed."""
 MIN_VOICES = 3
-"""Fewer are no babble but somebody else who is understood, another and harder condition."""
+"""Fewer voices are no babble: single speakers would be understood, which is another, harder task."""
 
 TELEPHONE_RATE = 8_000  # samples per second
 TELEPHONE_BAND_HZ = (300.0, 3_400.0)
 _TELEPHONE_SLOPE_HZ = 50.0
-"""Within so much of its ends the band rises from nothing to all."""
+"""Width of the slopes at both ends of the band."""
 _TELEPHONE_RINGING_S = 0.1
-"""A filter so steep goes on sounding for less than this."""
+"""Upper bound of the filter's ringing."""
 _MU = 255.0
 _MU_STEPS = 127
-"""Steps on either side of zero: with the sign, 8 bits, of which G.711 too spends two codes on zero."""
+"""Steps on either side of zero: with the sign 8 bits, in which zero has two codes, as in G.711."""
 
 CorruptionKind = Literal[
     "clean",
@@ -56,38 +56,38 @@ _RANGES = {
     "silence after": (0.001, 60.0, "seconds"),
     "silence around": (0.001, 60.0, "seconds"),
 }
-"""Of each kind that has levels: the least, the most, and what they are."""
+"""For each kind with levels: the lowest and highest level, and their unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """One way of changing every clip of a suite."""
+    """A corruption that is applied to every clip of a suite."""
 
     kind: CorruptionKind
     level: float | None = None
-    """dB of speech over noise, times as fast, or seconds of silence; a clean clip and a telephone have none."""
+    """dB of speech over noise, speed as a factor, or seconds of silence; None for "clean" and "telephone"."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no condition.
+        """Check the level.
 
         Raises:
-            ConfigError: a level that the kind does not have.
+            ConfigError: a level outside the kind's range, or a level for a kind without levels.
         """
         if self.kind not in _RANGES:
             if self.level is not None:
                 raise ConfigError(
-                    f"condition.level is {self.level!r}; {self.kind} has no levels: leave it out"
+                    f"corruption.level is {self.level!r}, but {self.kind} has no levels; leave it out"
                 )
             return
         low, high, unit = _RANGES[self.kind]
-        if self.level is None or not low <= self.level <= high:  # not a number is in no range
+        if self.level is None or not low <= self.level <= high:  # NaN is outside, too
             raise ConfigError(
-                f"condition.level is {self.level!r}; for {self.kind} expected {low:g} to {high:g} {unit}"
+                f"corruption.level is {self.level!r}; expected {low:g} to {high:g} {unit} for {self.kind}"
             )
 
     @property
     def name(self) -> str:
-        """What people read: "babble, 10 dB"."""
+        """Shown to people: "babble, 10 dB"."""
         if self.level is None:
             return self.kind
         if self.kind == "speed":
@@ -102,23 +102,23 @@ CORRUPTIONS = (
     Corruption(kind="telephone"),
     *(Corruption(kind=kind, level=1.0) for kind in _SILENCES),
 )
-"""What the robustness of an ear is measured under."""
+"""The corruptions under which robustness is measured."""
 
 
-def compute_seed(item_id: str, condition: Corruption) -> int:
-    """The seed of all that is drawn for an item: the same at every level of a kind.
+def compute_seed(item_id: str, corruption: Corruption) -> int:
+    """Returns the seed of all random draws for an item: the same at every level of a kind.
 
-    So a clip meets the same noise louder and louder, and what changes between two levels is no luck of the draw.
+    So a clip gets the same noise at every level, only louder, and a difference between two levels is not due to chance.
     """
-    return _digest(condition.kind, item_id)
+    return _hash_to_int(corruption.kind, item_id)
 
 
 def load_babble_voices(item: Item, items: Sequence[Item], seed: int) -> tuple[Float32[np.ndarray, " _"], ...]:
-    """The sounds that talk in an item's background: up to `N_VOICES` other items' of its own suite, at random.
+    """Returns the sounds that speak in an item's background: up to `N_VOICES` random other items of its suite.
 
-    A suite is what training has not heard, so its babble is nobody's whom an ear could have learned to pass over.
-    The item itself is never among them, nor is another that says the same words: it would say the question aloud.
-    An item that joins or leaves the suite changes only the babbles that it is in.
+    The voices of a suite are not in the training data, so an ear cannot have learned to ignore them. Neither the item
+    itself nor another item with the same words is chosen: it would repeat the question. An item that is added to the
+    suite or removed changes only the babbles that it is part of.
 
     Args:
         items: the suite, with or without the item, in any order
@@ -128,7 +128,7 @@ def load_babble_voices(item: Item, items: Sequence[Item], seed: int) -> tuple[Fl
     """
     words = normalize_text(item.text)
     chosen: list[Item] = []
-    for other in sorted(items, key=lambda other: _digest(seed, other.id)):
+    for other in sorted(items, key=lambda other: _hash_to_int(seed, other.id)):
         if len(chosen) == N_VOICES:
             break
         if other.id != item.id and normalize_text(other.text) != words:
@@ -138,58 +138,58 @@ def load_babble_voices(item: Item, items: Sequence[Item], seed: int) -> tuple[Fl
 
 def corrupt(
     samples: Float32[np.ndarray, " N"],
-    condition: Corruption,
+    corruption: Corruption,
     *,
     seed: int,
     voices: Sequence[Float32[np.ndarray, " _"]] = (),
 ) -> Float32[np.ndarray, " _"]:
-    """The clip as it is heard under a condition; the very same where it is clean.
+    """Returns the clip under a corruption; the same array if it is "clean".
 
-    What becomes louder than full scale is made quieter as a whole, speech and noise alike: a file could not hold
-    it, and cutting its peaks off would be a condition of its own. Added silence is digital silence.
+    A result above full scale is scaled down as a whole, speech and noise alike: a file could not hold it, and clipping
+    its peaks would be another corruption. Added silence is digital silence.
 
     Args:
         samples: mono at 16 kHz, from -1 to 1
-        seed: of `seed_of`
-        voices: of `voices_beside`, for babble; others need none
+        seed: from `compute_seed`
+        voices: from `load_babble_voices`, for babble alone
 
     Raises:
         DataError: babble of fewer than `MIN_VOICES`
     """
-    level = 0.0 if condition.level is None else condition.level
+    level = 0.0 if corruption.level is None else corruption.level
     rng = np.random.default_rng(seed)
-    match condition.kind:
+    match corruption.kind:
         case "clean":
             return samples
         case "babble":
-            return _within_full_scale(add_noise(samples, mix_babble(voices, len(samples), rng), level))
+            return _scale_to_full_scale(add_noise(samples, mix_babble(voices, len(samples), rng), level))
         case "white noise":
             noise = rng.standard_normal(len(samples), dtype=np.float32)
-            return _within_full_scale(add_noise(samples, noise, level))
+            return _scale_to_full_scale(add_noise(samples, noise, level))
         case "speed":
-            return _within_full_scale(change_speed(samples, level))
+            return _scale_to_full_scale(change_speed(samples, level))
         case "telephone":
-            return _within_full_scale(simulate_telephone(samples))
+            return _scale_to_full_scale(simulate_telephone(samples))
         case "silence before":
-            return np.concatenate([_silence(level), samples])
+            return np.concatenate([_make_silence(level), samples])
         case "silence after":
-            return np.concatenate([samples, _silence(level)])
+            return np.concatenate([samples, _make_silence(level)])
         case "silence around":
-            return np.concatenate([_silence(level), samples, _silence(level)])
+            return np.concatenate([_make_silence(level), samples, _make_silence(level)])
 
 
 def mix_babble(
     voices: Sequence[Float32[np.ndarray, " _"]], n_samples: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " _"]:
-    """All voices at once, as loud as each other where they speak, each from a random place and over again.
+    """Returns the sum of all voices at equal power of their speech, each repeated from a random position.
 
     Raises:
         DataError: fewer than `MIN_VOICES`
     """
     if len(voices) < MIN_VOICES:
         raise DataError(
-            f"got {len(voices)} voice(s) for babble; expected at least {MIN_VOICES}, each of another item with"
-            " other words: evaluate more items, or leave babble out"
+            f"got {len(voices)} voice(s) for babble; expected at least {MIN_VOICES}, from other items with other"
+            " words: evaluate more items, or leave babble out"
         )
     mixed = np.zeros(n_samples, np.float32)
     for voice in voices:
@@ -200,24 +200,24 @@ def mix_babble(
 
 
 def simulate_telephone(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
-    """The clip through a digital line of the fixed network: 300 to 3,400 Hz at 8 kHz, 8 bits by the mu law.
+    """Returns the clip after a digital telephone line: 300 to 3,400 Hz at 8 kHz, 8 bits by the mu law.
 
-    Filtered at both ends, as a line is: where it is spoken into, and where the steps of its 8 bits would hiss.
+    It is filtered at both ends of the line: before quantization, and after it, to remove quantization noise.
 
     Source: ITU-T G.711, the smooth curve with mu = 255 that its table approximates; the band is that of G.712.
     """
-    even = np.pad(samples, (0, len(samples) % 2))
-    sent = _band_passed(soxr.resample(even, SAMPLE_RATE, TELEPHONE_RATE))
-    loudness = np.log1p(_MU * np.abs(sent).clip(max=1.0)) / math.log1p(_MU)
-    received = np.expm1(np.round(loudness * _MU_STEPS) / _MU_STEPS * math.log1p(_MU)) / _MU
-    line = _band_passed(np.copysign(received, sent).astype(np.float32))
-    heard = soxr.resample(line, TELEPHONE_RATE, SAMPLE_RATE)[: len(samples)]
-    return np.pad(heard, (0, len(samples) - len(heard)))
+    padded = np.pad(samples, (0, len(samples) % 2))
+    sent = _band_pass(soxr.resample(padded, SAMPLE_RATE, TELEPHONE_RATE))
+    compressed = np.log1p(_MU * np.abs(sent).clip(max=1.0)) / math.log1p(_MU)
+    expanded = np.expm1(np.round(compressed * _MU_STEPS) / _MU_STEPS * math.log1p(_MU)) / _MU
+    received = _band_pass(np.copysign(expanded, sent).astype(np.float32))
+    resampled = soxr.resample(received, TELEPHONE_RATE, SAMPLE_RATE)[: len(samples)]
+    return np.pad(resampled, (0, len(samples) - len(resampled)))
 
 
-def _band_passed(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
-    """Sound at 8 kHz without what a telephone does not carry, nothing of it earlier or later."""
-    # A power of two, as sizes with large prime factors take many times as long; the end rings into the zeros.
+def _band_pass(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+    """Returns sound at 8 kHz within the telephone band, without a delay."""
+    # A power of two: sizes with large prime factors take many times as long. The end rings into the padding.
     n_fft = 1 << (len(samples) + round(_TELEPHONE_RINGING_S * TELEPHONE_RATE)).bit_length()
     low, high = TELEPHONE_BAND_HZ
     hertz = np.fft.rfftfreq(n_fft, 1 / TELEPHONE_RATE)
@@ -226,16 +226,16 @@ def _band_passed(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"
     return np.fft.irfft(np.fft.rfft(samples, n_fft) * gain, n_fft)[: len(samples)].astype(np.float32)
 
 
-def _silence(duration_s: float) -> Float32[np.ndarray, " _"]:
+def _make_silence(duration_s: float) -> Float32[np.ndarray, " _"]:
     return np.zeros(round(duration_s * SAMPLE_RATE), np.float32)
 
 
-def _within_full_scale(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+def _scale_to_full_scale(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
     peak = np.abs(samples).max(initial=0.0)
     return samples / peak if peak > 1 else samples
 
 
-def _digest(*parts: object) -> int:
-    """64 bits that are the same on every machine and in every process."""
+def _hash_to_int(*parts: object) -> int:
+    """Returns 64 bits that are the same on every machine and in every process."""
     text = "\0".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -126,6 +126,15 @@ class Report:
         is_part = 0 < len(instructed) < len(self.items)
         return build_score_table(instructed) if is_part and self.overall_of == "items" else None
 
+    @property
+    def tables(self) -> list[tuple[str, ScoreTable]]:
+        """The tables of the clean items with their names: all items, each group, those with a text instruction."""
+        groups = self.groups if len(self.groups) > 1 else {}
+        tables = [("All items", self.overall), *groups.items()]
+        if self.instructions:
+            tables.append(("With a text instruction", self.instructions))
+        return tables
+
     @cached_property
     def robustness(self) -> tuple[tuple[Corruption, ScoreTable], ...]:
         """The three numbers under each corruption; the text ceiling is the same under all of them."""

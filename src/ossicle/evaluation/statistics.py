@@ -1,7 +1,8 @@
-"""From the marks of single answers to one number and how sure it is; it knows numbers, no texts.
+"""From the scores of single answers to one number with its confidence interval; it knows numbers, not texts.
 
-An answer's marks are a few numbers that add up over items: (right,) or (errors, words). A metric makes one number of
-their sums. So every number can be computed again from the marks beside the items, and resampled item by item.
+The score of an answer is a few numbers that are added up over items: (is_correct,) or (errors, words). A metric computes
+one number from the sums. So every number can be computed again from the scores stored with the items, and resampled
+item by item.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,45 +15,45 @@ from jaxtyping import Float, Int
 N_RESAMPLES = 10_000
 """Bootstrap resamples: enough that the interval's ends move by less than 0.1 points between seeds."""
 CONFIDENCE = 0.95
-_AT_ONCE = 1 << 24
-"""Counts that resamples take in memory at a time."""
+_MAX_COUNTS = 1 << 24
+"""Counts of resamples that are held in memory at a time."""
 
 ItemScore = tuple[float, ...]
-"""What an item's answer adds to its suite's number."""
+"""The numbers that an item's answer adds to the sums of its suite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a table's numbers mean, and how they follow from the sums of marks."""
+    """The meaning of a table's numbers, and how they are computed from the sums of item scores."""
 
     name: str
-    """What a report knows it by."""
+    """Identifies the metric in a report."""
     label: str
-    """What people read: "right answers"."""
+    """Shown to people: "right answers"."""
     aggregate: Callable[[Float[np.ndarray, "... M"], Int[np.ndarray, "..."]], Float[np.ndarray, "..."]]
-    """From sums of marks and numbers of items."""
+    """Computes the number from the sums of item scores and the numbers of items."""
     n_addends: int = 1
-    """ItemScore that an answer has."""
+    """Numbers in the score of an item."""
     is_error: bool = False
     """Whether less is better."""
     is_mean: bool = True
-    """Whether it is the mean of one mark from 0 to 1."""
+    """Whether it is the mean of item scores of one number from 0 to 1."""
     unit: Literal["%", ""] = "%"
-    """Shares are shown in per cent; any other number as it stands."""
+    """Ratios are shown in percent, any other number without a unit."""
     headline: str = "By ear, the LLM reaches {}."
-    """What a report says of the ear's number, which stands for {}."""
+    """The report's sentence about the ear's number, which replaces {}."""
 
     @property
     def title(self) -> str:
-        """The label as it begins a sentence."""
+        """The label with a capital first letter, for the start of a sentence."""
         return self.label[:1].upper() + self.label[1:]
 
     def compute(self, scores: Sequence[ItemScore]) -> float:
-        """The number of some items; of at least one."""
+        """Returns the number of at least one item."""
         return float(self.aggregate(np.asarray(scores, dtype=np.float64).sum(0), np.asarray(len(scores))))
 
     def is_correct(self, score: ItemScore) -> bool:
-        """Whether one answer counts as right where only right and wrong are told apart."""
+        """Whether one answer counts as correct, where answers are only correct or wrong."""
         value = self.compute([score])
         return value == 0 if self.is_error else value >= 0.5
 
@@ -66,7 +67,7 @@ def _ratio(sums: Float[np.ndarray, "... 2"], n: Int[np.ndarray, "..."]) -> Float
 
 
 def compute_bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Corpus BLEU, 0 to 100, from matching and possible n-grams (n = 1 to 4 each), and both lengths.
+    """Returns corpus BLEU, 0 to 100, from matching and possible n-grams (n = 1 to 4 each), and both lengths.
 
     Orders without a match are smoothed as sacreBLEU does by default: half, a quarter, ... of one match.
 
@@ -75,16 +76,16 @@ def compute_bleu(sums: Float[np.ndarray, "... 10"], n: Int[np.ndarray, "..."]) -
 
     Source: Papineni et al., 2002; smoothing "exp" of sacreBLEU, Post, arXiv 1804.08771.
     """
-    matches, totals, (length, wanted) = (
+    matches, totals, (length, reference_length) = (
         sums[..., :4],
         sums[..., 4:8],
         np.moveaxis(sums[..., 8:], -1, 0),
     )
     halvings = np.cumsum((matches == 0) & (totals > 0), axis=-1)
-    found = np.where(matches > 0, matches, 0.5**halvings)
+    smoothed = np.where(matches > 0, matches, 0.5**halvings)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(found / totals).mean(-1)
-        brevity = np.minimum(0, 1 - wanted / length)
+        logs = np.log(smoothed / totals).mean(-1)
+        brevity = np.minimum(0, 1 - reference_length / length)
         is_none = (matches.sum(-1) == 0) | (totals == 0).any(-1)
         return np.asarray(np.where(is_none, 0.0, 100 * np.exp(np.where(is_none, 0.0, logs + brevity))))
 
@@ -134,73 +135,81 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number of some items, with its 95 % bootstrap interval."""
+    """A number of some items with its 95 % bootstrap interval."""
 
     value: float
     ci95: tuple[float, float]
 
 
-def bootstrap_score(metric: Metric, marks: Sequence[ItemScore]) -> Estimate:
-    """The number of at least one item, with its interval."""
+def bootstrap_score(metric: Metric, scores: Sequence[ItemScore]) -> Estimate:
+    """Returns the number of at least one item with its interval."""
     if metric.is_mean:
-        return Estimate(value=metric.compute(marks), ci95=bootstrap_ci95([mark for (mark,) in marks]))
-    return Estimate(value=metric.compute(marks), ci95=_quantiles(_resampled(metric, marks, marks)[0]))
+        return Estimate(value=metric.compute(scores), ci95=bootstrap_ci95([value for (value,) in scores]))
+    return Estimate(value=metric.compute(scores), ci95=_compute_ci95(_resample(metric, scores, scores)[0]))
 
 
-def bootstrap_difference(metric: Metric, marks: Sequence[ItemScore], others: Sequence[ItemScore]) -> Estimate:
-    """How much larger a metric is by `marks` than by `others`, in pairs: what both say alike adds no width."""
-    gain = metric.compute(marks) - metric.compute(others)
+def bootstrap_difference(
+    metric: Metric, scores: Sequence[ItemScore], baseline: Sequence[ItemScore]
+) -> Estimate:
+    """Returns by how much a metric of `scores` is larger than of `baseline`, in pairs.
+
+    An item with the same score in both adds nothing to the interval's width.
+    """
+    gain = metric.compute(scores) - metric.compute(baseline)
     if metric.is_mean:
-        gains = [mark - other for (mark,), (other,) in zip(marks, others, strict=True)]
+        gains = [value - base for (value,), (base,) in zip(scores, baseline, strict=True)]
         return Estimate(value=gain, ci95=bootstrap_ci95(gains, lower_bound=-1.0))
-    first, second = _resampled(metric, marks, others)
-    return Estimate(value=gain, ci95=_quantiles(first - second))
+    values, base_values = _resample(metric, scores, baseline)
+    return Estimate(value=gain, ci95=_compute_ci95(values - base_values))
 
 
-def bootstrap_group_mean(parts: Sequence[Sequence[ItemScore]], metrics: Sequence[Metric]) -> Estimate:
-    """The mean of several groups' numbers, each weighing the same; resampled within each."""
-    return _mean_over([(metric, marks, None) for metric, marks in zip(metrics, parts, strict=True)])
+def bootstrap_group_mean(groups: Sequence[Sequence[ItemScore]], metrics: Sequence[Metric]) -> Estimate:
+    """Returns the mean of several groups' numbers, all of the same weight; each group is resampled by itself."""
+    return _bootstrap_groups([(metric, scores, None) for metric, scores in zip(metrics, groups, strict=True)])
 
 
 def bootstrap_group_mean_difference(
-    parts: Sequence[tuple[Sequence[ItemScore], Sequence[ItemScore]]], metrics: Sequence[Metric]
+    groups: Sequence[tuple[Sequence[ItemScore], Sequence[ItemScore]]], metrics: Sequence[Metric]
 ) -> Estimate:
-    """The mean of several groups' paired differences."""
-    return _mean_over([(metric, *pair) for metric, pair in zip(metrics, parts, strict=True)])
+    """Returns the mean of several groups' paired differences."""
+    return _bootstrap_groups([(metric, *pair) for metric, pair in zip(metrics, groups, strict=True)])
 
 
-def _mean_over(parts: Sequence[tuple[Metric, Sequence[ItemScore], Sequence[ItemScore] | None]]) -> Estimate:
+def _bootstrap_groups(
+    groups: Sequence[tuple[Metric, Sequence[ItemScore], Sequence[ItemScore] | None]],
+) -> Estimate:
     values, draws = [], []
-    for seed, (metric, marks, others) in enumerate(parts):
-        first, second = _resampled(metric, marks, marks if others is None else others, seed=seed)
-        is_paired = others is not None
-        values.append(metric.compute(marks) - (metric.compute(others) if others is not None else 0.0))
-        draws.append(first - second if is_paired else first)
-    return Estimate(value=float(np.mean(values)), ci95=_quantiles(np.mean(draws, axis=0)))
+    for seed, (metric, scores, baseline) in enumerate(groups):
+        drawn, base_drawn = _resample(metric, scores, scores if baseline is None else baseline, seed=seed)
+        values.append(metric.compute(scores) - (0.0 if baseline is None else metric.compute(baseline)))
+        draws.append(drawn if baseline is None else drawn - base_drawn)
+    return Estimate(value=float(np.mean(values)), ci95=_compute_ci95(np.mean(draws, axis=0)))
 
 
-def _quantiles(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
+def _compute_ci95(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-def _resampled(
-    metric: Metric, marks: Sequence[ItemScore], others: Sequence[ItemScore], *, seed: int = 0
+def _resample(
+    metric: Metric, scores: Sequence[ItemScore], baseline: Sequence[ItemScore], *, seed: int = 0
 ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
-    """A metric of both over the same resamples of items: multinomial draws over the pairs that occur."""
-    width = len(marks[0])
-    pairs = np.asarray([(*mark, *other) for mark, other in zip(marks, others, strict=True)], dtype=np.float64)
+    """Returns a metric of both over the same resamples of items, which are multinomial draws over the distinct pairs."""
+    width = len(scores[0])
+    pairs = np.asarray(
+        [(*score, *base) for score, base in zip(scores, baseline, strict=True)], dtype=np.float64
+    )
     distinct, counts = np.unique(pairs, axis=0, return_counts=True)
     n, rng = len(pairs), np.random.default_rng(seed)
-    at_once = max(1, _AT_ONCE // len(distinct))
-    first, second = [], []
-    for start in range(0, N_RESAMPLES, at_once):
-        draws = rng.multinomial(n, counts / n, size=min(at_once, N_RESAMPLES - start))
+    chunk_size = max(1, _MAX_COUNTS // len(distinct))
+    values, base_values = [], []
+    for start in range(0, N_RESAMPLES, chunk_size):
+        draws = rng.multinomial(n, counts / n, size=min(chunk_size, N_RESAMPLES - start))
         sums = draws @ distinct
-        items = np.full(len(sums), n)
-        first.append(metric.aggregate(sums[:, :width], items))
-        second.append(metric.aggregate(sums[:, width:], items))
-    return np.concatenate(first), np.concatenate(second)
+        n_items = np.full(len(sums), n)
+        values.append(metric.aggregate(sums[:, :width], n_items))
+        base_values.append(metric.aggregate(sums[:, width:], n_items))
+    return np.concatenate(values), np.concatenate(base_values)
 
 
 def bootstrap_ci95(
@@ -210,12 +219,12 @@ def bootstrap_ci95(
     upper_bound: float = 1.0,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values that each lie between `least` and `most`.
+    """Returns the 95 % percentile bootstrap interval of the mean of values between `lower_bound` and `upper_bound`.
 
-    Resampling n values is one multinomial draw over the values that occur, so no matrix of n columns is
-    built. Values that are all equal have no spread to resample, and a bootstrap would claim certainty from
-    two items as from two thousand; there the exact binomial bound for unanimous observations takes over. No
-    values at all say nothing: the interval is the whole range.
+    Resampling n values is one multinomial draw over the distinct values, so no matrix of n columns is built. Values
+    that are all equal have no spread to resample, and a bootstrap would be as certain from two items as from two
+    thousand: there the exact binomial bound for unanimous observations is used. Without values the interval is the
+    whole range.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13; Clopper and Pearson, 1934.
     """
@@ -224,8 +233,7 @@ def bootstrap_ci95(
         return lower_bound, upper_bound
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     if len(distinct) == 1:
-        value, unseen = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
-        return value - (value - lower_bound) * unseen, value + (upper_bound - value) * unseen
+        value, margin = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+        return value - (value - lower_bound) * margin, value + (upper_bound - value) * margin
     draws = np.random.default_rng(seed).multinomial(n, counts / n, size=N_RESAMPLES)
-    low, high = np.quantile(draws @ distinct / n, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return _compute_ci95(draws @ distinct / n)

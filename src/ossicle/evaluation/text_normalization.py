@@ -1,4 +1,4 @@
-"""Which words a text has, and which of them count as right; it knows texts, no models."""
+"""Normalizes texts into words, and compares answers and transcripts word by word; it knows texts, not models."""
 
 import re
 import unicodedata
@@ -7,52 +7,50 @@ from collections.abc import Sequence
 import jiwer
 
 _APOSTROPHES = "'\u2019\u02bc"
-_DASHES_OF_NUMBERS = "-\u2212"
-_KEPT_MARKS = frozenset("%&@")
-"""Punctuation by Unicode's categories that changes what an answer says."""
+_NUMBER_DASHES = "-\u2212"
+_KEPT_PUNCTUATION = frozenset("%&@")
+"""Punctuation by Unicode's categories that changes the meaning of an answer."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def normalize_text(text: str, *, fold_case: bool = True) -> str:
-    """The words of a text: punctuation and white space no longer count, nor, by default, does case.
+    """Returns the words of a text, without punctuation, extra white space and, by default, case.
 
-    Numbers keep what makes them the number they are: a decimal point and a minus sign stay, thousands lose
-    their commas. Symbols (+, =, $, °) and accents stay. An apostrophe vanishes, so that "it's" is one word,
-    and any other punctuation parts words, so that "c-a-t" is three. Digits and number words are not made
-    equal.
+    A decimal point and a minus sign are kept, the commas between thousands are removed. Symbols (+, =, $, °) and accents
+    are kept. An apostrophe within a word is removed, so that "it's" is one word; any other punctuation separates words,
+    so that "c-a-t" is three. Digits and number words are different words.
     """
     text = unicodedata.normalize("NFC", text)
     if fold_case:
         text = unicodedata.normalize("NFC", text.casefold())
     text = _THOUSANDS.sub("", text)
-    kept = [_kept(text, position) for position in range(len(text))]
-    return " ".join("".join(kept).split())
+    characters = [_normalize_character(text, position) for position in range(len(text))]
+    return " ".join("".join(characters).split())
 
 
-def _kept(text: str, position: int) -> str:
-    """What is left of one character: itself, a space, or nothing."""
+def _normalize_character(text: str, position: int) -> str:
+    """Returns what replaces one character: itself, a space, or nothing."""
     character = text[position]
     before = text[position - 1] if position else " "
     after = text[position + 1] if position + 1 < len(text) else " "
-    if character in _DASHES_OF_NUMBERS:
+    if character in _NUMBER_DASHES:
         return "-" if after.isdigit() and not before.isalnum() else " "
     if character == "." and after.isdigit():
         return "."
     if character in _APOSTROPHES:
         return "" if before.isalnum() and after.isalnum() else " "
     category = unicodedata.category(character)
-    if character not in _KEPT_MARKS and (category[0] in "PCZ" or category == "Sk"):
+    if character not in _KEPT_PUNCTUATION and (category[0] in "PCZ" or category == "Sk"):
         return " "
     return character
 
 
 def is_correct(answer: str, expected: str) -> bool:
-    """Whether an answer is the expected one, word for word after `normalise`.
+    """Whether an answer equals the expected one word by word, after `normalize_text`.
 
-    Case counts if, and only if, the expected answer is written all in capitals: that is how an instruction
-    such as "Answer in capital letters." is checked. An expected answer of punctuation alone is compared as it
-    stands.
+    Case counts if, and only if, the expected answer is written in capitals: so an instruction such as "Answer in
+    capital letters." can be checked. An expected answer of punctuation alone is compared without normalization.
     """
     fold_case = not expected.isupper()
     expected_words = normalize_text(expected, fold_case=fold_case)
@@ -62,10 +60,9 @@ def is_correct(answer: str, expected: str) -> bool:
 
 
 def compute_word_error_rate(references: Sequence[str], transcripts: Sequence[str]) -> float:
-    """Words substituted, deleted and inserted over all pairs, per word of the references, both normalised.
+    """Returns the words substituted, deleted and inserted over all pairs, per word of the references, both normalized.
 
-    0 for no references at all. Words are what white space parts: for scripts that write none, a sentence is
-    one word.
+    It is 0 without references. Words are separated by white space: in scripts without it, a sentence is one word.
     """
     if not references:
         return 0.0

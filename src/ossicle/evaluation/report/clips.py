@@ -1,4 +1,4 @@
-"""The sound people listen to in a report: which items, how browsers play them, which words were misheard."""
+"""The clips of a report: which items are chosen, how browsers play them, and which words were misheard."""
 
 import difflib
 import zlib
@@ -16,12 +16,12 @@ from ossicle.html_page import encode_data_uri, encode_wav
 
 N_CLIPS = 12
 FAILURE_RATIO = 1 / 3
-"""The ear's failures among the clips, where there are that many: they are what one learns from."""
+"""Ratio of clips that the ear answers wrongly, if there are as many: readers learn most from errors."""
 
 MAX_EMBEDDED_BYTES = 400_000
-"""Larger files are re-encoded as what the ear is given: mono at 16 kHz."""
+"""Larger files are converted to the ear's input: mono at 16 kHz."""
 MAX_PLAYED_S = 30.0
-"""Longer sound is cut in the player, which says so."""
+"""Longer sound is cut off, with a note."""
 
 _MIME_TYPES = {
     b"fLaC": "audio/flac",
@@ -29,12 +29,12 @@ _MIME_TYPES = {
     b"\xff\xfb": "audio/mpeg",
     b"\xff\xf3": "audio/mpeg",
 }
-"""What every browser plays, by a file's first bytes; wav is not here because not every kind of it is."""
+"""Formats that every browser plays, by a file's first bytes; WAV is missing because browsers play only some kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Player:
-    """Sound for an audio element, or why there is none."""
+    """Sound for an audio element, or a note on why there is none."""
 
     uri: str | None
     note: str | None = None
@@ -42,19 +42,19 @@ class Player:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word of a transcript, beside the words that were said."""
+    """A word of a transcript, compared with the words that were spoken."""
 
     text: str
     is_wrong: bool = False
-    """Written, but not said there."""
+    """Whether it is in the transcript, but was not spoken there."""
     is_missing: bool = False
-    """Said, but not written."""
+    """Whether it was spoken, but is not in the transcript."""
 
 
 def choose_clips(items: Sequence[ItemResult], n: int = N_CLIPS) -> tuple[ItemResult, ...]:
-    """About n items by a fixed rule, in the suite's order: a third the ear's failures, spread over groups.
+    """Returns about n items in the suite's order, a third of them answered wrongly by the ear, from all groups.
 
-    Nobody picks the clips, so nobody can pick the flattering ones.
+    A fixed rule chooses them, so flattering ones cannot be picked by hand.
     """
     failures = [item for item in items if not item.ear_correct]
     successes = [item for item in items if item.ear_correct]
@@ -62,33 +62,33 @@ def choose_clips(items: Sequence[ItemResult], n: int = N_CLIPS) -> tuple[ItemRes
     chosen = {
         item.id
         for item in [
-            *islice(spread_over_groups(failures), n_failures),
-            *islice(spread_over_groups(successes), n - n_failures),
+            *islice(alternate_groups(failures), n_failures),
+            *islice(alternate_groups(successes), n - n_failures),
         ]
     }
     return tuple(item for item in items if item.id in chosen)
 
 
-def spread_over_groups(items: Iterable[ItemResult]) -> Iterator[ItemResult]:
-    """The items, one of each group, with and without an instruction, in turn; otherwise shuffled by id.
+def alternate_groups(items: Iterable[ItemResult]) -> Iterator[ItemResult]:
+    """Yields the items, alternating between groups, and between items with and without an instruction.
 
-    A sentence comes again only after all others have come.
+    Otherwise the order is random, but fixed by the ids. A sentence is repeated only after all other sentences.
     """
-    kinds: dict[tuple[str | None, bool], list[ItemResult]] = {}
+    queues_by_kind: dict[tuple[str | None, bool], list[ItemResult]] = {}
     for item in sorted(items, key=lambda item: zlib.crc32(item.id.encode())):
-        kinds.setdefault((item.group, item.instruction is None), []).append(item)
-    queues = [kinds[kind] for kind in sorted(kinds, key=str)]
-    n_said: Counter[str] = Counter()
+        queues_by_kind.setdefault((item.group, item.instruction is None), []).append(item)
+    queues = [queues_by_kind[kind] for kind in sorted(queues_by_kind, key=str)]
+    n_yielded: Counter[str] = Counter()
     while any(queues):
         for queue in filter(None, queues):
-            item = min(queue, key=lambda item: n_said[normalize_text(item.text)])
+            item = min(queue, key=lambda item: n_yielded[normalize_text(item.text)])
             queue.remove(item)
-            n_said[normalize_text(item.text)] += 1
+            n_yielded[normalize_text(item.text)] += 1
             yield item
 
 
 def build_player(audio: AudioSource | None) -> Player:
-    """The sound as a data URI: small mp3 and flac as they are, all else as the ear gets it, in a wav."""
+    """Returns the sound as a data URI: small MP3 and FLAC files unchanged, all other sound as WAV, mono at 16 kHz."""
     if audio is None:
         return Player(uri=None, note="The sound is not stored with this report.")
     try:
@@ -110,17 +110,17 @@ def build_player(audio: AudioSource | None) -> Player:
 
 
 def compare_words(text: str, transcript: str) -> tuple[Word, ...]:
-    """A transcript's words with those marked that were not said, and those put in that it lacks."""
-    said, written = text.split(), transcript.split()
+    """Returns the words of a transcript: words that were not spoken are flagged, and missing words are inserted."""
+    spoken, written = text.split(), transcript.split()
     matcher = difflib.SequenceMatcher(
-        a=[normalize_text(word) for word in said],
+        a=[normalize_text(word) for word in spoken],
         b=[normalize_text(word) for word in written],
         autojunk=False,
     )
     words: list[Word] = []
-    for kind, said_from, said_to, written_from, written_to in matcher.get_opcodes():
+    for kind, spoken_start, spoken_end, written_start, written_end in matcher.get_opcodes():
         is_wrong = kind != "equal"
-        words += [Word(text=word, is_wrong=is_wrong) for word in written[written_from:written_to]]
+        words += [Word(text=word, is_wrong=is_wrong) for word in written[written_start:written_end]]
         if kind == "delete":
-            words += [Word(text=word, is_missing=True) for word in said[said_from:said_to]]
+            words += [Word(text=word, is_missing=True) for word in spoken[spoken_start:spoken_end]]
     return tuple(words)

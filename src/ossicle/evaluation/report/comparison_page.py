@@ -1,4 +1,4 @@
-"""Reports beside each other as one HTML page: their numbers, and the items on which ears part, with sound."""
+"""Several reports as one HTML page: their numbers, and the items that only one of two ears answers correctly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from ossicle.evaluation.compare_reports import (
 from ossicle.evaluation.corruptions import Corruption
 from ossicle.evaluation.item_result import ItemResult
 from ossicle.evaluation.report.charts import DotFigure, LineFigure
-from ossicle.evaluation.report.clips import Player, build_player, spread_over_groups
-from ossicle.evaluation.report.page import MAX_ERRORS, build_environment, format_date
+from ossicle.evaluation.report.clips import Player, alternate_groups, build_player
+from ossicle.evaluation.report.page import MAX_ERRORS, build_environment
 from ossicle.evaluation.report.robustness import Series, build_figures
 from ossicle.evaluation.report_data import Report
 from ossicle.evaluation.score_table import ScoreTable
@@ -27,16 +27,16 @@ from ossicle.evaluation.statistics import Estimate
 from ossicle.evaluation.suite import EMBEDDED_SUITES, load_suite
 
 MAX_EARS = 6
-"""More cannot be told apart by their colours, nor their names be kept from each other beside a figure."""
+"""With more ears, colors could not be told apart, and names next to a figure would overlap."""
 N_CLIPS = 6
-"""Of each kind, for each ear that is put against the first."""
+"""Clips of each kind, for each ear that is compared with the first one."""
 
 Tables = tuple[ScoreTable, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedReport:
-    """A report with what the page calls its ear."""
+    """A report with the name of its ear on the page."""
 
     number: int
     path: str
@@ -44,18 +44,18 @@ class NamedReport:
 
     @property
     def name(self) -> str:
-        """What it is called in words."""
+        """The name of the ear."""
         return f"Ear {self.number}"
 
     @property
     def color(self) -> str:
-        """What its colour is called in the page's style."""
+        """The name of the ear's color in the page's style."""
         return f"r{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """An item that one of two ears answers right, with its sound."""
+    """An item that only one of two ears answers correctly, with its sound."""
 
     first: ItemResult
     other: ItemResult
@@ -64,125 +64,137 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreements:
-    """How an ear differs from the first one."""
+    """The differences between an ear and the first one."""
 
     other: NamedReport
-    gain: PairedDifference | None
-    """None where they share no items that are marked alike."""
-    without: str
-    """Why there is no gain, if there is none."""
-    parts: tuple[tuple[str, str, int], ...]
-    """Label, colour and number of the shared items that both, either or neither answer right."""
+    difference: PairedDifference | None
+    """None if they share no items with the same metric."""
+    reason: str
+    """The reason why there is no difference."""
+    counts: tuple[tuple[str, str, int], ...]
+    """Label, color and number of the shared items that both, only one or neither of them answers correctly."""
     clips: tuple[Clip, ...]
-    apart: tuple[tuple[ItemResult, ItemResult], ...]
-    """All items that one of the two answers right."""
+    items: tuple[tuple[ItemResult, ItemResult], ...]
+    """All items that only one of them answers correctly."""
 
 
 def render_comparison(paths: Sequence[Path], reports: Sequence[Report]) -> str:
-    """The page of two or more reports; the first is what the others are compared with.
+    """Returns the page of two or more reports; all others are compared with the first one.
 
     Raises:
-        DataError: more than `MOST_EARS` reports
+        DataError: more than `MAX_EARS` reports
     """
     if len(reports) > MAX_EARS:
         raise DataError(
-            f"{len(reports)} reports for one page; expected {MAX_EARS} at most: leave some out, or do without the page"
+            f"{len(reports)} reports for one page; expected {MAX_EARS} at most: leave out some reports, or the page"
         )
     named = [
         NamedReport(number=number, path=str(path), report=report)
         for number, (path, report) in enumerate(zip(paths, reports, strict=True), 1)
     ]
-    parts = build_rows(reports)
-    who = _who(named, [row.tables for row in parts])
-    sounds = _sounds(reports[0])
+    rows = build_rows(reports)
+    series = _list_series(named, [row.tables for row in rows])
+    sounds = _load_embedded_sounds(reports[0])
     return (
         build_environment()
         .get_template("comparison.html")
         .render(
             named=named,
             suites=list(dict.fromkeys(report.suite for report in reports)),
-            who=[(name, colour) for name, colour, _ in who],
+            series=[(name, color) for name, color, _ in series],
             groups=[
-                (row, tables[0].metric, [(name, colour, of(tables)) for name, colour, of in who])
-                for row in parts
-                if not row.is_corrupted and (tables := _whole(row))
+                (row, tables[0].metric, [(name, color, get(tables)) for name, color, get in series])
+                for row in rows
+                if not row.is_corrupted and (tables := _get_comparable_tables(row))
             ],
-            rows=parts,
-            figures=_figures(reports, who),
-            partings=[_parting(named[0], other, sounds) for other in named[1:]],
+            rows=rows,
+            figures=_build_robustness_figures(reports, series),
+            disagreements=[_find_disagreements(named[0], other, sounds) for other in named[1:]],
             max_errors=MAX_ERRORS,
-            format_date=format_date,
         )
     )
 
 
-def _whole(row: ComparisonRow) -> Tables | None:
-    """A part's tables, if all reports have it and measure it alike."""
+def _get_comparable_tables(row: ComparisonRow) -> Tables | None:
+    """Returns a row's tables if all reports have one with the same metric."""
     tables = tuple(table for table in row.tables if table)
     return tables if len(tables) == len(row.tables) and len({table.metric for table in tables}) == 1 else None
 
 
-def _who(named: Sequence[NamedReport], parts: Sequence[Sequence[ScoreTable | None]]) -> list[Series[Tables]]:
-    """All that answer; what reads, and the cascade, once if it is the same beside each ear."""
-    who: list[Series[Tables]] = []
-    for label, colour in (("Text", "ceiling"), ("Cascade", "cascade")):
-        same = all(len({_score(table, colour) for table in tables if table}) == 1 for tables in parts)
-        for number in range(1 if same else len(named)):
-            name = label if same else f"{label} {number + 1}"
-            who.append((name, colour, lambda tables, n=number, c=colour: _score(tables[n], c)))
-    for number, own in enumerate(named):
-        who.append((own.name, own.color, lambda tables, n=number: tables[n].ear))
-    return who
+def _list_series(
+    named: Sequence[NamedReport], rows: Sequence[Sequence[ScoreTable | None]]
+) -> list[Series[Tables]]:
+    """Returns all systems; text ceiling and cascade are listed once if they are the same in all reports."""
+    series: list[Series[Tables]] = []
+    for label, color in (("Text", "ceiling"), ("Cascade", "cascade")):
+        is_same = all(len({_get_estimate(table, color) for table in tables if table}) == 1 for tables in rows)
+        for index in range(1 if is_same else len(named)):
+            name = label if is_same else f"{label} {index + 1}"
+            series.append((name, color, lambda tables, i=index, c=color: _get_estimate(tables[i], c)))
+    for index, ear in enumerate(named):
+        series.append((ear.name, ear.color, lambda tables, i=index: tables[i].ear))
+    return series
 
 
-def _score(table: ScoreTable, colour: str) -> Estimate:
-    return table.text_ceiling if colour == "ceiling" else table.cascade
+def _get_estimate(table: ScoreTable, color: str) -> Estimate:
+    return table.text_ceiling if color == "ceiling" else table.cascade
 
 
-def _figures(reports: Sequence[Report], who: Sequence[Series[Tables]]) -> tuple[LineFigure | DotFigure, ...]:
-    """What noise, speed, ... do to all of them, under the conditions that all have, if all are of the same items."""
+def _build_robustness_figures(
+    reports: Sequence[Report], series: Sequence[Series[Tables]]
+) -> tuple[LineFigure | DotFigure, ...]:
+    """Returns the figures of the corruptions that all reports have; none if the reports are about different items."""
     if len({tuple((item.id, item.text) for item in report.items) for report in reports}) > 1:
         return ()
-    changed = [dict(report.robustness) for report in reports]
-    common = [condition for condition in changed[0] if all(condition in own for own in changed)]
+    tables = [dict(report.robustness) for report in reports]
+    common = [corruption for corruption in tables[0] if all(corruption in own for own in tables)]
     clean = tuple(report.overall for report in reports)
     if not common or len({table.metric for table in clean}) > 1:
         return ()
-    sections = [(condition, tuple(own[condition] for own in changed)) for condition in common]
-    return build_figures([(Corruption(kind="clean"), clean), *sections], who, clean[0].metric)
+    results = [(corruption, tuple(own[corruption] for own in tables)) for corruption in common]
+    return build_figures([(Corruption(kind="clean"), clean), *results], series, clean[0].metric)
 
 
-def _parting(first: NamedReport, other: NamedReport, sounds: Mapping[str, AudioSource]) -> Disagreements:
+def _find_disagreements(
+    first: NamedReport, other: NamedReport, sounds: Mapping[str, AudioSource]
+) -> Disagreements:
     pairs = match_items(first.report, other.report)
-    right = [(own.ear_correct, theirs.ear_correct) for own, theirs in pairs]
-    apart = [pair for pair, (one, two) in zip(pairs, right, strict=True) if one != two]
-    theirs_of = {id(own): theirs for own, theirs in apart}
-    clips = []
-    for is_first in (False, True):
-        kind = [own for own, _ in apart if own.ear_correct is is_first]
-        for item in islice(spread_over_groups(kind), N_CLIPS):
-            audio = sounds.get(item.id) if item.audio is None else item.audio
-            clips.append(Clip(first=item, other=theirs_of[id(item)], sound=build_player(audio)))
+    flags = [(own.ear_correct, theirs.ear_correct) for own, theirs in pairs]
+    disagreeing = [pair for pair, (one, two) in zip(pairs, flags, strict=True) if one != two]
     return Disagreements(
         other=other,
-        gain=compute_paired_difference(first.report, other.report),
-        without=explain_no_difference(first.report, other.report),
-        parts=(
-            ("Both right", "both", right.count((True, True))),
-            (f"Only {other.name}", other.color, right.count((False, True))),
-            (f"Only {first.name}", first.color, right.count((True, False))),
-            ("Neither", "neither", right.count((False, False))),
+        difference=compute_paired_difference(first.report, other.report),
+        reason=explain_no_difference(first.report, other.report),
+        counts=(
+            ("Both right", "both", flags.count((True, True))),
+            (f"Only {other.name}", other.color, flags.count((False, True))),
+            (f"Only {first.name}", first.color, flags.count((True, False))),
+            ("Neither", "neither", flags.count((False, False))),
         ),
-        clips=tuple(clips),
-        apart=tuple(apart),
+        clips=_choose_clips(disagreeing, sounds),
+        items=tuple(disagreeing),
     )
 
 
-def _sounds(report: Report) -> Mapping[str, AudioSource]:
-    """The sound of a suite that comes with ossicle, by items' ids: a report holds none that is no file."""
+def _choose_clips(
+    pairs: Sequence[tuple[ItemResult, ItemResult]], sounds: Mapping[str, AudioSource]
+) -> tuple[Clip, ...]:
+    """Returns up to `N_CLIPS` items that only the other ear answers correctly, and as many that only the first does."""
+    others = {id(own): theirs for own, theirs in pairs}
+    clips = []
+    for is_first in (False, True):
+        candidates = [own for own, _ in pairs if own.ear_correct is is_first]
+        for item in islice(alternate_groups(candidates), N_CLIPS):
+            audio = sounds.get(item.id) if item.audio is None else item.audio
+            clips.append(Clip(first=item, other=others[id(item)], sound=build_player(audio)))
+    return tuple(clips)
+
+
+def _load_embedded_sounds(report: Report) -> Mapping[str, AudioSource]:
+    """Returns the sounds of an embedded suite by the items' ids, because a report stores only paths of sound."""
     if report.suite not in EMBEDDED_SUITES:
         return {}
     try:
         return {item.id: item.audio for item in load_suite(report.suite)}
-    except DataError:  # an ossicle without it
+    except DataError:  # this installation comes without the suite
         return {}

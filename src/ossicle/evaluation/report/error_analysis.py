@@ -1,4 +1,4 @@
-"""What the ear's wrong answers have in common: who else was wrong, in which group, at which words."""
+"""Groups the ear's wrong answers by which other systems are wrong, and finds the words that go wrong most often."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from ossicle.evaluation.text_normalization import normalize_text
 
 N_WORDS = 12
 MIN_COUNT = 4
-"""Words that were said less often tell nothing."""
+"""Items with a word below which the word is not judged."""
 MIN_EXCESS = 2.0
-"""Standard deviations by which a word's share of wrong answers lies above that of all items."""
+"""Standard deviations by which the error rate of a word's items has to exceed that of all items."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorGroup:
-    """Wrong answers of one kind, those of a group beside each other."""
+    """Items that the ear answers wrongly, sorted by the suite's groups."""
 
     title: str
     items: tuple[ItemResult, ...]
@@ -24,7 +24,7 @@ class ErrorGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class HardWord:
-    """A word that stands in wrongly answered items more often than chance would have it."""
+    """A word whose items are answered wrongly more often than chance explains."""
 
     text: str
     n_wrong: int
@@ -32,7 +32,7 @@ class HardWord:
 
 
 def group_errors(items: Sequence[ItemResult]) -> tuple[ErrorGroup, ...]:
-    """The wrong answers by who else is wrong; kinds without any are left out."""
+    """Returns the ear's wrong answers by which other systems are wrong; empty groups are left out."""
     wrong = sorted((item for item in items if not item.ear_correct), key=lambda item: item.group or "")
     by_title = {
         "Wrong in text as well: the LLM does not know": [item for item in wrong if not item.text_correct],
@@ -41,25 +41,25 @@ def group_errors(items: Sequence[ItemResult]) -> tuple[ErrorGroup, ...]:
         ],
         "Wrong by ear alone": [item for item in wrong if item.text_correct and item.cascade_correct],
     }
-    return tuple(ErrorGroup(title=title, items=tuple(found)) for title, found in by_title.items() if found)
+    return tuple(ErrorGroup(title=title, items=tuple(group)) for title, group in by_title.items() if group)
 
 
 def find_hard_words(items: Sequence[ItemResult]) -> tuple[HardWord, ...]:
-    """Words of the items' texts whose items go wrong more often than others, the most striking first."""
-    wrong_share = sum(not item.ear_correct for item in items) / len(items)
-    if wrong_share in (0, 1):
+    """Returns the words whose items go wrong more often than others, the largest excess first."""
+    error_rate = sum(not item.ear_correct for item in items) / len(items)
+    if error_rate in (0, 1):
         return ()
-    counts: dict[str, list[int]] = {}
+    flags_by_word: dict[str, list[int]] = {}
     for item in items:
         for word in set(normalize_text(item.text).split()):
-            counts.setdefault(word, []).append(not item.ear_correct)
+            flags_by_word.setdefault(word, []).append(not item.ear_correct)
     excess = {
-        word: (sum(flags) - len(flags) * wrong_share)
-        / math.sqrt(len(flags) * wrong_share * (1 - wrong_share))
-        for word, flags in counts.items()
+        word: (sum(flags) - len(flags) * error_rate) / math.sqrt(len(flags) * error_rate * (1 - error_rate))
+        for word, flags in flags_by_word.items()
         if len(flags) >= MIN_COUNT
     }
-    found = sorted((word for word in excess if excess[word] >= MIN_EXCESS), key=lambda word: -excess[word])
+    words = sorted((word for word in excess if excess[word] >= MIN_EXCESS), key=lambda word: -excess[word])
     return tuple(
-        HardWord(text=word, n_wrong=sum(counts[word]), n=len(counts[word])) for word in found[:N_WORDS]
+        HardWord(text=word, n_wrong=sum(flags_by_word[word]), n=len(flags_by_word[word]))
+        for word in words[:N_WORDS]
     )

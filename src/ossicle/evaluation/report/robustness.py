@@ -1,4 +1,4 @@
-"""The figures and the table of an evaluation under several conditions, made ready for the page."""
+"""The robustness section of a report page: the figures and the table of an evaluation under corruptions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,36 +20,36 @@ from ossicle.evaluation.statistics import Estimate, Metric
 
 @runtime_checkable
 class ScoreRow(Protocol):
-    """What a figure and a row show of a table."""
+    """The part of a `ScoreTable` that a row and the figures show."""
 
     @property
     def n(self) -> int:
-        """How many items it is about."""
+        """The number of items."""
         ...
 
     @property
     def metric(self) -> Metric:
-        """What the numbers mean."""
+        """The metric of the numbers."""
         ...
 
     @property
     def text_ceiling(self) -> Estimate:
-        """The LLM reads what is said."""
+        """The number of the LLM that reads the text."""
         ...
 
     @property
     def cascade(self) -> Estimate:
-        """The LLM reads what speech recognition wrote."""
+        """The number of the LLM that reads the ASR model's transcript."""
         ...
 
     @property
     def ear(self) -> Estimate:
-        """The LLM hears."""
+        """The number of the LLM that hears the sound."""
         ...
 
     @property
     def difference(self) -> Estimate:
-        """Ear minus cascade, in pairs."""
+        """Ear - cascade, in pairs."""
         ...
 
     @property
@@ -58,88 +58,92 @@ class ScoreRow(Protocol):
         ...
 
 
-Shown = TypeVar("Shown")
-"""What is known under a condition."""
-Series = tuple[str, str, Callable[[Shown], Estimate]]
-"""One of those that answer: name, colour, number."""
+T = TypeVar("T")
+"""The results under one corruption."""
+Series = tuple[str, str, Callable[[T], Estimate]]
+"""One system in all figures: its name, the name of its color, and how its number is read from the results."""
 
-_WHO: tuple[Series[ScoreRow], ...] = (
+_SERIES: tuple[Series[ScoreRow], ...] = (
     ("Text", "ceiling", lambda table: table.text_ceiling),
     ("Cascade", "cascade", lambda table: table.cascade),
     ("Ear", "ear", lambda table: table.ear),
 )
 
-_FIGURES: dict[CorruptionKind, tuple[str, str]] = {
+_FIGURE_TITLES: dict[CorruptionKind, tuple[str, str]] = {
     "babble": ("Babble", "speech over other voices, dB"),
     "white noise": ("White noise", "speech over noise, dB"),
     "speed": ("Speed", "times as fast and as high"),
 }
-"""Kinds whose levels have an order: the titles of a figure and of its levels."""
+"""For each kind with ordered levels: the titles of the figure and of its axis of levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessSection:
-    """What the page's section shows."""
+    """The content of the section."""
 
     figures: tuple[LineFigure | DotFigure, ...]
     rows: tuple[tuple[str, ScoreRow], ...]
-    """A condition's name and its numbers."""
+    """The name and the numbers of each corruption."""
 
 
-def build_robustness_section(sections: Sequence[tuple[Corruption, ScoreRow]]) -> RobustnessSection:
-    """The figures, and a row for every condition."""
+def build_robustness_section(results: Sequence[tuple[Corruption, ScoreRow]]) -> RobustnessSection:
+    """Returns the figures, and a row for each corruption."""
     return RobustnessSection(
-        figures=build_figures(sections, _WHO, sections[0][1].metric) if sections else (),
-        rows=tuple((condition.name, table) for condition, table in sections),
+        figures=build_figures(results, _SERIES, results[0][1].metric) if results else (),
+        rows=tuple((corruption.name, table) for corruption, table in results),
     )
 
 
 def build_figures(
-    sections: Sequence[tuple[Corruption, Shown]], who: Sequence[Series[Shown]], metric: Metric
+    results: Sequence[tuple[Corruption, T]], series: Sequence[Series[T]], metric: Metric
 ) -> tuple[LineFigure | DotFigure, ...]:
-    """A figure for each kind of condition that has levels, and one for all that have none.
+    """Returns a figure for each kind of corruption that has levels, and one for all others.
 
-    A clean clip, where it was measured, is the beginning of every figure.
+    The clean result, if there is one, is the first point of every figure.
     """
-    clean = [section for section in sections if section[0].kind == "clean"]
-    lines = partial(_lines, who=who, scale=1.0 if metric.unit else 0.01)
-    found: list[LineFigure | DotFigure] = []
-    for kind, (title, x_title) in _FIGURES.items():
-        if own := [section for section in sections if section[0].kind == kind]:
-            levels = [(_level(condition), shown) for condition, shown in _ordered(kind, [*clean, *own])]
-            found.append(build_line_figure(title, x_title, lines(levels), metric))
-    rest = [section for section in sections if section[0].kind not in {"clean", *_FIGURES}]
-    if rest:
-        names = dict.fromkeys(condition.kind.split()[0] for condition, _ in rest)
-        named = [(condition.name, shown) for condition, shown in [*clean, *rest]]
-        found.append(build_dot_figure(" and ".join(names).capitalize(), lines(named), metric))
-    return tuple(found)
+    clean = [result for result in results if result[0].kind == "clean"]
+    build_lines = partial(_build_lines, series=series, scale=1.0 if metric.unit else 0.01)
+    figures: list[LineFigure | DotFigure] = []
+    for kind, (title, x_title) in _FIGURE_TITLES.items():
+        if own := [result for result in results if result[0].kind == kind]:
+            levels = [
+                (_format_level(corruption), result)
+                for corruption, result in _sort_levels(kind, [*clean, *own])
+            ]
+            figures.append(build_line_figure(title, x_title, build_lines(levels), metric))
+    others = [result for result in results if result[0].kind not in {"clean", *_FIGURE_TITLES}]
+    if others:
+        names = dict.fromkeys(corruption.kind.split()[0] for corruption, _ in others)
+        points = [(corruption.name, result) for corruption, result in [*clean, *others]]
+        figures.append(build_dot_figure(" and ".join(names).capitalize(), build_lines(points), metric))
+    return tuple(figures)
 
 
-def _ordered(
-    kind: CorruptionKind, sections: Sequence[tuple[Corruption, Shown]]
-) -> list[tuple[Corruption, Shown]]:
-    """From the easiest to the hardest noise, and from the slowest to the fastest speech."""
+def _sort_levels(kind: CorruptionKind, results: Sequence[tuple[Corruption, T]]) -> list[tuple[Corruption, T]]:
+    """Returns the results from the weakest to the strongest noise, or from the slowest to the fastest speech."""
     if kind == "speed":
-        return sorted(sections, key=lambda section: section[0].level or 1.0)
-    return sorted(sections, key=lambda section: math.inf if section[0].level is None else section[0].level)[
-        ::-1
-    ]
+        return sorted(results, key=lambda result: result[0].level or 1.0)
+    by_level = sorted(results, key=lambda result: math.inf if result[0].level is None else result[0].level)
+    return by_level[::-1]
 
 
-def _level(condition: Corruption) -> str:
-    return "clean" if condition.level is None else f"{condition.level:g}"
+def _format_level(corruption: Corruption) -> str:
+    return "clean" if corruption.level is None else f"{corruption.level:g}"
 
 
-def _lines(levels: Sequence[tuple[str, Shown]], *, who: Sequence[Series[Shown]], scale: float) -> list[Line]:
+def _build_lines(
+    results: Sequence[tuple[str, T]], *, series: Sequence[Series[T]], scale: float
+) -> list[Line]:
     return [
         Line(
             name=name,
-            color=colour,
+            color=color,
             points=tuple(
-                Point(x=level, y=scale * score.value, low=scale * score.ci95[0], high=scale * score.ci95[1])
-                for level, score in ((level, of(shown)) for level, shown in levels)
+                Point(
+                    x=x, y=scale * estimate.value, low=scale * estimate.ci95[0], high=scale * estimate.ci95[1]
+                )
+                for x, estimate in ((x, get_estimate(result)) for x, result in results)
             ),
         )
-        for name, colour, of in who
+        for name, color, get_estimate in series
     ]

@@ -1,4 +1,4 @@
-"""A report on disk and in the terminal; it knows how to write whole files or none."""
+"""Writes a report to disk, to the terminal, and as Markdown for a model card."""
 
 import contextlib
 import json
@@ -9,82 +9,67 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as RichTable
+from rich.table import Table
 
-from ossicle.errors import CheckpointError
-from ossicle.evaluation.report.page import (
+from ossicle.atomic_io import written_whole
+from ossicle.evaluation.report.formatting import (
     format_interval,
     format_number,
     format_percent,
     format_points,
     format_points_interval,
-    list_tables,
-    render_report,
 )
+from ossicle.evaluation.report.page import render_report
 from ossicle.evaluation.report_data import Report
 from ossicle.evaluation.statistics import Estimate, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """Where a report is."""
+    """The files of a report."""
 
     json: Path
     html: Path
 
 
 def write_report(
-    report: Report, target: str | Path, *, losses: Sequence[Mapping[str, object]] | None = None
+    report: Report, target: str | Path, *, metrics: Sequence[Mapping[str, object]] | None = None
 ) -> ReportPaths:
-    """Write a report for programs (JSON) and for people (HTML), whole or not at all.
+    """Writes a report for programs (JSON) and for people (HTML): both files, or none.
 
     Args:
-        target: a folder for report.json and report.html, or a path ending in .json for the page beside it.
-        losses: lines of a run's metrics.jsonl, drawn as curves.
+        target: a folder for report.json and report.html, or a path that ends in .json; the page gets the same name.
+        metrics: lines of a run's metrics.jsonl, drawn as curves.
 
     Raises:
-        CheckpointError: the files cannot be written, such as on a full disk; what was there still is.
+        CheckpointError: the files cannot be written, such as on a full disk; earlier files are unchanged.
     """
     target = Path(target)
     json_path = target if target.suffix == ".json" else target / "report.json"
     html_path = json_path.with_suffix(".html")
-    texts = {
-        html_path: render_report(report, losses=losses),
-        json_path: json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-    }
-    try:
-        _write_all(texts)
-    except OSError as error:
-        raise CheckpointError(
-            f"report {json_path} cannot be written ({error.strerror or error});"
-            " make room, or name a folder you may write to"
-        ) from error
+    html = render_report(report, metrics=metrics)
+    stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with contextlib.ExitStack() as files:
+        temporary_html = files.enter_context(written_whole(html_path))
+        temporary_json = files.enter_context(written_whole(json_path))
+        _write_to_disk(temporary_html, html)
+        _write_to_disk(temporary_json, stored)
     return ReportPaths(json=json_path, html=html_path)
 
 
-def _write_all(texts: Mapping[Path, str]) -> None:
-    """Write every text beside its place and, when all are whole, put them there; no part is left behind."""
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in texts}
-    try:
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside[path].open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in texts:
-            beside[path].replace(path)
-    finally:
-        for part in beside.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
+def _write_to_disk(path: Path, text: str) -> None:
+    """Writes a text and waits until it is on disk, so that a full disk is noticed before any file is replaced."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def print_table(report: Report, console: Console) -> None:
-    """Print the three numbers, overall and by group, with 95 % intervals."""
-    table = RichTable(
+    """Prints the three numbers, overall and by group, with 95 % intervals."""
+    table = Table(
         title=f"{escape(report.suite)}: {report.overall.n} spoken items",
-        caption=_caption(report),
+        caption=_build_caption(report),
         caption_justify="left",
     )
     table.add_column("")
@@ -94,43 +79,47 @@ def print_table(report: Report, console: Console) -> None:
     table.add_column("ear", justify="right", style="bold", no_wrap=True)
     table.add_column("ear - cascade", justify="right")
     table.add_column("WER", justify="right", no_wrap=True)
-    for index, (name, row) in enumerate(list_tables(report)):
-        scores = [format_cell(score, row.metric) for score in (row.text_ceiling, row.cascade, row.ear)]
+    for index, (name, row) in enumerate(report.tables):
+        estimates = [
+            format_cell(estimate, row.metric) for estimate in (row.text_ceiling, row.cascade, row.ear)
+        ]
         gain, ci95 = row.difference.value, row.difference.ci95
         difference = (
             f"{format_points(gain, row.metric)}\n[dim]{format_points_interval(ci95, row.metric)}[/dim]"
         )
-        table.add_row(
-            escape(name), str(row.n), *scores, difference, format_percent(row.wer), end_section=index == 0
-        )
+        cells = [escape(name), str(row.n), *estimates, difference, format_percent(row.wer)]
+        table.add_row(*cells, end_section=index == 0)
     console.print(table)
 
 
-def format_cell(score: Estimate, metric: Metric) -> str:
-    """A number above its interval, in a table of the terminal."""
-    return f"{format_number(score.value, metric)}\n[dim not bold]{format_interval(score.ci95, metric)}[/dim not bold]"
+def format_cell(estimate: Estimate, metric: Metric) -> str:
+    """Returns a cell of a terminal table: a number above its interval."""
+    interval = format_interval(estimate.ci95, metric)
+    return f"{format_number(estimate.value, metric)}\n[dim not bold]{interval}[/dim not bold]"
 
 
-def _caption(report: Report) -> str:
-    kept = f"{report.overall.metric.title}, 95 % intervals."
+def _build_caption(report: Report) -> str:
+    caption = f"{report.overall.metric.title}, 95 % intervals."
     if report.overall.of_ceiling is not None:
-        kept += f" The ear reaches {format_percent(report.overall.of_ceiling)} of the text ceiling."
+        caption += f" The ear reaches {format_percent(report.overall.of_ceiling)} of the text ceiling."
     if report.n_own_targets:
-        kept += f" {report.n_own_targets} items expect the LLM's own answer to the text: right by definition."
-    return kept
+        caption += (
+            f" {report.n_own_targets} items expect the LLM's own answer to the text: right by definition."
+        )
+    return caption
 
 
 def build_model_card_table(report: Report) -> str:
-    """The three numbers as Markdown, for the model card."""
+    """Returns the three numbers as a Markdown table for the model card."""
     lines = [
         f"Evaluated on the suite `{report.suite}`; {report.overall.metric.label} with 95 % intervals:\n",
         "| | n | text ceiling | cascade | ear |",
         "|---|---|---|---|---|",
     ]
-    for name, row in list_tables(report):
+    for name, row in report.tables:
         cells = [
-            f"{format_number(score.value, row.metric)} ({format_interval(score.ci95, row.metric)})"
-            for score in (row.text_ceiling, row.cascade, row.ear)
+            f"{format_number(estimate.value, row.metric)} ({format_interval(estimate.ci95, row.metric)})"
+            for estimate in (row.text_ceiling, row.cascade, row.ear)
         ]
         lines.append(f"| {name} | {row.n} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
