@@ -31,8 +31,8 @@ from ossicle.config import (
     Recipe,
     TrainSettings,
 )
-from ossicle.connectors.base import new_connector
-from ossicle.connectors.vocabulary_head import SharedTokens
+from ossicle.connectors import build_connector
+from ossicle.connectors.vocabulary_head import SharedVocabulary
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.sampler import BatchSampler
 from ossicle.data.source import Source, Utterance
@@ -199,21 +199,21 @@ class Bases:
             get_input_embeddings(self.llm).weight,
         )
         n_words = min(len(written), len(read))
-        shared = SharedTokens(
-            written=written[:n_words],
-            others=written[n_words:],
-            read=read[:n_words],
-            prompt=written[:2],
-            end=written[2],
-            languages=written[:0],
+        shared = SharedVocabulary(
+            decoder_embeddings=written[:n_words],
+            other_decoder_embeddings=written[n_words:],
+            llm_embeddings=read[:n_words],
+            prompt_embeddings=written[:2],
+            end_embedding=written[2],
+            language_embeddings=written[:0],
         )
-        connector = new_connector(
+        connector = build_connector(
             self.whisper.config,
             settings,
             self.llm.config.hidden_size,
-            shared if settings.knows_words else None,
+            shared if settings.uses_shared_vocabulary else None,
         )
-        connector.start_from(self.whisper.model.model.decoder)
+        connector.init_from_decoder(self.whisper.model.model.decoder)
         about = EarSettings(
             base=BaseSettings(encoder="random/whisper", llm="random/llm"),
             prompt=PromptSettings(),
@@ -266,7 +266,7 @@ def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel
     with torch.device("meta"):
         whisper = WhisperForConditionalGeneration._from_config(shape.whisper, dtype=torch.bfloat16)
         llm = LlamaForCausalLM._from_config(shape.llama, dtype=torch.bfloat16)
-        connector = new_connector(shape.whisper, recipe.connector, shape.d_llm).train()
+        connector = build_connector(shape.whisper, recipe.connector, shape.d_llm).train()
     frozen = [model.requires_grad_(False).eval() for model in (whisper, llm)]
     return build_cost_model(
         recipe,
@@ -288,7 +288,7 @@ def published_recipe(shape: Shape) -> Recipe:
     return Recipe(
         out="nowhere",
         base=BaseSettings(encoder="random/whisper", llm="random/llm", encoder_window="full"),
-        connector=ConnectorSettings(form="right", n_queries=shape.n_slots),
+        connector=ConnectorSettings(form="diva", n_queries=shape.n_slots),
     )
 
 

@@ -61,7 +61,7 @@ class HeldOut:
         batches = [order[first : first + _HEARD_AT_ONCE] for first in range(0, n_clips, _HEARD_AT_ONCE)]
         ids = [torch.tensor(ear.template.split_prompt(item.text).text) for item in chosen]
         read = Teacher(ear, ObjectiveSettings(hidden_positions="last")).targets(ids)
-        heard = [(places, ear.features([sounds[place] for place in places])) for places in batches]
+        heard = [(places, ear.encode_sounds([sounds[place] for place in places])) for places in batches]
         return cls(heard, read.states[:, -1].double())
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class HeldOut:
             tokens = pad_sequence(
                 [row[:n] for row, n in zip(audio.tokens, lengths, strict=True)], batch_first=True
             )
-            student[places] = ear.last_states(tokens, lengths, [1] * len(places))[:, -1].double()
+            student[places] = ear.llm_states(tokens, lengths, [1] * len(places))[:, -1].double()
         return Look(student=student, teacher=self.teacher, head=head_of(ear))
 
 

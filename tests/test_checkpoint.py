@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
     return save_tiny_bases(tmp_path_factory.mktemp("bases"))
 
 
-def new_ear(base: BaseSettings, form: str = "left", seed: int = 0) -> Ear:
+def new_ear(base: BaseSettings, form: str = "query", seed: int = 0) -> Ear:
     torch.manual_seed(seed)
     settings = EarSettings(
         base=base,
@@ -68,7 +68,7 @@ def change(folder: Path, **keys: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
 def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
     ear = new_ear(base, form)
     ossicle.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")
@@ -97,7 +97,7 @@ def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder:
     os.umask(umask)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~umask}
     config = json.loads(files["config.json"].read_text())
-    assert config["fingerprints"].keys() == {"encoder", "recogniser", "llm", "tokenizer"}
+    assert config["fingerprints"].keys() == {"encoder", "decoder_vocabulary", "llm", "tokenizer"}
     assert config["ossicle_version"] == ossicle.__version__
     assert config["prompt"]["date"] == "2025-01-02"
     weights = load_file(files["connector.safetensors"])
@@ -140,7 +140,7 @@ def test_saving_again_replaces_the_ear_and_keeps_what_lies_beside_it(
 
 def test_a_folder_of_other_things_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="holds other things than an ear"):
+    with pytest.raises(CheckpointError, match="holds files that are not an ear"):
         checkpoint.save(ear, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -170,7 +170,7 @@ def test_a_save_that_fails_leaves_the_earlier_ear_and_nothing_else(
         raised = checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
         monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(raised))
     elif failure == "card":
-        monkeypatch.setattr(checkpoint, "model_card", lambda *args: (_ for _ in ()).throw(full))
+        monkeypatch.setattr(checkpoint, "build_model_card", lambda *args: (_ for _ in ()).throw(full))
     elif failure == "exchange":
         rename = Path.rename
 
@@ -230,21 +230,24 @@ def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"format": 2}, "has format 2, this ossicle reads format 1: use the ossicle that wrote it"),
+        (
+            {"format": 3},
+            "has format 3, this version of ossicle reads formats 1 and 2: use the version that wrote it",
+        ),
         ({"surprise": 1}, "expected the keys"),
-        ({"connector": {"form": "left", "n_querys": 24}}, "unknown key connector.n_querys"),
+        ({"connector": {"form": "query", "n_querys": 24}}, "unknown key connector.n_querys"),
         ({"connector": {"form": "sideways"}}, "connector.form is 'sideways'"),
         ({"connector": {"n_queries": "many"}}, "connector.n_queries is 'many'"),
         ({"prompt": {"date": "today"}}, "prompt.date is 'today'"),
         ({"base": 3}, "base is 3, expected a table"),
         (
-            {"connector": {"form": "left", "n_queries": 25}},
+            {"connector": {"form": "query", "n_queries": 25}},
             "does not fit the connector that config.json describes",
         ),
-        ({"connector": {"form": "left", "n_queries": 9999}}, "does not fit the connector"),
+        ({"connector": {"form": "query", "n_queries": 9999}}, "does not fit the connector"),
         ({"connector": {"form": "stack"}}, "does not fit the connector"),
-        ({"fingerprints": {}}, "was made for another encoder: it expects fingerprint None"),
-        ({"fingerprints": "none"}, "was made for another encoder"),
+        ({"fingerprints": {}}, "was trained with another encoder: it expects fingerprint None"),
+        ({"fingerprints": "none"}, "was trained with another encoder"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -276,7 +279,7 @@ def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, 
     other.tokenizer.save_pretrained(tmp_path / "whisper")
     message = refusal(folder, encoder=str(tmp_path / "whisper"))
     assert f"another encoder: it expects fingerprint {recorded['encoder']}, but" in message
-    assert f"has {checkpoint.fingerprint(other.model.model.encoder)}" in message
+    assert f"has {checkpoint.fingerprint_model(other.model.model.encoder)}" in message
     llm = save_tiny_llm("llama", tmp_path / "llm")
     assert f"another llm: it expects fingerprint {recorded['llm']}, but {llm!r} has" in refusal(
         folder, llm=llm
@@ -288,7 +291,7 @@ def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, 
     assert base == ear.settings.base
 
 
-@pytest.mark.parametrize("form", ["autoregressive", "left"])
+@pytest.mark.parametrize("form", ["autoregressive", "query"])
 def test_the_same_encoder_with_other_words_is_refused_by_ears_that_know_them(
     ear: Ear, tmp_path: Path, form: str
 ) -> None:
@@ -299,21 +302,21 @@ def test_the_same_encoder_with_other_words_is_refused_by_ears_that_know_them(
         other.model.model.decoder.embed_tokens.weight.mul_(2.0)
     other.model.save_pretrained(tmp_path / "whisper")
     other.tokenizer.save_pretrained(tmp_path / "whisper")
-    if form == "left":
+    if form == "query":
         assert ossicle.load(tmp_path / "ear", device="cpu", encoder=str(tmp_path / "whisper")).settings
     else:
         message = refusal(tmp_path / "ear", encoder=str(tmp_path / "whisper"))
-        assert "made for another recogniser" in message
+        assert "trained with another decoder vocabulary" in message
 
 
 def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
     layer = torch.nn.Linear(3, 2)
-    before = checkpoint.fingerprint(layer)
-    assert checkpoint.fingerprint(torch.nn.Linear(3, 2)) != before
+    before = checkpoint.fingerprint_model(layer)
+    assert checkpoint.fingerprint_model(torch.nn.Linear(3, 2)) != before
     with torch.no_grad():
         layer.bias[1] += 1
-    assert checkpoint.fingerprint(layer) != before
-    assert checkpoint.fingerprint(layer.to(torch.bfloat16)) == checkpoint.fingerprint(layer)
+    assert checkpoint.fingerprint_model(layer) != before
+    assert checkpoint.fingerprint_model(layer.to(torch.bfloat16)) == checkpoint.fingerprint_model(layer)
 
 
 def test_a_device_that_is_not_here_is_a_clear_error(folder: Path) -> None:
@@ -326,3 +329,33 @@ def test_the_public_names_are_there() -> None:
     assert set(ossicle.__all__) <= set(dir(ossicle))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ossicle.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("form", "old_form"),
+    [("query", "left"), ("diva", "right"), ("anchored", "anchored"), ("autoregressive", "autoregressive")],
+)
+def test_an_ear_of_format_1_is_read(base: BaseSettings, tmp_path: Path, form: str, old_form: str) -> None:
+    """Written when the package had another name: forms, fingerprints and weights under their old names."""
+    ear, folder = new_ear(base, form), tmp_path / "ear"
+    ossicle.save(ear, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"format": 1, "earshot_version": config.pop("ossicle_version")}
+    config["connector"]["form"] = old_form
+    config["fingerprints"]["recogniser"] = config["fingerprints"].pop("decoder_vocabulary")
+    (folder / "config.json").write_text(json.dumps(config))
+    old = {
+        "token_detector.convolution.": "spotter.neighbourhood.",
+        "token_detector.": "spotter.",
+        "vocabulary_head.": "words.",
+        "prompt_embeddings": "prompt",
+    }
+    weights = load_file(folder / "connector.safetensors")
+    for name in list(weights):
+        prefix = next((prefix for prefix in old if name.startswith(prefix)), None)
+        if prefix:
+            weights[old[prefix] + name.removeprefix(prefix)] = weights.pop(name)
+    save_file(weights, folder / "connector.safetensors")
+    loaded = ossicle.load(folder, device="cpu")
+    assert loaded.settings == ear.settings
+    torch.testing.assert_close(loaded.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)

@@ -39,7 +39,7 @@ RECIPES = st.builds(
     prompt=st.builds(PromptSettings, system=st.none() | st.just("") | NAMES, date=st.dates().map(str)),
     connector=st.builds(
         ConnectorSettings,
-        form=st.sampled_from(["left", "autoregressive", "anchored"]),
+        form=st.sampled_from(["query", "autoregressive", "anchored"]),
         init=st.sampled_from(["whisper", "random"]),
         n_queries=COUNTS,
         slots_per_second=POSITIVE,
@@ -165,7 +165,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
         ('[prompt]\ndate = "2024-02-30"', "prompt.date is '2024-02-30'"),
         (
             '[connector]\nform = "up"',
-            "connector.form is 'up', expected one of 'anchored', 'autoregressive', 'left', 'right', 'stack'",
+            "connector.form is 'up', expected one of 'anchored', 'autoregressive', 'diva', 'query', 'stack'",
         ),
         ("[connector]\nform = []", "connector.form is [], expected one of"),
         ("[connector]\nn_queries = 0", "connector.n_queries is 0, expected at least 1"),
@@ -181,7 +181,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
             "objective.align_only_ratio is 0.5, expected 0, as",
         ),
         (
-            '[connector]\nform = "right"\n[objective]\nhidden_positions = "all"',
+            '[connector]\nform = "diva"\n[objective]\nhidden_positions = "all"',
             "objective.hidden_positions is 'all', expected last or suffix: form right",
         ),
     ],

@@ -15,12 +15,12 @@ from transformers import GenerationConfig
 
 from ossicle.audio.waveform import AudioSource, split_at_quiet
 from ossicle.config import BaseSettings, PromptSettings
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import Transcripts
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import AudioError, CheckpointError, ConfigError, RequestError
 
 RATE = 16_000
-FORMS = ("left", "autoregressive", "anchored", "right", "stack")
+FORMS = ("query", "autoregressive", "anchored", "diva", "stack")
 
 
 def tone(duration_s: float, pitch: float = 0.1) -> np.ndarray:
@@ -54,7 +54,7 @@ def ear(request: pytest.FixtureRequest) -> Ear:
 
 @pytest.fixture(scope="module")
 def left() -> Ear:
-    return tiny_ear("left")
+    return tiny_ear("query")
 
 
 def test_many_sounds_are_heard_as_each_alone(ear: Ear) -> None:
@@ -92,7 +92,7 @@ def test_conversations_of_different_numbers_of_sounds_are_answered_as_each_alone
 
 def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
     tokens = left.hear(tone(1.0))
-    prompt = left.prompts([said(tone(1.0))])[0]
+    prompt = left.build_prompts([said(tone(1.0))])[0]
     prefix, suffix = left.template.frame
     torch.testing.assert_close(prompt.embeds, torch.cat([left.embed(prefix), tokens, left.embed(suffix)]))
     assert prompt.ids.tolist() == [*prefix, *[prefix[0]] * len(tokens), *suffix]
@@ -116,8 +116,8 @@ def test_only_the_connector_learns(ear: Ear) -> None:
     learned = weights_of(ear.connector)
     for _ in range(2):
         transcripts = Transcripts(torch.tensor([3, 5]), torch.randint(9, (2, 5)), torch.randn(9, 48))
-        audio = ear.connector(ear.features([tone(0.6), tone(1.0)]), transcripts)
-        ear.last_states(audio.tokens, audio.n_tokens.tolist(), [1, 1]).square().mean().backward()
+        audio = ear.connector(ear.encode_sounds([tone(0.6), tone(1.0)]), transcripts)
+        ear.llm_states(audio.tokens, audio.n_tokens.tolist(), [1, 1]).square().mean().backward()
         optimizer.step()
     ear.chat(said(tone(0.5)), max_new_tokens=4)
     ear.transcribe([tone(0.5)])
@@ -130,7 +130,7 @@ def test_only_the_connector_learns(ear: Ear) -> None:
 
 def test_gradients_flow_to_the_middle_and_to_nothing_else(left: Ear) -> None:
     middle = torch.randn(2, 5, 48, requires_grad=True)
-    left.last_states(middle, [5, 2], [1, 1]).sum().backward()
+    left.llm_states(middle, [5, 2], [1, 1]).sum().backward()
     assert middle.grad is not None
     assert bool((middle.grad[0] != 0).all(1).any())
     assert bool((middle.grad[1, :2] != 0).any())
@@ -141,12 +141,12 @@ def test_readings_do_not_depend_on_padding_or_company(left: Ear) -> None:
     torch.manual_seed(0)
     middle = torch.randn(3, 6, 48)
     n_middle, n_last = [2, 6, 1], [n + len(left.template.frame.suffix) for n in (2, 6, 1)]
-    whole = left.last_states(middle, n_middle, n_last)
+    whole = left.llm_states(middle, n_middle, n_last)
     other = middle.clone()
     other[0, 2:], other[2, 1:] = 1e3, torch.nan
-    torch.testing.assert_close(left.last_states(other, n_middle, n_last), whole, rtol=0, atol=0)
+    torch.testing.assert_close(left.llm_states(other, n_middle, n_last), whole, rtol=0, atol=0)
     for row, (n, length) in enumerate(zip(n_middle, n_last, strict=True)):
-        alone = left.last_states(middle[row : row + 1, :n], [n], [length])
+        alone = left.llm_states(middle[row : row + 1, :n], [n], [length])
         torch.testing.assert_close(whole[row, -length:], alone[0])
 
 
@@ -157,7 +157,7 @@ def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
     ids = torch.zeros(2, max(n_text), dtype=torch.long)
     for row, split in enumerate(splits):
         ids[row, : len(split.text)] = torch.tensor(split.text)
-    states = left.last_states(left.embed(ids), n_text, [1, 1])
+    states = left.llm_states(left.embed(ids), n_text, [1, 1])
     for row, text in enumerate(texts):
         whole = left.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
@@ -169,7 +169,7 @@ def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
         with torch.no_grad():
             truth = left.llm(input_ids=whole, output_hidden_states=True)
         torch.testing.assert_close(states[row, 0], truth.hidden_states[-1][0, -1])
-        torch.testing.assert_close(left.logits(states[row, 0]), truth.logits[0, -1])
+        torch.testing.assert_close(left.next_token_logits(states[row, 0]), truth.logits[0, -1])
 
 
 def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) ->
 def test_the_window_itself_is_heard_in_one_piece_and_a_sample_more_in_two(left: Ear) -> None:
     whole = tone(6.0)
     with torch.inference_mode():
-        audio = left.connector(left.features([whole]))
+        audio = left.connector(left.encode_sounds([whole]))
     assert torch.equal(left.hear(whole), audio.tokens[0, : int(audio.n_tokens)])
     longer = np.append(whole, np.float32(0.1))
     assert len(split_at_quiet(longer, left.whisper.window_samples)) == 2
@@ -198,13 +198,13 @@ def test_the_window_itself_is_heard_in_one_piece_and_a_sample_more_in_two(left: 
         left.hear(longer), torch.cat([left.hear(piece) for piece in split_at_quiet(longer, len(whole))])
     )
     with pytest.raises(AudioError, match=r"96001 samples\) of sound; expected at most .*96000 samples"):
-        left.features([longer])
+        left.encode_sounds([longer])
 
 
 def padded_lengths(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The samples of the sounds that are heard together, batch by batch, from now on."""
     batches: list[list[int]] = []
-    features = ear.features
+    features = ear.encode_sounds
     monkeypatch.setattr(
         ear, "features", lambda given: batches.append([len(one) for one in given]) or features(given)
     )
@@ -240,7 +240,7 @@ def test_a_short_sound_is_not_padded_to_a_long_one(ear: Ear, monkeypatch: pytest
 
 def test_what_is_heard_in_the_whole_window_is_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
     base = BaseSettings(encoder="tiny/whisper", llm="tiny/llm", encoder_window="full")
-    ear = tiny_ear("right", base=base)
+    ear = tiny_ear("diva", base=base)
     batches = padded_lengths(ear, monkeypatch)
     ear.hear([tone(0.1), tone(6.0), tone(1.0)])
     assert [len(batch) for batch in batches] == [3]
@@ -293,26 +293,28 @@ def test_long_sound_is_transcribed_as_its_pieces_in_a_row(left: Ear) -> None:
 
 def test_what_is_heard_is_spelled_by_the_nearest_tokens(ear: Ear) -> None:
     sounds: list[AudioSource] = [tone(1.5), tone(0.3), tone(4.0, 0.3)]
-    ids = [ear.nearest(tokens) for tokens in ear.hear(sounds)]
+    ids = [ear.nearest_tokens(tokens) for tokens in ear.hear(sounds)]
     table = ear.embed(torch.arange(ear.llm.config.vocab_size))
     for tokens, names in zip(ear.hear(sounds), ids, strict=True):
         apart = (tokens[:, None] - table).norm(dim=2)
         torch.testing.assert_close(apart.gather(1, names[:, None])[:, 0], apart.min(1).values)
-    spelled = ear.spell(sounds)
+    spelled = ear.transcribe_audio_tokens(sounds)
     texts = ear.tokenizer.batch_decode([row.tolist() for row in ids], skip_special_tokens=True)
     assert spelled == [text.strip() for text in texts]
-    assert spelled == [ear.spell([sound])[0] for sound in sounds]
+    assert spelled == [ear.transcribe_audio_tokens([sound])[0] for sound in sounds]
     assert any(spelled)
-    assert ear.spell([]) == []
+    assert ear.transcribe_audio_tokens([]) == []
 
 
 def test_long_sound_is_spelled_as_its_pieces_in_a_row(ear: Ear) -> None:
     pieces = split_at_quiet(long_sound(), ear.whisper.window_samples)
-    assert ear.spell([long_sound()]) == [" ".join(filter(None, ear.spell([*pieces])))]
+    assert ear.transcribe_audio_tokens([long_sound()]) == [
+        " ".join(filter(None, ear.transcribe_audio_tokens([*pieces])))
+    ]
 
 
 def test_sound_beyond_the_llm_s_context_is_a_clear_error() -> None:
-    ear = tiny_ear("right")
+    ear = tiny_ear("diva")
     sound = np.tile(tone(6.0), 17)  # 17 windows of 32 audio tokens, and a context of 512
     assert len(ear.hear(sound)) >= 512
     for answer in (ear.chat, ear.stream):

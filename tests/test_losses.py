@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from ossicle.connectors.monotonic_alignment import NAMING_TEMPERATURE, Transcripts
+from ossicle.connectors import Transcripts
+from ossicle.connectors.layers import TOKEN_TEMPERATURE
 from ossicle.losses import (
-    alignment_distance,
-    end_loss,
+    alignment_l2,
+    end_bce,
     forward_kl,
-    hidden_distance,
-    naming_loss,
+    hidden_l2,
     slot_targets,
+    token_ce,
 )
 
 EXAMPLES = settings(max_examples=25)
@@ -80,7 +81,7 @@ def test_alignment_is_the_mean_distance_of_the_aligned_slots(pairs, aligned, see
         for slot in range(audio.shape[1])
         if (token := target(aligned, slot, a, t)) is not None
     ]
-    found = alignment_distance(audio, text, n_audio, n_text, aligned)
+    found = alignment_l2(audio, text, n_audio, n_text, aligned)
     torch.testing.assert_close(found, torch.tensor(sum(expected) / len(expected)))
 
 
@@ -91,27 +92,27 @@ def test_alignment_is_zero_only_if_every_aligned_slot_is_right(pairs, aligned, s
     tokens, stands = slot_targets(n_text, n_audio, audio.shape[1], aligned)
     right = text.gather(1, tokens[..., None].expand(-1, -1, D))
     audio = torch.where(stands[..., None], right, audio).requires_grad_()
-    distance = alignment_distance(audio, text, n_audio, n_text, aligned)
+    distance = alignment_l2(audio, text, n_audio, n_text, aligned)
     (gradient,) = torch.autograd.grad(distance, audio)
     assert distance == 0
     assert (gradient == 0).all()
     row, slot = stands.nonzero()[seed % int(stands.sum())].tolist()
     wrong = audio.detach().clone()
     wrong[row, slot, seed % D] += 1e-3
-    assert alignment_distance(wrong, text, n_audio, n_text, aligned) > 0
+    assert alignment_l2(wrong, text, n_audio, n_text, aligned) > 0
 
 
 @EXAMPLES
 @given(pairs=lengths, aligned=sides, seed=seeds)
 def test_padding_does_not_move_the_alignment(pairs, aligned, seed: int) -> None:
     audio, text, n_audio, n_text = tensors(pairs, seed)
-    distance = alignment_distance(audio, text, n_audio, n_text, aligned)
+    distance = alignment_l2(audio, text, n_audio, n_text, aligned)
     audio = torch.cat([audio, drawn(seed + 2, len(pairs), 3, D)], dim=1)
     text = torch.cat([text, drawn(seed + 3, len(pairs), 2, D)], dim=1)
     for row, (a, t) in enumerate(pairs):
         audio[row, a:], text[row, t:] = 1e6, -1e6
     audio.requires_grad_()
-    padded = alignment_distance(audio, text, n_audio, n_text, aligned)
+    padded = alignment_l2(audio, text, n_audio, n_text, aligned)
     torch.testing.assert_close(padded, distance)
     (gradient,) = torch.autograd.grad(padded, audio)
     assert not any(gradient[row, a:].any() for row, (a, _) in enumerate(pairs))
@@ -129,29 +130,27 @@ def test_hidden_distance_is_a_mean_of_means(n_rows: int, n_positions: int, seed:
         each = [math.dist(student[row, at].tolist(), teacher[row, at].tolist()) for at in counted]
         rows.append(sum(each) / len(each))
     expected = torch.tensor(sum(rows) / n_rows)
-    torch.testing.assert_close(hidden_distance(student, teacher, counts), expected)
+    torch.testing.assert_close(hidden_l2(student, teacher, counts), expected)
     student[~counts] = 1e6
-    torch.testing.assert_close(hidden_distance(student, teacher, counts), expected)
+    torch.testing.assert_close(hidden_l2(student, teacher, counts), expected)
     everywhere = torch.ones_like(counts)
-    torch.testing.assert_close(
-        hidden_distance(student, teacher), hidden_distance(student, teacher, everywhere)
-    )
+    torch.testing.assert_close(hidden_l2(student, teacher), hidden_l2(student, teacher, everywhere))
 
 
 def test_hidden_distance_is_zero_only_if_equal() -> None:
     teacher = drawn(0, 2, 3, D)
     student = teacher.clone().requires_grad_()
     for counts in (None, torch.ones(2, 3, dtype=torch.bool)):
-        distance = hidden_distance(student, teacher, counts)
+        distance = hidden_l2(student, teacher, counts)
         (gradient,) = torch.autograd.grad(distance, student)
         assert distance == 0
         assert (gradient == 0).all()
-    assert hidden_distance(student + torch.eye(D)[:3] * 1e-3, teacher) > 0
+    assert hidden_l2(student + torch.eye(D)[:3] * 1e-3, teacher) > 0
 
 
 def test_gradients_pull_straight_to_the_target() -> None:
     student = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
-    hidden_distance(student, torch.zeros(1, 1, 2)).backward()
+    hidden_l2(student, torch.zeros(1, 1, 2)).backward()
     torch.testing.assert_close(student.grad, torch.tensor([[[0.6, 0.8]]]))
 
 
@@ -164,11 +163,11 @@ def test_the_end_is_learned_from_slots_zero_to_t(n_text: list[int], n_slots: int
         for row, t in enumerate(n_text)
         for slot in range(min(t + 1, n_slots))
     ]
-    found = end_loss(logits, torch.tensor(n_text))
+    found = end_bce(logits, torch.tensor(n_text))
     torch.testing.assert_close(found, torch.tensor(sum(expected) / len(expected)))
     for row, t in enumerate(n_text):
         logits[row, t + 1 :] = 1e6
-    torch.testing.assert_close(end_loss(logits, torch.tensor(n_text)), found)
+    torch.testing.assert_close(end_bce(logits, torch.tensor(n_text)), found)
 
 
 @EXAMPLES
@@ -197,9 +196,9 @@ def test_kl_is_zero_only_if_the_distributions_are_equal() -> None:
 )
 def test_sums_are_taken_in_float32_at_least(dtype: torch.dtype, expected: torch.dtype) -> None:
     states, n = drawn(0, 2, 3, D).to(dtype), torch.tensor([3, 2])
-    assert hidden_distance(states, states + 1).dtype == expected
-    assert alignment_distance(states, states, n, n, "left").dtype == expected
-    assert end_loss(states[..., 0], n).dtype == expected
+    assert hidden_l2(states, states + 1).dtype == expected
+    assert alignment_l2(states, states, n, n, "left").dtype == expected
+    assert end_bce(states[..., 0], n).dtype == expected
     assert forward_kl(states[:, 0], states[:, 1]).dtype == expected
 
 
@@ -207,7 +206,7 @@ def test_sums_are_taken_in_float32_at_least(dtype: torch.dtype, expected: torch.
 def test_gradients_are_those_of_finite_differences(aligned) -> None:
     audio, text, n_audio, n_text = tensors([(4, 3), (2, 5)], 0)
     audio, text = audio.double().requires_grad_(), text.double()
-    assert torch.autograd.gradcheck(lambda x: alignment_distance(x, text, n_audio, n_text, aligned), audio)
+    assert torch.autograd.gradcheck(lambda x: alignment_l2(x, text, n_audio, n_text, aligned), audio)
 
 
 # Naming
@@ -234,28 +233,26 @@ def test_naming_is_the_cross_entropy_of_its_formula(pairs, aligned, seed) -> Non
             token = target(aligned, slot, a, t)
             if token is not None:
                 near = torch.stack([-((audio[row, slot] - c).norm() ** 2) for c in candidates])
-                losses.append(-(near / (NAMING_TEMPERATURE * spread)).log_softmax(0)[wanted[row, token]])
-    found = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, aligned)
+                losses.append(-(near / (TOKEN_TEMPERATURE * spread)).log_softmax(0)[wanted[row, token]])
+    found = token_ce(audio, Transcripts(n_text, wanted, candidates), n_audio, aligned)
     torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_named_right_and_nearest_costs_nothing() -> None:
     _, candidates, wanted, n_audio, n_text = naming([(4, 4), (3, 3)], 0)
     audio = candidates[wanted].requires_grad_()
-    loss = naming_loss(audio, Transcripts(n_text, wanted, candidates), n_audio, "left")
+    loss = token_ce(audio, Transcripts(n_text, wanted, candidates), n_audio, "left")
     loss.backward()
     assert loss < 1e-3
     assert audio.grad is not None
     assert audio.grad.abs().max() < 1e-2
-    assert (
-        naming_loss(audio, Transcripts(n_text, (wanted + 1) % N_CANDIDATES, candidates), n_audio, "left") > 5
-    )
+    assert token_ce(audio, Transcripts(n_text, (wanted + 1) % N_CANDIDATES, candidates), n_audio, "left") > 5
 
 
 def test_naming_does_not_depend_on_the_scale_of_embeddings() -> None:
     audio, candidates, wanted, n_audio, n_text = naming([(5, 4), (3, 6)], 1)
     first, scaled = (
-        naming_loss(audio * factor, Transcripts(n_text, wanted, candidates * factor), n_audio, "left")
+        token_ce(audio * factor, Transcripts(n_text, wanted, candidates * factor), n_audio, "left")
         for factor in (1, 40)
     )
     torch.testing.assert_close(first, scaled)
@@ -264,7 +261,7 @@ def test_naming_does_not_depend_on_the_scale_of_embeddings() -> None:
 def test_one_candidate_cannot_be_mistaken() -> None:
     audio, _, wanted, n_audio, n_text = naming([(2, 2)], 0)
     audio.requires_grad_()
-    loss = naming_loss(audio, Transcripts(n_text, wanted * 0, torch.zeros(1, D)), n_audio, "left")
+    loss = token_ce(audio, Transcripts(n_text, wanted * 0, torch.zeros(1, D)), n_audio, "left")
     loss.backward()
     assert loss == 0
     assert audio.grad is not None

@@ -66,7 +66,7 @@ class Arm:
 
 _ONE_BY_ONE, _GENTLE_LR = {"form": "autoregressive"}, 2e-4
 _KNOWING = {"token_ce_weight": 0.0}
-_RIGHT = {"form": "right", "n_queries": N_SLOTS}
+_RIGHT = {"form": "diva", "n_queries": N_SLOTS}
 _STACK = {"form": "stack", "n_stacked": N_STACKED}
 _SUFFIX = {"hidden_positions": "suffix"}
 _NO_INPUT = {"align_weight": 0.0, "token_ce_weight": 0.0, "align_only_ratio": 0.0}
@@ -97,8 +97,8 @@ ARMS = {
             hears_noise=True,
         ),
         Arm(name="autoregressive, random init", connector=_ONE_BY_ONE | {"init": "random"}, peak_lr=7e-4),
-        Arm(name="left", connector={"form": "left"}, hears_noise=True),
-        Arm(name="right", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
+        Arm(name="query", connector={"form": "query"}, hears_noise=True),
+        Arm(name="diva", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
         Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),
         Arm(name=BASE + ", full window", window="full"),
         Arm(name="30 % of the speech", speech_share=0.3),
@@ -111,8 +111,8 @@ ARMS = {
             peak_lr=_GENTLE_LR,
             is_punctuated=True,
         ),
-        Arm(name="left" + PUNCTUATED, connector={"form": "left"}, is_punctuated=True),
-        Arm(name="right" + PUNCTUATED, connector=_RIGHT, objective=_SUFFIX, is_punctuated=True),
+        Arm(name="query" + PUNCTUATED, connector={"form": "query"}, is_punctuated=True),
+        Arm(name="diva" + PUNCTUATED, connector=_RIGHT, objective=_SUFFIX, is_punctuated=True),
     )
 }
 

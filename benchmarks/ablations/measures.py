@@ -108,9 +108,9 @@ def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
     """
     wanted, commas = token_ids(ear, [item.text for item in items]), _commas(ear)
     heard = ear.hear([item.audio for item in items])
-    rows = ear.nearest(torch.cat(heard)).split([len(slots) for slots in heard])
+    rows = ear.nearest_tokens(torch.cat(heard)).split([len(slots) for slots in heard])
     names = [[i for i in row.tolist() if i not in commas] for row in rows]
-    is_right = ear.connector.aligned == "right"
+    is_right = ear.connector.alignment == "right"
     if is_right:
         names = [row[-len(ids) :] for row, ids in zip(names, wanted, strict=True)]
     found = jiwer.process_words(
@@ -178,7 +178,7 @@ def by_slot(ear: Ear, spoken: Spoken) -> dict[str, list[float | None]]:
 
 def _errors(ear: Ear, slots: Float[Tensor, "Q D"], wanted: Int[Tensor, " T"]) -> dict[int, float]:
     """The distance of each token that has a slot."""
-    n_before = len(slots) - len(wanted) if ear.connector.aligned == "right" else 0
+    n_before = len(slots) - len(wanted) if ear.connector.alignment == "right" else 0
     tokens = [token for token in range(len(wanted)) if 0 <= token + n_before < len(slots)]
     targets = ear.embed(wanted[tokens])
     errors = (slots[[token + n_before for token in tokens]] - targets).float().norm(dim=1)

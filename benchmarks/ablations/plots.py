@@ -14,8 +14,8 @@ from benchmarks.ablations.label_layout import apart
 SLOT_ARMS = {
     BASE: "anchored",
     "autoregressive": "autoregressive, told the words before",
-    "left": "left, learned end",
-    "right": "right, 64 slots",
+    "query": "query: left-aligned, learned end",
+    "diva": "diva: right-aligned, 64 slots",
 }
 """The arms whose slots are compared, and what the picture calls them."""
 _SIDES = ("from the start", "from the end")
@@ -116,7 +116,10 @@ def slots_figure(found: Mapping[str, Any]) -> Figure:
         panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("L2 of embedding and audio token")
     figure.suptitle(
-        f"Alignment by place in the sentence after {found['n_steps']:,} steps", fontsize=11, x=0.06, ha="left"
+        f"Alignment by place in the sentence after {found['n_steps']:,} steps",
+        fontsize=11,
+        x=0.06,
+        ha="query",
     )
     return figure
 

@@ -149,7 +149,7 @@ class Ears:
     def of(cls, shape: Shape) -> "Ears":
         """Ours as recipes/llama-3.1-8b.toml has it, one that hears all words together, and one as published."""
         bases = Bases.of(shape, get_default_device())
-        published = bases.ear(ConnectorSettings(form="right", n_queries=shape.n_slots))
+        published = bases.ear(ConnectorSettings(form="diva", n_queries=shape.n_slots))
         base = replace(published.settings.base, encoder_window="full")
         published.settings = replace(published.settings, base=base)
         at_once = replace(OURS, n_queries=min(OURS.n_queries, shape.n_slots))
@@ -170,7 +170,7 @@ def question_of(ear: Ear, n_tokens: int) -> str:
 @contextlib.contextmanager
 def as_many(ear: Ear, n_tokens: int) -> Generator[None]:
     """Whisper and the ear write so many tokens; as many stretches of the sound speak, whatever the spotter says."""
-    model, found = ear.whisper.model, base.likeliest_tokens
+    model, found = ear.whisper.model, base.detect_tokens
 
     def spotted(log_spoken: Tensor, log_pause: Tensor, *given: Tensor) -> Any:
         n_positions = log_spoken.shape[1]

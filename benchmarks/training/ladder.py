@@ -124,7 +124,7 @@ def step_of(
     cache = filled_cache(run, clips) if rung.is_cached else None
     run = replace(run, teacher=Teacher(run.ear, recipe.objective, cache))
     portion = portion_of(clips)
-    assert run.ear.reader.gathers_last_layer
+    assert run.ear.packed_llm.gathers_last_layer
 
     def step() -> None:
         with rung.reading():

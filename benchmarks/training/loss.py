@@ -33,7 +33,7 @@ from benchmarks.shapes import (
 from benchmarks.training.train_step import weights_of
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import ObjectiveSettings
-from ossicle.losses import forward_kl, hidden_distance
+from ossicle.losses import forward_kl, hidden_l2
 from ossicle.training.run import Share
 from ossicle.training.train_step import optimise
 
@@ -50,7 +50,7 @@ def losses(
     """Both losses with their gradients; the teacher's logits are made in the step, as nobody keeps V numbers a clip."""
 
     def by_states() -> None:
-        hidden_distance(states[:, None], teacher[:, None]).backward()
+        hidden_l2(states[:, None], teacher[:, None]).backward()
 
     def by_divergence() -> None:
         with torch.no_grad():

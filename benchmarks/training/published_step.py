@@ -28,8 +28,8 @@ from ossicle.backbones.encoder import Features
 from ossicle.backbones.pretrained import get_default_device
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ConnectorSettings, PromptSettings
-from ossicle.connectors.base import Connector, new_connector
-from ossicle.losses import alignment_distance, hidden_distance
+from ossicle.connectors import Connector, build_connector
+from ossicle.losses import alignment_l2, hidden_l2
 from ossicle.training.batch import Clip
 
 
@@ -58,10 +58,10 @@ class Literal:
         self.encoder, self.llm = bases.whisper.model.model.encoder, bases.llm
         self.prefix, self.suffix = (embed(self.llm, ids)[None] for ids in frame)
         torch.manual_seed(1)
-        settings = ConnectorSettings(form="right", n_queries=shape.n_slots)
-        connector = new_connector(bases.whisper.config, settings, shape.d_llm)
+        settings = ConnectorSettings(form="diva", n_queries=shape.n_slots)
+        connector = build_connector(bases.whisper.config, settings, shape.d_llm)
         assert isinstance(connector, Connector)
-        connector.start_from(bases.whisper.model.model.decoder)
+        connector.init_from_decoder(bases.whisper.model.model.decoder)
         self.connector = connector.float().to(self.llm.device)
         self.optimizer = torch.optim.AdamW(
             self.connector.parameters(), lr=5e-5, betas=(0.9, 0.999), weight_decay=0.1, fused=True
@@ -87,10 +87,10 @@ class Literal:
         with watch("connector"), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             every = torch.ones(states.shape[:2], dtype=torch.bool, device=device)
             audio = self.connector(Features(states, every, is_unpadded=True))
-            align = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, "right")
+            align = alignment_l2(audio.tokens, text, audio.n_tokens, n_text, "right")
         with watch("student"):
             student = self._read(audio.tokens.to(self.llm.dtype))
-            loss = hidden_distance(student, teacher) + align
+            loss = hidden_l2(student, teacher) + align
         with watch("backward"):
             loss.backward()
         with watch("optimizer"):

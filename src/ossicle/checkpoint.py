@@ -1,4 +1,4 @@
-"""An ear on disk: its settings, the trained weights, and fingerprints of the bases it was made for."""
+"""An ear on disk: its settings, the trained weights, and fingerprints of the backbones it was trained with."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ossicle import checkpoint_v1
 from ossicle.atomic_io import written_whole
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.embedding_table import open_embedding_table
@@ -25,38 +26,38 @@ from ossicle.backbones.pretrained import (
     resolve_device,
 )
 from ossicle.config import BaseSettings
-from ossicle.connectors.base import new_connector
-from ossicle.connectors.vocabulary_overlap import shared_tokens
+from ossicle.connectors import build_connector
+from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
 from ossicle.settings_io import from_table, to_table
 from ossicle.version import __version__
 
-FORMAT = 1
-"""Version of the folder's layout."""
+FORMAT = 2
+"""Version of the folder's layout; `checkpoint_v1` reads the one before it."""
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
 _KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
 _OPTIONAL = {"ossicle_version"}
 _SAMPLED_VALUES = 4_096
 RUN_EAR = "ear"
-"""Where the folder of a run has its ear."""
+"""Folder of the ear within the folder of a run."""
 
 
-def fingerprints(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
-    """Short hashes of the frozen bases: of the encoder alone, the words of its decoder, the LLM, and its tokenizer."""
+def fingerprint_backbones(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
+    """Hashes the frozen backbones: the encoder, the vocabulary of its decoder, the LLM and the LLM's tokenizer."""
     return {
-        "encoder": fingerprint(whisper.model.model.encoder),
-        "recogniser": recogniser_fingerprint(whisper),
-        "llm": fingerprint(llm),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "encoder": fingerprint_model(whisper.model.model.encoder),
+        "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
+        "llm": fingerprint_model(llm),
+        "tokenizer": fingerprint_tokenizer(tokenizer),
     }
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights: every tensor's name and shape, and values spread evenly over each.
+def fingerprint_model(model: nn.Module) -> str:
+    """Hashes a model's weights: the name and shape of every tensor, and values spread evenly over each.
 
-    Values are sampled so that a model of many gigabytes takes a second; rounding to another float type
-    changes it only where that type is coarser than bfloat16.
+    Values are sampled so that a model of many gigabytes takes a second; rounding to another dtype changes the hash
+    only where that dtype is coarser than bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -68,14 +69,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def recogniser_fingerprint(whisper: Whisper) -> str:
-    """A short hash of a Whisper's tokens: how its decoder knows them, and how they are spelled."""
-    known = fingerprint(whisper.model.model.decoder.embed_tokens)
-    return hashlib.sha256(f"{known} {tokenizer_fingerprint(whisper.tokenizer)}".encode()).hexdigest()[:16]
+def fingerprint_decoder_vocabulary(whisper: Whisper) -> str:
+    """Hashes a Whisper's tokens: their embeddings in its decoder, and its tokenizer."""
+    embeddings_hash = fingerprint_model(whisper.model.model.decoder.embed_tokens)
+    return hashlib.sha256(
+        f"{embeddings_hash} {fingerprint_tokenizer(whisper.tokenizer)}".encode()
+    ).hexdigest()[:16]
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A short hash of a tokenizer's vocabulary and chat template."""
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """Hashes a tokenizer's vocabulary and chat template."""
     digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
     digest.update(str(tokenizer.chat_template).encode())
     return digest.hexdigest()[:16]
@@ -84,35 +87,35 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def save(
     ear: Ear, folder: Path | str, *, card: str | None = None, bases: dict[str, str] | None = None
 ) -> None:
-    """Writes an ear's folder, whole or not at all.
+    """Writes the folder of an ear, completely or not at all.
 
     Args:
         card: Markdown for the model card, such as the three numbers of an evaluation
-        bases: fingerprints of the bases, where these are no more as they were loaded: rounded, or spread over ranks
+        bases: fingerprints of the backbones, if these have changed since they were loaded: quantized, or sharded
 
     Raises:
-        CheckpointError: the disk is full or the place cannot be written to
+        CheckpointError: the disk is full or the folder cannot be written to
     """
     config = {
         "format": FORMAT,
         "ossicle_version": __version__,
-        **to_table(replace(ear.settings, base=_pinned(ear))),
-        "fingerprints": bases or fingerprints(ear.whisper, ear.llm, ear.tokenizer),
+        **to_table(replace(ear.settings, base=_pin_revisions(ear))),
+        "fingerprints": bases or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
     }
-    with written_whole(_writable(Path(folder)), is_folder=True) as temporary:
+    with written_whole(_check_replaceable(Path(folder)), is_folder=True) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, temporary / WEIGHTS)
-        (temporary / CARD).write_text(model_card(ear, card), encoding="utf-8")
+        (temporary / CARD).write_text(build_model_card(ear, card), encoding="utf-8")
 
 
-def _pinned(ear: Ear) -> BaseSettings:
-    """The bases, those from the hub by the commit that they were."""
+def _pin_revisions(ear: Ear) -> BaseSettings:
+    """Returns the backbones' settings, with those from the hub pinned to the commit that was loaded."""
 
-    def commit(config: Any, given: str | None) -> str | None:
-        return getattr(config, "_commit_hash", None) or given
+    def commit(config: Any, revision: str | None) -> str | None:
+        return getattr(config, "_commit_hash", None) or revision
 
     base = ear.settings.base
     return replace(
@@ -122,23 +125,25 @@ def _pinned(ear: Ear) -> BaseSettings:
     )
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, if it holds nothing but an ear: it is going to be replaced."""
+def _check_replaceable(folder: Path) -> Path:
+    """Returns the folder, which is going to be replaced, if it is empty or holds an ear."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; an ear is a folder: give another name")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} holds other things than an ear; give a new folder or an empty one")
+        raise CheckpointError(
+            f"{folder} holds files that are not an ear's; give a new folder or an empty one"
+        )
     return folder
 
 
-def model_card(ear: Ear, numbers: str | None) -> str:
-    """What a person should know of an ear, as Markdown."""
+def build_model_card(ear: Ear, numbers: str | None) -> str:
+    """Renders the model card of an ear as Markdown."""
     base, connector = ear.settings.base, ear.settings.connector
     n_trained = sum(weight.numel() for weight in ear.connector.parameters())
     return (
         f"# An ear for {base.llm}\n\n"
         f"It lets `{base.llm}` hear through the encoder of `{base.encoder}`. The LLM is unchanged:\n"
-        f"only a connector (form `{connector.form}`, {n_trained / 1e6:.1f} M weights) was added, by ossicle.\n\n"
+        f"ossicle added a connector (form `{connector.form}`, {n_trained / 1e6:.1f} M weights) and nothing else.\n\n"
         f'```python\nimport ossicle\n\near = ossicle.load("this folder")\n```\n\n'
         + (numbers or "It has not been evaluated; `ossicle eval` measures it.\n")
     )
@@ -152,45 +157,44 @@ def load(
     device: str | None = None,
     with_llm: bool = True,
 ) -> Ear:
-    """Loads an ear and the bases that it was distilled against.
+    """Loads an ear and the backbones that it was trained with.
 
     Args:
-        folder: of an ear or of a run, or "pocket/ear" for the embedded one
-        encoder: another place of the same encoder, such as a local copy
-        llm: another place of the same LLM
-        device: "cpu" or "cuda"; the first GPU if there is one
-        with_llm: whether the LLM's weights are read; without them the ear hears, and another program answers, whose
-            weights nobody compares with the fingerprint
+        folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
+        encoder: another location of the same encoder, such as a local copy
+        llm: another location of the same LLM
+        device: "cpu" or "cuda"; by default the first GPU if there is one
+        with_llm: whether to load the LLM's weights; without them the ear hears and another program answers, whose
+            weights are not compared with the fingerprint
 
     Raises:
-        CheckpointError: not an ear, a damaged one, or bases other than those it was distilled against
+        CheckpointError: not an ear, a damaged one, or other backbones than those it was trained with
     """
-    folder = _ear_folder(Path(resolve_model_path(str(folder))))
-    config = _read_config(folder)
-    settings = _moved(_settings(config, folder), encoder, llm)
-    weights = _read_weights(folder)
-    place = resolve_device(device)
+    folder = _resolve_ear_folder(Path(resolve_model_path(str(folder))))
+    config, weights = _read_ear(folder)
+    settings = _relocate(_parse_settings(config, folder), encoder, llm)
+    on_device = resolve_device(device)
     base = settings.base
-    whisper = load_whisper(base.encoder, base.encoder_revision, place)
+    whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
     if with_llm:
-        model, tokenizer = load_llm(base.llm, base.llm_revision, place)
-        found = fingerprints(whisper, model, tokenizer)
+        model, tokenizer = load_llm(base.llm, base.llm_revision, on_device)
+        found = fingerprint_backbones(whisper, model, tokenizer)
     else:
         model = build_meta_llm(base.llm, base.llm_revision)
-        if settings.connector.knows_words:
-            _read_embeddings(model, base, place)
+        if settings.connector.uses_shared_vocabulary:
+            _load_embeddings(model, base, on_device)
         tokenizer = load_tokenizer(base.llm, base.llm_revision)
         found = {
-            "encoder": fingerprint(whisper.model.model.encoder),
-            "recogniser": recogniser_fingerprint(whisper),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "encoder": fingerprint_model(whisper.model.model.encoder),
+            "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
+            "tokenizer": fingerprint_tokenizer(tokenizer),
         }
-    if not settings.connector.knows_words:
-        del found["recogniser"]  # of which it has nothing but what it started from
+    if not settings.connector.uses_shared_vocabulary:
+        del found["decoder_vocabulary"]  # the connector does not use it
     _check_bases(found, config["fingerprints"], base, folder)
     try:
-        shared = shared_tokens(settings.connector, whisper, model, tokenizer)
-        connector = new_connector(
+        shared = build_shared_vocabulary(settings.connector, whisper, model, tokenizer)
+        connector = build_connector(
             whisper.config, settings.connector, get_input_embeddings(model).embedding_dim, shared
         )
         connector.load_state_dict(weights)
@@ -200,60 +204,69 @@ def load(
             f" {' '.join(str(error).split())}"
         ) from error
     if not with_llm:
-        get_input_embeddings(model).to("meta")  # what is heard in their place is the connector's by now
-        if place.type == "cuda":
-            torch.cuda.empty_cache()  # for whoever answers on the same GPU
+        get_input_embeddings(model).to("meta")  # the connector has its own copy of what it needs
+        if on_device.type == "cuda":
+            torch.cuda.empty_cache()  # for the engine that answers on the same GPU
     connector.eval().requires_grad_(False)
-    return Ear(whisper, model, tokenizer, connector.to(place), settings)
+    return Ear(whisper, model, tokenizer, connector.to(on_device), settings)
 
 
-def _read_embeddings(outline: PreTrainedModel, base: BaseSettings, place: torch.device) -> None:
-    """The one table of an LLM that hearing may need: the words that a connector has in common with it."""
+def _load_embeddings(outline: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:
+    """Loads the one table of an LLM that hearing may need: the embeddings of the tokens that a connector shares."""
     stored = open_embedding_table(outline, base.llm, base.llm_revision)
     table = get_input_embeddings(outline)
-    table.weight = nn.Parameter(stored.read_all().to(place, outline.dtype), requires_grad=False)
+    table.weight = nn.Parameter(stored.read_all().to(device, outline.dtype), requires_grad=False)
     for name, _ in list(table.named_buffers()):  # transformers' own copy of the scale
-        table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=place), persistent=False)
+        table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=device), persistent=False)
 
 
-def start_from(ear: Ear, folder: str, bases: dict[str, str]) -> None:
-    """Gives an ear the trained connector of another one on the same bases.
+def load_connector(ear: Ear, folder: str, bases: dict[str, str]) -> None:
+    """Loads the trained connector of another ear on the same backbones into this one.
 
     Args:
-        folder: of an ear or of a run, or "pocket/ear" for the embedded one
-        bases: fingerprints of the bases that `ear` stands on
+        folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
+        bases: fingerprints of the backbones of `ear`
 
     Raises:
-        CheckpointError: not an ear, a damaged one, one of other bases or with a connector of another kind
+        CheckpointError: not an ear, a damaged one, one on other backbones or with another connector
     """
-    path = _ear_folder(Path(resolve_model_path(folder)))
-    config = _read_config(path)
-    settings = _settings(config, path)
+    path = _resolve_ear_folder(Path(resolve_model_path(folder)))
+    config, weights = _read_ear(path)
+    settings = _parse_settings(config, path)
     _check_bases(bases, config["fingerprints"], ear.settings.base, path)
     try:
-        ear.connector.load_state_dict(_read_weights(path))
+        ear.connector.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} has another connector ({settings.connector}) than the one that is to start from it"
+            f"{path} has another connector ({settings.connector}) than the ear that is to start from it"
             f" ({ear.settings.connector}): {' '.join(str(error).split())[:300]}"
         ) from error
 
 
 def is_ear(name: str) -> bool:
     """Whether a name is the folder of an ear, or of a run that has one."""
-    return (_ear_folder(Path(resolve_model_path(name))) / WEIGHTS).is_file()
+    return (_resolve_ear_folder(Path(resolve_model_path(name))) / WEIGHTS).is_file()
 
 
-def _ear_folder(folder: Path) -> Path:
-    """The ear's own folder: a run keeps its ear in `ear/` and can be named in its place."""
+def _resolve_ear_folder(folder: Path) -> Path:
+    """Returns the ear's own folder: a run keeps its ear in `ear/`, and its folder can be named instead."""
     inner = folder / RUN_EAR
     return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_ear(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Reads the config and the weights of an ear, those of format 1 under today's names."""
+    config = _read_json(folder)
+    if isinstance(config, dict) and config.get("format") == checkpoint_v1.FORMAT:
+        config = checkpoint_v1.upgrade_config(config, FORMAT)
+        return _check_config(config, folder), checkpoint_v1.upgrade_weights(_read_weights(folder))
+    return _check_config(config, folder), _read_weights(folder)
+
+
+def _read_json(folder: Path) -> Any:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"{folder} is not an ear: {CONFIG} cannot be read ({error.strerror}); expected a folder that"
@@ -261,20 +274,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the ear again") from error
+
+
+def _check_config(config: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.keys() - _OPTIONAL != _KEYS:
         found = ", ".join(sorted(config)) if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
-            f"{path} is not an ear's: expected the keys {', '.join(sorted(_KEYS))}, found {found}"
+            f"{folder / CONFIG} is not an ear's: expected the keys {', '.join(sorted(_KEYS))}, found {found}"
         )
     if config["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {config['format']!r}, this ossicle reads format {FORMAT}: use the ossicle"
-            f" that wrote it ({config.get('ossicle_version', 'unknown')})"
+            f"{folder} has format {config['format']!r}, this version of ossicle reads formats {checkpoint_v1.FORMAT} and"
+            f" {FORMAT}: use the version that wrote it ({config.get('ossicle_version', 'unknown')})"
         )
     return config
 
 
-def _settings(config: dict[str, Any], folder: Path) -> EarSettings:
+def _parse_settings(config: dict[str, Any], folder: Path) -> EarSettings:
     parts = {name: config[name] for name in ("base", "prompt", "connector")}
     try:
         return from_table(EarSettings, parts)
@@ -282,8 +298,8 @@ def _settings(config: dict[str, Any], folder: Path) -> EarSettings:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
-def _moved(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSettings:
-    """The settings with the bases in other places, whose revisions are then not known."""
+def _relocate(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSettings:
+    """Returns the settings with the backbones at other locations, whose revisions are then not known."""
     base = settings.base
     if encoder:
         base = replace(base, encoder=encoder, encoder_revision=None)
@@ -293,14 +309,20 @@ def _moved(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSe
 
 
 def _check_bases(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
-    """Refuses bases whose fingerprints are other than those recorded."""
-    names = {"encoder": base.encoder, "recogniser": base.encoder, "llm": base.llm, "tokenizer": base.llm}
-    for part, mark in found.items():
+    """Raises CheckpointError for backbones whose fingerprints differ from those recorded."""
+    names = {
+        "encoder": base.encoder,
+        "decoder_vocabulary": base.encoder,
+        "llm": base.llm,
+        "tokenizer": base.llm,
+    }
+    for part, fingerprint in found.items():
         expected = recorded.get(part) if isinstance(recorded, dict) else None
-        if expected != mark:
+        if expected != fingerprint:
+            label = part.replace("_", " ")
             raise CheckpointError(
-                f"{folder} was made for another {part}: it expects fingerprint {expected}, but"
-                f" {names[part]!r} has {mark}; load it with the {part} it was made for, or distil a new ear"
+                f"{folder} was trained with another {label}: it expects fingerprint {expected}, but {names[part]!r} has"
+                f" {fingerprint}; load it with the {label} that it was trained with, or train a new ear"
             )
 
 

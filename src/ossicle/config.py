@@ -89,56 +89,56 @@ class BaseSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorSettings:
-    """How encoder frames become audio tokens."""
+    """How the connector turns encoder features into audio tokens."""
 
-    form: Literal["anchored", "autoregressive", "left", "right", "stack"] = "autoregressive"
-    """autoregressive: slot t is transcript token t, one after the other, each told what the one before it became,
-    with a learned end; it begins as the recogniser that the decoder is of; left: the same, all at once and told
-    nothing; anchored: all at once, each query for a stretch of sound in which a token was spotted; right: the
-    published form, so many slots always, aligned to their right end; stack: frames side by side through an MLP,
-    aligned like right."""
+    form: Literal["anchored", "autoregressive", "diva", "query", "stack"] = "autoregressive"
+    """autoregressive (default): Whisper's decoder writes one audio token after the other, each the expected LLM
+    embedding over the words that both vocabularies share plus a learned residual; diva: the published form, a fixed
+    number of learned queries, the transcript aligned to their right end; query: the published connector with as many
+    tokens as the transcript, aligned to the left, and a learned end; anchored: like query, all tokens in one pass, each
+    query anchored to the stretch of sound where its token is spoken; stack: stacked encoder frames through an MLP."""
 
     init: Literal["whisper", "random"] = "whisper"
-    """Whether the decoder stack starts as the encoder's own decoder or from random weights."""
+    """Start the decoder stack from the encoder's own decoder or from random weights."""
 
     n_layers: int | None = None
-    """Layers of the decoder stack, taken from the encoder's decoder at even distances; none for all it has (not in
+    """Layers of the decoder stack, taken from the encoder's decoder at even distances; all of them if left out (not in
     form stack)."""
 
     n_queries: int = 448
-    """Learned queries: the most slots a clip can have; in form right, the number it always has."""
+    """Number of learned queries: the most audio tokens of a clip; in form diva, the number that each clip has."""
 
     slots_per_second: float = 6.0
-    """Cap on the audio tokens of a clip, by its duration (forms whose audio tokens match the transcript's)."""
+    """Most audio tokens per second of sound (forms whose audio tokens match the transcript's)."""
 
     dropout: float = 0.0
-    """Share of values that each layer of the connector drops in training (not in form stack)."""
+    """Dropout rate of the connector's layers in training (not in form stack)."""
 
     n_stacked: int = 16
-    """Encoder positions side by side in one audio token (form stack)."""
+    """Encoder positions that are stacked into one audio token (form stack)."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for sizes that are none."""
+        """Raise ConfigError for impossible sizes."""
         check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
         check(self.n_layers is None or self.n_layers >= 1, "connector.n_layers", self.n_layers, "at least 1")
         _check_positive("connector.slots_per_second", self.slots_per_second)
-        check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a share from 0 to below 1")
+        check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a rate from 0 to below 1")
         check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
 
     @property
     def is_one_to_one(self) -> bool:
-        """Whether audio tokens match the transcript's one to one."""
-        return self.form in ("anchored", "autoregressive", "left")
+        """Whether audio tokens match the transcript's tokens one to one."""
+        return self.form in ("anchored", "autoregressive", "query")
 
     @property
-    def knows_words(self) -> bool:
-        """Whether it says the words of the encoder's decoder as far as the LLM has them too."""
+    def uses_shared_vocabulary(self) -> bool:
+        """Whether audio tokens are made of the words that Whisper and the LLM share."""
         return self.form == "autoregressive" and self.init == "whisper"
 
     @property
     def learns_end(self) -> bool:
-        """Whether a head says which slot is past the last token."""
-        return self.form in ("autoregressive", "left")
+        """Whether a head predicts which slot is past the last token."""
+        return self.form in ("autoregressive", "query")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from ossicle.chat.generation import ContinuationScores, Prompt
 from ossicle.chat.messages import parse_conversation
 from ossicle.chat.template import AudioSegment, ChatTemplate, Segment, TextSegment
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
-from ossicle.connectors.base import Connector, StackingConnector, new_connector
-from ossicle.connectors.vocabulary_overlap import shared_tokens
+from ossicle.connectors import Connector, build_connector
+from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.errors import CheckpointError
 
 Messages = Sequence[dict[str, Any]]
@@ -62,13 +62,13 @@ class Ear:
         whisper: Whisper,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        connector: Connector | StackingConnector,
+        connector: Connector,
         settings: EarSettings,
     ) -> None:
         self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
         self.connector, self.settings = connector, settings
         self.template = ChatTemplate(tokenizer, settings.prompt)
-        check_vocabulary(llm, tokenizer, self.template)
+        check_tokenizer_fits(llm, tokenizer, self.template)
 
     @classmethod
     def new(
@@ -94,12 +94,12 @@ class Ear:
         base = settings.base
         whisper = load_whisper(base.encoder, base.encoder_revision, place, on_host=on_host)
         llm, tokenizer = load_llm(base.llm, base.llm_revision, place, bits=llm_bits, on_host=on_host)
-        shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
-        connector = new_connector(
+        shared = build_shared_vocabulary(settings.connector, whisper, llm, tokenizer)
+        connector = build_connector(
             whisper.config, settings.connector, get_input_embeddings(llm).embedding_dim, shared
         )
         if settings.connector.init == "whisper":
-            connector.start_from(whisper.model.model.decoder)
+            connector.init_from_decoder(whisper.model.model.decoder)
         return cls(whisper, llm, tokenizer, connector.float().to(place).eval(), settings)
 
     @property
@@ -114,7 +114,7 @@ class Ear:
     def _hears_whole_windows(self) -> bool:
         return self.settings.base.encoder_window == "full"
 
-    def features(self, sounds: Sequence[np.ndarray]) -> Features:
+    def encode_sounds(self, sounds: Sequence[np.ndarray]) -> Features:
         """The encoder's states for samples at 16 kHz.
 
         Raises:
@@ -159,12 +159,12 @@ class Ear:
 
     def _hear_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
-            audio = self.connector(self.features(windows))
+            audio = self.connector(self.encode_sounds(windows))
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
 
     @torch.inference_mode()
-    def spell(self, sources: Sequence[AudioSource]) -> list[str]:
+    def transcribe_audio_tokens(self, sources: Sequence[AudioSource]) -> list[str]:
         """What it hears, written down: of each audio token the LLM's token that is nearest to it.
 
         An ear made a recogniser: what the LLM loses by this is what it has from words that were left open. Slots that
@@ -180,12 +180,12 @@ class Ear:
 
     def _spell_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
         heard = self._hear_windows(windows)
-        names = self.nearest(torch.cat(heard)).split([len(tokens) for tokens in heard])
+        names = self.nearest_tokens(torch.cat(heard)).split([len(tokens) for tokens in heard])
         texts = self.tokenizer.batch_decode([ids.tolist() for ids in names], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     @torch.inference_mode()
-    def nearest(self, heard: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+    def nearest_tokens(self, heard: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
         """The LLM's tokens whose embeddings are nearest to audio tokens, by L2.
 
         Raises:
@@ -244,16 +244,16 @@ class Ear:
 
     def chat_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The answers to several conversations at once, each the same as if it were alone."""
-        return generation.generate_answers(self.llm, self.tokenizer, self.prompts(conversations), **options)
+        return generation.generate_answers(self.llm, self.tokenizer, self.build_prompts(conversations), **options)
 
     def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The stock LLM's answers to conversations of text: what hearing is measured against."""
         return self.chat_batch(conversations, **options)
 
-    def answer_ids_batch(self, conversations: Sequence[Messages], **options: Any) -> list[list[int]]:
+    def generate_ids_batch(self, conversations: Sequence[Messages], **options: Any) -> list[list[int]]:
         """The tokens of `chat_batch`'s answers, with the one that ends it where the LLM came to an end."""
         return generation.generate_answer_ids(
-            self.llm, self.tokenizer, self.prompts(conversations), **options
+            self.llm, self.tokenizer, self.build_prompts(conversations), **options
         )
 
     def choose_batch(self, conversations: Sequence[Messages], choices: Sequence[str]) -> list[int]:
@@ -263,23 +263,23 @@ class Ear:
             RequestError: as `chat`; or no choices, an empty one, or two that are alike
             AudioError: sound that cannot be heard
         """
-        return generation.choose(self.llm, self.tokenizer, self.prompts(conversations), choices)
+        return generation.choose(self.llm, self.tokenizer, self.build_prompts(conversations), choices)
 
-    def react_batch(
+    def score_continuations(
         self, conversations: Sequence[Messages], answers: Sequence[Sequence[int]]
     ) -> list[ContinuationScores]:
         """What the LLM would say to each conversation, and along an answer to it that is given as ids."""
-        return generation.score_continuation(self.llm, self.prompts(conversations), answers)
+        return generation.score_continuation(self.llm, self.build_prompts(conversations), answers)
 
     def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
         """Pieces of the answer while it is made; joined, they equal `chat`.
 
         The conversation is checked and heard at once, not when the first piece is asked for.
         """
-        return generation.stream_answer(self.llm, self.tokenizer, self.prompts([messages])[0], **options)
+        return generation.stream_answer(self.llm, self.tokenizer, self.build_prompts([messages])[0], **options)
 
     @torch.inference_mode()
-    def prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
+    def build_prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
         """What the LLM is given for each conversation: embeddings of text and audio tokens in a row.
 
         Raises:
@@ -294,11 +294,11 @@ class Ear:
         layouts = [self.template.render(messages) for messages in conversations]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
         return [
-            self.prompt(pieces, [next(heard) for _ in row])
+            self.build_prompt(pieces, [next(heard) for _ in row])
             for pieces, row in zip(layouts, sounds, strict=True)
         ]
 
-    def prompt(self, pieces: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
+    def build_prompt(self, pieces: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
         """What the LLM is given for a conversation that `template.render` laid out, whose sounds were heard."""
         first = next(i for piece in pieces if isinstance(piece, TextSegment) for i in piece.ids)
         embeds, ids = [], []
@@ -352,12 +352,12 @@ class Ear:
     # Student and teacher
 
     @cached_property
-    def reader(self) -> PackedLlm:
+    def packed_llm(self) -> PackedLlm:
         """The LLM behind the chat template's beginning."""
         prefix, _ = self.template.frame
         return PackedLlm(self.llm, prefix)
 
-    def last_states(
+    def llm_states(
         self,
         middle: Float[Tensor, "B M D"],
         n_middle: Sequence[int],
@@ -388,9 +388,9 @@ class Ear:
             if after is not None:
                 own.append(behind[-1] + 1 + clip * after.shape[1] + np.arange(n_after[clip]))
             texts.append(np.concatenate(own))
-        return self.reader.compute_last_states(table, texts, n_last)
+        return self.packed_llm.compute_last_states(table, texts, n_last)
 
-    def logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    def next_token_logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits from final hidden states, as the LLM itself makes them."""
         return compute_logits(self.llm, states)
 
@@ -419,7 +419,7 @@ def _of_like_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         yield batch
 
 
-def check_vocabulary(
+def check_tokenizer_fits(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
 ) -> None:
     """Refuse a tokenizer of another LLM, which would end in an index error, on a GPU a fatal one."""

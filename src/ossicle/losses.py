@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ossicle.connectors.monotonic_alignment import Transcripts, naming_logits, precise
+from ossicle.connectors import Transcripts
+from ossicle.connectors.layers import token_logits, upcast
 
 
 def slot_targets(
@@ -36,7 +37,7 @@ def slot_targets(
     return tokens.where(stands, 0), stands
 
 
-def alignment_distance(
+def alignment_l2(
     audio: Float[Tensor, "B Q D"],
     text: Float[Tensor, "B T D"],
     n_audio: Int[Tensor, " B"],
@@ -57,7 +58,7 @@ def alignment_distance(
     return (distances * stands).sum() / stands.sum().clamp(min=1)
 
 
-def naming_loss(
+def token_ce(
     audio: Float[Tensor, "B Q D"],
     transcripts: Transcripts,
     n_audio: Int[Tensor, " B"],
@@ -73,12 +74,12 @@ def naming_loss(
     """
     tokens, stands = slot_targets(transcripts.n_tokens, n_audio, audio.shape[1], aligned)
     # Slots without a token are named as well: to leave them out, a device would have to be asked how many there are.
-    logits = naming_logits(audio, transcripts.candidates).transpose(1, 2)  # (B, Q, C) -> (B, C, Q)
-    losses = functional.cross_entropy(logits, transcripts.wanted.gather(1, tokens), reduction="none")
+    logits = token_logits(audio, transcripts.candidates).transpose(1, 2)  # (B, Q, C) -> (B, C, Q)
+    losses = functional.cross_entropy(logits, transcripts.targets.gather(1, tokens), reduction="none")
     return (losses * stands).sum() / stands.sum().clamp(min=1)
 
 
-def hidden_distance(
+def hidden_l2(
     student: Float[Tensor, "B P D"],
     teacher: Float[Tensor, "B P D"],
     counts: Bool[Tensor, "B P"] | None = None,
@@ -99,17 +100,17 @@ def hidden_distance(
 
 
 def _l2(heard: Float[Tensor, "... D"], read: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
-    return torch.linalg.vector_norm(precise(heard) - precise(read), dim=-1)
+    return torch.linalg.vector_norm(upcast(heard) - upcast(read), dim=-1)
 
 
-def end_loss(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
     """Binary cross-entropy of "this slot is past the last token" over the slots 0 to T of each clip, in nats.
 
     Slots beyond T are never reached at inference and do not count.
     """
     slots = torch.arange(end_logits.shape[1], device=end_logits.device)
     counts = slots <= n_text[:, None]
-    logits = precise(end_logits)
+    logits = upcast(end_logits)
     is_past = (slots >= n_text[:, None]).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, is_past, reduction="none")
     return (losses * counts).sum() / counts.sum()
@@ -123,6 +124,6 @@ def forward_kl(
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the factor,
     which keeps the gradient's size from one temperature to another.
     """
-    student = functional.log_softmax(precise(student_logits) / temperature, dim=-1)
-    teacher = functional.log_softmax(precise(teacher_logits) / temperature, dim=-1)
+    student = functional.log_softmax(upcast(student_logits) / temperature, dim=-1)
+    teacher = functional.log_softmax(upcast(teacher_logits) / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

@@ -106,8 +106,8 @@ def test_final_states_and_logits_are_the_llm_s_own(ear: Ear) -> None:
     whole = torch.tensor([[*split.prefix, *split.text, *split.suffix]])
     assert split.is_framed
     n, n_suffix = len(split.text), len(split.suffix)
-    states = ear.last_states(ear.embed(torch.tensor([split.text])), [n], [n + n_suffix])
+    states = ear.llm_states(ear.embed(torch.tensor([split.text])), [n], [n + n_suffix])
     with torch.no_grad():
         truth = ear.llm(input_ids=whole, output_hidden_states=True)
     torch.testing.assert_close(states, truth.hidden_states[-1][:, -n - n_suffix :])
-    torch.testing.assert_close(ear.logits(states[:, -1]), truth.logits[:, -1])
+    torch.testing.assert_close(ear.next_token_logits(states[:, -1]), truth.logits[:, -1])

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Arms
 
-RIGHT = {"connector.form": "right", "connector.n_queries": 64, "objective.hidden_positions": "suffix"}
+RIGHT = {"connector.form": "diva", "connector.n_queries": 64, "objective.hidden_positions": "suffix"}
 NO_INPUT = {
     "objective.align_weight": 0.0,
     "objective.token_ce_weight": 0.0,
@@ -59,8 +59,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "2 layers": {"connector.n_layers": 2},
     "autoregressive": KNOWING,
     "autoregressive, random init": ONE_BY_ONE | {"connector.init": "random"},
-    "left": {"connector.form": "left"},
-    "right": RIGHT,
+    "query": {"connector.form": "query"},
+    "diva": RIGHT,
     "published": RIGHT
     | FULL
     | {
@@ -73,8 +73,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "10 % of the speech": {"data.n_clips": 1070},
     "anchored, punctuated": COMMAS,
     "autoregressive, punctuated": COMMAS | KNOWING,
-    "left, punctuated": COMMAS | {"connector.form": "left"},
-    "right, punctuated": COMMAS | RIGHT,
+    "query, punctuated": COMMAS | {"connector.form": "query"},
+    "diva, punctuated": COMMAS | RIGHT,
 }
 """What each arm's recipe has that the base has not, but for the run's own folder."""
 
@@ -146,11 +146,11 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--out", str(tmp_path), "--steps", "2", "--seeds", "0", "--only", "anchored"]
-    first = small.main([*flags, "right", "--json", str(tmp_path / "found.json")])
+    first = small.main([*flags, "diva", "--json", str(tmp_path / "found.json")])
     said = capsys.readouterr().out
     assert json.loads(said.splitlines()[-1]) == json.loads((tmp_path / "found.json").read_text())
     assert first["failed"] == {}
-    base, right = (first["arms"][name]["mean"] for name in ("anchored", "right"))
+    base, right = (first["arms"][name]["mean"] for name in ("anchored", "diva"))
     assert {
         "ear",
         "tokens named",
@@ -171,11 +171,11 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
 
     monkeypatch.setattr(small, "train", forbidden)
     monkeypatch.setattr(small, "naming", lambda *_: {"tokens named": 0.25})
-    assert small.main([*flags, "right"])["arms"] == first["arms"]
-    again = small.main([*flags, "left", "--measure-again"])
+    assert small.main([*flags, "diva"])["arms"] == first["arms"]
+    again = small.main([*flags, "query", "--measure-again"])
     assert again["arms"]["anchored"]["mean"]["tokens named"] == 0.25
-    assert again["arms"]["right"] | {"minus_base": {}} == first["arms"]["right"] | {"minus_base": {}}
-    assert "left" not in again["arms"]
+    assert again["arms"]["diva"] | {"minus_base": {}} == first["arms"]["diva"] | {"minus_base": {}}
+    assert "query" not in again["arms"]
     other = small.main([*flags[:2], "--steps", "3", *flags[4:]])
     assert "another recipe" in other["failed"]["anchored, seed 0"]
     monkeypatch.setattr(small, "run_all", lambda bench, arms, *_, **__: dict.fromkeys(arms, "asked for"))
@@ -199,12 +199,12 @@ def test_what_a_file_of_results_holds_is_not_run_again(
         "1",
         "--only",
         "anchored",
-        "left",
+        "query",
         "--json",
         str(kept),
     ]
     found = small.main([*flags, "--steps", "2"])
-    assert trained == [("left", 0), ("anchored", 1), ("left", 1)]
+    assert trained == [("query", 0), ("anchored", 1), ("query", 1)]
     assert found["arms"]["anchored"]["runs"] == runs
     assert json.loads(kept.read_text()) == found
     with pytest.raises(ConfigError, match="holds runs of 2 steps, expected 3"):
@@ -218,12 +218,12 @@ def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(recipe: Any) -> None:
-        if recipe.connector.form == "left":
+        if recipe.connector.form == "query":
             raise ConfigError("no such thing")
 
     monkeypatch.setattr(small, "train", train)
     monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
-    found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "left", "anchored"])
+    found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "query", "anchored"])
     assert found["failed"] == {"left, seed 0": "no such thing", "left, seed 1": "no such thing"}
 
 
@@ -263,7 +263,7 @@ def items() -> list[Item]:
     ]
 
 
-@pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
+@pytest.mark.parametrize(("form", "n_noise"), [("query", 0), ("diva", 7)])
 def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, n_noise: int) -> None:
     ear = knowing(form, n_noise=n_noise)
     found = measures.naming(ear, items())
@@ -277,7 +277,7 @@ def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, 
         assert slots[side][longest:] == [None] * (16 - longest)
 
 
-@pytest.mark.parametrize(("form", "n_noise"), [("left", 0), ("right", 7)])
+@pytest.mark.parametrize(("form", "n_noise"), [("query", 0), ("diva", 7)])
 def test_commas_that_nobody_speaks_do_not_count(
     form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +289,7 @@ def test_commas_that_nobody_speaks_do_not_count(
 
 
 def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
-    ear = knowing("left", n_lost=1)
+    ear = knowing("query", n_lost=1)
     n_tokens = sum(len(ids) for ids in measures.token_ids(ear, TEXTS))
     found = measures.naming(ear, items())
     assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
@@ -330,14 +330,14 @@ def invented() -> dict[str, dict[int, dict[str, Any]]]:
 
     return {
         "anchored": {0: run(0.2, 0.6), 1: run(0.3, 0.7)},
-        "left": {1: run(0.1, 0.5), 2: run(0.9, 0.9)},
+        "query": {1: run(0.1, 0.5), 2: run(0.9, 0.9)},
         "anchored, punctuated": {0: run(0.1, 0.55)},
     }
 
 
 def test_differences_are_taken_over_the_seeds_of_both() -> None:
     found = results.result(invented(), 1_000, {})
-    base, left = found["arms"]["anchored"], found["arms"]["left"]
+    base, left = found["arms"]["anchored"], found["arms"]["query"]
     assert base["mean"]["ear"] == pytest.approx(0.25)
     assert base["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
     assert left["minus_base"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}

@@ -49,7 +49,7 @@ def test_the_baseline_is_the_published_method(toy: Any, bases: Any, monkeypatch:
     """Its loss is that of an ear of the published form, which is tested against the reference elsewhere."""
     (clips,) = shapes.drawn_batches(toy, 2.0, 3, 1)
     step = published_step.new_literal(bases, toy)
-    ear = bases.ear(ConnectorSettings(form="right", n_queries=toy.n_slots))
+    ear = bases.ear(ConnectorSettings(form="diva", n_queries=toy.n_slots))
     ear.connector.load_state_dict(step.connector.state_dict())
     mels = shapes.full_window(toy, clips)
     whole = new_portion([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])

@@ -20,7 +20,8 @@ from ossicle.audio.waveform import log_mel_spectrogram
 from ossicle.backbones.causal_lm import embed
 from ossicle.backbones.encoder import Features, count_frames
 from ossicle.config import ObjectiveSettings
-from ossicle.connectors.monotonic_alignment import NAMING_TEMPERATURE, Transcripts
+from ossicle.connectors import Transcripts
+from ossicle.connectors.layers import TOKEN_TEMPERATURE
 from ossicle.ear import Ear
 from ossicle.training.batch import Clip, new_batch, new_portion
 from ossicle.training.distillation import distillation_terms, weighted_sum
@@ -32,9 +33,9 @@ TEXTS = ("what is the capital of france?", "yes", "a cold day in a small town", 
 SECONDS = (2.4, 0.3, 3.1, 1.0)
 FORMS = [
     (form, positions)
-    for form in ("anchored", "left", "right")
+    for form in ("anchored", "query", "diva")
     for positions in ("last", "suffix", "all")
-    if (form, positions) != ("right", "all")  # which has no audio token for each of the transcript
+    if (form, positions) != ("diva", "all")  # which has no audio token for each of the transcript
 ]
 
 
@@ -43,8 +44,8 @@ def an_ear(family: str, form: str) -> Ear:
     if getattr(llm.config, "sliding_window", None):
         llm.config.sliding_window = 256
     ear = tiny_ear(form, llm=llm, tokenizer=tokenizer, n_queries=48)
-    assert ear.reader.prefix_cache is not None
-    assert ear.reader.gathers_last_layer
+    assert ear.packed_llm.prefix_cache is not None
+    assert ear.packed_llm.gathers_last_layer
     return ear
 
 
@@ -93,13 +94,13 @@ def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
         wanted = torch.searchsorted(candidates, ids)[None]
         table = embed(ear.llm, candidates)
         audio = ear.connector(encoded(ear, sound), Transcripts(torch.tensor([len(ids)]), wanted, table))
-        heard = audio.tokens[0] if ear.connector.aligned == "right" else audio.tokens[0, : len(ids)]
+        heard = audio.tokens[0] if ear.connector.alignment == "right" else audio.tokens[0, : len(ids)]
         named = heard[-len(ids) :]
         text = embed(ear.llm, ids)
         add("align", (named - text).norm(dim=1))
         distances = torch.cdist(named, table).square()
         spread = (table - table.mean(0)).square().sum(1).mean()
-        logits = -distances / (NAMING_TEMPERATURE * spread)
+        logits = -distances / (TOKEN_TEMPERATURE * spread)
         add("token_ce", functional.cross_entropy(logits, wanted[0], reduction="none"))
         if audio.end_logits is not None:
             ends = torch.tensor([0.0] * len(ids) + [1.0])
@@ -115,8 +116,8 @@ def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
         n = {"last": 1, "suffix": len(frame.suffix), "all": len(ids) + len(frame.suffix)}
         compared = n[objective.hidden_positions]
         add("hidden", (student[-compared:] - teacher[-compared:]).norm(dim=1).mean())
-        if audio.spotting is not None:
-            add("asr", -audio.spotting)
+        if audio.log_likelihood is not None:
+            add("asr", -audio.log_likelihood)
     terms = {name: torch.cat(values).mean() for name, values in sums.items()}
     if "asr" in terms:
         terms["asr"] = terms["asr"] * len(texts) / sum(map(len, texts))

@@ -216,7 +216,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
         ("out = 'x'\n[train]\nn_steps = 'many'", "train.n_steps"),
         ("[train]\nn_steps = 3", "out"),
         ("out = ", "TOML"),
-        ("out = 'x'\n[connector]\nform = 'sideways'", "'left'"),
+        ("out = 'x'\n[connector]\nform = 'sideways'", "'query'"),
     ],
 )
 def test_a_recipe_that_cannot_be_used(refused: Callable[..., str], text: str, said: str) -> None:
@@ -343,7 +343,7 @@ def test_a_new_ear_answers_without_training(world: Path, capsys: pytest.CaptureF
     assert main(new(world)) == 0
     said = capsys.readouterr().out
     made: Any = ossicle.load("begun").connector
-    n_known = len(made.words.read)
+    n_known = len(made.vocabulary_head.llm_embeddings)
     assert f"It knows {n_known} of the LLM's" in said
     assert main(["chat", "begun", str(world / "0.wav"), "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.strip()
@@ -474,7 +474,11 @@ def test_another_recogniser_writes_for_the_cascade(
     sounds: list[AudioSource] = [world / f"{number}.wav" for number in range(len(SAID))]
     for asr, written, said in (
         (str(world / "whisper"), listening.transcribe(sounds), str(world / "whisper")),
-        (ear, listening.spell(sounds), f"the ear {ear} ({checkpoint.fingerprint(listening.connector)})"),
+        (
+            ear,
+            listening.transcribe_audio_tokens(sounds),
+            f"the ear {ear} ({checkpoint.fingerprint_model(listening.connector)})",
+        ),
     ):
         assert main(["eval", ear, "--suite", suite, "--asr", asr]) == 0
         report = read_report(Path("report.json"))

@@ -11,18 +11,14 @@ from torch import Tensor, nn
 
 from ossicle.backbones.encoder import Features
 from ossicle.config import ConnectorSettings
-from ossicle.connectors.base import (
-    AudioTokens,
-    Connector,
-    Spotter,
-    StackingConnector,
-    new_connector,
-)
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import AudioTokens, Transcripts, build_connector
+from ossicle.connectors.anchored import AnchoredConnector, TokenDetector
+from ossicle.connectors.frame_stacking import FrameStackingConnector
+from ossicle.connectors.query import QueryConnector
 from ossicle.errors import ConfigError
 
 D_LLM, D_ENCODER, N_POSITIONS = 24, 32, 64
-FORMS = ("left", "autoregressive", "anchored", "right", "stack")
+FORMS = ("query", "autoregressive", "anchored", "diva", "stack")
 every_form = pytest.mark.parametrize("form", FORMS)
 decoder_forms = pytest.mark.parametrize("form", FORMS[:4])
 EXAMPLES = settings(max_examples=25)
@@ -40,9 +36,9 @@ def chosen(form: Any, **options: Any) -> ConnectorSettings:
 def connector(form: str, *, starts: bool = True, seed: int = 0, **options: Any) -> Any:
     options = {"n_queries": 20, **options}
     torch.manual_seed(seed)
-    made = new_connector(pretrained().config, chosen(form, **options), D_LLM)
+    made = build_connector(pretrained().config, chosen(form, **options), D_LLM)
     if starts:
-        made.start_from(pretrained().model.model.decoder)
+        made.init_from_decoder(pretrained().model.model.decoder)
     return made.eval()
 
 
@@ -67,7 +63,7 @@ def said(*lengths: int, seed: int = 0) -> Transcripts:
     generator = torch.Generator().manual_seed(seed)
     return Transcripts(
         n_tokens=torch.tensor(lengths),
-        wanted=torch.randint(7, (len(lengths), max(lengths)), generator=generator),
+        targets=torch.randint(7, (len(lengths), max(lengths)), generator=generator),
         candidates=torch.randn(7, D_LLM, generator=generator),
     )
 
@@ -75,7 +71,7 @@ def said(*lengths: int, seed: int = 0) -> Transcripts:
 def one_of(transcripts: Transcripts, row: int) -> Transcripts:
     """The transcript of one clip, as if it were alone in its batch."""
     n = transcripts.n_tokens[row : row + 1]
-    return Transcripts(n, transcripts.wanted[row : row + 1, : int(n)], transcripts.candidates)
+    return Transcripts(n, transcripts.targets[row : row + 1, : int(n)], transcripts.candidates)
 
 
 class Fixed(nn.Module):
@@ -100,12 +96,12 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("form", ["right", "left"])
+@pytest.mark.parametrize("form", ["diva", "query"])
 def test_the_stack_is_transformers_own_decoder(size: str, form: str) -> None:
     whisper = tiny_whisper(**SIZES[size])
     decoder = whisper.model.model.decoder
-    made = Connector(whisper.config, chosen(form, n_queries=12), D_LLM)
-    made.start_from(decoder)
+    made = QueryConnector(whisper.config, chosen(form, n_queries=12), D_LLM)
+    made.init_from_decoder(decoder)
     states = torch.randn(2, 30, whisper.config.d_model)
     audio = made(Features(states, torch.ones(2, 30, dtype=torch.bool)), said(11, 3))
     decoder.set_attn_implementation("eager")  # another computation than the connector's
@@ -135,8 +131,8 @@ def test_it_starts_as_the_encoders_own_decoder(form: str) -> None:
 def test_fewer_layers_are_the_decoders_at_even_distances(n_layers: int, taken: list[int]) -> None:
     whisper = tiny_whisper(decoder_layers=6)
     decoder = whisper.model.model.decoder
-    made = Connector(whisper.config, chosen("anchored", n_queries=8, n_layers=n_layers), D_LLM)
-    made.start_from(decoder)
+    made = AnchoredConnector(whisper.config, chosen("anchored", n_queries=8, n_layers=n_layers), D_LLM)
+    made.init_from_decoder(decoder)
     own, layers = decoder.state_dict(), made.state_dict()
     assert len(made.layers) == n_layers
     for place, number in enumerate(taken):
@@ -146,13 +142,13 @@ def test_fewer_layers_are_the_decoders_at_even_distances(n_layers: int, taken: l
 def test_no_more_layers_than_the_decoder_has() -> None:
     n = pretrained().config.decoder_layers
     with pytest.raises(ConfigError, match=rf"connector.n_layers is {n + 1}, but .* has {n}; expected"):
-        connector("left", n_layers=n + 1)
+        connector("query", n_layers=n + 1)
 
 
 def test_it_stays_in_float32_beside_a_decoder_in_half() -> None:
     decoder = tiny_whisper(n_mels=8).model.bfloat16().model.decoder
-    made = connector("left", starts=False)
-    made.start_from(decoder)
+    made = connector("query", starts=False)
+    made.init_from_decoder(decoder)
     assert all(weight.dtype == torch.float32 for weight in made.parameters())
     assert torch.equal(made.positions, decoder.embed_positions.weight[:20].float())
 
@@ -164,7 +160,7 @@ def test_starting_is_random_in_the_queries_alone(form: str) -> None:
     assert torch.equal(made.queries, again.queries)
     assert made.queries.unique(dim=0).shape == made.queries.shape
     assert made.queries.abs().max() < 6 * embeddings.std()
-    again.start_from(pretrained().model.model.decoder)
+    again.init_from_decoder(pretrained().model.model.decoder)
     assert not torch.equal(made.queries, again.queries)
 
 
@@ -181,7 +177,7 @@ def test_random_weights_are_random(form: str) -> None:
 
 
 def test_the_decoder_that_it_starts_from_stays_as_it_is() -> None:
-    made = connector("left")
+    made = connector("query")
     before = {name: weight.clone() for name, weight in pretrained().model.model.decoder.named_parameters()}
     with torch.no_grad():
         for weight in made.parameters():
@@ -193,9 +189,9 @@ def test_the_decoder_that_it_starts_from_stays_as_it_is() -> None:
 @decoder_forms
 def test_more_queries_than_positions_are_refused(form: str) -> None:
     config = tiny_whisper_config(n_positions=N_POSITIONS)
-    new_connector(config, chosen(form, n_queries=N_POSITIONS), D_LLM)
+    build_connector(config, chosen(form, n_queries=N_POSITIONS), D_LLM)
     with pytest.raises(ConfigError, match=r"connector\.n_queries is 65.*64"):
-        new_connector(config, chosen(form, n_queries=N_POSITIONS + 1), D_LLM)
+        build_connector(config, chosen(form, n_queries=N_POSITIONS + 1), D_LLM)
 
 
 def test_each_slot_is_told_what_the_one_before_it_became() -> None:
@@ -215,7 +211,7 @@ def test_each_slot_is_told_what_the_one_before_it_became() -> None:
     tokens = made(heard).tokens
     assert tokens.shape[1] > 5
     torch.testing.assert_close(tokens, decoded(tokens[:, :-1]))
-    torch.testing.assert_close(made(heard, transcripts).tokens, decoded(words[transcripts.wanted]))
+    torch.testing.assert_close(made(heard, transcripts).tokens, decoded(words[transcripts.targets]))
 
 
 # All forms
@@ -235,8 +231,8 @@ def test_a_batch_gives_what_each_clip_gives_alone(form: str, transcripts: Transc
         if together.end_logits is not None and single.end_logits is not None:
             n_slots = single.end_logits.shape[1]
             torch.testing.assert_close(together.end_logits[row, :n_slots], single.end_logits[0])
-        if together.spotting is not None and single.spotting is not None:
-            torch.testing.assert_close(together.spotting[row], single.spotting[0])
+        if together.log_likelihood is not None and single.log_likelihood is not None:
+            torch.testing.assert_close(together.log_likelihood[row], single.log_likelihood[0])
 
 
 @decoder_forms
@@ -254,7 +250,7 @@ def test_a_slot_does_not_depend_on_later_queries(form: str) -> None:
 def test_every_trained_weight_has_a_gradient(form: str) -> None:
     made = connector(form).train()
     audio: AudioTokens = made(features(60, 31), said(7, 19))
-    others = (audio.end_logits, audio.spotting)
+    others = (audio.end_logits, audio.log_likelihood)
     terms = [term.square().sum() for term in (audio.tokens, *others) if term is not None]
     torch.stack(terms).sum().backward()
     for name, weight in made.named_parameters():
@@ -285,7 +281,7 @@ def test_bfloat16(form: str) -> None:
 
 
 def n_tokens(logits: list[list[float]], *lengths: int, **options) -> list[int]:
-    made = connector("left", **options)
+    made = connector("query", **options)
     made.end_head = Fixed(*logits)
     return made(features(*lengths)).n_tokens.tolist()
 
@@ -326,7 +322,7 @@ def test_without_an_end_duration_is_the_cap(options: dict, expected: list[int]) 
 
 
 def test_a_known_length_is_the_length() -> None:
-    audio = connector("left")(features(200, 10), said(3, 11))
+    audio = connector("query")(features(200, 10), said(3, 11))
     assert audio.n_tokens.tolist() == [3, 11]
     assert audio.tokens.shape == (2, 12, D_LLM)  # one slot more than tokens, to learn the end by
     assert audio.end_logits is not None
@@ -345,7 +341,7 @@ def test_a_transcript_longer_than_the_queries_fills_them(form: str) -> None:
 
 @pytest.mark.parametrize("transcripts", [None, said(3, 500)], ids=["unknown length", "known length"])
 def test_in_the_published_form_all_slots_are_read(transcripts: Transcripts | None) -> None:
-    audio = connector("right")(features(200, 1), transcripts)
+    audio = connector("diva")(features(200, 1), transcripts)
     assert audio.n_tokens.tolist() == [20, 20]
     assert audio.tokens.shape == (2, 20, D_LLM)
     assert audio.end_logits is None
@@ -356,7 +352,7 @@ def test_stacked_positions_are_as_many_as_there_is_sound() -> None:
     audio = made(features(33, 32, 1, n_padding=9), said(1, 2, 3))
     assert audio.n_tokens.tolist() == [5, 4, 1]
     assert audio.end_logits is None
-    assert isinstance(made, StackingConnector)
+    assert isinstance(made, FrameStackingConnector)
 
 
 def test_stacking_is_an_mlp_of_neighbours() -> None:
@@ -368,73 +364,73 @@ def test_stacking_is_an_mlp_of_neighbours() -> None:
 # Queries anchored in time
 
 
-def spotter(*logits: list[float]) -> Any:
+def connector_detecting(*logits: list[float]) -> Any:
     """An anchored connector that hears tokens being spoken where it is told."""
     made = connector("anchored")
-    made.spotter.is_spoken = Fixed(*logits)
+    made.token_detector.is_spoken = Fixed(*logits)
     return made
 
 
 def test_there_are_as_many_tokens_as_stretches_without_a_pause() -> None:
     told = [5.0, 5.0, -5.0, 5.0, -5.0, -5.0, 5.0, 5.0, 5.0, -5.0]
-    audio = spotter(told * 10)(features(100))
+    audio = connector_detecting(told * 10)(features(100))
     assert audio.n_tokens.tolist() == [14]  # as many as its duration allows
-    assert spotter(told + [-5.0] * 40)(features(50)).n_tokens.tolist() == [3]
+    assert connector_detecting(told + [-5.0] * 40)(features(50)).n_tokens.tolist() == [3]
 
 
 def test_a_faint_token_counts_wherever_it_may_be() -> None:
     """No single position has it for likelier than not, all together do."""
-    assert spotter([5.0, -5.0, -0.4, -0.4, -0.4, -5.0])(features(6)).n_tokens.tolist() == [2]
+    assert connector_detecting([5.0, -5.0, -0.4, -0.4, -0.4, -5.0])(features(6)).n_tokens.tolist() == [2]
 
 
 def test_where_nothing_is_spotted_there_is_one_token() -> None:
-    made, batch = spotter([-9.0, -4.0, -9.0]), features(3)
+    made, batch = connector_detecting([-9.0, -4.0, -9.0]), features(3)
     assert made(batch).n_tokens.tolist() == [1]
-    anchors = made.spotter(batch.states, batch.mask, None, torch.tensor([2]))
-    torch.testing.assert_close(anchors.shares, torch.tensor([[[0.0, 1.0, 0.0]]]), atol=0.02, rtol=0)
+    anchors = made.token_detector(batch.states, batch.mask, None, torch.tensor([2]))
+    torch.testing.assert_close(anchors.weights, torch.tensor([[[0.0, 1.0, 0.0]]]), atol=0.02, rtol=0)
 
 
 def test_what_is_spotted_outside_the_clip_does_not_count() -> None:
     told = [5.0, -5.0, 5.0, -5.0, 5.0]
-    assert spotter(told + [-5.0] * 45, told * 10)(features(50, 3)).n_tokens.tolist() == [3, 2]
+    assert connector_detecting(told + [-5.0] * 45, told * 10)(features(50, 3)).n_tokens.tolist() == [3, 2]
 
 
 def test_no_more_slots_are_decoded_than_the_longest_clip_has_tokens() -> None:
     told = [5.0, -5.0, 5.0, -5.0, 5.0]
-    assert spotter(told + [-5.0] * 45, told * 10)(features(50, 3)).tokens.shape == (2, 3, D_LLM)
+    assert connector_detecting(told + [-5.0] * 45, told * 10)(features(50, 3)).tokens.shape == (2, 3, D_LLM)
 
 
 def test_the_louder_a_position_speaks_the_more_it_weighs() -> None:
-    made, batch = spotter([-5.0, 0.0, 4.0, -5.0]), features(4)
-    (shares,) = made.spotter(batch.states, batch.mask, None, torch.tensor([1])).shares[0]
+    made, batch = connector_detecting([-5.0, 0.0, 4.0, -5.0]), features(4)
+    (shares,) = made.token_detector(batch.states, batch.mask, None, torch.tensor([1])).weights[0]
     assert shares[2] > 0.6 > shares[1] > 0.2 > shares[0]
     assert shares.sum() == pytest.approx(1)
 
 
 def test_in_training_tokens_are_where_the_transcript_says() -> None:
-    """Known tokens are found in order, each clip's shares sum to one, and the likelihood teaches the spotter."""
+    """Known tokens are found in order, each clip's shares sum to one, and the likelihood trains the detector."""
     made, batch = connector("anchored"), features(60, 25)
     transcripts = said(4, 7)
-    anchors = made.spotter(
+    anchors = made.token_detector(
         batch.states, batch.mask, batch.attention_mask, torch.tensor([20, 20]), transcripts
     )
     for row, n in enumerate((4, 7)):
-        torch.testing.assert_close(anchors.shares[row, :n].sum(1), torch.ones(n))
-        assert not anchors.shares[row, n:].any()
-        centres = anchors.shares[row, :n] @ torch.arange(60.0)
+        torch.testing.assert_close(anchors.weights[row, :n].sum(1), torch.ones(n))
+        assert not anchors.weights[row, n:].any()
+        centres = anchors.weights[row, :n] @ torch.arange(60.0)
         assert (centres.diff() > 0).all()
-    assert not anchors.shares[1, :, 25:].any()
+    assert not anchors.weights[1, :, 25:].any()
     audio = made(batch, transcripts)
-    torch.testing.assert_close(audio.spotting, anchors.log_likelihood)
-    audio.spotting.sum().backward()
-    assert made.spotter.is_spoken.weight.grad.any()
-    assert made.spotter.neighbourhood.weight.grad.any()
+    torch.testing.assert_close(audio.log_likelihood, anchors.log_likelihood)
+    audio.log_likelihood.sum().backward()
+    assert made.token_detector.is_spoken.weight.grad.any()
+    assert made.token_detector.convolution.weight.grad.any()
 
 
-def test_a_spotter_learns_where_words_are() -> None:
+def test_a_detector_learns_where_words_are() -> None:
     """From transcripts alone: each of three words is a direction of the states, held for a few positions."""
     torch.manual_seed(0)
-    made = Spotter(pretrained().config, D_LLM)
+    made = TokenDetector(pretrained().config, D_LLM)
     candidates, sounds = torch.randn(3, D_LLM), 4 * torch.randn(3, D_ENCODER)
     optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
@@ -466,5 +462,5 @@ def test_more_tokens_than_positions_are_shared_out() -> None:
     audio = made(features(3, 2), said(12, 1))
     audio.tokens.square().sum().backward()
     assert audio.tokens.isfinite().all()
-    assert audio.spotting[0] == 0
+    assert audio.log_likelihood[0] == 0
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in made.parameters())

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossicle.connectors.monotonic_alignment import Alignment, align, likeliest_tokens, naming_logits
+from ossicle.connectors.layers import token_logits
+from ossicle.connectors.monotonic_alignment import Alignment, align, detect_tokens
 
 EXAMPLES = settings(max_examples=30)
 clips = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=3)
@@ -140,7 +141,7 @@ def test_half_precision_is_summed_in_full() -> None:
 @given(pairs=clips, seed=st.integers(0, 9))
 def test_the_likeliest_count_has_the_largest_sum_over_paths(pairs: list[tuple[int, int]], seed: int) -> None:
     spoken, pause, most, mask = scores(pairs, seed)
-    spotted = likeliest_tokens(spoken[..., 0], pause, most, mask)
+    spotted = detect_tokens(spoken[..., 0], pause, most, mask)
     counts = spotted.n_tokens
     for row, (n_positions, n_most) in enumerate(pairs):
         any_token = spoken[row, :, :1].expand(-1, n_most)
@@ -154,8 +155,8 @@ def test_the_likeliest_count_has_the_largest_sum_over_paths(pairs: list[tuple[in
 
 def test_the_nearest_candidate_is_the_likeliest() -> None:
     candidates = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    logits = naming_logits(torch.tensor([[[0.1, 0.2], [1.7, 0.3], [0.5, 2.0]]]), candidates)
+    logits = token_logits(torch.tensor([[[0.1, 0.2], [1.7, 0.3], [0.5, 2.0]]]), candidates)
     assert logits.argmax(-1).tolist() == [[0, 1, 2]]
     torch.testing.assert_close(
-        naming_logits(torch.ones(4, 2), candidates), naming_logits(torch.ones(4, 2) * 9, candidates * 9)
+        token_logits(torch.ones(4, 2), candidates), token_logits(torch.ones(4, 2) * 9, candidates * 9)
     )

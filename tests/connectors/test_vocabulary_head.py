@@ -19,10 +19,9 @@ from ossicle.backbones.causal_lm import embed, get_input_embeddings
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings, load_recipe
-from ossicle.connectors.base import new_connector
-from ossicle.connectors.monotonic_alignment import Transcripts
-from ossicle.connectors.vocabulary_head import SharedTokens, Words
-from ossicle.connectors.vocabulary_overlap import shared_tokens, spelled_alike
+from ossicle.connectors import Transcripts, build_connector
+from ossicle.connectors.vocabulary_head import SharedVocabulary, VocabularyHead
+from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary, match_tokens
 from ossicle.ear import Ear, EarSettings
 
 KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
@@ -53,16 +52,18 @@ def multilingual() -> Whisper:
     return whisper
 
 
-def random_words(n_words: int = 40, *, spread: float = 1.0, d_encoder: int = 24, **rows: Any) -> SharedTokens:
+def random_words(
+    n_words: int = 40, *, spread: float = 1.0, d_encoder: int = 24, **rows: Any
+) -> SharedVocabulary:
     torch.manual_seed(0)
-    return SharedTokens(
+    return SharedVocabulary(
         **{
-            "written": torch.randn(n_words, d_encoder),
-            "others": torch.randn(2, d_encoder),
-            "read": torch.randn(n_words, 16) * spread,
-            "prompt": torch.randn(2, d_encoder),
-            "end": torch.randn(d_encoder),
-            "languages": torch.zeros(0, d_encoder),
+            "decoder_embeddings": torch.randn(n_words, d_encoder),
+            "other_decoder_embeddings": torch.randn(2, d_encoder),
+            "llm_embeddings": torch.randn(n_words, 16) * spread,
+            "prompt_embeddings": torch.randn(2, d_encoder),
+            "end_embedding": torch.randn(d_encoder),
+            "language_embeddings": torch.zeros(0, d_encoder),
             **rows,
         }
     )
@@ -74,18 +75,18 @@ def random_words(n_words: int = 40, *, spread: float = 1.0, d_encoder: int = 24,
 def test_tokens_are_shared_that_are_spelled_alike() -> None:
     whisper, tokenizer = tiny_whisper(), tiny_tokenizer("llama")
     llm = tiny_llama(tokenizer)
-    found = shared_tokens(KNOWS, whisper, llm, tokenizer)
+    found = build_shared_vocabulary(KNOWS, whisper, llm, tokenizer)
     assert found is not None
     own, other = whisper.tokenizer.get_vocab(), tokenizer.get_vocab()
     special = {*whisper.tokenizer.all_special_tokens, *tokenizer.all_special_tokens}
     names = sorted((own.keys() & other.keys()) - special, key=lambda name: other[name])
     assert len(names) > 50
     known = whisper.model.model.decoder.embed_tokens.weight
-    assert torch.equal(found.written, known[[own[name] for name in names]])
-    assert torch.equal(found.read, get_input_embeddings(llm).weight[[other[name] for name in names]])
-    assert torch.equal(found.prompt, known[whisper.tokenizer.prefix_tokens])
-    assert torch.equal(found.end, known[whisper.tokenizer.eos_token_id])
-    assert found.languages.shape == (0, known.shape[1])
+    assert torch.equal(found.decoder_embeddings, known[[own[name] for name in names]])
+    assert torch.equal(found.llm_embeddings, get_input_embeddings(llm).weight[[other[name] for name in names]])
+    assert torch.equal(found.prompt_embeddings, known[whisper.tokenizer.prefix_tokens])
+    assert torch.equal(found.end_embedding, known[whisper.tokenizer.eos_token_id])
+    assert found.language_embeddings.shape == (0, known.shape[1])
 
 
 def spelling(ids: dict[str, int], *special: int) -> PreTrainedTokenizerBase:
@@ -109,17 +110,17 @@ def test_pieces_and_byte_level_tokens_are_the_same_bytes() -> None:
         "a": 16,
         "\u0120": 17,
     }
-    found = spelled_alike(recogniser, spelling(pieces), 100)
+    found = match_tokens(recogniser, spelling(pieces), 100)
     assert found == [(11, 1), (13, 2), (14, 4), (16, 5)]
     byte_level = {"\u0120caf\u00c3\u00a9": 7, "\u0120the": 8, "nowhere": 9, "!": 200}
-    assert spelled_alike(recogniser, spelling(byte_level), 100) == [(7, 1), (8, 4)]
-    assert spelled_alike(recogniser, spelling(byte_level), 100, never=[4]) == [(7, 1)]
+    assert match_tokens(recogniser, spelling(byte_level), 100) == [(7, 1), (8, 4)]
+    assert match_tokens(recogniser, spelling(byte_level), 100, suppressed=[4]) == [(7, 1)]
 
 
 def test_letters_stand_for_bytes_as_in_published_vocabularies() -> None:
     ids = {token: number for token, number in tiny_whisper().tokenizer.get_vocab().items() if len(token) == 1}
     pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581" * n: 256 + n for n in range(2, 5)}
-    found = dict(spelled_alike(spelling(ids), spelling(pieces), 1_000))
+    found = dict(match_tokens(spelling(ids), spelling(pieces), 1_000))
     assert len(found) == 256
     letters = {number: token for token, number in ids.items()}
     assert (letters[found[0x20]], letters[found[0x41]], letters[found[0xE9]]) == ("\u0120", "A", "\u00e9")
@@ -129,9 +130,9 @@ def test_no_special_token_is_a_word() -> None:
     whisper, llm = tiny_whisper(), tiny_llama()
     end = whisper.tokenizer.eos_token
     word = next(token for token in whisper.tokenizer.get_vocab() if token.isalpha())
-    assert shared_tokens(KNOWS, whisper, llm, spelling({end: 9})) is None
-    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9}, 9)) is None
-    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9})) is not None
+    assert build_shared_vocabulary(KNOWS, whisper, llm, spelling({end: 9})) is None
+    assert build_shared_vocabulary(KNOWS, whisper, llm, spelling({word: 9}, 9)) is None
+    assert build_shared_vocabulary(KNOWS, whisper, llm, spelling({word: 9})) is not None
 
 
 def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
@@ -140,13 +141,13 @@ def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
     word, other = [token for token in ids if token.isalpha() and len(token) > 1][:2]
     options: Any = whisper.model.generation_config
     options.suppress_tokens = [ids[word]]
-    assert shared_tokens(KNOWS, whisper, llm, spelling({word: 9})) is None
-    found = shared_tokens(KNOWS, whisper, llm, spelling({word: 9, other: 8}))
+    assert build_shared_vocabulary(KNOWS, whisper, llm, spelling({word: 9})) is None
+    found = build_shared_vocabulary(KNOWS, whisper, llm, spelling({word: 9, other: 8}))
     assert found is not None
     known = whisper.model.model.decoder.embed_tokens.weight
-    assert torch.equal(found.written, known[[ids[other]]])
-    assert len(found.others) == len(ids) - len(whisper.tokenizer.all_special_ids) - 2
-    assert not (torch.cdist(found.others, known[[ids[word], ids[other]]]) == 0).any()
+    assert torch.equal(found.decoder_embeddings, known[[ids[other]]])
+    assert len(found.other_decoder_embeddings) == len(ids) - len(whisper.tokenizer.all_special_ids) - 2
+    assert not (torch.cdist(found.other_decoder_embeddings, known[[ids[word], ids[other]]]) == 0).any()
 
 
 def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
@@ -156,8 +157,8 @@ def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
     ids = whisper.tokenizer.get_vocab() | {"added": 10_000, "later": 10_001}
     tokenizer.__class__ = type("Longer", (type(tokenizer),), {"get_vocab": lambda self: ids})
     whisper = replace(whisper, tokenizer=tokenizer)
-    assert shared_tokens(KNOWS, whisper, tiny_llama(), spelling({"added": 7})) is None
-    assert shared_tokens(KNOWS, whisper, tiny_llama(), spelling({"added": 7, "a": 8})) is not None
+    assert build_shared_vocabulary(KNOWS, whisper, tiny_llama(), spelling({"added": 7})) is None
+    assert build_shared_vocabulary(KNOWS, whisper, tiny_llama(), spelling({"added": 7, "a": 8})) is not None
 
 
 @pytest.mark.parametrize(
@@ -166,30 +167,30 @@ def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
         (KNOWS, {"nowhere": 3}),
         (KNOWS, {"a": 10_000_000}),
         (replace(KNOWS, init="random"), {"a": 3}),
-        (replace(KNOWS, form="left"), {"a": 3}),
+        (replace(KNOWS, form="query"), {"a": 3}),
     ],
-    ids=["nothing in common", "no embedding", "random", "left"],
+    ids=["nothing in common", "no embedding", "random", "query"],
 )
 def test_nothing_is_known(settings: ConnectorSettings, ids: dict[str, int]) -> None:
-    assert shared_tokens(settings, tiny_whisper(), tiny_llama(), spelling(ids)) is None
+    assert build_shared_vocabulary(settings, tiny_whisper(), tiny_llama(), spelling(ids)) is None
 
 
 def test_of_several_languages_one_is_left_open() -> None:
     whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
-    found = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+    found = build_shared_vocabulary(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
     assert found is not None
     known = whisper.model.model.decoder.embed_tokens.weight
     start, no_times = whisper.tokenizer.prefix_tokens
-    assert torch.equal(found.languages, known[[3, 4, 5]])
-    assert torch.equal(found.prompt[[0, 2, 3]], known[[start, 7, no_times]])
-    assert not found.prompt[1].any()
+    assert torch.equal(found.language_embeddings, known[[3, 4, 5]])
+    assert torch.equal(found.prompt_embeddings[[0, 2, 3]], known[[start, 7, no_times]])
+    assert not found.prompt_embeddings[1].any()
     options: Any = whisper.model.generation_config
     for change in ({"language": "de"}, {"language": "<|de|>"}, {"forced_decoder_ids": [[1, 5], [2, 7]]}):
         for name, value in change.items():
             setattr(options, name, value)
-        fixed = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+        fixed = build_shared_vocabulary(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
         assert fixed is not None
-        assert torch.equal(fixed.languages, known[[5]])
+        assert torch.equal(fixed.language_embeddings, known[[5]])
         options.language = options.forced_decoder_ids = None
 
 
@@ -197,9 +198,9 @@ def test_a_whisper_that_tells_no_languages_is_told_none() -> None:
     whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
     options: Any = whisper.model.generation_config
     options.lang_to_id = None
-    found = shared_tokens(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
+    found = build_shared_vocabulary(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
     assert found is not None
-    assert (len(found.prompt), len(found.languages)) == (3, 0)
+    assert (len(found.prompt_embeddings), len(found.language_embeddings)) == (3, 0)
     assert tiny_ear("autoregressive", whisper=whisper).hear(spoken()[0]["audio"]["bytes"]).isfinite().all()
 
 
@@ -208,34 +209,40 @@ def test_a_whisper_that_tells_no_languages_is_told_none() -> None:
 
 def test_a_decided_state_is_the_embedding() -> None:
     shared = random_words()
-    words = Words(shared)
-    hidden = torch.cat([10 * shared.written, 10 * shared.end[None]])[None]
+    words = VocabularyHead(shared)
+    hidden = torch.cat([10 * shared.decoder_embeddings, 10 * shared.end_embedding[None]])[None]
     logits = words.logits(hidden)
-    torch.testing.assert_close(words.expected(logits)[0, :-1], shared.read, rtol=0, atol=1e-3)
-    assert (words.end_logits(hidden, logits)[0] > 0).tolist() == [False] * len(shared.read) + [True]
+    torch.testing.assert_close(
+        words.expected_embedding(logits)[0, :-1], shared.llm_embeddings, rtol=0, atol=1e-3
+    )
+    assert (words.end_logits(hidden, logits)[0] > 0).tolist() == [False] * len(shared.llm_embeddings) + [True]
 
 
 def test_doubt_is_an_expectation() -> None:
     shared = random_words(3)
-    words = Words(shared)
+    words = VocabularyHead(shared)
     hidden = torch.randn(2, 5, 24) / 10
-    tokens = torch.cat([shared.written, shared.others, shared.end[None]])
+    tokens = torch.cat(
+        [shared.decoder_embeddings, shared.other_decoder_embeddings, shared.end_embedding[None]]
+    )
     shares = (words.log_sharpness.exp() * hidden @ tokens.T).softmax(2)
-    expected = (shares[..., :3] / shares[..., :3].sum(2, keepdim=True)) @ shared.read
-    torch.testing.assert_close(words.expected(words.logits(hidden)), expected)
+    expected = (shares[..., :3] / shares[..., :3].sum(2, keepdim=True)) @ shared.llm_embeddings
+    torch.testing.assert_close(words.expected_embedding(words.logits(hidden)), expected)
     torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., -1])
 
 
 def test_it_learns_as_a_recogniser_does() -> None:
     """By transformers' own loss, of the tokens that are words."""
     shared = random_words(9)
-    words, hidden = Words(shared), torch.randn(2, 5, 24)
-    candidates = torch.cat([shared.read[[4, 0, 7]], torch.randn(1, 16)])
-    spelled = words.spell(candidates[torch.tensor([[0, 1, 2, 3, 0], [2, 0, 0, 0, 0]])])
+    words, hidden = VocabularyHead(shared), torch.randn(2, 5, 24)
+    candidates = torch.cat([shared.llm_embeddings[[4, 0, 7]], torch.randn(1, 16)])
+    spelled = words.nearest_tokens(candidates[torch.tensor([[0, 1, 2, 3, 0], [2, 0, 0, 0, 0]])])
     found = words.log_likelihood(words.logits(hidden), spelled, torch.tensor([4, 1]))
     labels = torch.tensor([[4, 0, 7, -100, -100], [7, -100, -100, -100, -100]])
     losses = torch.nn.functional.cross_entropy(
-        (hidden @ torch.cat([shared.written, shared.others]).T).transpose(1, 2), labels, reduction="none"
+        (hidden @ torch.cat([shared.decoder_embeddings, shared.other_decoder_embeddings]).T).transpose(1, 2),
+        labels,
+        reduction="none",
     )
     torch.testing.assert_close(found, -losses.sum(1))
 
@@ -243,22 +250,22 @@ def test_it_learns_as_a_recogniser_does() -> None:
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
 def test_it_is_told_the_nearest_word(spread: float) -> None:
     shared = random_words(spread=spread)
-    words = Words(shared)
-    beside = shared.read + 0.2 * spread * torch.randn_like(shared.read)
-    assert torch.equal(words.told(words.spell(beside)), shared.written)
-    assert not words.spell(beside).is_word.any()
-    assert words.spell(shared.read.bfloat16()).is_word.all()
+    words = VocabularyHead(shared)
+    beside = shared.llm_embeddings + 0.2 * spread * torch.randn_like(shared.llm_embeddings)
+    assert torch.equal(words.embed_previous(words.nearest_tokens(beside)), shared.decoder_embeddings)
+    assert not words.nearest_tokens(beside).is_exact.any()
+    assert words.nearest_tokens(shared.llm_embeddings.bfloat16()).is_exact.all()
 
 
 def test_rounding_does_not_hide_which_word_it_is() -> None:
     torch.manual_seed(0)
     read = torch.randn(60, 512).bfloat16()
-    words = Words(random_words(60, read=read))
+    words = VocabularyHead(random_words(60, llm_embeddings=read))
     with torch.autocast("cpu", torch.bfloat16):
-        spelled = words.spell(read.float())
+        spelled = words.nearest_tokens(read.float())
         logits = words.logits(torch.randn(1, 4, 24))
-    assert spelled.is_word.all()
-    assert torch.equal(spelled.nearest, torch.arange(60))
+    assert spelled.is_exact.all()
+    assert torch.equal(spelled.index, torch.arange(60))
     assert logits.dtype == torch.float32
 
 
@@ -266,11 +273,11 @@ def test_rounding_does_not_hide_which_word_it_is() -> None:
 def test_half_precision(is_one_of_several: bool) -> None:
     ear = tiny_ear("autoregressive", whisper=multilingual() if is_one_of_several else tiny_whisper())
     made: Any = ear.connector.bfloat16()
-    features = ear.features([load_audio(spoken()[0]["audio"]["bytes"])])
+    features = ear.encode_sounds([load_audio(spoken()[0]["audio"]["bytes"])])
     features = replace(features, states=features.states.bfloat16())
     with torch.no_grad():
         assert made(features).tokens.isfinite().all()
-        said = Transcripts(torch.tensor([3]), torch.tensor([[4, 0, 2]]), made.words.read)
+        said = Transcripts(torch.tensor([3]), torch.tensor([[4, 0, 2]]), made.vocabulary_head.llm_embeddings)
         assert made(features, said).tokens.isfinite().all()
 
 
@@ -278,27 +285,27 @@ def test_bases_may_lie_elsewhere_than_a_new_connector() -> None:
     """On a GPU they do: two devices, of which the meta device stands for one."""
     elsewhere = random_words(d_encoder=32)
     with torch.device("meta"):
-        made: Any = new_connector(tiny_whisper().config, KNOWS, 16, elsewhere)
+        made: Any = build_connector(tiny_whisper().config, KNOWS, 16, elsewhere)
     assert made.positions.is_meta
-    assert not made.words.read.is_meta
+    assert not made.vocabulary_head.llm_embeddings.is_meta
 
 
 def test_words_are_in_no_checkpoint_and_are_not_trained() -> None:
-    words = Words(random_words())
+    words = VocabularyHead(random_words())
     assert list(words.state_dict()) == [name for name, _ in words.named_parameters()] == ["log_sharpness"]
 
 
 def test_what_is_learned_of_some_words_spoils_no_other() -> None:
     ear = tiny_ear("autoregressive")
     made: Any = ear.connector
-    before = made.words.read.clone(), made.words.written.clone()
+    before = made.vocabulary_head.llm_embeddings.clone(), made.vocabulary_head.decoder_embeddings.clone()
     said = Transcripts(torch.tensor([3]), torch.tensor([[4, 0, 2]]), before[0])
-    heard = made(ear.features([load_audio(spoken()[0]["audio"]["bytes"])]), said)
+    heard = made(ear.encode_sounds([load_audio(spoken()[0]["audio"]["bytes"])]), said)
     heard.tokens.sum().backward()
     optimizer = torch.optim.Adam(made.parameters(), lr=0.1)
     optimizer.step()
-    assert torch.equal(made.words.read, before[0])
-    assert torch.equal(made.words.written, before[1])
+    assert torch.equal(made.vocabulary_head.llm_embeddings, before[0])
+    assert torch.equal(made.vocabulary_head.decoder_embeddings, before[1])
     assert any(weight.grad is not None and weight.grad.any() for weight in made.layers.parameters())
 
 
@@ -309,14 +316,14 @@ def test_the_prompt_names_the_language_that_is_spoken() -> None:
     whisper = multilingual()
     ear = tiny_ear("autoregressive", whisper=whisper)
     made: Any = ear.connector
-    features = ear.features([load_audio(row["audio"]["bytes"]) for row in spoken()[:4]])
+    features = ear.encode_sounds([load_audio(row["audio"]["bytes"]) for row in spoken()[:4]])
     decoder = whisper.model.model.decoder
     start = torch.tensor([[whisper.config.decoder_start_token_id]])
     with torch.no_grad():
         clip = features.states[:1, features.mask[0]]
         state = decoder(start, encoder_hidden_states=clip).last_hidden_state[:, 0]
         spoken_in = 3 + int((state @ decoder.embed_tokens.weight[[3, 4, 5]].T).argmax())
-        language = made._prompt(features)[0, 1] - made.positions[1]
+        language = made._embed_prompt(features)[0, 1] - made.positions[1]
     torch.testing.assert_close(language, decoder.embed_tokens.weight[spoken_in], rtol=1e-3, atol=1e-4)
 
 
@@ -325,35 +332,35 @@ def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
     whisper = multilingual()
     ear = tiny_ear("autoregressive", whisper=whisper)
     made: Any = ear.connector
-    features = ear.features([load_audio(row["audio"]["bytes"]) for row in spoken()[:3]])
+    features = ear.encode_sounds([load_audio(row["audio"]["bytes"]) for row in spoken()[:3]])
     torch.nn.init.constant_(made.end_head.bias, -100.0)
     with torch.no_grad():
         heard = made(features)
-        words = made.words.spell(heard.tokens).nearest
-        transcripts = Transcripts(heard.n_tokens, words, made.words.read)
+        words = made.vocabulary_head.nearest_tokens(heard.tokens).index
+        transcripts = Transcripts(heard.n_tokens, words, made.vocabulary_head.llm_embeddings)
         learned = made(features, transcripts)
     assert heard.tokens.shape[1] > 5
     for row, n in enumerate(heard.n_tokens):
         torch.testing.assert_close(learned.tokens[row, :n], heard.tokens[row, :n], rtol=1e-3, atol=1e-4)
-    decoder, spoken_in = whisper.model.model.decoder, made._prompt(features)[:1]
+    decoder, spoken_in = whisper.model.model.decoder, made._embed_prompt(features)[:1]
     n, clip = int(heard.n_tokens[0]), features.states[:1, features.mask[0]]
-    known = made.words.written
+    known = made.vocabulary_head.decoder_embeddings
     places = decoder.embed_positions.weight[: 3 + n]
     rows = torch.cat([spoken_in, made.queries[:1][None], known[words[:1, : n - 1]]], dim=1)
     rows = rows + torch.cat([torch.zeros(3, known.shape[1]), places[3:]])
     decoder.set_attn_implementation("eager")
     with torch.no_grad():
         states = decoder(inputs_embeds=rows - places, encoder_hidden_states=clip).last_hidden_state
-    logits = (states[0, 3:] @ torch.cat([known, made.words.others]).T).log_softmax(-1)
+    logits = (states[0, 3:] @ torch.cat([known, made.vocabulary_head.others]).T).log_softmax(-1)
     expected = logits.gather(1, words[0, :n, None]).sum()
-    torch.testing.assert_close(learned.spotting[0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(learned.log_likelihood[0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_new_ear_hears_what_the_cascade_writes() -> None:
     """Before anything was learned from sound; where the two decide otherwise it is by a hair."""
     ear, rows = pocket_ear(), spoken()
     sounds = [row["audio"]["bytes"] for row in rows]
-    written = zip(ear.spell(sounds), ear.transcribe(sounds), strict=True)
+    written = zip(ear.transcribe_audio_tokens(sounds), ear.transcribe(sounds), strict=True)
     agree = sum(heard.lower() == transcript.lower() for heard, transcript in written)
     assert agree / len(rows) > 0.75
 
@@ -373,8 +380,8 @@ def test_it_hears_the_same_without_the_llm(tmp_path: Path) -> None:
 def test_words_are_as_the_llm_reads_them(dtype: torch.dtype) -> None:
     llm = copy.deepcopy(tiny_llama()).to(dtype)
     tokenizer = tiny_tokenizer("llama")
-    found = shared_tokens(KNOWS, tiny_whisper(), llm, tokenizer)
+    found = build_shared_vocabulary(KNOWS, tiny_whisper(), llm, tokenizer)
     assert found is not None
     ids = [id_ for id_ in tokenizer.get_vocab().values() if id_ not in tokenizer.all_special_ids]
-    distances = torch.cdist(found.read.float(), embed(llm, torch.tensor(ids)).float())
+    distances = torch.cdist(found.llm_embeddings.float(), embed(llm, torch.tensor(ids)).float())
     assert distances.min(1).values.max() < 1e-2

@@ -59,7 +59,7 @@ def ear() -> Ear:
     tokenizer = tiny_tokenizer("llama")
     llm = tiny_llama(tokenizer, seed=8)
     made = tiny_ear(llm=llm, tokenizer=tokenizer)
-    first = made.answer_ids_batch([READ[0]], max_new_tokens=6)[0]
+    first = made.generate_ids_batch([READ[0]], max_new_tokens=6)[0]
     llm.generation_config.eos_token_id = [tokenizer.eos_token_id, first[4]]
     return made
 
@@ -122,7 +122,7 @@ def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
             by_text = ear.llm(
                 inputs_embeds=torch.cat([ear.embed(ids), answer])[None], output_hidden_states=True
             )
-            prompt = ear.prompts([heard])[0].embeds
+            prompt = ear.build_prompts([heard])[0].embeds
             by_sound = ear.llm(inputs_embeds=torch.cat([prompt, answer])[None], output_hidden_states=True)
         p, q = by_text.logits[0, -len(made) :].double(), by_sound.logits[0, -len(made) :].double()
         log_p, log_q = p[0] - p[0].logsumexp(0), q[0] - q[0].logsumexp(0)
@@ -154,7 +154,7 @@ def test_kl_is_exact_where_float32_is_not() -> None:
 
 
 def test_an_answer_is_followed_to_its_end_or_for_so_many_tokens(ear: Ear) -> None:
-    answers = ear.answer_ids_batch(READ, max_new_tokens=100)
+    answers = ear.generate_ids_batch(READ, max_new_tokens=100)
     counts = [len(found.agreements) for found in of(ear, READ, HEARD)]
     assert counts == [min(len(answer), N_COMPARED_TOKENS) for answer in answers]
     assert min(counts) < N_COMPARED_TOKENS == max(counts)
@@ -176,14 +176,14 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
     asked: list[int] = []
 
     class Counting:
-        def answer_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
+        def generate_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
             asked.append(len(conversations))
-            return ear.answer_ids_batch(conversations, **options)
+            return ear.generate_ids_batch(conversations, **options)
 
-        def react_batch(
+        def score_continuations(
             self, conversations: list[Messages], answers: list[list[int]], /
         ) -> list[ContinuationScores]:
-            return ear.react_batch(conversations, answers)
+            return ear.score_continuations(conversations, answers)
 
     transcripts = [as_text("what is the capital of france?"), None, as_text("the cat sat on a mat."), None]
     found = compute_fidelity_batch(Counting(), READ, {"ear": HEARD, "cascade": transcripts})

@@ -229,7 +229,7 @@ def test_an_ear_of_another_llm_is_refused_before_anything_is_asked(ear: str, tmp
     for file in Path(ear).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / checkpoint.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="made for another llm"):
+    with pytest.raises(CheckpointError, match="trained with another llm"):
         verify(str(other), ASKED)
 
 

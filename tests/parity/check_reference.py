@@ -23,10 +23,10 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 
 from ossicle.backbones.encoder import Features, encode
 from ossicle.config import ConnectorSettings
-from ossicle.connectors.base import Connector
+from ossicle.connectors.query import QueryConnector
 from ossicle.ear import Ear
 from ossicle.errors import DataError
-from ossicle.losses import alignment_distance, hidden_distance
+from ossicle.losses import alignment_l2, hidden_l2
 
 LIMITS = {"audio tokens": 1e-6, "hidden states": 1e-5, "loss": 1e-5, "gradients": 1e-5}
 """The largest absolute differences that count as agreement, by kind."""
@@ -93,9 +93,11 @@ class Reference(Ear):
         self.llm = _llm(arrays)
         self.encoder, decoder = _whisper(arrays)
         n_queries = len(arrays["query_tokens"])
-        settings = ConnectorSettings(form="right", n_queries=n_queries)
-        self.connector: Connector = Connector(decoder.config, settings, len(arrays["projection.weight"]))
-        self.connector.start_from(decoder)
+        settings = ConnectorSettings(form="diva", n_queries=n_queries)
+        self.connector: QueryConnector = QueryConnector(
+            decoder.config, settings, len(arrays["projection.weight"])
+        )
+        self.connector.init_from_decoder(decoder)
         self.connector.projection.load_state_dict(_below(arrays, "projection."))
         with torch.no_grad():
             self.connector.queries.copy_(arrays["query_tokens"])
@@ -175,10 +177,10 @@ def compare(arrays: Arrays) -> list[Difference]:
         audio = ear.connector(ear.listen(arrays["mel"]))
         n_text = arrays["reversed_mask"].sum(1).long()
         text = ear.embed(arrays["input_ids"])
-        student = ear.last_states(audio.tokens, audio.n_tokens.tolist(), [1] * len(n_text))[:, 0]
-        teacher = ear.last_states(text, n_text.tolist(), [1] * len(n_text))[:, 0]
-        hidden = hidden_distance(student[:, None], teacher[:, None])
-        align = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, ear.connector.aligned)
+        student = ear.llm_states(audio.tokens, audio.n_tokens.tolist(), [1] * len(n_text))[:, 0]
+        teacher = ear.llm_states(text, n_text.tolist(), [1] * len(n_text))[:, 0]
+        hidden = hidden_l2(student[:, None], teacher[:, None])
+        align = alignment_l2(audio.tokens, text, audio.n_tokens, n_text, ear.connector.alignment)
         (hidden + align).backward()
         return [
             _difference("audio tokens", "of all clips", audio.tokens, arrays["virtual"]),
@@ -202,7 +204,7 @@ def _align(arrays: Arrays) -> Tensor:
     return (arrays["tal"] * counted).sum() / counted.sum()
 
 
-def _gradients(connector: Connector, expected: dict[str, Tensor]) -> list[Difference]:
+def _gradients(connector: QueryConnector, expected: dict[str, Tensor]) -> list[Difference]:
     """Ours by the names that the decoder has them under in transformers."""
     if not expected:
         raise KeyError("grad/*")

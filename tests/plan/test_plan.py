@@ -29,10 +29,10 @@ from ossicle.config import (
     TrainSettings,
     load_recipe,
 )
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import Transcripts
 from ossicle.ear import Ear
 from ossicle.errors import CheckpointError, ConfigError
-from ossicle.losses import alignment_distance, end_loss, forward_kl, naming_loss
+from ossicle.losses import alignment_l2, end_bce, forward_kl, token_ce
 from ossicle.plan import (
     USABLE_MEMORY_RATIO,
     Assumptions,
@@ -43,7 +43,7 @@ from ossicle.plan import (
 )
 from ossicle.settings_io import to_toml
 
-FORMS = ("left", "autoregressive", "anchored", "right", "stack")
+FORMS = ("query", "autoregressive", "anchored", "diva", "stack")
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 KEPT_RTOL = 0.06
 """A GPU's autocast leaves norms in float32 where this CPU's does not, and a batch shares what a clip keeps alone."""
@@ -87,7 +87,7 @@ def counted(
     ids = torch.arange(n_tokens)[None] + 5
     n_text = torch.tensor([n_tokens])
     candidates = ear.embed(torch.arange(ids.numel() + 5))
-    transcripts = Transcripts(n_tokens=n_text, wanted=ids - ids.min(), candidates=candidates[:n_tokens])
+    transcripts = Transcripts(n_tokens=n_text, targets=ids - ids.min(), candidates=candidates[:n_tokens])
     counts: dict[str, int] = {}
 
     def part(name: str, run: Callable[[], Any]) -> Any:
@@ -103,29 +103,29 @@ def counted(
         features = part("encoder", lambda: encode(encoder, mel, torch.tensor([mel.shape[2]])))
     audio = part("connector forward", lambda: ear.connector(features, transcripts))
     text = ear.embed(ids)
-    aligned = ear.connector.aligned
-    loss = alignment_distance(audio.tokens, text, audio.n_tokens, n_text, aligned)
+    aligned = ear.connector.alignment
+    loss = alignment_l2(audio.tokens, text, audio.n_tokens, n_text, aligned)
     if objective.token_ce_weight:
         loss = loss + part(
-            "connector forward", lambda: naming_loss(audio.tokens, transcripts, audio.n_tokens, aligned)
+            "connector forward", lambda: token_ce(audio.tokens, transcripts, audio.n_tokens, aligned)
         )
     if audio.end_logits is not None and objective.end_weight:
-        loss = loss + end_loss(audio.end_logits, n_text)
-    if audio.spotting is not None and objective.asr_weight:
-        loss = loss - audio.spotting.sum()
+        loss = loss + end_bce(audio.end_logits, n_text)
+    if audio.log_likelihood is not None and objective.asr_weight:
+        loss = loss - audio.log_likelihood.sum()
     middle = audio.tokens.detach().requires_grad_()
     n_suffix, n_audio = len(ear.template.frame.suffix), audio.n_tokens.tolist()
     wanted = {"last": 1, "suffix": n_suffix, "all": n_tokens + n_suffix}[objective.hidden_positions]
-    assert ear.reader.gathers_last_layer  # which it has to find out, and that costs as well
-    student = part("student forward", lambda: ear.last_states(middle, n_audio, [wanted]))
+    assert ear.packed_llm.gathers_last_layer  # which it has to find out, and that costs as well
+    student = part("student forward", lambda: ear.llm_states(middle, n_audio, [wanted]))
     with torch.no_grad():
-        teacher = part("teacher", lambda: ear.last_states(text, [n_tokens], [n_tokens + n_suffix]))
+        teacher = part("teacher", lambda: ear.llm_states(text, [n_tokens], [n_tokens + n_suffix]))
     heard = student[:, -1]
     distance = (student - teacher[:, -wanted:]).square().sum()
     if objective.kl_weight:
-        logits = part("student forward", lambda: ear.logits(heard))
+        logits = part("student forward", lambda: ear.next_token_logits(heard))
         with torch.no_grad():
-            target = part("teacher", lambda: ear.logits(teacher[:, -1]))
+            target = part("teacher", lambda: ear.next_token_logits(teacher[:, -1]))
         distance = distance + forward_kl(logits, target)
     part("student backward", distance.backward)
     part("connector backward", (loss + audio.tokens.sum()).backward)
@@ -158,7 +158,7 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
     for n, n_wanted in ((5, 1), (30, 30 + n_suffix)):
         middle = torch.randn(1, n, get_input_embeddings(ear.llm).embedding_dim, requires_grad=True)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            states = ear.last_states(middle, [n], [n_wanted])
+            states = ear.llm_states(middle, [n], [n_wanted])
             forward = counter.get_total_flops()
             states.sum().backward()
         assert costs.forward(n + n_suffix, n_wanted) == pytest.approx(forward, rel=1e-9)
@@ -226,14 +226,12 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         features = replace(features, states=features.states.bfloat16())
         ids = torch.arange(n_tokens).expand(n_clips, -1)
         n_text = torch.tensor([n_tokens] * n_clips)
-        transcripts = Transcripts(n_tokens=n_text, wanted=ids, candidates=ear.embed(ids[0]))
+        transcripts = Transcripts(n_tokens=n_text, targets=ids, candidates=ear.embed(ids[0]))
         audio, in_connector = kept_bytes(lambda f=features, t=transcripts: ear.connector(f, t), ear.connector)
         middle = audio.tokens.detach().requires_grad_()
-        assert ear.reader.gathers_last_layer
+        assert ear.packed_llm.gathers_last_layer
         n_heard = audio.n_tokens.tolist()
-        _, in_llm = kept_bytes(
-            lambda m=middle, n=n_heard: ear.last_states(m, n, [n_suffix] * len(n)), ear.llm
-        )
+        _, in_llm = kept_bytes(lambda m=middle, n=n_heard: ear.llm_states(m, n, [n_suffix] * len(n)), ear.llm)
         rows = costs.count_slots(n_positions, n_tokens) + costs.n_prompt
         kept = costs.connector.saved_bytes
         expected = kept.constant + n_clips * (kept(rows, n_positions, n_tokens) - kept.constant)
@@ -349,7 +347,7 @@ def test_more_gpus_share_time_and_if_told_weights(recipe: Recipe) -> None:
 
 def test_weights_are_counted(recipe: Recipe) -> None:
     ear = tiny_ear(n_queries=32)
-    found = estimate(changed(recipe, connector={"form": "left"})).weights
+    found = estimate(changed(recipe, connector={"form": "query"})).weights
 
     def count(model: nn.Module) -> int:
         return sum(weight.numel() for weight in model.parameters())

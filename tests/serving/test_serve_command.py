@@ -106,11 +106,11 @@ def test_without_the_llm_s_weights_an_ear_hears_the_same() -> None:
 def test_an_ear_without_its_llm_still_minds_its_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = checkpoint.tokenizer_fingerprint
+    known = checkpoint.fingerprint_tokenizer
     monkeypatch.setattr(
         checkpoint,
         "tokenizer_fingerprint",
         lambda tokenizer: "0123456789abcdef" if tokenizer.chat_template else known(tokenizer),
     )
-    with pytest.raises(CheckpointError, match="made for another tokenizer"):
+    with pytest.raises(CheckpointError, match="trained with another tokenizer"):
         ossicle.load("pocket/ear", with_llm=False)

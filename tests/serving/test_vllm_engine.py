@@ -77,7 +77,7 @@ def test_answers_are_the_ear_s_own(ear: Ear, talk: list[Any]) -> None:
         answer = await engine.complete(build_request(talk))
         assert answer["choices"][0]["message"]["content"] == own
         assert answer["model"] == MODEL
-        (prompt,) = ear.prompts([to_ear_messages(talk)])
+        (prompt,) = ear.build_prompts([to_ear_messages(talk)])
         assert answer["usage"]["prompt_tokens"] == len(prompt.ids)
         chunks = await collect_chunks(
             engine, build_request(talk, stream=True, stream_options={"include_usage": True})

@@ -23,8 +23,8 @@ from transformers import (
 
 from ossicle.backbones.pretrained import Whisper
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
-from ossicle.connectors.base import new_connector
-from ossicle.connectors.vocabulary_overlap import shared_tokens
+from ossicle.connectors import build_connector
+from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from support.tiny_tokenizers import byte_level_bpe, tiny_tokenizer
 from tools.pocket.tokens import WHISPER_SPECIAL
@@ -127,7 +127,7 @@ def tiny_llama(
 
 
 def tiny_ear(
-    form: str = "left",
+    form: str = "query",
     *,
     whisper: Whisper | None = None,
     llm: PreTrainedModel | None = None,
@@ -153,10 +153,10 @@ def tiny_ear(
     )
     torch.manual_seed(seed)
     d_llm: Any = llm.get_input_embeddings().embedding_dim
-    shared = shared_tokens(settings.connector, whisper, llm, tokenizer)
-    made = new_connector(whisper.config, settings.connector, d_llm, shared)
+    shared = build_shared_vocabulary(settings.connector, whisper, llm, tokenizer)
+    made = build_connector(whisper.config, settings.connector, d_llm, shared)
     if settings.connector.init == "whisper":
-        made.start_from(whisper.model.model.decoder)
+        made.init_from_decoder(whisper.model.model.decoder)
     return Ear(whisper, llm, tokenizer, made, settings)
 
 

@@ -97,7 +97,7 @@ def first_losses(recipe: Recipe) -> dict[str, float]:
     return {**dict(zip(names, sums, strict=True)), "grad_norm": float(terms["grad_norm"])}
 
 
-@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
 def test_ranks_learn_from_a_batch_what_one_process_learns(plain: Recipe, tmp_path: Path, form: str) -> None:
     short = changed(plain, connector={"form": form}, objective={"hidden_positions": "suffix"})
     alone = first_losses(short)
@@ -112,7 +112,7 @@ def test_more_ranks_than_clips_and_parts(plain: Recipe, tmp_path: Path) -> None:
         assert_close(found, alone, rtol=LOSS_RTOL, atol=0.0)
 
 
-@pytest.mark.parametrize(("form", "weight"), [("left", "end_weight"), ("anchored", "asr_weight")])
+@pytest.mark.parametrize(("form", "weight"), [("query", "end_weight"), ("anchored", "asr_weight")])
 def test_a_term_without_weight_leaves_parts_without_gradient(
     plain: Recipe, tmp_path: Path, form: str, weight: str
 ) -> None:

@@ -31,7 +31,7 @@ LEAST, MOST = 0.7, 1.1
 LLMs; what is predicted too low would end in memory that runs out."""
 
 
-def memory_of(form: str = "left") -> MicrobatchMemory:
+def memory_of(form: str = "query") -> MicrobatchMemory:
     ear = tiny_ear(form)
     made = Recipe(
         out="nowhere", base=ear.settings.base, connector=ear.settings.connector, objective=ObjectiveSettings()
@@ -104,7 +104,7 @@ def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
 # The probe
 
 
-@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
 def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -> None:
     """Real bytes to predicted ones, measured at short clips, are those of longer ones."""
     objective = {"hidden_positions": "suffix"}

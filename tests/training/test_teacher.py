@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from ossicle import checkpoint
 from ossicle.backbones.causal_lm import compute_logits
 from ossicle.config import ObjectiveSettings
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import Transcripts
 from ossicle.ear import Ear
 from ossicle.errors import CacheError
 from ossicle.training.batch import Batch
@@ -50,14 +50,14 @@ def ids_of(ear: Ear, texts: tuple[str, ...] = TEXTS) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def ear() -> Ear:
-    return tiny_ear("left")
+    return tiny_ear("query")
 
 
 def ending(ear: Ear, token: int) -> Ear:
     """The same ear, whose LLM ends its answers by another token."""
     llm = tiny_llama(ear.tokenizer)
     llm.generation_config.eos_token_id = [token, ear.tokenizer.eos_token_id]
-    return tiny_ear("left", llm=llm)
+    return tiny_ear("query", llm=llm)
 
 
 def stored(ear: Ear, folder: Path, settings: ObjectiveSettings, rows: list[Tensor]) -> StateCache:
@@ -78,8 +78,8 @@ def stored(ear: Ear, folder: Path, settings: ObjectiveSettings, rows: list[Tenso
 
 def fingerprint(ear: Ear) -> dict[str, str]:
     bases = {
-        "llm": checkpoint.fingerprint(ear.llm),
-        "tokenizer": checkpoint.tokenizer_fingerprint(ear.tokenizer),
+        "llm": checkpoint.fingerprint_model(ear.llm),
+        "tokenizer": checkpoint.fingerprint_tokenizer(ear.tokenizer),
     }
     return teacher_fingerprint(bases, ear, "a rule")
 
@@ -141,7 +141,7 @@ def test_an_answer_ends_where_the_llm_ends_it(ear: Ear) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_read_as_it_reads(family: str) -> None:
     llm, tokenizer = tiny_llm(family)
-    ear = tiny_ear("left", llm=llm, tokenizer=tokenizer, whisper=tiny_whisper())
+    ear = tiny_ear("query", llm=llm, tokenizer=tokenizer, whisper=tiny_whisper())
     rows, settings = ids_of(ear, TEXTS[:3]), objective("all", 3)
     targets = Teacher(ear, settings).targets(rows)
     for row, ids in enumerate(rows):
@@ -257,7 +257,7 @@ def test_a_cache_of_something_else_is_refused_by_the_part(ear: Ear, tmp_path: Pa
 
 
 def test_the_fingerprint_changes_with_what_is_around_the_text(ear: Ear) -> None:
-    other = tiny_ear("left", prompt=replace(ear.settings.prompt, system="be brief"))
+    other = tiny_ear("query", prompt=replace(ear.settings.prompt, system="be brief"))
     first, second = fingerprint(ear), fingerprint(other)
     assert {part for part in first if first[part] != second[part]} == {"prompt"}
 
@@ -275,17 +275,17 @@ def batch_of(ear: Ear, rows: list[Tensor]) -> Batch:
     rng = np.random.default_rng(0)
     sounds = [rng.standard_normal(4_000 * len(ids)).astype(np.float32) * 0.1 for ids in rows]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    features, n_text = ear.features(sounds), [len(ids) for ids in rows]
+    features, n_text = ear.encode_sounds(sounds), [len(ids) for ids in rows]
     return Batch(features, ids, torch.tensor(n_text), n_text, features.mask.sum(1).tolist())
 
 
-@pytest.mark.parametrize("form", ["left", "autoregressive", "anchored", "right", "stack"])
+@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
 @pytest.mark.parametrize("n_response_tokens", [1, 3])
 def test_losses_and_gradients_are_those_of_the_live_teacher(
     tmp_path: Path, form: str, n_response_tokens: int
 ) -> None:
     ear = tiny_ear(form)
-    positions = "all" if form not in ("right", "stack") else "suffix"
+    positions = "all" if form not in ("diva", "stack") else "suffix"
     settings = objective(positions, n_response_tokens, kl_weight=0.5)
     rows = ids_of(ear)[:4]
     batch = batch_of(ear, rows)

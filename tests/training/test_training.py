@@ -71,7 +71,7 @@ WORDS = (
     "left",
     "my green hat",
 )
-FORMS = ("left", "autoregressive", "anchored", "right", "stack")
+FORMS = ("query", "autoregressive", "anchored", "diva", "stack")
 BFLOAT16_EPS = 2**-7
 """Relative: features that are kept are rounded to bfloat16 once, and the loss depends smoothly on them."""
 
@@ -174,7 +174,7 @@ def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
 
 
 def test_golden_losses(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, connector={"form": "left"}))
+    run = prepare(changed(recipe, connector={"form": "query"}))
     losses = [loss_of(run, step) for step in range(recipe.train.n_steps)]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
@@ -206,13 +206,13 @@ def test_two_runs_of_one_seed_are_one(recipe: Recipe, tmp_path: Path) -> None:
     ids=["last", "suffix+kl", "all", "align only", "hidden only", "naming too", "kl only"],
 )
 def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: str, objective: dict) -> None:
-    if objective.get("hidden_positions") == "all" and form in ("right", "stack"):
+    if objective.get("hidden_positions") == "all" and form in ("diva", "stack"):
         objective = {"hidden_positions": "suffix"}
     run = runs[form]
     settings = ObjectiveSettings(**objective)
     terms = distillation_terms(run.ear, batch_of(run, [0, 5, 9]), settings, leads=False)
     expected = {name for name in ("align", "token_ce", "hidden", "kl") if getattr(settings, f"{name}_weight")}
-    expected |= {"left": {"end"}, "autoregressive": {"end", "asr"}, "anchored": {"asr"}}.get(form, set())
+    expected |= {"query": {"end"}, "autoregressive": {"end", "asr"}, "anchored": {"asr"}}.get(form, set())
     expected -= {name for name in ("end", "asr") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
@@ -651,7 +651,7 @@ def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
 def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
     run = prepare(recipe)
     longest = max(run.examples.made([SampleIndex(row, 0) for row in range(12)]).n_text)
-    full = prepare(changed(recipe, connector={"form": "left", "n_queries": longest}))
+    full = prepare(changed(recipe, connector={"form": "query", "n_queries": longest}))
     skipped = full.examples.made([SampleIndex(row, 0) for row in range(12)]).skipped
     assert skipped
     for reason in skipped.values():
@@ -662,7 +662,7 @@ def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> N
 
 def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Recipe) -> None:
     run = prepare(
-        changed(recipe, connector={"form": "right", "n_queries": 3}, objective={"hidden_positions": "last"})
+        changed(recipe, connector={"form": "diva", "n_queries": 3}, objective={"hidden_positions": "last"})
     )
     batch = batch_of(run, [4])
     assert batch.n_text.item() > 3

@@ -95,7 +95,13 @@ def main(names: Sequence[str]) -> None:
         table.add_row(*_row(name, answers, items))
     for name, ear in ears.items():
         table.add_row(*_row(name, listen(ear, items), items))
-        table.add_row(*_row(f"{name}: its own words, read", read(ear, _batched(ear.spell, sounds)), items))
+        table.add_row(
+            *_row(
+                f"{name}: its own words, read",
+                read(ear, _batched(ear.transcribe_audio_tokens, sounds)),
+                items,
+            )
+        )
     console.print(table)
     console.print("word error rates of the transcripts:", ", ".join(_misheard(transcripts, items)))
 

@@ -73,8 +73,8 @@ class Eval:
         from ossicle.evaluation import evaluate, print_table, write_report
 
         base = ear.settings.base
-        fingerprints = checkpoint.fingerprints(ear.whisper, ear.llm, ear.tokenizer)
-        connector_fingerprint = checkpoint.fingerprint(ear.connector)
+        fingerprints = checkpoint.fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer)
+        connector_fingerprint = checkpoint.fingerprint_model(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector_fingerprint})",
             "LLM": f"{base.llm} ({fingerprints['llm']})",

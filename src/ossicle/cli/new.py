@@ -38,7 +38,6 @@ class New:
         from ossicle import checkpoint
         from ossicle.backbones.causal_lm import get_input_embeddings
         from ossicle.backbones.pretrained import build_meta_whisper
-        from ossicle.connectors.base import Connector
         from ossicle.ear import Ear, EarSettings
 
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
@@ -49,7 +48,7 @@ class New:
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
         )
         ear = Ear.new(EarSettings(base=base, connector=settings), self.device)
-        vocabulary_head = ear.connector.words if isinstance(ear.connector, Connector) else None
+        vocabulary_head = ear.connector.vocabulary_head
         if vocabulary_head is None:
             raise ConfigError(
                 f"{self.encoder} and {self.llm} have no token in common, so that an ear between them knows nothing"
@@ -60,8 +59,8 @@ class New:
         out = shlex.quote(str(self.out))
         console = Console()
         console.out(
-            f"The ear is in {self.out}. It knows {len(vocabulary_head.read):,} of the LLM's {n_tokens:,} tokens by the"
-            f" words of {self.encoder}. Next:\n"
+            f"The ear is in {self.out}. It knows {len(vocabulary_head.llm_embeddings):,} of the LLM's {n_tokens:,} tokens"
+            f" by the words of {self.encoder}. Next:\n"
             f"  {program_name()} chat {out} question.wav\n  {program_name()} eval {out} --suite FILE.jsonl",
             highlight=False,
         )

@@ -1,6 +1,6 @@
-"""The words that a speech recogniser and an LLM have in common: between its decoder's states and the LLM's embeddings.
+"""The tokens that Whisper and the LLM have in common, as a head on the decoder: decoder states <-> LLM embeddings.
 
-It knows tensors, and nothing of the models or the vocabularies that they come from.
+It knows tensors only, not the models or tokenizers that they come from.
 """
 
 import math
@@ -10,139 +10,147 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ossicle.connectors.monotonic_alignment import precise
+from ossicle.connectors.layers import upcast
 
 _SHARPNESS = 3.0
-"""How decided a new connector is: an LLM reads one token better than a blend of two, so that what is likelier than the
-rest is made likelier still. Training goes on from there."""
-_SAME = 1e-3
-"""Squared distance of an embedding from its copy in another type of number, at most, by the mean square of all."""
+"""Initial inverse temperature of the softmax over words. An LLM reads one token better than a blend of two, so the
+distribution starts sharper than Whisper's; training adjusts it."""
+_EXACT = 1e-3
+"""Largest squared distance between an embedding and its copy in another dtype, relative to the mean squared norm."""
 
 
 @dataclass(frozen=True)
-class SharedTokens:
-    """The tokens that a speech recogniser and an LLM both have, and those that the recogniser begins and ends with."""
+class SharedVocabulary:
+    """Embeddings of the tokens that Whisper and the LLM both have, and of those around Whisper's transcript."""
 
-    written: Float[Tensor, "C E"]
-    """How the recogniser's decoder knows them, be it told of them or asked for them."""
-    others: Float[Tensor, "U E"]
-    """Those that it may write and the LLM does not have."""
-    read: Float[Tensor, "C D"]
-    """As the LLM's first layer is given them."""
-    prompt: Float[Tensor, "P E"]
-    """What the decoder is told before it writes; of several languages the second row is left open, and zero."""
-    end: Float[Tensor, " E"]
-    """Behind the last word."""
-    languages: Float[Tensor, "N E"]
-    """Those that it has to be told one of; none if it has a single one."""
+    decoder_embeddings: Float[Tensor, "C E"]
+    """Whisper's own embeddings of the shared tokens, for input and output alike."""
+    other_decoder_embeddings: Float[Tensor, "U E"]
+    """Whisper's embeddings of tokens that it may write and the LLM does not have."""
+    llm_embeddings: Float[Tensor, "C D"]
+    """The LLM's input embeddings of the shared tokens, scaled as its first layer gets them."""
+    prompt_embeddings: Float[Tensor, "P E"]
+    """Whisper's decoder prompt; if it knows several languages, the second row is a zero that the language replaces."""
+    end_embedding: Float[Tensor, " E"]
+    """Whisper's end-of-text token."""
+    language_embeddings: Float[Tensor, "N E"]
+    """Whisper's language tokens to choose from; none if there is only one language."""
 
     @classmethod
-    def outline(
+    def empty(
         cls, *, n_words: int, n_others: int, n_prompt: int, n_languages: int, d_encoder: int, d_llm: int
-    ) -> "SharedTokens":
-        """Shapes alone, on the meta device."""
+    ) -> "SharedVocabulary":
+        """Tensors of these sizes on the meta device."""
         sizes = {
-            "written": (n_words, d_encoder),
-            "others": (n_others, d_encoder),
-            "read": (n_words, d_llm),
-            "prompt": (n_prompt, d_encoder),
-            "end": (d_encoder,),
-            "languages": (n_languages, d_encoder),
+            "decoder_embeddings": (n_words, d_encoder),
+            "other_decoder_embeddings": (n_others, d_encoder),
+            "llm_embeddings": (n_words, d_llm),
+            "prompt_embeddings": (n_prompt, d_encoder),
+            "end_embedding": (d_encoder,),
+            "language_embeddings": (n_languages, d_encoder),
         }
         return cls(**{name: torch.empty(size, device="meta") for name, size in sizes.items()})
 
 
 @dataclass(frozen=True)
-class Spelled:
-    """Points in the LLM's embedding space as words."""
+class NearestTokens:
+    """The shared token nearest to each point of the LLM's embedding space."""
 
-    nearest: Int[Tensor, "*N"]
-    is_word: Bool[Tensor, "*N"]
-    """Whether it is that word, and not just near it."""
+    index: Int[Tensor, "*N"]
+    is_exact: Bool[Tensor, "*N"]
+    """Whether the point is that token's embedding, not only near it."""
 
-    def behind(self, n: int) -> "Spelled":
-        """All but the first so many of each row."""
-        return Spelled(self.nearest[:, n:], self.is_word[:, n:])
+    def skip(self, n: int) -> "NearestTokens":
+        """Drops the first n of each row."""
+        return NearestTokens(self.index[:, n:], self.is_exact[:, n:])
 
 
-class Words(nn.Module):
-    """The tokens of both vocabularies, frozen: what is learned of some of them spoils none of the others.
+class VocabularyHead(nn.Module):
+    """The shared tokens' embeddings, frozen: what is learned about some of them cannot spoil the others.
 
-    The recogniser's output layer says how likely each is; their expectation among the LLM's embeddings is an audio
-    token. So a connector that has not learned anything yet lets the LLM hear what the recogniser would have written,
-    as far as the LLM has the same tokens, and where that is in doubt, something between.
+    Whisper's output layer gives the likelihood of each token; the expectation of the LLM's embeddings under it is an
+    audio token. So an untrained connector gives the LLM what Whisper would have transcribed, as far as the LLM has the
+    same tokens, and a blend of embeddings where Whisper is in doubt.
 
-    Likelihoods and distances are computed in float32 at least, whatever autocast says: they differ by little where
-    tokens are many.
+    Likelihoods and distances are computed in float32 at least, even under autocast: with many tokens they differ by
+    little.
     """
 
-    written: Tensor
-    others: Tensor
-    read: Tensor
-    squares: Tensor
-    end: Tensor
-    languages: Tensor
+    decoder_embeddings: Tensor
+    other_decoder_embeddings: Tensor
+    llm_embeddings: Tensor
+    llm_square_norms: Tensor
+    end_embedding: Tensor
+    language_embeddings: Tensor
 
-    def __init__(self, shared: SharedTokens) -> None:
+    def __init__(self, shared: SharedVocabulary) -> None:
         super().__init__()
-        # The bases have them: a checkpoint need not.
-        for name in ("written", "others", "read", "end", "languages"):
+        # Not stored in a checkpoint: they come from the backbones.
+        for name in (
+            "decoder_embeddings",
+            "other_decoder_embeddings",
+            "llm_embeddings",
+            "end_embedding",
+            "language_embeddings",
+        ):
             rows = getattr(shared, name).detach().float().clone()
             self.register_buffer(name, rows, persistent=False)
-        self.register_buffer("squares", self.read.square().sum(1), persistent=False)
+        self.register_buffer("llm_square_norms", self.llm_embeddings.square().sum(1), persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
 
     def logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q W"]:
-        """How likely each token is by the decoder's states, as the recogniser itself has it: words, then others."""
-        with _exactly(hidden):
-            hidden = precise(hidden)
-            products = [hidden @ precise(rows).T for rows in (self.written, self.others)]
-            return precise(torch.cat(products, dim=-1))
+        """Computes Whisper's own logits from decoder states: the shared words first, then its other tokens."""
+        with _no_autocast(hidden):
+            hidden = upcast(hidden)
+            products = [
+                hidden @ upcast(rows).T for rows in (self.decoder_embeddings, self.other_decoder_embeddings)
+            ]
+            return upcast(torch.cat(products, dim=-1))
 
-    def expected(self, logits: Float[Tensor, "B Q W"]) -> Float[Tensor, "B Q D"]:
-        """The embedding that is to be expected, of the likelier words rather than of all."""
-        shares = (self.log_sharpness.exp() * logits[..., : len(self.read)]).softmax(-1)
-        return shares.to(self.read.dtype) @ self.read
+    def expected_embedding(self, logits: Float[Tensor, "B Q W"]) -> Float[Tensor, "B Q D"]:
+        """Computes the expected LLM embedding under the sharpened distribution over shared words."""
+        probabilities = (self.log_sharpness.exp() * logits[..., : len(self.llm_embeddings)]).softmax(-1)
+        return probabilities.to(self.llm_embeddings.dtype) @ self.llm_embeddings
 
     def end_logits(
         self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q W"]
     ) -> Float[Tensor, "B Q"]:
-        """Log-odds of the end, likelier than all tokens together if it is plainly likelier than each."""
+        """Log-odds of the end of the text against all tokens together."""
         sharpness = self.log_sharpness.exp()
-        with _exactly(hidden):
-            of_end = precise(hidden) @ precise(self.end)
-        return sharpness * of_end - (sharpness * logits).logsumexp(-1)
+        with _no_autocast(hidden):
+            end = upcast(hidden) @ upcast(self.end_embedding)
+        return sharpness * end - (sharpness * logits).logsumexp(-1)
 
     def log_likelihood(
-        self, logits: Float[Tensor, "B Q W"], spelled: Spelled, n_tokens: Int[Tensor, " B"]
+        self, logits: Float[Tensor, "B Q W"], targets: NearestTokens, n_tokens: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        """Of each transcript, by its tokens among the words: in nats, as a recogniser learns."""
+        """Log-likelihood of each transcript in nats, over those of its tokens that are shared."""
         slots = torch.arange(logits.shape[1], device=logits.device)
-        counts = spelled.is_word & (slots < n_tokens[:, None])
-        found = logits.log_softmax(-1).gather(2, spelled.nearest[..., None])[..., 0]
-        return (found * counts).sum(1)
+        counts = targets.is_exact & (slots < n_tokens[:, None])
+        log_probs = logits.log_softmax(-1).gather(2, targets.index[..., None])[..., 0]
+        return (log_probs * counts).sum(1)
 
     @torch.no_grad()
-    def spell(self, said: Float[Tensor, "*N D"]) -> Spelled:
-        """Of each audio token, or embedding of the LLM, the word nearest to it."""
-        with _exactly(said):
-            said, squares = precise(said), precise(self.squares)
-            best = (2 * said @ precise(self.read).T - squares).max(-1)
-            apart = said.square().sum(-1) - best.values
-        return Spelled(best.indices, apart < _SAME * squares.mean())
+    def nearest_tokens(self, points: Float[Tensor, "*N D"]) -> NearestTokens:
+        """Finds the shared token nearest to each audio token or LLM embedding."""
+        with _no_autocast(points):
+            points, norms = upcast(points), upcast(self.llm_square_norms)
+            best = (2 * points @ upcast(self.llm_embeddings).T - norms).max(-1)
+            distances = points.square().sum(-1) - best.values
+        return NearestTokens(best.indices, distances < _EXACT * norms.mean())
 
-    def told(self, spelled: Spelled) -> Float[Tensor, "*N E"]:
-        """Those words as the decoder knows them."""
-        return self.written[spelled.nearest]
+    def embed_previous(self, nearest: NearestTokens) -> Float[Tensor, "*N E"]:
+        """Looks up Whisper's embeddings of those tokens."""
+        return self.decoder_embeddings[nearest.index]
 
     @torch.no_grad()
-    def language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
-        """The language that is spoken, by the decoder's state behind the first row of its prompt."""
-        with _exactly(first):
-            likeliest = (precise(first) @ precise(self.languages).T).argmax(-1)
-        return self.languages[likeliest]
+    def detect_language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        """Returns the embedding of the spoken language, by the decoder's state at the first row of its prompt."""
+        with _no_autocast(first):
+            likeliest = (upcast(first) @ upcast(self.language_embeddings).T).argmax(-1)
+        return self.language_embeddings[likeliest]
 
 
-def _exactly(tensor: Tensor) -> torch.autocast:
-    """Without autocast; what is planned by shapes alone is under a CPU's."""
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    """Disables autocast; tensors on the meta device are under the CPU's."""
     return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)

@@ -22,8 +22,8 @@ class AsrModel:
     def __init__(self, name: str, ear: Ear) -> None:
         if checkpoint.is_ear(name):
             writer = checkpoint.load(name)
-            self.name = f"the ear {name} ({checkpoint.fingerprint(writer.connector)})"
-            self._write = writer.spell
+            self.name = f"the ear {name} ({checkpoint.fingerprint_model(writer.connector)})"
+            self._write = writer.transcribe_audio_tokens
         else:
             whisper = load_whisper(name, None, ear.device)
             self.name = name

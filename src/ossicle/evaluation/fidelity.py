@@ -29,11 +29,11 @@ Messages = list[dict[str, Any]]
 class ContinuationScorer(Protocol):
     """The part of an ear that this measurement needs."""
 
-    def answer_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
+    def generate_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
         """The tokens of the LLM's greedy answers, their end included."""
         ...
 
-    def react_batch(
+    def score_continuations(
         self, conversations: list[Messages], answers: list[list[int]], /
     ) -> list[ContinuationScores]:
         """What the LLM would say to each, and along an answer that is given."""
@@ -157,12 +157,14 @@ def compute_fidelity_batch(
             )
     if not read:
         return []
-    answers = ear.answer_ids_batch([*read], max_new_tokens=N_COMPARED_TOKENS)
-    reactions = ear.react_batch([*read], answers)
+    answers = ear.generate_ids_batch([*read], max_new_tokens=N_COMPARED_TOKENS)
+    reactions = ear.score_continuations([*read], answers)
     found: list[dict[str, Fidelity | None]] = [dict.fromkeys(heard) for _ in read]
     for name, turns in heard.items():
         given = {place: turn for place, turn in enumerate(turns) if turn is not None}
-        reacted = ear.react_batch([*given.values()], [answers[place] for place in given]) if given else []
+        reacted = (
+            ear.score_continuations([*given.values()], [answers[place] for place in given]) if given else []
+        )
         for place, reaction in zip(given, reacted, strict=True):
             found[place][name] = compute_fidelity(reactions[place], reaction)
     return found

@@ -170,7 +170,7 @@ def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: Pr
 
     def asked(stage: str) -> tuple[Ids, ...]:
         answers = [
-            tuple(ear.answer_ids_batch([talk], max_new_tokens=max_new_tokens)[0])
+            tuple(ear.generate_ids_batch([talk], max_new_tokens=max_new_tokens)[0])
             for talk in _told(talks, stage, tell)
         ]
         return tuple(answers)
@@ -182,10 +182,10 @@ def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: Pr
         settings=ear.settings,
         dtype=str(ear.llm.dtype).removeprefix("torch."),
         weights=hash_weights(ear.llm, lambda n_done, n: tell("hashing its LLM", n_done, n)),
-        tokenizer=checkpoint.tokenizer_fingerprint(ear.tokenizer),
+        tokenizer=checkpoint.fingerprint_tokenizer(ear.tokenizer),
         recorded_fingerprint=_recorded(name),
-        fingerprint=checkpoint.fingerprint(ear.llm),
-        prompts=tuple(tuple(ear.prompts([talk])[0].ids.tolist()) for talk in talks),
+        fingerprint=checkpoint.fingerprint_model(ear.llm),
+        prompts=tuple(tuple(ear.build_prompts([talk])[0].ids.tolist()) for talk in talks),
         answers_before=before,
         answer_to_sound=spoken,
         answers_after=after,
@@ -229,7 +229,7 @@ def _ask_stock(
         llm, _ = load_llm(base.llm, base.llm_revision, device)
     return ReferenceResult(
         weights=hash_weights(llm, lambda n_done, n: tell("hashing the stock LLM", n_done, n)),
-        tokenizer=checkpoint.tokenizer_fingerprint(tokenizer),
+        tokenizer=checkpoint.fingerprint_tokenizer(tokenizer),
         prompts=tuple(asked),
         answers=tuple(answers),
         texts=tuple(str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers),

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, encode
 from ossicle.backbones.packed_forward import MAX_GATHER_RATIO, ROW_LENGTH, PackedLlm, PrefixCache
 from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
-from ossicle.connectors.base import Connector, StackingConnector
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import Connector, Transcripts
 from ossicle.ear import Ear
 from ossicle.plan.shapes import ModelShapes, build_meta_connector, build_shapes, read_shapes
 from ossicle.plan.trace import Cost, Numbers, Polynomial, choose_prime_counts, trace_cost
@@ -166,7 +165,7 @@ class CostModel:
 
     def count_audio_tokens(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Audio tokens that the LLM is given."""
-        if self.settings.form == "right":
+        if self.settings.form == "diva":
             return np.full(np.shape(n_tokens), float(self.settings.n_queries))
         if self.settings.form == "stack":
             return np.ceil(np.asarray(n_positions) / self.settings.n_stacked)
@@ -288,7 +287,7 @@ def _connector_cost(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
     dtype = shapes.llm.dtype
     transcripts = Transcripts(
         n_tokens=torch.tensor([n_text]),
-        wanted=torch.zeros(1, n_text, dtype=torch.long),
+        targets=torch.zeros(1, n_text, dtype=torch.long),
         candidates=torch.empty(n_candidates, shapes.d_llm, device="meta", dtype=dtype),
     )
     states = torch.empty(1, n_positions, shapes.d_encoder, device="meta", dtype=dtype)
@@ -301,7 +300,7 @@ def _connector_cost(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
 
 
 def _learned(
-    connector: Connector | StackingConnector,
+    connector: Connector,
     features: Features,
     transcripts: Transcripts,
     objective: ObjectiveSettings,
@@ -311,6 +310,6 @@ def _learned(
     learned = audio.tokens.sum()
     if audio.end_logits is not None and objective.end_weight:
         learned = learned + audio.end_logits.sum()
-    if audio.spotting is not None and objective.asr_weight:
-        learned = learned + audio.spotting.sum()
+    if audio.log_likelihood is not None and objective.asr_weight:
+        learned = learned + audio.log_likelihood.sum()
     return learned

@@ -10,9 +10,9 @@ from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.pretrained import build_meta_llm, build_meta_whisper, load_tokenizer
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import ConnectorSettings, Recipe
-from ossicle.connectors.base import Connector, StackingConnector, new_connector
-from ossicle.connectors.vocabulary_head import SharedTokens
-from ossicle.connectors.vocabulary_overlap import spelled_alike
+from ossicle.connectors import Connector, build_connector
+from ossicle.connectors.vocabulary_head import SharedVocabulary
+from ossicle.connectors.vocabulary_overlap import match_tokens
 from ossicle.ear import Ear
 from ossicle.errors import CheckpointError
 
@@ -29,7 +29,7 @@ class ModelShapes:
     whisper: Any
     """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
     llm: Any
-    connector: Connector | StackingConnector
+    connector: Connector
     n_prefix: int
     n_suffix: int
     is_frame_known: bool
@@ -50,14 +50,14 @@ class ModelShapes:
         return self.connector.settings
 
     @property
-    def shared(self) -> SharedTokens | None:
+    def shared(self) -> SharedVocabulary | None:
         """What the connector knows of both vocabularies."""
-        return self.connector.shared if isinstance(self.connector, Connector) else None
+        return self.connector.vocabulary_shapes
 
     @property
     def n_prompt(self) -> int:
         """Rows of the connector's decoder before the first slot."""
-        return self.connector.n_prompt if isinstance(self.connector, Connector) else 0
+        return self.connector.n_prompt
 
     @property
     def d_encoder(self) -> int:
@@ -135,7 +135,7 @@ def build_shapes(ear: Ear) -> ModelShapes:
         whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
         llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
     frame, d_llm = ear.template.frame, get_input_embeddings(llm).embedding_dim
-    shared = ear.connector.shared if isinstance(ear.connector, Connector) else None
+    shared = ear.connector.vocabulary_shapes
     return ModelShapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
         llm=llm.bfloat16().requires_grad_(False).eval(),
@@ -143,15 +143,15 @@ def build_shapes(ear: Ear) -> ModelShapes:
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
         is_frame_known=True,
-        shares_prefix=ear.reader.prefix_cache is not None,
-        picks=ear.reader.gathers_last_layer,
+        shares_prefix=ear.packed_llm.prefix_cache is not None,
+        picks=ear.packed_llm.gathers_last_layer,
     )
 
 
-def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
+def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedVocabulary | None:
     """What the connector knows; where no tokenizers tell, all that the smaller vocabulary has."""
     base, n_rows = recipe.base, get_input_embeddings(llm).num_embeddings
-    if not recipe.connector.knows_words:
+    if not recipe.connector.uses_shared_vocabulary:
         return None
     try:
         recogniser = load_tokenizer(base.encoder, base.encoder_revision)
@@ -159,10 +159,10 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
     except CheckpointError:
         n_words = min(whisper.config.vocab_size, n_rows)
     else:
-        n_words = len(spelled_alike(recogniser, tokenizer, n_rows))
+        n_words = len(match_tokens(recogniser, tokenizer, n_rows))
     if not n_words:
         return None
-    return SharedTokens.outline(
+    return SharedVocabulary.empty(
         n_words=n_words,
         n_others=whisper.config.vocab_size - n_words,
         n_prompt=_LONGEST_PROMPT,
@@ -173,8 +173,8 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedTokens | None:
 
 
 def build_meta_connector(
-    whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedTokens | None
-) -> Connector | StackingConnector:
+    whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedVocabulary | None
+) -> Connector:
     """A connector's shapes for a Whisper of that config."""
     with torch.device("meta"):
-        return new_connector(whisper, settings, d_llm, shared).train()
+        return build_connector(whisper, settings, d_llm, shared).train()

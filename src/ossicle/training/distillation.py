@@ -8,10 +8,9 @@ from torch import Tensor
 
 from ossicle.backbones.encoder import Features
 from ossicle.config import ObjectiveSettings
-from ossicle.connectors.base import AudioTokens, n_heard
-from ossicle.connectors.monotonic_alignment import Transcripts
+from ossicle.connectors import AudioTokens, Transcripts, count_audio_tokens
 from ossicle.ear import Ear
-from ossicle.losses import alignment_distance, end_loss, forward_kl, hidden_distance, naming_loss
+from ossicle.losses import alignment_l2, end_bce, forward_kl, hidden_l2, token_ce
 from ossicle.training.batch import Batch
 from ossicle.training.teacher import Targets, Teacher
 
@@ -46,21 +45,21 @@ def distillation_terms(
     candidates = batch.tokens if candidates is None else candidates
     transcripts = Transcripts(
         n_tokens=batch.n_text,
-        wanted=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
+        targets=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
         candidates=ear.embed(candidates),
     )
     audio = (ear.connector if connector is None else connector)(batch.features, transcripts)
     terms: Terms = {}
-    aligned = ear.connector.aligned
+    aligned = ear.connector.alignment
     if settings.align_weight:
         text = ear.embed(batch.text_ids)
-        terms["align"] = alignment_distance(audio.tokens, text, audio.n_tokens, batch.n_text, aligned)
+        terms["align"] = alignment_l2(audio.tokens, text, audio.n_tokens, batch.n_text, aligned)
     if settings.token_ce_weight:
-        terms["token_ce"] = naming_loss(audio.tokens, transcripts, audio.n_tokens, aligned)
+        terms["token_ce"] = token_ce(audio.tokens, transcripts, audio.n_tokens, aligned)
     if settings.end_weight and audio.end_logits is not None:
-        terms["end"] = end_loss(audio.end_logits, batch.n_text)
-    if settings.asr_weight and audio.spotting is not None:
-        terms["asr"] = -audio.spotting.sum() / batch.n_text.sum()
+        terms["end"] = end_bce(audio.end_logits, batch.n_text)
+    if settings.asr_weight and audio.log_likelihood is not None:
+        terms["asr"] = -audio.log_likelihood.sum() / batch.n_text.sum()
     return terms if targets is None else terms | _reading_terms(ear, audio, batch, targets, settings)
 
 
@@ -78,19 +77,21 @@ def _reading_terms(
     ear: Ear, audio: AudioTokens, batch: Batch, targets: Targets, settings: ObjectiveSettings
 ) -> Terms:
     """How far the LLM's states on sound are from those on text, compared from their ends: hidden and kl."""
-    heard = ear.last_states(
+    heard = ear.llm_states(
         audio.tokens,
-        n_heard(ear.connector.settings, batch.text_lengths, batch.sound_lengths),
+        count_audio_tokens(ear.connector.settings, batch.text_lengths, batch.sound_lengths),
         targets.n_states.tolist(),
         after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
         n_after=targets.n_answers.tolist(),
     )
     terms: Terms = {}
     if settings.hidden_weight:
-        terms["hidden"] = hidden_distance(heard, targets.states, targets.counts)
+        terms["hidden"] = hidden_l2(heard, targets.states, targets.counts)
     if settings.kl_weight:
         at = targets.first_answer[:, None, None].expand(-1, 1, heard.shape[2])
-        student, teacher = (ear.logits(states.gather(1, at)[:, 0]) for states in (heard, targets.states))
+        student, teacher = (
+            ear.next_token_logits(states.gather(1, at)[:, 0]) for states in (heard, targets.states)
+        )
         terms["kl"] = forward_kl(student, teacher, settings.kl_temperature)
     return terms
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ossicle import checkpoint
-from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
+from ossicle.config import ObjectiveSettings, Recipe
+from ossicle.connectors import Connector
 from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.data.sampler import BatchSampler, SampleIndex
 from ossicle.data.transcript import NORMALIZATION_RULE
@@ -125,7 +126,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
         examples = Examples(ear, speech, recipe.data, recipe.augment, recipe.train.seed)
         read = _stored_readings(recipe, ear, bases)
         if recipe.train.start is not None:
-            checkpoint.start_from(ear, recipe.train.start, bases)
+            checkpoint.load_connector(ear, recipe.train.start, bases)
     is_sharded = place_llm(ear, recipe.train.frozen_placement, others)
     with others.together():  # how the LLM can be read is found out on its own device
         shapes = build_shapes(ear)
@@ -148,7 +149,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
     run = Run(
         recipe=recipe,
         ear=ear,
-        learner=_learner(ear.connector, recipe.connector, recipe.objective, others),
+        learner=_learner(ear.connector, recipe.objective, others),
         examples=examples,
         teacher=Teacher(ear, recipe.objective, read, reads_together=is_sharded),
         optimizer=new_optimizer(ear.connector, recipe.train),
@@ -167,7 +168,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Run:
 def _fingerprints(ear: Ear, recipe: Recipe) -> dict[str, str]:
     """Of the bases as they lie on disk."""
     llm = unrounded(ear.llm, recipe, ear.device)
-    return checkpoint.fingerprints(ear.whisper, llm, ear.tokenizer)
+    return checkpoint.fingerprint_backbones(ear.whisper, llm, ear.tokenizer)
 
 
 def _stored_readings(recipe: Recipe, ear: Ear, bases: dict[str, str]) -> StateCache | None:
@@ -188,26 +189,17 @@ def new_sampler(speech: SpeechDataset, recipe: Recipe) -> BatchSampler:
     )
 
 
-def _learner(
-    connector: nn.Module, settings: ConnectorSettings, objective: ObjectiveSettings, others: Ranks
-) -> nn.Module:
+def _learner(connector: Connector, objective: ObjectiveSettings, others: Ranks) -> nn.Module:
     if not others.are_many:
         return connector
-    for name in _idle_parts(settings, objective):  # ranks would wait for their gradients for ever
+    for name in connector.modules_without_gradient(
+        objective
+    ):  # ranks would wait for their gradients for ever
         connector.get_submodule(name).requires_grad_(False)
     # Of what is frozen all ranks have the same: it is not sent with every step.
     frozen = [name for name, _ in connector.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(connector, frozen)
     return DistributedDataParallel(connector)
-
-
-def _idle_parts(settings: ConnectorSettings, objective: ObjectiveSettings) -> tuple[str, ...]:
-    """What of a connector nothing is learned by, as the only term that teaches it has no weight."""
-    if settings.learns_end and not objective.end_weight:
-        return ("end_head",)
-    if settings.form == "anchored" and not objective.asr_weight:
-        return ("spotter.is_spoken", "spotter.token")
-    return ()
 
 
 def with_steps(run: Run, n_steps: int) -> Run:

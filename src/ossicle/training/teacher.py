@@ -135,7 +135,7 @@ class Teacher:
         self.ear, self.cache, self.reads_together = ear, cache, reads_together
         self.need = Need.of(objective)
         prefix, self._suffix = ear.template.frame
-        self._reader = ear.reader if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
+        self._reader = ear.packed_llm if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
         self._ends = _ends(ear) if self.need.n_response_tokens > 1 else set()
 
     def targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> Targets:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from ossicle.config import ConnectorSettings
-from ossicle.connectors.base import n_heard
+from ossicle.connectors import count_audio_tokens
 from ossicle.errors import OssicleError
 from ossicle.training.batch import Clip, Portion, new_batch, new_portion
 from ossicle.training.cache.feature_cache import DTYPE as FEATURES_DTYPE
@@ -161,7 +161,9 @@ def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: Share
 
 def _term_counts(connector: ConnectorSettings, portion: Portion) -> dict[str, int]:
     """How many tokens, slots or clips each term is a mean over."""
-    n_aligned = sum(map(min, portion.n_text, n_heard(connector, portion.n_text, portion.n_positions)))
+    n_aligned = sum(
+        map(min, portion.n_text, count_audio_tokens(connector, portion.n_text, portion.n_positions))
+    )
     return {
         "align": n_aligned,
         "token_ce": n_aligned,

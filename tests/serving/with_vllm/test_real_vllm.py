@@ -80,7 +80,7 @@ def test_the_llm_is_given_what_the_ear_gives_it(
 ) -> None:
     ear, vllm = ear_for(family, system), vllms(family, ON)
     ask(ear, vllm, talk)
-    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([to_ear_messages(talk)])
+    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.build_prompts([to_ear_messages(talk)])
     torch.testing.assert_close(got.embeds, own.embeds, rtol=0, atol=0)
 
 
@@ -102,7 +102,7 @@ def test_a_template_that_takes_texts_and_parts_and_trims_each_is_no_other(
     tokenizer.save_pretrained(folder / "both")
     vllm = RealVllm(folder / "both", "--dtype", "float32", ON)
     ask(ear, vllm, talk)
-    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.prompts([to_ear_messages(talk)])
+    got, (own,) = prompt_of(vllm.inputs[-1], ear), ear.build_prompts([to_ear_messages(talk)])
     torch.testing.assert_close(got.embeds, own.embeds, rtol=0, atol=0)
 
 
@@ -171,7 +171,7 @@ def test_rows_arrive_bit_for_bit_in_the_llm_s_own_float_type(dtype: str, folder:
     vllm, ear = RealVllm(folder / "llama", "--dtype", dtype, ON), ear_for("llama")
     talk = CONVERSATIONS["text around sounds"]
     ask(ear, vllm, talk)
-    inputs, (own,) = vllm.inputs[-1], ear.prompts([to_ear_messages(talk)])
+    inputs, (own,) = vllm.inputs[-1], ear.build_prompts([to_ear_messages(talk)])
     are_rows = ~torch.tensor(inputs["is_token_ids"])
     assert inputs["prompt_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(

@@ -21,7 +21,7 @@ from ossicle.chat.template import ChatTemplate
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.data.transcript import NORMALIZATION_RULE
-from ossicle.ear import check_vocabulary
+from ossicle.ear import check_tokenizer_fits
 from ossicle.errors import ConfigError, DataError
 from ossicle.training.cache.tensor_cache import Filling, StateCache, Value, finish, plan_filling
 from ossicle.training.distributed import Ranks
@@ -194,10 +194,10 @@ def _load_reader(recipe: Recipe, device: torch.device) -> tuple[BareReader, dict
     base = recipe.base
     llm, tokenizer = load_llm(base.llm, base.llm_revision, device, bits=recipe.train.llm_bits)
     reader = BareReader(llm, tokenizer, ChatTemplate(tokenizer, recipe.prompt))
-    check_vocabulary(llm, tokenizer, reader.template)
+    check_tokenizer_fits(llm, tokenizer, reader.template)
     bases = {
-        "llm": checkpoint.fingerprint(unrounded(llm, recipe, device)),
-        "tokenizer": checkpoint.tokenizer_fingerprint(tokenizer),
+        "llm": checkpoint.fingerprint_model(unrounded(llm, recipe, device)),
+        "tokenizer": checkpoint.fingerprint_tokenizer(tokenizer),
     }
     return reader, bases
 

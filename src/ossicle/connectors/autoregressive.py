@@ -1,0 +1,187 @@
+"""Form `autoregressive`, the default: Whisper's decoder writes one audio token after the other.
+
+It differs from the published connector (`query`) in two ways. Each slot sees the token before it, as in any decoder: the
+transcript's token in training, its own last audio token at inference. And an audio token is the expected LLM embedding
+over the words that Whisper's and the LLM's vocabularies share, plus a learned residual that starts at zero. So an
+untrained ear already hears what Whisper would have transcribed, its output softened over those words.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig
+
+from ossicle.backbones.encoder import Features
+from ossicle.config import ConnectorSettings
+from ossicle.connectors.base import AudioTokens, Transcripts
+from ossicle.connectors.layers import build_mlp
+from ossicle.connectors.query import QueryConnector
+from ossicle.connectors.vocabulary_head import NearestTokens, SharedVocabulary, VocabularyHead
+
+
+class AutoregressiveConnector(QueryConnector):
+    """Whisper's decoder over learned queries plus the previous token, then a projection and a vocabulary head.
+
+    Args:
+        vocabulary: the tokens that Whisper and the LLM have in common; without it everything is learned
+    """
+
+    def __init__(
+        self,
+        whisper: WhisperConfig,
+        settings: ConnectorSettings,
+        d_llm: int,
+        vocabulary: SharedVocabulary | None = None,
+    ) -> None:
+        super().__init__(whisper, settings, d_llm)
+        d_encoder = whisper.d_model
+        # The published projection, one linear layer, is little for a decoder that is to stay what it was.
+        self.end_head: nn.Linear
+        self.projection = build_mlp(d_encoder, 4 * d_encoder, d_llm)
+        self.feedback = nn.Sequential()
+        # The embeddings of LLMs differ in size by a factor of a hundred.
+        self.feedback.add_module("norm", nn.LayerNorm(d_llm, eps=1e-12))
+        self.feedback.add_module("token", build_mlp(d_llm, 4 * d_encoder, d_encoder))
+        self.prompt_embeddings: nn.Parameter | None = None
+        if vocabulary is not None:
+            self._init_from_vocabulary(vocabulary)
+
+    def _init_from_vocabulary(self, vocabulary: SharedVocabulary) -> None:
+        """Makes the shared tokens all that is said and seen at first: the learned parts start as zero."""
+        self.vocabulary_head = VocabularyHead(vocabulary)
+        for part in (self.projection, self.feedback, self.end_head):
+            last = [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        prompt = vocabulary.prompt_embeddings.float().to(self.positions.device)
+        before, start = prompt[:-1], prompt[-1]
+        self.prompt_embeddings = nn.Parameter(before.clone())
+        self.positions = nn.Parameter(torch.cat([torch.zeros_like(before), self.positions.detach()]))
+        with torch.no_grad():
+            self.queries.zero_()
+            self.queries[0].copy_(start)
+
+    def init_queries(self, token_embeddings: Float[Tensor, "V E"]) -> None:
+        """Draws queries as the published form does, unless the previous token says all that is needed."""
+        if self.vocabulary_head is None:
+            super().init_queries(token_embeddings)
+
+    @property
+    def n_prompt(self) -> int:
+        """Decoder positions before the first slot."""
+        return 0 if self.prompt_embeddings is None else len(self.prompt_embeddings)
+
+    @property
+    def vocabulary_shapes(self) -> SharedVocabulary | None:
+        """The sizes of the shared vocabulary as tensors on the meta device."""
+        if self.vocabulary_head is None or self.prompt_embeddings is None:
+            return None
+        n_words, d_llm = self.vocabulary_head.llm_embeddings.shape
+        n_prompt, d_encoder = self.prompt_embeddings.shape
+        return SharedVocabulary.empty(
+            n_words=n_words,
+            n_others=len(self.vocabulary_head.other_decoder_embeddings),
+            n_prompt=n_prompt + 1,
+            n_languages=len(self.vocabulary_head.language_embeddings),
+            d_encoder=d_encoder,
+            d_llm=d_llm,
+        )
+
+    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
+        """Returns the audio tokens of a batch of clips: in training all slots in one pass, else one after the other."""
+        n_slots = self.count_slots(features, transcripts)
+        if transcripts is None:
+            tokens, end_logits = self._decode_greedily(features, n_slots)
+            log_likelihood = None
+        else:
+            tokens, end_logits, log_likelihood = self._decode_teacher_forced(features, transcripts, n_slots)
+        return AudioTokens(
+            tokens=tokens,
+            n_tokens=self.count_tokens(end_logits, features, n_slots, transcripts),
+            end_logits=end_logits,
+            log_likelihood=log_likelihood,
+        )
+
+    def _decode_teacher_forced(
+        self, features: Features, transcripts: Transcripts, n_slots: int
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, " B"] | None]:
+        """Decodes all slots in one pass, each with the transcript's token before it."""
+        head, prompt = self.vocabulary_head, self._embed_prompt(features)
+        n_before = prompt.shape[1] + 1  # the first slot has no token before it
+        previous = functional.pad(transcripts.candidates[transcripts.targets], (0, 0, n_before, 0))
+        previous = previous[:, : n_before - 1 + n_slots]
+        nearest = None if head is None else head.nearest_tokens(previous)
+        seen = functional.pad(self._embed_previous(previous, nearest)[:, n_before:], (0, 0, n_before, 0))
+        queries = torch.cat([prompt, self._slot_queries(n_slots).expand(len(previous), -1, -1)], dim=1)
+        hidden = self.decode(queries + seen, features.states, features.attention_mask)
+        tokens, end_logits, logits = self._output_heads(hidden)
+        tokens, end_logits = tokens[:, n_before - 1 :], end_logits[:, n_before - 1 :]
+        if head is None or nearest is None or logits is None:
+            return tokens, end_logits, None
+        logits, targets = logits[:, n_before - 1 : -1], nearest.skip(n_before)
+        return tokens, end_logits, head.log_likelihood(logits, targets, transcripts.n_tokens)
+
+    def _decode_greedily(
+        self, features: Features, n_slots: int
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
+        """Decodes slot after slot until every clip has ended or has all the tokens that it may have."""
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        queries = self._slot_queries(n_slots).expand(len(features.states), -1, -1)
+        max_tokens = self.max_tokens(features)
+        has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
+        slots: list[tuple[Tensor, Tensor]] = []
+        query = torch.cat([self._embed_prompt(features), queries[:, :1]], dim=1)
+        for slot in range(n_slots):
+            hidden = self.decode(query, features.states, features.attention_mask, cache)
+            token, end_logit, _ = self._output_heads(hidden[:, -1:])
+            slots.append((token, end_logit))
+            has_ended = has_ended | (end_logit[:, 0] > 0) | (slot + 1 >= max_tokens)
+            if bool(has_ended.all()):
+                break
+            nearest = None if self.vocabulary_head is None else self.vocabulary_head.nearest_tokens(token)
+            query = queries[:, slot + 1, None] + self._embed_previous(token, nearest)
+        tokens, end_logits = zip(*slots, strict=True)
+        return torch.cat(tokens, dim=1), torch.cat(end_logits, dim=1)
+
+    def _slot_queries(self, n_slots: int) -> Float[Tensor, "Q E"]:
+        """Queries at their positions, which come after those of the prompt."""
+        return (self.queries + self.positions[len(self.positions) - len(self.queries) :])[:n_slots]
+
+    def _embed_prompt(self, features: Features) -> Float[Tensor, "B P E"]:
+        """Whisper's decoder prompt before the first slot, with the language that it detects in the sound."""
+        if self.vocabulary_head is None or self.prompt_embeddings is None:
+            return features.states.new_zeros(len(features.states), 0, features.states.shape[2])
+        rows = self.prompt_embeddings + self.positions[: len(self.prompt_embeddings)]
+        rows = rows.expand(len(features.states), -1, -1)
+        if not len(self.vocabulary_head.language_embeddings):
+            return rows
+        with torch.no_grad():
+            first = self.decode(rows[:, :1], features.states, features.attention_mask)
+        language = self.vocabulary_head.detect_language(first[:, 0])[:, None]
+        return torch.cat([rows[:, :1], rows[:, 1:2] + language, rows[:, 2:]], dim=1)
+
+    def _embed_previous(
+        self, previous: Float[Tensor, "B Q D"], nearest: NearestTokens | None
+    ) -> Float[Tensor, "B Q E"]:
+        """Turns LLM embeddings or audio tokens into decoder inputs: the nearest shared word plus a learned residual."""
+        embedded: Any = self.feedback(previous.to(self.queries.dtype))
+        if self.vocabulary_head is None or nearest is None:
+            return embedded
+        return embedded + self.vocabulary_head.embed_previous(nearest)
+
+    def _output_heads(
+        self, hidden: Float[Tensor, "B Q E"]
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, "B Q C"] | None]:
+        """Returns audio tokens, logits of the end, and logits of the shared words if there are any."""
+        tokens, end_logits = self.projection(hidden), self.end_head(hidden)[..., 0]
+        if self.vocabulary_head is None:
+            return tokens, end_logits, None
+        logits = self.vocabulary_head.logits(hidden)
+        return (
+            tokens + self.vocabulary_head.expected_embedding(logits),
+            end_logits + self.vocabulary_head.end_logits(hidden, logits),
+            logits,
+        )
