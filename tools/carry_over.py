@@ -12,7 +12,7 @@ from typing import Any
 
 import ossicle
 from ossicle.atomic_io import write_text
-from ossicle.backbones.pretrained import POCKET
+from ossicle.backbones.model_files import POCKET
 from ossicle.checkpoint import CARD
 
 FORMS = {"left": "query", "right": "diva"}

@@ -244,7 +244,9 @@ class Ear:
 
     def chat_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The answers to several conversations at once, each the same as if it were alone."""
-        return generation.generate_answers(self.llm, self.tokenizer, self.build_prompts(conversations), **options)
+        return generation.generate_answers(
+            self.llm, self.tokenizer, self.build_prompts(conversations), **options
+        )
 
     def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """The stock LLM's answers to conversations of text: what hearing is measured against."""
@@ -276,7 +278,9 @@ class Ear:
 
         The conversation is checked and heard at once, not when the first piece is asked for.
         """
-        return generation.stream_answer(self.llm, self.tokenizer, self.build_prompts([messages])[0], **options)
+        return generation.stream_answer(
+            self.llm, self.tokenizer, self.build_prompts([messages])[0], **options
+        )
 
     @torch.inference_mode()
     def build_prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:

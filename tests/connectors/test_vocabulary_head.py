@@ -83,7 +83,9 @@ def test_tokens_are_shared_that_are_spelled_alike() -> None:
     assert len(names) > 50
     known = whisper.model.model.decoder.embed_tokens.weight
     assert torch.equal(found.decoder_embeddings, known[[own[name] for name in names]])
-    assert torch.equal(found.llm_embeddings, get_input_embeddings(llm).weight[[other[name] for name in names]])
+    assert torch.equal(
+        found.llm_embeddings, get_input_embeddings(llm).weight[[other[name] for name in names]]
+    )
     assert torch.equal(found.prompt_embeddings, known[whisper.tokenizer.prefix_tokens])
     assert torch.equal(found.end_embedding, known[whisper.tokenizer.eos_token_id])
     assert found.language_embeddings.shape == (0, known.shape[1])

@@ -59,8 +59,8 @@ class New:
         out = shlex.quote(str(self.out))
         console = Console()
         console.out(
-            f"The ear is in {self.out}. It knows {len(vocabulary_head.llm_embeddings):,} of the LLM's {n_tokens:,} tokens"
-            f" by the words of {self.encoder}. Next:\n"
+            f"The ear is in {self.out}. It knows {len(vocabulary_head.llm_embeddings):,} of the LLM's {n_tokens:,}"
+            f" tokens by the words of {self.encoder}. Next:\n"
             f"  {program_name()} chat {out} question.wav\n  {program_name()} eval {out} --suite FILE.jsonl",
             highlight=False,
         )
