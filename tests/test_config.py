@@ -123,7 +123,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
         ),
         ("[data]\nn_clips = 0", "data.n_clips is 0, expected at least 1"),
         ('[data]\nn_clips = "all"', "data.n_clips is 'all', expected an integer"),
-        ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a share from 0 to below 1"),
+        ("[connector]\ndropout = 1.0", "connector.dropout is 1.0, expected a rate from 0 to below 1"),
         ("[data]\nn_augmented_views = 0", "data.n_augmented_views is 0, expected at least 1"),
         ('[data]\nsource = ""', "data.source is ('',), expected a .parquet, .jsonl or .tar file"),
         ("[data]\nsource = []", "data.source is (), expected a .parquet"),
@@ -182,7 +182,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
         ),
         (
             '[connector]\nform = "diva"\n[objective]\nhidden_positions = "all"',
-            "objective.hidden_positions is 'all', expected last or suffix: form right",
+            "objective.hidden_positions is 'all', expected last or suffix: form diva",
         ),
     ],
 )

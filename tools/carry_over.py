@@ -12,22 +12,22 @@ from typing import Any
 
 import ossicle
 from ossicle.atomic_io import write_text
-from ossicle.backbones.model_files import POCKET
+from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.checkpoint import CARD
 
 FORMS = {"left": "query", "right": "diva"}
-HASHES = POCKET / "hashes.json"
+HASHES = POCKET_DIR / "hashes.json"
 
 
 def carry_over_ear() -> None:
     """Writes the shipped ear in today's format, with the numbers of its model card."""
-    folder = POCKET / "ear"
+    folder = POCKET_DIR / "ear"
     card = (folder / CARD).read_text(encoding="utf-8")
     _, _, numbers = card.partition("```\n\n")
     ossicle.save(ossicle.load(folder, device="cpu"), folder, card=numbers)
     hashes = json.loads(HASHES.read_text(encoding="utf-8"))
     for name in hashes:
-        hashes[name] = hashlib.sha256((POCKET / name).read_bytes()).hexdigest()
+        hashes[name] = hashlib.sha256((POCKET_DIR / name).read_bytes()).hexdigest()
     write_text(HASHES, json.dumps(hashes, indent=1) + "\n")
 
 
