@@ -353,7 +353,9 @@ def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
     decoder.set_attn_implementation("eager")
     with torch.no_grad():
         states = decoder(inputs_embeds=rows - places, encoder_hidden_states=clip).last_hidden_state
-    logits = (states[0, 3:] @ torch.cat([known, made.vocabulary_head.other_decoder_embeddings]).T).log_softmax(-1)
+    logits = (
+        states[0, 3:] @ torch.cat([known, made.vocabulary_head.other_decoder_embeddings]).T
+    ).log_softmax(-1)
     expected = logits.gather(1, words[0, :n, None]).sum()
     torch.testing.assert_close(learned.log_likelihood[0], expected, rtol=1e-3, atol=1e-3)
 

@@ -141,7 +141,7 @@ class Scheduler:
     def _build_sequences(self, request: ScheduledRequest) -> list[_Sequence]:
         ear, n_audio_tokens = self.ear, sum(map(len, request.audio_tokens))
         check_context(ear.llm, n_audio_tokens)  # before the text around the sounds is tokenized
-        prompt = ear.prompt(ear.template.render(request.messages), request.audio_tokens)
+        prompt = ear.build_prompt(ear.template.render(request.messages), request.audio_tokens)
         n_prompt = len(prompt.ids)
         context = check_context(ear.llm, n_prompt)
         max_tokens = request.params.max_tokens
