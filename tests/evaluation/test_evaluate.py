@@ -245,7 +245,7 @@ GOOD = {"audio": "a.wav", "text": "Yes"}
         (GOOD | {"answer": ""}, "answer is empty"),
         (GOOD | {"anwser": "No"}, "unknown key 'anwser'; did you mean 'answer'?"),
         (GOOD | {"Instruction": "No"}, "did you mean 'instruction'?"),
-        (GOOD | {"id": "0001"}, "item '0001' was there before"),
+        (GOOD | {"id": "0001"}, "item id '0001' is already used"),
     ],
 )
 def test_a_bad_line_is_named(write_suite: Callable[..., Path], line: object, said: str) -> None:
@@ -408,7 +408,7 @@ def test_what_cannot_be_evaluated() -> None:
     ear = FakeEar(["one"])
     with pytest.raises(DataError, match="no items"):
         evaluate(ear, [], name="none")
-    with pytest.raises(DataError, match="item '0' is there twice"):
+    with pytest.raises(DataError, match="item id '0' is used twice"):
         evaluate(ear, items_of(["one"]) * 2, name="twice")
     with pytest.raises(ConfigError, match="batch_size is 0"):
         evaluate(ear, items_of(["one"]), name="batch", batch_size=0)
@@ -467,7 +467,7 @@ def test_a_parquet_suite_carries_its_sound(tmp_path: Path) -> None:
         ({"text": 5}, "row 1: text is 5, a number"),
         ({"audio": "a.wav"}, "row 1: audio holds no bytes"),
         ({"anwser": "hi"}, "did you mean 'answer'"),
-        ({"id": "same"}, "row 2: item 'same' was there before"),
+        ({"id": "same"}, "row 2: item id 'same' is already used"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

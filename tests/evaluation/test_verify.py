@@ -22,8 +22,7 @@ from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
 from ossicle.evaluation import reference_llm
-from ossicle.evaluation.verify import PROMPTS, VerificationReport, verify
-from ossicle.evaluation.weight_hash import hash_weights
+from ossicle.evaluation.verify import PROMPTS, VerificationReport, hash_weights, verify
 
 ASKED = ("what is the capital of france?", "hello there", "why?")
 SETTINGS = (
@@ -141,7 +140,7 @@ def test_one_bit_of_one_weight_is_found(ear: str, loading: Callable[..., None]) 
     names: list[str] = []
     loading(lambda loaded: names.append(flip_a_bit(loaded.llm)))
     verdict = verify(ear, ASKED, max_new_tokens=4)
-    assert verdict.reference.weights.differences(verdict.in_ear.weights) == names
+    assert verdict.reference.weights.find_differences(verdict.in_ear.weights) == names
     assert verdict.reference.weights.sha256 != verdict.in_ear.weights.sha256
     assert (
         verdict.differences[0] == f"1 of {len(verdict.reference.weights.digests)} tensors, such as {names[0]}"
@@ -200,10 +199,10 @@ def test_the_command_says_untouched_and_writes_all_of_it(
     printed = capsys.readouterr().out
     assert "The LLM is untouched." in printed
     found = json.loads(Path("found.json").read_text(encoding="utf-8"))
-    assert found["is_untouched"] is True
+    assert found["is_unchanged"] is True
     assert [row["prompt"] for row in found["answers"]] == ["hello there", "why?"]
-    assert found["weights_sha256"]["stock"] == found["weights_sha256"]["within"]
-    assert found["weights_sha256"]["stock"][:16] in printed
+    assert found["weights_sha256"]["reference"] == found["weights_sha256"]["in_ear"]
+    assert found["weights_sha256"]["reference"][:16] in printed
     assert printed.count("same") == 6
     assert "differs" not in printed
 
@@ -218,7 +217,7 @@ def test_the_command_fails_on_a_touched_llm(
     assert "untouched" not in out
     assert err.splitlines()[-1].startswith("ossicle: the LLM within ")
     assert "1 of" in err
-    assert json.loads(Path("found.json").read_text(encoding="utf-8"))["is_untouched"] is False
+    assert json.loads(Path("found.json").read_text(encoding="utf-8"))["is_unchanged"] is False
 
 
 def test_an_ear_of_another_llm_is_refused_before_anything_is_asked(ear: str, tmp_path: Path) -> None:

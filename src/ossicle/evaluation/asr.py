@@ -1,4 +1,4 @@
-"""Another speech recogniser for the cascade: a Whisper in place of the encoder's own decoder, or an ear that writes."""
+"""Another ASR model for the cascade: a Whisper in place of the encoder's own decoder, or an ear that transcribes."""
 
 from ossicle import checkpoint
 from ossicle.audio.waveform import AudioSource
@@ -7,10 +7,11 @@ from ossicle.ear import Ear
 
 
 class AsrModel:
-    """What writes the transcripts: a Whisper, cutting long sound as the ear beside it does, or an ear.
+    """Transcribes sounds for the cascade, with a Whisper or with an ear.
 
-    An ear writes down the words nearest to its audio tokens (`Ear.spell`). Beside the same ear's answers that is a
-    cascade of equal training, which differs in one thing: each word is decided before the LLM reads it.
+    A Whisper cuts long sound into the same windows as the evaluated ear. An ear writes the words nearest to its audio
+    tokens (`Ear.spell`): compared with the same ear's answers this is a cascade with equal training, which differs only
+    in that each word is decided before the LLM reads it.
 
     Args:
         name: hub id or local folder of a Whisper; or an ear's folder or a run's
@@ -21,14 +22,14 @@ class AsrModel:
 
     def __init__(self, name: str, ear: Ear) -> None:
         if checkpoint.is_ear(name):
-            writer = checkpoint.load(name)
-            self.name = f"the ear {name} ({checkpoint.fingerprint_model(writer.connector)})"
-            self._write = writer.transcribe_audio_tokens
+            asr_ear = checkpoint.load(name)
+            self.name = f"the ear {name} ({checkpoint.fingerprint_model(asr_ear.connector)})"
+            self._transcribe = asr_ear.transcribe_audio_tokens
         else:
             whisper = load_whisper(name, None, ear.device)
             self.name = name
-            self._write = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
+            self._transcribe = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
 
     def __call__(self, sources: list[AudioSource]) -> list[str]:
-        """What it writes for each sound."""
-        return self._write(sources)
+        """Returns the transcript of each sound."""
+        return self._transcribe(sources)

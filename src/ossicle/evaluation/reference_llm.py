@@ -1,6 +1,6 @@
-"""An LLM as transformers alone loads and asks it: its own tokenizer, chat template, embeddings and generate.
+"""An LLM as transformers alone loads and runs it, with its own tokenizer, chat template, embeddings and `generate`.
 
-None of ossicle's ways from a prompt to an answer is used here, so that these can be compared with it.
+None of ossicle's code from a prompt to an answer is used here, so that ossicle can be compared with it.
 """
 
 import json
@@ -19,13 +19,13 @@ from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.errors import CheckpointError
 
-Ids = tuple[int, ...]
-_CLOCK = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
-"""Where a chat template asks what day it is; it cannot be given another clock."""
+TokenIds = tuple[int, ...]
+_CLOCK_CALL = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+"""The call by which a chat template reads today's date; a template cannot be given another clock."""
 
 
 def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
-    """The LLM and its tokenizer, from where an ear on this computer has them."""
+    """Returns the LLM and its tokenizer, from the same files as an ear on this computer."""
     options: dict[str, Any] = {"local_files_only": True}
     if not Path(resolve_model_path(base.llm)).is_dir():
         options["revision"] = base.llm_revision or "main"
@@ -38,25 +38,25 @@ def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
     return llm.eval().to(device), tokenizer
 
 
-def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> Ids:
-    """A prompt through the tokenizer's own chat template, on the day and under the system prompt of the settings.
+def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> TokenIds:
+    """Returns a prompt's tokens in the tokenizer's own chat template, with the settings' date and system prompt.
 
-    A template without a system role has the system prompt at the head of the user's turn; one that reads no plain text
-    is given a list of parts.
+    If the template has no system role, the system prompt begins the user's turn. If it takes no plain text, the content
+    is a list of parts.
 
     Raises:
-        CheckpointError: none of these shows the prompt
+        CheckpointError: in none of these forms does the template contain the prompt
     """
-    day = datetime.fromisoformat(settings.date)
-    template = _CLOCK.sub(
-        lambda call: json.dumps(day.strftime(call[1] or call[2])), tokenizer.get_chat_template()
+    date = datetime.fromisoformat(settings.date)
+    template = _CLOCK_CALL.sub(
+        lambda call: json.dumps(date.strftime(call[1] or call[2])), tokenizer.get_chat_template()
     )
-    for messages in _ways_to_write(prompt, settings.system):
+    for messages in _iterate_message_forms(prompt, settings.system):
         try:
             text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
-                date_string=day.strftime("%d %b %Y"),
+                date_string=date.strftime("%d %b %Y"),
                 add_generation_prompt=True,
                 tokenize=False,
             )
@@ -65,39 +65,40 @@ def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> Ids:
         if prompt.strip() in text and (settings.system or "").strip() in text:
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     raise CheckpointError(
-        f"the chat template of {tokenizer.name_or_path!r} does not show {prompt!r} as a user's turn: expected one that"
-        " does"
+        f"the chat template of {tokenizer.name_or_path!r} leaves out {prompt!r} as a user's turn; expected a"
+        " template that contains it"
     )
 
 
-def _ways_to_write(prompt: str, system: str | None) -> Iterator[list[dict[str, Any]]]:
-    told = (system or "").strip()
-    headed = f"{told}\n\n{prompt}" if told else prompt
-    for form in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+def _iterate_message_forms(prompt: str, system: str | None) -> Iterator[list[dict[str, Any]]]:
+    system_text = (system or "").strip()
+    prompt_with_system = f"{system_text}\n\n{prompt}" if system_text else prompt
+    for wrap in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
         if system is not None:
             yield [
-                {"role": "system", "content": form(system)},
-                {"role": "user", "content": form(prompt)},
+                {"role": "system", "content": wrap(system)},
+                {"role": "user", "content": wrap(prompt)},
             ]
-        yield [{"role": "user", "content": form(headed)}]
+        yield [{"role": "user", "content": wrap(prompt_with_system)}]
 
 
 @torch.inference_mode()
-def generate_answer(llm: Any, tokenizer: Any, ids: Ids, max_new_tokens: int) -> Ids:
-    """The LLM's greedy answer, up to its end, so many tokens, or where its context ends."""
+def generate_answer(llm: Any, tokenizer: Any, ids: TokenIds, max_new_tokens: int) -> TokenIds:
+    """Returns the LLM's greedy answer, up to its end token, `max_new_tokens`, or the end of the context."""
     context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None:
         max_new_tokens = min(max_new_tokens, context - len(ids))
-    given = torch.tensor([ids], device=llm.device)
-    own = llm.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if own is None else own
-    with silence_transformers():  # of advice about settings for sampling that many a model carries
-        made = llm.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
+    input_ids = torch.tensor([ids], device=llm.device)
+    eos_token_id = llm.generation_config.eos_token_id
+    if eos_token_id is None:
+        eos_token_id = tokenizer.eos_token_id
+    with silence_transformers():  # silences advice about sampling settings that many models have
+        output_ids = llm.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            pad_token_id=end[0] if isinstance(end, list) else end,
-            eos_token_id=end,
+            pad_token_id=eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
+            eos_token_id=eos_token_id,
         )
-    return tuple(made[0, len(ids) :].tolist())
+    return tuple(output_ids[0, len(ids) :].tolist())

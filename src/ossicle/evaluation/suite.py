@@ -1,4 +1,4 @@
-"""The items of an evaluation and the file they come from; it knows where the sound is, not what is in it."""
+"""The items of an evaluation, and how they are read from a file. Sound is located here, not decoded."""
 
 import difflib
 import io
@@ -18,25 +18,25 @@ from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
 
 ITEM_KEYS = ("audio", "text", "instruction", "answer", "id", "group")
-"""The keys of a suite's line; the first two are required."""
-MAX_SHOWN = 300
-"""Characters of a path that a message shows: what is no path may be as long as a sound."""
+"""The keys of an item in a file; the first two are required."""
+_MAX_SHOWN_CHARS = 300
+"""Longest path that an error message quotes, in characters: a wrong value may be as long as a sound."""
 POCKET_SUITE = "pocket"
-"""The embedded suite's name: spoken questions, by voices that the embedded speech does not have."""
+"""The embedded suite's name: spoken questions in voices that the embedded training speech does not have."""
 EMBEDDED_SUITES = {POCKET_SUITE: "pocket/suite", "pocket-manner": "pocket/manner"}
-"""The tables that the package carries, by their suites' names; in the second one the manner of speaking asks too."""
+"""The package's own tables by suite name. In the second one, the answer also depends on the manner of speaking."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One spoken turn and what is known about it."""
+    """One spoken turn, its transcript and its expected answer."""
 
     id: str
-    """Names the item in reports and errors; unique in its suite."""
+    """Identifies the item in reports and errors; unique in its suite."""
     audio: AudioSource = field(repr=False)
-    """The sound that is spoken."""
+    """The sound of the turn."""
     text: str
-    """What is said in it, the true transcript."""
+    """The true transcript of the sound."""
     instruction: str | None = None
     """Text that accompanies the sound, such as "Answer in Spanish."."""
     answer: str | None = None
@@ -44,18 +44,18 @@ class Item:
     group: str | None = None
     """The row of the report that the item counts in, such as "unseen voices"."""
     rule: str = "exact"
-    """How its answers are marked: the name of one of `ossicle.evaluation.scoring.RULES`."""
+    """How its answers are scored: the name of one of `ossicle.evaluation.scoring.RULES`."""
     rubric: Mapping[str, Any] = field(default_factory=dict)
-    """What that rule has to know beside the expected answer, as JSON has it; the report keeps it."""
+    """What the rule needs in addition to the expected answer, as JSON values; the report keeps it."""
     choices: tuple[str, ...] = ()
-    """Words among which the LLM's likeliest is its answer, where it is not asked to answer freely."""
+    """Words of which the most likely one is the LLM's answer; empty if the LLM answers freely."""
 
     def __post_init__(self) -> None:
-        """Refuse an item that could not be scored.
+        """Refuses an item that could not be scored.
 
         Raises:
-            DataError: a text without a single word, another text that is given but empty, or an open file,
-                which could be read only once.
+            DataError: a text without words, another field that is given but empty, or an open file, which could be
+                read only once
         """
         if isinstance(self.audio, io.IOBase):
             raise DataError(f"item {self.id!r}: audio is an open file; give its path or its bytes")
@@ -69,30 +69,30 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Items that are evaluated together, and how their number is made."""
+    """Items that are evaluated together, and how their overall number is computed."""
 
     name: str
-    """What the report calls it."""
+    """The suite's name in the report."""
     items: tuple[Item, ...]
     overall: Literal["items", "groups"] = "items"
-    """Whether the suite's number is that of all items, or the mean of its groups' numbers."""
+    """Whether the suite's overall number is that of all items, or the mean of its groups' numbers."""
     description: str = ""
-    """What it is and where it comes from, in a sentence for the report."""
+    """One sentence for the report: the suite's content and source."""
     max_new_tokens: int | None = None
-    """Longest answer, where the suite says so."""
+    """Longest answer, in tokens, if the suite sets it."""
 
 
 def load_suite(name: str | Path) -> tuple[Item, ...]:
-    """The items of a suite: "pocket" or "pocket-manner" for the embedded ones, or a file with an item to a line or row.
+    """Returns the items of an embedded suite, "pocket" or "pocket-manner", or of a file with one item per line or row.
 
-    A JSONL file has {"audio", "text"} and optionally the other `KEYS` on each line, audio paths relative to
-    the file; blank lines are skipped. A parquet file has columns of these names, audio as a struct
-    {bytes, path} or as bytes. What means nothing here is left alone unless it looks like one of `KEYS`
-    misspelt: an "anwser" that is passed over would change what is measured.
+    A JSONL file has {"audio", "text"} and optionally the other `ITEM_KEYS` on each line, with audio paths relative to
+    the file; blank lines are skipped. A parquet file has columns of these names, with audio as a struct {bytes, path}
+    or as bytes. Other keys are ignored, unless one looks like a misspelled key of `ITEM_KEYS`: ignoring an "anwser"
+    would change what is measured.
 
     Raises:
-        DataError: a file that cannot be read or has no items; a line or row that is not such an item, names
-            sound that is not there, or repeats an id. The message says which.
+        DataError: a file that cannot be read or has no items; a line or row that is not a valid item, names sound that
+            does not exist, or repeats an id. The message says which.
     """
     path = Path(
         resolve_model_path(EMBEDDED_SUITES[name]) + ".parquet"
@@ -104,30 +104,34 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
             f"{path}: no such suite file; give the path of a JSONL or parquet file, or {' or '.join(EMBEDDED_SUITES)}"
         )
     items: dict[str, Item] = {}
-    for place, read in _parquet_items(path) if path.suffix == ".parquet" else _jsonl_items(path):
+    readers = _iterate_parquet(path) if path.suffix == ".parquet" else _iterate_jsonl(path)
+    for position, read_item in readers:
         try:
-            item = read()
+            item = read_item()
             if item.id in items:
-                raise DataError(f"item {item.id!r} was there before; give every item an id of its own")
+                raise DataError(f"item id {item.id!r} is already used; give every item its own id")
         except DataError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{position}: {error}") from None
         items[item.id] = item
     if not items:
         raise DataError(
-            f'{path}: no items; write one JSON object a line, such as {{"audio": "a.wav", "text": "..."}}'
+            f'{path}: no items; write one JSON object per line, such as {{"audio": "a.wav", "text": "..."}}'
         )
     return tuple(items.values())
 
 
-def _jsonl_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
-    """Each line that is not blank: where it is, and how it is read."""
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+def _iterate_jsonl(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
+    """Yields the position of each line that is not blank, and a function that reads its item."""
+    for number, line in enumerate(_read_file(path).split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", partial(_item, line, default_id=f"{number:04d}", folder=path.parent)
+            yield (
+                f"{path}:{number}",
+                partial(_parse_line, line, default_id=f"{number:04d}", folder=path.parent),
+            )
 
 
-def _parquet_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
-    """Each row: where it is, and how it is read."""
+def _iterate_parquet(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
+    """Yields the position of each row, and a function that reads its item."""
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
@@ -140,40 +144,40 @@ def _parquet_items(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", partial(_row, row, default_id=f"{number:04d}")
+        yield f"{path}, row {number}", partial(_parse_row, row, default_id=f"{number:04d}")
 
 
-def _row(fields: dict[str, Any], *, default_id: str) -> Item:
-    """The item of a row.
+def _parse_row(fields: dict[str, Any], *, default_id: str) -> Item:
+    """Returns the item of a row.
 
     Raises:
-        DataError: without the place, which the caller knows.
+        DataError: the row is not a valid item; the caller adds the position
     """
     audio = fields["audio"]
     encoded = audio.get("bytes") if isinstance(audio, dict) else audio
     if not isinstance(encoded, bytes):
         raise DataError("audio holds no bytes; store the sound itself in the table")
-    given = _given(fields, default_id)
-    _check_texts(given, required=("text",))
-    return Item(**given, audio=encoded)
+    values = _select_values(fields, default_id)
+    _check_texts(values, required=("text",))
+    return Item(**values, audio=encoded)
 
 
 def validate_items(items: tuple[Item, ...]) -> None:
-    """Refuse items that no report could be made of.
+    """Refuses items that cannot be reported on.
 
     Raises:
-        DataError: no items, or two of the same id.
+        DataError: no items, or two with the same id
     """
     if not items:
         raise DataError("no items to evaluate; give at least one")
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise DataError(f"item {item.id!r} is there twice; give every item an id of its own")
+            raise DataError(f"item id {item.id!r} is used twice; give every item its own id")
         seen.add(item.id)
 
 
-def _read(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -182,37 +186,39 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _item(line: str, *, default_id: str, folder: Path) -> Item:
-    """The item on one line.
+def _parse_line(line: str, *, default_id: str, folder: Path) -> Item:
+    """Returns the item of a line.
 
     Raises:
-        DataError: without the place, which the caller knows.
+        DataError: the line is not a valid item; the caller adds the position
     """
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"not JSON at column {error.colno} ({error.msg}); write one JSON object a line"
+            f"not JSON at column {error.colno} ({error.msg}); write one JSON object per line"
         ) from None
     if not isinstance(fields, dict):
-        raise DataError(f'a JSON object with "audio" and "text" is expected, this is {_kind(fields)}')
+        raise DataError(
+            f'a JSON object with "audio" and "text" is expected, this is {_describe_type(fields)}'
+        )
     _check_fields(fields)
     audio = folder / fields["audio"]
     if not _is_file(audio):
         raise DataError(
-            f"no audio file {str(audio)[:MAX_SHOWN]}; paths are relative to the suite's own folder"
+            f"no audio file {str(audio)[:_MAX_SHOWN_CHARS]}; paths are relative to the suite's own folder"
         )
-    return Item(**_given(fields, default_id), audio=audio)
+    return Item(**_select_values(fields, default_id), audio=audio)
 
 
-def _given(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:
-    """What a line or row says beside its sound."""
-    said = {key: fields[key] for key in ITEM_KEYS if key != "audio" and fields.get(key) is not None}
-    return {"id": default_id} | said
+def _select_values(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:
+    """Returns the values of a line or row, without its sound."""
+    values = {key: fields[key] for key in ITEM_KEYS if key != "audio" and fields.get(key) is not None}
+    return {"id": default_id} | values
 
 
 def _is_file(path: Path) -> bool:
-    """False as well for what cannot be a path: a name that is too long, or one with a zero in it."""
+    """Whether a path is a file; false also for an invalid path, such as one that is too long or has a null byte."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -226,9 +232,9 @@ def _check_fields(fields: dict[str, object]) -> None:
 
 def _check_keys(keys: Iterable[str]) -> None:
     for key in keys:
-        meant = difflib.get_close_matches(key.lower(), ITEM_KEYS, n=1, cutoff=0.81)
-        if key not in ITEM_KEYS and meant:
-            raise DataError(f"unknown key {key!r}; did you mean {meant[0]!r}?")
+        matches = difflib.get_close_matches(key.lower(), ITEM_KEYS, n=1, cutoff=0.81)
+        if key not in ITEM_KEYS and matches:
+            raise DataError(f"unknown key {key!r}; did you mean {matches[0]!r}?")
 
 
 def _check_texts(fields: dict[str, object], *, required: Sequence[str]) -> None:
@@ -238,9 +244,11 @@ def _check_texts(fields: dict[str, object], *, required: Sequence[str]) -> None:
     for key in ITEM_KEYS:
         value = fields.get(key)
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{key} is {json.dumps(value)[:40]}, {_kind(value)}; write it as a string")
+            raise DataError(
+                f"{key} is {json.dumps(value)[:40]}, {_describe_type(value)}; write it as a string"
+            )
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+def _describe_type(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

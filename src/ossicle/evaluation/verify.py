@@ -1,17 +1,20 @@
-"""Proof that the LLM within an ear is untouched: all of its weights hashed, its answers to texts token for token.
+"""Verifies that the LLM in an ear is untouched: all of its weights by hash, its answers to texts token by token.
 
-Beside it stands the same LLM as transformers alone loads and asks it. The two are loaded one after the other, as many
-a computer has room for one.
+It is compared with the reference LLM: the same LLM as transformers alone loads and runs it. The two are loaded one after
+the other, because many computers have memory for only one.
 """
 
 import gc
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
 
 from ossicle import checkpoint
 from ossicle.backbones.model_files import resolve_model_path
@@ -20,7 +23,6 @@ from ossicle.console_progress import ProgressCallback
 from ossicle.ear import EarSettings
 from ossicle.evaluation import reference_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
-from ossicle.evaluation.weight_hash import WeightHashes, hash_weights
 
 PROMPTS = (
     *("what is the capital of japan", "what is the opposite of cold", "how many legs does a spider have"),
@@ -40,51 +42,73 @@ PROMPTS = (
     "Schreibe einen Satz über den Winter.",
     "请用一句话介绍北京。",
 )
-"""What is asked unless something else is: small questions, which the embedded LLM knows, and larger ones."""
+"""The default prompts: short questions, which the embedded LLM knows, and longer ones."""
 MAX_NEW_TOKENS = 64
+_VALUES_PER_CHUNK = 2**24
+"""Values that are hashed at a time: weights on a GPU are copied to the host in chunks of this size."""
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightHashes:
+    """Hashes of every parameter and every buffer of a model, including those that are stored in no file."""
+
+    digests: dict[str, str]
+    """SHA-256 of each tensor's type, shape and bytes, by its name."""
+    n_values: int
+    n_bytes: int
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all names and digests."""
+        lines = "".join(f"{name} {digest}\n" for name, digest in sorted(self.digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def find_differences(self, other: "WeightHashes") -> list[str]:
+        """Returns the names of the tensors that are missing in one of the two, or that differ."""
+        names = sorted({*self.digests, *other.digests})
+        return [name for name in names if self.digests.get(name) != other.digests.get(name)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceResult:
-    """What the LLM shows that transformers alone loads and asks."""
+    """Weights and answers of the reference LLM."""
 
     weights: WeightHashes
     tokenizer: str
     """Hash of its vocabulary and chat template."""
-    prompts: tuple[Ids, ...]
-    answers: tuple[Ids, ...]
-    """Greedy, with the token that ends them where they came to an end."""
+    prompts: tuple[TokenIds, ...]
+    answers: tuple[TokenIds, ...]
+    """Greedy answers, with the end token if they are complete."""
     texts: tuple[str, ...]
-    """The answers as words."""
+    """The answers as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarResult:
-    """What the LLM shows that is within an ear."""
+    """Weights and answers of the LLM in an ear."""
 
     settings: EarSettings
     dtype: str
     weights: WeightHashes
-    """After all that was asked and heard."""
+    """Hashed after all prompts and the sound."""
     tokenizer: str
     recorded_fingerprint: str
-    """The LLM's fingerprint in the ear's folder: of the one that the ear was distilled against."""
+    """The fingerprint in the ear's folder, of the LLM that the ear was distilled against."""
     fingerprint: str
-    """Its fingerprint after all that was asked and heard."""
-    prompts: tuple[Ids, ...]
-    answers_before: tuple[Ids, ...]
-    """The answers before it has heard anything."""
+    """The LLM's fingerprint after all prompts and the sound."""
+    prompts: tuple[TokenIds, ...]
+    answers_before: tuple[TokenIds, ...]
+    """The answers before the ear has heard a sound."""
     answer_to_sound: str
-    """Its answer to a sound."""
-    answers_after: tuple[Ids, ...]
-    """The answers after that."""
+    answers_after: tuple[TokenIds, ...]
+    """The answers after the sound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """Whether an ear's LLM is the stock one, with all that says so."""
+    """The comparison of the LLM in an ear with the reference LLM."""
 
     ear: str
     prompts: tuple[str, ...]
@@ -93,46 +117,55 @@ class VerificationReport:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What is not the same, in words; nothing if the LLM is untouched."""
-        stock, within = self.reference, self.in_ear
-        found = []
-        if changed := stock.weights.differences(within.weights):
-            found.append(f"{len(changed)} of {len(stock.weights.digests)} tensors, such as {changed[0]}")
-        if stock.tokenizer != within.tokenizer:
-            found.append("the tokenizer")
-        if within.recorded_fingerprint != within.fingerprint:
-            found.append(
-                f"the fingerprint, {within.fingerprint} where {within.recorded_fingerprint} is recorded"
+        """All differences in words; empty if the LLM is untouched."""
+        reference, in_ear = self.reference, self.in_ear
+        differences = []
+        if changed := reference.weights.find_differences(in_ear.weights):
+            differences.append(
+                f"{len(changed)} of {len(reference.weights.digests)} tensors, such as {changed[0]}"
             )
-        found += self._unlike("prompts' tokens", stock.prompts, within.prompts)
-        found += self._unlike("answers before hearing", stock.answers, within.answers_before)
-        found += self._unlike("answers after hearing", stock.answers, within.answers_after)
-        return tuple(found)
+        if reference.tokenizer != in_ear.tokenizer:
+            differences.append("the tokenizer")
+        if in_ear.recorded_fingerprint != in_ear.fingerprint:
+            differences.append(
+                f"the fingerprint, which is {in_ear.fingerprint} but {in_ear.recorded_fingerprint} in the ear's folder"
+            )
+        differences += self._compare_ids("prompts' tokens", reference.prompts, in_ear.prompts)
+        differences += self._compare_ids("answers before hearing", reference.answers, in_ear.answers_before)
+        differences += self._compare_ids("answers after hearing", reference.answers, in_ear.answers_after)
+        return tuple(differences)
 
-    def _unlike(self, what: str, one: Sequence[Ids], other: Sequence[Ids]) -> list[str]:
-        asked = [prompt for prompt, a, b in zip(self.prompts, one, other, strict=True) if a != b]
-        return [f"{len(asked)} of {len(self.prompts)} {what}, such as {asked[0]!r}"] if asked else []
+    def _compare_ids(self, name: str, ids: Sequence[TokenIds], others: Sequence[TokenIds]) -> list[str]:
+        differing = [prompt for prompt, a, b in zip(self.prompts, ids, others, strict=True) if a != b]
+        return (
+            [f"{len(differing)} of {len(self.prompts)} {name}, such as {differing[0]!r}"] if differing else []
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, of the tensors one hash."""
-        stock, within = self.reference, self.in_ear
+        """Returns the report as JSON values, with one hash for all tensors."""
+        reference, in_ear = self.reference, self.in_ear
+        keys = ("prompt", "answer", "reference", "before_hearing", "after_hearing")
         rows = zip(
-            self.prompts, stock.texts, stock.answers, within.answers_before, within.answers_after, strict=True
+            self.prompts,
+            reference.texts,
+            reference.answers,
+            in_ear.answers_before,
+            in_ear.answers_after,
+            strict=True,
         )
-        keys = ("prompt", "answer", "stock", "before_hearing", "after_hearing")
         return {
             "ear": self.ear,
-            "llm": within.settings.base.llm,
-            "dtype": within.dtype,
-            "is_untouched": not self.differences,
+            "llm": in_ear.settings.base.llm,
+            "dtype": in_ear.dtype,
+            "is_unchanged": not self.differences,
             "differences": [*self.differences],
-            "n_tensors": len(stock.weights.digests),
-            "n_values": stock.weights.n_values,
-            "n_bytes": stock.weights.n_bytes,
-            "weights_sha256": {"stock": stock.weights.sha256, "within": within.weights.sha256},
-            "tokenizer": {"stock": stock.tokenizer, "within": within.tokenizer},
-            "fingerprint": {"recorded": within.recorded_fingerprint, "within": within.fingerprint},
-            "answer_to_sound": within.answer_to_sound,
+            "n_tensors": len(reference.weights.digests),
+            "n_values": reference.weights.n_values,
+            "n_bytes": reference.weights.n_bytes,
+            "weights_sha256": {"reference": reference.weights.sha256, "in_ear": in_ear.weights.sha256},
+            "tokenizer": {"reference": reference.tokenizer, "in_ear": in_ear.tokenizer},
+            "fingerprint": {"recorded": in_ear.recorded_fingerprint, "in_ear": in_ear.fingerprint},
+            "answer_to_sound": in_ear.answer_to_sound,
             "answers": [dict(zip(keys, row, strict=True)) for row in rows],
         }
 
@@ -144,9 +177,9 @@ def verify(
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: ProgressCallback | None = None,
 ) -> VerificationReport:
-    """Compares the LLM within an ear with the stock one; what differs, if anything does, is in the verdict.
+    """Compares the LLM in an ear with the reference LLM.
 
-    Prompts are asked one by one: the two ways through an LLM round alike only if nothing stands beside them.
+    Prompts are asked one by one, because the two ways through an LLM round in the same way only for single prompts.
 
     Args:
         ear: its folder or a run's, or "pocket/ear" for the embedded one
@@ -154,55 +187,83 @@ def verify(
         progress: called before and after each item of each stage
 
     Raises:
-        CheckpointError: not an ear, a damaged one, or one of other bases than those it was distilled against
+        CheckpointError: not an ear, a damaged one, or one whose backbones differ from those it was distilled against
         RequestError: a prompt that cannot be asked, such as one with a control token
     """
-    tell = progress or (lambda stage, n_done, n: None)
-    within = _ask_within(ear, prompts, max_new_tokens, tell)
+    report_progress = progress or (lambda stage, n_done, n: None)
+    in_ear = _run_ear(ear, prompts, max_new_tokens, report_progress)
     _free_memory()
-    beside = _ask_stock(within.settings, prompts, max_new_tokens, tell)
-    return VerificationReport(ear=ear, prompts=tuple(prompts), reference=beside, in_ear=within)
+    reference = _run_reference(in_ear.settings, prompts, max_new_tokens, report_progress)
+    return VerificationReport(ear=ear, prompts=tuple(prompts), reference=reference, in_ear=in_ear)
 
 
-def _ask_within(name: str, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback) -> EarResult:
-    ear = checkpoint.load(name)
-    talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+def hash_weights(
+    model: nn.Module, progress: Callable[[int, int], None] = lambda n_done, n: None
+) -> WeightHashes:
+    """Hashes all weights of a model, copying no more than a chunk of one tensor at a time.
 
-    def asked(stage: str) -> tuple[Ids, ...]:
-        answers = [
-            tuple(ear.generate_ids_batch([talk], max_new_tokens=max_new_tokens)[0])
-            for talk in _told(talks, stage, tell)
-        ]
-        return tuple(answers)
-
-    before = asked("asking the ear")
-    spoken = ear.chat(_spoken_turn(), max_new_tokens=max_new_tokens)
-    after = asked("once it has heard")
-    return EarResult(
-        settings=ear.settings,
-        dtype=str(ear.llm.dtype).removeprefix("torch."),
-        weights=hash_weights(ear.llm, lambda n_done, n: tell("hashing its LLM", n_done, n)),
-        tokenizer=checkpoint.fingerprint_tokenizer(ear.tokenizer),
-        recorded_fingerprint=_recorded(name),
-        fingerprint=checkpoint.fingerprint_model(ear.llm),
-        prompts=tuple(tuple(ear.build_prompts([talk])[0].ids.tolist()) for talk in talks),
-        answers_before=before,
-        answer_to_sound=spoken,
-        answers_after=after,
+    Args:
+        progress: called before the first tensor and after each, with the number of tensors done and of all tensors
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    digests: dict[str, str] = {}
+    progress(0, len(tensors))
+    for name, tensor in tensors.items():
+        digests[name] = _hash_tensor(tensor.detach())
+        progress(len(digests), len(tensors))
+    return WeightHashes(
+        digests=digests,
+        n_values=sum(tensor.numel() for tensor in tensors.values()),
+        n_bytes=sum(tensor.nbytes for tensor in tensors.values()),
     )
 
 
-def _spoken_turn() -> list[dict[str, Any]]:
-    """A question aloud; of the embedded suite, as any sound will do."""
+def _hash_tensor(tensor: Shaped[Tensor, "..."]) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    for chunk in tensor.reshape(-1).split(_VALUES_PER_CHUNK):
+        digest.update(chunk.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _run_ear(name: str, prompts: Sequence[str], max_new_tokens: int, progress: ProgressCallback) -> EarResult:
+    ear = checkpoint.load(name)
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+
+    def answer_all(stage: str) -> tuple[TokenIds, ...]:
+        answers = [
+            tuple(ear.generate_ids_batch([conversation], max_new_tokens=max_new_tokens)[0])
+            for conversation in _iterate_with_progress(conversations, stage, progress)
+        ]
+        return tuple(answers)
+
+    answers_before = answer_all("asking the ear")
+    answer_to_sound = ear.chat(_build_spoken_turn(), max_new_tokens=max_new_tokens)
+    answers_after = answer_all("asking the ear after a sound")
+    return EarResult(
+        settings=ear.settings,
+        dtype=str(ear.llm.dtype).removeprefix("torch."),
+        weights=hash_weights(ear.llm, lambda n_done, n: progress("hashing the ear's LLM", n_done, n)),
+        tokenizer=checkpoint.fingerprint_tokenizer(ear.tokenizer),
+        recorded_fingerprint=_read_recorded_fingerprint(name),
+        fingerprint=checkpoint.fingerprint_model(ear.llm),
+        prompts=tuple(tuple(ear.build_prompts([conversation])[0].ids.tolist()) for conversation in conversations),
+        answers_before=answers_before,
+        answer_to_sound=answer_to_sound,
+        answers_after=answers_after,
+    )
+
+
+def _build_spoken_turn() -> list[dict[str, Any]]:
+    """Returns a spoken question of the embedded suite; any sound would do."""
     sound = load_suite(POCKET_SUITE)[0].audio
     return [{"role": "user", "content": [{"type": "audio", "audio": sound}]}]
 
 
-def _recorded(name: str) -> str:
-    """The LLM's fingerprint in an ear's folder, or in that of a run."""
+def _read_recorded_fingerprint(name: str) -> str:
+    """Returns the LLM's fingerprint in the folder of an ear or of a run."""
     folder = Path(resolve_model_path(name))
-    place = folder if (folder / checkpoint.CONFIG).is_file() else folder / checkpoint.RUN_EAR
-    return json.loads((place / checkpoint.CONFIG).read_text(encoding="utf-8"))["fingerprints"]["llm"]
+    ear_folder = folder if (folder / checkpoint.CONFIG).is_file() else folder / checkpoint.RUN_EAR
+    return json.loads((ear_folder / checkpoint.CONFIG).read_text(encoding="utf-8"))["fingerprints"]["llm"]
 
 
 def _free_memory() -> None:
@@ -211,34 +272,34 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _ask_stock(
-    settings: EarSettings, prompts: Sequence[str], max_new_tokens: int, tell: ProgressCallback
+def _run_reference(
+    settings: EarSettings, prompts: Sequence[str], max_new_tokens: int, progress: ProgressCallback
 ) -> ReferenceResult:
     base = settings.base
     llm, tokenizer = reference_llm.load_reference_llm(base)
-    asked = [reference_llm.encode_prompt(tokenizer, prompt, settings.prompt) for prompt in prompts]
+    prompt_ids = [reference_llm.encode_prompt(tokenizer, prompt, settings.prompt) for prompt in prompts]
     answers = [
         reference_llm.generate_answer(llm, tokenizer, ids, max_new_tokens)
-        for ids in _told(asked, "asking the stock LLM", tell)
+        for ids in _iterate_with_progress(prompt_ids, "asking the reference LLM", progress)
     ]
     if llm.config.get_text_config(decoder=True) is not llm.config:
-        # It sees as well, and the ear has only the LLM within it: the same tensors by other names.
+        # A vision-language model. The ear has only its LLM, whose tensors have other names there.
         device = llm.device
         del llm
         _free_memory()
         llm, _ = load_llm(base.llm, base.llm_revision, device)
     return ReferenceResult(
-        weights=hash_weights(llm, lambda n_done, n: tell("hashing the stock LLM", n_done, n)),
+        weights=hash_weights(llm, lambda n_done, n: progress("hashing the reference LLM", n_done, n)),
         tokenizer=checkpoint.fingerprint_tokenizer(tokenizer),
-        prompts=tuple(asked),
+        prompts=tuple(prompt_ids),
         answers=tuple(answers),
         texts=tuple(str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers),
     )
 
 
-def _told(items: Sequence[Any], stage: str, tell: ProgressCallback) -> Iterator[Any]:
-    """The items, with word of how many of them are done."""
+def _iterate_with_progress(items: Sequence[Any], stage: str, progress: ProgressCallback) -> Iterator[Any]:
+    """Yields the items and reports how many are done."""
     for n_done, item in enumerate(items):
-        tell(stage, n_done, len(items))
+        progress(stage, n_done, len(items))
         yield item
-    tell(stage, len(items), len(items))
+    progress(stage, len(items), len(items))

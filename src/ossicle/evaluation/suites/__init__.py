@@ -1,4 +1,4 @@
-"""The suites that can be evaluated, by name: the embedded ones, files of one's own, and the public benchmarks."""
+"""The suites that can be evaluated, by name: the embedded ones, the user's own files, and public benchmarks."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ from ossicle.evaluation.suites.voicebench import open_voicebench
 
 __all__ = ["SUITES", "open_suite"]
 
-Opener = Callable[[str, str | None], Suite]
-"""Makes a suite of the part of its name behind a slash ("" for none) and of the place of its data, if one was named."""
+SuiteOpener = Callable[[str, str | None], Suite]
+"""Returns a suite, given the part of its name after a slash ("" for none) and the source of its data, if named."""
 
-SUITES: Mapping[str, Opener] = {
+SUITES: Mapping[str, SuiteOpener] = {
     "voicebench": open_voicebench,
     "sd-qa": open_sdqa,
     "heysquad": open_heysquad,
@@ -27,18 +27,18 @@ SUITES: Mapping[str, Opener] = {
     "iemocap": open_iemocap,
     "meld": open_meld,
 }
-"""The public benchmarks."""
+"""The public benchmarks, by the part of their name before a slash."""
 
 
 def open_suite(name: str, data: str | None = None) -> Suite:
-    """A suite by its name, such as "pocket", "voicebench", "covost2/en_de", or a JSONL or parquet file.
+    """Returns a suite by its name, such as "pocket", "voicebench", "covost2/en_de", or a JSONL or parquet file.
 
     Args:
-        data: where the data of a public benchmark lies, if not under its own hub id: another hub id, or a local
-            folder in the published layout
+        data: the source of a public benchmark's data, if not its own hub id: another hub id, or a local folder in the
+            published layout
 
     Raises:
-        DataError: no such suite, or data that is not as published
+        DataError: no such suite, or data that differs from the published form
     """
     family, _, part = name.partition("/")
     if family in SUITES:

@@ -1,4 +1,4 @@
-"""Which emotion a voice shows, one word of a few: IEMOCAP and MELD."""
+"""IEMOCAP and MELD: which emotion a voice shows, as one word out of a few."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,42 +10,41 @@ from ossicle.evaluation.suites.hub_tables import format_table_name, read_audio, 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where a corpus of emotions is, and what it calls them."""
+    """Where a corpus of emotional speech is published, and its columns and labels."""
 
-    place: str
+    hub_id: str
     split: str
-    id: str
-    """Column that names the recording; text and label alike."""
-    text: str
-    label: str
-    words: Mapping[str, str]
-    """From published labels to the words among which the LLM chooses."""
-    has_others: bool = False
-    """Whether there are rows of other labels, which the usual evaluation leaves out."""
+    id_column: str
+    text_column: str
+    label_column: str
+    choices: Mapping[str, str]
+    """From published labels to the words that the LLM chooses from."""
+    has_other_labels: bool = False
+    """Whether there are rows with other labels, which the usual evaluation leaves out."""
 
 
 IEMOCAP = Corpus(
-    place="AbstractTTS/IEMOCAP",
+    hub_id="AbstractTTS/IEMOCAP",
     split="train",
-    id="file",
-    text="transcription",
-    label="major_emotion",
-    words={
+    id_column="file",
+    text_column="transcription",
+    label_column="major_emotion",
+    choices={
         "angry": "Anger",
         "happy": "Happiness",
         "excited": "Happiness",
         "neutral": "Neutral",
         "sad": "Sadness",
     },
-    has_others=True,  # frustrated, surprise, fear, disgust, other, and where the raters did not agree
+    has_other_labels=True,  # frustrated, surprise, fear, disgust, other, and no agreement
 )
 MELD = Corpus(
-    place="ajyy/MELD_audio@refs/convert/parquet",
+    hub_id="ajyy/MELD_audio@refs/convert/parquet",
     split="test",
-    id="path",
-    text="text",
-    label="emotion",
-    words={
+    id_column="path",
+    text_column="text",
+    label_column="emotion",
+    choices={
         "anger": "Anger",
         "disgust": "Disgust",
         "fear": "Fear",
@@ -58,57 +57,64 @@ MELD = Corpus(
 
 
 def open_iemocap(part: str, data: str | None) -> Suite:
-    """IEMOCAP: acted dialogues, four emotions, all five sessions; "excited" counts as happiness, as is usual.
+    """Returns IEMOCAP: acted dialogues, four emotions, all five sessions; "excited" counts as happiness, as is usual.
 
-    DiVA's evaluation takes a copy without transcripts, which leaves the text ceiling nothing to read, and reports a
+    DiVA's evaluation uses a copy without transcripts, from which no text ceiling can be computed, and reports a
     weighted F1 over labels; this is accuracy.
 
     Raises:
-        DataError: a part is named, or data that is not as published
+        DataError: a part is named, or data that differs from the published form
 
     Source: Busso et al., 2008, doi 10.1007/s10579-008-9076-6; the labels as in SALT-NLP/DiVA-Eval.
     """
-    about = "IEMOCAP: which of four emotions an actor's voice shows (Busso et al. 2008); accuracy."
-    return _suite("iemocap", part, data, IEMOCAP, about)
+    description = "IEMOCAP: which of four emotions an actor's voice shows (Busso et al. 2008); accuracy."
+    return _open_corpus("iemocap", part, data, IEMOCAP, description)
 
 
 def open_meld(part: str, data: str | None) -> Suite:
-    """MELD: dialogues of the series Friends, seven emotions, the test split. Accuracy, where DiVA has a weighted F1.
+    """Returns MELD's test split: dialogues of the series Friends, seven emotions.
+
+    DiVA's evaluation reports a weighted F1 over labels; this is accuracy.
 
     Raises:
-        DataError: a part is named, or data that is not as published
+        DataError: a part is named, or data that differs from the published form
 
     Source: Poria et al., MELD, arXiv 1810.02508; the labels as in SALT-NLP/DiVA-Eval.
     """
-    about = "MELD: which of seven emotions a voice of a television series shows (Poria et al. 2019, arXiv"
-    return _suite("meld", part, data, MELD, about + " 1810.02508); accuracy.")
+    description = (
+        "MELD: which of seven emotions a voice of a television series shows (Poria et al. 2019, arXiv 1810.02508);"
+        " accuracy."
+    )
+    return _open_corpus("meld", part, data, MELD, description)
 
 
-def _suite(name: str, part: str, data: str | None, corpus: Corpus, about: str) -> Suite:
+def _open_corpus(name: str, part: str, data: str | None, corpus: Corpus, description: str) -> Suite:
     if part:
         raise DataError(f"{name} has no part {part!r}; give the name alone")
-    return Suite(name=name, items=tuple(_items(data or corpus.place, corpus)), description=about)
+    return Suite(name=name, items=tuple(_read_items(data or corpus.hub_id, corpus)), description=description)
 
 
-def _items(place: str, corpus: Corpus) -> Iterator[Item]:
-    choices = tuple(dict.fromkeys(corpus.words.values()))
+def _read_items(source: str, corpus: Corpus) -> Iterator[Item]:
+    choices = tuple(dict.fromkeys(corpus.choices.values()))
     instruction = f"Which emotion does my voice show? Answer with one word: {', '.join(choices)}."
-    where = format_table_name(place, None, corpus.split)
-    columns = (corpus.id, "audio", corpus.text, corpus.label)
-    rows = read_published_rows(place, config=None, split=corpus.split, columns=columns)
+    table = format_table_name(source, None, corpus.split)
+    columns = (corpus.id_column, "audio", corpus.text_column, corpus.label_column)
+    rows = read_published_rows(source, config=None, split=corpus.split, columns=columns)
     for number, row in enumerate(rows, start=1):
-        name = f"{where}, row {number}"
-        label = read_text(row, corpus.label, name).lower()
-        if label not in corpus.words and corpus.has_others:
+        row_name = f"{table}, row {number}"
+        label = read_text(row, corpus.label_column, row_name).lower()
+        if label not in corpus.choices and corpus.has_other_labels:
             continue
-        if label not in corpus.words:
-            raise DataError(f"{name}: {corpus.label} is {label!r}, expected one of {', '.join(corpus.words)}")
+        if label not in corpus.choices:
+            raise DataError(
+                f"{row_name}: {corpus.label_column} is {label!r}, expected one of {', '.join(corpus.choices)}"
+            )
         yield Item(
-            id=read_text(row, corpus.id, name),
-            audio=read_audio(row, "audio", name, place),
-            text=read_text(row, corpus.text, name),
+            id=read_text(row, corpus.id_column, row_name),
+            audio=read_audio(row, "audio", row_name, source),
+            text=read_text(row, corpus.text_column, row_name),
             instruction=instruction,
-            answer=corpus.words[label],
+            answer=corpus.choices[label],
             rule="label",
             choices=choices,
         )
