@@ -246,7 +246,9 @@ def _run_ear(name: str, prompts: Sequence[str], max_new_tokens: int, progress: P
         tokenizer=checkpoint.fingerprint_tokenizer(ear.tokenizer),
         recorded_fingerprint=_read_recorded_fingerprint(name),
         fingerprint=checkpoint.fingerprint_model(ear.llm),
-        prompts=tuple(tuple(ear.build_prompts([conversation])[0].ids.tolist()) for conversation in conversations),
+        prompts=tuple(
+            tuple(ear.build_prompts([conversation])[0].ids.tolist()) for conversation in conversations
+        ),
         answers_before=answers_before,
         answer_to_sound=answer_to_sound,
         answers_after=answers_after,
