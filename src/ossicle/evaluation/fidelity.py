@@ -181,7 +181,7 @@ def summarize_fidelity(items: Sequence[Fidelity], answers: Sequence[tuple[str, s
     """
     if not items or (answers and len(answers) != len(items)):
         raise DataError(
-            f"{len(items)} items and {len(answers)} pairs of answers; expected at least one item, and as many pairs or none"
+            f"{len(items)} items and {len(answers)} pairs of answers; expected at least one item and a pair for each"
         )
     n_positions = max(len(item.agreements) for item in items)
     by_position = [
