@@ -39,12 +39,12 @@ from ossicle.data.source import Source, Utterance
 from ossicle.ear import Ear, EarSettings
 from ossicle.plan import CostModel, MicrobatchMemory, build_cost_model, build_shapes
 from ossicle.plan.shapes import ModelShapes
-from ossicle.training.batch import Clip, Examples, Portion, new_portion
-from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
+from ossicle.training.batch import Clip, ClipDataset, Microbatch, build_microbatch
+from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
 from ossicle.training.distributed import Ranks
-from ossicle.training.optimizer import new_optimizer
-from ossicle.training.run import Run, new_sampler
-from ossicle.training.teacher import Teacher, text_key
+from ossicle.training.optimizer import build_optimizer
+from ossicle.training.run import Run, build_sampler
+from ossicle.training.teacher import Teacher, compute_transcript_key
 
 TOKENS_PER_SECOND = 2.8
 """Of read English: 14 in a clip of 5 s."""
@@ -252,9 +252,9 @@ def _clip(shape: Shape, length_s: float, n_tokens: int) -> Clip:
     return Clip(ids=ids, mel=torch.randn(shape.n_mels, n_frames), states=None)
 
 
-def portion_of(clips: Sequence[Clip]) -> Portion:
+def portion_of(clips: Sequence[Clip]) -> Microbatch:
     """Clips as a step is given them."""
-    return new_portion(clips)
+    return build_microbatch(clips)
 
 
 def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel:
@@ -321,8 +321,8 @@ class _NoRows(Source):
         return Utterance(name=self.row_name(row), audio=np.zeros(SAMPLE_RATE, np.float32), text="none")
 
 
-def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Run:
-    """A run as `ossicle.training.run.prepare` makes it of files, with nothing read from any."""
+def new_run(bases: Bases, recipe: Recipe, cache: TensorCache | None = None) -> Run:
+    """A run as `ossicle.training.run.build_run` makes it of files, with nothing read from any."""
     ear = bases.ear(recipe.connector)
     shapes = build_shapes(ear)
     costs = build_cost_model(recipe, shapes)
@@ -330,40 +330,42 @@ def new_run(bases: Bases, recipe: Recipe, cache: StateCache | None = None) -> Ru
     return Run(
         recipe=recipe,
         ear=ear,
-        learner=ear.connector,
-        examples=Examples(ear, speech, recipe.data, AugmentSettings(), recipe.train.seed),
+        connector=ear.connector,
+        dataset=ClipDataset(ear, speech, recipe.data, AugmentSettings(), recipe.train.seed),
         teacher=Teacher(ear, recipe.objective, cache),
-        optimizer=new_optimizer(ear.connector, recipe.train),
-        sampler=new_sampler(speech, recipe),
+        optimizer=build_optimizer(ear.connector, recipe.train),
+        sampler=build_sampler(speech, recipe),
         ranks=Ranks(),
-        costs=costs,
-        memory=MicrobatchMemory.from_shapes(shapes, costs),
+        cost_model=costs,
+        memory_model=MicrobatchMemory.from_shapes(shapes, costs),
         peak_flops=None,
-        bases={},
+        backbone_fingerprints={},
     )
 
 
-def filled_cache(run: Run, clips: Sequence[Clip]) -> StateCache:
+def filled_cache(run: Run, clips: Sequence[Clip]) -> TensorCache:
     """The teacher's states of all transcripts, written to the recipe's folder and opened again."""
     assert run.recipe.data.teacher_cache is not None
-    folder, need = Path(run.recipe.data.teacher_cache), run.teacher.need
+    folder, need = Path(run.recipe.data.teacher_cache), run.teacher.target_positions
     ids: list[Int[Tensor, " T"]] = [clip.ids for clip in clips]
     n_suffix = len(run.ear.template.frame.suffix)
-    filling = plan_filling(
+    filling = plan_cache_write(
         folder,
-        need.parts,
-        [text_key(row) for row in ids],
+        need.fingerprint,
+        [compute_transcript_key(row) for row in ids],
         [need.n_states(len(row), n_suffix, 0) for row in ids],
         width=run.ear.llm.config.hidden_size,
         dtype=run.ear.llm.dtype,
     )
 
-    def read(places: np.ndarray) -> list[Value]:
-        values = Teacher(run.ear, run.recipe.objective).read([ids[place] for place in places.tolist()])
-        return [Value(value.states.cpu(), value.ids) for value in values]
+    def read(places: np.ndarray) -> list[CacheEntry]:
+        values = Teacher(run.ear, run.recipe.objective).compute_states(
+            [ids[place] for place in places.tolist()]
+        )
+        return [CacheEntry(value.states.cpu(), value.token_ids) for value in values]
 
-    filling.run(read)
-    return finish(folder, need.parts)
+    filling.write_shards(read)
+    return write_index(folder, need.fingerprint)
 
 
 def full_window(shape: Shape, clips: Sequence[Clip]) -> Float[Tensor, "B M F"]:

@@ -17,16 +17,16 @@ from torch import Tensor
 from notebooks.gradients import Push
 from notebooks.looks import HeldOut, Look, head_of
 from ossicle import checkpoint
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import ObjectiveSettings, Recipe, load_recipe
 from ossicle.ear import Ear
-from ossicle.training.batch import new_batch
+from ossicle.training.batch import build_batch
 from ossicle.training.distillation import distillation_terms
-from ossicle.training.optimizer import new_optimizer
-from ossicle.training.run import Run, new_sampler, prepare
+from ossicle.training.optimizer import build_optimizer
+from ossicle.training.run import Run, build_run, build_sampler
 from ossicle.training.teacher import Teacher
-from ossicle.training.train_step import optimise
+from ossicle.training.train_step import train_step
 
 TERMS = ("hidden", "kl")
 """That are held against each other, by their names in an objective."""
@@ -107,7 +107,7 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """What was measured before, if it was, else what is measured now: long work can be stopped, and goes on."""
     if not path.exists():
         found = measure()
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(found, temporary)
     return torch.load(path, weights_only=True)
 
@@ -135,7 +135,7 @@ class Bench:
             ),
             train=replace(pocket.train, n_steps=sizes.n_steps, batch_size=sizes.batch_size),
         )
-        self.run = prepare(self.recipe)
+        self.run = build_run(self.recipe)
         self.ear = self.run.ear
         self.as_on_gpu = EarAsOnGpu.of(self.ear)
         self.held_out, self.head = HeldOut.of(self.ear, sizes.n_held_out), head_of(self.ear)
@@ -179,7 +179,11 @@ class Bench:
             if step in steps:
                 students.append(self.look().student.float())
             if step < n_steps:
-                optimise(run, step, run.share([run.examples.made(piece) for piece in run.pieces(step)]))
+                train_step(
+                    run,
+                    step,
+                    run.load_rank_batch(step),
+                )
         took_s = time.perf_counter() - started
         return {"steps": steps, "students": students, "weights": self.weights(), "took_s": took_s}
 
@@ -191,8 +195,8 @@ class Bench:
             recipe=recipe,
             ear=ear,
             teacher=Teacher(ear, recipe.objective),
-            optimizer=new_optimizer(ear.connector, recipe.train),
-            sampler=new_sampler(self.run.examples.speech, recipe),
+            optimizer=build_optimizer(ear.connector, recipe.train),
+            sampler=build_sampler(self.run.dataset.speech, recipe),
         )
 
     def arm(self, peak_lr: float, **weights: float) -> Recipe:
@@ -264,10 +268,10 @@ class Bench:
         run.ear.connector.eval()
         found = []
         for step in range(self.sizes.n_noise_batches):
-            (portion,) = run.share([run.examples.made(piece) for piece in run.pieces(step)]).portions
+            (portion,) = run.load_rank_batch(step).microbatches
             with run.ear.autocast():
                 terms = distillation_terms(
-                    run.ear, new_batch(run.ear, portion), objective, leads=False, teacher=run.teacher
+                    run.ear, build_batch(run.ear, portion), objective, leads=False, teacher=run.teacher
                 )
             terms[term].backward()
             found.append(

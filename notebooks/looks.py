@@ -60,7 +60,7 @@ class HeldOut:
         order = sorted(range(n_clips), key=lambda place: len(sounds[place]))
         batches = [order[first : first + _HEARD_AT_ONCE] for first in range(0, n_clips, _HEARD_AT_ONCE)]
         ids = [torch.tensor(ear.template.split_prompt(item.text).text) for item in chosen]
-        read = Teacher(ear, ObjectiveSettings(hidden_positions="last")).targets(ids)
+        read = Teacher(ear, ObjectiveSettings(hidden_positions="last")).compute_targets(ids)
         heard = [(places, ear.encode_sounds([sounds[place] for place in places])) for places in batches]
         return cls(heard, read.states[:, -1].double())
 

@@ -17,7 +17,7 @@ from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
 from ossicle import checkpoint
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
@@ -151,7 +151,7 @@ def test_a_file_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
         checkpoint.save(ear, tmp_path / "thesis.txt")
     with (
         pytest.raises(CheckpointError, match="unharmed"),
-        written_whole(tmp_path / "thesis.txt", is_folder=True),
+        atomic_write(tmp_path / "thesis.txt", is_folder=True),
     ):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
@@ -202,10 +202,10 @@ def test_a_place_that_cannot_be_written_to(ear: Ear, tmp_path: Path) -> None:
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with pytest.raises(CheckpointError, match="cannot be written"), written_whole(path) as temporary:
+    with pytest.raises(CheckpointError, match="cannot be written"), atomic_write(path) as temporary:
         (temporary / "no folder").write_text("two")
     assert path.read_text() == "one"
     assert names_in(tmp_path) == ["state"]

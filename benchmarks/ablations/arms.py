@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import AugmentSettings, Recipe, load_recipe
 from ossicle.data.source_spec import POCKET_SPEECH
@@ -162,7 +162,7 @@ def punctuated_speech(out: Path) -> Path:
         texts = pa.array([punctuated(text, row) for row, text in rows])
         place = table.schema.get_field_index("text")
         out.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             pq.write_table(table.set_column(place, "text", texts), temporary, row_group_size=256)
     return path
 

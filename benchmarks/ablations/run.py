@@ -36,7 +36,7 @@ from ossicle import checkpoint
 from ossicle.atomic_io import write_text
 from ossicle.config import Recipe, load_recipe
 from ossicle.errors import ConfigError, OssicleError
-from ossicle.training.trainer import Stopped, train
+from ossicle.training.trainer import StopRequested, train
 
 MEASURED = "measured.json"
 
@@ -230,6 +230,6 @@ if __name__ == "__main__":
         sys.exit(1 if main()["failed"] else 0)
     except OssicleError as error:
         sys.exit(f"error: {error}")
-    except Stopped as stopped:
+    except StopRequested as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
+from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
 
 TARGET = 5_000
 """Values a second that training must be able to read."""
@@ -59,16 +59,16 @@ def filled(folder: Path, shape: Shape) -> float:
     lengths = np.random.default_rng(0).integers(shape.n_rows[0], shape.n_rows[1] + 1, shape.n_values)
     source = torch.randn(max(shape.n_rows), shape.width).to(shape.dtype)
 
-    def compute(places: np.ndarray) -> Iterator[Value]:
+    def compute(places: np.ndarray) -> Iterator[CacheEntry]:
         for place in places.tolist():
-            yield Value(source[: lengths[place]])
+            yield CacheEntry(source[: lengths[place]])
 
     keys = [key(number) for number in range(shape.n_values)]
     fingerprint = {"made by": "a benchmark"}
     started = time.perf_counter()
-    filling = plan_filling(folder, fingerprint, keys, lengths, width=shape.width, dtype=shape.dtype)
-    filling.run(compute)
-    finish(folder, fingerprint)
+    filling = plan_cache_write(folder, fingerprint, keys, lengths, width=shape.width, dtype=shape.dtype)
+    filling.write_shards(compute)
+    write_index(folder, fingerprint)
     return shape.n_values / (time.perf_counter() - started)
 
 
@@ -82,7 +82,7 @@ def forget(folder: Path) -> None:
         os.close(handle)
 
 
-def read(cache: StateCache, order: Sequence[int]) -> float:
+def read(cache: TensorCache, order: Sequence[int]) -> float:
     """Reads values in an order; values a second."""
     keys = [key(number) for number in order]
     started = time.perf_counter()
@@ -99,7 +99,7 @@ def measured(folder: Path, shape: Shape) -> dict[str, float]:
     order = np.random.default_rng(1).permutation(shape.n_values).tolist()
     forget(folder)
     started = time.perf_counter()
-    cache = StateCache.open(folder, {})
+    cache = TensorCache.open(folder, {})
     opened_s = time.perf_counter() - started
     cold = read(cache, order)
     warm = sorted(read(cache, order) for _ in range(3))[1]

@@ -30,10 +30,10 @@ from ossicle.config import AugmentSettings, DataSettings, load_recipe
 from ossicle.data.dataset import open_speech
 from ossicle.data.pack import pack
 from ossicle.data.sampler import BatchSampler
-from ossicle.training.batch import Examples
-from ossicle.training.dataloader import prepared
-from ossicle.training.run import Run, prepare
-from ossicle.training.train_step import optimise
+from ossicle.training.batch import ClipDataset
+from ossicle.training.dataloader import map_in_workers
+from ossicle.training.run import Run, build_run
+from ossicle.training.train_step import train_step
 
 BATCH = 32
 N_WORKERS = 2
@@ -80,11 +80,13 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
     sampler = BatchSampler(
         speech.durations_s, BATCH, 0, source_ranges=speech.source_ranges, is_sequential=speech.is_sequential
     )
-    examples = Examples(run.ear, speech, DataSettings(n_workers=N_WORKERS), AugmentSettings(), 0)
+    examples = ClipDataset(run.ear, speech, DataSettings(n_workers=N_WORKERS), AugmentSettings(), 0)
 
     def clips_per_s() -> float:
         """From the first batch that arrives on: a run starts its workers once."""
-        batches = prepared(examples.made, [sampler[step] for step in range(n_batches)], examples.n_workers)
+        batches = map_in_workers(
+            examples.load_clips, [sampler[step] for step in range(n_batches)], examples.n_workers
+        )
         next(batches)
         started, n = time.perf_counter(), 0
         for made in batches:
@@ -97,11 +99,11 @@ def loading(run: Run, source: str, n_batches: int, n_clips: int) -> Callable[[],
 def learning(run: Run, n_steps: int) -> Callable[[], float]:
     """The second stage of the recipe, all terms; batches of every length."""
     first = run.recipe.train.n_steps - 1
-    ready = cycle([run.share([run.examples.made(piece) for piece in run.pieces(step)]) for step in range(8)])
+    ready = cycle([run.load_rank_batch(step) for step in range(8)])
 
     def clips_per_s() -> float:
         started = time.perf_counter()
-        n = sum(optimise(run, first, next(ready)).n_clips for _ in range(n_steps))
+        n = sum(train_step(run, first, next(ready)).n_clips for _ in range(n_steps))
         return n / (time.perf_counter() - started)
 
     return clips_per_s
@@ -115,7 +117,7 @@ def main() -> None:
     recipe = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     data = replace(recipe.data, feature_cache=None, n_augmented_views=1, n_clips=given.clips, n_workers=0)
     with tempfile.TemporaryDirectory() as folder:
-        run = prepare(replace(recipe, out=f"{folder}/run", data=data, augment=AugmentSettings()))
+        run = build_run(replace(recipe, out=f"{folder}/run", data=data, augment=AugmentSettings()))
         train = learning(run, n_steps=8)
         train()
         kinds = {

@@ -3,7 +3,7 @@
     python benchmarks/ladder.py                               # small shapes, on a CPU
     python benchmarks/ladder.py --shape large-v3 --batch 16   # real ones, on a GPU
 
-The first rung is `literal.py`; all others are `ossicle.training.train_step.optimise` with less and less switched
+The first rung is `literal.py`; all others are `ossicle.training.train_step.train_step` with less and less switched
 off. The same frozen models and the same clips for all, which take turns; medians. Last, one line of JSON.
 """
 
@@ -38,9 +38,9 @@ from benchmarks.training.train_step import weights_of
 from ossicle.backbones import packed_forward
 from ossicle.backbones.pretrained import get_default_device
 from ossicle.config import ObjectiveSettings, Recipe
-from ossicle.training.run import Share
+from ossicle.training.run import RankBatch
 from ossicle.training.teacher import Teacher
-from ossicle.training.train_step import optimise
+from ossicle.training.train_step import train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def step_of(
 
     def step() -> None:
         with rung.reading():
-            optimise(run, 0, Share([portion], {}))
+            train_step(run, 0, RankBatch([portion], {}))
 
     costs = planned(shape, recipe, plainly=not rung.shares)
     if not rung.picks:

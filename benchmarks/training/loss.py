@@ -34,8 +34,8 @@ from benchmarks.training.train_step import weights_of
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import ObjectiveSettings
 from ossicle.losses import forward_kl, hidden_l2
-from ossicle.training.run import Share
-from ossicle.training.train_step import optimise
+from ossicle.training.run import RankBatch
+from ossicle.training.train_step import train_step
 
 SMALL_V, LARGE_V = 2_566, 128_256
 OBJECTIVES = {
@@ -102,7 +102,7 @@ def of_a_step(shape: Shape, batch: int) -> dict[str, dict[int, int]]:
                 recipe = replace(our_recipe(sizes, Path(folder), batch), objective=objective)
                 run = new_run(bases, recipe, filled_cache(new_run(bases, recipe), clips))
                 with kept_for_backward(weights_of(run)) as kept:
-                    optimise(run, 0, Share([portion_of(clips)], {}))
+                    train_step(run, 0, RankBatch([portion_of(clips)], {}))
             found[name][n_vocabulary] = kept.most
     return found
 

@@ -166,9 +166,9 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
     from ossicle.backbones import causal_lm, pretrained
     from ossicle.config import load_recipe
     from ossicle.ear import Ear
-    from ossicle.training import Stopped, train, trainer
+    from ossicle.training import StopRequested, train, trainer
 
-    new, optimise = Ear.new, trainer.optimise
+    new, train_step = Ear.new, trainer.train_step
     log = recipe_file.with_name(f"{recipe_file.stem}-rank{os.environ.get('RANK', '0')}.jsonl")
 
     def new_ear(*args: Any, **options: Any) -> Ear:
@@ -177,7 +177,7 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
         return ear
 
     def watched(run: Any, step: int, share: Any) -> Any:
-        taken = optimise(run, step, share)
+        taken = train_step(run, step, share)
         rows = [(draw.row, draw.epoch) for piece in run.pieces(step) for draw in piece]
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "loss": float(taken.terms["loss"])}) + "\n")
@@ -185,10 +185,10 @@ def watch(recipe_file: Path, until: int, dtype: str) -> None:
             signal.raise_signal(signal.SIGTERM)
         return taken
 
-    Ear.new, trainer.optimise = new_ear, watched
+    Ear.new, trainer.train_step = new_ear, watched
     pretrained.get_frozen_dtype = lambda device: getattr(torch, dtype)
     causal_lm.RELATIVE_TOLERANCE[getattr(torch, dtype)] = 1e-3
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(StopRequested):
         train(load_recipe(recipe_file))
 
 

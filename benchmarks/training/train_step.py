@@ -3,7 +3,7 @@
     python benchmarks/train_step.py                                 # small shapes, on a CPU: some minutes
     python benchmarks/train_step.py --shape large-v3 --seconds 5    # real ones, on a GPU
 
-Both take turns; medians. Ours is `ossicle.training.train_step.optimise`, whole, with the teacher's states read from
+Both take turns; medians. Ours is `ossicle.training.train_step.train_step`, whole, with the teacher's states read from
 disk; what it costs to compute them is shown apart and charged to one pass over the speech, or to two. FLOPs are
 counted by torch and compared with what `ossicle plan` says. Last, one line of JSON.
 """
@@ -53,10 +53,10 @@ from benchmarks.training.published_step import Given, Literal, new_literal
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.backbones.pretrained import get_default_device
 from ossicle.training import distillation
-from ossicle.training.batch import Clip, Portion
-from ossicle.training.run import Run, Share
+from ossicle.training.batch import Clip, Microbatch
+from ossicle.training.run import RankBatch, Run
 from ossicle.training.teacher import Teacher
-from ossicle.training.train_step import optimise
+from ossicle.training.train_step import train_step
 
 _N_BATCHES = 3
 """Of the lengths that a mean length stands for: short ones, middling ones and long ones."""
@@ -68,7 +68,7 @@ class Ours:
 
     run: Run
     batches: list[list[Clip]]
-    portions: list[Portion]
+    portions: list[Microbatch]
     cache_s: float
     """Seconds that the teacher took for all of them."""
     cache_flops: float
@@ -80,7 +80,7 @@ class Ours:
 
     def step(self, number: int) -> None:
         """One optimizer step."""
-        optimise(self.run, 0, Share([self.portions[number]], {}))
+        train_step(self.run, 0, RankBatch([self.portions[number]], {}))
 
     def sweep(self) -> None:
         """A step with each batch."""
@@ -95,7 +95,7 @@ class Ours:
     def planned_flops(self) -> float:
         """What a plan says of all batches."""
         return sum(
-            self.run.costs.count_flops(
+            self.run.cost_model.count_flops(
                 np.array(portion.n_positions),
                 np.array(portion.n_text),
                 leads=False,
@@ -138,7 +138,7 @@ def watched(run: Run, watch: Watch) -> Generator[None]:
     parts: list[tuple[Any, str, str]] = [
         (run.teacher, "targets", "teacher"),
         (run.ear, "encode_mels", "encoder"),
-        (run.learner, "forward", "connector"),
+        (run.connector, "forward", "connector"),
         (distillation, "_reading_terms", "student"),
         (Tensor, "backward", "backward"),
         (run.optimizer, "step", "optimizer"),

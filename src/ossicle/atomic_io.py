@@ -20,7 +20,7 @@ _PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, *, is_folder: bool = False) -> Generator[Path]:
+def atomic_write(path: Path, *, is_folder: bool = False) -> Generator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` if the block ends well, or is removed.
 
     What else lies in an earlier folder of that name stays there.
@@ -74,7 +74,7 @@ def _make_readable(target: Path, like: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Generator[None]:
+def lock_folder(folder: Path) -> Generator[None]:
     """Keeps other processes out of a folder that this one writes to; however it ends, the folder is free again.
 
     A folder that was made for it and got nothing else is removed again. On a file system without locks nobody is kept
@@ -116,5 +116,5 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: the disk is full or the place cannot be written to
     """
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

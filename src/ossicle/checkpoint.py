@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ossicle import checkpoint_v1
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.embedding_table import open_embedding_table
 from ossicle.backbones.model_files import resolve_model_path
@@ -105,7 +105,7 @@ def save(
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
     }
-    with written_whole(_check_replaceable(Path(folder)), is_folder=True) as temporary:
+    with atomic_write(_check_replaceable(Path(folder)), is_folder=True) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, temporary / WEIGHTS)
         (temporary / CARD).write_text(build_model_card(ear, card), encoding="utf-8")

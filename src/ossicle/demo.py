@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from ossicle import checkpoint
-from ossicle.atomic_io import sole_writer, written_whole
+from ossicle.atomic_io import atomic_write, lock_folder
 from ossicle.audio.microphone import Microphone
 from ossicle.audio.waveform import load_audio
 from ossicle.backbones.model_files import resolve_model_path
@@ -33,9 +33,9 @@ from ossicle.evaluation import (
 )
 from ossicle.html_page import encode_wav
 from ossicle.training.progress import Progress
-from ossicle.training.run import prepare, with_steps
+from ossicle.training.run import build_run, with_n_steps
 from ossicle.training.run_log import read_metrics
-from ossicle.training.trainer import continue_run, steps_within
+from ossicle.training.trainer import count_steps_within, train_run
 
 SHIPPED_EAR = "pocket/ear"
 CLIPS_PER_MINUTE = 2_500
@@ -71,12 +71,12 @@ def run_demo(
     Raises:
         ConfigError: no minutes, or a folder with another run in it
         CheckpointError: a folder that another process trains in
-        Stopped: stopped by hand while distilling; the same call goes on
+        StopRequested: stopped by hand while distilling; the same call goes on
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
     microphone = Microphone() if uses_microphone else None
-    with sole_writer(out):
+    with lock_folder(out):
         _print_title(console, "1. Distilling", "only the connector learns, from statements")
         ear = _distill(out, minutes, console)
         _print_title(
@@ -137,11 +137,11 @@ def _distill(out: Path, minutes: float, console: Console) -> Ear:
         return checkpoint.load(out)
     start_s = time.monotonic()
     progress = Progress(console)
-    run = prepare(existing or new_recipe, progress)
+    run = build_run(existing or new_recipe, progress)
     if existing is None:
         remaining_s = minutes * 60 - (time.monotonic() - start_s)
-        run = with_steps(run, steps_within(run, remaining_s))
-    ear = continue_run(run, progress)
+        run = with_n_steps(run, count_steps_within(run, remaining_s))
+    ear = train_run(run, progress)
     console.print(f"distilled in {(time.monotonic() - start_s) / 60:.1f} minutes", highlight=False)
     return ear
 
@@ -197,7 +197,7 @@ def _ask_question(
             text_parts = [{"type": "text", "text": question.instruction}]
     samples = load_audio(question.audio if isinstance(question, Item) else question)
     path = out / "question.wav"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(encode_wav(samples))
     messages = [{"role": "user", "content": [{"type": "audio", "audio": samples}, *text_parts]}]
     for evaluated in ears:

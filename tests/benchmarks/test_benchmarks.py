@@ -22,7 +22,7 @@ from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.evaluation import write_report
 from ossicle.evaluation.report_data import ASR_MODEL
-from ossicle.training.batch import new_batch, new_portion
+from ossicle.training.batch import build_batch, build_microbatch
 from ossicle.training.distillation import distillation_terms, weighted_sum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,10 +52,10 @@ def test_the_baseline_is_the_published_method(toy: Any, bases: Any, monkeypatch:
     ear = bases.ear(ConnectorSettings(form="diva", n_queries=toy.n_slots))
     ear.connector.load_state_dict(step.connector.state_dict())
     mels = shapes.full_window(toy, clips)
-    whole = new_portion([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
+    whole = build_microbatch([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
     assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_positions] * 3
     published = ObjectiveSettings()
-    terms = distillation_terms(ear, new_batch(ear, whole), published, leads=False)
+    terms = distillation_terms(ear, build_batch(ear, whole), published, leads=False)
     loss = weighted_sum(terms, published)
     loss.backward()
     gradients = {name: weight.grad for name, weight in ear.connector.named_parameters()}

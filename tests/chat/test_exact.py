@@ -23,7 +23,7 @@ from ossicle.config import ObjectiveSettings
 from ossicle.connectors import Transcripts
 from ossicle.connectors.layers import TOKEN_TEMPERATURE
 from ossicle.ear import Ear
-from ossicle.training.batch import Clip, new_batch, new_portion
+from ossicle.training.batch import Clip, build_batch, build_microbatch
 from ossicle.training.distillation import distillation_terms, weighted_sum
 from ossicle.training.teacher import Teacher
 
@@ -63,7 +63,7 @@ def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
     teacher = Teacher(ear, objective)
     return distillation_terms(
-        ear, new_batch(ear, new_portion(clips)), objective, leads=False, teacher=teacher
+        ear, build_batch(ear, build_microbatch(clips)), objective, leads=False, teacher=teacher
     )
 
 

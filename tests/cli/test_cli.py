@@ -28,7 +28,7 @@ from ossicle.cli import main
 from ossicle.config import load_recipe
 from ossicle.ear import Ear
 from ossicle.evaluation import read_report
-from ossicle.training.trainer import steps_within
+from ossicle.training.trainer import count_steps_within
 from tools.pocket.speech import write_table
 
 SAID = ["the cat sat on the mat", "the old man said yes", "hello there", "how are you today"]
@@ -190,15 +190,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
     argv = ["train", str(world / "recipe.toml"), "--out", "a run", "--train.n-steps", "4"]
     from ossicle.training import trainer
 
-    optimise = trainer.optimise
+    train_step = trainer.train_step
 
     def interrupted(run: trainer.Run, number: int, portions: Any) -> Any:
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return optimise(run, number, portions)
+        return train_step(run, number, portions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "optimise", interrupted)
+        patch.setattr(trainer, "train_step", interrupted)
         assert main(argv) == 130
     error = capsys.readouterr().err
     assert "stopped after step 2 of 4" in error
@@ -550,7 +550,9 @@ def test_the_demo_distils_evaluates_and_answers_and_goes_on_where_it_was(
 ) -> None:
     from ossicle import demo
 
-    monkeypatch.setattr(demo, "steps_within", lambda run, seconds: min(5, steps_within(run, seconds)))
+    monkeypatch.setattr(
+        demo, "count_steps_within", lambda run, seconds: min(5, count_steps_within(run, seconds))
+    )
     assert main(["demo", "--minutes", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "text ceiling" in out

@@ -23,12 +23,12 @@ from ossicle.config import Recipe
 from ossicle.ear import Ear
 from ossicle.errors import CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import sharding, train_step, trainer
-from ossicle.training.distributed import joined, meet, ranks
-from ossicle.training.run import prepare
+from ossicle.training.distributed import agree_on_group_name, current_ranks, join_process_group
+from ossicle.training.run import build_run
 from ossicle.training.run_log import MetricsLog, read_metrics
 from ossicle.training.sharding import get_layers
 from ossicle.training.skipped import SKIPPED
-from ossicle.training.trainer import Stopped
+from ossicle.training.trainer import StopRequested
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,10 +90,10 @@ def plain(recipe: Recipe) -> Recipe:
 
 def first_losses(recipe: Recipe) -> dict[str, float]:
     """The terms of a run's first step, over all ranks, its weights being those of every other run."""
-    run = prepare(recipe)
+    run = build_run(recipe)
     terms = take_step(run, 0).terms
     names = sorted(set(terms) - {"grad_norm"})
-    sums = run.ranks.sum([float(terms[name]) for name in names])
+    sums = run.ranks.all_reduce([float(terms[name]) for name in names])
     return {**dict(zip(names, sums, strict=True)), "grad_norm": float(terms["grad_norm"])}
 
 
@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_any_number_of_ranks_at_the_very_next_sample(
     longer = changed(plain, train={"n_steps": 6})
     log = tmp_path / "log"
     log.mkdir()
-    optimise, count = trainer.optimise, itertools.count()
+    train_step, count = trainer.train_step, itertools.count()
 
     def watched(run: Any, step: int, share: Any) -> Any:
         rows = [f"{step} {draw.row} {draw.epoch}\n" for piece in run.pieces(step) for draw in piece]
@@ -144,14 +144,14 @@ def test_a_run_goes_on_with_any_number_of_ranks_at_the_very_next_sample(
             "w"
         ) as file:
             file.writelines(rows)
-        return optimise(run, step, share)
+        return train_step(run, step, share)
 
-    monkeypatch.setattr(trainer, "optimise", watched)
+    monkeypatch.setattr(trainer, "train_step", watched)
     whole = trainer.train(replace(longer, out=str(tmp_path / "whole")))
 
     def part(until: int) -> str:
-        with pytest.raises(Stopped) as stopped:
-            trainer.train(longer, Stopper(until) if ranks().is_first else None)
+        with pytest.raises(StopRequested) as stopped:
+            trainer.train(longer, Stopper(until) if current_ranks().is_first else None)
         return str(stopped.value)
 
     said = "stopped after step {} of 6; the same command goes on from there"
@@ -172,7 +172,7 @@ def test_layers_shared_out_compute_what_whole_ones_do(plain: Recipe, tmp_path: P
     alone = first_losses(plain)
 
     def spread() -> tuple[dict[str, float], bool, int]:
-        run = prepare(changed(plain, train={"frozen_placement": "sharded"}))
+        run = build_run(changed(plain, train={"frozen_placement": "sharded"}))
         weight: Any = next(get_layers(run.ear.llm.base_model)[0].parameters())
         terms = first_losses(changed(plain, train={"frozen_placement": "sharded"}))
         return terms, weight.requires_grad, weight.to_local().numel() * 2 - weight.numel()
@@ -212,7 +212,7 @@ def test_an_ear_distilled_from_shared_out_layers_loads_with_the_whole_llm(
 
 def test_sharing_out_alone_is_refused(plain: Recipe) -> None:
     with pytest.raises(ConfigError, match=r'train\.frozen is "sharded", but there is one process'):
-        prepare(changed(plain, train={"frozen_placement": "sharded"}))
+        build_run(changed(plain, train={"frozen_placement": "sharded"}))
 
 
 def test_rows_that_one_rank_skips_are_counted_by_all(plain: Recipe, tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_rows_that_one_rank_skips_are_counted_by_all(plain: Recipe, tmp_path: Pa
 def test_what_one_rank_cannot_do_is_raised_on_all(tmp_path: Path) -> None:
     def work() -> str:
         try:
-            with ranks().together():
-                if ranks().rank == 1:
+            with current_ranks().sync_errors():
+                if current_ranks().rank == 1:
                     raise DataError("row 7 is bad")
         except DataError as error:
             return str(error)
@@ -250,10 +250,10 @@ def test_ranks_that_see_other_states_do_not_go_on(plain: Recipe, tmp_path: Path)
     short = changed(plain, train={"n_steps": 1})
 
     def work() -> str:
-        elsewhere = replace(short, out=str(tmp_path / "elsewhere")) if ranks().rank else short
-        run = prepare(elsewhere)
+        elsewhere = replace(short, out=str(tmp_path / "elsewhere")) if current_ranks().rank else short
+        run = build_run(elsewhere)
         with pytest.raises(OssicleError) as refused:
-            trainer.continue_run(run)
+            trainer.train_run(run)
         return str(refused.value)
 
     for said in on_ranks(2, tmp_path, work):
@@ -267,7 +267,7 @@ def test_what_the_first_rank_cannot_write_ends_all(
     def full(*args: object) -> None:
         raise CheckpointError("metrics.jsonl cannot be written: No space left on device")
 
-    monkeypatch.setattr(MetricsLog, "write", full)
+    monkeypatch.setattr(MetricsLog, "append", full)
 
     def work() -> str:
         with pytest.raises(CheckpointError) as refused:
@@ -280,8 +280,8 @@ def test_what_the_first_rank_cannot_write_ends_all(
 def test_one_rank_without_room_has_all_share_out(
     plain: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharding, "_is_too_large", lambda *args: ranks().rank == 1)
-    assert on_ranks(2, tmp_path, lambda: prepare(plain).teacher.reads_together) == [True, True]
+    monkeypatch.setattr(sharding, "_is_too_large", lambda *args: current_ranks().rank == 1)
+    assert on_ranks(2, tmp_path, lambda: build_run(plain).teacher.is_sharded) == [True, True]
 
 
 def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
@@ -290,7 +290,7 @@ def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
     """While gradients are exchanged, where most of the time goes by."""
 
     def work() -> str:
-        if ranks().rank == 1:
+        if current_ranks().rank == 1:
             monkeypatch.setattr(train_step, "weighted_sum", leave)
             with pytest.raises(ProcessLookupError):
                 trainer.train(plain)
@@ -311,12 +311,12 @@ def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
 
 def test_a_lost_rank_is_told_in_one_line(tmp_path: Path) -> None:
     def work() -> str:
-        if ranks().rank == 1:
+        if current_ranks().rank == 1:
             dist.destroy_process_group()
             dist.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
             return ""
         try:
-            ranks().sum([1.0])
+            current_ranks().all_reduce([1.0])
         except OssicleError as error:
             return str(error)
         return "nothing was raised"
@@ -329,10 +329,10 @@ def test_a_lost_rank_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as alone:
-        assert (alone.rank, alone.n_ranks, alone.is_first, alone.are_many) == (0, 1, True, False)
-        assert alone.sum([1, 2.5]) == [1, 2.5]
-        assert alone.gather("x") == ["x"]
+    with join_process_group() as alone:
+        assert (alone.rank, alone.n_ranks, alone.is_first, alone.is_distributed) == (0, 1, True, False)
+        assert alone.all_reduce([1, 2.5]) == [1, 2.5]
+        assert alone.all_gather("x") == ["x"]
     assert not dist.is_initialized()
     assert signal.getsignal(signal.SIGINT) is not None
     assert torch.get_num_threads() == 1
@@ -344,7 +344,7 @@ def test_a_group_that_is_started_again_reads_nothing_of_the_one_before() -> None
     names = []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            coming = [pool.submit(meet, store, rank, 3) for rank in range(3)]
+            coming = [pool.submit(agree_on_group_name, store, rank, 3) for rank in range(3)]
             found = {one.result(60) for one in coming}
         assert len(found) == 1
         names += found
@@ -356,7 +356,7 @@ def test_whoever_comes_late_is_waited_for_whatever_was_left_by_one_that_is_gone(
     store.set_timeout(timedelta(seconds=60))
     store.set("hello/1", "gone")
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(meet, store, 0, 2)
+        first = pool.submit(agree_on_group_name, store, 0, 2)
         store.wait(["welcome/gone"])
         assert not first.done()
-        assert meet(store, 1, 2) == first.result(60)
+        assert agree_on_group_name(store, 1, 2) == first.result(60)

@@ -21,9 +21,9 @@ from ossicle.plan import (
     estimate_n_distinct_tokens,
 )
 from ossicle.training import memory_probe, train_step
-from ossicle.training.batch import Clip, Made
-from ossicle.training.memory_probe import FILE, in_parts, settled_budget
-from ossicle.training.run import prepare
+from ossicle.training.batch import Clip, WorkerBatch
+from ossicle.training.memory_probe import PROBE_FILE, plan_microbatches, resolve_budget
+from ossicle.training.run import build_run
 
 __all__ = ["base", "recipe", "speech"]
 LEAST, MOST = 0.7, 1.1
@@ -63,7 +63,7 @@ def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
     sizes: list[tuple[int, int]], budget: float
 ) -> None:
     clips = [a_clip(*size) for size in sizes]
-    found = in_parts(clips, MEMORY, budget)
+    found = plan_microbatches(clips, MEMORY, budget)
     assert sorted(id(clip) for part in found for clip in part) == sorted(map(id, clips))
     n_candidates = estimate_n_distinct_tokens(float(sum(n for _, n in sizes)))
     assert all(len(part) == 1 or taken(part, n_candidates) <= budget for part in found)
@@ -71,17 +71,17 @@ def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
     assert lengths == sorted(lengths)
     for part, after in pairwise(found):  # nothing more would have found room
         assert taken([*part, after[0]], n_candidates) > budget
-    assert len(in_parts(clips, MEMORY, 2 * budget)) <= len(found)
+    assert len(plan_microbatches(clips, MEMORY, 2 * budget)) <= len(found)
 
 
 def test_short_clips_go_in_large_parts_and_long_ones_in_small_ones() -> None:
     short, long = [a_clip(50, 3)] * 30, [a_clip(300, 20)] * 30
     budget = taken(long[:4], estimate_n_distinct_tokens(30 * 23.0))
-    found = [len(part) for part in in_parts([*long, *short], MEMORY, budget)]
+    found = [len(part) for part in plan_microbatches([*long, *short], MEMORY, budget)]
     assert found[0] > 3 * 4
     assert found[-2] == 4
-    assert [len(part) for part in in_parts(short, MEMORY, float("inf"))] == [30]
-    assert in_parts([], MEMORY, budget) == []
+    assert [len(part) for part in plan_microbatches(short, MEMORY, float("inf"))] == [30]
+    assert plan_microbatches([], MEMORY, budget) == []
 
 
 def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
@@ -89,7 +89,7 @@ def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
     clips = [Clip(torch.randint(9, (t,)), torch.randn(80, 2 * s), None) for s, t in ((5, 3), (9, 1), (2, 4))]
     kept = [Clip(torch.randint(9, (t,)), None, torch.randn(s, 32)) for s, t in ((5, 3), (9, 1))]
     for given_ in (clips, kept, []):
-        made = Made.of(given_, {"a row": "why"})
+        made = WorkerBatch.from_clips(given_, {"a row": "why"})
         assert made.skipped == {"a row": "why"}
         for before, after in zip(given_, made.clips, strict=True):
             assert torch.equal(before.ids, after.ids)
@@ -108,24 +108,24 @@ def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
 def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -> None:
     """Real bytes to predicted ones, measured at short clips, are those of longer ones."""
     objective = {"hidden_positions": "suffix"}
-    run = prepare(
+    run = build_run(
         changed(recipe, connector={"form": form, "n_queries": 24, "n_stacked": 8}, objective=objective)
     )
-    real = json.loads((run.folder / FILE).read_text())["real"]
+    real = json.loads((run.folder / PROBE_FILE).read_text())["real"]
     for n_clips, n_positions, n_tokens in ((2, 250, 12), (5, 150, 7)):
         longest = PaddedLengths(n_positions=n_positions, n_tokens=n_tokens, n_candidates=float(n_tokens))
-        sizes = [run.memory.estimate_total(n, longest) for n in (n_clips, 2 * n_clips)]
+        sizes = [run.memory_model.estimate_total(n, longest) for n in (n_clips, 2 * n_clips)]
         run.ear.connector.train()
         found = [memory_probe._measured(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)]
         assert LEAST <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MOST
 
 
 def test_a_probe_leaves_everything_as_it_was(recipe: Recipe) -> None:
-    run = prepare(recipe)
+    run = build_run(recipe)
     before = {name: weight.clone() for name, weight in run.ear.connector.state_dict().items()}
     random = torch.get_rng_state()
-    (run.folder / FILE).unlink()
-    settled_budget(run)
+    (run.folder / PROBE_FILE).unlink()
+    resolve_budget(run)
     assert torch.equal(torch.get_rng_state(), random)
     assert not run.optimizer.state
     assert not run.ear.connector.training
@@ -137,18 +137,18 @@ def test_a_probe_leaves_everything_as_it_was(recipe: Recipe) -> None:
 def test_what_was_found_is_kept_and_found_anew_only_for_other_conditions(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare(recipe).budget
+    first = build_run(recipe).microbatch_budget
     monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
-    assert prepare(recipe).budget == first
-    assert prepare(changed(recipe, train={"microbatch_gb": 2.0})).budget == 7.0
+    assert build_run(recipe).microbatch_budget == first
+    assert build_run(changed(recipe, train={"microbatch_gb": 2.0})).microbatch_budget == 7.0
     monkeypatch.setattr(memory_probe, "_probed", lambda run: (8.0, 1.0))
-    assert prepare(changed(recipe, connector={"form": "anchored"})).budget == 8.0
+    assert build_run(changed(recipe, connector={"form": "anchored"})).microbatch_budget == 8.0
     monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
-    (prepare(recipe).folder / FILE).write_text('{"budget": "many"}')
-    assert prepare(recipe).budget == 7.0
+    (build_run(recipe).folder / PROBE_FILE).write_text('{"budget": "many"}')
+    assert build_run(recipe).microbatch_budget == 7.0
     monkeypatch.undo()
-    (prepare(recipe).folder / FILE).unlink()
-    found = [prepare(changed(recipe, train={"microbatch_gb": gb})).budget for gb in (1.0, 3.0)]
+    (build_run(recipe).folder / PROBE_FILE).unlink()
+    found = [build_run(changed(recipe, train={"microbatch_gb": gb})).microbatch_budget for gb in (1.0, 3.0)]
     assert found[1] == pytest.approx(3 * found[0])
 
 
@@ -164,21 +164,21 @@ def test_where_the_longest_finds_no_room_shorter_clips_are_tried(
         return 5.0, 1.0
 
     monkeypatch.setattr(memory_probe, "_fitted", full)
-    assert prepare(recipe).budget == 5.0
+    assert build_run(recipe).microbatch_budget == 5.0
     assert tried == [100, 50]
     monkeypatch.setattr(memory_probe, "_fitted", lambda run, n: full(run, 100))
-    (prepare(recipe).folder / FILE).unlink()
+    (build_run(recipe).folder / PROBE_FILE).unlink()
     with pytest.raises(
         OssicleError, match=r"cpu has no room for a step with one clip of 1 s: expected"
     ) as told:
-        prepare(recipe)
+        build_run(recipe)
     assert "\n" not in str(told.value)
 
 
 def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = prepare(recipe)
+    run = build_run(recipe)
 
     def too_much(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError
@@ -190,8 +190,10 @@ def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
 
 
 def test_a_run_in_small_parts_takes_every_clip_of_a_batch(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, train={"microbatch_gb": ONE_CLIP_GB}))
-    share = run.share([run.examples.made(piece) for piece in run.pieces(0)])
-    assert [len(portion) for portion in share.portions] == [1] * run.recipe.train.batch_size
+    run = build_run(changed(recipe, train={"microbatch_gb": ONE_CLIP_GB}))
+    share = run.load_rank_batch(0)
+    assert [len(portion) for portion in share.microbatches] == [1] * run.recipe.train.batch_size
     whole = batch_of(run, [draw.row for draw in run.sampler[0]])
-    assert sorted(n for portion in share.portions for n in portion.n_text) == sorted(whole.n_text.tolist())
+    assert sorted(n for portion in share.microbatches for n in portion.n_text) == sorted(
+        whole.n_text.tolist()
+    )

@@ -20,11 +20,11 @@ from ossicle.settings_io import to_toml
 from ossicle.training import trainer
 from ossicle.training.cache import precompute_teacher
 from ossicle.training.cache import tensor_cache as cache_module
-from ossicle.training.cache.precompute_teacher import prepare_lecture, read_lessons
-from ossicle.training.cache.tensor_cache import StateCache
-from ossicle.training.distributed import ranks
+from ossicle.training.cache.precompute_teacher import plan_teacher_precompute, read_transcripts
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.distributed import current_ranks
 from ossicle.training.run_log import read_metrics
-from ossicle.training.teacher import Teacher, text_key
+from ossicle.training.teacher import Teacher, compute_transcript_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,16 +49,16 @@ def taught(recipe: Recipe, tmp_path: Path) -> Recipe:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several of them for a dozen transcripts."""
-    planned = cache_module.plan_filling
+    planned = cache_module.plan_cache_write
 
     def plan(*given, **options):
-        return planned(*given, **options, shard_values=3)
+        return planned(*given, **options, shard_entries=3)
 
-    monkeypatch.setattr(precompute_teacher, "plan_filling", plan)
+    monkeypatch.setattr(precompute_teacher, "plan_cache_write", plan)
 
 
-def teach(recipe: Recipe) -> StateCache:
-    return prepare_lecture(recipe).give(ranks(), lambda n_done, n: None)
+def teach(recipe: Recipe) -> TensorCache:
+    return plan_teacher_precompute(recipe).run(current_ranks(), lambda n_done, n: None)
 
 
 def contents(recipe: Recipe) -> dict[str, bytes]:
@@ -89,7 +89,7 @@ def test_a_run_learns_the_same_with_states_that_are_stored(
         assert not rows, "all of them are stored"
         return []
 
-    monkeypatch.setattr(Teacher, "read", refuse)
+    monkeypatch.setattr(Teacher, "compute_states", refuse)
     stored = trainer.train(replace(taught, out=str(tmp_path / "stored")))
     assert_same_bits(weights(live), weights(stored))
     losses = [[row["loss"] for row in read_metrics(tmp_path / name)] for name in ("live", "stored")]
@@ -117,22 +117,22 @@ def test_the_command_says_what_it_does_and_does_it_once(
 
 def test_more_speech_costs_no_more_than_its_own(taught: Recipe) -> None:
     teach(changed(taught, data={"n_clips": 5}))
-    lecture = prepare_lecture(taught)
-    assert lecture.filling.n_missing == 4
-    cache = lecture.give(ranks(), lambda n_done, n: None)
+    lecture = plan_teacher_precompute(taught)
+    assert lecture.write_plan.n_missing == 4
+    cache = lecture.run(current_ranks(), lambda n_done, n: None)
     assert len(cache) == N_TEXTS
     assert set(contents(taught)) >= {"index.json"}
 
 
 def test_a_recipe_without_a_place_for_it(taught: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"data\.teacher_cache is not given, expected a folder"):
-        prepare_lecture(changed(taught, data={"teacher_cache": None}))
+        plan_teacher_precompute(changed(taught, data={"teacher_cache": None}))
 
 
 def test_stopped_by_hand_it_goes_on_to_the_same_files(
     taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read, n_read = Teacher.read, 0
+    read, n_read = Teacher.compute_states, 0
 
     def interrupted(self: Teacher, rows: list) -> Iterable:
         nonlocal n_read
@@ -142,7 +142,7 @@ def test_stopped_by_hand_it_goes_on_to_the_same_files(
         return read(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Teacher, "read", interrupted)
+        patch.setattr(Teacher, "compute_states", interrupted)
         argv = typed(taught, tmp_path)
         assert main(argv) == 130
     assert "stopped; what is finished is kept, and the same command goes on" in capsys.readouterr().err
@@ -169,8 +169,8 @@ def test_what_one_rank_cannot_do_ends_all(taught: Recipe, tmp_path: Path) -> Non
     other = changed(taught, objective={"hidden_positions": "all"})
 
     def refused() -> str:
-        with ranks().together():
-            prepare_lecture(other)
+        with current_ranks().sync_errors():
+            plan_teacher_precompute(other)
         return "not refused"
 
     with pytest.raises(CacheError, match="its positions is 'suffix', expected 'all'"):
@@ -178,15 +178,15 @@ def test_what_one_rank_cannot_do_ends_all(taught: Recipe, tmp_path: Path) -> Non
 
 
 def test_every_transcript_once_in_the_order_of_the_rows(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
-    tokenizer = trainer.prepare(recipe).ear.tokenizer
+    tokenizer = trainer.build_run(recipe).ear.tokenizer
     said = ["two cats", "rain", "", " two  cats ", None, f"a {tokenizer.eos_token} b", "seven", "rain"]
     lines = [json.dumps({"audio": str(speech.parent / "0.wav"), "text": text}) for text in said]
     (tmp_path / "speech.jsonl").write_text("\n".join(lines))
     template = ChatTemplate(tokenizer, PromptSettings())
-    lessons = read_lessons(open_speech([str(tmp_path / "speech.jsonl")]), template)
+    lessons = read_transcripts(open_speech([str(tmp_path / "speech.jsonl")]), template)
     assert (lessons.n_rows, lessons.n_skipped, len(lessons)) == (8, 3, 3)
     for place, text in enumerate(("two cats", "rain", "seven")):
         ids = torch.tensor(template.split_prompt(text).text)
         assert torch.equal(lessons[place], ids)
-        assert lessons.keys[place] == text_key(ids)
+        assert lessons.keys[place] == compute_transcript_key(ids)
     assert lessons.lengths.tolist() == [len(lessons[place]) for place in range(3)]

@@ -13,7 +13,7 @@ import ossicle
 from ossicle.backbones import causal_lm, pretrained
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
-from ossicle.training.run import prepare
+from ossicle.training.run import build_run
 from ossicle.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def test_the_gradient_through_8_bits_is_nearly_that_through_all(plain: Recipe) -
 
 def test_an_ear_taught_by_8_bits_belongs_to_the_llm_as_it_lies_on_disk(plain: Recipe) -> None:
     train(changed(plain, train={"llm_bits": 8}))
-    whole = prepare(replace(plain, out=f"{plain.out}-whole"))
+    whole = build_run(replace(plain, out=f"{plain.out}-whole"))
     ear = ossicle.load(plain.out)
     assert torch.equal(ear.embed([1, 2]), whole.ear.embed([1, 2]))
     assert not getattr(ear.llm, "is_quantized", False)
@@ -54,7 +54,7 @@ def test_an_ear_taught_by_8_bits_belongs_to_the_llm_as_it_lies_on_disk(plain: Re
 
 def test_bits_that_no_gradient_passes_here_are_refused(plain: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"train\.llm_bits is 4, but on a CPU no gradient passes"):
-        prepare(changed(plain, train={"llm_bits": 4}))
+        build_run(changed(plain, train={"llm_bits": 4}))
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "accelerate"])
@@ -70,10 +70,10 @@ def test_a_library_that_is_missing_is_named(
     with pytest.raises(
         ConfigError, match=rf"8, for which {library} is needed, .*pip install 'ossicle\[quant\]'"
     ):
-        prepare(changed(plain, train={"llm_bits": 8}))
+        build_run(changed(plain, train={"llm_bits": 8}))
 
 
 def test_rounded_weights_are_not_shared_out(plain: Recipe) -> None:
     with pytest.raises(ConfigError, match="there is one process"):
-        prepare(changed(plain, train={"llm_bits": 8, "frozen_placement": "sharded"}))
+        build_run(changed(plain, train={"llm_bits": 8, "frozen_placement": "sharded"}))
     assert not Path(plain.out).exists()

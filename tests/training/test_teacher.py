@@ -19,16 +19,16 @@ from ossicle.connectors import Transcripts
 from ossicle.ear import Ear
 from ossicle.errors import CacheError
 from ossicle.training.batch import Batch
-from ossicle.training.cache.tensor_cache import StateCache, finish, plan_filling
+from ossicle.training.cache.tensor_cache import TensorCache, plan_cache_write, write_index
 from ossicle.training.distillation import distillation_terms, weighted_sum
 from ossicle.training.teacher import (
-    Need,
-    Targets,
+    TargetPositions,
     Teacher,
+    TeacherTargets,
+    compute_teacher_fingerprint,
+    compute_transcript_key,
     open_teacher_cache,
-    stored_need,
-    teacher_fingerprint,
-    text_key,
+    stored_positions,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,19 +60,27 @@ def ending(ear: Ear, token: int) -> Ear:
     return tiny_ear("query", llm=llm)
 
 
-def stored(ear: Ear, folder: Path, settings: ObjectiveSettings, rows: list[Tensor]) -> StateCache:
+def stored(ear: Ear, folder: Path, settings: ObjectiveSettings, rows: list[Tensor]) -> TensorCache:
     """A cache of what the teacher makes of transcripts, each computed in other company than the tests have."""
     teacher, parts = Teacher(ear, settings), fingerprint(ear)
     n_suffix = len(ear.template.frame.suffix)
     n_states = [
-        Need.of(settings).n_states(len(ids), n_suffix, settings.n_response_tokens - 1) for ids in rows
+        TargetPositions.from_objective(settings).n_states(len(ids), n_suffix, settings.n_response_tokens - 1)
+        for ids in rows
     ]
-    made_for = parts | Need.of(settings).parts
-    filling = plan_filling(
-        folder, made_for, [text_key(ids) for ids in rows], n_states, width=48, dtype=torch.float32
+    made_for = parts | TargetPositions.from_objective(settings).fingerprint
+    filling = plan_cache_write(
+        folder,
+        made_for,
+        [compute_transcript_key(ids) for ids in rows],
+        n_states,
+        width=48,
+        dtype=torch.float32,
     )
-    filling.run(lambda places: [teacher.read([rows[place]])[0] for place in places.tolist()])
-    finish(folder, made_for)
+    filling.write_shards(
+        lambda places: [teacher.compute_states([rows[place]])[0] for place in places.tolist()]
+    )
+    write_index(folder, made_for)
     return open_teacher_cache(folder, parts, settings)
 
 
@@ -81,10 +89,10 @@ def fingerprint(ear: Ear) -> dict[str, str]:
         "llm": checkpoint.fingerprint_model(ear.llm),
         "tokenizer": checkpoint.fingerprint_tokenizer(ear.tokenizer),
     }
-    return teacher_fingerprint(bases, ear, "a rule")
+    return compute_teacher_fingerprint(bases, ear, "a rule")
 
 
-def by_hand(ear: Ear, ids: Tensor, need: Need) -> tuple[Tensor, list[int]]:
+def by_hand(ear: Ear, ids: Tensor, need: TargetPositions) -> tuple[Tensor, list[int]]:
     """The states and the answer by a plain loop: the whole row anew for each token, no padding, no cache."""
     prefix, suffix = ear.template.frame
     row, fed = [*prefix, *ids.tolist(), *suffix], []
@@ -101,7 +109,7 @@ def by_hand(ear: Ear, ids: Tensor, need: Need) -> tuple[Tensor, list[int]]:
     return states[-n:], fed
 
 
-def own(targets: Targets, row: int) -> tuple[Tensor, list[int]]:
+def own(targets: TeacherTargets, row: int) -> tuple[Tensor, list[int]]:
     """A row's states and answer without the padding."""
     n = int(targets.n_states[row])
     return targets.states[row, -n:], targets.answers[row, : int(targets.n_answers[row])].tolist()
@@ -114,26 +122,26 @@ def own(targets: Targets, row: int) -> tuple[Tensor, list[int]]:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_targets_are_those_of_a_plain_loop(ear: Ear, positions: str, n_response_tokens: int) -> None:
     rows, settings = ids_of(ear), objective(positions, n_response_tokens)
-    targets = Teacher(ear, settings).targets(rows)
+    targets = Teacher(ear, settings).compute_targets(rows)
     assert targets.states.shape[1] == int(targets.n_states.max())
-    assert torch.equal(targets.counts.sum(1), targets.n_states)
+    assert torch.equal(targets.mask.sum(1), targets.n_states)
     for row, ids in enumerate(rows):
-        states, fed = by_hand(ear, ids, Need.of(settings))
+        states, fed = by_hand(ear, ids, TargetPositions.from_objective(settings))
         assert own(targets, row)[1] == fed
         assert_close(own(targets, row)[0], states, **FLOAT32_SUMS)
-        first = targets.states[row, targets.first_answer[row]]
-        assert_close(first, by_hand(ear, ids, Need("last", 1))[0][-1], **FLOAT32_SUMS)
+        first = targets.states[row, targets.first_answer_index[row]]
+        assert_close(first, by_hand(ear, ids, TargetPositions("last", 1))[0][-1], **FLOAT32_SUMS)
 
 
 def test_an_answer_ends_where_the_llm_ends_it(ear: Ear) -> None:
     rows = ids_of(ear)
-    answers = [by_hand(ear, ids, Need("last", 6))[1] for ids in rows]
+    answers = [by_hand(ear, ids, TargetPositions("last", 6))[1] for ids in rows]
     second = ending(ear, answers[1][2])  # one that comes in the middle of an answer
-    targets = Teacher(second, objective("suffix", 6)).targets(rows)
+    targets = Teacher(second, objective("suffix", 6)).compute_targets(rows)
     lengths = targets.n_answers.tolist()
     assert lengths[1] == answers[1].index(answers[1][2]) < 5
     for row, ids in enumerate(rows):
-        states, fed = by_hand(second, ids, Need("suffix", 6))
+        states, fed = by_hand(second, ids, TargetPositions("suffix", 6))
         assert own(targets, row)[1] == fed
         assert_close(own(targets, row)[0], states, **FLOAT32_SUMS)
 
@@ -143,9 +151,9 @@ def test_every_family_is_read_as_it_reads(family: str) -> None:
     llm, tokenizer = tiny_llm(family)
     ear = tiny_ear("query", llm=llm, tokenizer=tokenizer, whisper=tiny_whisper())
     rows, settings = ids_of(ear, TEXTS[:3]), objective("all", 3)
-    targets = Teacher(ear, settings).targets(rows)
+    targets = Teacher(ear, settings).compute_targets(rows)
     for row, ids in enumerate(rows):
-        states, fed = by_hand(ear, ids, Need("all", 3))
+        states, fed = by_hand(ear, ids, TargetPositions("all", 3))
         assert own(targets, row)[1] == fed
         assert_close(own(targets, row)[0], states, **FLOAT32_SUMS)
 
@@ -159,20 +167,20 @@ def test_a_transcript_is_read_alone_as_in_company(ear: Ear, n_response_tokens: i
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 400, (1 + number % 19,), generator=generator) for number in range(38)]
     teacher = Teacher(ear, objective("all", n_response_tokens))
-    whole = teacher.read(rows)
+    whole = teacher.compute_states(rows)
     for company in (1, 2, 5):
         for first in range(0, len(rows), company):
-            part = teacher.read(rows[first : first + company])
+            part = teacher.compute_states(rows[first : first + company])
             for found, expected in zip(part, whole[first : first + company], strict=True):
                 assert torch.equal(found.states, expected.states)
-                assert found.ids == expected.ids
+                assert found.token_ids == expected.token_ids
 
 
 @pytest.mark.parametrize("n_response_tokens", [1, 4])
 def test_read_together_they_are_nearly_the_same(ear: Ear, n_response_tokens: int) -> None:
     rows, settings = ids_of(ear), objective("all", n_response_tokens)
-    together = Teacher(ear, settings, reads_together=True).targets(rows)
-    apart = Teacher(ear, settings).targets(rows)
+    together = Teacher(ear, settings, is_sharded=True).compute_targets(rows)
+    apart = Teacher(ear, settings).compute_targets(rows)
     assert torch.equal(together.answers, apart.answers)
     assert torch.equal(together.n_states, apart.n_states)
     assert_close(together.states, apart.states, **FLOAT32_SUMS)
@@ -187,16 +195,16 @@ def test_stored_is_live_to_the_last_bit(
     ear: Ear, tmp_path: Path, positions: str, n_response_tokens: int
 ) -> None:
     rows, settings = ids_of(ear), objective(positions, n_response_tokens)
-    live = Teacher(ear, settings).targets(rows)
+    live = Teacher(ear, settings).compute_targets(rows)
     cache = stored(ear, tmp_path / "cache", settings, rows[::-2])  # half of them, in another order
     assert len(cache) == 3
-    assert_equal(Teacher(ear, settings, cache).targets(rows), live)
+    assert_equal(Teacher(ear, settings, cache).compute_targets(rows), live)
     assert_equal(
-        Teacher(ear, settings, cache, reads_together=True).targets(rows[1::2]), pick(live, [1, 3, 5])
+        Teacher(ear, settings, cache, is_sharded=True).compute_targets(rows[1::2]), pick(live, [1, 3, 5])
     )
 
 
-def assert_equal(found: Targets, expected: Targets) -> None:
+def assert_equal(found: TeacherTargets, expected: TeacherTargets) -> None:
     for name in ("n_states", "n_answers"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     for row in range(len(expected.n_states)):
@@ -204,9 +212,9 @@ def assert_equal(found: Targets, expected: Targets) -> None:
         assert own(found, row)[1] == own(expected, row)[1]
 
 
-def pick(targets: Targets, rows: list[int]) -> Targets:
+def pick(targets: TeacherTargets, rows: list[int]) -> TeacherTargets:
     parts = (targets.states, targets.n_states, targets.answers, targets.n_answers)
-    return Targets(*(part[rows] for part in parts))
+    return TeacherTargets(*(part[rows] for part in parts))
 
 
 def test_a_wide_cache_serves_every_narrower_need(ear: Ear, tmp_path: Path) -> None:
@@ -216,17 +224,17 @@ def test_a_wide_cache_serves_every_narrower_need(ear: Ear, tmp_path: Path) -> No
         for n_response_tokens in (1, 3, 5):
             settings = objective(positions, n_response_tokens)
             cache = open_teacher_cache(tmp_path / "cache", fingerprint(ear), settings)
-            assert stored_need(cache) == Need("all", 5)
-            found = Teacher(ear, settings, cache).targets(rows)
-            assert_equal(found, Teacher(ear, settings).targets(rows))
+            assert stored_positions(cache) == TargetPositions("all", 5)
+            found = Teacher(ear, settings, cache).compute_targets(rows)
+            assert_equal(found, Teacher(ear, settings).compute_targets(rows))
 
 
 def test_what_is_stored_is_not_read_again(ear: Ear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, settings = ids_of(ear), objective("suffix", 3)
     teacher = Teacher(ear, settings, stored(ear, tmp_path / "cache", settings, rows))
     read: list[int] = []
-    monkeypatch.setattr(teacher, "read", lambda rows: read.append(len(rows)) or [])
-    teacher.targets(rows)
+    monkeypatch.setattr(teacher, "compute_states", lambda rows: read.append(len(rows)) or [])
+    teacher.compute_targets(rows)
     assert read == [0]
 
 
@@ -263,8 +271,13 @@ def test_the_fingerprint_changes_with_what_is_around_the_text(ear: Ear) -> None:
 
 
 def test_a_key_is_of_the_tokens_alone() -> None:
-    assert text_key(torch.tensor([1, 2])) == text_key(np.array([1, 2], dtype=np.int32))
-    keys = {text_key(torch.tensor(ids)) for ids in ([1, 2], [2, 1], [1], [1, 2, 0], [258, 0], [2, 1, 0])}
+    assert compute_transcript_key(torch.tensor([1, 2])) == compute_transcript_key(
+        np.array([1, 2], dtype=np.int32)
+    )
+    keys = {
+        compute_transcript_key(torch.tensor(ids))
+        for ids in ([1, 2], [2, 1], [1], [1, 2, 0], [258, 0], [2, 1, 0])
+    }
     assert len(keys) == 6
 
 
@@ -295,7 +308,7 @@ def test_losses_and_gradients_are_those_of_the_live_teacher(
         None,
         Teacher(ear, settings),
         Teacher(ear, settings, cache),
-        Teacher(ear, settings, cache).targets(rows),
+        Teacher(ear, settings, cache).compute_targets(rows),
     ):
         ear.connector.zero_grad()
         loss = weighted_sum(distillation_terms(ear, batch, settings, leads=False, teacher=teacher), settings)
@@ -325,7 +338,7 @@ def test_an_ear_that_hears_the_words_themselves_is_the_teacher(
         )
 
     terms = distillation_terms(ear, batch, settings, leads=False, connector=reads)
-    scale = Teacher(ear, settings).targets(ids_of(ear)[:4]).states.norm(dim=-1).mean()
+    scale = Teacher(ear, settings).compute_targets(ids_of(ear)[:4]).states.norm(dim=-1).mean()
     assert terms["hidden"] < 1e-5 * scale
     assert terms["kl"].abs() < 1e-6
     wrong = distillation_terms(ear, batch, settings, leads=False)
@@ -337,7 +350,7 @@ def test_the_answer_is_compared_where_the_student_reads_it(ear: Ear) -> None:
     settings = objective("last", 4, align_weight=0.0, end_weight=0.0)
     rows = ids_of(ear)[:3]
     batch = batch_of(ear, rows)
-    targets = Teacher(ear, settings).targets(rows)
+    targets = Teacher(ear, settings).compute_targets(rows)
     (term,) = distillation_terms(ear, batch, settings, leads=False, teacher=targets).values()
     audio = ear.connector(batch.features, transcripts_of(ear, batch))
     distances = []
@@ -353,9 +366,11 @@ def test_the_answer_is_compared_where_the_student_reads_it(ear: Ear) -> None:
 
 
 def transcripts_of(ear: Ear, batch: Batch) -> Transcripts:
-    wanted = torch.searchsorted(batch.tokens, batch.text_ids).clamp(max=len(batch.tokens) - 1)
-    return Transcripts(batch.n_text, wanted, ear.embed(batch.tokens))
+    wanted = torch.searchsorted(batch.unique_ids, batch.text_ids).clamp(max=len(batch.unique_ids) - 1)
+    return Transcripts(batch.n_text, wanted, ear.embed(batch.unique_ids))
 
 
 def test_kl_alone_needs_the_last_position_alone() -> None:
-    assert Need.of(objective("all", 5, hidden_weight=0.0, kl_weight=1.0)) == Need("last", 1)
+    assert TargetPositions.from_objective(
+        objective("all", 5, hidden_weight=0.0, kl_weight=1.0)
+    ) == TargetPositions("last", 1)

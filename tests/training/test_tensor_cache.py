@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ossicle.errors import CacheError, CheckpointError
 from ossicle.training.cache import tensor_cache as cache_module
 from ossicle.training.cache import tensor_shard
-from ossicle.training.cache.tensor_cache import StateCache, Value, finish, plan_filling
+from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
 
 WIDTH = 6
 MADE_BY = {"llm": "aaaa", "dtype": "float32"}
@@ -30,12 +30,12 @@ def key(number: int) -> bytes:
     return number.to_bytes(2, "big") * 8
 
 
-def value(number: int, dtype: torch.dtype = torch.float32) -> Value | None:
+def value(number: int, dtype: torch.dtype = torch.float32) -> CacheEntry | None:
     """Every seventh cannot be made; some have no rows, some no ids."""
     if number % 7 == 3:
         return None
     states = torch.randn(number % 5, WIDTH, generator=torch.Generator().manual_seed(number))
-    return Value(states.to(dtype), tuple(range(number % 3)))
+    return CacheEntry(states.to(dtype), tuple(range(number % 3)))
 
 
 def n_rows(numbers: list[int]) -> list[int]:
@@ -44,15 +44,15 @@ def n_rows(numbers: list[int]) -> list[int]:
 
 def filling(folder: Path, numbers: list[int], dtype: torch.dtype = torch.float32, n_values: int = 4) -> Any:
     keys = [key(number) for number in numbers]
-    return plan_filling(
-        folder, MADE_BY, keys, n_rows(numbers), width=WIDTH, dtype=dtype, shard_values=n_values
+    return plan_cache_write(
+        folder, MADE_BY, keys, n_rows(numbers), width=WIDTH, dtype=dtype, shard_entries=n_values
     )
 
 
 def computing(
     numbers: list[int], dtype: torch.dtype = torch.float32, after: Callable[[int], None] = lambda n: None
-) -> Callable[[np.ndarray], Iterator[Value | None]]:
-    def compute(places: np.ndarray) -> Iterator[Value | None]:
+) -> Callable[[np.ndarray], Iterator[CacheEntry | None]]:
+    def compute(places: np.ndarray) -> Iterator[CacheEntry | None]:
         for place in places.tolist():
             after(numbers[place])
             yield value(numbers[place], dtype)
@@ -60,21 +60,21 @@ def computing(
     return compute
 
 
-def filled(folder: Path, numbers: list[int], dtype: torch.dtype = torch.float32) -> StateCache:
+def filled(folder: Path, numbers: list[int], dtype: torch.dtype = torch.float32) -> TensorCache:
     filling(folder, numbers, dtype).run(computing(numbers, dtype))
-    return finish(folder, MADE_BY)
+    return write_index(folder, MADE_BY)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def assert_is(found: Value | None, expected: Value | None) -> None:
+def assert_is(found: CacheEntry | None, expected: CacheEntry | None) -> None:
     if expected is None:
         assert found is None
         return
     assert found is not None
-    assert found.ids == expected.ids
+    assert found.token_ids == expected.token_ids
     assert found.states.dtype == expected.states.dtype
     assert torch.equal(found.states, expected.states)
 
@@ -101,7 +101,7 @@ def test_a_copy_reads_the_same_in_another_process(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_folder_there_is_nothing(tmp_path: Path) -> None:
-    cache = StateCache.open(tmp_path / "nowhere", MADE_BY)
+    cache = TensorCache.open(tmp_path / "nowhere", MADE_BY)
     assert len(cache) == 0
     assert cache.get(key(0)) is None
     assert not cache.is_known([key(0)]).any()
@@ -123,7 +123,7 @@ def test_every_key_is_found_and_no_other(keys: set[bytes], other: bytes) -> None
         },
         0,
     )
-    cache = StateCache(Path("x"), MADE_BY, [shard])
+    cache = TensorCache(Path("x"), MADE_BY, [shard])
     assert all(one in cache for one in hard)
     assert other not in cache
     assert cache.is_known([*hard, other]).tolist() == [True] * len(hard) + [False]
@@ -138,7 +138,7 @@ def test_shards_do_not_depend_on_the_number_of_ranks(tmp_path: Path, n_ranks: in
     filled(tmp_path / "one", numbers)
     for rank in reversed(range(n_ranks)):
         filling(tmp_path / "many", numbers).run(computing(numbers), rank=rank, n_ranks=n_ranks)
-    finish(tmp_path / "many", MADE_BY)
+    write_index(tmp_path / "many", MADE_BY)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
@@ -148,7 +148,7 @@ def test_each_value_is_made_once_whoever_asks_how_often(tmp_path: Path) -> None:
     for _ in range(2):
         plan = filling(tmp_path, numbers)
         plan.run(computing(numbers, after=made.append))
-        finish(tmp_path, MADE_BY)
+        write_index(tmp_path, MADE_BY)
         assert sorted(made) == [1, 3, 5, 8, 9]
     assert filling(tmp_path, numbers).n_missing == 0
     more = [*numbers, 20, 21]
@@ -161,17 +161,17 @@ def test_each_value_is_made_once_whoever_asks_how_often(tmp_path: Path) -> None:
 def test_shards_are_as_large_as_told(tmp_path: Path) -> None:
     numbers = [4] * 3 + list(range(100, 140))
     keys = [key(100 + place) for place in range(len(numbers))]
-    plan = plan_filling(
+    plan = plan_cache_write(
         tmp_path, MADE_BY, keys, [10] * len(keys), width=WIDTH, dtype=torch.float32, shard_bytes=1_000
     )
-    sizes = [len(block.places) for block in plan.blocks]
+    sizes = [len(block.key_indices) for block in plan.shards]
     assert sum(sizes) == plan.n_missing == len(keys)
     assert set(sizes[:-1]) == {1_000 // (10 * WIDTH * 4 + 48)}
     assert plan.n_bytes == len(keys) * (10 * WIDTH * 4 + 48)
-    one_by_one = plan_filling(
+    one_by_one = plan_cache_write(
         tmp_path, MADE_BY, keys, [10] * len(keys), width=WIDTH, dtype=torch.float32, shard_bytes=1
     )
-    assert [len(block.places) for block in one_by_one.blocks] == [1] * len(keys)
+    assert [len(block.key_indices) for block in one_by_one.shards] == [1] * len(keys)
 
 
 def test_progress_ends_where_it_should(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_costs_no_shard_that_was_written(
     made: list[int] = []
     filling(tmp_path / "cache", numbers).run(computing(numbers, after=made.append))
     assert len(made) == 8
-    finish(tmp_path / "cache", MADE_BY)
+    write_index(tmp_path / "cache", MADE_BY)
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
@@ -269,7 +269,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> No
 def test_what_is_not_finished_is_not_read(tmp_path: Path) -> None:
     filling(tmp_path, list(range(8))).run(computing(list(range(8))))
     with pytest.raises(CacheError, match=r"is not filled to its end .*index\.json.* goes on where it was"):
-        StateCache.open(tmp_path, MADE_BY)
+        TensorCache.open(tmp_path, MADE_BY)
 
 
 def test_what_a_killed_try_left_half_written_is_removed(tmp_path: Path) -> None:
@@ -302,26 +302,26 @@ def test_states_of_something_else_are_refused_by_the_part(tmp_path: Path, is_fin
     numbers = list(range(5))
     filling(tmp_path, numbers).run(computing(numbers))
     if is_finished:
-        finish(tmp_path, MADE_BY)
+        write_index(tmp_path, MADE_BY)
     other = {**MADE_BY, "llm": "bbbb"}
     message = r"its llm is 'aaaa', expected 'bbbb'; give another folder"
     keys = [key(number) for number in numbers]
     with pytest.raises(CacheError, match=message):
-        plan_filling(tmp_path, other, keys, n_rows(numbers), width=WIDTH, dtype=torch.float32)
+        plan_cache_write(tmp_path, other, keys, n_rows(numbers), width=WIDTH, dtype=torch.float32)
     with pytest.raises(CacheError, match=message if is_finished else "not filled to its end"):
-        StateCache.open(tmp_path, other)
+        TensorCache.open(tmp_path, other)
     with pytest.raises(CacheError, match=message):
-        finish(tmp_path, other)
+        write_index(tmp_path, other)
     if is_finished:
-        assert len(StateCache.open(tmp_path, {"dtype": "float32"})) == 4
+        assert len(TensorCache.open(tmp_path, {"dtype": "float32"})) == 4
         with pytest.raises(CacheError, match=r"its prompt is 'not known', expected 'p'"):
-            StateCache.open(tmp_path, {**MADE_BY, "prompt": "p"})
+            TensorCache.open(tmp_path, {**MADE_BY, "prompt": "p"})
 
 
 def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(CacheError, match="is a file; a cache is a folder"):
-        StateCache.open(tmp_path / "cache", MADE_BY)
+        TensorCache.open(tmp_path / "cache", MADE_BY)
 
 
 def test_an_index_that_lists_what_is_not_there(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_an_index_that_lists_what_is_not_there(tmp_path: Path) -> None:
     for left in (None, b"", whole[:-1], whole[: len(whole) // 2], whole + b"x"):
         shard.unlink() if left is None else shard.write_bytes(left)
         with pytest.raises(CacheError, match=rf"{shard} is damaged or not all there .*; remove it"):
-            StateCache.open(tmp_path, MADE_BY)
+            TensorCache.open(tmp_path, MADE_BY)
     shard.unlink()
     (tmp_path / "index.json").unlink()
     cache = filled(tmp_path, list(range(12)))
@@ -346,7 +346,7 @@ def test_an_index_of_another_format(tmp_path: Path) -> None:
     index["crc32"] = zlib.crc32(json.dumps(index).encode())
     path.write_text(json.dumps(index))
     with pytest.raises(CacheError, match="has format 9, this ossicle reads format 1"):
-        StateCache.open(tmp_path, MADE_BY)
+        TensorCache.open(tmp_path, MADE_BY)
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +365,7 @@ def test_a_byte_that_changed_is_harmless_or_refused_by_name(small, which: int, p
     data[place % len(data)] ^= flip
     (folder / name).write_bytes(data)
     try:
-        cache = StateCache.open(folder, MADE_BY)
+        cache = TensorCache.open(folder, MADE_BY)
         found = [cache.get(key(number)) for number in range(9)]
     except CacheError as error:
         assert name in str(error) or "holds states of another kind" in str(error)  # noqa: PT017
@@ -379,4 +379,4 @@ def test_a_byte_that_changed_is_harmless_or_refused_by_name(small, which: int, p
 def test_a_folder_with_another_index_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"format": 1, "shards": []}')
     with pytest.raises(CacheError, match=r"holds other things, such as its index\.json; give another folder"):
-        StateCache.open(tmp_path, {})
+        TensorCache.open(tmp_path, {})

@@ -41,16 +41,16 @@ from ossicle.data.sampler import SampleIndex
 from ossicle.ear import Ear
 from ossicle.errors import CacheError, CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import resume, trainer
-from ossicle.training.batch import Batch, Examples, new_batch, new_portion
+from ossicle.training.batch import Batch, ClipDataset, build_batch, build_microbatch
 from ossicle.training.distillation import distillation_terms, weighted_sum
-from ossicle.training.optimizer import lr_factor, new_optimizer
+from ossicle.training.optimizer import build_optimizer, lr_factor
 from ossicle.training.progress import Progress
-from ossicle.training.resume import Standing, keep_origin, load_state, save_state
-from ossicle.training.run import Run, Share, prepare, with_steps
+from ossicle.training.resume import TrainerState, load_state, save_state, write_origin
+from ossicle.training.run import RankBatch, Run, build_run, with_n_steps
 from ossicle.training.run_log import METRICS, MetricsLog, read_metrics
-from ossicle.training.skipped import SKIPPED, Skipped
-from ossicle.training.train_step import Taken, optimise
-from ossicle.training.trainer import Stopped, continue_run, steps_within
+from ossicle.training.skipped import SKIPPED, SkippedRows
+from ossicle.training.train_step import StepResult, train_step
+from ossicle.training.trainer import StopRequested, count_steps_within, train_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,19 +117,21 @@ def changed(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
 
 def batch_of(run: Run, rows: list[int], view: int = 0) -> Batch:
     """Some clips as a step is given them."""
-    return new_batch(run.ear, new_portion(run.examples.made([SampleIndex(row, view) for row in rows]).clips))
+    return build_batch(
+        run.ear, build_microbatch(run.dataset.load_clips([SampleIndex(row, view) for row in rows]).clips)
+    )
 
 
-def take_step(run: Run, step: int) -> Taken:
+def take_step(run: Run, step: int) -> StepResult:
     """One optimizer step, its clips prepared here and now."""
-    return optimise(run, step, run.share([run.examples.made(piece) for piece in run.pieces(step)]))
+    return train_step(run, step, run.load_rank_batch(step))
 
 
 def loss_of(run: Run, step: int) -> float:
     return float(take_step(run, step).terms["loss"])
 
 
-def load(run: Run) -> Standing:
+def load(run: Run) -> TrainerState:
     return load_state(run.folder, run.ear.connector, run.optimizer, run.recipe)
 
 
@@ -174,7 +176,7 @@ def test_what_is_learned_shows_in_the_loss(recipe: Recipe) -> None:
 
 
 def test_golden_losses(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, connector={"form": "query"}))
+    run = build_run(changed(recipe, connector={"form": "query"}))
     losses = [loss_of(run, step) for step in range(recipe.train.n_steps)]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
@@ -226,7 +228,7 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
 def runs(base: BaseSettings, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A prepared run of each form; nothing is learned in them."""
     return {
-        form: prepare(
+        form: build_run(
             Recipe(
                 out=str(tmp_path_factory.mktemp(form)),
                 base=base,
@@ -242,9 +244,9 @@ def runs(base: BaseSettings, speech: Path, tmp_path_factory: pytest.TempPathFact
 def test_a_run_starts_from_a_trained_ear(recipe: Recipe, tmp_path: Path) -> None:
     taught = trainer.train(recipe)
     again = changed(recipe, train={"start": recipe.out, "seed": 7})
-    run = prepare(replace(again, out=str(tmp_path / "again")))
+    run = build_run(replace(again, out=str(tmp_path / "again")))
     assert_same_bits(weights(run.ear), weights(taught))
-    assert loss_of(run, 0) < loss_of(prepare(changed(again, train={"start": None})), 0)
+    assert loss_of(run, 0) < loss_of(build_run(changed(again, train={"start": None})), 0)
 
 
 @pytest.mark.parametrize(
@@ -261,21 +263,21 @@ def test_only_an_ear_of_the_same_kind_can_be_started_from(
     trainer.train(changed(recipe, train={"n_steps": 1}))
     again = changed(changed(recipe, train={"start": recipe.out}), **change)
     with pytest.raises(CheckpointError, match=said):
-        prepare(replace(again, out=str(tmp_path / "again")))
+        build_run(replace(again, out=str(tmp_path / "again")))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_but_the_connector_changes(recipe: Recipe, form: str) -> None:
     objective = {"hidden_positions": "suffix", "align_only_ratio": 0.0, "kl_weight": 1.0}
-    run = prepare(changed(recipe, connector={"form": form}, objective=objective, train={"n_steps": 2}))
+    run = build_run(changed(recipe, connector={"form": form}, objective=objective, train={"n_steps": 2}))
     frozen, connector = frozen_weights(run.ear), weights(run.ear)
-    continue_run(run)
+    train_run(run)
     assert_same_bits(frozen, frozen_weights(run.ear))
     assert all(not torch.equal(before, weights(run.ear)[name]) for name, before in connector.items())
 
 
 def test_alignment_and_end_lead_alone(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, objective={"align_only_ratio": 0.25}, train={"n_steps": 12}))
+    run = build_run(changed(recipe, objective={"align_only_ratio": 0.25}, train={"n_steps": 12}))
     terms = [set(take_step(run, step).terms) for step in range(4)]
     leading = {"loss", "align", "end", "asr", "grad_norm"}
     assert terms == [leading] * 3 + [leading | {"hidden"}]
@@ -297,7 +299,7 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: st
             objective=objective,
             train={"batch_size": 12, "microbatch_gb": microbatch_gb, "clip_norm": 1e9},
         )
-        run = prepare(new)
+        run = build_run(new)
         run.optimizer.zero_grad = lambda: None  # ty: ignore[invalid-assignment]
         terms = take_step(run, 0).terms
         learned[microbatch_gb] = (
@@ -321,7 +323,7 @@ def test_the_learning_rate_rises_and_falls_as_told() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_only_matrices_of_layers_decay(runs: dict[str, Run], form: str) -> None:
     connector = runs[form].ear.connector
-    optimizer = new_optimizer(connector, TrainSettings(weight_decay=0.3))
+    optimizer = build_optimizer(connector, TrainSettings(weight_decay=0.3))
     decay = {id(w): group["weight_decay"] for group in optimizer.param_groups for w in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(connector.parameters()))
     for name, weight in connector.named_parameters():
@@ -332,42 +334,42 @@ def test_only_matrices_of_layers_decay(runs: dict[str, Run], form: str) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = trainer.optimise
+    taken = trainer.train_step
 
-    def diverging(run: Run, step: int, share: Share) -> Taken:
+    def diverging(run: Run, step: int, share: RankBatch) -> StepResult:
         done = taken(run, step, share)
         return replace(done, terms=done.terms | {"grad_norm": torch.tensor(math.inf)}) if step > 8 else done
 
-    monkeypatch.setattr(trainer, "optimise", diverging)
+    monkeypatch.setattr(trainer, "train_step", diverging)
     with pytest.raises(OssicleError, match=r"at step 10 .* begin again with a train\.peak_lr below 0\.002"):
         trainer.train(recipe)
-    assert load(prepare(recipe)).step == 7
+    assert load(build_run(recipe)).step == 7
 
 
 @pytest.mark.parametrize("what", ["encoder", "speech"])
 def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -> None:
-    run = prepare(recipe)
-    save_state(run.folder, run.ear.connector, run.optimizer, Standing(7, 28), recipe)
-    keep_origin(run.folder, run.origin)
+    run = build_run(recipe)
+    save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(7, 28), recipe)
+    write_origin(run.folder, run.fingerprints)
     if what == "encoder":
-        run = replace(run, bases={**run.bases, "encoder": "0123456789abcdef"})
+        run = replace(run, backbone_fingerprints={**run.backbone_fingerprints, "encoder": "0123456789abcdef"})
     else:
-        vars(run.examples.speech)["fingerprint"] = "of other speech"
+        vars(run.dataset.speech)["fingerprint"] = "of other speech"
     with pytest.raises(CheckpointError, match=f"began with another {what}: its fingerprint was"):
-        continue_run(run)
+        train_run(run)
     (run.folder / resume.ORIGIN).write_text("[")
     with pytest.raises(CheckpointError, match=r"origin\.json is damaged"):
-        continue_run(run)
+        train_run(run)
 
 
 def test_a_step_without_clips_does_not_hide_a_loss_that_is_not_finite(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(run: Run, step: int, portions: object) -> Taken:
+    def broken(run: Run, step: int, portions: object) -> StepResult:
         nan = torch.tensor(math.nan)
-        return Taken(terms={"loss": nan, "grad_norm": nan}) if step == 5 else Taken()
+        return StepResult(terms={"loss": nan, "grad_norm": nan}) if step == 5 else StepResult()
 
-    monkeypatch.setattr(trainer, "optimise", broken)
+    monkeypatch.setattr(trainer, "train_step", broken)
     with pytest.raises(OssicleError, match=r"at step 7 the loss is nan"):
         trainer.train(recipe)
     assert not (Path(recipe.out) / resume.STATES).exists()
@@ -377,11 +379,11 @@ def test_a_step_without_clips_does_not_hide_a_loss_that_is_not_finite(
 def test_a_stream_is_read_in_order_only(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, value: float
 ) -> None:
-    run = prepare(recipe)
-    monkeypatch.setattr(run.examples.speech, "is_sequential", True)
+    run = build_run(recipe)
+    monkeypatch.setattr(run.dataset.speech, "is_sequential", True)
     data = replace(recipe.data, **{"feature_cache": None, name: value})
     with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which takes clips from anywhere"):
-        Examples(run.ear, run.examples.speech, data, recipe.augment, 0)
+        ClipDataset(run.ear, run.dataset.speech, data, recipe.augment, 0)
 
 
 def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> None:
@@ -396,7 +398,7 @@ def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> 
 
     progress = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        prepare(recipe, progress)
+        build_run(recipe, progress)
     assert progress.closed
 
 
@@ -404,9 +406,9 @@ def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> 
 
 
 def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
-    run = prepare(recipe)
+    run = build_run(recipe)
     kept = batch_of(run, [3, 8])
-    run.examples.kept = None
+    run.dataset.feature_cache = None
     live = batch_of(run, [3, 8])
     assert torch.equal(kept.features.mask, live.features.mask)
     mask = live.features.mask
@@ -416,11 +418,11 @@ def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
 
 
 def test_each_view_is_another_way_to_hear_the_same_clips(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, data={"n_augmented_views": 3}))
+    run = build_run(changed(recipe, data={"n_augmented_views": 3}))
     views = [batch_of(run, [3, 8], view) for view in range(3)]
-    again = batch_of(prepare(changed(recipe, data={"n_augmented_views": 3})), [3, 8], 2)
+    again = batch_of(build_run(changed(recipe, data={"n_augmented_views": 3})), [3, 8], 2)
     assert torch.equal(again.features.states, views[2].features.states)
-    plain = batch_of(prepare(recipe), [3, 8])
+    plain = batch_of(build_run(recipe), [3, 8])
     assert torch.equal(views[0].features.states, plain.features.states)
     sums = {view.features.states.sum().item() for view in views}
     assert len(sums) == 3
@@ -433,9 +435,9 @@ def test_kept_features_have_the_noise_that_was_drawn_for_their_view(recipe: Reci
         data={"n_augmented_views": 2},
         augment={"noise_ratio": 1.0, "noise_snr_db": (0.0, 5.0), "speed": (0.8, 1.2)},
     )
-    run = prepare(noisy)
+    run = build_run(noisy)
     kept = [batch_of(run, [3, 8], view) for view in range(2)]
-    run.examples.kept = None
+    run.dataset.feature_cache = None
     for view, heard in enumerate(kept):
         live = batch_of(run, [3, 8], view)
         assert torch.equal(heard.features.mask, live.features.mask)
@@ -447,28 +449,33 @@ def test_kept_features_have_the_noise_that_was_drawn_for_their_view(recipe: Reci
 @pytest.mark.parametrize("change", [{"train": {"seed": 5}}, {"augment": {"noise_ratio": 0.9}}])
 def test_noise_that_is_drawn_otherwise_makes_other_features(recipe: Recipe, change: dict[str, Any]) -> None:
     noisy = changed(recipe, augment={"noise_ratio": 1.0})
-    keys = {prepare(recipe).examples.key(3, 0), prepare(noisy).examples.key(3, 0)}
-    keys.add(prepare(replace(changed(noisy, **change), out=recipe.out + "-2")).examples.key(3, 0))
+    keys = {
+        build_run(recipe).dataset.compute_feature_key(3, 0),
+        build_run(noisy).dataset.compute_feature_key(3, 0),
+    }
+    keys.add(
+        build_run(replace(changed(noisy, **change), out=recipe.out + "-2")).dataset.compute_feature_key(3, 0)
+    )
     assert len(keys) == 3
 
 
 def test_views_of_another_number_are_other_features(recipe: Recipe) -> None:
-    two, three = (prepare(changed(recipe, data={"n_augmented_views": n})) for n in (2, 3))
-    assert two.examples.key(5, 0) == three.examples.key(5, 0)
-    assert two.examples.key(5, 1) != three.examples.key(5, 1)
+    two, three = (build_run(changed(recipe, data={"n_augmented_views": n})) for n in (2, 3))
+    assert two.dataset.compute_feature_key(5, 0) == three.dataset.compute_feature_key(5, 0)
+    assert two.dataset.compute_feature_key(5, 1) != three.dataset.compute_feature_key(5, 1)
     kept = batch_of(three, [5], view=1)
-    three.examples.kept = None
+    three.dataset.feature_cache = None
     mask, live = kept.features.mask, batch_of(three, [5], view=1)
     assert_close(kept.features.states[mask].float(), live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
 
 
 def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, connector={"dropout": 0.5}))
+    run = build_run(changed(recipe, connector={"dropout": 0.5}))
     features = batch_of(run, [3, 8]).features
     take_step(run, 0)
     first, second = run.ear.connector(features), run.ear.connector(features)
     assert torch.equal(first.tokens, second.tokens)
-    plain = prepare(recipe)
+    plain = build_run(recipe)
     dropped, kept = (loss_of(each, 0) for each in (run, plain))
     assert dropped != kept
 
@@ -476,21 +483,21 @@ def test_dropout_is_for_training_alone(recipe: Recipe) -> None:
 def test_a_sound_replaced_under_its_name_is_heard_anew(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
     shutil.copytree(speech.parent, tmp_path / "mine")
     mine = changed(recipe, data={"source": (str(tmp_path / "mine" / speech.name),)})
-    before = batch_of(prepare(mine), [0, 1])
+    before = batch_of(build_run(mine), [0, 1])
     samples, rate = soundfile.read(tmp_path / "mine" / "0.wav")
     soundfile.write(tmp_path / "mine" / "0.wav", samples[::-1], rate)
     os.utime(tmp_path / "mine" / "0.wav", ns=(1, 1))
-    after = batch_of(prepare(mine), [0, 1])
+    after = batch_of(build_run(mine), [0, 1])
     assert not torch.equal(before.features.states[0], after.features.states[0])
     assert torch.equal(before.features.states[1], after.features.states[1])
 
 
 def test_passes_take_the_views_in_turn(recipe: Recipe) -> None:
-    run = prepare(changed(recipe, data={"n_augmented_views": 2}))
+    run = build_run(changed(recipe, data={"n_augmented_views": 2}))
     n = run.sampler.batches_per_epoch
     for step, view in {0: 0, n - 1: 0, n: 1, 2 * n: 0}.items():
         rows = [draw.row for draw in run.sampler[step]]
-        taken = new_portion(run.examples.made(run.sampler[step]).clips)
+        taken = build_microbatch(run.dataset.load_clips(run.sampler[step]).clips)
         assert taken.states is not None
         assert torch.equal(taken.states, batch_of(run, rows, view).features.states)
 
@@ -545,7 +552,7 @@ def test_more_bad_rows_than_allowed_stop_the_run_and_cost_no_steps(damaged: Call
     ) as refused:
         trainer.train(bad)
     assert "\n" not in str(refused.value)
-    assert load(prepare(bad)).step > 0
+    assert load(build_run(bad)).step > 0
 
 
 def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
@@ -557,13 +564,13 @@ def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
         data={"source": (source,), "feature_cache": None, "max_invalid_ratio": 0.5},
         train={"batch_size": 8, "n_steps": 2 * -(-2 * n_bad // 8)},
     )
-    optimise, taken = trainer.optimise, []
+    train_step, taken = trainer.train_step, []
 
-    def counted(*args: Any) -> Taken:
-        taken.append(optimise(*args))
+    def counted(*args: Any) -> StepResult:
+        taken.append(train_step(*args))
         return taken[-1]
 
-    monkeypatch.setattr(trainer, "optimise", counted)
+    monkeypatch.setattr(trainer, "train_step", counted)
     trainer.train(half)
     listed = [json.loads(line) for line in (Path(half.out) / SKIPPED).read_text().splitlines()]
     assert sorted(int(row["row"].split("line ")[1]) for row in listed) == list(range(2, 2 * n_bad + 1, 2))
@@ -583,9 +590,9 @@ def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe,
     found = {}
     for n_workers in (0, 1, 2):
         data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
-        run = prepare(changed(recipe, data=data, train={"n_steps": 6}))
+        run = build_run(changed(recipe, data=data, train={"n_steps": 6}))
         with contextlib.closing(trainer._shares(run, 0)) as shares:
-            found[n_workers] = [(share.portions[0].text_ids.tolist(), share.skipped) for share in shares]
+            found[n_workers] = [(share.microbatches[0].text_ids.tolist(), share.skipped) for share in shares]
     assert found[0] == found[1] == found[2]
     assert not any(skipped for _, skipped in found[0])
 
@@ -599,15 +606,15 @@ def test_a_source_of_nothing_but_bad_rows_is_refused(damaged: Callable[..., Reci
 
 
 def test_rows_skipped_after_the_state_are_counted_when_they_are_met_again(tmp_path: Path) -> None:
-    skipped = Skipped(tmp_path, 10_000, 0.01, 0)
-    skipped.note({"a": "a: bad"}, 3)
-    skipped.note({"b": "b: bad"}, 8)
-    resumed = Skipped(tmp_path, 10_000, 0.01, 5)
+    skipped = SkippedRows(tmp_path, 10_000, 0.01, 0)
+    skipped.add({"a": "a: bad"}, 3)
+    skipped.add({"b": "b: bad"}, 8)
+    resumed = SkippedRows(tmp_path, 10_000, 0.01, 5)
     assert list(resumed.reasons) == ["a"]
-    resumed.note({"b": "b: bad", "a": "a: bad"}, 8)
+    resumed.add({"b": "b: bad", "a": "a: bad"}, 8)
     rows = [json.loads(line) for line in (tmp_path / SKIPPED).read_text().splitlines()]
     assert [(row["row"], row["step"]) for row in rows] == [("a", 3), ("b", 8)]
-    assert not len(Skipped(tmp_path, 10_000, 0.01, 0))
+    assert not len(SkippedRows(tmp_path, 10_000, 0.01, 0))
     assert (tmp_path / SKIPPED).read_text() == ""
 
 
@@ -626,10 +633,10 @@ def test_what_a_worker_meets_is_told_in_its_own_words(
     def damaged(*args: object) -> None:
         raise CacheError("shard 7 is damaged")
 
-    run = prepare(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
-    monkeypatch.setattr(run.examples, "clip", damaged)
+    run = build_run(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
+    monkeypatch.setattr(run.dataset, "load_clip", damaged)
     with pytest.raises(CacheError, match=r"^shard 7 is damaged$"):
-        continue_run(run)
+        train_run(run)
 
 
 def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
@@ -642,17 +649,17 @@ def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
         raise AssertionError("nobody was told")
 
-    monkeypatch.setattr(trainer, "optimise", killing)
+    monkeypatch.setattr(trainer, "train_step", killing)
     with pytest.raises(OssicleError, match=r"a process that reads speech died \(.*\), most often") as told:
         trainer.train(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
     assert "\n" not in str(told.value)
 
 
 def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> None:
-    run = prepare(recipe)
-    longest = max(run.examples.made([SampleIndex(row, 0) for row in range(12)]).n_text)
-    full = prepare(changed(recipe, connector={"form": "query", "n_queries": longest}))
-    skipped = full.examples.made([SampleIndex(row, 0) for row in range(12)]).skipped
+    run = build_run(recipe)
+    longest = max(run.dataset.load_clips([SampleIndex(row, 0) for row in range(12)]).n_text)
+    full = build_run(changed(recipe, connector={"form": "query", "n_queries": longest}))
+    skipped = full.dataset.load_clips([SampleIndex(row, 0) for row in range(12)]).skipped
     assert skipped
     for reason in skipped.values():
         assert (
@@ -661,7 +668,7 @@ def test_a_transcript_without_a_slot_for_its_end_is_skipped(recipe: Recipe) -> N
 
 
 def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Recipe) -> None:
-    run = prepare(
+    run = build_run(
         changed(recipe, connector={"form": "diva", "n_queries": 3}, objective={"hidden_positions": "last"})
     )
     batch = batch_of(run, [4])
@@ -674,10 +681,10 @@ def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Reci
 
 def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
     source = tmp_path / "speech.jsonl"
-    control = prepare(recipe).ear.tokenizer.eos_token
+    control = build_run(recipe).ear.tokenizer.eos_token
     source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
-    run = prepare(changed(recipe, data={"source": (str(source),), "feature_cache": None}))
-    (reason,) = run.examples.made([SampleIndex(0, 0)]).skipped.values()
+    run = build_run(changed(recipe, data={"source": (str(source),), "feature_cache": None}))
+    (reason,) = run.dataset.load_clips([SampleIndex(0, 0)]).skipped.values()
     assert re.search(r"line 1: the transcript .* control token", reason)
 
 
@@ -691,7 +698,7 @@ def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, nu
     whole = trainer.train(replace(short, out=str(tmp_path / "whole")))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for step in (2, 8):  # in the lead phase, and between a save and a line of metrics
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(StopRequested) as stopped:
             trainer.train(short, Stopper(step, number))
         assert str(stopped.value) == f"stopped after step {step} of 12; the same command goes on from there"
         assert (stopped.value.step, stopped.value.n_steps) == (step, 12)
@@ -707,13 +714,13 @@ def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, nu
 def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
         trainer.train(recipe, Stopper(3, times=2))
-    assert not isinstance(interrupted.value, Stopped)
+    assert not isinstance(interrupted.value, StopRequested)
     assert not (Path(recipe.out) / resume.STATES).exists()
 
 
 def test_a_run_goes_on_when_its_speech_has_moved(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
     short = changed(recipe, train={"n_steps": 2}, data={"feature_cache": None})
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         trainer.train(short, Stopper(1))
     shutil.copytree(speech.parent, tmp_path / "moved")
     moved = changed(short, data={"source": (str(tmp_path / "moved" / speech.name),)})
@@ -741,9 +748,9 @@ def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, monkeypatch: p
     monkeypatch.setattr(atomic_io, "_PATIENCE_S", 0.1)
     code = """if True:
         import pathlib, sys, time
-        from ossicle.atomic_io import sole_writer
+        from ossicle.atomic_io import lock_folder
 
-        with sole_writer(pathlib.Path(sys.argv[1])):
+        with lock_folder(pathlib.Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(600)
     """
@@ -817,12 +824,12 @@ def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytes
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    folder, run = Path(recipe.out), prepare(recipe)
-    save_state(folder, run.ear.connector, run.optimizer, Standing(1, 4), recipe)
+    folder, run = Path(recipe.out), build_run(recipe)
+    save_state(folder, run.ear.connector, run.optimizer, TrainerState(1, 4), recipe)
     monkeypatch.setattr(resume, "_write", full)
     with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written: No space left on device"):
-        save_state(folder, run.ear.connector, run.optimizer, Standing(2, 8), recipe)
-    assert load(run) == Standing(1, 4)
+        save_state(folder, run.ear.connector, run.optimizer, TrainerState(2, 8), recipe)
+    assert load(run) == TrainerState(1, 4)
     assert [path.name for path in (folder / resume.STATES).iterdir()] == ["step-00000001"]
 
 
@@ -830,8 +837,8 @@ def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytes
 def test_a_state_that_was_killed_half_way_is_no_state(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    run = prepare(recipe)
-    save_state(run.folder, run.ear.connector, run.optimizer, Standing(1, 4), recipe)
+    run = build_run(recipe)
+    save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(1, 4), recipe)
     states = run.folder / resume.STATES
     if when == "before removing":
         shutil.copytree(states / "step-00000001", states / "step-00000002")
@@ -844,19 +851,19 @@ def test_a_state_that_was_killed_half_way_is_no_state(
         shutil.copytree(states / "step-00000001", half)
         if when == "while writing":
             (half / "progress.json").unlink()
-    assert load(run) == (Standing(2, 8) if when == "before removing" else Standing(1, 4))
-    save_state(run.folder, run.ear.connector, run.optimizer, Standing(2, 8), recipe)
+    assert load(run) == (TrainerState(2, 8) if when == "before removing" else TrainerState(1, 4))
+    save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(2, 8), recipe)
     assert [path.name for path in states.iterdir()] == ["step-00000002"]
 
 
 def test_metrics_are_gone_on_with_where_the_state_stands(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
-        log.write({"step": step, "loss": 1.0})
+        log.append({"step": step, "loss": 1.0})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 40, "lo')
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30]
-    MetricsLog(tmp_path, 20).write({"step": 30, "loss": 2.0})
+    MetricsLog(tmp_path, 20).append({"step": 30, "loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 2.0)]
 
 
@@ -864,16 +871,16 @@ def test_metrics_are_gone_on_with_where_the_state_stands(tmp_path: Path) -> None
 
 
 def test_measuring_speed_leaves_no_trace(recipe: Recipe) -> None:
-    run = prepare(recipe)
+    run = build_run(recipe)
     for n_before in (0, 2):
         for step in range(n_before):
             take_step(run, step)
         before = weights(run.ear), optimizer_state(run)
-        assert steps_within(run, 1e6) > steps_within(run, 0.0) == 1
+        assert count_steps_within(run, 1e6) > count_steps_within(run, 0.0) == 1
         assert_same_bits(before[0], weights(run.ear))
         assert_same_bits(before[1], optimizer_state(run))
         assert all(weight.grad is None for weight in run.ear.connector.parameters())
-    longer = with_steps(run, 33)
+    longer = with_n_steps(run, 33)
     assert longer.recipe.train.n_steps == 33
     assert longer.ear is run.ear
 

@@ -22,7 +22,7 @@ class Demo:
     def run(self, command_line: str) -> int:
         """Goes through the demo, or says how to go on with it."""
         from ossicle.demo import run_demo
-        from ossicle.training.trainer import Stopped
+        from ossicle.training.trainer import StopRequested
 
         console = Console()
         try:
@@ -34,6 +34,6 @@ class Demo:
                 command=command_line,
                 uses_microphone=self.mic,
             )
-        except Stopped as stop:
+        except StopRequested as stop:
             return print_resume_command(stop, command_line)
         return 0

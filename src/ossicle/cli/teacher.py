@@ -11,7 +11,7 @@ from ossicle.cli.terminal import RecipeFile, print_resume_command
 from ossicle.config import Recipe
 
 if TYPE_CHECKING:
-    from ossicle.training.cache.precompute_teacher import Lecture
+    from ossicle.training.cache.precompute_teacher import TeacherPrecompute
     from ossicle.training.distributed import Ranks
 
 _N_PROGRESS_LINES = 20
@@ -28,16 +28,16 @@ class Teacher:
 
     def run(self, command_line: str) -> int:
         """Fills the cache, or says how to go on."""
-        from ossicle.training.cache.precompute_teacher import prepare_lecture
-        from ossicle.training.distributed import joined
+        from ossicle.training.cache.precompute_teacher import plan_teacher_precompute
+        from ossicle.training.distributed import join_process_group
 
         try:
-            with joined() as ranks:
+            with join_process_group() as ranks:
                 console = Console(quiet=not ranks.is_first)
-                with ranks.together():
-                    lecture = prepare_lecture(self.settings)
+                with ranks.sync_errors():
+                    lecture = plan_teacher_precompute(self.settings)
                 _print_summary(lecture, console)
-                if lecture.filling.n_missing:
+                if lecture.write_plan.n_missing:
                     _precompute(lecture, ranks, console)
         except KeyboardInterrupt:
             stop = KeyboardInterrupt(
@@ -47,8 +47,8 @@ class Teacher:
         return 0
 
 
-def _print_summary(lecture: "Lecture", console: Console) -> None:
-    lessons, filling = lecture.lessons, lecture.filling
+def _print_summary(lecture: "TeacherPrecompute", console: Console) -> None:
+    lessons, filling = lecture.transcripts, lecture.write_plan
     skipped = f", {lessons.n_skipped} rows cannot be learned from" if lessons.n_skipped else ""
     console.out(f"{len(lessons)} transcripts in {lessons.n_rows} rows{skipped}", highlight=False)
     if filling.n_missing:
@@ -64,7 +64,7 @@ def _format_size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def _precompute(lecture: "Lecture", ranks: "Ranks", console: Console) -> None:
+def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) -> None:
     n_printed = 0
 
     def print_progress(n_done: int, n: int) -> None:
@@ -81,6 +81,6 @@ def _precompute(lecture: "Lecture", ranks: "Ranks", console: Console) -> None:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
-        task = bar.add_task("", total=lecture.filling.n_missing)
-        cache = lecture.give(ranks, print_progress)
-    console.out(f"{lecture.filling.folder} has the states of {len(cache)} transcripts", highlight=False)
+        task = bar.add_task("", total=lecture.write_plan.n_missing)
+        cache = lecture.run(ranks, print_progress)
+    console.out(f"{lecture.write_plan.folder} has the states of {len(cache)} transcripts", highlight=False)

@@ -23,13 +23,13 @@ class Train:
     def run(self, command_line: str) -> int:
         """Trains to the last step, or says how to go on."""
         from ossicle.training.progress import Progress
-        from ossicle.training.trainer import Stopped, train
+        from ossicle.training.trainer import StopRequested, train
 
         is_first = os.environ.get("RANK", "0") == "0"  # of all processes that torchrun started, one speaks
         console = Console(quiet=not is_first)
         try:
             train(self.settings, Progress(console))
-        except Stopped as stop:
+        except StopRequested as stop:
             return print_resume_command(stop, command_line)
         out = shlex.quote(self.settings.out)
         console.print(f"The ear is in {self.settings.out}. Next:", highlight=False, markup=False)

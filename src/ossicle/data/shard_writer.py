@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16
 from safetensors.numpy import save_file
 
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.data.formats.packed import METADATA_KEY, PACKED_FORMAT
 from ossicle.data.source import Utterance
 
@@ -91,7 +91,7 @@ def write_shard(folder: Path, number: int, builder: ShardBuilder, identity: dict
         "n_skipped": len(builder.skipped),
         **identity,
     }
-    with written_whole(folder / shard_name(number)) as path:
+    with atomic_write(folder / shard_name(number)) as path:
         # One entry: safetensors writes several in an order that changes from run to run.
         save_file(tensors, path, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 

@@ -1,5 +1,5 @@
 """Distillation: what a batch teaches, and the loop that learns it."""
 
-from ossicle.training.trainer import Stopped, train
+from ossicle.training.trainer import StopRequested, train
 
-__all__ = ["Stopped", "train"]
+__all__ = ["StopRequested", "train"]

@@ -24,7 +24,7 @@ from ossicle.data.sampler import SampleIndex
 from ossicle.data.source import Utterance
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, ConfigError, DataError
-from ossicle.training.cache.tensor_cache import StateCache
+from ossicle.training.cache.tensor_cache import TensorCache
 
 _TEXTS_KEPT = 65_536
 """Transcripts whose tokens are kept from one pass to the next."""
@@ -52,7 +52,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Made:
+class WorkerBatch:
     """Clips as a worker process leaves them: end to end, as few tensors travel faster than many; and the rows that
     could not be used, with the reason."""
 
@@ -64,7 +64,7 @@ class Made:
     skipped: dict[str, str]
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], skipped: dict[str, str]) -> "Made":
+    def from_clips(cls, clips: Sequence[Clip], skipped: dict[str, str]) -> "WorkerBatch":
         """Clips of which all have features, or none has."""
         mels = [clip.mel.T for clip in clips if clip.mel is not None]
         kept = [clip.states for clip in clips if clip.states is not None]
@@ -89,7 +89,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Portion:
+class Microbatch:
     """The clips of one part of a batch, padded, on the host."""
 
     n_text: list[int]
@@ -101,7 +101,7 @@ class Portion:
     def __len__(self) -> int:
         return len(self.n_text)
 
-    def pin_memory(self) -> "Portion":
+    def pin_memory(self) -> "Microbatch":
         """In memory that a GPU copies from without waiting."""
         return replace(
             self,
@@ -111,11 +111,11 @@ class Portion:
         )
 
 
-def new_portion(clips: Sequence[Clip]) -> Portion:
+def build_microbatch(clips: Sequence[Clip]) -> Microbatch:
     """Clips side by side; all of them have features, or none has."""
     kept = [clip.states for clip in clips if clip.states is not None]
     mels = [clip.mel for clip in clips if clip.mel is not None]
-    return Portion(
+    return Microbatch(
         n_text=[len(clip.ids) for clip in clips],
         n_positions=[clip.n_positions for clip in clips],
         text_ids=pad_sequence([clip.ids for clip in clips], batch_first=True)
@@ -136,40 +136,40 @@ class Batch:
     n_text: Int[Tensor, " B"]
     text_lengths: Sequence[int]
     """n_text, on the host."""
-    sound_lengths: Sequence[int]
+    audio_lengths: Sequence[int]
     """Encoder positions of each clip, on the host."""
 
     @property
-    def tokens(self) -> Int[Tensor, " C"]:
+    def unique_ids(self) -> Int[Tensor, " C"]:
         """Every token that stands in one of the transcripts, once, in ascending order."""
         place = torch.arange(self.text_ids.shape[1], device=self.n_text.device)
         return self.text_ids[place < self.n_text[:, None]].unique()
 
 
-def new_batch(ear: Ear, portion: Portion) -> Batch:
+def build_batch(ear: Ear, microbatch: Microbatch) -> Batch:
     """A portion on the ear's device, encoded if it is not yet."""
     device = ear.device
-    if portion.states is not None:
-        n_positions = torch.tensor(portion.n_positions)
-        mask = torch.arange(portion.states.shape[1]) < n_positions[:, None]
+    if microbatch.states is not None:
+        n_positions = torch.tensor(microbatch.n_positions)
+        mask = torch.arange(microbatch.states.shape[1]) < n_positions[:, None]
         features = Features(
-            states=portion.states.to(device, non_blocking=True).to(ear.whisper.model.dtype),
+            states=microbatch.states.to(device, non_blocking=True).to(ear.whisper.model.dtype),
             mask=mask.to(device, non_blocking=True),
             is_unpadded=bool(mask.all()),
         )
     else:
-        assert portion.mel is not None
-        features = ear.encode_mels(portion.mel, torch.tensor(portion.n_positions) * FRAMES_PER_POSITION)
+        assert microbatch.mel is not None
+        features = ear.encode_mels(microbatch.mel, torch.tensor(microbatch.n_positions) * FRAMES_PER_POSITION)
     return Batch(
         features=features,
-        text_ids=portion.text_ids.to(device, non_blocking=True),
-        n_text=torch.tensor(portion.n_text).to(device, non_blocking=True),
-        text_lengths=portion.n_text,
-        sound_lengths=portion.n_positions,
+        text_ids=microbatch.text_ids.to(device, non_blocking=True),
+        n_text=torch.tensor(microbatch.n_text).to(device, non_blocking=True),
+        text_lengths=microbatch.n_text,
+        audio_lengths=microbatch.n_positions,
     )
 
 
-class Examples:
+class ClipDataset:
     """The clips of a run, each made from its row and the pass it is in, by whichever process is asked.
 
     View 0 of a clip is what the augmenter's settings make of it; the others are heard from elsewhere besides, each in
@@ -190,10 +190,10 @@ class Examples:
         data: DataSettings,
         augment_settings: AugmentSettings,
         seed: int,
-        kept: StateCache | None = None,
+        feature_cache: TensorCache | None = None,
     ) -> None:
         _check_is_in_order(speech, data)
-        self.speech, self.data, self.seed, self.kept = speech, data, seed, kept
+        self.speech, self.data, self.seed, self.feature_cache = speech, data, seed, feature_cache
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
@@ -206,28 +206,28 @@ class Examples:
         """Processes that make clips: no more than one for a stream, whose shards `datasets` would deal out among
         several, so that each had other rows under the same numbers; and none where a CPU only has to look up what
         was kept, which takes it less than to hand it over."""
-        if self.kept is not None and not torch.cuda.is_available():
+        if self.feature_cache is not None and not torch.cuda.is_available():
             return 0
         return min(self.data.n_workers, 1) if self.speech.is_sequential else self.data.n_workers
 
-    def made(self, draws: Sequence[SampleIndex]) -> Made:
+    def load_clips(self, draws: Sequence[SampleIndex]) -> WorkerBatch:
         """The clips that were drawn, without those that cannot be used."""
         clips, skipped = [], {}
         for draw in draws:
             try:
-                clips.append(self.clip(draw))
+                clips.append(self.load_clip(draw))
             except DataError as error:
                 skipped[self.speech.row_name(draw.row)] = str(error)
-        return Made.of(clips, skipped)
+        return WorkerBatch.from_clips(clips, skipped)
 
-    def clip(self, draw: SampleIndex) -> Clip:
+    def load_clip(self, draw: SampleIndex) -> Clip:
         """One example.
 
         Raises:
             DataError: a row that cannot be used, named with the reason
         """
         view = draw.epoch % self.data.n_augmented_views
-        if self.kept is not None:
+        if self.feature_cache is not None:
             return self._kept_clip(draw.row, view)
         utterance = self.speech[draw.row]
         sound, ids = self._sound(utterance), self._ids(utterance.name, utterance.text)
@@ -238,7 +238,7 @@ class Examples:
         mel = self._mel(self.augmenter.augment_samples(sound, seed), draw.row, view)
         return Clip(ids=ids, mel=self.augmenter.augment_mel(mel, seed), states=None)
 
-    def plain_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
+    def load_view_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
         """What a view of a row sounds like, for features that are kept: all that is drawn is drawn once.
 
         Raises:
@@ -255,7 +255,7 @@ class Examples:
         except DataError:
             return False
 
-    def key(self, row: int, view: int) -> bytes:
+    def compute_feature_key(self, row: int, view: int) -> bytes:
         """What a row's kept features are found by; only for rows with a transcript."""
         about = f"{self.speech.row_name(row)}\n{self._text(row)}\n{self.speech.audio_version(row)}\n{view}"
         if view:  # what it is drawn from, and among how many rows the voice behind it is found
@@ -270,9 +270,9 @@ class Examples:
         return self.speech[row].text if text is None else text
 
     def _kept_clip(self, row: int, view: int) -> Clip:
-        assert self.kept is not None
+        assert self.feature_cache is not None
         ids = self._ids(self.speech.row_name(row), self._text(row))
-        found = self.kept.get(self.key(row, view))
+        found = self.feature_cache.get(self.compute_feature_key(row, view))
         if found is None:
             self._sound(self.speech[row])  # says what is wrong with it
             raise DataError(

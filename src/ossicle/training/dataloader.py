@@ -36,7 +36,7 @@ class _Work(Dataset):
             return _Failure(error)
 
 
-def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Generator[Any]:
+def map_in_workers(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) -> Generator[Any]:
     """What `do` makes of each piece of work, in order, done ahead by so many processes.
 
     Args:
@@ -58,7 +58,7 @@ def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) ->
         worker_init_fn=_begin,
         pin_memory=torch.cuda.is_available(),
     )
-    with workers_may_die():
+    with report_dead_workers():
         for made in loader:
             if isinstance(made, _Failure):
                 raise made.error
@@ -66,7 +66,7 @@ def prepared(do: Callable[[Any], Any], pieces: Iterable[Any], n_workers: int) ->
 
 
 @contextlib.contextmanager
-def workers_may_die() -> Generator[None]:
+def report_dead_workers() -> Generator[None]:
     """Tells in one line of a worker that died, which torch does wherever the training process is just then.
 
     Raises:

@@ -12,7 +12,7 @@ from ossicle.connectors import AudioTokens, Transcripts, count_audio_tokens
 from ossicle.ear import Ear
 from ossicle.losses import alignment_l2, end_bce, forward_kl, hidden_l2, token_ce
 from ossicle.training.batch import Batch
-from ossicle.training.teacher import Targets, Teacher
+from ossicle.training.teacher import Teacher, TeacherTargets
 
 Terms = dict[str, Float[Tensor, ""]]
 Listen = Callable[[Features, Transcripts], AudioTokens]
@@ -27,7 +27,7 @@ def distillation_terms(
     leads: bool,
     candidates: Int[Tensor, " C"] | None = None,
     connector: Listen | None = None,
-    teacher: Teacher | Targets | None = None,
+    teacher: Teacher | TeacherTargets | None = None,
 ) -> Terms:
     """The unweighted terms of the objective that have a weight.
 
@@ -42,7 +42,7 @@ def distillation_terms(
     """
     asks = not leads and bool(settings.hidden_weight or settings.kl_weight)
     targets = _targets(ear, batch, settings, teacher) if asks else None
-    candidates = batch.tokens if candidates is None else candidates
+    candidates = batch.unique_ids if candidates is None else candidates
     transcripts = Transcripts(
         n_tokens=batch.n_text,
         targets=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
@@ -64,31 +64,31 @@ def distillation_terms(
 
 
 def _targets(
-    ear: Ear, batch: Batch, settings: ObjectiveSettings, teacher: Teacher | Targets | None
-) -> Targets:
+    ear: Ear, batch: Batch, settings: ObjectiveSettings, teacher: Teacher | TeacherTargets | None
+) -> TeacherTargets:
     """Asked for before anything is queued on the device, as the transcripts have to come back from it."""
-    if isinstance(teacher, Targets):
+    if isinstance(teacher, TeacherTargets):
         return teacher
     rows = zip(batch.text_ids.cpu(), batch.text_lengths, strict=True)
-    return (teacher or Teacher(ear, settings)).targets([ids[:n] for ids, n in rows])
+    return (teacher or Teacher(ear, settings)).compute_targets([ids[:n] for ids, n in rows])
 
 
 def _reading_terms(
-    ear: Ear, audio: AudioTokens, batch: Batch, targets: Targets, settings: ObjectiveSettings
+    ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets, settings: ObjectiveSettings
 ) -> Terms:
     """How far the LLM's states on sound are from those on text, compared from their ends: hidden and kl."""
     heard = ear.llm_states(
         audio.tokens,
-        count_audio_tokens(ear.connector.settings, batch.text_lengths, batch.sound_lengths),
+        count_audio_tokens(ear.connector.settings, batch.text_lengths, batch.audio_lengths),
         targets.n_states.tolist(),
         after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
         n_after=targets.n_answers.tolist(),
     )
     terms: Terms = {}
     if settings.hidden_weight:
-        terms["hidden"] = hidden_l2(heard, targets.states, targets.counts)
+        terms["hidden"] = hidden_l2(heard, targets.states, targets.mask)
     if settings.kl_weight:
-        at = targets.first_answer[:, None, None].expand(-1, 1, heard.shape[2])
+        at = targets.first_answer_index[:, None, None].expand(-1, 1, heard.shape[2])
         student, teacher = (
             ear.next_token_logits(states.gather(1, at)[:, 0]) for states in (heard, targets.states)
         )

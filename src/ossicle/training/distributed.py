@@ -39,45 +39,45 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def are_many(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there is anybody else."""
         return self.n_ranks > 1
 
-    def sum(self, numbers: Sequence[float | int]) -> list[float | int]:
+    def all_reduce(self, numbers: Sequence[float | int]) -> list[float | int]:
         """The numbers of all ranks added up, the same on each."""
-        if not self.are_many:
+        if not self.is_distributed:
             return list(numbers)
         total = torch.tensor(list(numbers), dtype=torch.float64)
-        with self.may_be_lost():
+        with self.report_lost_ranks():
             dist.all_reduce(total)
         return total.tolist()
 
-    def union(self, ids: torch.Tensor, n: int) -> torch.Tensor:
+    def all_union(self, ids: torch.Tensor, n: int) -> torch.Tensor:
         """The ids below n that any rank has, once, in ascending order, on the ids' own device."""
-        if not self.are_many:
+        if not self.is_distributed:
             return ids.unique()
         is_there = torch.zeros(n, dtype=torch.uint8)
         is_there[ids.cpu()] = 1
-        with self.may_be_lost():
+        with self.report_lost_ranks():
             dist.all_reduce(is_there, op=dist.ReduceOp.MAX)
         return is_there.nonzero()[:, 0].to(ids.device)
 
-    def gather(self, thing: Kind) -> list[Kind]:
+    def all_gather(self, thing: Kind) -> list[Kind]:
         """What each rank has, in their order, the same list on each."""
-        if not self.are_many:
+        if not self.is_distributed:
             return [thing]
         things: list[Any] = [None] * self.n_ranks
-        with self.may_be_lost():
+        with self.report_lost_ranks():
             dist.all_gather_object(things, thing)
         return things
 
-    def agree(self, thing: object, what: str) -> None:
+    def check_equal(self, thing: object, what: str) -> None:
         """Refuses to go on where ranks see different things, by which they would wait for each other for ever.
 
         Raises:
             OssicleError: naming what they see
         """
-        seen = self.gather(thing)
+        seen = self.all_gather(thing)
         differ = next((rank for rank, other in enumerate(seen) if other != seen[0]), None)
         if differ is not None:
             raise OssicleError(
@@ -85,30 +85,30 @@ class Ranks:
                 " on storage that all of them share"
             )
 
-    def may_be_lost(self) -> contextlib.AbstractContextManager[None]:
+    def report_lost_ranks(self) -> contextlib.AbstractContextManager[None]:
         """Tells in one line of another rank that is gone, which torch does in whatever it exchanges just then.
 
         Raises:
             OssicleError: another rank was lost
         """
-        return _others_may_be_lost() if self.are_many else contextlib.nullcontext()
+        return _others_may_be_lost() if self.is_distributed else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def together(self) -> Generator[None]:
+    def sync_errors(self) -> Generator[None]:
         """What one rank cannot do ends all of them: a user's mistake raised on one of them is raised on each."""
         error: OssicleError | None = None
         try:
             yield
         except OssicleError as raised:
             error = raised
-        errors = [other for other in self.gather(error) if other is not None]
+        errors = [other for other in self.all_gather(error) if other is not None]
         if error is not None:
             raise error
         if errors:
             raise errors[0]
 
 
-def ranks() -> Ranks:
+def current_ranks() -> Ranks:
     """The ranks of the process group that was joined; this process alone without one."""
     if not dist.is_initialized():
         return Ranks()
@@ -116,14 +116,14 @@ def ranks() -> Ranks:
 
 
 @contextlib.contextmanager
-def joined() -> Generator[Ranks]:
+def join_process_group() -> Generator[Ranks]:
     """The process group that torchrun set up, left again at the end; this process alone without torchrun.
 
     Raises:
         ConfigError: fewer GPUs than processes on this machine
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ranks()
+        yield current_ranks()
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -136,15 +136,15 @@ def joined() -> Generator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _others_may_be_lost():
         store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
-        store = dist.PrefixStore(meet(store, rank, n_ranks), store)
+        store = dist.PrefixStore(agree_on_group_name(store, rank, n_ranks), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_PATIENCE)
     try:
-        yield ranks()
+        yield current_ranks()
     finally:
         dist.destroy_process_group()
 
 
-def meet(store: dist.Store, rank: int, n_ranks: int) -> str:
+def agree_on_group_name(store: dist.Store, rank: int, n_ranks: int) -> str:
     """A name for this group of processes that no earlier one had, the same on each of them.
 
     torchrun keeps one store through all its restarts: without a name of its own, a group reads addresses that were

@@ -24,14 +24,14 @@ from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.errors import OssicleError
 from ossicle.plan import USABLE_MEMORY_RATIO, MicrobatchMemory, PaddedLengths, estimate_n_distinct_tokens
-from ossicle.training.batch import Clip, new_batch, new_portion
+from ossicle.training.batch import Clip, build_batch, build_microbatch
 from ossicle.training.distillation import distillation_terms, weighted_sum
-from ossicle.training.teacher import Targets
+from ossicle.training.teacher import TeacherTargets
 
 if TYPE_CHECKING:
     from ossicle.training.run import Run
 
-FILE = "parts.json"
+PROBE_FILE = "parts.json"
 """In a run's folder: what the probe found."""
 _HOST_SHARE = 0.25
 """Of a host's free memory, for parts on a CPU: what is made and dropped again is not counted there."""
@@ -42,7 +42,7 @@ _PROBED_S = 2.0
 _TOKENS_PER_SECOND = 3
 
 
-def in_parts(clips: Sequence[Clip], memory: MicrobatchMemory, budget: float) -> list[list[Clip]]:
+def plan_microbatches(clips: Sequence[Clip], memory: MicrobatchMemory, budget: float) -> list[list[Clip]]:
     """Clips of like length together, as many as the budget has room for; at least one.
 
     Args:
@@ -63,7 +63,7 @@ def in_parts(clips: Sequence[Clip], memory: MicrobatchMemory, budget: float) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ProbeResult:
     """What a probe found, and under which conditions that holds."""
 
     device: str
@@ -77,27 +77,27 @@ class Found:
     """Real bytes to a predicted one."""
 
 
-def settled_budget(run: "Run") -> float:
+def resolve_budget(run: "Run") -> float:
     """Predicted bytes to a part, the same on all ranks and after every restart on devices of the same kind.
 
     Raises:
         OssicleError: not even one short clip fits
     """
-    path, ranks = run.folder / FILE, run.ranks
+    path, ranks = run.folder / PROBE_FILE, run.ranks
     conditions = {
         "device": _device_name(run.ear.device),
         "n_ranks": ranks.n_ranks,
         "of": _fingerprint(run),
         "microbatch_gb": run.recipe.train.microbatch_gb,
     }
-    before = ranks.gather(_read(path) if ranks.is_first else None)[0]
+    before = ranks.all_gather(_read(path) if ranks.is_first else None)[0]
     if before is not None and all(getattr(before, name) == value for name, value in conditions.items()):
         return before.budget
-    with ranks.together():
+    with ranks.sync_errors():
         budget, real = _probed(run)
-    budget, real = min(ranks.gather((budget, real)))
-    found = Found(budget=budget, real=real, **conditions)
-    with ranks.together():
+    budget, real = min(ranks.all_gather((budget, real)))
+    found = ProbeResult(budget=budget, real=real, **conditions)
+    with ranks.sync_errors():
         if ranks.is_first:
             write_text(path, json.dumps(asdict(found)) + "\n")
     return budget
@@ -106,15 +106,15 @@ def settled_budget(run: "Run") -> float:
 def _fingerprint(run: "Run") -> str:
     """Of all in a run that changes what a part takes, or what else the device has to hold."""
     recipe = run.recipe
-    about = (run.bases, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
+    about = (run.backbone_fingerprints, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
     about += (recipe.train.frozen_placement, recipe.train.llm_bits)
     return blake2b(repr(about).encode(), digest_size=8).hexdigest()
 
 
-def _read(path: Path) -> Found | None:
+def _read(path: Path) -> ProbeResult | None:
     """What was found before; nothing, if there is none that can be read."""
     try:
-        found = Found(**json.loads(path.read_text(encoding="utf-8")))
+        found = ProbeResult(**json.loads(path.read_text(encoding="utf-8")))
         return found if 0 < found.budget < math.inf else None
     except (OSError, ValueError, TypeError):
         return None
@@ -152,7 +152,7 @@ def _fitted(run: "Run", n_positions: int) -> tuple[float, float]:
         n_tokens=n_tokens,
         n_candidates=estimate_n_distinct_tokens(float(n_tokens * _PROBED[-1])),
     )
-    predicted = [run.memory.estimate_total(n, longest) for n in _PROBED]
+    predicted = [run.memory_model.estimate_total(n, longest) for n in _PROBED]
     with _as_it_was(run):
         measured = [_measured(run, n, n_positions, n_tokens) for n in _PROBED]
     real = max(1e-3, (measured[1] - measured[0]) / (predicted[1] - predicted[0]))
@@ -194,11 +194,11 @@ def _measured(run: "Run", n_clips: int, n_positions: int, n_tokens: int) -> floa
     config = run.ear.whisper.config
     ids: Int[Tensor, " T"] = torch.arange(n_tokens) % run.ear.tokenizer.vocab_size
     silence = torch.zeros(config.num_mel_bins, 2 * n_positions)
-    batch = new_batch(run.ear, new_portion([Clip(ids=ids, mel=silence, states=None)] * n_clips))
-    need, objective = run.teacher.need, run.recipe.objective
+    batch = build_batch(run.ear, build_microbatch([Clip(ids=ids, mel=silence, states=None)] * n_clips))
+    need, objective = run.teacher.target_positions, run.recipe.objective
     n = need.n_states(n_tokens, len(run.ear.template.frame[1]), need.n_response_tokens - 1)
     width, device = get_input_embeddings(run.ear.llm).embedding_dim, run.ear.device
-    targets = Targets(
+    targets = TeacherTargets(
         states=torch.zeros(n_clips, n, width, dtype=run.ear.llm.dtype, device=device),
         n_states=torch.tensor([n] * n_clips),
         answers=torch.zeros(n_clips, need.n_response_tokens - 1, dtype=torch.long, device=device),

@@ -8,7 +8,7 @@ from torch import nn
 from ossicle.config import TrainSettings
 
 
-def new_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+def build_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW, with weight decay on the matrices of linear layers and convolutions only."""
     layers = [module for module in connector.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
     matrices = [layer.weight for layer in layers]

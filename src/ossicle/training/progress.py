@@ -6,7 +6,7 @@ from collections.abc import Generator
 from rich.console import Console
 
 from ossicle.console_progress import ConsoleProgress
-from ossicle.training.run_log import Row
+from ossicle.training.run_log import MetricsRow
 
 _TERMS = ("align", "token_ce", "end", "asr", "hidden", "kl")
 _N_PRINTED = 20
@@ -44,7 +44,7 @@ class Progress(ConsoleProgress):
         self._step = step
         self.update_bar("", step, self._n_steps)
 
-    def log(self, row: Row) -> None:
+    def log(self, row: MetricsRow) -> None:
         """The metrics of the last steps, as metrics.jsonl holds them."""
         names = [name for name in _TERMS if name in row]
         digits, gap = (3, "  ") if len(names) < len(_TERMS) else (2, " ")  # all of them fit 80 columns

@@ -47,7 +47,7 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainerState:
     """Where a run stands."""
 
     step: int = 0
@@ -83,7 +83,7 @@ def save_state(
     folder: Path,
     connector: nn.Module,
     optimizer: torch.optim.Optimizer,
-    standing: Standing,
+    standing: TrainerState,
     recipe: Recipe,
     ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
 ) -> None:
@@ -97,13 +97,13 @@ def save_state(
     target = folder / STATES / f"step-{standing.step:08}"
     temporary = target.with_name(f".{target.name}")
     try:
-        with ranks.together(), _as_unwritten(target):
+        with ranks.sync_errors(), _as_unwritten(target):
             if ranks.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        with ranks.together(), _as_unwritten(target):
+        with ranks.sync_errors(), _as_unwritten(target):
             _write(temporary, dict(_tensors(connector, optimizer)), ranks)
-        with ranks.together(), _as_unwritten(target):
+        with ranks.sync_errors(), _as_unwritten(target):
             if ranks.is_first:
                 sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
                 progress = {
@@ -136,8 +136,8 @@ def _tensors(connector: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], ranks: Ranks) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with ranks.may_be_lost(), _alone_is_fine():
-        dcp.save(tensors, storage_writer=writer, no_dist=not ranks.are_many)
+    with ranks.report_lost_ranks(), _alone_is_fine():
+        dcp.save(tensors, storage_writer=writer, no_dist=not ranks.is_distributed)
 
 
 @contextlib.contextmanager
@@ -166,7 +166,7 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
-) -> Standing:
+) -> TrainerState:
     """Puts connector and optimizer back where they were, for however many ranks.
 
     Returns: where to go on from; the beginning, for a new run
@@ -174,13 +174,13 @@ def load_state(
     Raises:
         CheckpointError: a damaged state, or one of another recipe
     """
-    with ranks.together():
+    with ranks.sync_errors():
         check_state(folder, recipe)
         path = _newest(folder)
         progress = None if path is None else _progress(path)
-    ranks.agree(progress, str(folder / STATES))
+    ranks.check_equal(progress, str(folder / STATES))
     if path is None or progress is None:
-        return Standing()
+        return TrainerState()
     try:
         reader = dcp.HuggingFaceStorageReader(str(path))
         there = reader.read_metadata().state_dict_metadata
@@ -190,13 +190,13 @@ def load_state(
                 if parts:
                     optimizer.state[weight] = _moments(weight, parts)
         tensors = dict(_tensors(connector, optimizer))
-        with ranks.may_be_lost(), _alone_is_fine():
-            dcp.load(tensors, storage_reader=reader, no_dist=not ranks.are_many)
+        with ranks.report_lost_ranks(), _alone_is_fine():
+            dcp.load(tensors, storage_reader=reader, no_dist=not ranks.is_distributed)
         for state in optimizer.state.values():
             state["step"] = state["step"].reshape(())
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
-    return Standing(step=progress["step"], n_samples=progress["n_samples"])
+    return TrainerState(step=progress["step"], n_samples=progress["n_samples"])
 
 
 def _moments(weight: torch.Tensor, parts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -227,7 +227,7 @@ def check_state(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def keep_origin(folder: Path, origin: dict[str, str]) -> None:
+def write_origin(folder: Path, origin: dict[str, str]) -> None:
     """Writes beside a run what it learns from.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ossicle.jsonl_log import JsonlLog
 
-Row = dict[str, int | float]
+MetricsRow = dict[str, int | float]
 """A line: the step, and means over the steps since the line before."""
 METRICS = "metrics.jsonl"
 
@@ -20,18 +20,18 @@ class MetricsLog:
         self._log = JsonlLog(folder / METRICS)
         self._log.rewrite(row for row in read_metrics(folder) if row["step"] <= step)
 
-    def write(self, row: Row) -> None:
+    def append(self, row: MetricsRow) -> None:
         """Appends one line."""
         self._log.append([row])
 
 
-def read_metrics(folder: Path) -> list[Row]:
+def read_metrics(folder: Path) -> list[MetricsRow]:
     """Returns the logged steps of a run, up to the first line that was cut off, if one was.
 
     Raises:
         CheckpointError: metrics that cannot be read
     """
-    rows: list[Row] = []
+    rows: list[MetricsRow] = []
     for row in JsonlLog(folder / METRICS).read(on_damage="stop"):
         if not isinstance(row, dict) or "step" not in row:
             break

@@ -15,7 +15,7 @@ _ROOM = 0.5
 """Share of a GPU's memory that whole frozen models may fill: connector, optimizer and activations want the rest."""
 
 
-def place_llm(ear: Ear, how: Literal["auto", "replicated", "sharded"], ranks: Ranks) -> bool:
+def place_frozen_models(ear: Ear, how: Literal["auto", "replicated", "sharded"], ranks: Ranks) -> bool:
     """Brings the frozen models to each rank's device, of the LLM's layers only its share if that is wanted or needed.
 
     Layers are put together again when they are passed, forwards and backwards. What is outside of them (embeddings,
@@ -27,7 +27,9 @@ def place_llm(ear: Ear, how: Literal["auto", "replicated", "sharded"], ranks: Ra
         ConfigError: a wish that cannot be fulfilled
     """
     device = next(ear.connector.parameters()).device
-    is_sharded = how == "sharded" or (how == "auto" and ranks.are_many and _are_too_large(ear, device, ranks))
+    is_sharded = how == "sharded" or (
+        how == "auto" and ranks.is_distributed and _are_too_large(ear, device, ranks)
+    )
     if is_sharded:
         _check_can_be_spread(ear, ranks)
         mesh = init_device_mesh(device.type, (ranks.n_ranks,))
@@ -51,7 +53,7 @@ def shard_encoder(ear: Ear, ranks: Ranks) -> None:
 
 
 def _check_can_be_spread(ear: Ear, ranks: Ranks) -> None:
-    if not ranks.are_many:
+    if not ranks.is_distributed:
         raise ConfigError(
             'train.frozen_placement is "sharded", but there is one process: expected several, started by torchrun'
         )
@@ -64,7 +66,7 @@ def _check_can_be_spread(ear: Ear, ranks: Ranks) -> None:
 
 def _are_too_large(ear: Ear, device: torch.device, ranks: Ranks) -> bool:
     """Whether the models are too large for the GPU of any rank: all do what one has to."""
-    return ranks.sum([_is_too_large(ear, device)])[0] > 0
+    return ranks.all_reduce([_is_too_large(ear, device)])[0] > 0
 
 
 def _is_too_large(ear: Ear, device: torch.device) -> bool:

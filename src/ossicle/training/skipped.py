@@ -12,7 +12,7 @@ _FIRST_ROWS = 1_000
 _N_SHOWN = 3
 
 
-class Skipped:
+class SkippedRows:
     """The rows that a run left out, in skipped.jsonl beside it.
 
     Args:
@@ -29,7 +29,7 @@ class Skipped:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def note(self, rows: Mapping[str, str], step: int, *, writes: bool = True) -> None:
+    def add(self, rows: Mapping[str, str], step: int, *, writes: bool = True) -> None:
         """Lists rows, by name and reason, that are not listed yet.
 
         Args:

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Generator
 
 
-class Stopped(KeyboardInterrupt):
+class StopRequested(KeyboardInterrupt):
     """The run was stopped by hand after `step`; its state is saved."""
 
     def __init__(self, step: int, n_steps: int) -> None:
@@ -14,7 +14,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stop_requests() -> Generator[Callable[[], bool]]:
+def catch_stop_signals() -> Generator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts at once."""
     came: list[int] = []
 

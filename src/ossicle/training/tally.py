@@ -6,11 +6,11 @@ import torch
 
 from ossicle.training.optimizer import lr_factor
 from ossicle.training.run import Run
-from ossicle.training.run_log import Row
-from ossicle.training.train_step import Taken
+from ossicle.training.run_log import MetricsRow
+from ossicle.training.train_step import StepResult
 
 
-class Tally:
+class MetricAverager:
     """What the steps since the last line of metrics came to."""
 
     def __init__(self, run: Run) -> None:
@@ -18,14 +18,14 @@ class Tally:
         self._begin()
 
     def _begin(self) -> None:
-        self.taken: list[Taken] = []
+        self.taken: list[StepResult] = []
         self.started = time.monotonic()
 
-    def add(self, taken: Taken) -> None:
+    def add(self, taken: StepResult) -> None:
         """One more step."""
         self.taken.append(taken)
 
-    def row(self, step: int) -> Row:
+    def compute_row(self, step: int) -> MetricsRow:
         """Means over those steps, of which `step` is the last, and how fast they were; a new tally begins.
 
         All ranks ask for it together.
@@ -36,14 +36,14 @@ class Tally:
         means = [
             torch.stack([terms[name] for terms in steps if name in terms]).mean().item() for name in names
         ]
-        means = dict(zip(names, self.run.ranks.sum(means), strict=True))
+        means = dict(zip(names, self.run.ranks.all_reduce(means), strict=True))
         if "grad_norm" in means:  # the same on all of them
             means["grad_norm"] /= self.run.ranks.n_ranks
         lr = self.run.recipe.train.peak_lr * lr_factor(step - 1, self.run.recipe.train)
         n_clips, audio_s, flops = (
             sum(getattr(one, name) for one in self.taken) for name in ("n_clips", "audio_s", "flops")
         )
-        row: Row = {
+        row: MetricsRow = {
             "step": step,
             **means,
             "lr": lr,

@@ -28,8 +28,8 @@ from ossicle.chat.template import ChatTemplate
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.ear import Ear
 from ossicle.errors import CacheError
-from ossicle.training.cache.tensor_cache import StateCache, Value
-from ossicle.training.distributed import ranks
+from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache
+from ossicle.training.distributed import current_ranks
 
 _TOKENS_AT_ONCE = 2_048
 """So many tokens, padding included, are read together: enough for a GPU to be busy."""
@@ -43,7 +43,7 @@ Positions = Literal["last", "suffix", "all"]
 
 
 @runtime_checkable
-class LlmSide(Protocol):
+class TeacherLlm(Protocol):
     """What reads: an ear, or an LLM with its tokenizer and template alone."""
 
     @property
@@ -60,7 +60,7 @@ class LlmSide(Protocol):
 
 
 @dataclass(frozen=True)
-class Need:
+class TargetPositions:
     """Of which positions the states are wanted."""
 
     positions: Positions
@@ -69,14 +69,14 @@ class Need:
     """First tokens of the answer whose predictions are wanted; so many but one are read behind the suffix."""
 
     @classmethod
-    def of(cls, objective: ObjectiveSettings) -> "Need":
+    def from_objective(cls, objective: ObjectiveSettings) -> "TargetPositions":
         """What an objective compares; KL wants the last position alone."""
         if not objective.hidden_weight:
             return cls("last", 1)
         return cls(objective.hidden_positions, objective.n_response_tokens)
 
     @property
-    def parts(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """The need as a part of a cache's fingerprint."""
         return {"positions": self.positions, "n_response_tokens": str(self.n_response_tokens)}
 
@@ -84,14 +84,14 @@ class Need:
         """How many states a transcript has, of whose answer so many tokens are read."""
         return {"last": 1, "suffix": n_suffix, "all": n_text + n_suffix}[self.positions] + n_fed
 
-    def is_served_by(self, other: "Need") -> bool:
+    def is_covered_by(self, other: "TargetPositions") -> bool:
         """Whether all that is wanted is among what another need wants."""
         wide, narrow = _POSITIONS.index(other.positions), _POSITIONS.index(self.positions)
         return narrow <= wide and self.n_response_tokens <= other.n_response_tokens
 
 
 @dataclass(frozen=True)
-class Targets:
+class TeacherTargets:
     """What the student is compared with: states that end together, the answers they go with."""
 
     states: Float[Tensor, "B P D"]
@@ -103,14 +103,14 @@ class Targets:
     """On the host."""
 
     @property
-    def counts(self) -> Bool[Tensor, "B P"]:
+    def mask(self) -> Bool[Tensor, "B P"]:
         """Which states are a row's own."""
         n = self.states.shape[1]
         counts = torch.arange(n) >= n - self.n_states[:, None]
         return counts.to(self.states.device, non_blocking=True)
 
     @property
-    def first_answer(self) -> Int[Tensor, " B"]:
+    def first_answer_index(self) -> Int[Tensor, " B"]:
         """Which of a row's states predicts the answer's first token."""
         return (self.states.shape[1] - 1 - self.n_answers).to(self.states.device, non_blocking=True)
 
@@ -126,19 +126,19 @@ class Teacher:
 
     def __init__(
         self,
-        ear: Ear | LlmSide,
+        ear: Ear | TeacherLlm,
         objective: ObjectiveSettings,
-        cache: StateCache | None = None,
+        cache: TensorCache | None = None,
         *,
-        reads_together: bool = False,
+        is_sharded: bool = False,
     ) -> None:
-        self.ear, self.cache, self.reads_together = ear, cache, reads_together
-        self.need = Need.of(objective)
+        self.ear, self.cache, self.is_sharded = ear, cache, is_sharded
+        self.target_positions = TargetPositions.from_objective(objective)
         prefix, self._suffix = ear.template.frame
         self._reader = ear.packed_llm if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
-        self._ends = _ends(ear) if self.need.n_response_tokens > 1 else set()
+        self._ends = _ends(ear) if self.target_positions.n_response_tokens > 1 else set()
 
-    def targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> Targets:
+    def compute_targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> TeacherTargets:
         """What the LLM makes of transcripts, in their order.
 
         Args:
@@ -154,9 +154,9 @@ class Teacher:
             values[place] = value
         return self._together([value for value in values if value is not None])
 
-    def read(self, text_ids: Sequence[Int[Tensor, " _"]]) -> list[Value]:
+    def compute_states(self, text_ids: Sequence[Int[Tensor, " _"]]) -> list[CacheEntry]:
         """What the LLM makes of transcripts, whether it is stored or not; on its own device."""
-        values: dict[int, Value] = {}
+        values: dict[int, CacheEntry] = {}
         for places, length in self._chunks([len(ids) + len(self._suffix) for ids in text_ids]):
             n_rows = self._n_at_once(length) if self._is_filled_up else len(places)
             read = self._read([text_ids[place] for place in places], length, n_rows)
@@ -184,48 +184,48 @@ class Teacher:
     @property
     def _answers_on_cpu(self) -> bool:
         """Token by token there are as many positions as rows, and few enough for a CPU to mind."""
-        return self.need.n_response_tokens > 1 and not next(self.ear.llm.parameters()).is_cuda
+        return self.target_positions.n_response_tokens > 1 and not next(self.ear.llm.parameters()).is_cuda
 
-    def _stored(self, ids: Int[Tensor, " T"]) -> Value | None:
-        value = self.cache.get(text_key(ids)) if self.cache else None
+    def _stored(self, ids: Int[Tensor, " T"]) -> CacheEntry | None:
+        value = self.cache.get(compute_transcript_key(ids)) if self.cache else None
         if value is None:
             return None
-        n_fed = min(len(value.ids), self.need.n_response_tokens - 1)
-        last = len(value.states) - (len(value.ids) - n_fed)
-        first = last - self.need.n_states(len(ids), len(self._suffix), n_fed)
-        return Value(value.states[first:last], value.ids[:n_fed])
+        n_fed = min(len(value.token_ids), self.target_positions.n_response_tokens - 1)
+        last = len(value.states) - (len(value.token_ids) - n_fed)
+        first = last - self.target_positions.n_states(len(ids), len(self._suffix), n_fed)
+        return CacheEntry(value.states[first:last], value.token_ids[:n_fed])
 
-    def _read_missing(self, rows: list[Int[Tensor, " _"]]) -> list[Value]:
-        if not self.reads_together:
-            return self.read(rows)
-        if not ranks().sum([float(len(rows))])[0]:
+    def _read_missing(self, rows: list[Int[Tensor, " _"]]) -> list[CacheEntry]:
+        if not self.is_sharded:
+            return self.compute_states(rows)
+        if not current_ranks().all_reduce([float(len(rows))])[0]:
             return []
         read = rows or [torch.zeros(1, dtype=torch.long)]
         longest = max(map(len, read)) + len(self._suffix)
         return self._read(read, longest, len(read))[: len(rows)]
 
     @torch.no_grad()
-    def _read(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[Value]:
+    def _read(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[CacheEntry]:
         """The values of rows, padded and filled up; the LLM is passed n_response_tokens times, whatever they are."""
         own = [torch.tensor([*ids.tolist(), *self._suffix]) for ids in rows]
         filled = own + own[-1:] * (n_rows - len(own))
-        n_response_tokens = self.need.n_response_tokens - 1
+        n_response_tokens = self.target_positions.n_response_tokens - 1
         states, answers = _answered(self._reader, filled, length, n_response_tokens)
         fed = [self._before_end(row) for row in answers.tolist()] if answers.shape[1] else [()] * len(rows)
         behind = (
             states.shape[1] - n_response_tokens
         )  # where the answers begin, whether the prefix was passed or not
         return [
-            Value(states[row, behind + len(fed[row]) - n : behind + len(fed[row])], fed[row])
+            CacheEntry(states[row, behind + len(fed[row]) - n : behind + len(fed[row])], fed[row])
             for row, ids in enumerate(rows)
-            for n in [self.need.n_states(len(ids), len(self._suffix), len(fed[row]))]
+            for n in [self.target_positions.n_states(len(ids), len(self._suffix), len(fed[row]))]
         ]
 
     def _before_end(self, answer: list[int]) -> tuple[int, ...]:
         n = next((place for place, token in enumerate(answer) if token in self._ends), len(answer))
         return tuple(answer[:n])
 
-    def _together(self, values: Sequence[Value]) -> Targets:
+    def _together(self, values: Sequence[CacheEntry]) -> TeacherTargets:
         device = next(self.ear.llm.parameters()).device
         from_disk = [place for place, value in enumerate(values) if value.states.device != device]
         states: list[Tensor] = [value.states for value in values]
@@ -235,17 +235,17 @@ class Teacher:
             for place, part in zip(from_disk, parts, strict=True):
                 states[place] = part
         answers = pad_sequence(
-            [torch.tensor(value.ids, dtype=torch.long) for value in values], batch_first=True
+            [torch.tensor(value.token_ids, dtype=torch.long) for value in values], batch_first=True
         )
-        return Targets(
+        return TeacherTargets(
             states=pad_sequence(states, batch_first=True, padding_side="left"),
             n_states=torch.tensor([len(value.states) for value in values]),
             answers=answers.to(device),
-            n_answers=torch.tensor([len(value.ids) for value in values]),
+            n_answers=torch.tensor([len(value.token_ids) for value in values]),
         )
 
 
-def _ends(ear: Ear | LlmSide) -> set[int]:
+def _ends(ear: Ear | TeacherLlm) -> set[int]:
     """Tokens that end an answer, as the LLM's own config or else its tokenizer says."""
     own = ear.llm.generation_config.eos_token_id
     end = ear.tokenizer.eos_token_id if own is None else own
@@ -292,12 +292,12 @@ def _answered(
     return torch.cat(states, dim=1), answer
 
 
-def text_key(ids: Int[Tensor, " T"] | np.ndarray) -> bytes:
+def compute_transcript_key(ids: Int[Tensor, " T"] | np.ndarray) -> bytes:
     """The key of a transcript: of its tokens alone, whatever set it comes from."""
     return blake2b(np.asarray(ids).astype("<i4").tobytes(), digest_size=16).digest()
 
 
-def unrounded(llm: Any, recipe: Recipe, device: torch.device) -> Any:
+def load_unquantized_llm(llm: Any, recipe: Recipe, device: torch.device) -> Any:
     """The LLM as it lies on disk, for its fingerprint: one that was rounded is read once more."""
     if recipe.train.llm_bits == 16:
         return llm
@@ -305,8 +305,8 @@ def unrounded(llm: Any, recipe: Recipe, device: torch.device) -> Any:
     return whole
 
 
-def teacher_fingerprint(
-    bases: Mapping[str, str], ear: Ear | LlmSide, text_rule: str, *, llm_bits: int = 16
+def compute_teacher_fingerprint(
+    bases: Mapping[str, str], ear: Ear | TeacherLlm, text_rule: str, *, llm_bits: int = 16
 ) -> dict[str, str]:
     """All that the teacher's states of a transcript depend on, but for which positions are kept.
 
@@ -328,16 +328,16 @@ def teacher_fingerprint(
 
 def open_teacher_cache(
     folder: Path | str, fingerprint: dict[str, str], objective: ObjectiveSettings
-) -> StateCache:
+) -> TensorCache:
     """The teacher's states in a folder; none, where there is no such folder yet.
 
     Raises:
         CacheError: not finished, of another LLM, prompt or text rule, of too few positions, or damaged
     """
-    cache = StateCache.open(folder, fingerprint)
-    need = Need.of(objective)
-    there = stored_need(cache)
-    if there is not None and not need.is_served_by(there):
+    cache = TensorCache.open(folder, fingerprint)
+    need = TargetPositions.from_objective(objective)
+    there = stored_positions(cache)
+    if there is not None and not need.is_covered_by(there):
         raise CacheError(
             f"{folder} holds the teacher's states at positions {there.positions!r} with n_response_tokens"
             f" {there.n_response_tokens},"
@@ -346,10 +346,12 @@ def open_teacher_cache(
     return cache
 
 
-def stored_need(cache: StateCache) -> Need | None:
+def stored_positions(cache: TensorCache) -> TargetPositions | None:
     """What positions a cache was filled for, if it was."""
     positions, n_response_tokens = (
         cache.fingerprint.get(name) for name in ("positions", "n_response_tokens")
     )
     known = next((one for one in ("last", "suffix", "all") if one == positions), None)
-    return None if known is None or n_response_tokens is None else Need(known, int(n_response_tokens))
+    return (
+        None if known is None or n_response_tokens is None else TargetPositions(known, int(n_response_tokens))
+    )

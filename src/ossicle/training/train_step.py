@@ -16,18 +16,18 @@ from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from ossicle.config import ConnectorSettings
 from ossicle.connectors import count_audio_tokens
 from ossicle.errors import OssicleError
-from ossicle.training.batch import Clip, Portion, new_batch, new_portion
-from ossicle.training.cache.feature_cache import DTYPE as FEATURES_DTYPE
+from ossicle.training.batch import Clip, Microbatch, build_batch, build_microbatch
+from ossicle.training.cache.feature_cache import FEATURE_DTYPE as FEATURES_DTYPE
 from ossicle.training.distillation import Terms, distillation_terms, weighted_sum
 from ossicle.training.optimizer import lr_factor
-from ossicle.training.run import Run, Share
-from ossicle.training.teacher import Targets
+from ossicle.training.run import RankBatch, Run
+from ossicle.training.teacher import TeacherTargets
 
 _TERMS = ("align", "token_ce", "end", "asr", "hidden", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class StepResult:
     """What came of a step."""
 
     terms: Terms = field(default_factory=dict)
@@ -50,26 +50,26 @@ class Taken:
         return not self.terms or math.isfinite(self.terms["grad_norm"].item())
 
 
-def leads(run: Run, step: int) -> bool:
+def is_align_only(run: Run, step: int) -> bool:
     """Whether alignment and end are still alone."""
     return step < run.recipe.objective.align_only_ratio * run.recipe.train.n_steps
 
 
-def optimise(run: Run, step: int, share: Share) -> Taken:
+def train_step(run: Run, step: int, share: RankBatch) -> StepResult:
     """Brings the connector closer on the clips of a step, in parts and by ranks, with the result of one whole batch.
 
     Raises:
         OssicleError: a GPU's memory was not enough for a part
     """
-    portions = share.portions
+    portions = share.microbatches
     settings = run.recipe.train
     for group in run.optimizer.param_groups:
         group["lr"] = settings.peak_lr * lr_factor(step, settings)
     counts = [_term_counts(run.recipe.connector, portion) for portion in portions]
-    shared = run.ranks.sum(_numbers(run, step, counts, share))
+    shared = run.ranks.all_reduce(_numbers(run, step, counts, share))
     totals = dict(zip(_TERMS, shared, strict=False))
     n_clips, audio_s, flops, n_skipped, *sizes = shared[len(_TERMS) :]
-    taken = Taken(
+    taken = StepResult(
         n_clips=int(n_clips),
         audio_s=audio_s,
         flops=flops,
@@ -87,7 +87,7 @@ def optimise(run: Run, step: int, share: Share) -> Taken:
     for number in filled:
         portion = portions[number] if len(portions[number]) else _placeholder(run)
         shares = {name: counts[number][name] / total if total else 0.0 for name, total in totals.items()}
-        with _gradients_together(run.learner, number == filled[-1]), _memory_may_run_out(run, portion):
+        with _gradients_together(run.connector, number == filled[-1]), _memory_may_run_out(run, portion):
             loss, terms = _learned(run, step, portion, candidates, shares)
         for name, term in {"loss": loss, **terms}.items():
             sums[name] = sums.get(name, 0.0) + term.detach()
@@ -99,18 +99,18 @@ def optimise(run: Run, step: int, share: Share) -> Taken:
 
 
 def _learned(
-    run: Run, step: int, portion: Portion, candidates: Int[Tensor, " C"], shares: dict[str, float]
+    run: Run, step: int, portion: Microbatch, candidates: Int[Tensor, " C"], shares: dict[str, float]
 ) -> tuple[Tensor, Terms]:
     """A part's share of the loss and of its terms, whose gradients are with the connector now."""
     objective = run.recipe.objective
     with run.ear.autocast():
         terms = distillation_terms(
             run.ear,
-            new_batch(run.ear, portion),
+            build_batch(run.ear, portion),
             objective,
-            leads=leads(run, step),
+            leads=is_align_only(run, step),
             candidates=candidates,
-            connector=run.learner,
+            connector=run.connector,
             teacher=_targets(run, step, portion),
         )
     terms = {name: term * shares[name] for name, term in terms.items()}
@@ -120,7 +120,7 @@ def _learned(
 
 
 @contextlib.contextmanager
-def _memory_may_run_out(run: Run, portion: Portion) -> Generator[None]:
+def _memory_may_run_out(run: Run, portion: Microbatch) -> Generator[None]:
     """Tells in one line of a GPU whose memory was not enough.
 
     Raises:
@@ -137,29 +137,33 @@ def _memory_may_run_out(run: Run, portion: Portion) -> Generator[None]:
         ) from error
 
 
-def _targets(run: Run, step: int, portion: Portion) -> Targets | None:
+def _targets(run: Run, step: int, portion: Microbatch) -> TeacherTargets | None:
     """What the LLM makes of the transcripts, if this step compares with it."""
     objective = run.recipe.objective
-    if leads(run, step) or not (objective.hidden_weight or objective.kl_weight):
+    if is_align_only(run, step) or not (objective.hidden_weight or objective.kl_weight):
         return None
-    return run.teacher.targets([row[:n] for row, n in zip(portion.text_ids, portion.n_text, strict=True)])
+    return run.teacher.compute_targets(
+        [row[:n] for row, n in zip(portion.text_ids, portion.n_text, strict=True)]
+    )
 
 
-def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: Share) -> list[float | int]:
+def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: RankBatch) -> list[float | int]:
     """What the ranks add up before a step: by the terms' counts, parts and ranks have their share of each mean."""
-    n_positions = [n for portion in share.portions for n in portion.n_positions]
-    n_text = [n for portion in share.portions for n in portion.n_text]
+    n_positions = [n for portion in share.microbatches for n in portion.n_positions]
+    n_text = [n for portion in share.microbatches for n in portion.n_text]
     return [
         *(sum(count[name] for count in counts) for name in _TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
-        run.costs.count_flops(np.array(n_positions), np.array(n_text), is_align_only=leads(run, step)),
+        run.cost_model.count_flops(
+            np.array(n_positions), np.array(n_text), is_align_only=is_align_only(run, step)
+        ),
         len(share.skipped),
-        *map(len, share.portions),
+        *map(len, share.microbatches),
     ]
 
 
-def _term_counts(connector: ConnectorSettings, portion: Portion) -> dict[str, int]:
+def _term_counts(connector: ConnectorSettings, portion: Microbatch) -> dict[str, int]:
     """How many tokens, slots or clips each term is a mean over."""
     n_aligned = sum(
         map(min, portion.n_text, count_audio_tokens(connector, portion.n_text, portion.n_positions))
@@ -174,7 +178,7 @@ def _term_counts(connector: ConnectorSettings, portion: Portion) -> dict[str, in
     }
 
 
-def _candidates(run: Run, portions: Sequence[Portion]) -> Int[Tensor, " C"]:
+def _candidates(run: Run, portions: Sequence[Microbatch]) -> Int[Tensor, " C"]:
     """The tokens of a batch, which naming tells from each other: of the whole batch, whatever its parts and ranks."""
     ids = torch.cat(
         [row[:n] for portion in portions for row, n in zip(portion.text_ids, portion.n_text, strict=True)]
@@ -182,24 +186,24 @@ def _candidates(run: Run, portions: Sequence[Portion]) -> Int[Tensor, " C"]:
     )
     are_told_apart = run.recipe.connector.form == "anchored" or run.recipe.objective.token_ce_weight > 0
     found = (
-        run.ranks.union(ids, get_input_embeddings(run.ear.llm).num_embeddings)
+        run.ranks.all_union(ids, get_input_embeddings(run.ear.llm).num_embeddings)
         if are_told_apart
         else ids.unique()
     )
     return (found if len(found) else torch.zeros(1, dtype=torch.long)).to(run.ear.device)
 
 
-def _placeholder(run: Run) -> Portion:
+def _placeholder(run: Run) -> Microbatch:
     """A clip of no weight, for a rank that has none while others do: gradients are exchanged by all or none.
 
     It is heard as the others' are: an encoder that is spread over the ranks is passed by all or none, too.
     """
     ids = torch.zeros(1, dtype=torch.long)
-    if run.examples.kept is not None:
+    if run.dataset.feature_cache is not None:
         states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURES_DTYPE)
-        return new_portion([Clip(ids=ids, mel=None, states=states)])
+        return build_microbatch([Clip(ids=ids, mel=None, states=states)])
     mel = torch.zeros(run.ear.whisper.config.num_mel_bins, POSITIONS_PER_SECOND * FRAMES_PER_POSITION)
-    return new_portion([Clip(ids=ids, mel=mel, states=None)])
+    return build_microbatch([Clip(ids=ids, mel=mel, states=None)])
 
 
 def _gradients_together(learner: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.evaluation.report.formatting import (
     format_interval,
     format_number,
@@ -50,8 +50,8 @@ def write_report(
     html = render_report(report, metrics=metrics)
     stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with contextlib.ExitStack() as files:
-        temporary_html = files.enter_context(written_whole(html_path))
-        temporary_json = files.enter_context(written_whole(json_path))
+        temporary_html = files.enter_context(atomic_write(html_path))
+        temporary_json = files.enter_context(atomic_write(json_path))
         _write_to_disk(temporary_html, html)
         _write_to_disk(temporary_json, stored)
     return ReportPaths(json=json_path, html=html_path)

@@ -23,16 +23,29 @@ from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.data.transcript import NORMALIZATION_RULE
 from ossicle.ear import check_tokenizer_fits
 from ossicle.errors import ConfigError, DataError
-from ossicle.training.cache.tensor_cache import Filling, StateCache, Value, finish, plan_filling
+from ossicle.training.cache.tensor_cache import (
+    CacheEntry,
+    CacheWritePlan,
+    TensorCache,
+    plan_cache_write,
+    write_index,
+)
 from ossicle.training.distributed import Ranks
-from ossicle.training.teacher import Need, Teacher, stored_need, teacher_fingerprint, text_key, unrounded
+from ossicle.training.teacher import (
+    TargetPositions,
+    Teacher,
+    compute_teacher_fingerprint,
+    compute_transcript_key,
+    load_unquantized_llm,
+    stored_positions,
+)
 
 _READ_AT_ONCE = 1_024
 """Transcripts that are sorted by length, so that they are read beside their like."""
 
 
 @dataclass(frozen=True)
-class BareReader:
+class StandaloneLlm:
     """An LLM that reads, without ears."""
 
     llm: Any
@@ -41,7 +54,7 @@ class BareReader:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TranscriptSet:
     """Every different transcript of a source, as tokens."""
 
     keys: list[bytes]
@@ -67,7 +80,7 @@ class Lessons:
         return np.diff(self.starts)
 
 
-def read_lessons(speech: SpeechDataset, template: ChatTemplate) -> Lessons:
+def read_transcripts(speech: SpeechDataset, template: ChatTemplate) -> TranscriptSet:
     """Every different transcript of a source in the order in which they first come."""
     counts: dict[str, int] = {}
     n_skipped = 0
@@ -82,10 +95,10 @@ def read_lessons(speech: SpeechDataset, template: ChatTemplate) -> Lessons:
         ids = _ids(template, text)
         if ids is None:
             n_skipped += count
-        elif (key := text_key(ids)) not in places:
+        elif (key := compute_transcript_key(ids)) not in places:
             places[key] = None
             rows.append(ids)
-    return Lessons(
+    return TranscriptSet(
         keys=list(places),
         tokens=np.concatenate([np.zeros(0, np.int32), *rows]),
         starts=np.cumsum([0, *map(len, rows)]),
@@ -120,35 +133,35 @@ def _ids(template: ChatTemplate, text: str) -> Int[np.ndarray, " T"] | None:
 
 
 @dataclass(frozen=True)
-class Lecture:
+class TeacherPrecompute:
     """What is there to be computed, and the teacher who does it."""
 
     teacher: Teacher
-    lessons: Lessons
-    filling: Filling
+    transcripts: TranscriptSet
+    write_plan: CacheWritePlan
 
-    def give(self, ranks: Ranks, progress: Callable[[int, int], None]) -> StateCache:
+    def run(self, ranks: Ranks, progress: Callable[[int, int], None]) -> TensorCache:
         """Computes this rank's share and, when all are through, writes the index.
 
         Raises:
             CheckpointError: a full disk; what was written before it was is kept
         """
-        filling = self.filling
-        with ranks.together():
-            filling.run(self._values, rank=ranks.rank, n_ranks=ranks.n_ranks, progress=progress)
-        with ranks.together():
+        filling = self.write_plan
+        with ranks.sync_errors():
+            filling.write_shards(self._values, rank=ranks.rank, n_ranks=ranks.n_ranks, progress=progress)
+        with ranks.sync_errors():
             if ranks.is_first:
-                finish(filling.folder, filling.fingerprint)
-        return StateCache.open(filling.folder, filling.fingerprint)
+                write_index(filling.folder, filling.fingerprint)
+        return TensorCache.open(filling.folder, filling.fingerprint)
 
-    def _values(self, places: Int[np.ndarray, " n"]) -> Iterator[Value]:
+    def _values(self, places: Int[np.ndarray, " n"]) -> Iterator[CacheEntry]:
         for first in range(0, len(places), _READ_AT_ONCE):
-            rows = [self.lessons[place] for place in places[first : first + _READ_AT_ONCE].tolist()]
-            for value in self.teacher.read(rows):
-                yield Value(value.states.cpu(), value.ids)
+            rows = [self.transcripts[place] for place in places[first : first + _READ_AT_ONCE].tolist()]
+            for value in self.teacher.compute_states(rows):
+                yield CacheEntry(value.states.cpu(), value.token_ids)
 
 
-def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) -> Lecture:
+def plan_teacher_precompute(recipe: Recipe, device: torch.device | str | None = None) -> TeacherPrecompute:
     """Loads the LLM, reads the transcripts, and says what the recipe's teacher cache lacks.
 
     Raises:
@@ -164,13 +177,15 @@ def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) ->
         )
     speech = open_speech(recipe.data.source, recipe.data.n_clips)
     reader, bases = _load_reader(recipe, resolve_device(device))
-    fingerprint = teacher_fingerprint(bases, reader, NORMALIZATION_RULE, llm_bits=recipe.train.llm_bits)
+    fingerprint = compute_teacher_fingerprint(
+        bases, reader, NORMALIZATION_RULE, llm_bits=recipe.train.llm_bits
+    )
     folder = Path(recipe.data.teacher_cache)
     need = _need(folder, fingerprint, recipe.objective)
-    lessons = read_lessons(speech, reader.template)
-    filling = plan_filling(
+    lessons = read_transcripts(speech, reader.template)
+    filling = plan_cache_write(
         folder,
-        fingerprint | need.parts,
+        fingerprint | need.fingerprint,
         lessons.keys,
         [
             need.n_states(n, len(reader.template.frame.suffix), need.n_response_tokens - 1)
@@ -186,26 +201,26 @@ def prepare_lecture(recipe: Recipe, device: torch.device | str | None = None) ->
         hidden_positions=need.positions,
         n_response_tokens=need.n_response_tokens,
     )
-    return Lecture(Teacher(reader, wanted), lessons, filling)
+    return TeacherPrecompute(Teacher(reader, wanted), lessons, filling)
 
 
-def _load_reader(recipe: Recipe, device: torch.device) -> tuple[BareReader, dict[str, str]]:
+def _load_reader(recipe: Recipe, device: torch.device) -> tuple[StandaloneLlm, dict[str, str]]:
     """The LLM as the run will use it, and fingerprints of it as it lies on disk."""
     base = recipe.base
     llm, tokenizer = load_llm(base.llm, base.llm_revision, device, bits=recipe.train.llm_bits)
-    reader = BareReader(llm, tokenizer, ChatTemplate(tokenizer, recipe.prompt))
+    reader = StandaloneLlm(llm, tokenizer, ChatTemplate(tokenizer, recipe.prompt))
     check_tokenizer_fits(llm, tokenizer, reader.template)
     bases = {
-        "llm": checkpoint.fingerprint_model(unrounded(llm, recipe, device)),
+        "llm": checkpoint.fingerprint_model(load_unquantized_llm(llm, recipe, device)),
         "tokenizer": checkpoint.fingerprint_tokenizer(tokenizer),
     }
     return reader, bases
 
 
-def _need(folder: Path, fingerprint: dict[str, str], objective: ObjectiveSettings) -> Need:
+def _need(folder: Path, fingerprint: dict[str, str], objective: ObjectiveSettings) -> TargetPositions:
     """What is to be kept: what the cache holds already, where that is enough."""
-    need = Need.of(objective)
+    need = TargetPositions.from_objective(objective)
     if not (folder / "index.json").exists():
         return need
-    there = stored_need(StateCache.open(folder, fingerprint))
-    return there if there is not None and need.is_served_by(there) else need
+    there = stored_positions(TensorCache.open(folder, fingerprint))
+    return there if there is not None and need.is_covered_by(there) else need

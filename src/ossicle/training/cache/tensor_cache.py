@@ -19,43 +19,50 @@ from jaxtyping import Bool, Int
 
 from ossicle.atomic_io import write_text
 from ossicle.errors import CacheError
-from ossicle.training.cache.tensor_shard import Shard, Value, as_keys, damaged, read_shard, write_shard
+from ossicle.training.cache.tensor_shard import (
+    CacheEntry,
+    Shard,
+    damaged_error,
+    read_shard,
+    to_key_array,
+    write_shard,
+)
 
-__all__ = ["Filling", "StateCache", "Value", "finish", "plan_filling"]
+__all__ = ["CacheEntry", "CacheWritePlan", "TensorCache", "plan_cache_write", "write_index"]
 
 INDEX = "index.json"
 FORMAT = 1
 """Version of the folder's layout."""
 SHARD_BYTES = 64 * 2**20
 """About so large is a shard, and so much is computed before it is kept."""
-SHARD_VALUES = 8_192
+SHARD_ENTRIES = 8_192
 """No shard has more values, so that those of small models are kept as often."""
 _TABLE_BYTES = 48
 """What a value takes in the tables."""
 _TOLD_EVERY = 32
-Compute = Callable[[Int[np.ndarray, " n"]], Iterable[Value | None]]
+Compute = Callable[[Int[np.ndarray, " n"]], Iterable[CacheEntry | None]]
 """Gives the values of some of the keys, by their places, in order; None for one that cannot be made."""
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Told how many of how many values are there, by all ranks if they go equally fast."""
 
 
-class StateCache:
+class TensorCache:
     """A finished cache, to read from; the copy that another process gets opens its files anew."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, str], shards: Sequence[Shard]) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self._shards = list(shards)
-        keys = [shard.keys for shard in shards] or [as_keys([])]
+        keys = [shard.keys for shard in shards] or [to_key_array([])]
         together = np.concatenate(keys)
         order = np.argsort(together, kind="stable")
         self._keys = together[order]
         counts = [len(part) for part in keys]
         self._whose = np.repeat(np.arange(len(keys), dtype=np.int32), counts)[order]
         self._place = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
-        self._without = np.sort(np.concatenate([as_keys([]), *(shard.without for shard in shards)]))
+        self._without = np.sort(np.concatenate([to_key_array([]), *(shard.missing_keys for shard in shards)]))
 
     @classmethod
-    def open(cls, folder: Path | str, fingerprint: dict[str, str]) -> "StateCache":
+    def open(cls, folder: Path | str, fingerprint: dict[str, str]) -> "TensorCache":
         """The cache in a folder; an empty one, where there is none.
 
         Args:
@@ -75,7 +82,7 @@ class StateCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How a copy is made for a spawned process."""
-        return StateCache.open, (self.folder, self.fingerprint)
+        return TensorCache.open, (self.folder, self.fingerprint)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -83,7 +90,7 @@ class StateCache:
     def __contains__(self, key: bytes) -> bool:
         return self._find(key) is not None
 
-    def get(self, key: bytes) -> Value | None:
+    def get(self, key: bytes) -> CacheEntry | None:
         """The value of a key, if there is one.
 
         Raises:
@@ -94,12 +101,12 @@ class StateCache:
 
     def is_known(self, keys: Sequence[bytes] | np.ndarray) -> Bool[np.ndarray, " n"]:
         """Which keys have a value, or are known to have none."""
-        wanted = as_keys(keys)
+        wanted = to_key_array(keys)
         return _are_in(wanted, self._keys) | _are_in(wanted, self._without)
 
     def _find(self, key: bytes) -> int | None:
-        at = int(self._keys.searchsorted(as_keys([key])[0]))
-        return at if at < len(self._keys) and self._keys[at] == as_keys([key])[0] else None
+        at = int(self._keys.searchsorted(to_key_array([key])[0]))
+        return at if at < len(self._keys) and self._keys[at] == to_key_array([key])[0] else None
 
 
 def _are_in(wanted: np.ndarray, there: np.ndarray) -> Bool[np.ndarray, " n"]:
@@ -108,16 +115,16 @@ def _are_in(wanted: np.ndarray, there: np.ndarray) -> Bool[np.ndarray, " n"]:
     return there[there.searchsorted(wanted).clip(max=len(there) - 1)] == wanted
 
 
-def _opened(folder: Path, fingerprint: dict[str, str]) -> StateCache:
+def _opened(folder: Path, fingerprint: dict[str, str]) -> TensorCache:
     """What the index lists, whether the folder holds more or not."""
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder} is a file; a cache is a folder: give another name")
     index = folder / INDEX
     if not index.exists():
-        return StateCache(folder, fingerprint, [])
+        return TensorCache(folder, fingerprint, [])
     was, listed = _read_index(index)
     check_fingerprint(folder, was, fingerprint)
-    return StateCache(folder, was, [_listed_shard(folder, was, entry) for entry in listed])
+    return TensorCache(folder, was, [_listed_shard(folder, was, entry) for entry in listed])
 
 
 def check_fingerprint(folder: Path, was: dict[str, str], now: dict[str, str]) -> None:
@@ -159,12 +166,12 @@ def _listed_shard(folder: Path, fingerprint: dict[str, str], entry: dict[str, An
     try:
         n_bytes = path.stat().st_size
     except OSError as error:
-        raise damaged(path, f"the index lists it, but: {error.strerror}") from error
+        raise damaged_error(path, f"the index lists it, but: {error.strerror}") from error
     if n_bytes != entry["n_bytes"]:
-        raise damaged(path, f"it has {n_bytes} bytes, the index says {entry['n_bytes']}")
+        raise damaged_error(path, f"it has {n_bytes} bytes, the index says {entry['n_bytes']}")
     shard = read_shard(path)
     if shard.crc32 != entry["crc32"] or shard.fingerprint != fingerprint:
-        raise damaged(path, "the check sum of its tables is wrong")
+        raise damaged_error(path, "the check sum of its tables is wrong")
     return shard
 
 
@@ -173,35 +180,35 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Block:
+class ShardPlan:
     """Keys that make up one shard."""
 
     name: str
     """From the keys alone, so that whoever plans the same finds it."""
-    places: Int[np.ndarray, " n"]
+    key_indices: Int[np.ndarray, " n"]
     n_bytes: int
 
 
 @dataclass(frozen=True)
-class Filling:
+class CacheWritePlan:
     """What is to be added to a cache: the same plan for all ranks, and for a try that goes on."""
 
     folder: Path
     fingerprint: dict[str, str]
     keys: Sequence[bytes]
-    blocks: tuple[Block, ...]
+    shards: tuple[ShardPlan, ...]
     width: int
     dtype: torch.dtype
 
     @property
     def n_missing(self) -> int:
         """How many values are to be made."""
-        return sum(len(block.places) for block in self.blocks)
+        return sum(len(block.key_indices) for block in self.shards)
 
     @property
     def n_bytes(self) -> int:
         """Disk that they take, as far as the lengths that were given are true."""
-        return sum(block.n_bytes for block in self.blocks)
+        return sum(block.n_bytes for block in self.shards)
 
     def check_disk(self) -> None:
         """Refuse what clearly has no room.
@@ -209,7 +216,7 @@ class Filling:
         Raises:
             CacheError: naming the disk that is needed and that there is
         """
-        needed = sum(block.n_bytes for block in self.blocks if not self._path(block).exists())
+        needed = sum(block.n_bytes for block in self.shards if not self._path(block).exists())
         place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.is_dir())
         free = shutil.disk_usage(place).free
         if needed > free:
@@ -218,7 +225,9 @@ class Filling:
                 " room, or give another folder"
             )
 
-    def run(self, compute: Compute, *, rank: int = 0, n_ranks: int = 1, progress: Told | None = None) -> None:
+    def write_shards(
+        self, compute: Compute, *, rank: int = 0, n_ranks: int = 1, progress: ProgressCallback | None = None
+    ) -> None:
         """Writes this rank's shards, one after the other; those of an earlier try are kept.
 
         When all ranks are through, one of them calls `finish`.
@@ -227,53 +236,55 @@ class Filling:
             CheckpointError: a full disk; shards that were written before it was are kept
         """
         n_done = 0
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.shards):
             if number % n_ranks == rank:
                 for stale in self.folder.glob(f".{block.name}.*"):  # of a try that was killed
                     shutil.rmtree(stale, ignore_errors=True)
                 if not self._is_there(block):
                     self._write(block, compute, n_done, progress)
-            n_done += len(block.places)
+            n_done += len(block.key_indices)
             if progress is not None:
                 progress(n_done, self.n_missing)
 
-    def _write(self, block: Block, compute: Compute, n_before: int, progress: Told | None) -> None:
-        values: list[Value | None] = []
-        for value in compute(block.places):
+    def _write(
+        self, block: ShardPlan, compute: Compute, n_before: int, progress: ProgressCallback | None
+    ) -> None:
+        values: list[CacheEntry | None] = []
+        for value in compute(block.key_indices):
             values.append(value)
             if progress is not None and len(values) % _TOLD_EVERY == 0:
                 progress(n_before + len(values), self.n_missing)
-        keys = [self.keys[place] for place in block.places]
+        keys = [self.keys[place] for place in block.key_indices]
         write_shard(self._path(block), self.fingerprint, keys, values, width=self.width, dtype=self.dtype)
 
-    def _is_there(self, block: Block) -> bool:
+    def _is_there(self, block: ShardPlan) -> bool:
         """Whether an earlier try wrote the very same shard and every byte of it stands."""
         if not self._path(block).exists():
             return False
         try:
             shard = read_shard(self._path(block))
-            shard.check()
+            shard.verify()
         except CacheError:
             return False
-        there = {*shard.keys.tolist(), *shard.without.tolist()}
-        wanted = as_keys([self.keys[place] for place in block.places])
+        there = {*shard.keys.tolist(), *shard.missing_keys.tolist()}
+        wanted = to_key_array([self.keys[place] for place in block.key_indices])
         return shard.fingerprint == self.fingerprint and there == set(wanted.tolist())
 
-    def _path(self, block: Block) -> Path:
+    def _path(self, block: ShardPlan) -> Path:
         return self.folder / block.name
 
 
-def plan_filling(
+def plan_cache_write(
     folder: Path | str,
     fingerprint: dict[str, str],
     keys: Sequence[bytes],
-    n_rows: Sequence[int] | Int[np.ndarray, " n"],
+    n_states: Sequence[int] | Int[np.ndarray, " n"],
     *,
     width: int,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
-    shard_values: int = SHARD_VALUES,
-) -> Filling:
+    shard_entries: int = SHARD_ENTRIES,
+) -> CacheWritePlan:
     """What a cache lacks of some keys, cut into shards in their order.
 
     Args:
@@ -288,15 +299,15 @@ def plan_filling(
     if not (folder / INDEX).exists():
         for path in _shard_paths(folder):
             check_fingerprint(folder, _fingerprint_of(path, fingerprint), fingerprint)
-    wanted = as_keys(keys)
+    wanted = to_key_array(keys)
     _, first = np.unique(wanted, return_index=True)
     missing = np.sort(first[~cache.is_known(wanted[first])])
-    sizes = np.asarray(n_rows, dtype=np.int64)[missing] * width * dtype.itemsize + _TABLE_BYTES
+    sizes = np.asarray(n_states, dtype=np.int64)[missing] * width * dtype.itemsize + _TABLE_BYTES
     blocks = tuple(
-        Block(_shard_name(wanted[missing[part]]), missing[part], int(sizes[part].sum()))
-        for part in _parts(sizes, shard_bytes, shard_values)
+        ShardPlan(_shard_name(wanted[missing[part]]), missing[part], int(sizes[part].sum()))
+        for part in _parts(sizes, shard_bytes, shard_entries)
     )
-    return Filling(folder, fingerprint, keys, blocks, width, dtype)
+    return CacheWritePlan(folder, fingerprint, keys, blocks, width, dtype)
 
 
 def _fingerprint_of(path: Path, otherwise: dict[str, str]) -> dict[str, str]:
@@ -322,7 +333,7 @@ def _parts(sizes: Int[np.ndarray, " n"], shard_bytes: int, shard_values: int) ->
     return [*ends, slice(first, len(sizes))] if len(sizes) else []
 
 
-def finish(folder: Path | str, fingerprint: dict[str, str]) -> StateCache:
+def write_index(folder: Path | str, fingerprint: dict[str, str]) -> TensorCache:
     """Writes the index of all shards that are there, and gives the cache.
 
     Raises:
@@ -347,4 +358,4 @@ def finish(folder: Path | str, fingerprint: dict[str, str]) -> StateCache:
     index = {"format": FORMAT, "fingerprint": dict(sorted(fingerprint.items())), "shards": listed}
     index["crc32"] = zlib.crc32(json.dumps(index).encode())
     write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
-    return StateCache.open(folder, fingerprint)
+    return TensorCache.open(folder, fingerprint)

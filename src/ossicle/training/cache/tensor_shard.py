@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ossicle.atomic_io import written_whole
+from ossicle.atomic_io import atomic_write
 from ossicle.errors import CacheError
 
 KEY_BYTES = 16
@@ -30,11 +30,11 @@ _UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError, Runtim
 
 
 @dataclass(frozen=True)
-class Value:
+class CacheEntry:
     """What is kept under one key."""
 
     states: Float[Tensor, "n W"]
-    ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
     """Token ids that belong to it, if any."""
 
 
@@ -53,14 +53,14 @@ class Shard:
     @property
     def keys(self) -> np.ndarray:
         """The keys of its values."""
-        return as_keys(self.tables["keys"])
+        return to_key_array(self.tables["keys"])
 
     @property
-    def without(self) -> np.ndarray:
+    def missing_keys(self) -> np.ndarray:
         """Keys for which no value could be made."""
-        return as_keys(self.tables["without"])
+        return to_key_array(self.tables["without"])
 
-    def value(self, number: int) -> Value:
+    def read_entry(self, number: int) -> CacheEntry:
         """One value, read from disk.
 
         Raises:
@@ -69,18 +69,18 @@ class Shard:
         first, last = self._bounds[number : number + 2]
         states = self.states[first:last].clone()
         if _crc32(states) != self._sums[number]:
-            raise damaged(self.path, f"the check sum of value {number} is wrong")
+            raise damaged_error(self.path, f"the check sum of value {number} is wrong")
         first, last = self._id_bounds[number : number + 2]
-        return Value(states, tuple(self.tables["ids"][first:last].tolist()))
+        return CacheEntry(states, tuple(self.tables["ids"][first:last].tolist()))
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """Reads every value.
 
         Raises:
             CacheError: one is not what was written
         """
         for number in range(len(self.keys)):
-            self.value(number)
+            self.read_entry(number)
 
     @cached_property
     def _bounds(self) -> list[int]:
@@ -95,7 +95,7 @@ class Shard:
         return self.tables["crc32"].tolist()
 
 
-def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+def to_key_array(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
     """Keys as an array that can be sorted and searched."""
     if isinstance(keys, np.ndarray):
         return np.ascontiguousarray(keys).reshape(-1).view(f"S{KEY_BYTES}")
@@ -106,7 +106,7 @@ def write_shard(
     path: Path,
     fingerprint: dict[str, str],
     keys: Sequence[bytes],
-    values: Sequence[Value | None],
+    values: Sequence[CacheEntry | None],
     *,
     width: int,
     dtype: torch.dtype,
@@ -123,17 +123,17 @@ def write_shard(
     kept = [value for _, value in pairs]
     without = [key for key, value in zip(keys, values, strict=True) if value is None]
     assert all(value.states.shape[1] == width and value.states.dtype == dtype for value in kept)
-    ids = [token for value in kept for token in value.ids]
+    ids = [token for value in kept for token in value.token_ids]
     tensors = {
         "states": torch.cat([torch.empty(0, width, dtype=dtype), *(value.states for value in kept)]),
         "offsets": _starts([len(value.states) for value in kept]),
         "ids": torch.tensor(ids, dtype=torch.int32),
-        "id_offsets": _starts([len(value.ids) for value in kept]),
+        "id_offsets": _starts([len(value.token_ids) for value in kept]),
         "keys": _key_table([key for key, _ in pairs]),
         "without": _key_table(without),
         "crc32": torch.tensor([_crc32(value.states) for value in kept], dtype=torch.int64),
     }
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={_FINGERPRINT: json.dumps(fingerprint, sort_keys=True)})
 
 
@@ -157,7 +157,7 @@ def read_shard(path: Path) -> Shard:
         ):
             raise ValueError("its fingerprint is none")
     except _UNREADABLE as error:
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
     crc32 = zlib.crc32(header)
     for name in _TABLES:
         crc32 = zlib.crc32(tables[name].tobytes(), crc32)
@@ -182,7 +182,7 @@ def _check_tables(tables: dict[str, np.ndarray], states: Tensor) -> None:
         raise ValueError("its states are none")
 
 
-def damaged(path: Path, reason: object) -> CacheError:
+def damaged_error(path: Path, reason: object) -> CacheError:
     """The error of a file that cannot be used."""
     text = " ".join(str(reason).split()) or type(reason).__name__
     return CacheError(
