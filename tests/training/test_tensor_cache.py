@@ -61,7 +61,7 @@ def computing(
 
 
 def filled(folder: Path, numbers: list[int], dtype: torch.dtype = torch.float32) -> TensorCache:
-    filling(folder, numbers, dtype).run(computing(numbers, dtype))
+    filling(folder, numbers, dtype).write_shards(computing(numbers, dtype))
     return write_index(folder, MADE_BY)
 
 
@@ -137,7 +137,7 @@ def test_shards_do_not_depend_on_the_number_of_ranks(tmp_path: Path, n_ranks: in
     numbers = list(range(30))
     filled(tmp_path / "one", numbers)
     for rank in reversed(range(n_ranks)):
-        filling(tmp_path / "many", numbers).run(computing(numbers), rank=rank, n_ranks=n_ranks)
+        filling(tmp_path / "many", numbers).write_shards(computing(numbers), rank=rank, n_ranks=n_ranks)
     write_index(tmp_path / "many", MADE_BY)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
@@ -147,7 +147,7 @@ def test_each_value_is_made_once_whoever_asks_how_often(tmp_path: Path) -> None:
     numbers = [5, 1, 5, 8, 3, 1, 9]
     for _ in range(2):
         plan = filling(tmp_path, numbers)
-        plan.run(computing(numbers, after=made.append))
+        plan.write_shards(computing(numbers, after=made.append))
         write_index(tmp_path, MADE_BY)
         assert sorted(made) == [1, 3, 5, 8, 9]
     assert filling(tmp_path, numbers).n_missing == 0
@@ -178,7 +178,7 @@ def test_progress_ends_where_it_should(tmp_path: Path) -> None:
     numbers = list(range(50))
     told: list[tuple[int, int]] = []
     for rank in range(2):
-        filling(tmp_path, numbers, n_values=40).run(
+        filling(tmp_path, numbers, n_values=40).write_shards(
             computing(numbers), rank=rank, n_ranks=2, progress=lambda done, n: told.append((done, n))
         )
         assert told[-1] == (50, 50)
@@ -210,11 +210,11 @@ def test_a_disk_that_is_full_costs_no_shard_that_was_written(
     with monkeypatch.context() as patch:
         patch.setattr(tensor_shard, "save_file", full_at_second)
         with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device"):
-            filling(tmp_path / "cache", numbers).run(computing(numbers))
+            filling(tmp_path / "cache", numbers).write_shards(computing(numbers))
     (first,) = (tmp_path / "cache").iterdir()
     assert first.read_bytes() == (tmp_path / "whole" / first.name).read_bytes()
     made: list[int] = []
-    filling(tmp_path / "cache", numbers).run(computing(numbers, after=made.append))
+    filling(tmp_path / "cache", numbers).write_shards(computing(numbers, after=made.append))
     assert len(made) == 8
     write_index(tmp_path / "cache", MADE_BY)
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
@@ -243,7 +243,7 @@ def save_file(*given, **options):
 def fill():
     tensor_shard.save_file = save_file
     numbers = list(range(24))
-    t.filling(Path({folder!r}), numbers).run(t.computing(numbers, after=tick))
+    t.filling(Path({folder!r}), numbers).write_shards(t.computing(numbers, after=tick))
     tick()
     t.finish(Path({folder!r}), t.MADE_BY)
 
@@ -267,7 +267,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> No
 
 
 def test_what_is_not_finished_is_not_read(tmp_path: Path) -> None:
-    filling(tmp_path, list(range(8))).run(computing(list(range(8))))
+    filling(tmp_path, list(range(8))).write_shards(computing(list(range(8))))
     with pytest.raises(CacheError, match=r"is not filled to its end .*index\.json.* goes on where it was"):
         TensorCache.open(tmp_path, MADE_BY)
 
@@ -275,7 +275,7 @@ def test_what_is_not_finished_is_not_read(tmp_path: Path) -> None:
 def test_what_a_killed_try_left_half_written_is_removed(tmp_path: Path) -> None:
     numbers = list(range(8))
     plan = filling(tmp_path / "cache", numbers)
-    for name in (plan.blocks[0].name, "shard-of-another-try.safetensors"):
+    for name in (plan.shards[0].name, "shard-of-another-try.safetensors"):
         (tmp_path / "cache" / f".{name}.abc").mkdir(parents=True)
     filled(tmp_path / "cache", numbers)
     filled(tmp_path / "whole", numbers)
@@ -285,7 +285,7 @@ def test_what_a_killed_try_left_half_written_is_removed(tmp_path: Path) -> None:
 def test_a_shard_of_an_earlier_try_that_is_damaged_is_made_again(tmp_path: Path) -> None:
     numbers = list(range(12))
     filled(tmp_path / "whole", numbers)
-    filling(tmp_path / "cache", numbers).run(computing(numbers))
+    filling(tmp_path / "cache", numbers).write_shards(computing(numbers))
     for number, path in enumerate(sorted((tmp_path / "cache").iterdir())):
         data = bytearray(path.read_bytes())
         data[-1 - number] ^= 1
@@ -300,7 +300,7 @@ def test_a_shard_of_an_earlier_try_that_is_damaged_is_made_again(tmp_path: Path)
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_states_of_something_else_are_refused_by_the_part(tmp_path: Path, is_finished: bool) -> None:
     numbers = list(range(5))
-    filling(tmp_path, numbers).run(computing(numbers))
+    filling(tmp_path, numbers).write_shards(computing(numbers))
     if is_finished:
         write_index(tmp_path, MADE_BY)
     other = {**MADE_BY, "llm": "bbbb"}

@@ -97,7 +97,7 @@ class TensorCache:
             CacheError: it is not what was written
         """
         at = self._find(key)
-        return None if at is None else self._shards[self._whose[at]].value(int(self._place[at]))
+        return None if at is None else self._shards[self._whose[at]].read_entry(int(self._place[at]))
 
     def is_known(self, keys: Sequence[bytes] | np.ndarray) -> Bool[np.ndarray, " n"]:
         """Which keys have a value, or are known to have none."""
