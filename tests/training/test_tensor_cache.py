@@ -245,7 +245,7 @@ def fill():
     numbers = list(range(24))
     t.filling(Path({folder!r}), numbers).write_shards(t.computing(numbers, after=tick))
     tick()
-    t.finish(Path({folder!r}), t.MADE_BY)
+    t.write_index(Path({folder!r}), t.MADE_BY)
 
 for moment in {moments}:
     child = os.fork()
