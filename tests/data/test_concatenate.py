@@ -16,9 +16,9 @@ WINDOW = 6 * SAMPLE_RATE
 
 def make_clip(n_samples: int, seed: int = 0) -> np.ndarray:
     """Loud noise after a quiet beginning."""
-    sound = np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32) * 0.2
-    sound[: n_samples // 10] *= 0.01
-    return sound
+    samples = np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32) * 0.2
+    samples[: n_samples // 10] *= 0.01
+    return samples
 
 
 def make_clips(lengths: list[int]) -> list[tuple[np.ndarray, str]]:
@@ -32,32 +32,32 @@ def make_clips(lengths: list[int]) -> list[tuple[np.ndarray, str]]:
 )
 @settings(max_examples=60)
 def test_an_example_holds_whole_clips_with_short_pauses_within_the_window(lengths, part, seed):
-    given_clips, target = make_clips(lengths), round(part * WINDOW)
-    (first, text), consumed = given_clips[0], []
+    all_clips, target = make_clips(lengths), round(part * WINDOW)
+    (first, text), consumed = all_clips[0], []
 
     def others():
-        for other in given_clips[1:]:
+        for other in all_clips[1:]:
             consumed.append(other)
             yield other
 
-    joined, texts = concatenate_clips(first, text, others(), target, WINDOW, seed)
-    n_joined = len(texts)
-    assert texts == [text for _, text in given_clips[:n_joined]]
-    assert len(joined) <= WINDOW
-    assert len(consumed) <= n_joined, "clips are read that are not needed"
-    if n_joined < len(given_clips) and len(joined) < target:
-        assert len(joined) + 0.5 * SAMPLE_RATE + lengths[n_joined] > WINDOW
-    n_pauses = len(joined) - sum(lengths[:n_joined])
-    assert 0.1 * (n_joined - 1) <= n_pauses / SAMPLE_RATE <= 0.5 * (n_joined - 1)
+    concatenated, texts = concatenate_clips(first, text, others(), target, WINDOW, seed)
+    n_used = len(texts)
+    assert texts == [text for _, text in all_clips[:n_used]]
+    assert len(concatenated) <= WINDOW
+    assert len(consumed) <= n_used, "clips are read that are not needed"
+    if n_used < len(all_clips) and len(concatenated) < target:
+        assert len(concatenated) + 0.5 * SAMPLE_RATE + lengths[n_used] > WINDOW
+    n_pauses = len(concatenated) - sum(lengths[:n_used])
+    assert 0.1 * (n_used - 1) <= n_pauses / SAMPLE_RATE <= 0.5 * (n_used - 1)
     position = 0
-    for sound, _ in given_clips[:n_joined]:  # each is there, whole and in order
-        inner = sound[FADE : len(sound) - FADE]
+    for samples, _ in all_clips[:n_used]:  # each is there, whole and in order
+        inner = samples[FADE : len(samples) - FADE]
         if len(inner) > 200:
-            starts = range(position, len(joined) - len(sound) + 1)
+            starts = range(position, len(concatenated) - len(samples) + 1)
             position = next(
-                at for at in starts if np.array_equal(joined[at + FADE : at + FADE + len(inner)], inner)
+                at for at in starts if np.array_equal(concatenated[at + FADE : at + FADE + len(inner)], inner)
             )
-        position += len(sound)
+        position += len(samples)
 
 
 def test_the_same_seed_gives_the_same_example():
@@ -68,14 +68,14 @@ def test_the_same_seed_gives_the_same_example():
 
 
 def test_a_clip_that_has_reached_the_target_stays_unchanged_and_reads_no_other():
-    (sound, text), *_ = make_clips([20_000])
+    (samples, text), *_ = make_clips([20_000])
 
     def unexpected():
         raise AssertionError("no other clip is needed")
         yield
 
-    joined, texts = concatenate_clips(sound, text, unexpected(), 20_000, WINDOW, 1)
-    assert joined is sound
+    concatenated, texts = concatenate_clips(samples, text, unexpected(), 20_000, WINDOW, 1)
+    assert concatenated is samples
     assert texts == ["text 0"]
 
 
@@ -85,18 +85,20 @@ def test_pauses_are_as_quiet_as_the_clips_pauses_and_nothing_clicks(second):
     first = np.full(SAMPLE_RATE, 0.5, np.float32)
     hiss = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 5).astype(np.float32) * 0.001
     first[4_000 : 4_000 + len(hiss)] = hiss
-    joined, texts = concatenate_clips(first, "a", iter([(second * first, "b")]), WINDOW, WINDOW, 3)
+    concatenated, texts = concatenate_clips(first, "a", iter([(second * first, "b")]), WINDOW, WINDOW, 3)
     assert texts == ["a", "b"]
-    pause = joined[SAMPLE_RATE:-SAMPLE_RATE]
+    pause = concatenated[SAMPLE_RATE:-SAMPLE_RATE]
     assert 0.0005 < pause.std() < 0.002
-    assert np.abs(np.diff(joined[SAMPLE_RATE - FADE : FADE - SAMPLE_RATE])).max() < 0.02
+    assert np.abs(np.diff(concatenated[SAMPLE_RATE - FADE : FADE - SAMPLE_RATE])).max() < 0.02
 
 
 def test_silent_clips_are_separated_by_silence():
     silent = np.zeros(10_000, np.float32)
-    joined, texts = concatenate_clips(silent, "a", itertools.repeat((silent, "b"), 2), WINDOW, WINDOW, 3)
+    concatenated, texts = concatenate_clips(
+        silent, "a", itertools.repeat((silent, "b"), 2), WINDOW, WINDOW, 3
+    )
     assert len(texts) == 3
-    assert not joined.any()
+    assert not concatenated.any()
 
 
 def test_the_requested_ratio_of_examples_is_concatenated_to_more_than_half_of_the_window():

@@ -116,10 +116,10 @@ def test_inspect_prints_counts_and_exits_with_zero(
 
 
 def test_reasons_of_one_kind_are_counted_together(tmp_path: Path) -> None:
-    manifest = tmp_path / "speech.jsonl"
+    path = tmp_path / "speech.jsonl"
     texts = ("", "  ", 3, 4.5)
-    manifest.write_text("".join(json.dumps({"audio": "a.wav", "text": text}) + "\n" for text in texts))
-    summary = inspect_dataset(open_speech([str(manifest)]))
+    path.write_text("".join(json.dumps({"audio": "a.wav", "text": text}) + "\n" for text in texts))
+    summary = inspect_dataset(open_speech([str(path)]))
     assert summary.reason_counts == {"the transcript is …, expected a text that is not empty": 4}
 
 
@@ -142,7 +142,7 @@ def test_pack_prints_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "code", "message"),
     [
         (["inspect", "gone.jsonl"], 1, "no such file"),
-        (["inspect", "a.jsonl?colour=red"], 2, "unknown key 'colour'"),
+        (["inspect", "a.jsonl?color=red"], 2, "unknown key 'color'"),
         (["inspect", "pocket/speech", "--decode", "-1"], 2, "expected zero or more"),
         (
             ["inspect", "pocket/speech", "--n-clips", "-3"],

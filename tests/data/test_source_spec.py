@@ -15,9 +15,9 @@ from ossicle.errors import ConfigError, DataError
 
 
 def test_options_follow_a_question_mark() -> None:
-    spelling = parse_source_spec("user/speech?config=en&split=train&text=raw%20text&weight=2&streaming=true")
-    assert (spelling.name, spelling.config, spelling.split) == ("user/speech", "en", "train")
-    assert (spelling.text, spelling.weight, spelling.streaming) == ("raw text", 2.0, True)
+    spec = parse_source_spec("user/speech?config=en&split=train&text=raw%20text&weight=2&streaming=true")
+    assert (spec.name, spec.config, spec.split) == ("user/speech", "en", "train")
+    assert (spec.text, spec.weight, spec.streaming) == ("raw text", 2.0, True)
     assert parse_source_spec("part-???.parquet").name == "part-???.parquet"
     assert parse_source_spec("part-?.parquet?text=a=b").text == "a=b"
 
@@ -25,7 +25,7 @@ def test_options_follow_a_question_mark() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("a.jsonl?colour=red", "'a.jsonl': unknown key 'colour'; expected one of config, split"),
+        ("a.jsonl?color=red", "'a.jsonl': unknown key 'color'; expected one of config, split"),
         ("a.jsonl?weight=", "weight has no value"),
         ("a.jsonl?weight=1&weight=2", "weight is given twice"),
         ("a.jsonl?weight=0", "weight is '0', expected a positive number"),

@@ -18,17 +18,23 @@ from support.tiny_speech import (
     write_parquet,
 )
 
-from ossicle.data.dataset import open_speech
+from ossicle.data.dataset import SpeechDataset, open_speech
 from ossicle.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
+def open_format(kind: str, folder: Path, rows: list[Clip]) -> SpeechDataset:
+    """Writes rows in a format, or as a dataset to be streamed, and opens them."""
+    if kind == "stream":
+        return open_speech([SOURCE_WRITERS["hf"](folder, rows) + "?streaming=true"])
+    return open_speech([SOURCE_WRITERS[kind](folder, rows)])
+
+
 @pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
 def test_every_format_gives_the_same_rows_in_any_order(kind: str, tmp_path: Path) -> None:
     rows = make_clips(7)
-    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
-    dataset = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
+    dataset = open_format(kind, tmp_path, rows)
     assert len(dataset) == len(dataset.texts) == len(dataset.durations_s) == 7
     assert dataset.is_sequential == (kind == "stream")
     for row in (*range(7), 6, 0, 3):
@@ -45,8 +51,7 @@ def test_every_format_gives_the_same_rows_in_any_order(kind: str, tmp_path: Path
 @pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
 def test_a_pickled_copy_reads_the_same_rows(kind: str, tmp_path: Path) -> None:
     rows = make_clips(5)
-    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
-    dataset = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
+    dataset = open_format(kind, tmp_path, rows)
     assert read_audio(dataset[2]) == rows[2].audio
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.fingerprint == dataset.fingerprint
@@ -56,8 +61,7 @@ def test_a_pickled_copy_reads_the_same_rows(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [*SOURCE_WRITERS, "stream"])
 def test_a_fork_reads_while_its_parent_reads(kind: str, tmp_path: Path) -> None:
     rows = make_clips(5)
-    write = SOURCE_WRITERS["hf" if kind == "stream" else kind]
-    dataset = open_speech([write(tmp_path, rows) + ("?streaming=true" if kind == "stream" else "")])
+    dataset = open_format(kind, tmp_path, rows)
     assert read_audio(dataset[2]) == rows[2].audio
     child = os.fork()
     if not child:

@@ -30,6 +30,6 @@ def read_errors(dataset: SpeechDataset) -> dict[int, str]:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
-    """Writes rows as they are to a parquet file, and returns its path."""
+    """Writes rows to a parquet file unchanged, and returns its path."""
     pq.write_table(pa.Table.from_pylist(rows), path)
     return str(path)

@@ -120,7 +120,7 @@ def open_speech(sources: Sequence[str], n_clips: int | None = None) -> SpeechDat
     """Opens sources as one dataset, one source after the other; no audio is read yet.
 
     Args:
-        sources: NAME or NAME?key=value&key=value of each, as docs/data.md describes
+        sources: NAME or NAME?key=value&key=value of each; `source_spec.py` parses it
         n_clips: keeps only the first n rows of all sources together
 
     Raises:

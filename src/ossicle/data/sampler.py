@@ -130,7 +130,7 @@ class BatchSampler:
         return np.arange(n_rows) if self.is_sequential else self._rng(n_pass, source).permutation(n_rows)
 
     def _rng(self, epoch: int, stream: int) -> np.random.RandomState:
-        """numpy promises that the numbers of this generator, unlike those of newer ones, never change."""
+        """Returns a legacy generator: numpy promises that its numbers, unlike those of newer ones, never change."""
         return np.random.RandomState([self.seed & 0xFFFFFFFF, self.seed >> 32, epoch, stream])
 
 

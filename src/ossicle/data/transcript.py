@@ -21,7 +21,7 @@ _IS_NORMAL = r"^[!-~]*[a-z][!-~]*( [!-~]+)*$|^[!-~]+( [!-~]+)* [!-~]*[a-z][!-~]*
 
 
 def normalize_transcript(text: str) -> str:
-    """Returns a transcript as it is trained on.
+    """Returns the normalized form of a transcript, which training and caches use.
 
     In this order: control characters, soft hyphens and characters without width (all but the two joiners that belong
     to spelling) are removed; the text is put into Unicode's composed form (NFC); every run of white space becomes one

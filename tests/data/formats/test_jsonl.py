@@ -58,12 +58,12 @@ def test_no_line_prevents_opening_a_jsonl_file(
     lines = [b'{"audio": "a.wav", "text": "good"}', *lines]
     (folder / "speech.jsonl").write_bytes(b"\n".join(lines))
     dataset = open_speech([str(folder / "speech.jsonl")])
-    kept = [line for line in b"\n".join(lines).split(b"\n") if line.strip()]
-    assert len(dataset) == len(kept)
-    bad = read_errors(dataset)
-    assert 0 not in bad
-    for row, line in enumerate(kept):
-        assert (row in bad) == (line.strip() != lines[0])
+    not_empty = [line for line in b"\n".join(lines).split(b"\n") if line.strip()]
+    assert len(dataset) == len(not_empty)
+    errors = read_errors(dataset)
+    assert 0 not in errors
+    for row, line in enumerate(not_empty):
+        assert (row in errors) == (line.strip() != lines[0])
 
 
 VALUES = st.one_of(
@@ -92,14 +92,14 @@ VALUES = st.one_of(
     st.booleans(),
 )
 def test_lines_parsed_by_arrow_equal_lines_parsed_one_by_one(lines: list[str], is_ended: bool) -> None:
-    some = ("\n".join(lines) + "\n" * is_ended).encode(errors="replace")
-    if not some:
+    chunk = ("\n".join(lines) + "\n" * is_ended).encode(errors="replace")
+    if not chunk:
         return
-    spans, _ = jsonl._find_lines(some)
+    spans, _ = jsonl._find_lines(chunk)
     columns = Columns(audio="audio", text="text", duration="duration")
     fast, slow = (
-        jsonl._parse_with_arrow(some, spans, columns),
-        jsonl._parse_line_by_line(some, spans, columns),
+        jsonl._parse_with_arrow(chunk, spans, columns),
+        jsonl._parse_line_by_line(chunk, spans, columns),
     )
     if fast is not None:
         assert fast[0].to_pylist() == slow[0].to_pylist()
@@ -107,11 +107,11 @@ def test_lines_parsed_by_arrow_equal_lines_parsed_one_by_one(lines: list[str], i
 
 
 def test_a_valid_jsonl_file_is_parsed_by_arrow() -> None:
-    some = b'{"audio": "a", "text": "one", "duration": 2, "x": {"y": [1]}}\n{"text": null, "duration": 1.5}'
+    chunk = b'{"audio": "a", "text": "one", "duration": 2, "x": {"y": [1]}}\n{"text": null, "duration": 1.5}'
     columns = Columns(audio="audio", text="text", duration="duration")
-    read = jsonl._parse_with_arrow(some, jsonl._find_lines(some)[0], columns)
-    assert read is not None
-    assert (read[0].to_pylist(), read[1].tolist()) == (["one", None], [2.0, 1.5])
+    parsed = jsonl._parse_with_arrow(chunk, jsonl._find_lines(chunk)[0], columns)
+    assert parsed is not None
+    assert (parsed[0].to_pylist(), parsed[1].tolist()) == (["one", None], [2.0, 1.5])
 
 
 def test_jsonl_files_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,14 +70,14 @@ def test_the_whole_clips_of_a_truncated_tar_remain(tmp_path: Path) -> None:
     for size in (*range(700, 11_000, 250), len(whole)):
         source.write_bytes(whole[:size])
         dataset = open_speech([str(source)])
-        bad = read_errors(dataset)
-        assert bool(bad) == (size < end_mark)
-        assert len(bad) <= 2  # a clip that lacks its transcript, and the end itself
-        good = [row for row in range(len(dataset)) if row not in bad]
-        assert [dataset[row].audio for row in good] == [MEMBERS[2 * row][1] for row in good]
-        n_whole.append(len(good))
-        assert len(good) >= before
-        before = len(good)
+        errors = read_errors(dataset)
+        assert bool(errors) == (size < end_mark)
+        assert len(errors) <= 2  # a clip that lacks its transcript, and the end itself
+        valid_rows = [row for row in range(len(dataset)) if row not in errors]
+        assert [dataset[row].audio for row in valid_rows] == [MEMBERS[2 * row][1] for row in valid_rows]
+        n_whole.append(len(valid_rows))
+        assert len(valid_rows) >= before
+        before = len(valid_rows)
     assert n_whole[0] == 0
     assert n_whole[-1] == 4
 

@@ -61,6 +61,7 @@ class HuggingFaceSource(Source):
             table = dataset.select_columns(metadata_columns).with_format("arrow")[:]
             self.texts = normalize_transcripts(table[columns.text])
             self.durations_s = estimate_durations(self.texts, read_durations(table, columns.duration))
+        # Stored fingerprints contain this text: it must not change.
         self.content_id = f"data set of {len(dataset)}"
 
     def row_name(self, row: int) -> str:
