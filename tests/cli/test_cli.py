@@ -496,10 +496,10 @@ def test_a_report_that_cannot_be_written_costs_no_answers(
 
     argv = ["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "reports/full.json"]
     with monkeypatch.context() as patch:
-        patch.setattr("ossicle.evaluation.report.write._write_all", full)
+        patch.setattr("ossicle.evaluation.report.write._write_to_disk", full)
         assert main(argv) == 1
     assert "full.json cannot be written: No space left" in capsys.readouterr().err
-    assert Path("reports/.full.json.answers").read_text().count("answering by ear") == len(SAID)
+    assert Path("reports/.full.json.answers").read_text().count("answering audio") == len(SAID)
     assert main(argv) == 0
     assert sorted(path.name for path in Path("reports").iterdir()) == ["full.html", "full.json"]
 

@@ -192,7 +192,7 @@ def test_an_item_with_choices_is_answered_by_one_of_them() -> None:
 def test_what_has_to_be_judged_is_refused_without_a_judge() -> None:
     suite = suite_of(["one"], rule="rated", rubric={"question": "one"})
     ear = FakeEar(["one"])
-    with pytest.raises(ConfigError, match="somebody has to judge"):
+    with pytest.raises(ConfigError, match="answers that need a judge"):
         evaluate(ear, suite)
     assert ear.asked == []
 

@@ -1,10 +1,12 @@
-"""Three numbers, always: what the LLM answers when it reads, reads a transcript, and hears."""
+"""Evaluation: the text ceiling, the cascade, and the ear, always measured together on the same items."""
 
+from ossicle.evaluation.audio_model import AudioModel
 from ossicle.evaluation.corruptions import CORRUPTIONS, Corruption
-from ossicle.evaluation.evaluate import STAGES, AudioModel, EvaluationSettings, evaluate
+from ossicle.evaluation.evaluate import EvaluationSettings, evaluate
 from ossicle.evaluation.item_result import ItemResult
 from ossicle.evaluation.report.write import build_model_card_table, print_table, write_report
 from ossicle.evaluation.report_data import Report, read_report
+from ossicle.evaluation.stages import STAGES
 from ossicle.evaluation.suite import Item, Suite, load_suite
 from ossicle.evaluation.suites import open_suite
 

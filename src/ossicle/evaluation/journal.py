@@ -8,6 +8,9 @@ from ossicle.errors import CheckpointError
 from ossicle.jsonl_log import JsonlLog
 
 
+_FORMAT = 2
+
+
 class Journal:
     """Results by stage and item, appended to a file as they come.
 
@@ -26,12 +29,12 @@ class Journal:
         self._results = dict[tuple[str, str], Any]()
         if self._log is None:
             return
-        header = {"fingerprint": fingerprint}
+        header = {"format": _FORMAT, "fingerprint": fingerprint}
         try:
             records = self._log.read(on_damage="raise")
             if records[:1] != [header]:
                 records = [header]
-            self._results = {(record["stage"], record["item"]): record["found"] for record in records[1:]}
+            self._results = {(record["stage"], record["item"]): record["result"] for record in records[1:]}
             self._log.rewrite(records)
         except (CheckpointError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -51,5 +54,5 @@ class Journal:
         """
         if self._log is not None:
             self._log.append(
-                {"stage": stage, "item": item, "found": result} for item, result in results.items()
+                {"stage": stage, "item": item, "result": result} for item, result in results.items()
             )
