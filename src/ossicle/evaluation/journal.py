@@ -7,7 +7,6 @@ from typing import Any
 from ossicle.errors import CheckpointError
 from ossicle.jsonl_log import JsonlLog
 
-
 _FORMAT = 2
 
 
