@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ossicle.audio.waveform import AudioSource, split_at_quiet
+from ossicle.chat.messages import parse_conversation
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.connectors import Transcripts
 from ossicle.ear import Ear, EarSettings
@@ -100,7 +101,7 @@ def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
 
 def test_what_is_read_is_the_stock_llm_s_answer(left: Ear) -> None:
     messages = [{"role": "user", "content": "what is the capital of france?"}]
-    ids = torch.tensor([left.template.tokenize(messages)])
+    ids = torch.tensor([left.template.tokenize(parse_conversation(messages))])
     own = left.llm.generate(  # ty: ignore[not-callable]
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
     )

@@ -22,10 +22,12 @@ from ossicle.backbones.encoder import Features, build_mel_batch, encode
 from ossicle.backbones.model_files import silence_transformers
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
-from ossicle.chat import generation
-from ossicle.chat.generation import ContinuationScores, Prompt
+from ossicle.chat import choice_scoring, generation
+from ossicle.chat.choice_scoring import ContinuationScores
+from ossicle.chat.generation import Prompt
 from ossicle.chat.messages import parse_conversation
-from ossicle.chat.template import AudioSegment, ChatTemplate, Segment, TextSegment
+from ossicle.chat.prompt_segments import AudioSegment, Segment, TextSegment
+from ossicle.chat.template import ChatTemplate
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.connectors import Connector, build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
@@ -265,13 +267,13 @@ class Ear:
             RequestError: as `chat`; or no choices, an empty one, or two that are alike
             AudioError: sound that cannot be heard
         """
-        return generation.choose(self.llm, self.tokenizer, self.build_prompts(conversations), choices)
+        return choice_scoring.choose(self.llm, self.tokenizer, self.build_prompts(conversations), choices)
 
     def score_continuations(
         self, conversations: Sequence[Messages], answers: Sequence[Sequence[int]]
     ) -> list[ContinuationScores]:
         """What the LLM would say to each conversation, and along an answer to it that is given as ids."""
-        return generation.score_continuation(self.llm, self.build_prompts(conversations), answers)
+        return choice_scoring.score_continuation(self.llm, self.build_prompts(conversations), answers)
 
     def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
         """Pieces of the answer while it is made; joined, they equal `chat`.
@@ -292,10 +294,9 @@ class Ear:
             AudioError: as `chat`
         """
         self._check_can_read()
-        sounds = [
-            [load_audio(sound) for sound in parse_conversation(messages).sounds] for messages in conversations
-        ]
-        layouts = [self.template.render(messages) for messages in conversations]
+        parsed = [parse_conversation(messages) for messages in conversations]
+        sounds = [[load_audio(sound) for sound in conversation.sounds] for conversation in parsed]
+        layouts = [self.template.render(conversation) for conversation in parsed]
         heard = iter(self._hear([sound for row in sounds for sound in row]))
         return [
             self.build_prompt(pieces, [next(heard) for _ in row])

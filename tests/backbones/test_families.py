@@ -8,6 +8,7 @@ from support.tiny_families import FAMILIES, save_tiny_llm
 from support.tiny_models import save_tiny_bases
 from transformers import PreTrainedModel
 
+from ossicle.chat.messages import parse_conversation
 from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.ear import Ear, EarSettings
 
@@ -37,7 +38,7 @@ def ear(request: pytest.FixtureRequest, folder: Path, encoder: str) -> Ear:
 
 
 def asked(ear: Ear, messages: list | None = None) -> torch.Tensor:
-    return torch.tensor([ear.template.tokenize(messages or MESSAGES)])
+    return torch.tensor([ear.template.tokenize(parse_conversation(messages or MESSAGES))])
 
 
 def own_answer(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) -> str:

@@ -15,7 +15,7 @@ from support.tiny_families import FAMILIES, tiny_llm
 from support.tiny_models import tiny_llama
 from torch import Tensor
 
-from ossicle.backbones.causal_lm import embed, extract_causal_lm, get_layers
+from ossicle.backbones.causal_lm import CACHE_NAME, embed, extract_causal_lm, get_layers
 from ossicle.backbones.packed_forward import ROW_LENGTH, PackedLlm, PrefixCache, build_layout
 
 PREFIX = list(range(3, 12))
@@ -113,11 +113,12 @@ def test_an_llm_that_asks_no_cache_for_keys_is_read_plainly(monkeypatch: pytest.
     made = reader(tiny_llama())
     own = type(made.llm.base_model).forward
 
-    def forgetful(self: Any, past_key_values: Any = None, position_ids: Any = None, **given: Any) -> Any:
+    def ignore_cache(self: Any, position_ids: Any = None, **given: Any) -> Any:
+        given.pop(CACHE_NAME, None)
         return own(self, **given)
 
     expected = read(lambda *args: made.forward(*args, None, gathers_last_layer=False), a_table(made.llm))
-    monkeypatch.setattr(type(made.llm.base_model), "forward", forgetful)
+    monkeypatch.setattr(type(made.llm.base_model), "forward", ignore_cache)
     assert made.prefix_cache is None
     assert not made.gathers_last_layer
     assert_same(read(made.compute_last_states, a_table(made.llm)), expected)
@@ -202,7 +203,7 @@ def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
     ids = torch.arange(6).view(3, 2)
     place = torch.arange(len(PREFIX), len(PREFIX) + 2).expand(3, -1)
     read = llm.base_model(
-        inputs_embeds=embed(llm, ids), past_key_values=copied, position_ids=place, use_cache=True
+        inputs_embeds=embed(llm, ids), position_ids=place, use_cache=True, **{CACHE_NAME: copied}
     )
     whole = torch.cat([torch.tensor(PREFIX).expand(3, -1), ids], dim=1)
     own = llm.base_model(input_ids=whole).last_hidden_state[:, -2:]

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ossicle.backbones.causal_lm import embed
 from ossicle.backbones.pretrained import load_llm
-from ossicle.chat import generation
+from ossicle.chat import choice_scoring, generation
 from ossicle.chat.generation import Prompt
 from ossicle.errors import RequestError
 
@@ -320,10 +320,10 @@ def test_states_along_an_answer_are_those_of_a_plain_pass_alone_and_in_a_batch(
 ) -> None:
     llm, tokenizer = language_llm(family, tmp_path)
     prompts = [*prompts_of(llm, tokenizer), prompt_of(llm, tokenizer, "why?")]
-    together = generation.compute_answer_states(llm, prompts, ANSWERS)
-    reactions = generation.score_continuation(llm, prompts, ANSWERS)
+    together = choice_scoring.compute_answer_states(llm, prompts, ANSWERS)
+    reactions = choice_scoring.score_continuation(llm, prompts, ANSWERS)
     for prompt, ids, states, reaction in zip(prompts, ANSWERS, together, reactions, strict=True):
-        alone = generation.compute_answer_states(llm, [prompt], [ids])[0]
+        alone = choice_scoring.compute_answer_states(llm, [prompt], [ids])[0]
         torch.testing.assert_close(states, alone, rtol=0, atol=1e-5)
         whole = torch.cat([prompt.ids, torch.tensor(ids, dtype=torch.long)])[None]
         with torch.no_grad():
@@ -343,7 +343,7 @@ def test_along_its_own_greedy_answer_the_likeliest_tokens_are_the_answer(
     prompts = prompts_of(llm, tokenizer)
     own = generation.generate_answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
     assert [
-        reaction.greedy_ids.tolist() for reaction in generation.score_continuation(llm, prompts, own)
+        reaction.greedy_ids.tolist() for reaction in choice_scoring.score_continuation(llm, prompts, own)
     ] == own
 
 
@@ -354,8 +354,8 @@ def test_no_logits_of_a_whole_prompt_are_ever_computed(
     head: Any = llm.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, given, logits: rows.append(logits[..., 0].numel()))
     prompts = prompts_of(llm, tokenizer)
-    generation.score_continuation(llm, prompts, ANSWERS[:3])
-    generation.choose(llm, tokenizer, prompts, ["the cat", "the cat sat", "why"])
+    choice_scoring.score_continuation(llm, prompts, ANSWERS[:3])
+    choice_scoring.choose(llm, tokenizer, prompts, ["the cat", "the cat sat", "why"])
     handle.remove()
     assert max(rows) == len(ANSWERS[2]) < sum(len(prompt.ids) for prompt in prompts)
 
@@ -364,10 +364,10 @@ def test_an_answer_that_leaves_the_context_cannot_be_followed(tokenizer: PreTrai
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     prompt = prompt_of(llm, tokenizer, "hello")
     fits = 24 - len(prompt.ids)
-    assert len(generation.compute_answer_states(llm, [prompt], [[5] * fits])[0]) == fits
+    assert len(choice_scoring.compute_answer_states(llm, [prompt], [[5] * fits])[0]) == fits
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
-        generation.compute_answer_states(llm, [prompt], [[5] * (fits + 1)])
-    assert generation.compute_answer_states(llm, [], []) == []
+        choice_scoring.compute_answer_states(llm, [prompt], [[5] * (fits + 1)])
+    assert choice_scoring.compute_answer_states(llm, [], []) == []
 
 
 # Which of some words
@@ -411,8 +411,8 @@ def test_the_chosen_word_is_the_likeliest_beginning_however_it_is_spelt(family: 
             if any(ids[: len(begun)] == begun for begun in spelt["the cat"])
         )
         chosen.append(max(range(len(WORDS)), key=lambda number: scores[WORDS[number]]))
-    assert generation.choose(llm, tokenizer, prompts, WORDS) == chosen
-    assert [generation.choose(llm, tokenizer, [prompt], WORDS)[0] for prompt in prompts] == chosen
+    assert choice_scoring.choose(llm, tokenizer, prompts, WORDS) == chosen
+    assert [choice_scoring.choose(llm, tokenizer, [prompt], WORDS)[0] for prompt in prompts] == chosen
     assert len(set(chosen)) > 1
 
 
@@ -435,9 +435,9 @@ def test_a_word_that_another_begins_with_is_chosen_only_where_it_ends(
     assert long[: len(short)] == short
     prompts = prompts_of(llm, tokenizer)[:1]
     biased(llm, short, long[len(short) :])
-    assert generation.choose(llm, tokenizer, prompts, words) == [1]
+    assert choice_scoring.choose(llm, tokenizer, prompts, words) == [1]
     biased(llm, long[len(short) :], short)
-    assert generation.choose(llm, tokenizer, prompts, words) == [0]
+    assert choice_scoring.choose(llm, tokenizer, prompts, words) == [0]
 
 
 def test_of_equal_words_the_first_is_chosen(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -445,15 +445,15 @@ def test_of_equal_words_the_first_is_chosen(llm: PreTrainedModel, tokenizer: Pre
     head.weight.zero_()
     prompts = prompts_of(llm, tokenizer)
     assert [sorted(map(len, spellings(tokenizer, word))) for word in EQUAL] == [[1, 2]] * 2
-    assert generation.choose(llm, tokenizer, prompts, EQUAL) == [0, 0, 0]
-    assert generation.choose(llm, tokenizer, prompts, EQUAL[::-1]) == [0, 0, 0]
-    assert generation.choose(llm, tokenizer, [], EQUAL) == []
+    assert choice_scoring.choose(llm, tokenizer, prompts, EQUAL) == [0, 0, 0]
+    assert choice_scoring.choose(llm, tokenizer, prompts, EQUAL[::-1]) == [0, 0, 0]
+    assert choice_scoring.choose(llm, tokenizer, [], EQUAL) == []
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ([], "nothing to choose from"),
+        ([], "choices is empty, expected one word or more"),
         (["happy", " "], r"choices\[1\] is ' ', expected a word"),
         (["happy", "sad", " happy"], r"choices\[0\] and choices\[2\], 'happy' and ' happy', are the same"),
     ],
@@ -462,4 +462,4 @@ def test_words_that_cannot_be_chosen_from(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: list[str], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        generation.choose(llm, tokenizer, prompts_of(llm, tokenizer), choices)
+        choice_scoring.choose(llm, tokenizer, prompts_of(llm, tokenizer), choices)

@@ -14,7 +14,8 @@ from support.tiny_tokenizers import FAMILIES, byte_level_bpe, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ossicle.chat.messages import parse_conversation
-from ossicle.chat.template import AudioSegment, ChatTemplate, TextSegment
+from ossicle.chat.prompt_segments import AudioSegment, TextSegment
+from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, ConfigError, DataError, RequestError
 
@@ -43,7 +44,7 @@ template_of = functools.cache(fresh_template)
 
 @pytest.fixture(autouse=True)
 def freeze(monkeypatch):
-    """Stop the clock that templates read, on the day that prompts are pinned to or on another."""
+    """Stops the clock that templates read, on the day that prompts are pinned to or on another."""
 
     def stop_at(iso_date: str) -> None:
         class Frozen(real_datetime):
@@ -58,7 +59,7 @@ def freeze(monkeypatch):
 
 
 def stock_ids(family: str, messages: list[tuple[str, str]]) -> tuple[int, ...]:
-    """What transformers makes of messages on the pinned day, by a call any user would write."""
+    """Returns the ids that transformers gives for messages on the pinned day, by a call any user would write."""
     takes_parts = FAMILIES[family].takes_parts
     conversation: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}] if takes_parts else text}
@@ -68,13 +69,15 @@ def stock_ids(family: str, messages: list[tuple[str, str]]) -> tuple[int, ...]:
     return tuple(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
 
 
-def joined(pieces: tuple[TextSegment | AudioSegment, ...]) -> tuple[int, ...]:
-    ids = (piece.ids if isinstance(piece, TextSegment) else piece.transcript_ids for piece in pieces)
+def join_ids(segments: tuple[TextSegment | AudioSegment, ...]) -> tuple[int, ...]:
+    ids = (
+        segment.ids if isinstance(segment, TextSegment) else segment.transcript_ids for segment in segments
+    )
     return tuple(itertools.chain.from_iterable(ids))
 
 
-def texts_of(pieces: tuple[TextSegment | AudioSegment, ...]) -> list[tuple[int, ...] | int]:
-    return [piece.ids if isinstance(piece, TextSegment) else piece.index for piece in pieces]
+def texts_of(segments: tuple[TextSegment | AudioSegment, ...]) -> list[tuple[int, ...] | int]:
+    return [segment.ids if isinstance(segment, TextSegment) else segment.index for segment in segments]
 
 
 # One sound
@@ -83,7 +86,7 @@ def texts_of(pieces: tuple[TextSegment | AudioSegment, ...]) -> list[tuple[int, 
 @every_family
 @EXAMPLES
 @given(text=anything, before=spaces, after=spaces)
-def test_split_is_exact_and_says_what_is_framed(family, text, before, after):
+def test_split_prompt_equals_the_stock_ids_and_knows_its_frame(family, text, before, after):
     template = template_of(family)
     split, frame = template.split_prompt(before + text + after), template.frame
     assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", text.strip())])
@@ -95,7 +98,7 @@ def test_split_is_exact_and_says_what_is_framed(family, text, before, after):
 @every_family
 @EXAMPLES
 @given(text=sentences)
-def test_what_people_say_is_framed(family, text):
+def test_ordinary_sentences_are_framed(family, text):
     template = template_of(family)
     split = template.split_prompt(text)
     assert split.is_framed
@@ -141,7 +144,7 @@ def test_the_space_of_a_word_goes_with_the_word(family, before, text, after):
 
 
 @every_family
-def test_bos_comes_once_and_only_from_the_template(family):
+def test_only_the_template_writes_bos_and_once(family):
     bos = tiny_tokenizer(family).bos_token_id
     template = template_of(family)
     written = "bos_token" in FAMILIES[family].template
@@ -150,17 +153,17 @@ def test_bos_comes_once_and_only_from_the_template(family):
 
 
 @every_family
-def test_an_empty_text_is_exact(family):
+def test_an_empty_text_equals_the_stock_ids(family):
     for empty in ("", " \n"):
         split = template_of(family).split_prompt(empty)
         assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", "")])
 
 
 @every_family
-def test_one_sound_is_rendered_as_the_frame(family):
+def test_a_single_sound_is_rendered_inside_the_frame(family):
     template = template_of(family)
     expected = (TextSegment(template.frame.prefix), AudioSegment(0), TextSegment(template.frame.suffix))
-    assert template.render([{"role": "user", "content": [SOUND]}]) == expected
+    assert template.render(parse_conversation([{"role": "user", "content": [SOUND]}])) == expected
 
 
 # Conversations
@@ -198,41 +201,45 @@ def as_stock(family: str, plain: list[tuple[str, str]]) -> list[tuple[str, str]]
 @every_family
 @EXAMPLES
 @given(talk=talks())
-def test_a_conversation_is_exact_and_what_is_read_does_not_depend_on_what_is_heard(family, talk):
+def test_a_conversation_equals_the_stock_ids_and_its_text_does_not_depend_on_its_sounds(family, talk):
     messages, transcripts, plain = talk
     template, expected = template_of(family), stock_ids(family, as_stock(family, plain))
-    assert template.tokenize(messages, transcripts) == expected
-    pieces = template.render(messages, transcripts)
-    assert joined(pieces) == expected
-    assert [piece for piece in texts_of(pieces) if isinstance(piece, int)] == list(range(len(transcripts)))
+    conversation = parse_conversation(messages)
+    assert template.tokenize(conversation, transcripts) == expected
+    segments = template.render(conversation, transcripts)
+    assert join_ids(segments) == expected
+    assert [segment for segment in texts_of(segments) if isinstance(segment, int)] == list(
+        range(len(transcripts))
+    )
     if family != "tight":  # which merges whole phrases
-        assert texts_of(template.render(messages)) == texts_of(pieces)
+        assert texts_of(template.render(conversation)) == texts_of(segments)
 
 
 @every_family
 @EXAMPLES
 @given(text=sentences)
-def test_a_conversation_without_sound_is_exact(family, text):
+def test_a_conversation_without_sound_equals_the_stock_ids(family, text):
     template = template_of(family)
-    assert template.render([{"role": "user", "content": text}]) == (
-        TextSegment(stock_ids(family, [("user", text)])),
-    )
-    assert template.tokenize([{"role": "user", "content": text}]) == stock_ids(family, [("user", text)])
+    conversation = parse_conversation([{"role": "user", "content": text}])
+    expected = stock_ids(family, [("user", text)])
+    assert template.render(conversation) == (TextSegment(expected),)
+    assert template.tokenize(conversation) == expected
 
 
-def test_turns_that_are_not_tokenized_alone_are_still_exact(monkeypatch):
+def test_a_tokenizer_that_merges_across_turns_gets_the_same_segments(monkeypatch):
     template = fresh_template("qwen2")
     messages = [
         {"role": "user", "content": [SOUND, {"type": "text", "text": "Answer."}, SOUND]},
         {"role": "assistant", "content": "hi"},
         {"role": "user", "content": [SOUND]},
     ]
-    expected = template.render(messages)
-    apart = template._encode
-    ends = tiny_tokenizer("qwen2").convert_tokens_to_ids("<|im_end|>")
+    conversation = parse_conversation(messages)
+    expected = template.render(conversation)
+    encode = template._encode
+    eos_id = tiny_tokenizer("qwen2").convert_tokens_to_ids("<|im_end|>")
     # A tokenizer that marks the end of a whole text looks different on every part of it.
-    monkeypatch.setattr(template, "_encode", lambda text: (*apart(text), ends))
-    *begin, last = template.render(messages)
+    monkeypatch.setattr(template, "_encode", lambda text: (*encode(text), eos_id))
+    *begin, last = template.render(conversation)
     assert isinstance(last, TextSegment)
     assert (*begin, TextSegment(last.ids[:-1])) == expected
 
@@ -251,24 +258,30 @@ def test_turns_that_are_not_tokenized_alone_are_still_exact(monkeypatch):
     ],
 )
 def test_parts_are_joined_by_one_space_unless_there_is_white_space(content, plain):
-    ids = template_of("qwen2").tokenize([{"role": "user", "content": content}], ["the cat"])
+    ids = template_of("qwen2").tokenize(
+        parse_conversation([{"role": "user", "content": content}]), ["the cat"]
+    )
     assert ids == stock_ids("qwen2", [("user", plain)])
 
 
 def test_text_after_a_sound_keeps_its_space():
     *_, last = template_of("qwen2").render(
-        [{"role": "user", "content": [SOUND, {"type": "text", "text": "the cat"}]}]
+        parse_conversation([{"role": "user", "content": [SOUND, {"type": "text", "text": "the cat"}]}])
     )
     assert isinstance(last, TextSegment)
     assert tiny_tokenizer("qwen2").convert_ids_to_tokens(list(last.ids))[:3] == ["Ġthe", "Ġcat", "<|im_end|>"]
 
 
-def test_earlier_thoughts_are_dropped_as_the_template_does():
+def test_earlier_thinking_is_dropped_as_in_the_template():
     talk = [("user", "hello"), ("assistant", "<think>\nWhy?\n</think>\n\nhi"), ("user", "the cat")]
     earlier = [{"role": role, "content": text} for role, text in talk[:2]]
-    pieces = template_of("qwen3").render([*earlier, {"role": "user", "content": [SOUND]}], ["the cat"])
-    assert joined(pieces) == stock_ids("qwen3", talk)
-    assert joined(pieces) == stock_ids("qwen3", [("user", "hello"), ("assistant", "hi"), ("user", "the cat")])
+    segments = template_of("qwen3").render(
+        parse_conversation([*earlier, {"role": "user", "content": [SOUND]}]), ["the cat"]
+    )
+    assert join_ids(segments) == stock_ids("qwen3", talk)
+    assert join_ids(segments) == stock_ids(
+        "qwen3", [("user", "hello"), ("assistant", "hi"), ("user", "the cat")]
+    )
 
 
 # System prompts and dates
@@ -287,30 +300,32 @@ def test_the_system_prompt_of_the_settings_is_used(family):
 def test_the_system_prompt_of_a_conversation_comes_first(family):
     messages = [{"role": "system", "content": "You are a cat."}, {"role": "user", "content": "hello"}]
     expected = stock_ids(family, as_stock(family, [("system", "You are a cat."), ("user", "hello")]))
-    assert template_of(family, system="Answer in spanish.").tokenize(messages) == expected
+    assert template_of(family, system="Answer in spanish.").tokenize(parse_conversation(messages)) == expected
 
 
-def test_an_empty_system_prompt_silences_a_default_one():
-    assert template_of("qwen2", system="").tokenize([{"role": "user", "content": "hello"}]) == stock_ids(
-        "qwen2", [("system", ""), ("user", "hello")]
-    )
+def test_an_empty_system_prompt_replaces_the_default_one():
+    conversation = parse_conversation([{"role": "user", "content": "hello"}])
+    expected = stock_ids("qwen2", [("system", ""), ("user", "hello")])
+    assert template_of("qwen2", system="").tokenize(conversation) == expected
     assert template_of("gemma", system="").frame == template_of("gemma").frame
 
 
 @every_family
-def test_tomorrow_the_prompt_is_the_same(family, freeze):
-    messages = [{"role": "user", "content": [SOUND, {"type": "text", "text": "Answer."}]}]
+def test_the_prompt_does_not_depend_on_the_clock(family, freeze):
+    conversation = parse_conversation(
+        [{"role": "user", "content": [SOUND, {"type": "text", "text": "Answer."}]}]
+    )
     today = fresh_template(family)
-    pieces = today.render(messages)
+    segments = today.render(conversation)
     freeze("2031-12-05")
     tomorrow = fresh_template(family)
     assert tomorrow.frame == today.frame
-    assert tomorrow.render(messages) == today.render(messages) == pieces
+    assert tomorrow.render(conversation) == today.render(conversation) == segments
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-small"])
 @pytest.mark.parametrize("date", ["2024-07-26", "2025-01-05", "2026-12-31"])
-def test_the_date_is_the_one_of_the_settings(family, date, freeze):
+def test_the_date_comes_from_the_settings(family, date, freeze):
     split = fresh_template(family, date=date).split_prompt("hello")
     freeze(date)
     assert split.prefix + split.text + split.suffix == stock_ids(family, [("user", "hello")])
@@ -322,22 +337,23 @@ def test_the_date_is_the_one_of_the_settings(family, date, freeze):
 
 
 @every_family
-def test_control_tokens_cannot_be_smuggled_in(family):
+def test_control_tokens_in_texts_are_refused(family):
     template = template_of(family)
-    message = [{"role": "user", "content": [SOUND]}]
+    conversation = parse_conversation([{"role": "user", "content": [SOUND]}])
     for token in (
         *FAMILIES[family].special,
         *(token for token in FAMILIES[family].added if "<think" in token),
     ):
         text = f"hello{token}the cat"
-        for attempt in (template.split_prompt, lambda text: template.tokenize(message, [text])):
+        with_text = parse_conversation([{"role": "user", "content": [SOUND, {"type": "text", "text": text}]}])
+        for attempt in (template.split_prompt, lambda text: template.tokenize(conversation, [text])):
             with pytest.raises(DataError, match=re.escape(repr(token))):
                 attempt(text)
         with pytest.raises(RequestError, match=rf"messages\[0\]\.content holds {re.escape(repr(token))}"):
-            template.render([{"role": "user", "content": [SOUND, {"type": "text", "text": text}]}])
+            template.render(with_text)
 
 
-def test_control_tokens_in_the_system_prompt_are_a_setting_that_cannot_be_used():
+def test_control_tokens_in_the_system_prompt_are_a_config_error():
     with pytest.raises(ConfigError, match=r"prompt\.system holds '<\|im_end\|>'"):
         template_of("qwen2", system="Be brief.<|im_end|>")
 
@@ -353,98 +369,34 @@ def test_a_plain_word_in_the_vocabulary_may_be_said():
         template.split_prompt("hello <|im_start|>")
 
 
-@pytest.mark.parametrize(
-    ("messages", "complaint"),
-    [
-        ([], "messages is []"),
-        ("hello", "messages is 'hello'"),
-        (None, "messages is None"),
-        ({"role": "user", "content": "hello"}, "expected a list"),
-        (["hello"], "messages[0] is 'hello'"),
-        ([{"role": "user"}], "messages[0] is {'role': 'user'}"),
-        ([{"role": "robot", "content": "hello"}], "messages[0].role is 'robot'"),
-        ([{"role": 3, "content": "hello"}], "messages[0].role is 3"),
-        ([{"role": "user", "content": None}], "messages[0].content is None"),
-        ([{"role": "user", "content": 7}], "messages[0].content is 7"),
-        ([{"role": "user", "content": ""}], "messages[0].content is empty"),
-        ([{"role": "user", "content": []}], "messages[0].content is empty"),
-        ([{"role": "user", "content": [{"type": "text", "text": " "}]}], "messages[0].content is empty"),
-        ([{"role": "user", "content": ["hello"]}], "messages[0].content[0] is 'hello'"),
-        (
-            [{"role": "user", "content": [SOUND, {"type": "image"}]}],
-            "messages[0].content[1] is {'type': 'image'}",
-        ),
-        (
-            [{"role": "user", "content": [SOUND, {"text": "hello"}]}],
-            "messages[0].content[1] is {'text': 'hello'}",
-        ),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text is None"),
-        ([{"role": "user", "content": [{"type": "audio"}]}], "messages[0].content[0] has no 'audio'"),
-        (
-            [{"role": "user", "content": [{"type": "audio", "audio": None}]}],
-            "messages[0].content[0] has no 'audio'",
-        ),
-        ([{"role": "system", "content": [SOUND]}], "messages[0].content[0] is a sound"),
-        ([{"role": "system", "content": "Be brief."}], "messages[0], the last, has the role 'system'"),
-        (
-            [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}],
-            "messages[1], the last, has the role 'assistant'",
-        ),
-        (
-            [{"role": "user", "content": "hello"}, {"role": "system", "content": "Be brief."}],
-            "messages[1].role is 'system'",
-        ),
-        ([{"role": "user", "content": "hello", "tool_calls": [1]}], "messages[0] has 'tool_calls'"),
-    ],
-)
-def test_malformed_messages_are_named(messages, complaint):
-    template = template_of("llama")
-    for refused in (parse_conversation, template.render, template.tokenize):
-        with pytest.raises(RequestError, match=re.escape(complaint)):
-            refused(messages)
-
-
-def test_messages_as_clients_dump_them_are_taken():
+def test_messages_with_unset_fields_of_clients_are_accepted():
     dumped = {"role": "assistant", "content": "hi", "tool_calls": None, "refusal": None, "annotations": []}
     messages = [{"role": "user", "content": "hello"}, dumped, {"role": "user", "content": "the cat"}]
     expected = stock_ids("llama", [("user", "hello"), ("assistant", "hi"), ("user", "the cat")])
-    assert template_of("llama").tokenize(messages) == expected
+    assert template_of("llama").tokenize(parse_conversation(messages)) == expected
 
 
-def test_sounds_are_kept_in_their_order():
-    sounds = [{"type": "audio", "audio": name} for name in ("a.wav", "b.wav", "c.wav")]
-    conversation = parse_conversation(
-        [
-            {"role": "user", "content": sounds[:2]},
-            {"role": "assistant", "content": "hi"},
-            {"role": "user", "content": [{"type": "text", "text": "and"}, sounds[2]]},
-        ]
-    )
-    assert conversation.sounds == ("a.wav", "b.wav", "c.wav")
-    assert [turn.content for turn in conversation.turns] == [(0, " ", 1), ("hi",), ("and", " ", 2)]
-
-
-def test_a_template_that_refuses_a_conversation_is_quoted():
-    twice = [{"role": "user", "content": "hello"}, {"role": "user", "content": [SOUND]}]
+def test_an_error_of_the_template_is_quoted():
+    twice = parse_conversation([{"role": "user", "content": "hello"}, {"role": "user", "content": [SOUND]}])
     with pytest.raises(RequestError, match="roles must alternate"):
         template_of("gemma").render(twice)
-    assert joined(template_of("qwen2").render(twice, ["hi"])) == stock_ids(
+    assert join_ids(template_of("qwen2").render(twice, ["hi"])) == stock_ids(
         "qwen2", [("user", "hello"), ("user", "hi")]
     )
 
 
 @pytest.mark.parametrize("texts", [[], ["a", "b"]])
 def test_one_transcript_is_needed_for_each_sound(texts):
-    messages = [{"role": "user", "content": [SOUND]}]
+    conversation = parse_conversation([{"role": "user", "content": [SOUND]}])
     for refused in (template_of("llama").render, template_of("llama").tokenize):
         with pytest.raises(DataError, match=f"{len(texts)} transcripts for 1 sounds"):
-            refused(messages, texts)
+            refused(conversation, texts)
 
 
 @pytest.mark.parametrize(
     ("chat_template", "complaint"),
     [
-        (None, "has no chat template: take the model's chat version"),
+        (None, "has no chat template: use the chat version of the model"),
         ({"tool_use": "{{ messages }}"}, "has no chat template"),
         ("hello", "leaves out what the user says"),
         ("{{ messages[0].content | upper }} A:", "leaves out what the user says"),
@@ -471,7 +423,7 @@ def test_a_template_without_answers_refuses_them():
     template = ChatTemplate(tokenizer, PromptSettings())
     talk = [{"role": role, "content": "hello"} for role in ("user", "assistant", "user")]
     with pytest.raises(RequestError, match="shows no assistant messages"):
-        template.render(talk)
+        template.render(parse_conversation(talk))
 
 
 def test_a_template_that_forgets_turns_is_refused_with_sound():
@@ -480,4 +432,4 @@ def test_a_template_that_forgets_turns_is_refused_with_sound():
     )
     template = ChatTemplate(tokenizer, PromptSettings())
     with pytest.raises(RequestError, match="drops or repeats sound 1 of 2"):
-        template.render([{"role": "user", "content": [SOUND]}] * 2)
+        template.render(parse_conversation([{"role": "user", "content": [SOUND]}] * 2))

@@ -12,7 +12,8 @@ from support.tiny_models import tiny_ear, tiny_llama
 from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
-from ossicle.chat.generation import ContinuationScores
+from ossicle.chat.choice_scoring import ContinuationScores
+from ossicle.chat.messages import parse_conversation
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, DataError, RequestError
 from ossicle.evaluation import load_suite
@@ -109,7 +110,7 @@ def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
 def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
     """Over all ids of the prompt and the answer, through no code of this measurement."""
     for read, heard, found in zip(READ, HEARD, of(ear, READ, HEARD), strict=True):
-        ids = ear.template.tokenize(read)
+        ids = ear.template.tokenize(parse_conversation(read))
         with torch.no_grad():
             made = ear.llm.generate(  # ty: ignore[not-callable]
                 input_ids=torch.tensor([ids]),

@@ -16,6 +16,7 @@ from ossicle import checkpoint
 from ossicle.backbones.causal_lm import embed
 from ossicle.chat import generation
 from ossicle.chat.generation import Prompt
+from ossicle.chat.messages import parse_conversation
 from ossicle.chat.template import ChatTemplate
 from ossicle.cli import main
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
@@ -116,7 +117,7 @@ def test_prompts_are_those_of_the_tokenizer_s_own_template(family: str, settings
     template = ChatTemplate(tokenizer, settings)
     for text in ASKED:
         own = reference_llm.encode_prompt(tokenizer, text, settings)
-        assert own == template.tokenize([{"role": "user", "content": text}])
+        assert own == template.tokenize(parse_conversation([{"role": "user", "content": text}]))
 
 
 def test_stock_answers_end_and_penalise_as_the_ear_s_do() -> None:

@@ -12,6 +12,7 @@ import soundfile
 import ossicle
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.backbones.model_files import POCKET_DIR
+from ossicle.chat.messages import parse_conversation
 from ossicle.config import load_recipe
 from ossicle.evaluation import Item, load_suite
 from ossicle.evaluation.text_normalization import is_correct
@@ -195,9 +196,9 @@ def ear():
 def test_a_transcript_with_its_tag_is_the_question_with_the_instruction(ear, kind):
     """Token for token: the teacher reads what the LLM knows from its own training."""
     parts = [{"type": "text", "text": part} for part in ("what is two plus two", TAGS[kind])]
-    split = ear.template.split(tagged("what is two plus two", kind))
-    assert (*split.prefix, *split.text, *split.suffix) == ear.template.text_ids(
-        [{"role": "user", "content": parts}]
+    split = ear.template.split_prompt(tagged("what is two plus two", kind))
+    assert (*split.prefix, *split.text, *split.suffix) == ear.template.tokenize(
+        parse_conversation([{"role": "user", "content": parts}])
     )
     assert split.is_framed
 
@@ -253,7 +254,7 @@ def test_the_recipe_starts_from_the_shipped_ear_and_has_room_for_tags(ear):
     assert recipe.train.start == "pocket/ear"
     assert recipe.connector.n_queries == ear.settings.connector.n_queries
     for item in load_suite("pocket-manner")[2::3]:  # whispers: tagged, and shorter than shouts
-        n_tokens = len(ear.template.split(tagged(item.text, str(item.group))).text)
+        n_tokens = len(ear.template.split_prompt(tagged(item.text, str(item.group))).text)
         most = len(load_audio(item.audio)) / SAMPLE_RATE * recipe.connector.slots_per_second
         assert n_tokens <= min(most, recipe.connector.n_queries), item.id
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from support.tiny_families import FAMILIES, tiny_llm
 from torch import Tensor
 
-from ossicle.backbones.causal_lm import embed
-from ossicle.chat.generation import IncrementalDetokenizer, end_of
+from ossicle.backbones.causal_lm import CACHE_NAME, embed, get_eos_ids
+from ossicle.chat.incremental_text import IncrementalDetokenizer, StopStringBuffer
 from ossicle.chat.sampling import SamplingSettings, TokenSampler
 from ossicle.errors import CheckpointError
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
-from ossicle.serving.generation import Completion, StopStringBuffer
+from ossicle.serving.generation import Completion
 
 
 def ids_of(row: int) -> list[int]:
@@ -89,7 +89,7 @@ def test_an_llm_that_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     own = llm.base_model.forward
 
     def forgetful(**given: Any) -> Any:
-        cache = given.get("past_key_values")
+        cache = given.get(CACHE_NAME)
         for layer in cache.layers if cache else ():
             layer.values = torch.zeros_like(layer.values)
         return own(**given)
@@ -166,12 +166,11 @@ def one_hot(token: int) -> Tensor:
 
 def say(ids: list[int], *, stop: list[str], n_room: int = 99) -> tuple[str, str | None, int]:
     llm, tokenizer = tiny_llm("qwen2")
-    end = end_of(llm, tokenizer)
-    assert isinstance(end, int)
+    eos_ids = get_eos_ids(llm, tokenizer)
     answer = Completion(
         TokenSampler(llm, SamplingSettings(), []),
-        IncrementalDetokenizer(tokenizer, end),
-        frozenset([end]),
+        IncrementalDetokenizer(tokenizer, eos_ids),
+        frozenset(eos_ids),
         stop,
         n_room,
     )
@@ -188,7 +187,7 @@ def test_an_answer_ends_with_the_llm_with_a_stop_string_or_where_there_is_no_roo
     llm, tokenizer = tiny_llm("qwen2")
     text = "the cat sat on the mat."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end: Any = end_of(llm, tokenizer)
+    [end] = get_eos_ids(llm, tokenizer)
     assert say([*ids, end, *ids], stop=[]) == (text, "stop", len(ids) + 1)
     assert say([*ids, end], stop=["at on"])[:2] == ("the cat s", "stop")
     assert say(ids, stop=[], n_room=len(ids)) == (text, "length", len(ids))

@@ -19,7 +19,9 @@ from support.vllm_conversations import CONVERSATIONS, EXACT_FAMILIES, WHITE_SPAC
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.embedding_table import EmbeddingTable
 from ossicle.backbones.pretrained import build_meta_llm
-from ossicle.chat.template import AudioSegment, ChatTemplate
+from ossicle.chat.messages import parse_conversation
+from ossicle.chat.prompt_segments import AudioSegment
+from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import CheckpointError, RequestError
 from ossicle.serving.errors import ApiError
@@ -60,7 +62,7 @@ def both_ways(family: str, system: str | None, talk: list[Any]) -> tuple[list[in
     for number in ids:
         got += tensors.pop(0)[:, 0].int().tolist() if number == stand_in.placeholder_id else [number]
     own: list[int] = []
-    for piece in ear.template.render(to_ear_messages(talk)):
+    for piece in ear.template.render(parse_conversation(to_ear_messages(talk))):
         own += [-1 - piece.index] * 2 if isinstance(piece, AudioSegment) else piece.ids
     return got, own
 

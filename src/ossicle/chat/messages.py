@@ -1,4 +1,4 @@
-"""Messages as users send them, checked, their sounds numbered; it knows nothing about templates."""
+"""Messages as users send them, parsed once into a `Conversation`; it knows nothing about templates."""
 
 import reprlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class Turn(NamedTuple):
-    """One message: its role, and its content as text and numbers of sounds in the order they come."""
+    """One message: its role, and its content as text and numbers of sounds in order."""
 
     role: str
     content: tuple[str | int, ...]
@@ -19,25 +19,25 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Checked messages: the turns, and the sounds that the turns number."""
+    """Valid messages: the turns, and the sounds that the numbers in their content refer to."""
 
     turns: tuple[Turn, ...]
     sounds: tuple[Any, ...]
 
 
 def parse_conversation(messages: Any) -> Conversation:
-    """Check OpenAI-like messages and number their sounds.
+    """Returns messages in OpenAI's form as a `Conversation`.
 
     Content is a string or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}; the
     parts of a message are joined by one space, unless there is white space already.
 
     Raises:
-        RequestError: Naming messages[i].content[j] and what is wrong there.
+        RequestError: malformed messages; the error names messages[i].content[j] and what is wrong there
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise RequestError(f"messages is {reprlib.repr(messages)}, expected a list of one message or more")
     sounds: list[Any] = []
-    turns = [_read_message(message, i, sounds) for i, message in enumerate(messages)]
+    turns = [_parse_message(message, i, sounds) for i, message in enumerate(messages)]
     if turns[-1].role != "user":
         raise RequestError(
             f"messages[{len(turns) - 1}], the last, has the role {turns[-1].role!r}, expected 'user'"
@@ -45,8 +45,8 @@ def parse_conversation(messages: Any) -> Conversation:
     return Conversation(tuple(turns), tuple(sounds))
 
 
-def _read_message(message: Any, i: int, sounds: list[Any]) -> Turn:
-    """Check message number `i`, adding its sounds to `sounds`."""
+def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
+    """Returns message number `i` as a turn, and appends its sounds to `sounds`."""
     where = f"messages[{i}]"
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise RequestError(f"{where} is {reprlib.repr(message)}, expected a dict with 'role' and 'content'")
@@ -67,14 +67,14 @@ def _read_message(message: Any, i: int, sounds: list[Any]) -> Turn:
         raise RequestError(
             f"{where}.content is {reprlib.repr(content)}, expected a string or a list of parts"
         )
-    parts = [_read_part(part, role, f"{where}.content[{j}]", sounds) for j, part in enumerate(content)]
+    parts = [_parse_part(part, role, f"{where}.content[{j}]", sounds) for j, part in enumerate(content)]
     if role == "user" and not any(isinstance(part, int) or part.strip() for part in parts):
         raise RequestError(f"{where}.content is empty, expected text or sound from the user")
-    return Turn(role, _joined(parts))
+    return Turn(role, _join_parts(parts))
 
 
-def _read_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int:
-    """Check one part: its text, or the number of its sound, which is added to `sounds`."""
+def _parse_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int:
+    """Returns the text of a part, or the number of its sound, which is appended to `sounds`."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         text = part.get("text")
@@ -91,14 +91,14 @@ def _read_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int
     return len(sounds) - 1
 
 
-def _joined(parts: list[str | int]) -> tuple[str | int, ...]:
-    """Put a space between neighbours that have no white space between them."""
+def _join_parts(parts: list[str | int]) -> tuple[str | int, ...]:
+    """Returns the parts with a space between neighbors that have no white space between them."""
     joined: list[str | int] = []
     for part in parts:
         if part == "":
             continue
-        left_is_open = bool(joined) and not (isinstance(joined[-1], str) and joined[-1][-1].isspace())
-        if left_is_open and not (isinstance(part, str) and part[0].isspace()):
+        needs_space = bool(joined) and not (isinstance(joined[-1], str) and joined[-1][-1].isspace())
+        if needs_space and not (isinstance(part, str) and part[0].isspace()):
             joined.append(" ")
         joined.append(part)
     return tuple(joined)

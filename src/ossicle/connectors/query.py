@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import EncoderDecoderCache, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
+from ossicle.backbones.causal_lm import CACHE_NAME
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND, Features
 from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.connectors.base import AudioTokens, Connector, Transcripts
@@ -68,8 +69,8 @@ class QueryConnector(Connector):
                 hidden,
                 encoder_hidden_states=states,
                 encoder_attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{CACHE_NAME: cache},
             )
         return self.layer_norm(hidden)
 

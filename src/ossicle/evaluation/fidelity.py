@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ossicle.chat.generation import ContinuationScores
+from ossicle.chat.choice_scoring import ContinuationScores
 from ossicle.errors import DataError
 from ossicle.evaluation.statistics import bootstrap_ci95
 from ossicle.losses import forward_kl

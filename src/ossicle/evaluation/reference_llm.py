@@ -14,6 +14,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ossicle.backbones.causal_lm import get_eos_ids
 from ossicle.backbones.model_files import resolve_model_path, silence_transformers
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import BaseSettings, PromptSettings
@@ -89,16 +90,14 @@ def generate_answer(llm: Any, tokenizer: Any, ids: TokenIds, max_new_tokens: int
     if context is not None:
         max_new_tokens = min(max_new_tokens, context - len(ids))
     input_ids = torch.tensor([ids], device=llm.device)
-    eos_token_id = llm.generation_config.eos_token_id
-    if eos_token_id is None:
-        eos_token_id = tokenizer.eos_token_id
+    eos_ids = get_eos_ids(llm, tokenizer)
     with silence_transformers():  # silences advice about sampling settings that many models have
         output_ids = llm.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            pad_token_id=eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
-            eos_token_id=eos_token_id,
+            pad_token_id=eos_ids[0] if eos_ids else None,
+            eos_token_id=eos_ids or None,
         )
     return tuple(output_ids[0, len(ids) :].tolist())

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, compute_logits, embed
+from ossicle.backbones.causal_lm import CACHE_NAME, RELATIVE_TOLERANCE, compute_logits, embed
 from ossicle.errors import CheckpointError
 
 
@@ -82,10 +82,10 @@ class ContinuousBatch:
             inputs_embeds=embeds,
             attention_mask=mask.long().to(device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE_NAME: cache},
         )
-        return output.past_key_values, compute_logits(self.llm, output.last_hidden_state[:, -1])
+        return getattr(output, CACHE_NAME), compute_logits(self.llm, output.last_hidden_state[:, -1])
 
 
 def _concatenate(first: DynamicCache, second: DynamicCache) -> DynamicCache:

@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ossicle.chat.generation import IncrementalDetokenizer
+from ossicle.chat.incremental_text import IncrementalDetokenizer, StopStringBuffer
 from ossicle.chat.sampling import TokenSampler
 
 FinishReason = Literal["stop", "length"]
@@ -65,35 +65,3 @@ class Completion:
             is_cut_off = not (self.buffer.is_stopped or token in self.eos_ids)
             return TextDelta(text=text, finish_reason="length" if is_cut_off else "stop")
         return TextDelta(text=text, finish_reason="stop" if self.buffer.is_stopped else None)
-
-
-class StopStringBuffer:
-    """Releases text up to the first stop string, and holds back what a stop string may begin with."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.stop = tuple(stop)
-        self.is_stopped = False
-        self._held = ""
-
-    def add(self, text: str) -> str:
-        """Adds text and returns all text that can be released."""
-        if self.is_stopped:
-            return ""
-        held = self._held + text
-        found = [position for stop in self.stop if (position := held.find(stop)) >= 0]
-        if found:
-            self.is_stopped, self._held = True, ""
-            return held[: min(found)]
-        n_held = max((_count_begun(held, stop) for stop in self.stop), default=0)
-        self._held = held[len(held) - n_held :]
-        return held[: len(held) - n_held]
-
-    def flush(self) -> str:
-        """Returns the text that is held back, when no text follows."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _count_begun(text: str, stop: str) -> int:
-    """Returns how many characters at the end of a text may begin a stop string."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

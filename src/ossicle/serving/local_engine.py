@@ -115,12 +115,16 @@ class LocalEngine:
 
     async def _schedule(self, request: ChatRequest) -> ScheduledRequest:
         params = read_sampling_params(request.body)
-        messages = [_rename_developer(message) for message in request.body["messages"]]
-        conversation = parse_conversation(messages)
+        conversation = parse_conversation(
+            [_rename_developer(message) for message in request.body["messages"]]
+        )
         _check_n_characters(self.ear, conversation)
         audio_tokens = await self.audio.embed(conversation.sounds)
         scheduled = ScheduledRequest(
-            messages=messages, audio_tokens=audio_tokens, params=params, loop=asyncio.get_running_loop()
+            conversation=conversation,
+            audio_tokens=audio_tokens,
+            params=params,
+            loop=asyncio.get_running_loop(),
         )
         self._scheduler.submit(scheduled)
         self._worker.wake()

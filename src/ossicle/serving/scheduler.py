@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any
 
 from torch import Tensor
 
-from ossicle.chat.generation import IncrementalDetokenizer, Prompt, check_context, end_of
+from ossicle.backbones.causal_lm import get_eos_ids
+from ossicle.chat.generation import Prompt, check_context
+from ossicle.chat.incremental_text import IncrementalDetokenizer
+from ossicle.chat.messages import Conversation
 from ossicle.chat.sampling import TokenSampler
 from ossicle.ear import Ear
 from ossicle.errors import OssicleError
@@ -43,9 +45,9 @@ class StreamEvent:
 class ScheduledRequest:
     """A request on its way through the scheduler, and the queue of its events."""
 
-    messages: list[dict[str, Any]]
+    conversation: Conversation
     audio_tokens: list[Tensor]
-    """Of each sound of the messages."""
+    """Of each sound of the conversation."""
     params: SamplingParams
     loop: asyncio.AbstractEventLoop
     """Where the events are read."""
@@ -102,9 +104,7 @@ class Scheduler:
         self.running: list[_Sequence] = []
         """In the order of the batch's rows."""
         self._lock = Lock()
-        end = end_of(ear.llm, ear.tokenizer)
-        self._end = end
-        self._eos_ids = frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
+        self._eos_ids = frozenset(get_eos_ids(ear.llm, ear.tokenizer))
 
     def submit(self, request: ScheduledRequest) -> None:
         """Queues a request; safe from any thread."""
@@ -141,7 +141,7 @@ class Scheduler:
     def _build_sequences(self, request: ScheduledRequest) -> list[_Sequence]:
         ear, n_audio_tokens = self.ear, sum(map(len, request.audio_tokens))
         check_context(ear.llm, n_audio_tokens)  # before the text around the sounds is tokenized
-        prompt = ear.build_prompt(ear.template.render(request.messages), request.audio_tokens)
+        prompt = ear.build_prompt(ear.template.render(request.conversation), request.audio_tokens)
         n_prompt = len(prompt.ids)
         context = check_context(ear.llm, n_prompt)
         max_tokens = request.params.max_tokens
@@ -165,7 +165,7 @@ class Scheduler:
         sampling = replace(params.sampling, seed=params.sampling.seed + choice & _SEED_MASK)
         return Completion(
             TokenSampler(self.ear.llm, sampling, prompt_ids),
-            IncrementalDetokenizer(self.ear.tokenizer, self._end),
+            IncrementalDetokenizer(self.ear.tokenizer, self._eos_ids),
             self._eos_ids,
             params.stop,
             max_tokens,

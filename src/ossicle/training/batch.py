@@ -16,7 +16,7 @@ from ossicle.audio.augment import Augmenter
 from ossicle.audio.spec_augment import augment_mel
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, compute_clip_mel, pad_mels
-from ossicle.chat.template import SplitPrompt
+from ossicle.chat.prompt_segments import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
 from ossicle.data.concatenate import concatenate_clips, draw_concat_target
 from ossicle.data.dataset import SpeechDataset

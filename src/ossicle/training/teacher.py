@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ossicle.backbones.causal_lm import compute_logits, embed
+from ossicle.backbones.causal_lm import CACHE_NAME, compute_logits, embed, get_eos_ids
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import load_llm
 from ossicle.chat.template import ChatTemplate
@@ -136,7 +136,9 @@ class Teacher:
         self.target_positions = TargetPositions.from_objective(objective)
         prefix, self._suffix = ear.template.frame
         self._reader = ear.packed_llm if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
-        self._ends = _ends(ear) if self.target_positions.n_response_tokens > 1 else set()
+        self._ends = (
+            set(get_eos_ids(ear.llm, ear.tokenizer)) if self.target_positions.n_response_tokens > 1 else set()
+        )
 
     def compute_targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> TeacherTargets:
         """What the LLM makes of transcripts, in their order.
@@ -245,13 +247,6 @@ class Teacher:
         )
 
 
-def _ends(ear: Ear | TeacherLlm) -> set[int]:
-    """Tokens that end an answer, as the LLM's own config or else its tokenizer says."""
-    own = ear.llm.generation_config.eos_token_id
-    end = ear.tokenizer.eos_token_id if own is None else own
-    return set(end) if isinstance(end, list) else {end}
-
-
 def _answered(
     reader: PackedLlm, rows: Sequence[Int[Tensor, " _"]], length: int, n_response_tokens: int
 ) -> tuple[Float[Tensor, "B _ D"], Int[Tensor, "B A"]]:
@@ -280,15 +275,15 @@ def _answered(
             read = llm.base_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
-                past_key_values=past,
                 use_cache=n_response_tokens > 0,
                 **({"position_ids": places} if takes_places else {}),
+                **{CACHE_NAME: past},
             )
             states.append(read.last_hidden_state)
             if step < n_response_tokens:
                 token = compute_logits(llm, read.last_hidden_state[:, -1:]).argmax(-1)
                 answer, mask = torch.cat([answer, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-                embeds, past = embed(llm, token), read.past_key_values
+                embeds, past = embed(llm, token), getattr(read, CACHE_NAME)
     return torch.cat(states, dim=1), answer
 
 

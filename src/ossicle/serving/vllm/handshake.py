@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ossicle.chat.template import Frame
+from ossicle.chat.prompt_segments import Frame
 from ossicle.errors import ConfigError
 from ossicle.serving.errors import ApiError
 from ossicle.serving.vllm.client import VllmClient

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ossicle.chat.messages import parse_conversation
-from ossicle.chat.template import AudioSegment, ChatTemplate, Frame, Segment, TextSegment
+from ossicle.chat.prompt_segments import AudioSegment, Frame, Segment, TextSegment
+from ossicle.chat.template import ChatTemplate
 from ossicle.errors import RequestError
 from ossicle.serving.engine import Sound
 from ossicle.serving.errors import ApiError
@@ -53,19 +54,19 @@ class VllmTemplate(ChatTemplate):
     @property
     def pinned_kwargs(self) -> dict[str, str]:
         """The `chat_template_kwargs` with the ear's date; templates that take no date ignore them."""
-        return {"date_string": self._date["date_string"]}
+        return {"date_string": self._date_kwargs["date_string"]}
 
     @property
     def has_system(self) -> bool:
         """Whether the template renders system messages."""
-        return "system" in self._forms
+        return "system" in self._content_forms
 
     @cached_property
     def placeholder_frame(self) -> Frame:
         """The ids around a user turn of vLLM's placeholder alone, which are those around a sound at vLLM."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": [EMBEDS_PLACEHOLDER]})
-        rendered = self._render(self._one_sound, [EMBEDS_PLACEHOLDER])
+        rendered = self._render(self._single_audio, [EMBEDS_PLACEHOLDER])
         ids = tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
         position = ids.index(tokenizer.convert_tokens_to_ids(EMBEDS_PLACEHOLDER))
         return Frame(ids[:position], ids[position + 1 :])
@@ -74,7 +75,7 @@ class VllmTemplate(ChatTemplate):
     def n_undated(self) -> int:
         """The number of ids directly before a sound that are the same on every date."""
         other = VllmTemplate(self, date=_OTHER_DATE)
-        other._date |= self.pinned_kwargs
+        other._date_kwargs |= self.pinned_kwargs
         from_sound = zip(reversed(self.frame.prefix), reversed(other._find_frame().prefix), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda ids: ids[0] == ids[1], from_sound))
 
@@ -164,7 +165,7 @@ class VllmPrompt:
         if len(parts) == 1:
             return [AudioSegment(0)]
         try:
-            segments = list(self.template.render([{"role": "user", "content": parts}]))
+            segments = list(self.template.render(parse_conversation([{"role": "user", "content": parts}])))
         except RequestError as error:
             raise ApiError(str(error).replace("messages[0]", where, 1), param=where) from error
         prefix, suffix = self.template.frame

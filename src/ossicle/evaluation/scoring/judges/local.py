@@ -9,6 +9,7 @@ import torch
 from ossicle.backbones.causal_lm import embed
 from ossicle.backbones.pretrained import load_llm, resolve_device
 from ossicle.chat.generation import Prompt, generate_answers
+from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
 from ossicle.errors import RequestError
@@ -49,10 +50,10 @@ class LocalJudge:
     def _encode(self, request: JudgeRequest) -> Sequence[int]:
         """Returns the token ids of a request in the chat template; control tokens in an answer are split up first."""
         try:
-            return self.template.tokenize(_build_messages(request.system, request.prompt))
+            return self.template.tokenize(_build_conversation(request.system, request.prompt))
         except RequestError:
             without_control_tokens = request.prompt.replace("<", "< ").replace("[", "[ ")
-            return self.template.tokenize(_build_messages(request.system, without_control_tokens))
+            return self.template.tokenize(_build_conversation(request.system, without_control_tokens))
 
     @torch.inference_mode()
     def _build_prompt(self, ids: Sequence[int]) -> Prompt:
@@ -70,5 +71,5 @@ def load_local_judge(name: str, *, device: str | None = None) -> LocalJudge:
     return LocalJudge(name=name, llm=llm, template=ChatTemplate(tokenizer, PromptSettings()))
 
 
-def _build_messages(system: str, prompt: str) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+def _build_conversation(system: str, prompt: str) -> Conversation:
+    return parse_conversation([{"role": "system", "content": system}, {"role": "user", "content": prompt}])
