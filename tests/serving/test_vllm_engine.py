@@ -1,4 +1,4 @@
-"""The engine elsewhere, against a server that speaks vLLM's protocol, and against servers that do not."""
+"""The vLLM engine with a fake vLLM, and with servers that are no vLLM."""
 
 import asyncio
 import base64
@@ -11,8 +11,8 @@ import openai
 import pytest
 import soundfile
 from support.fake_vllm import (
+    LLM_NAME,
     MODEL,
-    NAME,
     URL,
     FakeVllm,
     build_request,
@@ -52,7 +52,7 @@ def sound(number: int) -> dict[str, Any]:
     return {"type": "audio", "audio": Sound(samples=ITEMS[number], key=str(number))}
 
 
-TALKS: dict[str, list[Any]] = {
+CONVERSATIONS: dict[str, list[Any]] = {
     "a sound": [user_message(sound(0))],
     "text after a sound": [user_message(sound(1), text_part("Answer in one word."))],
     "text before a sound": [user_message(text_part("Answer in one word."), sound(1))],
@@ -69,56 +69,62 @@ TALKS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS)
-def test_answers_are_the_ear_s_own(ear: Ear, talk: list[Any]) -> None:
-    own = ear.chat(to_ear_messages(talk), max_new_tokens=24)
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_answers_are_the_ear_s_own(ear: Ear, messages: list[Any]) -> None:
+    expected = ear.chat(to_ear_messages(messages), max_new_tokens=24)
 
     async def work(engine: VllmEngine) -> None:
-        answer = await engine.complete(build_request(talk))
-        assert answer["choices"][0]["message"]["content"] == own
+        answer = await engine.complete(build_request(messages))
+        assert answer["choices"][0]["message"]["content"] == expected
         assert answer["model"] == MODEL
-        (prompt,) = ear.build_prompts([to_ear_messages(talk)])
+        (prompt,) = ear.build_prompts([to_ear_messages(messages)])
         assert answer["usage"]["prompt_tokens"] == len(prompt.ids)
         chunks = await collect_chunks(
-            engine, build_request(talk, stream=True, stream_options={"include_usage": True})
+            engine, build_request(messages, stream=True, stream_options={"include_usage": True})
         )
-        told = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
-        assert "".join(told) == own
+        texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
+        assert "".join(texts) == expected
         assert {chunk["model"] for chunk in chunks} == {MODEL}
         assert chunks[-1]["usage"]["prompt_tokens"] == len(prompt.ids)
 
     run_with_engine(ear, transport_to(FakeVllm(ear)), work)
 
 
-def test_many_at_once_are_answered_as_each_alone(ear: Ear) -> None:
+def test_concurrent_requests_get_the_same_answers_as_single_ones(ear: Ear) -> None:
     async def work(engine: VllmEngine) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(engine.complete(build_request(talk)) for talk in TALKS.values()))
+        return await asyncio.gather(
+            *(engine.complete(build_request(messages)) for messages in CONVERSATIONS.values())
+        )
 
     answers = run_with_engine(ear, transport_to(FakeVllm(ear)), work)
-    said = [answer["choices"][0]["message"]["content"] for answer in answers]
-    assert said == [ear.chat(to_ear_messages(talk), max_new_tokens=24) for talk in TALKS.values()]
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    assert texts == [
+        ear.chat(to_ear_messages(messages), max_new_tokens=24) for messages in CONVERSATIONS.values()
+    ]
 
 
 def test_an_ear_without_its_llm_is_enough(ear: Ear) -> None:
-    outline = checkpoint.load(MODEL, device="cpu", with_llm=False)
-    talk = TALKS["text around sounds"]
+    meta_ear = checkpoint.load(MODEL, device="cpu", with_llm=False)
+    messages = CONVERSATIONS["text around sounds"]
 
     async def work(engine: VllmEngine) -> tuple[dict[str, Any], str]:
-        return await engine.complete(build_request(talk)), await engine.transcribe(sound(0)["audio"])
+        return await engine.complete(build_request(messages)), await engine.transcribe(sound(0)["audio"])
 
-    answer, transcript = run_with_engine(outline, transport_to(FakeVllm(ear)), work)
-    assert answer["choices"][0]["message"]["content"] == ear.chat(to_ear_messages(talk), max_new_tokens=24)
+    answer, transcript = run_with_engine(meta_ear, transport_to(FakeVllm(ear)), work)
+    assert answer["choices"][0]["message"]["content"] == ear.chat(
+        to_ear_messages(messages), max_new_tokens=24
+    )
     assert [transcript] == ear.transcribe([ITEMS[0]])
 
 
 def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:
-    meters, spoken = Metrics(), io.BytesIO()
-    soundfile.write(spoken, ITEMS[0], 16_000, format="FLAC")
-    sent = {"data": base64.b64encode(spoken.getvalue()).decode(), "format": "flac"}
-    messages: Any = [{"role": "user", "content": [{"type": "input_audio", "input_audio": sent}]}]
-    engine = VllmEngine(ear, meters, url=URL, model=NAME, transport=transport_to(FakeVllm(ear)))
+    metrics, file = Metrics(), io.BytesIO()
+    soundfile.write(file, ITEMS[0], 16_000, format="FLAC")
+    input_audio = {"data": base64.b64encode(file.getvalue()).decode(), "format": "flac"}
+    messages: Any = [{"role": "user", "content": [{"type": "input_audio", "input_audio": input_audio}]}]
+    engine = VllmEngine(ear, metrics, url=URL, model=LLM_NAME, transport=transport_to(FakeVllm(ear)))
     with (
-        serve_app(create_app(engine, ServerSettings(model=MODEL), meters)) as url,
+        serve_app(create_app(engine, ServerSettings(model=MODEL), metrics)) as url,
         openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client,
     ):
         options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24}
@@ -127,14 +133,14 @@ def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:
         options["messages"] = [{**messages[0], "role": "system"}]
         with pytest.raises(openai.BadRequestError, match="holds sound, expected sound in user messages only"):
             client.chat.completions.create(**options)
-    own = ear.chat([user_message({"type": "audio", "audio": spoken.getvalue()})], max_new_tokens=24)
-    assert answer.choices[0].message.content == own
+    expected = ear.chat([user_message({"type": "audio", "audio": file.getvalue()})], max_new_tokens=24)
+    assert answer.choices[0].message.content == expected
     assert answer.model == MODEL
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == own
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
 
 
-def test_all_fields_are_handed_on(ear: Ear) -> None:
-    stand_in = FakeVllm(ear)
+def test_all_fields_are_passed_on(ear: Ear) -> None:
+    fake = FakeVllm(ear)
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     fields: dict[str, Any] = {
         "tools": tools,
@@ -153,15 +159,15 @@ def test_all_fields_are_handed_on(ear: Ear) -> None:
             )
             assert [choice["index"] for choice in answer["choices"]] == [0, 1]
 
-    run_with_engine(ear, transport_to(stand_in), work)
-    first, second = stand_in.bodies
+    run_with_engine(ear, transport_to(fake), work)
+    first, second = fake.bodies
     assert fields.items() <= first.items()
-    assert first["model"] == NAME
+    assert first["model"] == LLM_NAME
     assert first["chat_template_kwargs"] == {"date_string": "26 Jul 2024"}
     assert second["chat_template_kwargs"] == date
 
 
-def test_an_answer_is_handed_on_whole(ear: Ear) -> None:
+def test_the_whole_answer_is_passed_on(ear: Ear) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     message = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "so"}
     answer = {"id": "x", "choices": [{"index": 0, "message": message, "stop_reason": 3}], "usage": {"a": 1}}
@@ -169,11 +175,13 @@ def test_an_answer_is_handed_on_whole(ear: Ear) -> None:
     async def work(engine: VllmEngine) -> dict[str, Any]:
         return await engine.complete(build_request([user_message(text_part("hello"))]))
 
-    got = run_with_engine(ear, mock_responses(httpx2.Response(200, json={**answer, "model": NAME})), work)
-    assert got == {**answer, "model": MODEL}
+    response = run_with_engine(
+        ear, mock_responses(httpx2.Response(200, json={**answer, "model": LLM_NAME})), work
+    )
+    assert response == {**answer, "model": MODEL}
 
 
-# What is found out before anybody is answered
+# Checks before the first request
 
 
 def connect(ear: Ear, transport: httpx2.AsyncBaseTransport, **options: Any) -> VllmEngine:
@@ -185,47 +193,53 @@ def connect(ear: Ear, transport: httpx2.AsyncBaseTransport, **options: Any) -> V
     return asyncio.run(run())
 
 
-def test_a_vllm_that_serves_the_ear_s_llm_is_taken(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
-    assert connect(ear, transport_to(FakeVllm(ear))).model == NAME
+def test_a_vllm_that_serves_the_ear_s_llm_is_accepted_silently(
+    ear: Ear, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert connect(ear, transport_to(FakeVllm(ear))).model == LLM_NAME
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_an_engine_answers_in_another_loop_than_the_one_it_was_made_in(ear: Ear) -> None:
-    talk = [user_message(sound(0))]
+def test_an_engine_works_in_another_event_loop_than_the_one_that_created_it(ear: Ear) -> None:
+    messages = [user_message(sound(0))]
     transport = transport_to(FakeVllm(ear))
     engine = asyncio.run(VllmEngine.connect(ear, Metrics(), url=URL, transport=transport))
 
     async def work() -> dict[str, Any]:
-        answer = await engine.complete(build_request(talk))
+        answer = await engine.complete(build_request(messages))
         await engine.close()
         return answer
 
     answer = asyncio.run(work())
-    assert answer["choices"][0]["message"]["content"] == ear.chat(to_ear_messages(talk), max_new_tokens=24)
+    assert answer["choices"][0]["message"]["content"] == ear.chat(
+        to_ear_messages(messages), max_new_tokens=24
+    )
 
 
-def test_the_address_may_have_what_openai_s_clients_want_and_the_key_is_sent(ear: Ear) -> None:
-    stand_in = transport_to(FakeVllm(ear))
-    asked: list[httpx2.Request] = []
+def test_the_url_may_end_in_v1_and_the_key_is_sent(ear: Ear) -> None:
+    fake = transport_to(FakeVllm(ear))
+    requests: list[httpx2.Request] = []
 
-    class Watched(httpx2.AsyncBaseTransport):
+    class RecordingTransport(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            asked.append(request)
-            return await stand_in.handle_async_request(request)
+            requests.append(request)
+            return await fake.handle_async_request(request)
 
     async def run() -> None:
         for url in ("http://vllm:8000/v1/", "https://host/behind/v1", "http://vllm:8000"):
-            engine = await VllmEngine.connect(ear, Metrics(), url=url, api_key="secret", transport=Watched())
+            engine = await VllmEngine.connect(
+                ear, Metrics(), url=url, api_key="secret", transport=RecordingTransport()
+            )
             await engine.close()
 
-    with pytest.raises(ConfigError):  # there is nothing behind /behind
+    with pytest.raises(ConfigError):  # there is no vLLM at /behind
         asyncio.run(run())
-    assert [str(one.url) for one in asked] == [
+    assert [str(request.url) for request in requests] == [
         "http://vllm:8000/v1/models",
         "http://vllm:8000/tokenize",
         "https://host/behind/v1/models",
     ]
-    assert {one.headers["Authorization"] for one in asked} == {"Bearer secret"}
+    assert {request.headers["Authorization"] for request in requests} == {"Bearer secret"}
 
 
 MODELS = httpx2.Response(200, json={"data": [{"id": "a"}, {"id": "b"}, {"id": 3}, "c"]})
@@ -256,7 +270,7 @@ UNFIT: dict[str, tuple[list[httpx2.Response | Exception], dict[str, Any], str]] 
 
 
 @pytest.mark.parametrize(("responses", "options", "reason"), UNFIT.values(), ids=UNFIT)
-def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(
+def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_the_start(
     ear: Ear, responses: list[httpx2.Response | Exception], options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -264,18 +278,18 @@ def test_a_vllm_that_cannot_serve_the_ear_is_refused_at_once(
 
 
 @pytest.mark.parametrize("url", ["vllm:8000", "ftp://vllm/", "http://", "", "http://[::1"])
-def test_an_address_that_is_none_is_refused(ear: Ear, url: str) -> None:
+def test_an_invalid_url_is_refused(ear: Ear, url: str) -> None:
     with pytest.raises(ConfigError, match="expected the address of a vLLM"):
-        VllmEngine(ear, Metrics(), url=url, model=NAME)
+        VllmEngine(ear, Metrics(), url=url, model=LLM_NAME)
 
 
 def test_gpt_oss_is_refused(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ear.llm.config, "model_type", "gpt_oss")
     with pytest.raises(ConfigError, match="drops embeddings"):
-        VllmEngine(ear, Metrics(), url=URL, model=NAME)
+        VllmEngine(ear, Metrics(), url=URL, model=LLM_NAME)
 
 
-def test_what_cannot_be_asked_is_written_down(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_check_that_is_not_possible_is_logged(ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
     connect(ear, mock_responses(MODELS, httpx2.Response(404)))
     assert "has no /tokenize: it is not checked whether it serves the ear's LLM" in caplog.text
 
@@ -288,12 +302,12 @@ def test_what_cannot_be_asked_is_written_down(ear: Ear, caplog: pytest.LogCaptur
         ("qwen3", ""),
     ],
 )
-def test_a_prompt_that_differs_from_the_ear_s_is_written_down(
+def test_a_prompt_that_differs_from_the_ear_s_is_logged(
     family: str, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = tiny_tokenizer(family)
     ear = tiny_ear(tokenizer=tokenizer, llm=tiny_llama(tokenizer))
     connect(ear, transport_to(FakeVllm(ear)))
-    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warning in "".join(told)
-    assert len(told) == bool(warning)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning in "".join(warnings)
+    assert len(warnings) == bool(warning)

@@ -1,4 +1,4 @@
-"""The engine elsewhere when something goes wrong there or on the way, and when a client leaves."""
+"""The vLLM engine when vLLM or the connection fails, and when a client disconnects."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from support.fake_vllm import (
-    NAME,
+    LLM_NAME,
     build_request,
     collect_chunks,
     error_response,
@@ -32,13 +32,13 @@ def ear() -> Ear:
 
 HTML = httpx2.Response(502, text="<h1>Bad Gateway</h1>")
 FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
-    "vLLM's own refusal": (
+    "an error of the request": (
         error_response("n must be at least 1, got 0."),
         400,
         "^n must be at least 1, got 0.$",
     ),
     "unprocessable": (error_response("no such tool", 422), 422, "^no such tool$"),
-    "too much": (error_response("busy", 429, Retry_After="7"), 429, "busy"),
+    "too many requests": (error_response("busy", 429, Retry_After="7"), 429, "busy"),
     "no embeddings": (
         error_response("You must set `--enable-prompt-embeds` to input `prompt_embeds`"),
         502,
@@ -61,25 +61,25 @@ FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
     ),
     "a failure": (error_response("EngineCore died", 500), 502, "failed .500.: EngineCore died"),
     "loading": (error_response("not ready", 503), 503, "not ready"),
-    "a balancer's page": (HTML, 502, "failed .502.: it gives no reason"),
-    "elsewhere": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "redirects .307."),
+    "an HTML page of a proxy": (HTML, 502, "failed .502.: it gives no reason"),
+    "a redirect": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "redirects .307."),
     "down": (httpx2.ConnectError("refused"), 503, "cannot be reached"),
-    "not there": (httpx2.ConnectTimeout("too slow"), 503, "cannot be reached"),
-    "silence": (httpx2.ReadTimeout("too slow"), 504, "did not answer in time"),
+    "no connection": (httpx2.ConnectTimeout("too slow"), 503, "cannot be reached"),
+    "no answer": (httpx2.ReadTimeout("too slow"), 504, "did not answer in time"),
     "broken off": (httpx2.RemoteProtocolError("gone"), 502, "broke off"),
 }
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-@pytest.mark.parametrize(("response", "status", "said"), FAILURES.values(), ids=FAILURES)
-def test_what_goes_wrong_at_vllm_is_told_with_the_status_that_fits(
-    ear: Ear, response: httpx2.Response | Exception, status: int, said: str, is_streamed: bool
+@pytest.mark.parametrize(("response", "status", "message"), FAILURES.values(), ids=FAILURES)
+def test_failures_of_vllm_become_errors_with_a_fitting_status(
+    ear: Ear, response: httpx2.Response | Exception, status: int, message: str, is_streamed: bool
 ) -> None:
     async def work(engine: VllmEngine) -> None:
-        asked = build_request([user_message(text_part("hello"))], stream=is_streamed)
-        await (engine.stream(asked) if is_streamed else engine.complete(asked))
+        request = build_request([user_message(text_part("hello"))], stream=is_streamed)
+        await (engine.stream(request) if is_streamed else engine.complete(request))
 
-    with pytest.raises(ApiError, match=said) as caught:
+    with pytest.raises(ApiError, match=message) as caught:
         run_with_engine(ear, mock_responses(response), work)
     assert caught.value.status == status
     assert "vllm:8000" not in str(caught.value)
@@ -87,30 +87,34 @@ def test_what_goes_wrong_at_vllm_is_told_with_the_status_that_fits(
         assert caught.value.headers == {"Retry-After": "7"}
 
 
-def event(**fields: Any) -> bytes:
+def build_event(**fields: Any) -> bytes:
     return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n".encode()
 
 
-def spoken(words: str) -> bytes:
-    return event(choices=[{"index": 0, "delta": {"content": words}}])
+def build_chunk_event(text: str) -> bytes:
+    return build_event(choices=[{"index": 0, "delta": {"content": text}}])
 
 
 STREAMS: dict[str, tuple[bytes, int, str]] = {
-    "it ends without its end": (spoken("a"), 502, "broke off before its end"),
-    "an error on the way": (
-        spoken("a") + event(error={"message": "out of memory", "code": 500}),
+    "it ends without [DONE]": (build_chunk_event("a"), 502, "broke off before its end"),
+    "an error after the first chunk": (
+        build_chunk_event("a") + build_event(error={"message": "out of memory", "code": 500}),
         502,
         "out of memory",
     ),
-    "an error of the request's": (spoken("a") + event(error={"message": "bad", "code": 400}), 400, "^bad$"),
-    "an error without a form": (spoken("a") + event(error="bad"), 502, "failed .502."),
-    "no JSON": (spoken("a") + b"data: hello\n\n", 502, "does not answer as vLLM does"),
-    "no chunk": (spoken("a") + event(hello=1), 502, "does not answer as vLLM does"),
+    "an error of the request": (
+        build_chunk_event("a") + build_event(error={"message": "bad", "code": 400}),
+        400,
+        "^bad$",
+    ),
+    "a malformed error": (build_chunk_event("a") + build_event(error="bad"), 502, "failed .502."),
+    "no JSON": (build_chunk_event("a") + b"data: hello\n\n", 502, "does not answer as vLLM does"),
+    "no chunk": (build_chunk_event("a") + build_event(hello=1), 502, "does not answer as vLLM does"),
 }
 
 
 @pytest.mark.parametrize(("body", "status", "reason"), STREAMS.values(), ids=STREAMS)
-def test_a_stream_that_goes_wrong_is_told_after_what_came(
+def test_a_failing_stream_raises_after_the_chunks_before_it(
     ear: Ear, body: bytes, status: int, reason: str
 ) -> None:
     async def work(engine: VllmEngine) -> None:
@@ -129,10 +133,10 @@ def test_a_stream_that_goes_wrong_is_told_after_what_came(
     [
         (b"", "broke off"),
         (b"data: [DONE]\n\n", "is empty"),
-        (event(error={"message": "no", "code": 400}), "^no$"),
+        (build_event(error={"message": "no", "code": 400}), "^no$"),
     ],
 )
-def test_a_stream_that_never_begins_is_no_stream(ear: Ear, body: bytes, reason: str) -> None:
+def test_a_stream_without_a_chunk_raises_before_it_starts(ear: Ear, body: bytes, reason: str) -> None:
     async def work(engine: VllmEngine) -> None:
         await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
 
@@ -140,25 +144,29 @@ def test_a_stream_that_never_begins_is_no_stream(ear: Ear, body: bytes, reason: 
         run_with_engine(ear, mock_responses(httpx2.Response(200, content=body)), work)
 
 
-def test_events_are_read_however_they_are_cut(ear: Ear) -> None:
-    """A line's end within JSON, as Unicode knows several, ends no line; comments and other fields are passed over."""
-    words = ["a\u2028b", "\x85\x0c", "ж好"]
-    whole = b": hi\r\n\r\n" + b"".join(b"event: x\r\n" + spoken(word) for word in words) + b"data:[DONE]\n\n"
+def test_events_are_parsed_however_their_bytes_are_split(ear: Ear) -> None:
+    """Unicode's line separators in JSON end no line; comments and other fields are skipped."""
+    texts = ["a\u2028b", "\x85\x0c", "ж好"]
+    whole = (
+        b": hi\r\n\r\n"
+        + b"".join(b"event: x\r\n" + build_chunk_event(text) for text in texts)
+        + b"data:[DONE]\n\n"
+    )
 
-    class Bytewise(httpx2.AsyncByteStream):
+    class SingleBytes(httpx2.AsyncByteStream):
         async def __aiter__(self) -> Any:
-            for place in range(len(whole)):
-                yield whole[place : place + 1]
+            for i in range(len(whole)):
+                yield whole[i : i + 1]
 
     async def work(engine: VllmEngine) -> list[dict[str, Any]]:
         return await collect_chunks(engine, build_request([user_message(text_part("hello"))], stream=True))
 
-    chunks = run_with_engine(ear, mock_responses(httpx2.Response(200, stream=Bytewise())), work)
-    assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == words
+    chunks = run_with_engine(ear, mock_responses(httpx2.Response(200, stream=SingleBytes())), work)
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == texts
 
 
 @pytest.mark.parametrize("answer", [{"text": "hello"}, {"json": {"hello": []}}, {"json": []}])
-def test_an_answer_that_is_none_is_told_as_that(ear: Ear, answer: dict[str, Any]) -> None:
+def test_an_answer_that_is_not_vllm_s_is_refused(ear: Ear, answer: dict[str, Any]) -> None:
     async def work(engine: VllmEngine) -> None:
         await engine.complete(build_request([user_message(text_part("hello"))]))
 
@@ -166,63 +174,65 @@ def test_an_answer_that_is_none_is_told_as_that(ear: Ear, answer: dict[str, Any]
         run_with_engine(ear, mock_responses(httpx2.Response(200, **answer)), work)
 
 
-# A client that leaves
+# A client that disconnects
 
 
-async def left_by_us(ear: Ear, ask: Callable[[VllmEngine], Coroutine[Any, Any, None]], answer: bytes) -> None:
-    """Returns once a server that goes on answering for ever sees that nobody is there any more."""
-    is_asked, is_left = asyncio.Event(), asyncio.Event()
+async def wait_for_disconnect(
+    ear: Ear, ask: Callable[[VllmEngine], Coroutine[Any, Any, None]], answer: bytes
+) -> None:
+    """Returns when a server that never finishes its answer sees the connection close."""
+    has_request, is_disconnected = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
-        is_asked.set()
+        has_request.set()
         while await reader.read(1 << 16):
             pass
-        is_left.set()
+        is_disconnected.set()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    engine = VllmEngine(ear, Metrics(), url=f"http://127.0.0.1:{port}", model=NAME)
-    asking = asyncio.create_task(ask(engine))
-    await asyncio.wait_for(is_asked.wait(), 30)
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    await asyncio.wait_for(is_left.wait(), 30)
+    engine = VllmEngine(ear, Metrics(), url=f"http://127.0.0.1:{port}", model=LLM_NAME)
+    task = asyncio.create_task(ask(engine))
+    await asyncio.wait_for(has_request.wait(), 30)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.wait_for(is_disconnected.wait(), 30)
     await engine.close()
     server.close()
     await server.wait_closed()
 
 
-BEGUN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + spoken("a")
+FIRST_CHUNK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + build_chunk_event("a")
 
 
-def test_an_answer_that_is_cancelled_ends_vllm_s_work(ear: Ear) -> None:
+def test_canceling_an_answer_ends_vllm_s_work(ear: Ear) -> None:
     async def ask(engine: VllmEngine) -> None:
         await engine.complete(build_request([user_message(text_part("hello"))]))
 
-    asyncio.run(left_by_us(ear, ask, b""))
+    asyncio.run(wait_for_disconnect(ear, ask, b""))
 
 
-def test_a_stream_that_is_cancelled_before_its_first_piece_ends_vllm_s_work(ear: Ear) -> None:
+def test_canceling_a_stream_before_its_first_chunk_ends_vllm_s_work(ear: Ear) -> None:
     async def ask(engine: VllmEngine) -> None:
         await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
 
-    asyncio.run(left_by_us(ear, ask, b"HTTP/1.1 200 OK\r\n\r\n"))
+    asyncio.run(wait_for_disconnect(ear, ask, b"HTTP/1.1 200 OK\r\n\r\n"))
 
 
-def test_a_stream_whose_reader_is_cancelled_ends_vllm_s_work(ear: Ear) -> None:
+def test_canceling_the_reader_of_a_stream_ends_vllm_s_work(ear: Ear) -> None:
     async def ask(engine: VllmEngine) -> None:
         await collect_chunks(engine, build_request([user_message(text_part("hello"))], stream=True))
 
-    asyncio.run(left_by_us(ear, ask, BEGUN))
+    asyncio.run(wait_for_disconnect(ear, ask, FIRST_CHUNK))
 
 
-def test_a_stream_that_is_closed_ends_vllm_s_work(ear: Ear) -> None:
+def test_closing_a_stream_ends_vllm_s_work(ear: Ear) -> None:
     async def ask(engine: VllmEngine) -> None:
         chunks: Any = await engine.stream(build_request([user_message(text_part("hello"))], stream=True))
         await chunks.aclose()
         await asyncio.Event().wait()
 
-    asyncio.run(left_by_us(ear, ask, BEGUN))
+    asyncio.run(wait_for_disconnect(ear, ask, FIRST_CHUNK))

@@ -1,6 +1,6 @@
-"""A server that speaks vLLM's protocol as far as an ear needs it, over the LLM of an ear in the test's own process.
+"""A fake vLLM: the part of its API that an ear needs, with the LLM of an ear in the test's own process.
 
-It puts messages together as vLLM does, which `make test-vllm` holds against vLLM's own code.
+It joins the parts of messages as vLLM does; `make test-vllm` compares it with vLLM's own code.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from ossicle.serving.metrics import Metrics
 from ossicle.serving.vllm.engine import VllmEngine
 from ossicle.serving.vllm.prompt import EMBEDS_PLACEHOLDER
 
-MODEL, NAME = "pocket/ear", "the-llm"
-"""What is served to clients, and what vLLM calls its LLM."""
+MODEL, LLM_NAME = "pocket/ear", "the-llm"
+"""The model names of the server and of vLLM."""
 URL = "http://vllm:8000"
 _Result = TypeVar("_Result")
 
 
-def text_part(words: str) -> dict[str, Any]:
-    return {"type": "text", "text": words}
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def user_message(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -42,13 +42,13 @@ def user_message(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_ear_messages(messages: Sequence[Any]) -> list[Any]:
-    """The same conversation as the ear itself takes it."""
+    """Returns the conversation as `Ear.chat` takes it: with samples in place of each `Sound`."""
 
-    def part(given: dict[str, Any]) -> dict[str, Any]:
-        return {**given, "audio": given["audio"].samples} if given["type"] == "audio" else given
+    def convert(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "audio": part["audio"].samples} if part["type"] == "audio" else part
 
     return [
-        {**message, "content": [part(given) for given in message["content"]]}
+        {**message, "content": [convert(part) for part in message["content"]]}
         if isinstance(message["content"], list)
         else message
         for message in messages
@@ -63,8 +63,10 @@ def build_request(messages: Sequence[Any], *, stream: bool = False, **fields: An
 def run_with_engine(
     ear: Ear, transport: httpx2.AsyncBaseTransport, work: Callable[[VllmEngine], Awaitable[_Result]]
 ) -> _Result:
+    """Returns the result of some work with an engine, which is closed afterwards."""
+
     async def run() -> _Result:
-        engine = VllmEngine(ear, Metrics(), url=URL, model=NAME, transport=transport)
+        engine = VllmEngine(ear, Metrics(), url=URL, model=LLM_NAME, transport=transport)
         try:
             return await work(engine)
         finally:
@@ -73,16 +75,16 @@ def run_with_engine(
     return asyncio.run(run())
 
 
-def transport_to(stand_in: "FakeVllm") -> httpx2.ASGITransport:
-    return httpx2.ASGITransport(stand_in.app)
+def transport_to(fake: "FakeVllm") -> httpx2.ASGITransport:
+    return httpx2.ASGITransport(fake.app)
 
 
 def mock_responses(*responses: httpx2.Response | Exception) -> httpx2.MockTransport:
-    """A server that answers one after the other, the last again and again."""
-    left = list(responses)
+    """Returns a transport that gives the responses in order and then repeats the last one."""
+    remaining = list(responses)
 
-    def handle(asked: httpx2.Request) -> httpx2.Response:
-        response = left.pop(0) if len(left) > 1 else left[0]
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        response = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         if isinstance(response, Exception):
             raise response
         return response
@@ -91,19 +93,19 @@ def mock_responses(*responses: httpx2.Response | Exception) -> httpx2.MockTransp
 
 
 def error_response(message: str, status: int = 400, **headers: str) -> httpx2.Response:
-    told = {"error": {"message": message, "type": "BadRequestError", "param": "n", "code": status}}
-    return httpx2.Response(status, json=told, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    body = {"error": {"message": message, "type": "BadRequestError", "param": "n", "code": status}}
+    return httpx2.Response(status, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-async def collect_chunks(engine: VllmEngine, asked: ChatRequest) -> list[dict[str, Any]]:
-    return [chunk async for chunk in await engine.stream(asked)]
+async def collect_chunks(engine: VllmEngine, request: ChatRequest) -> list[dict[str, Any]]:
+    return [chunk async for chunk in await engine.stream(request)]
 
 
 class FakeVllm:
-    """What would be `vllm serve LLM --enable-prompt-embeds --served-model-name the-llm`.
+    """Stands for `vllm serve LLM --enable-prompt-embeds --served-model-name the-llm`.
 
     Args:
-        takes_parts: whether the chat template is given content as a list of parts, as vLLM does where it loops over it
+        takes_parts: whether the chat template gets content as a list of parts, as at vLLM if it loops over them
     """
 
     def __init__(self, ear: Ear, *, takes_parts: bool = False) -> None:
@@ -121,10 +123,10 @@ class FakeVllm:
         )
 
     def lay_out(self, body: dict[str, Any]) -> tuple[list[int], list[Tensor]]:
-        """The ids of a conversation, a mark for each of the tensors that are put in."""
+        """Returns the ids of a conversation, with a placeholder for each tensor, and the tensors."""
         tensors: list[Tensor] = []
         messages = [
-            {**message, "content": self._content(message.get("content"), tensors)}
+            {**message, "content": self._join_parts(message.get("content"), tensors)}
             for message in body["messages"]
         ]
         text = self.tokenizer.apply_chat_template(
@@ -134,7 +136,7 @@ class FakeVllm:
         assert ids.count(self.placeholder_id) == len(tensors)
         return ids, tensors
 
-    def _content(self, content: Any, tensors: list[Tensor]) -> Any:
+    def _join_parts(self, content: Any, tensors: list[Tensor]) -> Any:
         texts = []
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "prompt_embeds":
@@ -145,75 +147,79 @@ class FakeVllm:
             return [{"type": "text", "text": text} for text in texts]
         return "\n".join(texts)
 
-    def prompt(self, body: dict[str, Any]) -> Prompt:
-        """What the LLM is given."""
+    def build_prompt(self, body: dict[str, Any]) -> Prompt:
+        """Returns the prompt that the LLM gets."""
         ids, tensors = self.lay_out(body)
-        rows: list[Tensor] = []
-        seen: list[int] = []
-        for number in ids:
-            row = (
-                tensors.pop(0).to(self.ear.llm.dtype)
-                if number == self.placeholder_id
-                else self.ear.embed([number])
-            )
-            rows.append(row)
-            seen += [ids[0]] * len(row) if number == self.placeholder_id else [number]
-        return Prompt(torch.cat(rows), torch.tensor(seen))
+        embeds: list[Tensor] = []
+        prompt_ids: list[int] = []
+        for token in ids:
+            is_placeholder = token == self.placeholder_id
+            rows = tensors.pop(0).to(self.ear.llm.dtype) if is_placeholder else self.ear.embed([token])
+            embeds.append(rows)
+            prompt_ids += [ids[0]] * len(rows) if is_placeholder else [token]
+        return Prompt(torch.cat(embeds), torch.tensor(prompt_ids))
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        card = {"id": NAME, "object": "model", "max_model_len": 256, "root": "some/folder"}
+        card = {"id": LLM_NAME, "object": "model", "max_model_len": 256, "root": "some/folder"}
         return JSONResponse({"object": "list", "data": [card]})
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
         ids, tensors = self.lay_out(json.loads(await request.body()))
-        whole: list[int] = []
-        for number in ids:
-            whole += [number] * len(tensors.pop(0)) if number == self.placeholder_id else [number]
-        return JSONResponse({"tokens": whole, "count": len(whole), "max_model_len": 256})
+        tokens: list[int] = []
+        for token in ids:
+            tokens += [token] * len(tensors.pop(0)) if token == self.placeholder_id else [token]
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": 256})
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = json.loads(await request.body())
         self.bodies.append(body)
-        prompt = self.prompt(body)
+        prompt = self.build_prompt(body)
         if body.get("stream"):
-            return StreamingResponse(self._chunks(body, prompt), media_type="text/event-stream")
-        room = body["max_tokens"]
-        ids = generation.generate_answer_ids(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[
-            0
-        ]
-        text = generation.generate_answers(self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=room)[0]
+            return StreamingResponse(self._stream_events(body, prompt), media_type="text/event-stream")
+        llm, tokenizer, options = self.ear.llm, self.ear.tokenizer, {"max_new_tokens": body["max_tokens"]}
+        (ids,) = generation.generate_answer_ids(llm, tokenizer, [prompt], **options)
+        (text,) = generation.generate_answers(llm, tokenizer, [prompt], **options)
         choices = [
             {
-                "index": number,
+                "index": index,
                 "message": {"role": "assistant", "content": text},
                 "finish_reason": "stop",
                 "stop_reason": None,
             }
-            for number in range(body.get("n", 1))
+            for index in range(body.get("n", 1))
         ]
-        said = {"id": "chatcmpl-1", "object": "chat.completion", "model": NAME, "choices": choices}
-        return JSONResponse({**said, "usage": _usage(prompt, len(ids))})
+        completion = {"id": "chatcmpl-1", "object": "chat.completion", "model": LLM_NAME, "choices": choices}
+        return JSONResponse({**completion, "usage": _build_usage(prompt, len(ids))})
 
-    def _chunks(self, body: dict[str, Any], prompt: Prompt) -> Iterator[str]:
-        def event(choices: list[Any], **more: Any) -> str:
-            chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": NAME, "choices": choices}
-            return f"data: {json.dumps({**chunk, **more}, ensure_ascii=False)}\n\n"
+    def _stream_events(self, body: dict[str, Any], prompt: Prompt) -> Iterator[str]:
+        def build_event(choices: list[Any], **fields: Any) -> str:
+            chunk = {
+                "id": "chatcmpl-1",
+                "object": "chat.completion.chunk",
+                "model": LLM_NAME,
+                "choices": choices,
+            }
+            return f"data: {json.dumps({**chunk, **fields}, ensure_ascii=False)}\n\n"
 
-        pieces = generation.stream_answer(
+        texts = generation.stream_answer(
             self.ear.llm, self.ear.tokenizer, prompt, max_new_tokens=body["max_tokens"]
         )
-        yield event([{"index": 0, "delta": {"role": "assistant", "content": ""}}])
-        for piece in pieces:
-            yield event([{"index": 0, "delta": {"content": piece}}])
-        yield event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        yield build_event([{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+        for text in texts:
+            yield build_event([{"index": 0, "delta": {"content": text}}])
+        yield build_event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
         if body.get("stream_options", {}).get("include_usage"):
-            yield event([], usage=_usage(prompt, 1))
+            yield build_event([], usage=_build_usage(prompt, 1))
         yield "data: [DONE]\n\n"
 
 
-def _usage(prompt: Prompt, n_said: int) -> dict[str, int]:
-    n_read = len(prompt.ids)
-    return {"prompt_tokens": n_read, "completion_tokens": n_said, "total_tokens": n_read + n_said}
+def _build_usage(prompt: Prompt, n_completion: int) -> dict[str, int]:
+    n_prompt = len(prompt.ids)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+    }

@@ -1,6 +1,6 @@
-"""vLLM's own server without a model behind it: its routes, its reading of requests, its layout of prompts.
+"""vLLM's own server without a model: its routes, its request parser and its prompt rendering.
 
-It is what `vllm launch render` starts. A chat is laid out by vLLM's code and answered by the LLM of an ear.
+It is what `vllm launch render` starts. vLLM's code renders the prompt of a chat, and the LLM of an ear answers it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from ossicle.ear import Ear
 
 
 class RealVllm:
-    """`vllm serve FOLDER` as far as it goes without a GPU.
+    """The part of `vllm serve FOLDER` that needs no GPU.
 
     Args:
         folder: config and tokenizer of an LLM
@@ -45,37 +45,37 @@ class RealVllm:
         asyncio.run(init_render_app_state(config, self.app.state, args))
         self.requests: list[Any] = []
         self.inputs: list[dict[str, Any]] = []
-        """What vLLM would have given its engine."""
+        """The inputs that vLLM would have given its engine."""
         self.ear: Ear | None = None
-        """Whose LLM answers, if any."""
+        """The ear whose LLM answers; without one, answers are empty."""
         self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
 
     async def chat(self, request: ChatCompletionRequest) -> JSONResponse:
         """POST /v1/chat/completions."""
-        laid_out = await self.app.state.online_renderer.render_chat(request)
-        if isinstance(laid_out, ErrorResponse):
-            return JSONResponse(laid_out.model_dump(), status_code=laid_out.error.code)
-        _, (inputs,) = laid_out
+        rendered = await self.app.state.online_renderer.render_chat(request)
+        if isinstance(rendered, ErrorResponse):
+            return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
+        _, (inputs,) = rendered
         self.requests.append(request)
         self.inputs.append(inputs)
-        answer = self.answer(inputs, request.max_tokens)
+        answer = self.generate(inputs, request.max_tokens)
         choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
         return JSONResponse({"id": "1", "object": "chat.completion", "model": "the-llm", "choices": [choice]})
 
-    def answer(self, inputs: dict[str, Any], max_tokens: int) -> str:
-        """What the ear's LLM says."""
+    def generate(self, inputs: dict[str, Any], max_tokens: int) -> str:
+        """Returns the answer of the ear's LLM."""
         if self.ear is None:
             return ""
-        prompt = prompt_of(inputs, self.ear)
+        prompt = to_prompt(inputs, self.ear)
         return generation.generate_answers(
             self.ear.llm, self.ear.tokenizer, [prompt], max_new_tokens=max_tokens
         )[0]
 
 
-def prompt_of(inputs: dict[str, Any], ear: Ear) -> Prompt:
-    """What vLLM's engine is given, as an ear's LLM is given it: ids where they are ids, rows elsewhere."""
+def to_prompt(inputs: dict[str, Any], ear: Ear) -> Prompt:
+    """Returns the inputs of vLLM's engine as a prompt: the embeddings of ids, and prompt embeddings elsewhere."""
     ids = torch.tensor(inputs["prompt_token_ids"])
     are_ids = torch.tensor(inputs.get("is_token_ids", [True] * len(ids)))
     ids = torch.where(are_ids, ids, ids[0])
-    rows = inputs.get("prompt_embeds", torch.zeros(len(ids), 1))
-    return Prompt(torch.where(are_ids[:, None], ear.embed(ids), rows), ids)
+    embeds = inputs.get("prompt_embeds", torch.zeros(len(ids), 1))
+    return Prompt(torch.where(are_ids[:, None], ear.embed(ids), embeds), ids)

@@ -1,4 +1,4 @@
-"""An application behind a real socket, in a thread of the test's process."""
+"""Serves an application over a real socket, in a thread of the test's process."""
 
 import threading
 from collections.abc import Generator
@@ -11,15 +11,16 @@ from ossicle.serving import server
 
 @contextmanager
 def serve_app(app: Starlette) -> Generator[str]:
-    """Its address, while the block runs."""
-    started = threading.Event()
-    with server.bind_socket("127.0.0.1", 0) as place:
-        made = server.build_server(app)
-        thread = threading.Thread(target=server.run, args=(made, place, started.set), daemon=True)
+    """Yields the application's URL, and stops the server when the block ends."""
+    has_started = threading.Event()
+    with server.bind_socket("127.0.0.1", 0) as listener:
+        uvicorn_server = server.build_server(app)
+        arguments = (uvicorn_server, listener, has_started.set)
+        thread = threading.Thread(target=server.run, args=arguments, daemon=True)
         thread.start()
-        assert started.wait(30), "the server did not start"
+        assert has_started.wait(30), "the server did not start"
         try:
-            yield f"http://127.0.0.1:{place.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            made.should_exit = True
+            uvicorn_server.should_exit = True
             thread.join(30)

@@ -1,4 +1,4 @@
-"""These tests need vLLM, which has an environment of its own (`make test-vllm`); elsewhere they are left alone."""
+"""These tests need vLLM, which has its own environment (`make test-vllm`); without it they are not collected."""
 
 from importlib.util import find_spec
 
