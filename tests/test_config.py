@@ -197,6 +197,7 @@ def test_an_invalid_setting_is_rejected_with_its_dotted_name(tmp_path: Path, tom
     assert "\n" not in str(raised.value)
 
 
+RENAMED_VALUES = [(*old, new) for old, new in RENAMED_SETTINGS.items() if isinstance(old, tuple)]
 RENAMED_KEYS = [(old, new) for old, new in RENAMED_SETTINGS.items() if isinstance(old, str)]
 
 
@@ -220,6 +221,15 @@ def test_an_old_value_gets_an_error_that_names_the_new_value() -> None:
         from_table(Settings, {"form": "old"}, "connector.", {("connector.form", "old"): "new"})
     assert str(raised.value) == "connector.form is 'old', which has a new name: write 'new'"
     assert from_table(Settings, {"form": "new"}) == Settings(form="new")
+
+
+@pytest.mark.parametrize(("name", "old", "new"), RENAMED_VALUES)
+def test_each_old_value_gets_an_error_that_names_the_new_value(name: str, old: str, new: str) -> None:
+    table_name, key = name.split(".")
+    with pytest.raises(ConfigError) as raised:
+        from_table(Recipe, {"out": "runs/mine", table_name: {key: old}}, renamed=RENAMED_SETTINGS)
+    assert str(raised.value) == f"{name} is {old!r}, which has a new name: write {new!r}"
+    assert from_table(Recipe, {"out": "runs/mine", table_name: {key: new}})
 
 
 def test_a_recipe_file_with_an_old_key_is_rejected_with_its_path(tmp_path: Path) -> None:

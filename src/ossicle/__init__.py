@@ -42,12 +42,12 @@ _LAZY_MODULES = {
 
 
 def __dir__() -> list[str]:
-    """The public names, those that are not imported yet included."""
+    """Returns the public names, including those that are not imported yet."""
     return __all__
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need torch and transformers: their import takes seconds, `ossicle --help` must not."""
+    """Imports a public name at its first use: torch and transformers take seconds, which `ossicle --help` must not."""
     if name not in _LAZY_MODULES:
         raise AttributeError(f"module 'ossicle' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY_MODULES[name]), name)

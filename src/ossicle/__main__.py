@@ -1,4 +1,4 @@
-"""`python -m ossicle` is `ossicle`."""
+"""`python -m ossicle` runs the command line, as `ossicle` does."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The whole method in a few minutes on two cores: distil the embedded LLM, evaluate it, ask it aloud."""
+"""The whole method in a few minutes on two cores: distill the embedded LLM, evaluate it, ask it a spoken question."""
 
 import math
 import random
@@ -39,14 +39,14 @@ from ossicle.training.trainer import count_steps_within, train_run
 
 SHIPPED_EAR = "pocket/ear"
 CLIPS_PER_MINUTE = 2_500
-"""Clips to learn from, by the minutes there are: a short run would otherwise spend them on encoding clips."""
+"""Training clips for each minute of the demo. With all clips, a short run would spend its time on encoding them."""
 EVAL_BATCH_SIZE = 64
-"""Items of the suite: they are short, and so are the answers."""
+"""Items of the suite in one batch. It can be large, as items and answers are short."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedEar:
-    """An ear with its numbers, and the words that tell it from the other one."""
+    """An ear with its report, and the text that distinguishes it from the other ear."""
 
     name: str
     ear: Ear
@@ -62,35 +62,35 @@ def run_demo(
     command: str,
     uses_microphone: bool = False,
 ) -> None:
-    """Distils, evaluates, writes both reports and answers one spoken question.
+    """Distills an ear, evaluates it, writes the reports and answers one spoken question.
 
     Args:
-        program: how a person calls ossicle here, for what they may try next
-        command: what they typed, for the report
+        program: how to call ossicle on this computer, for the suggested next command
+        command: the command line that the user typed, for the report
 
     Raises:
-        ConfigError: no minutes, or a folder with another run in it
-        CheckpointError: a folder that another process trains in
-        StopRequested: stopped by hand while distilling; the same call goes on
+        ConfigError: the minutes are out of range, or the folder has another run in it
+        CheckpointError: another process is training in the folder
+        StopRequested: the user stopped the distillation; the same call resumes it
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
     microphone = Microphone() if uses_microphone else None
     with lock_folder(out):
-        _print_title(console, "1. Distilling", "only the connector learns, from statements")
+        _print_title(console, "1. Distillation", "trains only the connector, on statements")
         ear = _distill(out, minutes, console)
-        _print_title(
-            console, "2. Evaluating", "questions, which it has never heard, by voices it has never heard"
-        )
+        _print_title(console, "2. Evaluation", "on questions, which training has none of, by unseen voices")
         suite = open_suite("pocket")
         ears = _evaluate_ears(ear, suite, out, console, command)
-    _print_title(
-        console, "3. Asking aloud", "your question" if microphone else "one of the questions, at random"
-    )
+    _print_title(console, "3. A spoken question", "yours" if microphone else "a random one of the suite")
     question = microphone.record(console) if microphone else random.choice(suite.items)
     path = _ask_question(ears, question, out, console)
     files = shlex.join([str(out), str(path)])
-    console.out(f'\nAsk it yourself:\n  {program} chat {files} --text "Answer in Spanish."', highlight=False)
+    console.out(
+        "\nAsk the same question with another instruction:\n"
+        f'  {program} chat {files} --text "Answer in Spanish."',
+        highlight=False,
+    )
 
 
 def _print_title(console: Console, title: str, text: str) -> None:
@@ -98,9 +98,9 @@ def _print_title(console: Console, title: str, text: str) -> None:
 
 
 def build_demo_recipe(out: Path, minutes: float) -> Recipe:
-    """What the demo distils, but for the number of steps: that is known when a step has been timed.
+    """Returns the recipe of the demo, without its number of steps, which is set after a step has been timed.
 
-    Each clip is heard in one way only: in so few minutes it comes up a few times.
+    Each clip has a single view: in a few minutes of training a clip is seen only a few times.
     """
     recipe = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     n_clips = max(recipe.train.batch_size, round(minutes * CLIPS_PER_MINUTE))
@@ -109,10 +109,10 @@ def build_demo_recipe(out: Path, minutes: float) -> Recipe:
 
 
 def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
-    """The recipe of the demo's run that lies in `out` already.
+    """Returns the recipe of the demo's run in `out`; None if there is no run.
 
     Raises:
-        ConfigError: the run there is none of the demo's
+        ConfigError: the run there is not the demo's
     """
     path = out / "recipe.toml"
     if not path.exists():
@@ -122,17 +122,17 @@ def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
     steps = replace(new_recipe.train, n_steps=recipe.train.n_steps)
     recipe = replace(recipe, out=str(out))
     if recipe != replace(new_recipe, data=data, train=steps):
-        raise ConfigError(f"--out {out} holds a run of other settings; remove it, or give another folder")
+        raise ConfigError(f"--out {out} holds a run with other settings; remove it, or give another folder")
     return recipe
 
 
 def _distill(out: Path, minutes: float, console: Console) -> Ear:
-    """The ear of the run in `out`, which is begun, continued or already finished."""
+    """Returns the ear of the run in `out`, after starting or resuming the run if it is not finished."""
     new_recipe = build_demo_recipe(out, minutes)
     existing = _load_existing_recipe(out, new_recipe)
     if existing is not None and (out / checkpoint.RUN_EAR).is_dir():
         console.print(
-            f"{out} holds a finished ear ({existing.train.n_steps} steps); remove it to distil anew"
+            f"{out} holds a finished ear ({existing.train.n_steps} steps); remove the folder to distill again"
         )
         return checkpoint.load(out)
     start_s = time.monotonic()
@@ -142,12 +142,12 @@ def _distill(out: Path, minutes: float, console: Console) -> Ear:
         remaining_s = minutes * 60 - (time.monotonic() - start_s)
         run = with_n_steps(run, count_steps_within(run, remaining_s))
     ear = train_run(run, progress)
-    console.print(f"distilled in {(time.monotonic() - start_s) / 60:.1f} minutes", highlight=False)
+    console.print(f"Distilled in {(time.monotonic() - start_s) / 60:.1f} minutes", highlight=False)
     return ear
 
 
 def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command: str) -> list[EvaluatedEar]:
-    """The ear just distilled and the shipped one, on the same items; their reports are written."""
+    """Evaluates the new ear and the shipped ear on the same items, prints their tables and writes their reports."""
     n_steps = load_recipe(out / "recipe.toml").train.n_steps
     name = f"distilled on this computer, {n_steps} steps"
     report = _evaluate_ear(ear, suite, name, console, command)
@@ -159,13 +159,13 @@ def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command:
         report = _evaluate_ear(shipped, suite, name, console, command, reading=report)
         ears.append(EvaluatedEar(name=name, ear=shipped, report=report))
     else:
-        console.print(f"(no {SHIPPED_EAR} comes with this ossicle: the ear just distilled stands alone)")
+        console.print(f"(this installation has no {SHIPPED_EAR} to compare with)")
     for evaluated, path in zip(ears, (out / "report.json", out / "report-shipped.json"), strict=False):
         metrics = read_metrics(out) if evaluated.ear is ear else None
         written = write_report(evaluated.report, path, metrics=metrics)
         console.print(f"\nThe ear [bold]{evaluated.name}[/bold]:", highlight=False)
         print_table(evaluated.report, console)
-        console.out(f"{written.html}  (to look at and listen to)\n{written.json}", highlight=False)
+        console.out(f"{written.html}  (with plots and audio)\n{written.json}", highlight=False)
     return ears
 
 
@@ -188,12 +188,12 @@ def _evaluate_ear(
 def _ask_question(
     ears: Sequence[EvaluatedEar], question: Item | np.ndarray, out: Path, console: Console
 ) -> Path:
-    """One spoken question, an item's or samples, answered by each ear while one looks on; the file it is kept in."""
+    """Prints each ear's answer to one spoken question, an item or samples. Returns the question's WAV file."""
     text_parts = []
     if isinstance(question, Item):
-        console.out(f'said:  "{question.text}"', highlight=False)
+        console.out(f'spoken:   "{question.text}"', highlight=False)
         if question.instruction:
-            console.out(f'beside it, in writing:  "{question.instruction}"', highlight=False)
+            console.out(f'written:  "{question.instruction}"', highlight=False)
             text_parts = [{"type": "text", "text": question.instruction}]
     samples = load_audio(question.audio if isinstance(question, Item) else question)
     path = out / "question.wav"
@@ -201,7 +201,7 @@ def _ask_question(
         temporary.write_bytes(encode_wav(samples))
     messages = [{"role": "user", "content": [{"type": "audio", "audio": samples}, *text_parts]}]
     for evaluated in ears:
-        console.out(f"the ear {evaluated.name}:  ", end="", highlight=False)
+        console.out(f"answer of the ear {evaluated.name}:  ", end="", highlight=False)
         for piece in evaluated.ear.stream(messages):
             console.out(piece, end="", style="bold", highlight=False)
         console.out("")

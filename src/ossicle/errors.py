@@ -1,47 +1,47 @@
-"""Every error a user of ossicle can meet, as one tree; it knows nothing about what raises them.
+"""All errors that a user of ossicle can meet, as one tree. This file does not know what raises them.
 
     OssicleError               exit code 1
-    ├── ConfigError            exit code 2   a setting, flag or recipe that cannot be used
-    ├── AudioError             sound that cannot be heard: not audio, cut short, silent, too long
-    ├── DataError              a data set, suite or transcript that is not what it should be
-    ├── CheckpointError        an ear or a base model that cannot be loaded, saved or combined
-    ├── CacheError             stored teacher states that are incomplete or belong to something else
-    └── RequestError           a conversation or request that cannot be answered as it stands
+    ├── ConfigError            exit code 2   a setting, flag or recipe is invalid
+    ├── AudioError             audio cannot be used: not audio, truncated, silent, too long
+    ├── DataError              a data set, suite or transcript is invalid
+    ├── CheckpointError        an ear or a base model cannot be loaded, saved or combined with the others
+    ├── CacheError             stored teacher states are incomplete or belong to another model
+    └── RequestError           a conversation or request cannot be answered
 
-A message is one line and says what was given, what was expected and what to do about it.
+A message is one line. It says what was given, what was expected and what to do.
 """
 
 from typing import ClassVar
 
 
 class OssicleError(Exception):
-    """Base of all errors that are about the user's input or surroundings, never about a bug of ours."""
+    """Base of all errors that are about the user's input or environment, never about a bug in ossicle."""
 
     exit_code: ClassVar[int] = 1
-    """What the command line exits with when this error ends a command."""
+    """Exit code of the command line when a command ends with this error."""
 
 
 class ConfigError(OssicleError):
-    """A setting that cannot be used; the message names the dotted field and the value it was given."""
+    """A setting is invalid. The message has its dotted name and the value that was given."""
 
     exit_code: ClassVar[int] = 2
 
 
 class AudioError(OssicleError):
-    """Sound that cannot be heard: missing, not audio, truncated, empty, silent, not finite or too long."""
+    """Audio cannot be used: missing, not audio, truncated, empty, silent, not finite or too long."""
 
 
 class DataError(OssicleError):
-    """Data that cannot be learned or evaluated from; the message names the file and the line."""
+    """Data cannot be used for training or evaluation. The message has the file and the line."""
 
 
 class CheckpointError(OssicleError):
-    """An ear or base model that cannot be loaded, saved or joined with the other parts."""
+    """An ear or a base model cannot be loaded, saved or combined with the other parts."""
 
 
 class CacheError(OssicleError):
-    """Stored teacher states that are incomplete, damaged or made by another model."""
+    """Stored teacher states are incomplete, damaged or from another model."""
 
 
 class RequestError(OssicleError):
-    """A conversation that cannot be answered as it was sent."""
+    """A conversation cannot be answered as it was sent."""

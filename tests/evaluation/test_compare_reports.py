@@ -200,7 +200,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["compare", *files, "--out", str(tmp_path / "pages" / "page.html")]) == 0
     said = capsys.readouterr().out
     assert f"1: {files[0]}\n2: {files[1]}\n" in said
-    assert "2 against 1: ear +12.5 (+2.5 to +22.5), right answers, paired over 40 items" in said
+    assert "2 compared with 1: ear +12.5 (+2.5 to +22.5), right answers, paired over 40 items" in said
     assert Page((tmp_path / "pages" / "page.html").read_text(encoding="utf-8")).count("h1") == 1
 
 

@@ -198,7 +198,7 @@ def test_the_command_says_untouched_and_writes_all_of_it(
     argv = ["verify", ear, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "found.json"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    assert "The LLM is untouched." in printed
+    assert "The LLM is unchanged." in printed
     found = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert found["is_unchanged"] is True
     assert [row["prompt"] for row in found["answers"]] == ["hello there", "why?"]
@@ -215,8 +215,8 @@ def test_the_command_fails_on_a_touched_llm(
     assert main(["verify", ear, "--n-prompts", "1", "--max-new-tokens", "2", "--json", "found.json"]) == 1
     out, err = capsys.readouterr()
     assert "differs" in out
-    assert "untouched" not in out
-    assert err.splitlines()[-1].startswith("ossicle: the LLM within ")
+    assert "unchanged" not in out
+    assert err.splitlines()[-1].startswith("ossicle: the LLM in ")
     assert "1 of" in err
     assert json.loads(Path("found.json").read_text(encoding="utf-8"))["is_unchanged"] is False
 

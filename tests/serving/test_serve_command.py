@@ -36,13 +36,13 @@ def test_flags_that_cannot_be_used_are_named(refused: Callable[..., str], tmp_pa
     assert "--max-audio-s is nan" in refused("--max-audio-s", "nan")
     assert "--engine vllm and --url belong together" in refused("--engine", "vllm")
     assert "--engine vllm and --url belong together" in refused("--url", "http://localhost:1")
-    assert "are for --engine vllm: leave them out" in refused("--remote-model", "m")
+    assert "are for --engine vllm only: leave them out" in refused("--remote-model", "m")
     assert "expected a vLLM that is up" in refused(
         "--engine", "vllm", "--url", "http://127.0.0.1:9", "--port", "0"
     )
     assert "cannot be read" in refused("--key-file", str(tmp_path / "none"))
     (tmp_path / "empty").write_text("\n \n")
-    assert "is empty, expected a key on each line" in refused("--key-file", str(tmp_path / "empty"))
+    assert "is empty, expected one API key per line" in refused("--key-file", str(tmp_path / "empty"))
     assert "cannot listen at --host nowhere.invalid" in refused("--host", "nowhere.invalid")
 
 
@@ -66,7 +66,7 @@ def test_it_says_where_it_listens_serves_and_ends(tmp_path: Path, number: signal
         stack.callback(process.kill)
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.fullmatch(r"pocket listens: (http://127\.0\.0\.1:\d+)/ \(Ctrl-C ends it\)\n", line)
+        found = re.fullmatch(r"Serving pocket at (http://127\.0\.0\.1:\d+)/ \(Ctrl-C stops it\)\n", line)
         assert found, line
         key = {"authorization": "Bearer open sesame"}
         reply = httpx2.post(

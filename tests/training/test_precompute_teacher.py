@@ -103,13 +103,17 @@ def test_the_command_says_what_it_does_and_does_it_once(
     assert main(argv) == 0
     first = capsys.readouterr().out
     assert "9 transcripts in 12 rows\n" in first
-    assert f"{taught.data.teacher_cache} lacks 9 of them, which take 0.0 MB of disk" in first
-    assert first.endswith(f"{taught.data.teacher_cache} has the states of 9 transcripts\n")
+    assert f"9 of them are missing in {taught.data.teacher_cache}; they take 0.0 MB of disk" in first
+    assert first.endswith(f"{taught.data.teacher_cache} has the teacher states of 9 transcripts\n")
     before = contents(taught)
     assert main(argv) == 0
-    assert capsys.readouterr().out.endswith("has all of them: nothing to do\n")
+    assert capsys.readouterr().out.endswith(
+        f"all of them are in {taught.data.teacher_cache}: nothing to do\n"
+    )
     assert main([*argv, "--objective.hidden-positions", "last", "--objective.n-response-tokens", "1"]) == 0
-    assert capsys.readouterr().out.endswith("has all of them: nothing to do\n")
+    assert capsys.readouterr().out.endswith(
+        f"all of them are in {taught.data.teacher_cache}: nothing to do\n"
+    )
     assert contents(taught) == before
     assert main([*argv, "--objective.n-response-tokens", "3"]) == 1
     assert "its n_response_tokens is '2', expected '3'" in capsys.readouterr().err
@@ -145,7 +149,7 @@ def test_stopped_by_hand_it_goes_on_to_the_same_files(
         patch.setattr(Teacher, "compute_states", interrupted)
         argv = typed(taught, tmp_path)
         assert main(argv) == 130
-    assert "stopped; what is finished is kept, and the same command goes on" in capsys.readouterr().err
+    assert "stopped; all finished shards are kept; resume with: " in capsys.readouterr().err
     assert len(contents(taught)) == 2
     with pytest.raises(CacheError, match="is not filled to its end"):
         trainer.train(taught)

@@ -1,6 +1,6 @@
-"""The command line: a frozen dataclass for each subcommand, errors as one line and an exit code.
+"""The command line: one frozen dataclass for each subcommand; an error is one line and an exit code.
 
-What a command needs is imported when it runs: torch and transformers take seconds, `ossicle --help` must not.
+Each command imports what it needs when it runs: torch and transformers take seconds, which `ossicle --help` must not.
 """
 
 import os
@@ -28,9 +28,9 @@ from ossicle.config import load_recipe
 from ossicle.errors import ConfigError, OssicleError
 from ossicle.version import __version__
 
-_RECIPE_COMMANDS = {"train": Train, "teacher": Teacher, "plan": Plan}
-"""Commands whose first argument is a recipe; all of its settings can be overridden behind it."""
-_OTHER_COMMANDS = {
+RECIPE_COMMANDS = {"train": Train, "teacher": Teacher, "plan": Plan}
+"""Commands whose first argument is a recipe. Flags after it override the recipe's settings."""
+OTHER_COMMANDS = {
     "demo": Demo,
     "new": New,
     "chat": Chat,
@@ -43,20 +43,20 @@ _OTHER_COMMANDS = {
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    """The subcommand that is asked for.
+    """Returns the subcommand of a command line, with its arguments.
 
     Raises:
-        ConfigError: a recipe that cannot be used, or settings that cannot be
-        SystemExit: help, or flags that cannot be understood (code 2)
+        ConfigError: an invalid recipe or an invalid setting
+        SystemExit: help was asked for (code 0), or flags cannot be parsed (code 2)
     """
-    subcommands = {name: tyro.conf.subcommand(name) for name in (*_RECIPE_COMMANDS, *_OTHER_COMMANDS)}
-    if argv[0] in _RECIPE_COMMANDS and argv[1:2] not in ([], ["-h"], ["--help"]):
+    subcommands = {name: tyro.conf.subcommand(name) for name in (*RECIPE_COMMANDS, *OTHER_COMMANDS)}
+    if argv[0] in RECIPE_COMMANDS and argv[1:2] not in ([], ["-h"], ["--help"]):
         if argv[1].startswith("-"):
             raise ConfigError(f"the recipe comes first: ossicle {argv[0]} RECIPE.toml {argv[1]} ...")
         recipe = Path(argv[1])
-        default = _RECIPE_COMMANDS[argv[0]](recipe=recipe, settings=load_recipe(recipe))
+        default = RECIPE_COMMANDS[argv[0]](recipe=recipe, settings=load_recipe(recipe))
         subcommands[argv[0]] = tyro.conf.subcommand(argv[0], default=default)
-    command_types: dict[str, Any] = {**_RECIPE_COMMANDS, **_OTHER_COMMANDS}
+    command_types: dict[str, Any] = {**RECIPE_COMMANDS, **OTHER_COMMANDS}
     annotated = tuple(Annotated[kind, subcommands[name]] for name, kind in command_types.items())
     command_type: Any = Union[annotated]  # noqa: UP007
     return tyro.cli(
@@ -69,12 +69,12 @@ def _parse(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and gives its exit code: 0, 1 (failure), 2 (usage), 130 (Ctrl-C)."""
+    """Runs one subcommand. Returns its exit code: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
         sys.stdout.write(f"ossicle {__version__}\n")
         return 0
-    # What transformers says of its own while it loads; the bars of downloads are huggingface_hub's, and stay.
+    # Silences what transformers prints while it loads. The progress bars of downloads are huggingface_hub's and stay.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_message("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # elsewhere rich meets it, and exits with 1 as well
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
+    except BrokenPipeError:  # from our own writes; rich exits with 1 by itself
+        # Without this, Python reports the broken pipe again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -21,37 +21,37 @@ TextOption = Annotated[str | None, arg(metavar="TEXT")]
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Answer one spoken turn, or talk through the microphone."""
+    """Answer an audio file, or have a conversation through the microphone."""
 
     ear: Positional[EarName]
-    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
     audio: Positional[AudioFile] = None
-    """What is said: wav, flac, mp3, ogg, opus, webm or m4a."""
+    """Audio file to answer: wav, flac, mp3, ogg, opus, webm or m4a."""
     mic: bool = False
-    """Talk through the microphone in place of a file, turn after turn; Ctrl-D or Ctrl-C ends it."""
+    """Talk through the microphone, turn after turn, in place of a file. Ctrl-D or Ctrl-C ends the conversation."""
     text: TextOption = None
-    """Text beside each sound, such as "Answer in Spanish."."""
+    """Text that goes with the audio of each turn, such as "Answer in Spanish."."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
     """Longest answer, in tokens."""
     temperature: NumberOption = None
-    """Sample the answer at this temperature; greedy without."""
+    """Sample the answer at this temperature. Without it, decoding is greedy."""
     top_p: NumberOption = None
-    """Sample from the likeliest tokens that hold this share of the probability."""
+    """Sample from the smallest set of most likely tokens whose probabilities sum to this."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
     def run(self, command_line: str) -> int:
-        """Prints answers while they are made."""
+        """Prints each answer while it is generated."""
         if (self.audio is None) != self.mic:
-            raise ConfigError("ossicle chat takes one sound: name a file, or speak with --mic")
+            raise ConfigError("ossicle chat takes one audio file or --mic: give exactly one of them")
         from ossicle import checkpoint
         from ossicle.audio.microphone import Microphone
         from ossicle.audio.waveform import load_audio
 
         options = self.build_generation_options()
-        # Bad sound and a missing microphone are told before the models are loaded.
+        # Audio and microphone come before the models, so that their errors are reported without delay.
         audio = load_audio(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
         ear = checkpoint.load(self.ear)
@@ -65,11 +65,11 @@ class Chat:
     def run_conversation(
         self, ear: "Ear", microphone: "Microphone", messages: list[dict[str, Any]], options: dict[str, Any]
     ) -> None:
-        """Turn after turn, each answered with all before it in mind; a turn that cannot be heard is said again."""
+        """Records and answers turns, each with all earlier turns as context. A silent turn is recorded again."""
         n_turns = 0
         while True:
             try:
-                sound = microphone.record(Console(stderr=True))
+                audio = microphone.record(Console(stderr=True))
             except AudioError as error:
                 if n_turns == 0 or microphone.is_over:
                     raise
@@ -77,27 +77,31 @@ class Chat:
                 continue
             if microphone.is_over and n_turns:
                 return
-            messages.append(self.build_user_message(sound))
+            messages.append(self.build_user_message(audio))
             messages.append({"role": "assistant", "content": print_answer(ear, messages, options)})
             n_turns += 1
 
-    def build_user_message(self, sound: Any) -> dict[str, Any]:
-        """What is asked with a sound."""
-        content: list[dict[str, Any]] = [{"type": "audio", "audio": sound}]
+    def build_user_message(self, audio: Any) -> dict[str, Any]:
+        """Returns the user message of a turn: its audio and the text of --text."""
+        content: list[dict[str, Any]] = [{"type": "audio", "audio": audio}]
         if self.text is not None:
             content.append({"type": "text", "text": self.text})
         return {"role": "user", "content": content}
 
     def build_generation_options(self) -> dict[str, Any]:
-        """What `generate` is told."""
+        """Returns the keyword arguments of `Ear.stream`, and seeds the sampling.
+
+        Raises:
+            ConfigError: a flag is out of range
+        """
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
         if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise ConfigError(f"--temperature is {self.temperature:g}, expected 0 (greedy) or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p:g}, expected more than 0 and at most 1")
-        given = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
-        options = {name: value for name, value in given.items() if value is not None}
+        flags = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
+        options = {name: value for name, value in flags.items() if value is not None}
         if {"temperature", "top_p"} & options.keys():
             import torch
 
@@ -106,7 +110,7 @@ class Chat:
 
 
 def print_answer(ear: "Ear", messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
-    """Prints an answer while it is made; gives it whole."""
+    """Prints an answer while it is generated. Returns the whole answer."""
     console, pieces = Console(), []
     for piece in ear.stream(messages, **options):
         console.out(piece, end="", highlight=False)

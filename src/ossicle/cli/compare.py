@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from ossicle.evaluation.compare_reports import ComparisonRow
 
 _MIN_WIDTH = 80
-"""Below it a table's numbers would be cut off; a narrower terminal wraps its lines."""
+"""Columns of the table at least: numbers are never cut off; a narrower terminal wraps the lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Put the reports of several ears side by side, and say how they differ on the items that they share."""
+    """Compare reports of several ears: scores side by side, and paired differences on the items that they share."""
 
     reports: Positional[Annotated[tuple[Path, ...], arg(metavar="REPORT.json")]]
-    """Reports that `ossicle eval` wrote, two or more; the first is what the others are compared with."""
+    """Two or more reports of `ossicle eval`. The others are compared with the first one."""
 
     out: Annotated[Path | None, arg(metavar="PAGE.html")] = None
-    """A page to look at as well: numbers, plots, and the items on which ears part, with their sound."""
+    """HTML page to write: scores, plots, and the items on which the ears disagree, with their audio."""
 
     def run(self, command_line: str) -> int:
-        """Prints a table with a row for each part and each report, and writes the page if one is asked for."""
+        """Prints a table with a row for each part and report, and writes the page if --out is given."""
         from ossicle.atomic_io import write_text
         from ossicle.errors import ConfigError
         from ossicle.evaluation import read_report
@@ -45,7 +45,7 @@ class Compare:
         reports = [read_report(path) for path in self.reports]
         check_comparable(reports)
         page = ""
-        if self.out is not None:  # before anything is printed: it may be refused
+        if self.out is not None:  # before anything is printed, as it may raise
             from ossicle.evaluation.report.comparison_page import render_comparison
 
             page = render_comparison(self.reports, reports)
@@ -55,19 +55,20 @@ class Compare:
         for number, path in enumerate(self.reports, 1):
             console.out(f"{number}: {path}", highlight=False)
         for number, report in enumerate(reports[1:], 2):
-            found = compute_paired_difference(reports[0], report)
-            if found is None:
-                said = explain_no_difference(reports[0], report)
+            difference = compute_paired_difference(reports[0], report)
+            if difference is None:
+                text = explain_no_difference(reports[0], report)
             else:
-                gain, better = found.difference, " (less is better)" if found.metric.is_error else ""
-                said = (
-                    f"ear {format_points(gain.value, found.metric)} ({format_points_interval(gain.ci95, found.metric)}),"
-                    f" {found.metric.label}{better}, paired over {found.n} items"
+                gain, metric = difference.difference, difference.metric
+                better = " (lower is better)" if metric.is_error else ""
+                text = (
+                    f"ear {format_points(gain.value, metric)} ({format_points_interval(gain.ci95, metric)}),"
+                    f" {metric.label}{better}, paired over {difference.n} items"
                 )
-            console.out(f"{number} against 1: {said}", highlight=False)
+            console.out(f"{number} compared with 1: {text}", highlight=False)
         if self.out is not None:
             write_text(self.out, page)
-            console.out(f"{self.out}  (to look at and listen to)", highlight=False)
+            console.out(f"{self.out}  (with plots and audio)", highlight=False)
         return 0
 
 

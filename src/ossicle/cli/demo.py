@@ -10,17 +10,17 @@ from ossicle.cli.terminal import print_resume_command, program_name
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Distil the embedded LLM in a few minutes on this computer, evaluate it, and ask it something aloud."""
+    """Distill the embedded LLM on this computer in a few minutes, evaluate the ear, and ask it a spoken question."""
 
     minutes: float = 4.0
-    """How long to distil."""
+    """Time for the distillation, in minutes."""
     out: Path = Path("runs/pocket")
-    """Folder of the run; an unfinished run in it goes on."""
+    """Folder of the run. An unfinished run in it is resumed."""
     mic: bool = False
-    """Ask the question at the end through the microphone."""
+    """Ask your own question through the microphone at the end."""
 
     def run(self, command_line: str) -> int:
-        """Goes through the demo, or says how to go on with it."""
+        """Runs the demo. If it is stopped, prints how to resume it."""
         from ossicle.demo import run_demo
         from ossicle.training.trainer import StopRequested
 

@@ -19,30 +19,32 @@ _ModelName = Annotated[str | None, arg(metavar="NAME")]
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure an ear beside its text ceiling and the cascade; write a report with sound you can play."""
+    """Evaluate an ear next to its text ceiling and the cascade, and write a report with audio to play."""
 
     ear: Positional[EarName]
-    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
-    """"pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de" (docs/evaluation.md), or a
-    JSONL or parquet file of audio, text and, optionally, instruction, answer, group, id."""
+    """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
+    (docs/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group and
+    id."""
     data: _DataSource = None
-    """Where a public benchmark's data lies: a local folder as published, or another hub id."""
+    """Data of a public benchmark: a local folder as published, or another hub id. Without it, the benchmark's own hub
+    id."""
     out: Annotated[Path, arg(metavar="REPORT.json")] = Path("report.json")
-    """Where the report goes; the page to look at goes beside it, as .html."""
+    """JSON report to write. An HTML page of the same name is written next to it."""
     robustness: bool = False
-    """Cascade and ear once more in babble, in white noise, faster and slower, by telephone, with silence around."""
+    """Evaluate cascade and ear under corruptions too: babble, white noise, other speeds, telephone, added silence."""
     asr: _ModelName = None
-    """Another speech recogniser for the cascade: a Whisper by hub id or local folder, or an ear, which writes down
-    what it hears."""
+    """Another ASR model for the cascade: a Whisper by hub id or local folder, or an ear, which transcribes its own
+    audio tokens. Without it, the ear's own Whisper."""
     judge: _ModelName = None
-    """For answers that have to be judged: "offline", an LLM by hub id or folder, or an OpenAI-compatible address with
-    its model, https://host/v1#model."""
+    """Judge for suites that need one: "offline", an LLM by hub id or folder, or an OpenAI-compatible URL with its model,
+    such as https://host/v1#model."""
     batch_size: int = 16
-    """Items at a time."""
+    """Items that are answered in one batch."""
 
     def run(self, command_line: str) -> int:
-        """Prints the table and writes the report; the same command goes on where it was stopped."""
+        """Prints the table and writes the report. If it was stopped, the same command resumes it."""
         from ossicle import checkpoint
         from ossicle.evaluation import CORRUPTIONS, EvaluationSettings, open_suite
         from ossicle.evaluation.asr import AsrModel
@@ -64,7 +66,7 @@ class Eval:
             return self._evaluate(ear, suite, options, command_line)
         except KeyboardInterrupt:
             resume_command = command_line.replace("ossicle", program_name(), 1)
-            print_message(f"stopped; all answers so far are kept, resume with: {resume_command}")
+            print_message(f"stopped; all answers so far are kept; resume with: {resume_command}")
             return EXIT_INTERRUPTED
 
     def _evaluate(self, ear: "Ear", suite: "Suite", options: "EvaluationSettings", command_line: str) -> int:

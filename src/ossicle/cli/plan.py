@@ -22,31 +22,32 @@ _MAX_WIDTH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Say what a run will cost, before any weight is loaded: operations, memory, disk, hours."""
+    """Estimate the cost of a run without loading any weights: operations, memory, disk and hours."""
 
     recipe: Positional[RecipeFile]
-    """What to plan. Any of its settings can be overridden behind it, such as --train.batch-size 64."""
+    """Recipe of the run. Flags after it override its settings, such as --train.batch-size 64."""
     settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
     gpus: int = 1
-    """GPUs that train together."""
+    """Number of GPUs that train together."""
     clip_s: float = 5.0
-    """Seconds of a mean clip."""
+    """Mean duration of a clip, in seconds."""
     tokens: float = 14.0
-    """Tokens of a mean transcript."""
+    """Mean number of tokens of a transcript."""
     longest_s: float | None = None
-    """Seconds of the longest clips, which memory is planned for; without it, three times the mean one (the encoder's
-    window where clips are joined)."""
+    """Duration of the longest clips, in seconds, for the memory estimate. Without it, three times the mean, or the
+    encoder's window if clips are concatenated."""
     clips: int | None = None
-    """Clips in the source; without it, as many as a source that lies here has, or as are learned from."""
+    """Number of clips in the source. Without it, the count of a local source, or as many as the steps use."""
     utilization: float = 0.4
-    """Share of a GPU's peak that is reached."""
+    """Ratio of a GPU's peak operations per second that is reached."""
     template_tokens: int | None = None
-    """Tokens of the chat template around what is said; without it, the tokenizer tells, where it can be read."""
+    """Number of tokens of the chat template around the user's content. Without it, it is read from the tokenizer if that
+    is available."""
     json: Path | None = None
-    """File to write all numbers to."""
+    """JSON file to write all numbers to."""
 
     def run(self, command_line: str) -> int:
-        """Prints the plan."""
+        """Prints the estimate."""
         from ossicle.plan import Assumptions, estimate
 
         found = estimate(
@@ -73,7 +74,7 @@ class Plan:
 
 
 def _count_local_clips(recipe: Recipe) -> int | None:
-    """How many clips a recipe's sources have, if all of them lie on this computer."""
+    """Returns the number of clips in a recipe's sources; None if not all of them are on this computer."""
     from ossicle.data.dataset import open_speech
     from ossicle.data.formats import is_local_source
     from ossicle.errors import OssicleError
@@ -82,20 +83,18 @@ def _count_local_clips(recipe: Recipe) -> int | None:
         return None
     try:
         return len(open_speech(recipe.data.source, recipe.data.n_clips))
-    except OssicleError:  # training will say what is wrong with them
+    except OssicleError:  # training reports the error
         return None
 
 
 def print_estimate(estimate: "Estimate", recipe: Recipe, console: Console) -> None:
-    """The plan as tables that fit 100 columns, then what they assume."""
+    """Prints the estimate as tables of at most 100 columns, followed by its assumptions."""
     tables = {
         "Weights": _weights_table(estimate),
         "Operations": _operations_table(estimate),
-        "Memory of each GPU at the peak of a step, one of the longest clips at a time": _memory_table(
-            estimate
-        ),
+        "Memory of each GPU at the peak of a step, for one of the longest clips": _memory_table(estimate),
         "Disk": _disk_table(estimate),
-        "Time, and whether it fits": _gpus_table(estimate),
+        "Time and fit": _gpus_table(estimate),
         "Assumed": _assumptions_table(estimate),
     }
     for number, (title, table) in enumerate(tables.items()):
@@ -125,7 +124,7 @@ def _weights_table(estimate: "Estimate") -> Table:
 
 
 def _operations_table(estimate: "Estimate") -> Table:
-    table = _build_table("part", "GFLOP a clip", "PFLOP in the run", "share of the run")
+    table = _build_table("part", "GFLOP a clip", "PFLOP in the run", "% of the run")
     total = sum(estimate.run.values())
     for name, flops in estimate.clip.items():
         table.add_row(
@@ -147,14 +146,16 @@ def _memory_table(estimate: "Estimate") -> Table:
 
 
 def _disk_table(estimate: "Estimate") -> Table:
-    table = _build_table("what", "GB")
+    table = _build_table("part", "GB")
     for name, size in estimate.disk.items():
         table.add_row(name, _format_giga(size))
     return table
 
 
 def _gpus_table(estimate: "Estimate") -> Table:
-    table = _build_table("GPU", "GB", "mean clips in a part", "longest clips", "hours", "GPU-hours")
+    table = _build_table(
+        "GPU", "GB", "mean clips a microbatch", "longest clips a microbatch", "hours", "GPU-hours"
+    )
     for fit in estimate.gpus:
         table.add_row(
             fit.gpu,

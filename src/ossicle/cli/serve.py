@@ -24,39 +24,40 @@ KeyFile = Annotated[Path | None, arg(metavar="FILE")]
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Talk to an ear in a browser, or call it like OpenAI."""
+    """Serve an ear: a page to talk to it in a browser, and an OpenAI-compatible API."""
 
     ear: Positional[EarName]
-    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
     host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
-    """Where to listen; 0.0.0.0 lets other machines in."""
+    """Address to listen on. 0.0.0.0 accepts requests from other machines."""
     port: Annotated[int, arg(metavar="PORT")] = 8000
-    """The port to listen at."""
+    """Port to listen on. 0: any free port."""
     name: Annotated[str | None, arg(metavar="NAME")] = None
-    """What the model is called; the ear's own name without."""
+    """Model name in the API. Without it, the ear's name as given."""
     engine: Literal["local", "vllm"] = "local"
-    """Who answers: this computer, or a vLLM elsewhere that serves the ear's LLM with --enable-prompt-embeds."""
+    """Engine that runs the LLM. local: this process; vllm: a vLLM server that serves the ear's LLM with
+    --enable-prompt-embeds."""
     url: UrlOption = None
-    """Of that vLLM, such as http://host:8000."""
+    """URL of the vLLM server, such as http://host:8000."""
     remote_model: Annotated[str | None, arg(metavar="NAME")] = None
-    """What the LLM is called there; the first that is served without."""
+    """Name of the LLM on the vLLM server. Without it, the first model that is served there."""
     remote_key_file: KeyFile = None
-    """A file with the key that that vLLM wants."""
+    """File with the API key of the vLLM server."""
     key_file: KeyFile = None
-    """A file with the keys that open this server, one a line; without, it is open to all who can reach it."""
+    """File with the API keys that this server accepts, one per line. Without it, requests need no key."""
     allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN")] = ()
-    """Other sites whose pages may call the server, such as https://example.org."""
+    """Origins of other sites whose pages may call the server (CORS), such as https://example.org."""
     max_batch_size: CountOption = 32
-    """Answers that are decoded side by side on this computer."""
+    """Highest number of answers that the local engine decodes in one batch."""
     max_waiting: CountOption = 128
-    """Requests that may wait beside those; more are told to come back (429)."""
+    """Highest number of further requests that may wait. More get status 429."""
     max_audio_s: Annotated[float, arg(metavar="SECONDS")] = 600.0
-    """Most sound in a conversation."""
+    """Longest audio of a conversation in total, in seconds."""
     max_body_mb: CountOption = 64
-    """Largest request."""
+    """Largest request body, in MiB."""
 
     def run(self, command_line: str) -> int:
-        """Serves until it is stopped."""
+        """Serves until the process is stopped."""
         self.check_flags()
         import torch
 
@@ -86,23 +87,23 @@ class Serve:
         return 0
 
     def build_engine(self, ear: "Ear", metrics: "Metrics") -> "Engine":
-        """Who answers."""
+        """Returns the engine that --engine names."""
         if self.engine == "local":
             from ossicle.serving.local_engine import LocalEngine
 
             return LocalEngine(ear, metrics, max_batch_size=self.max_batch_size)
         from ossicle.serving.vllm.engine import VllmEngine
 
-        assert self.url, "checked"
+        assert self.url, "check_flags requires it"
         key = next(iter(read_keys(self.remote_key_file)), None)
         connecting = VllmEngine.connect(ear, metrics, url=self.url, model=self.remote_model, api_key=key)
         return asyncio.run(connecting)
 
     def check_flags(self) -> None:
-        """Refuses flags that cannot be used.
+        """Checks the flags before anything is loaded.
 
         Raises:
-            ConfigError: naming the flag and its value
+            ConfigError: a flag is out of range or does not fit another one
         """
         for flag, value in {
             "--max-batch-size": self.max_batch_size,
@@ -113,25 +114,29 @@ class Serve:
             if not value > 0:
                 raise ConfigError(f"{flag} is {value}, expected more than 0")
         if not 0 <= self.port < 1 << 16:
-            raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any that is free")
+            raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any free port")
         if (self.engine == "vllm") != (self.url is not None):
             raise ConfigError("--engine vllm and --url belong together: give both, or neither")
         if self.engine == "local" and (self.remote_model or self.remote_key_file):
-            raise ConfigError("--remote-model and --remote-key-file are for --engine vllm: leave them out")
+            raise ConfigError(
+                "--remote-model and --remote-key-file are for --engine vllm only: leave them out"
+            )
 
     def print_address(self, model: str, port: int) -> None:
-        """Says where it listens, and to whom."""
+        """Prints the server's URL, and a warning if other machines can use it without a key."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        Console().print(f"{model} listens: http://{host}:{port}/ (Ctrl-C ends it)", highlight=False)
+        Console().print(f"Serving {model} at http://{host}:{port}/ (Ctrl-C stops it)", highlight=False)
         if self.key_file is None and not _is_loopback(self.host):
-            print_message("whoever reaches this address can use it: --key-file asks for a key")
+            print_message(
+                "anyone who can reach this address can use the server; --key-file makes it require an API key"
+            )
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
-    """The keys of a file, one a line.
+    """Returns the API keys in a file, one per line.
 
     Raises:
-        ConfigError: a file that cannot be read, or holds none
+        ConfigError: the file cannot be read or has no key
     """
     if file is None:
         return ()
@@ -140,12 +145,12 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the key file {file} cannot be read ({error})") from error
     if not keys:
-        raise ConfigError(f"the key file {file} is empty, expected a key on each line")
+        raise ConfigError(f"the key file {file} is empty, expected one API key per line")
     return keys
 
 
 def get_transcript_language(ear: "Ear") -> str:
-    """The language of transcripts, where the encoder knows only one."""
+    """Returns the language of transcripts: English for an English-only Whisper, else unknown."""
     return "unknown" if ear.whisper.is_multilingual else "english"
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import RecipeFile, print_resume_command
+from ossicle.cli.terminal import RecipeFile, format_bytes, print_resume_command
 from ossicle.config import Recipe
 
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from ossicle.training.distributed import Ranks
 
 _N_PROGRESS_LINES = 20
-"""Lines in all, where there is no terminal."""
+"""Progress lines in total where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Compute what the LLM makes of all transcripts, into data.teacher_cache; the same command goes on."""
+    """Precompute the teacher states of all transcripts into data.teacher_cache. The same command resumes it."""
 
     recipe: Positional[RecipeFile]
-    """Whose teacher it is. Any of its settings can be overridden behind it, such as --data.teacher-cache FOLDER."""
+    """Recipe of the run. Flags after it override its settings, such as --data.teacher-cache FOLDER."""
     settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
 
     def run(self, command_line: str) -> int:
-        """Fills the cache, or says how to go on."""
+        """Fills the cache. If it is stopped, prints how to resume it."""
         from ossicle.training.cache.precompute_teacher import plan_teacher_precompute
         from ossicle.training.distributed import join_process_group
 
@@ -40,28 +40,23 @@ class Teacher:
                 if lecture.write_plan.n_missing:
                     _precompute(lecture, ranks, console)
         except KeyboardInterrupt:
-            stop = KeyboardInterrupt(
-                "stopped; what is finished is kept, and the same command goes on from there"
-            )
+            stop = KeyboardInterrupt("stopped; all finished shards are kept; resume with")
             return print_resume_command(stop, command_line)
         return 0
 
 
 def _print_summary(lecture: "TeacherPrecompute", console: Console) -> None:
     lessons, filling = lecture.transcripts, lecture.write_plan
-    skipped = f", {lessons.n_skipped} rows cannot be learned from" if lessons.n_skipped else ""
+    skipped = f", {lessons.n_skipped} rows are invalid" if lessons.n_skipped else ""
     console.out(f"{len(lessons)} transcripts in {lessons.n_rows} rows{skipped}", highlight=False)
     if filling.n_missing:
+        size = format_bytes(filling.n_bytes)
         console.out(
-            f"{filling.folder} lacks {filling.n_missing} of them, which take {_format_size(filling.n_bytes)} of disk",
+            f"{filling.n_missing} of them are missing in {filling.folder}; they take {size} of disk",
             highlight=False,
         )
     else:
-        console.out(f"{filling.folder} has all of them: nothing to do", highlight=False)
-
-
-def _format_size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+        console.out(f"all of them are in {filling.folder}: nothing to do", highlight=False)
 
 
 def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) -> None:
@@ -72,10 +67,10 @@ def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) 
         bar.update(task, completed=n_done)
         if not console.is_terminal and n_done * _N_PROGRESS_LINES // n > n_printed:
             n_printed = n_done * _N_PROGRESS_LINES // n
-            console.out(f"{n_done}/{n} transcripts read", highlight=False)
+            console.out(f"{n_done}/{n} transcripts done", highlight=False)
 
     columns = (
-        TextColumn("reading transcripts"),
+        TextColumn("teacher states"),
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -83,4 +78,6 @@ def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) 
     with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
         task = bar.add_task("", total=lecture.write_plan.n_missing)
         cache = lecture.run(ranks, print_progress)
-    console.out(f"{lecture.write_plan.folder} has the states of {len(cache)} transcripts", highlight=False)
+    console.out(
+        f"{lecture.write_plan.folder} has the teacher states of {len(cache)} transcripts", highlight=False
+    )

@@ -1,4 +1,4 @@
-"""What the subcommands share: how this program is called, what it says when it ends, the kinds of its arguments."""
+"""What the subcommands share: types of arguments, messages on stderr, the program's name, sizes in bytes."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 EarName = Annotated[str, arg(metavar="EAR")]
 RecipeFile = Annotated[Path, arg(metavar="RECIPE.toml")]
@@ -18,13 +18,13 @@ NumberOption = Annotated[float | None, arg(metavar="NUMBER")]
 
 
 def print_resume_command(stop: KeyboardInterrupt, command_line: str) -> int:
-    """Ends a command that was stopped by hand; gives its exit code."""
+    """Prints why a command was stopped and how to resume it. Returns the exit code."""
     print_message(f"{stop}: {command_line.replace('ossicle', program_name(), 1)}")
     return EXIT_INTERRUPTED
 
 
 def program_name() -> str:
-    """How this program can be called again: by its name if the shell knows it, else by its path from here."""
+    """Returns how to call this program again: its name if it is on the PATH, else its relative path."""
     if shutil.which("ossicle"):
         return "ossicle"
     path = Path(sys.argv[0])
@@ -32,5 +32,10 @@ def program_name() -> str:
 
 
 def print_message(text: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     sys.stderr.write(f"ossicle: {' '.join(text.split())}\n")
+
+
+def format_bytes(n_bytes: int) -> str:
+    """Returns a size in GB or, below 0.1 GB, in MB."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"

@@ -14,18 +14,20 @@ from ossicle.config import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Distil an ear; the same command goes on where it was stopped."""
+    """Distill an ear. If training was stopped, the same command resumes it."""
 
     recipe: Positional[RecipeFile]
-    """What to distil. Any of its settings can be overridden behind it, such as --train.n-steps 100."""
+    """Recipe of the run. Flags after it override its settings, such as --train.n-steps 100."""
     settings: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: Recipe(out="runs/..."))
 
     def run(self, command_line: str) -> int:
-        """Trains to the last step, or says how to go on."""
+        """Trains until the last step. If it is stopped, prints how to resume it."""
         from ossicle.training.progress import Progress
         from ossicle.training.trainer import StopRequested, train
 
-        is_first = os.environ.get("RANK", "0") == "0"  # of all processes that torchrun started, one speaks
+        is_first = (
+            os.environ.get("RANK", "0") == "0"
+        )  # of the processes of torchrun, only the first one prints
         console = Console(quiet=not is_first)
         try:
             train(self.settings, Progress(console))

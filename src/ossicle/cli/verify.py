@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 CountOption = Annotated[int | None, arg(metavar="N")]
 FileOption = Annotated[Path | None, arg(metavar="FILE")]
 _N_HASH_DIGITS = 16
-"""Hexadecimal digits of a hash that are shown; the JSON has all."""
+"""Hexadecimal digits of a hash that the table shows; the JSON has all of them."""
 _DEFAULT_N_PROMPTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Prove that the LLM within an ear is untouched: all weights hashed, its answers to texts token for token."""
+    """Verify that the LLM in an ear is unchanged: hash all weights, and compare its answers to texts token by token."""
 
     ear: Positional[EarName]
-    """An ear's folder or a run's, or pocket/ear for the embedded one."""
+    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
     n_prompts: CountOption = None
-    """How many prompts; without it 20 that come with ossicle, or all of the file."""
+    """Number of prompts. Without it, 20 of those that come with ossicle, or all of --prompts."""
     prompts: FileOption = None
-    """Texts to ask, one a line, in place of those that come with ossicle."""
+    """Text file with prompts, one per line, in place of those that come with ossicle."""
     max_new_tokens: Annotated[int, arg(metavar="N")] = 64
     """Longest answer, in tokens."""
     json: FileOption = None
-    """File to write all of it to, every answer included."""
+    """JSON file to write everything to, with every answer."""
 
     def run(self, command_line: str) -> int:
-        """Prints what was compared; an LLM that is not the stock one is an error."""
+        """Prints the comparison. An LLM that differs from the reference is an error."""
         if self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
-        asked = self._select_prompts()
+        prompts = self._select_prompts()
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation.verify import verify
 
         with ConsoleProgress(Console(stderr=True)) as progress:
-            verdict = verify(self.ear, asked, max_new_tokens=self.max_new_tokens, progress=progress)
+            verdict = verify(self.ear, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
         if self.json is not None:
             write_text(self.json, json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) + "\n")
         _print_report(verdict, Console())
         if verdict.differences:
             raise CheckpointError(
-                f"the LLM within {self.ear} is not {verdict.in_ear.settings.base.llm} as transformers loads it; other"
-                f" are: {'; '.join(verdict.differences)}; copy or download both again, or report it"
+                f"the LLM in {self.ear} is not {verdict.in_ear.settings.base.llm} as transformers loads it. These"
+                f" differ: {'; '.join(verdict.differences)}. Download or copy both again, or report it"
             )
         return 0
 
@@ -62,16 +62,16 @@ class Verify:
         if self.prompts is None:
             from ossicle.evaluation.verify import PROMPTS
 
-            given, default, where = PROMPTS, _DEFAULT_N_PROMPTS, "that come with ossicle"
+            prompts, default, source = PROMPTS, _DEFAULT_N_PROMPTS, "that come with ossicle"
         else:
-            given = _read_prompts(self.prompts)
-            default, where = len(given), f"in {self.prompts}"
+            prompts = _read_prompts(self.prompts)
+            default, source = len(prompts), f"in {self.prompts}"
         n = default if self.n_prompts is None else self.n_prompts
-        if not 1 <= n <= len(given):
+        if not 1 <= n <= len(prompts):
             raise ConfigError(
-                f"--n-prompts is {n}, expected 1 to {len(given)}, which are the prompts {where}"
+                f"--n-prompts is {n}, expected 1 to {len(prompts)}, the number of prompts {source}"
             )
-        return given[:n]
+        return prompts[:n]
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
@@ -80,10 +80,10 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     except OSError as error:
         raise ConfigError(f"--prompts {path} cannot be read: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts {path} is not UTF-8: give a text file, one prompt a line") from error
+        raise ConfigError(f"--prompts {path} is not UTF-8: give a text file, one prompt per line") from error
     lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not lines:
-        raise ConfigError(f"--prompts {path} has no prompts: write one a line")
+        raise ConfigError(f"--prompts {path} has no prompts: write one per line")
     return lines
 
 
@@ -94,13 +94,13 @@ def _print_report(verdict: "VerificationReport", console: Console) -> None:
     rows = [
         ("weights, SHA-256", stock.weights.sha256, within.weights.sha256),
         ("tokenizer", stock.tokenizer, within.tokenizer),
-        ("fingerprint in the ear", within.recorded_fingerprint, within.fingerprint),
+        ("fingerprint stored in the ear", within.recorded_fingerprint, within.fingerprint),
         (f"prompts, of {n}", *_count_same(stock.prompts, within.prompts)),
-        (f"answers before hearing, of {n}", *_count_same(stock.answers, within.answers_before)),
-        (f"answers after hearing, of {n}", *_count_same(stock.answers, within.answers_after)),
+        (f"answers before audio, of {n}", *_count_same(stock.answers, within.answers_before)),
+        (f"answers after audio, of {n}", *_count_same(stock.answers, within.answers_after)),
     ]
     table = Table(box=None, pad_edge=False)
-    for column in ("", "stock", "within the ear", ""):
+    for column in ("", "reference", "in the ear", ""):
         table.add_column(column)
     for name, one, other in rows:
         table.add_row(
@@ -108,11 +108,11 @@ def _print_report(verdict: "VerificationReport", console: Console) -> None:
         )
     console.out(f"{within.settings.base.llm}: {size}", highlight=False)
     console.print(table, highlight=False)
-    console.out(f"It answered a sound in between: {within.answer_to_sound}", highlight=False)
+    console.out(f"Its answer to audio in between: {within.answer_to_sound}", highlight=False)
     if not verdict.differences:
-        console.out("The LLM is untouched.", highlight=False)
+        console.out("The LLM is unchanged.", highlight=False)
 
 
 def _count_same(one: tuple[tuple[int, ...], ...], other: tuple[tuple[int, ...], ...]) -> tuple[str, str]:
-    """How many there are, and how many of them are the same, token for token."""
+    """Returns the number of sequences, and the number that are equal token by token, as texts."""
     return str(len(one)), str(sum(a == b for a, b in zip(one, other, strict=True)))

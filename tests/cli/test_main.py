@@ -1,0 +1,67 @@
+"""The program itself: help, version, usage errors, closed pipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ossicle
+from ossicle.cli import main
+
+
+def test_help_lists_the_existing_commands_and_loads_no_models() -> None:
+    code = (
+        "import sys; from ossicle.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "new", "train", "teacher", "plan", "data", "chat", "serve", "eval"):
+        assert f"• {command} " in done.stdout
+    for command in ("import", "export"):
+        assert f"• {command} " not in done.stdout
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ossicle {ossicle.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sing"],
+        ["chat"],
+        ["train"],
+        ["eval", "ear"],
+        ["chat", "ear", "a.wav", "--txt", "b"],
+        ["demo", "--minutes", "x"],
+    ],
+)
+def test_unknown_or_missing_arguments_exit_with_code_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+
+
+def test_help_is_shown_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    assert "usage: ossicle" in capsys.readouterr().out
+
+
+def test_a_closed_output_pipe_ends_with_code_1_and_no_message(
+    ear: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as stop:
+            main(["chat", ear, str(world / "0.wav")])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == ""
