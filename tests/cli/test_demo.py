@@ -46,7 +46,9 @@ def test_the_demo_distills_evaluates_and_answers_and_reuses_a_finished_run(
 ) -> None:
     from ossicle import demo
 
-    monkeypatch.setattr(demo, "count_steps_within", lambda run, seconds: min(5, count_steps_within(run, seconds)))
+    monkeypatch.setattr(
+        demo, "count_steps_within", lambda run, seconds: min(5, count_steps_within(run, seconds))
+    )
     assert main(["demo", "--minutes", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "text ceiling" in out
