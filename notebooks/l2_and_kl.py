@@ -22,7 +22,7 @@ from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import ObjectiveSettings, Recipe, load_recipe
 from ossicle.ear import Ear
 from ossicle.training.batch import build_batch
-from ossicle.training.distillation import distillation_terms
+from ossicle.training.distillation import distillation_loss
 from ossicle.training.optimizer import build_optimizer
 from ossicle.training.run import Run, build_run, build_sampler
 from ossicle.training.teacher import Teacher
@@ -270,9 +270,8 @@ class Bench:
         for step in range(self.sizes.n_noise_batches):
             (portion,) = run.load_rank_batch(step).microbatches
             with run.ear.autocast():
-                terms = distillation_terms(
-                    run.ear, build_batch(run.ear, portion), objective, leads=False, teacher=run.teacher
-                )
+                batch = build_batch(run.ear, portion)
+                terms = distillation_loss(run.ear, batch, objective, teacher=run.teacher).terms
             terms[term].backward()
             found.append(
                 torch.cat([_gradient(weight).flatten() for weight in run.ear.connector.parameters()])

@@ -139,7 +139,7 @@ def watched(run: Run, watch: Watch) -> Generator[None]:
         (run.teacher, "targets", "teacher"),
         (run.ear, "encode_mels", "encoder"),
         (run.connector, "forward", "connector"),
-        (distillation, "_reading_terms", "student"),
+        (distillation, "student_states", "student"),
         (Tensor, "backward", "backward"),
         (run.optimizer, "step", "optimizer"),
     ]

@@ -186,17 +186,8 @@ class ObjectiveSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid weights."""
-        for name in (
-            "hidden_weight",
-            "align_weight",
-            "token_ce_weight",
-            "end_weight",
-            "asr_weight",
-            "kl_weight",
-        ):
-            check(
-                0 <= getattr(self, name) < math.inf, f"objective.{name}", getattr(self, name), "zero or more"
-            )
+        for name, weight in self.term_weights.items():
+            check(0 <= weight < math.inf, f"objective.{name}_weight", weight, "zero or more")
         check(
             self.n_response_tokens >= 1, "objective.n_response_tokens", self.n_response_tokens, "at least 1"
         )
@@ -214,6 +205,18 @@ class ObjectiveSettings:
             self.align_only_ratio,
             "0, as objective.align_weight is zero too and those steps would have no loss",
         )
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term of the loss, by its name."""
+        return {
+            "align": self.align_weight,
+            "token_ce": self.token_ce_weight,
+            "end": self.end_weight,
+            "asr": self.asr_weight,
+            "hidden": self.hidden_weight,
+            "kl": self.kl_weight,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Distances between hearing and reading: pure functions, each with a zero gradient at zero distance.
+"""The terms of the training loss: pure functions, each with a zero gradient at zero distance.
 
-Which slot of the audio tokens belongs to which token of the transcript is decided here and nowhere else.
-Distances are taken in float32 at least, whatever the models compute in.
+This file alone decides which audio token corresponds to which token of the transcript. Distances are computed in float32
+at least, whatever dtype the models have.
 """
 
 from typing import Literal
@@ -16,25 +16,25 @@ from ossicle.connectors.layers import token_logits, upcast
 
 
 def slot_targets(
-    n_text: Int[Tensor, " B"], n_audio: Int[Tensor, " B"], n_slots: int, aligned: Literal["left", "right"]
+    n_text: Int[Tensor, " B"], n_audio: Int[Tensor, " B"], n_slots: int, alignment: Literal["left", "right"]
 ) -> tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
-    """For each slot, the transcript token it stands for, and whether it stands for one.
+    """Returns the index of each slot's target in the transcript, and whether the slot has a target.
 
-    Aligned to the right, token t of T is the target of slot n_audio - T + t; to the left, of slot t. A
-    transcript with more tokens than its clip has slots keeps what fits: its last tokens when aligned to the
-    right, its first when aligned to the left.
+    Aligned to the right, token t of T is the target of slot n_audio - T + t; to the left, of slot t. A transcript with
+    more tokens than its clip has slots is truncated: to its last tokens when aligned to the right, to its first when
+    aligned to the left.
 
     Args:
         n_text: tokens of each transcript
-        n_audio: slots of each clip that are read, from the first
+        n_audio: slots of each clip that the LLM is given, from the first
         n_slots: Q, slots of the widest clip
 
-    Returns: indices into the transcript, valid even where a slot stands for no token
+    Returns: indices that are valid even where a slot has no target
     """
     slots = torch.arange(n_slots, device=n_text.device).expand(len(n_text), n_slots)
-    tokens = slots if aligned == "left" else slots + (n_text - n_audio)[:, None]
-    stands = (tokens >= 0) & (tokens < n_text[:, None]) & (slots < n_audio[:, None])
-    return tokens.where(stands, 0), stands
+    tokens = slots if alignment == "left" else slots + (n_text - n_audio)[:, None]
+    has_target = (tokens >= 0) & (tokens < n_text[:, None]) & (slots < n_audio[:, None])
+    return tokens.where(has_target, 0), has_target
 
 
 def alignment_l2(
@@ -42,41 +42,41 @@ def alignment_l2(
     text: Float[Tensor, "B T D"],
     n_audio: Int[Tensor, " B"],
     n_text: Int[Tensor, " B"],
-    aligned: Literal["left", "right"],
+    alignment: Literal["left", "right"],
 ) -> Float[Tensor, ""]:
-    """Mean L2 distance between audio tokens and the transcripts' embeddings, over the batch's aligned slots.
+    """Mean L2 distance between audio tokens and the transcripts' embeddings, over all slots with a target.
 
     Args:
         audio: slots from n_audio on are ignored
         text: embeddings from n_text on are ignored
 
-    Source: the input term of DiVA, arXiv 2410.02678, there aligned to the right.
+    Source: the input loss of DiVA, arXiv 2410.02678, there aligned to the right.
     """
-    tokens, stands = slot_targets(n_text, n_audio, audio.shape[1], aligned)
+    tokens, has_target = slot_targets(n_text, n_audio, audio.shape[1], alignment)
     targets = text.gather(1, tokens[..., None].expand(-1, -1, text.shape[2]))
     distances = _l2(audio, targets)
-    return (distances * stands).sum() / stands.sum().clamp(min=1)
+    return (distances * has_target).sum() / has_target.sum().clamp(min=1)
 
 
 def token_ce(
     audio: Float[Tensor, "B Q D"],
     transcripts: Transcripts,
     n_audio: Int[Tensor, " B"],
-    aligned: Literal["left", "right"],
+    alignment: Literal["left", "right"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of naming each transcript token by its slot's distance to the candidates.
+    """Mean cross-entropy, in nats, of classifying each slot as its target among the candidates, by distance.
 
-    The alignment distance alone is content with the mean of all words for long; this is not, as the mean names
+    The alignment distance alone stays for long at the mean of all embeddings; this loss does not, as the mean classifies
     nothing.
 
     Args:
         audio: slots from n_audio on are ignored
     """
-    tokens, stands = slot_targets(transcripts.n_tokens, n_audio, audio.shape[1], aligned)
-    # Slots without a token are named as well: to leave them out, a device would have to be asked how many there are.
+    tokens, has_target = slot_targets(transcripts.n_tokens, n_audio, audio.shape[1], alignment)
+    # Slots without a target are classified too: to select the others would need a device synchronization.
     logits = token_logits(audio, transcripts.candidates).transpose(1, 2)  # (B, Q, C) -> (B, C, Q)
     losses = functional.cross_entropy(logits, transcripts.targets.gather(1, tokens), reduction="none")
-    return (losses * stands).sum() / stands.sum().clamp(min=1)
+    return (losses * has_target).sum() / has_target.sum().clamp(min=1)
 
 
 def hidden_l2(
@@ -84,14 +84,14 @@ def hidden_l2(
     teacher: Float[Tensor, "B P D"],
     counts: Bool[Tensor, "B P"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over clips of the mean L2 distance between final hidden states at the positions that count.
+    """Mean over clips of the mean L2 distance between final hidden states at the selected positions.
 
-    Each clip weighs the same, however long it is.
+    Each clip has the same weight, however long it is.
 
     Args:
-        counts: all positions, if not given
+        counts: selects positions; by default all
 
-    Source: the output term of DiVA, arXiv 2410.02678, there at the last position (P = 1).
+    Source: the output loss of DiVA, arXiv 2410.02678, there at the last position (P = 1).
     """
     distances = _l2(student, teacher)
     if counts is None:
@@ -99,14 +99,14 @@ def hidden_l2(
     return ((distances * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
 
 
-def _l2(heard: Float[Tensor, "... D"], read: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
-    return torch.linalg.vector_norm(upcast(heard) - upcast(read), dim=-1)
+def _l2(student: Float[Tensor, "... D"], teacher: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
+    return torch.linalg.vector_norm(upcast(student) - upcast(teacher), dim=-1)
 
 
 def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
     """Binary cross-entropy of "this slot is past the last token" over the slots 0 to T of each clip, in nats.
 
-    Slots beyond T are never reached at inference and do not count.
+    Slots beyond T are never reached at inference and are left out.
     """
     slots = torch.arange(end_logits.shape[1], device=end_logits.device)
     counts = slots <= n_text[:, None]
@@ -122,7 +122,7 @@ def forward_kl(
     """Mean over clips of KL(teacher || student) of the next-token distribution, in nats, times temperature².
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the factor,
-    which keeps the gradient's size from one temperature to another.
+    which keeps the size of the gradient independent of the temperature.
     """
     student = functional.log_softmax(upcast(student_logits) / temperature, dim=-1)
     teacher = functional.log_softmax(upcast(teacher_logits) / temperature, dim=-1)

@@ -23,7 +23,7 @@ from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.evaluation import write_report
 from ossicle.evaluation.report_data import ASR_MODEL
 from ossicle.training.batch import build_batch, build_microbatch
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,8 +55,7 @@ def test_the_baseline_is_the_published_method(toy: Any, bases: Any, monkeypatch:
     whole = build_microbatch([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
     assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_positions] * 3
     published = ObjectiveSettings()
-    terms = distillation_terms(ear, build_batch(ear, whole), published, leads=False)
-    loss = weighted_sum(terms, published)
+    loss = distillation_loss(ear, build_batch(ear, whole), published).total
     loss.backward()
     gradients = {name: weight.grad for name, weight in ear.connector.named_parameters()}
     monkeypatch.setattr(step.optimizer, "step", lambda: None)

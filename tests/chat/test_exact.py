@@ -24,7 +24,7 @@ from ossicle.connectors import Transcripts
 from ossicle.connectors.layers import TOKEN_TEMPERATURE
 from ossicle.ear import Ear
 from ossicle.training.batch import Clip, build_batch, build_microbatch
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 from ossicle.training.teacher import Teacher
 
 RTOL = 1e-5
@@ -62,9 +62,7 @@ def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     mels = [log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound)))) for sound in sounds()]
     clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
     teacher = Teacher(ear, objective)
-    return distillation_terms(
-        ear, build_batch(ear, build_microbatch(clips)), objective, leads=False, teacher=teacher
-    )
+    return distillation_loss(ear, build_batch(ear, build_microbatch(clips)), objective, teacher=teacher).terms
 
 
 def encoded(ear: Ear, sound: np.ndarray) -> Features:
@@ -126,7 +124,7 @@ def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
 
 def gradients(ear: Ear, terms: dict[str, Tensor], objective: ObjectiveSettings) -> Tensor:
     ear.connector.zero_grad()
-    weighted_sum(terms, objective).backward()
+    torch.stack([objective.term_weights[name] * term for name, term in terms.items()]).sum().backward()
     found: list[Any] = [weight.grad for weight in ear.connector.parameters()]
     return torch.cat([torch.zeros(0), *(each.flatten() for each in found if each is not None)])
 

@@ -10,7 +10,7 @@ import torch
 
 from ossicle.config import ObjectiveSettings
 from ossicle.training.batch import Batch
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 
 FIXTURE = Path(__file__).parent / "diva_reference_tiny.npz"
 ROUNDED_BY_THE_REFERENCE = {"projection.weight", "projection.bias"}
@@ -32,9 +32,10 @@ def test_a_training_step_has_the_references_loss() -> None:
     heard = ear.listen(arrays["mel"])
     batch = Batch(heard, arrays["input_ids"], n_text, n_text.tolist(), heard.mask.sum(1).tolist())
     settings = ObjectiveSettings()
-    terms = distillation_terms(ear, batch, settings, leads=False)
+    loss = distillation_loss(ear, batch, settings)
+    terms = loss.terms
     assert set(terms) == {"hidden", "align"}
-    torch.testing.assert_close(weighted_sum(terms, settings), arrays["loss"])
+    torch.testing.assert_close(loss.total, arrays["loss"])
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
 
     def work() -> str:
         if current_ranks().rank == 1:
-            monkeypatch.setattr(train_step, "weighted_sum", leave)
+            monkeypatch.setattr(train_step, "distillation_loss", leave)
             with pytest.raises(ProcessLookupError):
                 trainer.train(plain)
             return ""

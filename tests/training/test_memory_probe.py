@@ -183,7 +183,7 @@ def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
     def too_much(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(train_step, "distillation_terms", too_much)
+    monkeypatch.setattr(train_step, "distillation_loss", too_much)
     with pytest.raises(OssicleError, match=r"a part of 4 clips of up to .*\(--train\.microbatch-gb") as told:
         take_step(run, 0)
     assert "\n" not in str(told.value)

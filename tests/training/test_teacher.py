@@ -20,7 +20,7 @@ from ossicle.ear import Ear
 from ossicle.errors import CacheError
 from ossicle.training.batch import Batch
 from ossicle.training.cache.tensor_cache import TensorCache, plan_cache_write, write_index
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 from ossicle.training.teacher import (
     TargetPositions,
     Teacher,
@@ -311,7 +311,7 @@ def test_losses_and_gradients_are_those_of_the_live_teacher(
         Teacher(ear, settings, cache).compute_targets(rows),
     ):
         ear.connector.zero_grad()
-        loss = weighted_sum(distillation_terms(ear, batch, settings, leads=False, teacher=teacher), settings)
+        loss = distillation_loss(ear, batch, settings, teacher=teacher).total
         loss.backward()
         losses.append(loss.item())
         gradients.append([weight.grad for weight in ear.connector.parameters() if weight.grad is not None])
@@ -337,11 +337,11 @@ def test_an_ear_that_hears_the_words_themselves_is_the_teacher(
             tokens=ear.embed(batch.text_ids) + 0 * audio.tokens[:, : batch.text_ids.shape[1]],
         )
 
-    terms = distillation_terms(ear, batch, settings, leads=False, connector=reads)
+    terms = distillation_loss(ear, batch, settings, connector=reads).terms
     scale = Teacher(ear, settings).compute_targets(ids_of(ear)[:4]).states.norm(dim=-1).mean()
     assert terms["hidden"] < 1e-5 * scale
     assert terms["kl"].abs() < 1e-6
-    wrong = distillation_terms(ear, batch, settings, leads=False)
+    wrong = distillation_loss(ear, batch, settings).terms
     assert wrong["hidden"] > 0.1 * scale
 
 
@@ -351,7 +351,7 @@ def test_the_answer_is_compared_where_the_student_reads_it(ear: Ear) -> None:
     rows = ids_of(ear)[:3]
     batch = batch_of(ear, rows)
     targets = Teacher(ear, settings).compute_targets(rows)
-    (term,) = distillation_terms(ear, batch, settings, leads=False, teacher=targets).values()
+    (term,) = distillation_loss(ear, batch, settings, teacher=targets).terms.values()
     audio = ear.connector(batch.features, transcripts_of(ear, batch))
     distances = []
     for row in range(3):

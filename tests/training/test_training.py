@@ -42,7 +42,7 @@ from ossicle.ear import Ear
 from ossicle.errors import CacheError, CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import resume, trainer
 from ossicle.training.batch import Batch, ClipDataset, build_batch, build_microbatch
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 from ossicle.training.optimizer import build_optimizer, lr_factor
 from ossicle.training.progress import Progress
 from ossicle.training.resume import TrainerState, load_state, save_state, write_origin
@@ -212,13 +212,14 @@ def test_every_objective_teaches_every_form(recipe: Recipe, runs: dict, form: st
         objective = {"hidden_positions": "suffix"}
     run = runs[form]
     settings = ObjectiveSettings(**objective)
-    terms = distillation_terms(run.ear, batch_of(run, [0, 5, 9]), settings, leads=False)
+    loss = distillation_loss(run.ear, batch_of(run, [0, 5, 9]), settings)
+    terms = loss.terms
     expected = {name for name in ("align", "token_ce", "hidden", "kl") if getattr(settings, f"{name}_weight")}
     expected |= {"query": {"end"}, "autoregressive": {"end", "asr"}, "anchored": {"asr"}}.get(form, set())
     expected -= {name for name in ("end", "asr") if not getattr(settings, f"{name}_weight")}
     assert terms.keys() == expected
     run.ear.connector.zero_grad()
-    weighted_sum(terms, settings).backward()
+    loss.total.backward()
     gradients = [weight.grad for weight in run.ear.connector.parameters() if weight.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert sum(gradient.abs().sum() for gradient in gradients) > 0
@@ -413,7 +414,7 @@ def test_kept_features_are_the_live_ones_rounded(recipe: Recipe) -> None:
     assert torch.equal(kept.features.mask, live.features.mask)
     mask = live.features.mask
     assert_close(kept.features.states[mask], live.features.states[mask], rtol=BFLOAT16_EPS, atol=1e-5)
-    terms = [distillation_terms(run.ear, batch, recipe.objective, leads=False) for batch in (kept, live)]
+    terms = [distillation_loss(run.ear, batch, recipe.objective).terms for batch in (kept, live)]
     assert_close(terms[0], terms[1], rtol=BFLOAT16_EPS, atol=0)
 
 
@@ -673,7 +674,7 @@ def test_of_a_transcript_longer_than_the_queries_the_end_is_aligned(recipe: Reci
     )
     batch = batch_of(run, [4])
     assert batch.n_text.item() > 3
-    (term,) = distillation_terms(run.ear, batch, ObjectiveSettings(hidden_weight=0.0), leads=False).values()
+    (term,) = distillation_loss(run.ear, batch, ObjectiveSettings(hidden_weight=0.0)).terms.values()
     audio = run.ear.connector(batch.features).tokens[0]
     text = run.ear.embed(batch.text_ids)[0, -3:]
     assert_close(term, (audio - text).norm(dim=-1).mean())

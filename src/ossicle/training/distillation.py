@@ -1,6 +1,19 @@
-"""What one batch teaches: the ear hears it, the LLM reads it, and the terms say how far apart they are."""
+"""The method on one screen: the LLM must react to hearing a sentence as it reacts to reading it.
 
-from collections.abc import Callable
+    features = encoder(log_mel(sound))                                     (B, S, E)
+    audio    = connector(features)                                         (B, Q, D)
+    student  = LLM([prefix; audio; suffix])                                (B, P, D)  last hidden states
+    teacher  = LLM([prefix; embed(text); suffix])                          (B, P, D)
+    loss     = w_hidden * ||student - teacher||_2 + w_align * ||audio - embed(text)||_2
+
+The published loss is these two terms with weights of 1, at the last position (P = 1). Encoder and LLM are frozen:
+only the connector gets gradients. All other terms are ours, and each can be switched off by a weight of zero.
+
+Source: DiVA, arXiv 2410.02678.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -12,90 +25,107 @@ from ossicle.connectors import AudioTokens, Transcripts, count_audio_tokens
 from ossicle.ear import Ear
 from ossicle.losses import alignment_l2, end_bce, forward_kl, hidden_l2, token_ce
 from ossicle.training.batch import Batch
-from ossicle.training.teacher import Teacher, TeacherTargets
+from ossicle.training.teacher import TeacherTargets, Teacher
 
-Terms = dict[str, Float[Tensor, ""]]
-Listen = Callable[[Features, Transcripts], AudioTokens]
-"""The connector, or what stands for it where several ranks share its gradients."""
+TERMS = tuple(ObjectiveSettings().term_weights)
+"""Names of the loss's terms."""
+ConnectorFunction = Callable[[Features, Transcripts], AudioTokens]
+"""A connector, or what wraps it to average its gradients over ranks."""
 
 
-def distillation_terms(
+@dataclass(frozen=True)
+class DistillationLoss:
+    """The weighted sum of the terms, and each of them without its weight."""
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+
+
+def distillation_loss(
     ear: Ear,
     batch: Batch,
-    settings: ObjectiveSettings,
+    objective: ObjectiveSettings,
     *,
-    leads: bool,
-    candidates: Int[Tensor, " C"] | None = None,
-    connector: Listen | None = None,
+    align_only: bool = False,
     teacher: Teacher | TeacherTargets | None = None,
-) -> Terms:
-    """The unweighted terms of the objective that have a weight.
+    connector: ConnectorFunction | None = None,
+    candidates: Int[Tensor, " C"] | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> DistillationLoss:
+    """Computes the loss of one batch, from those terms of the objective that have a weight.
 
     Args:
-        candidates: tokens that naming tells from each other, in ascending order, those of the transcripts among
-            them; the transcripts' alone if not given
-        leads: whether the terms that need no LLM are still alone
-        connector: what listens in place of the ear's own connector
-        teacher: who says what the LLM makes of the transcripts, or what was said; the LLM is asked if not given
-
-    Returns: align, token_ce, end, asr, hidden and kl, as far as they apply
+        align_only: leaves out the terms that need the LLM, as in the alignment-only warm-up
+        teacher: computes or looks up the teacher's states, or the states themselves; by default the LLM computes them
+        connector: called in place of the ear's own connector
+        candidates: tokens that `token_ce` and the alignment tell from each other, in ascending order; by default those
+            of the batch's transcripts
+        scales: factor of each term, for a batch that is a part of a larger one; by default 1
     """
-    asks = not leads and bool(settings.hidden_weight or settings.kl_weight)
-    targets = _targets(ear, batch, settings, teacher) if asks else None
-    candidates = batch.unique_ids if candidates is None else candidates
-    transcripts = Transcripts(
-        n_tokens=batch.n_text,
-        targets=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
-        candidates=ear.embed(candidates),
-    )
-    audio = (ear.connector if connector is None else connector)(batch.features, transcripts)
-    terms: Terms = {}
-    aligned = ear.connector.alignment
-    if settings.align_weight:
-        text = ear.embed(batch.text_ids)
-        terms["align"] = alignment_l2(audio.tokens, text, audio.n_tokens, batch.n_text, aligned)
-    if settings.token_ce_weight:
-        terms["token_ce"] = token_ce(audio.tokens, transcripts, audio.n_tokens, aligned)
-    if settings.end_weight and audio.end_logits is not None:
+    weights, terms = objective.term_weights, {}
+    # The teacher comes first: ids are waited for, which is best before more work is queued on the device.
+    needs_llm = not align_only and bool(objective.hidden_weight or objective.kl_weight)
+    targets = _teacher_states(ear, batch, objective, teacher) if needs_llm else None
+    transcripts = _embed_transcripts(ear, batch, candidates)
+
+    audio = (connector or ear.connector)(batch.features, transcripts)  # (B, Q, D)
+    side = ear.connector.alignment
+    if objective.align_weight:
+        text = ear.embed(batch.text_ids)  # (B, T, D)
+        terms["align"] = alignment_l2(audio.tokens, text, audio.n_tokens, batch.n_text, side)
+    if objective.token_ce_weight:
+        terms["token_ce"] = token_ce(audio.tokens, transcripts, audio.n_tokens, side)
+    if objective.end_weight and audio.end_logits is not None:
         terms["end"] = end_bce(audio.end_logits, batch.n_text)
-    if settings.asr_weight and audio.log_likelihood is not None:
+    if objective.asr_weight and audio.log_likelihood is not None:
         terms["asr"] = -audio.log_likelihood.sum() / batch.n_text.sum()
-    return terms if targets is None else terms | _reading_terms(ear, audio, batch, targets, settings)
+
+    if targets is not None:
+        student = student_states(ear, audio, batch, targets)  # (B, P, D)
+        if objective.hidden_weight:
+            terms["hidden"] = hidden_l2(student, targets.states, targets.mask)
+        if objective.kl_weight:
+            logits = (_first_response_logits(ear, states, targets) for states in (student, targets.states))
+            terms["kl"] = forward_kl(*logits, objective.kl_temperature)
+
+    terms = {name: term * scales[name] for name, term in terms.items()} if scales else terms
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return DistillationLoss(total=total, terms=terms)
 
 
-def _targets(
-    ear: Ear, batch: Batch, settings: ObjectiveSettings, teacher: Teacher | TeacherTargets | None
+def _teacher_states(
+    ear: Ear, batch: Batch, objective: ObjectiveSettings, teacher: Teacher | TeacherTargets | None
 ) -> TeacherTargets:
-    """Asked for before anything is queued on the device, as the transcripts have to come back from it."""
+    """The LLM's states on the transcripts: given, looked up or computed."""
     if isinstance(teacher, TeacherTargets):
         return teacher
     rows = zip(batch.text_ids.cpu(), batch.text_lengths, strict=True)
-    return (teacher or Teacher(ear, settings)).compute_targets([ids[:n] for ids, n in rows])
+    return (teacher or Teacher(ear, objective)).compute_targets([ids[:n] for ids, n in rows])
 
 
-def _reading_terms(
-    ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets, settings: ObjectiveSettings
-) -> Terms:
-    """How far the LLM's states on sound are from those on text, compared from their ends: hidden and kl."""
-    heard = ear.llm_states(
+def student_states(ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets) -> Float[Tensor, "B P D"]:
+    """The LLM's states on the audio tokens, at the positions of the teacher's: both end together."""
+    return ear.llm_states(
         audio.tokens,
         count_audio_tokens(ear.connector.settings, batch.text_lengths, batch.audio_lengths),
         targets.n_states.tolist(),
         after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
         n_after=targets.n_answers.tolist(),
     )
-    terms: Terms = {}
-    if settings.hidden_weight:
-        terms["hidden"] = hidden_l2(heard, targets.states, targets.mask)
-    if settings.kl_weight:
-        at = targets.first_answer_index[:, None, None].expand(-1, 1, heard.shape[2])
-        student, teacher = (
-            ear.next_token_logits(states.gather(1, at)[:, 0]) for states in (heard, targets.states)
-        )
-        terms["kl"] = forward_kl(student, teacher, settings.kl_temperature)
-    return terms
 
 
-def weighted_sum(terms: Terms, settings: ObjectiveSettings) -> Float[Tensor, ""]:
-    """The loss: each term times its weight."""
-    return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()
+def _embed_transcripts(ear: Ear, batch: Batch, candidates: Int[Tensor, " C"] | None) -> Transcripts:
+    candidates = batch.unique_ids if candidates is None else candidates
+    return Transcripts(
+        n_tokens=batch.n_text,
+        targets=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
+        candidates=ear.embed(candidates),
+    )
+
+
+def _first_response_logits(
+    ear: Ear, states: Float[Tensor, "B P D"], targets: TeacherTargets
+) -> Float[Tensor, "B V"]:
+    """Next-token logits at the position that predicts the response's first token."""
+    position = targets.first_answer_index[:, None, None].expand(-1, 1, states.shape[2])
+    return ear.next_token_logits(states.gather(1, position)[:, 0])

@@ -25,7 +25,7 @@ from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.errors import OssicleError
 from ossicle.plan import USABLE_MEMORY_RATIO, MicrobatchMemory, PaddedLengths, estimate_n_distinct_tokens
 from ossicle.training.batch import Clip, build_batch, build_microbatch
-from ossicle.training.distillation import distillation_terms, weighted_sum
+from ossicle.training.distillation import distillation_loss
 from ossicle.training.teacher import TeacherTargets
 
 if TYPE_CHECKING:
@@ -207,8 +207,7 @@ def _measured(run: "Run", n_clips: int, n_positions: int, n_tokens: int) -> floa
 
     def work() -> Tensor:
         with run.ear.autocast():
-            terms = distillation_terms(run.ear, batch, objective, leads=False, teacher=targets)
-            return weighted_sum(terms, objective)
+            return distillation_loss(run.ear, batch, objective, teacher=targets).total
 
     return _peak(work, device) if device.type == "cuda" else _kept(run, work)
 

@@ -6,9 +6,9 @@ from collections.abc import Generator
 from rich.console import Console
 
 from ossicle.console_progress import ConsoleProgress
+from ossicle.training.distillation import TERMS
 from ossicle.training.run_log import MetricsRow
 
-_TERMS = ("align", "token_ce", "end", "asr", "hidden", "kl")
 _N_PRINTED = 20
 """Lines that a run prints in all where there is no terminal."""
 
@@ -46,8 +46,8 @@ class Progress(ConsoleProgress):
 
     def log(self, row: MetricsRow) -> None:
         """The metrics of the last steps, as metrics.jsonl holds them."""
-        names = [name for name in _TERMS if name in row]
-        digits, gap = (3, "  ") if len(names) < len(_TERMS) else (2, " ")  # all of them fit 80 columns
+        names = [name for name in TERMS if name in row]
+        digits, gap = (3, "  ") if len(names) < len(TERMS) else (2, " ")  # all of them fit 80 columns
         terms = [f"{name} {row[name]:.{digits}f}" for name in names]
         speed = [f"{row['clips_per_s']:.0f} clips/s"]
         if "mfu" in row:

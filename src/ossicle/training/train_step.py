@@ -18,19 +18,18 @@ from ossicle.connectors import count_audio_tokens
 from ossicle.errors import OssicleError
 from ossicle.training.batch import Clip, Microbatch, build_batch, build_microbatch
 from ossicle.training.cache.feature_cache import FEATURE_DTYPE as FEATURES_DTYPE
-from ossicle.training.distillation import Terms, distillation_terms, weighted_sum
+from ossicle.training.distillation import TERMS, distillation_loss
 from ossicle.training.optimizer import lr_factor
 from ossicle.training.run import RankBatch, Run
 from ossicle.training.teacher import TeacherTargets
 
-_TERMS = ("align", "token_ce", "end", "asr", "hidden", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What came of a step."""
 
-    terms: Terms = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
     """The loss, its terms (both this rank's part of the sum) and the gradient's norm (the same on all), still on the
     device, so that nobody waits for them; empty if no clip of the batch could be used."""
     n_clips: int = 0
@@ -67,8 +66,8 @@ def train_step(run: Run, step: int, share: RankBatch) -> StepResult:
         group["lr"] = settings.peak_lr * lr_factor(step, settings)
     counts = [_term_counts(run.recipe.connector, portion) for portion in portions]
     shared = run.ranks.all_reduce(_numbers(run, step, counts, share))
-    totals = dict(zip(_TERMS, shared, strict=False))
-    n_clips, audio_s, flops, n_skipped, *sizes = shared[len(_TERMS) :]
+    totals = dict(zip(TERMS, shared, strict=False))
+    n_clips, audio_s, flops, n_skipped, *sizes = shared[len(TERMS) :]
     taken = StepResult(
         n_clips=int(n_clips),
         audio_s=audio_s,
@@ -80,7 +79,7 @@ def train_step(run: Run, step: int, share: RankBatch) -> StepResult:
         return taken
     # Of dropout: a run that goes on draws what it would have drawn.
     torch.manual_seed(hash((settings.seed, step, run.ranks.rank)))
-    sums: Terms = {}
+    sums: dict[str, Tensor] = {}
     candidates = _candidates(run, portions)
     filled = [number for number, size in enumerate(sizes) if size > 0]
     run.ear.connector.train()
@@ -100,7 +99,7 @@ def train_step(run: Run, step: int, share: RankBatch) -> StepResult:
 
 def _learned(
     run: Run, step: int, portion: Microbatch, candidates: Int[Tensor, " C"], shares: dict[str, float]
-) -> tuple[Tensor, Terms]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """A part's share of the loss and of its terms, whose gradients are with the connector now."""
     objective = run.recipe.objective
     with run.ear.autocast():
@@ -152,7 +151,7 @@ def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: RankB
     n_positions = [n for portion in share.microbatches for n in portion.n_positions]
     n_text = [n for portion in share.microbatches for n in portion.n_text]
     return [
-        *(sum(count[name] for count in counts) for name in _TERMS),
+        *(sum(count[name] for count in counts) for name in TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
         run.cost_model.count_flops(
