@@ -217,7 +217,7 @@ def test_more_windows_than_are_encoded_at_once_keep_their_order(
 ) -> None:
     sounds: list[AudioSource] = [tone(1.0), long_sound(), tone(0.5)]
     together, written = left.hear(sounds), left.transcribe(sounds)
-    monkeypatch.setattr("ossicle.ear._WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr("ossicle.ear._WINDOWS_PER_BATCH", 2)
     batches = padded_lengths(left, monkeypatch)
     for apart, tokens in zip(left.hear(sounds), together, strict=True):
         torch.testing.assert_close(apart, tokens)

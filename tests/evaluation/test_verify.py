@@ -150,8 +150,8 @@ def test_one_bit_of_one_weight_is_found(ear: str, loading: Callable[..., None]) 
 
 def test_a_weight_that_changes_while_it_hears_is_found(ear: str, loading: Callable[..., None]) -> None:
     def touch(loaded: Ear) -> None:
-        hear = loaded._hear
-        loaded._hear = lambda sounds: (flip_a_bit(loaded.llm) if len(sounds) else "", hear(sounds))[1]
+        hear = loaded.embed_audio
+        loaded.embed_audio = lambda sounds: (flip_a_bit(loaded.llm) if len(sounds) else "", hear(sounds))[1]
 
     loading(touch)
     verdict = verify(ear, ASKED, max_new_tokens=4)
