@@ -25,7 +25,7 @@ from ossicle.connectors import AudioTokens, Transcripts, count_audio_tokens
 from ossicle.ear import Ear
 from ossicle.losses import alignment_l2, end_bce, forward_kl, hidden_l2, token_ce
 from ossicle.training.batch import Batch
-from ossicle.training.teacher import TeacherTargets, Teacher
+from ossicle.training.teacher import Teacher, TeacherTargets
 
 TERMS = tuple(ObjectiveSettings().term_weights)
 """Names of the loss's terms."""
@@ -103,7 +103,9 @@ def _teacher_states(
     return (teacher or Teacher(ear, objective)).compute_targets([ids[:n] for ids, n in rows])
 
 
-def student_states(ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets) -> Float[Tensor, "B P D"]:
+def student_states(
+    ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets
+) -> Float[Tensor, "B P D"]:
     """The LLM's states on the audio tokens, at the positions of the teacher's: both end together."""
     return ear.llm_states(
         audio.tokens,

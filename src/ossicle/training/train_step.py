@@ -18,11 +18,10 @@ from ossicle.connectors import count_audio_tokens
 from ossicle.errors import OssicleError
 from ossicle.training.batch import Clip, Microbatch, build_batch, build_microbatch
 from ossicle.training.cache.feature_cache import FEATURE_DTYPE as FEATURES_DTYPE
-from ossicle.training.distillation import TERMS, distillation_loss
+from ossicle.training.distillation import TERMS
 from ossicle.training.optimizer import lr_factor
 from ossicle.training.run import RankBatch, Run
 from ossicle.training.teacher import TeacherTargets
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +102,18 @@ def _learned(
     """A part's share of the loss and of its terms, whose gradients are with the connector now."""
     objective = run.recipe.objective
     with run.ear.autocast():
-        terms = distillation_terms(
+        loss = distillation_loss(
             run.ear,
             build_batch(run.ear, portion),
             objective,
-            leads=is_align_only(run, step),
-            candidates=candidates,
-            connector=run.connector,
+            align_only=is_align_only(run, step),
             teacher=_targets(run, step, portion),
+            connector=run.connector,
+            candidates=candidates,
+            scales=shares,
         )
-    terms = {name: term * shares[name] for name, term in terms.items()}
-    loss = weighted_sum(terms, objective)
-    (loss * run.ranks.n_ranks).backward()  # over the ranks, gradients are averaged, not added
-    return loss, terms
+    (loss.total * run.ranks.n_ranks).backward()  # over the ranks, gradients are averaged, not added
+    return loss.total, loss.terms
 
 
 @contextlib.contextmanager
