@@ -18,7 +18,7 @@ from ossicle.connectors import count_audio_tokens
 from ossicle.errors import OssicleError
 from ossicle.training.batch import Clip, Microbatch, build_batch, build_microbatch
 from ossicle.training.cache.feature_cache import FEATURE_DTYPE as FEATURES_DTYPE
-from ossicle.training.distillation import TERMS
+from ossicle.training.distillation import TERMS, distillation_loss
 from ossicle.training.optimizer import lr_factor
 from ossicle.training.run import RankBatch, Run
 from ossicle.training.teacher import TeacherTargets
