@@ -276,9 +276,9 @@ def planned(shape: Shape, recipe: Recipe, *, plainly: bool = False) -> CostModel
             connector=connector,
             n_prefix=N_PREFIX,
             n_suffix=N_SUFFIX,
-            is_frame_known=True,
-            shares_prefix=not plainly,
-            picks=not plainly,
+            is_template_known=True,
+            can_share_prefix=not plainly,
+            can_gather_last_layer=not plainly,
         ),
     )
 

@@ -137,7 +137,7 @@ def step_of(
         np.array(portion.n_positions),
         np.array(portion.n_text),
         leads=False,
-        n_read=0 if rung.is_cached else len(clips),
+        n_teacher_clips=0 if rung.is_cached else len(clips),
         n_candidates=len(torch.cat([clip.ids for clip in clips]).unique()),
     )
     return step, flops, weights_of(run)

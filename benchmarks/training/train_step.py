@@ -99,7 +99,7 @@ class Ours:
                 np.array(portion.n_positions),
                 np.array(portion.n_text),
                 leads=False,
-                n_read=0,
+                n_teacher_clips=0,
                 n_candidates=len(torch.cat([clip.ids for clip in batch]).unique()),
             )
             for portion, batch in zip(self.portions, self.batches, strict=True)

@@ -161,9 +161,9 @@ def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
             states = ear.llm_states(middle, [n], [n_wanted])
             forward = counter.get_total_flops()
             states.sum().backward()
-        assert costs.forward(n + n_suffix, n_wanted) == pytest.approx(forward, rel=1e-9)
+        assert costs.count_forward_flops(n + n_suffix, n_wanted) == pytest.approx(forward, rel=1e-9)
         backward = counter.get_total_flops() - forward
-        assert costs.backward(n + n_suffix, n_wanted) == pytest.approx(backward, rel=1e-9)
+        assert costs.count_backward_flops(n + n_suffix, n_wanted) == pytest.approx(backward, rel=1e-9)
 
 
 def test_of_experts_those_that_are_asked_are_counted() -> None:
@@ -237,7 +237,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(form: str) ->
         expected = kept.constant + n_clips * (kept(rows, n_positions, n_tokens) - kept.constant)
         assert expected == pytest.approx(in_connector, rel=KEPT_RTOL)
         student = costs.count_student_positions(costs.count_audio_tokens(n_positions, n_tokens), n_tokens)
-        assert costs.llm.kept(*student, n_clips) == pytest.approx(in_llm, rel=KEPT_RTOL)
+        assert costs.llm.count_saved_bytes(*student, n_clips) == pytest.approx(in_llm, rel=KEPT_RTOL)
 
 
 def batch_of(costs: CostModel, **options: Any) -> float:
@@ -262,10 +262,10 @@ def test_what_is_not_done_in_a_step_is_not_counted(recipe: Recipe) -> None:
     sums = {name: float(np.sum(flops)) for name, flops in parts.items()}
     whole = batch_of(costs)
     assert whole == pytest.approx(sum(sums.values()), rel=1e-12)
-    assert whole - batch_of(costs, n_read=0) == pytest.approx(sums["teacher"], rel=1e-9)
+    assert whole - batch_of(costs, n_teacher_clips=0) == pytest.approx(sums["teacher"], rel=1e-9)
     cached = build_cost_model(changed(recipe, data={"teacher_cache": "somewhere"}))
-    assert batch_of(cached) == batch_of(costs, n_read=0)
-    assert batch_of(cached, n_read=3) == whole
+    assert batch_of(cached) == batch_of(costs, n_teacher_clips=0)
+    assert batch_of(cached, n_teacher_clips=3) == whole
     without = sums["encoder"] + sums["connector forward"] + sums["connector backward"]
     assert batch_of(costs, is_align_only=True) == pytest.approx(without, rel=1e-12)
     kept = build_cost_model(changed(recipe, data={"feature_cache": "somewhere"}))
@@ -290,9 +290,11 @@ def test_a_run_costs_its_steps(recipe: Recipe) -> None:
 def test_a_longer_look_at_the_answer_costs_its_positions_and_the_words_to_be_found(recipe: Recipe) -> None:
     one, four = (build_cost_model(changed(recipe, objective={"n_response_tokens": n})) for n in (1, 4))
     short, long = one.flops_by_part(100, 9), four.flops_by_part(100, 9)
-    assert long["student forward"] == pytest.approx(one.llm.forward(one.n_suffix + 9 + 3, 4), rel=1e-12)
+    assert long["student forward"] == pytest.approx(
+        one.llm.count_forward_flops(one.n_suffix + 9 + 3, 4), rel=1e-12
+    )
     n = one.n_suffix + 9 + 3
-    assert long["teacher"] == pytest.approx(one.llm.forward(n, n) + 3 * one.head_flops, rel=1e-12)
+    assert long["teacher"] == pytest.approx(one.llm.count_forward_flops(n, n) + 3 * one.head_flops, rel=1e-12)
     assert long["connector backward"] == short["connector backward"]
 
 
@@ -319,7 +321,7 @@ def test_long_examples_are_read_in_the_step_although_there_is_a_cache(recipe: Re
 def test_a_part_has_as_many_clips_as_find_room(recipe: Recipe) -> None:
     large = changed(recipe, train={"batch_size": 10_000_000})
     found = estimate(large, Assumptions(clip_s=2.0, longest_s=5.0))
-    of_a_clip = {"kept by the connector", "kept by the LLM", "encoder features", "in passing"}
+    of_a_clip = {"connector activations", "LLM activations", "encoder features", "temporary buffers"}
     assert of_a_clip < set(found.memory)
     clip = sum(found.memory[name] for name in of_a_clip)
     for on in found.gpus:
@@ -388,7 +390,7 @@ def test_without_a_tokenizer_the_frame_is_assumed_and_said_to_be(recipe: Recipe,
     given = estimate(recipe, Assumptions(n_template_tokens=7))
     assert any("7 tokens of chat template" in line for line in given.assumptions)
     whole = replace(recipe, base=save_tiny_bases(tmp_path / "whole"))
-    assert any("(read)" in line for line in estimate(whole).assumptions)
+    assert any("(read from the tokenizer)" in line for line in estimate(whole).assumptions)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -478,14 +480,14 @@ def test_clips_of_a_source_that_lies_here_are_counted(
         (["--clips", "0"], "--clips is 0, expected at least 1", 2),
         (["--tokens", "0"], "--tokens is 0, expected a positive number", 2),
         (["--template-tokens", "0"], "--template-tokens is 0, expected at least 1 token", 2),
-        (["--utilization", "40"], "--utilization is 40, expected a share up to 1", 2),
+        (["--utilization", "40"], "--utilization is 40, expected a ratio above 0 and up to 1", 2),
         (
             ["--clip-s", "4", "--longest-s", "3"],
             "--longest-s is 3, expected at least --clip-s, which is 4",
             2,
         ),
         (["--connector.n-queries", "99"], "connector.n_queries is 99", 2),
-        (["--base.llm", "/nowhere/llm"], "a folder with that alone will do", 1),
+        (["--base.llm", "/nowhere/llm"], "a plan needs only its config.json", 1),
     ],
 )
 def test_mistakes_end_in_one_line(

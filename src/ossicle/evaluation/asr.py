@@ -10,8 +10,8 @@ class AsrModel:
     """Transcribes sounds for the cascade, with a Whisper or with an ear.
 
     A Whisper cuts long sound into the same windows as the evaluated ear. An ear writes the words nearest to its audio
-    tokens (`Ear.spell`): compared with the same ear's answers this is a cascade with equal training, which differs only
-    in that each word is decided before the LLM reads it.
+    tokens (`Ear.transcribe_audio_tokens`). With the evaluated ear itself, this is a cascade with equal training, which
+    differs only in that each word is decided before the LLM reads it.
 
     Args:
         name: hub id or local folder of a Whisper; or an ear's folder or a run's

@@ -1,4 +1,4 @@
-"""What a run will cost, before a weight is loaded: operations, memory, disk, hours. It runs nothing but shapes."""
+"""Estimates what a run will cost before any weight is loaded: operations, memory, disk, hours. It only runs shapes."""
 
 from ossicle.plan.costs import CostModel, build_cost_model, estimate_n_distinct_tokens
 from ossicle.plan.estimate import Assumptions, Estimate, estimate

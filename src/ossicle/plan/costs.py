@@ -1,4 +1,4 @@
-"""What a clip costs by how long it is: polynomials found once, then as cheap as a sum over a batch."""
+"""The cost of a clip as a function of its length: polynomials that are traced once and then cheap to evaluate."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,68 +20,65 @@ from ossicle.plan.trace import Cost, Numbers, Polynomial, choose_prime_counts, t
 
 @dataclass(frozen=True, kw_only=True)
 class LlmCost:
-    """What the LLM costs a text, as `ossicle.backbones.packed_forward` has it read; backward is to its input only, as
-    its weights have no gradient.
+    """The LLM's cost of one text, as `ossicle.backbones.packed_forward` runs it.
 
-    By positions behind the prefix, by those of them whose states are wanted, and by positions with the prefix.
+    Costs are polynomials in the positions after the prefix, the positions of these whose states are requested, and the
+    positions with the prefix. The backward pass goes to the LLM's input only, because its weights have no gradient.
     """
 
     all_states: Cost
+    """With the last layer computed at all positions."""
     gathered_states: Cost | None
-    """With the last layer left out where no states are wanted, as far as the LLM allows it."""
+    """With the last layer computed only where states are requested; None if the LLM does not allow it."""
     n_prefix: int
 
-    def forward(self, n: Numbers, n_wanted: Numbers) -> Numbers:
-        """FLOPs of so many positions, of which the states of some are wanted."""
-        return self._by(lambda cost: cost.forward, n, n_wanted)
+    def count_forward_flops(self, n: Numbers, n_states: Numbers) -> Numbers:
+        """Returns the FLOPs of n positions, with the states of some of them requested."""
+        return self._evaluate(lambda cost: cost.forward, n, n_states)
 
-    def backward(self, n: Numbers, n_wanted: Numbers) -> Numbers:
-        """FLOPs."""
-        return self._by(lambda cost: cost.backward, n, n_wanted)
+    def count_backward_flops(self, n: Numbers, n_states: Numbers) -> Numbers:
+        """Returns the FLOPs of the backward pass."""
+        return self._evaluate(lambda cost: cost.backward, n, n_states)
 
-    def kept(self, n: Numbers, n_wanted: Numbers, n_texts: int) -> Numbers:
-        """Bytes that so many such texts keep: the prefix's keys and values once in each row that they share."""
+    def count_saved_bytes(self, n: Numbers, n_states: Numbers, n_texts: int) -> Numbers:
+        """Returns the saved bytes of `n_texts` such texts; texts in one row share the prefix's keys and values."""
         rows = np.ceil(n_texts / np.maximum(1, ROW_LENGTH // np.asarray(n)))
-        return n_texts * self._by(lambda cost: cost.saved_bytes, n, n_wanted, rows / n_texts)
+        return n_texts * self._evaluate(lambda cost: cost.saved_bytes, n, n_states, rows / n_texts)
 
-    def _by(
-        self, part: Callable[[Cost], Polynomial], n: Numbers, n_wanted: Numbers, rows: Numbers = 1.0
+    def _evaluate(
+        self, select: Callable[[Cost], Polynomial], n: Numbers, n_states: Numbers, rows: Numbers = 1.0
     ) -> Numbers:
-        counts = (np.asarray(n), np.asarray(n_wanted), np.asarray(n) + self.n_prefix * rows)
-        whole = part(self.all_states).without_constant(
-            *counts
-        )  # the prefix is constant, and computed once in a run
+        counts = (np.asarray(n), np.asarray(n_states), np.asarray(n) + self.n_prefix * rows)
+        # The prefix is the constant term: it is computed once in a run.
+        for_all = select(self.all_states).without_constant(*counts)
         if self.gathered_states is None:
-            return whole
-        return np.where(
-            MAX_GATHER_RATIO * counts[0] < counts[1],
-            whole,
-            part(self.gathered_states).without_constant(*counts),
-        )
+            return for_all
+        gathered = select(self.gathered_states).without_constant(*counts)
+        return np.where(MAX_GATHER_RATIO * counts[0] < counts[1], for_all, gathered)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """FLOPs that the model needs for clips of given lengths, without padding and with nothing computed twice."""
+    """Counts the FLOPs for clips of given lengths, without padding and recomputation."""
 
     encoder: Cost
-    """By encoder positions."""
+    """Cost by encoder positions."""
     connector: Cost
-    """By rows of its decoder, encoder positions and candidates."""
+    """Cost by positions of its decoder, encoder positions and candidate tokens."""
     llm: LlmCost
     is_llm_estimated: bool
-    """Whether it could not be run on shapes: two operations to a weight and position then, attention left out."""
+    """Whether the LLM could not be traced; then 2 operations per weight and position are counted, without attention."""
     head_flops: float
     """FLOPs of the logits at one position."""
     d_llm: int
     n_suffix: int
-    """Positions of the LLM's sequence behind what is said."""
+    """Template tokens after the user's content."""
     n_prompt: int
-    """Rows of the connector's decoder before the first slot."""
+    """Positions of the connector's decoder before the first slot."""
     settings: ConnectorSettings
     objective: ObjectiveSettings
     is_teacher_cached: bool
-    are_features_kept: bool
+    are_features_cached: bool
 
     def count_flops(
         self,
@@ -89,82 +86,82 @@ class CostModel:
         n_tokens: np.ndarray,
         *,
         is_align_only: bool,
-        n_read: int | None = None,
+        n_teacher_clips: int | None = None,
         n_candidates: int | None = None,
     ) -> float:
-        """FLOPs of a batch.
+        """Returns the FLOPs of a batch.
 
         Args:
             n_positions: encoder positions of each clip
             n_tokens: tokens of each transcript
-            is_align_only: whether the terms that need no LLM are still alone
-            n_read: clips that the teacher reads in the step; without it none if there is a cache, else all
-            n_candidates: tokens told from each other; estimated if not given
+            is_align_only: whether the step computes only the loss terms that need no LLM
+            n_teacher_clips: clips that the teacher reads in the step; by default none if there is a cache, else all
+            n_candidates: distinct tokens to choose from; estimated by default
         """
         n_clips = len(n_positions)
         if n_clips == 0:
             return 0.0
-        if n_read is None:
-            n_read = 0 if self.is_teacher_cached else n_clips
+        if n_teacher_clips is None:
+            n_teacher_clips = 0 if self.is_teacher_cached else n_clips
         per_clip = self.flops_by_part(n_positions, n_tokens, n_candidates=n_candidates)
-        if self.are_features_kept:
+        if self.are_features_cached:
             per_clip["encoder"] = 0.0
         if is_align_only or not self.has_student:
-            n_read = 0
+            n_teacher_clips = 0
             per_clip["student forward"] = per_clip["student backward"] = 0.0
-        per_clip["teacher"] = per_clip["teacher"] * n_read / n_clips
+        per_clip["teacher"] = per_clip["teacher"] * n_teacher_clips / n_clips
         return float(sum(np.sum(np.broadcast_to(part, n_clips)) for part in per_clip.values()))
 
     @property
     def has_student(self) -> bool:
-        """Whether the LLM is asked at all."""
+        """Whether any loss term needs the LLM."""
         return self.objective.hidden_weight > 0 or self.objective.kl_weight > 0
 
     def flops_by_part(
         self, n_positions: Numbers, n_tokens: Numbers, *, n_candidates: Numbers | None = None
     ) -> dict[str, Numbers]:
-        """FLOPs of each clip by part, as if every part were computed in the step."""
+        """Returns the FLOPs of each clip by part, as if every part were computed in the step."""
         if n_candidates is None:
             n_candidates = estimate_n_distinct_tokens(float(np.sum(n_tokens)))
         slots = self.count_slots(n_positions, n_tokens)
         rows = slots + self.n_prompt
-        heard = self.count_audio_tokens(n_positions, n_tokens)
+        n_audio_tokens = self.count_audio_tokens(n_positions, n_tokens)
         is_kl = self.objective.kl_weight > 0
-        student = self.count_student_positions(heard, n_tokens)
-        naming = 0.0
+        student = self.count_student_positions(n_audio_tokens, n_tokens)
+        token_ce = 0.0
         if self.objective.token_ce_weight:
-            naming = 2.0 * slots * n_candidates * self.d_llm
+            token_ce = 2.0 * slots * n_candidates * self.d_llm
         return {
             "encoder": self.encoder.forward(n_positions),
-            "connector forward": self.connector.forward(rows, n_positions, n_candidates) + naming,
-            "connector backward": self.connector.backward(rows, n_positions, n_candidates) + naming,
-            "student forward": self.llm.forward(*student) + is_kl * self.head_flops,
-            "student backward": self.llm.backward(*student) + is_kl * self.head_flops,
-            "teacher": self._teacher(np.asarray(n_tokens)) + is_kl * self.head_flops,
+            "connector forward": self.connector.forward(rows, n_positions, n_candidates) + token_ce,
+            "connector backward": self.connector.backward(rows, n_positions, n_candidates) + token_ce,
+            "student forward": self.llm.count_forward_flops(*student) + is_kl * self.head_flops,
+            "student backward": self.llm.count_backward_flops(*student) + is_kl * self.head_flops,
+            "teacher": self._count_teacher_flops(np.asarray(n_tokens)) + is_kl * self.head_flops,
         }
 
-    def _teacher(self, n_tokens: Numbers) -> Numbers:
-        """Reads the transcript and, where some of the answer is compared too, finds and reads that."""
+    def _count_teacher_flops(self, n_tokens: Numbers) -> Numbers:
+        """Returns the FLOPs to read the transcript, and to generate and read the response tokens that are compared."""
         n_fed = self.objective.n_response_tokens - 1
         n = np.asarray(n_tokens) + self.n_suffix + n_fed
-        return self.llm.forward(n, n) + n_fed * self.head_flops
+        return self.llm.count_forward_flops(n, n) + n_fed * self.head_flops
 
-    def count_student_positions(self, n_heard: Numbers, n_tokens: Numbers) -> tuple[Numbers, Numbers]:
-        """Positions that the student reads behind the prefix, and of how many of them the states are wanted."""
+    def count_student_positions(self, n_audio_tokens: Numbers, n_tokens: Numbers) -> tuple[Numbers, Numbers]:
+        """Returns the student's positions after the prefix, and at how many of them the states are requested."""
         n_fed = self.objective.n_response_tokens - 1
-        n = np.asarray(n_heard) + self.n_suffix + n_fed
-        wanted = {"last": 1, "suffix": self.n_suffix, "all": np.asarray(n_tokens) + self.n_suffix}
+        n = np.asarray(n_audio_tokens) + self.n_suffix + n_fed
+        n_states = {"last": 1, "suffix": self.n_suffix, "all": np.asarray(n_tokens) + self.n_suffix}
         positions = self.objective.hidden_positions if self.objective.hidden_weight else "last"
-        return n, np.minimum(wanted[positions] + n_fed, n)
+        return n, np.minimum(n_states[positions] + n_fed, n)
 
     def count_slots(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
-        """Slots that the connector computes for a clip."""
-        if self.settings.learns_end:  # one more to learn the end by
+        """Returns the number of slots that the connector computes for a clip."""
+        if self.settings.learns_end:  # one more slot to learn the end
             return np.minimum(np.asarray(n_tokens) + 1, self.settings.n_queries)
         return self.count_audio_tokens(n_positions, n_tokens)
 
     def count_audio_tokens(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
-        """Audio tokens that the LLM is given."""
+        """Returns the number of audio tokens that the LLM receives."""
         if self.settings.form == "diva":
             return np.full(np.shape(n_tokens), float(self.settings.n_queries))
         if self.settings.form == "stack":
@@ -173,25 +170,25 @@ class CostModel:
 
 
 def estimate_n_distinct_tokens(n_tokens: float) -> float:
-    """How many different tokens so much transcript has, roughly: Heaps' law, as English subwords have it."""
+    """Estimates the number of distinct tokens in transcripts of `n_tokens`: Heaps' law, fitted to English subwords."""
     return min(n_tokens, 15 * n_tokens**0.55)
 
 
 def build_cost_model(recipe: Recipe, ear: Ear | ModelShapes | None = None) -> CostModel:
-    """What a recipe's clips cost.
+    """Builds the cost model of a recipe's clips.
 
     Args:
-        ear: the recipe's, if it is loaded; else the configs of its bases are read
+        ear: the recipe's ear, if it is loaded; otherwise the configs of its backbones are read
 
     Raises:
-        CheckpointError: a base that cannot be found or is of the wrong kind
+        CheckpointError: a backbone that cannot be found or is of the wrong kind
     """
     shapes = read_shapes(recipe) if ear is None else ear
     shapes = build_shapes(shapes) if isinstance(shapes, Ear) else shapes
-    llm, is_estimated = _llm_cost(shapes)
+    llm, is_estimated = _trace_llm(shapes)
     return CostModel(
-        encoder=_encoder_cost(shapes),
-        connector=_connector_cost(shapes, recipe.objective),
+        encoder=_trace_encoder(shapes),
+        connector=_trace_connector(shapes, recipe.objective),
         llm=llm,
         is_llm_estimated=is_estimated,
         head_flops=2.0 * shapes.d_llm * shapes.n_vocabulary,
@@ -201,11 +198,11 @@ def build_cost_model(recipe: Recipe, ear: Ear | ModelShapes | None = None) -> Co
         settings=shapes.settings,
         objective=recipe.objective,
         is_teacher_cached=recipe.data.teacher_cache is not None,
-        are_features_kept=recipe.data.feature_cache is not None,
+        are_features_cached=recipe.data.feature_cache is not None,
     )
 
 
-def _encoder_cost(shapes: ModelShapes) -> Cost:
+def _trace_encoder(shapes: ModelShapes) -> Cost:
     encoder, n_mels = shapes.encoder, shapes.whisper.config.num_mel_bins
     (n_positions,) = choose_prime_counts([encoder], 1)
     n_frames = n_positions * FRAMES_PER_POSITION
@@ -216,73 +213,78 @@ def _encoder_cost(shapes: ModelShapes) -> Cost:
         )
 
 
-def _llm_cost(shapes: ModelShapes) -> tuple[LlmCost, bool]:
-    """What the LLM costs to read, and whether that had to be estimated."""
-    if _shares(shapes):
-        picked = _read_cost(shapes, picks=True) if shapes.picks else None
-        whole = _read_cost(shapes, picks=False)
-        if whole is not None:
-            return LlmCost(all_states=whole, gathered_states=picked, n_prefix=shapes.n_prefix), False
-    whole = _plain_cost(shapes)
-    is_estimated = whole is None
-    whole = _estimated_cost(shapes) if whole is None else whole
-    return LlmCost(all_states=whole, gathered_states=None, n_prefix=shapes.n_prefix), is_estimated
+def _trace_llm(shapes: ModelShapes) -> tuple[LlmCost, bool]:
+    """Returns the LLM's cost, and whether it had to be estimated."""
+    if _shares_prefix(shapes):
+        can_gather = shapes.can_gather_last_layer
+        gathered = _trace_packed_llm(shapes, gathers_last_layer=True) if can_gather else None
+        all_states = _trace_packed_llm(shapes, gathers_last_layer=False)
+        if all_states is not None:
+            return LlmCost(all_states=all_states, gathered_states=gathered, n_prefix=shapes.n_prefix), False
+    all_states = _trace_plain_llm(shapes)
+    is_estimated = all_states is None
+    all_states = _estimate_llm_cost(shapes) if all_states is None else all_states
+    return LlmCost(all_states=all_states, gathered_states=None, n_prefix=shapes.n_prefix), is_estimated
 
 
-def _shares(shapes: ModelShapes) -> bool:
-    """Whether texts are read behind a prefix that is computed once."""
-    sees_it = PackedLlm(shapes.llm, [0] * shapes.n_prefix).attends_to_all(ROW_LENGTH)
-    return shapes.n_prefix > 0 and shapes.shares_prefix and sees_it
+def _shares_prefix(shapes: ModelShapes) -> bool:
+    """Whether texts share a prefix that is computed once."""
+    attends_to_prefix = PackedLlm(shapes.llm, [0] * shapes.n_prefix).attends_to_all(ROW_LENGTH)
+    return shapes.n_prefix > 0 and shapes.can_share_prefix and attends_to_prefix
 
 
-def _read_cost(shapes: ModelShapes, *, picks: bool) -> Cost | None:
-    """Read behind a prefix that is shared."""
+def _trace_packed_llm(shapes: ModelShapes, *, gathers_last_layer: bool) -> Cost | None:
+    """Returns the cost of a text after a shared prefix; None if it cannot be traced."""
     llm = shapes.llm
-    n_wanted, *_, n, through = choose_prime_counts([llm.base_model], 6)
-    table = torch.empty(n, shapes.d_llm, device="meta", dtype=llm.dtype, requires_grad=True)
+    n_states, *_, n, n_with_prefix = choose_prime_counts([llm.base_model], 6)
+    embeds = torch.empty(n, shapes.d_llm, device="meta", dtype=llm.dtype, requires_grad=True)
 
-    def read() -> Tensor:
-        reader = PackedLlm(llm, [0] * (through - n))
-        shared = PrefixCache.compute(llm, reader.prefix)
-        return reader.forward(table, [np.arange(n)], [n_wanted], shared, gathers_last_layer=picks)
+    def run() -> Tensor:
+        packed_llm = PackedLlm(llm, [0] * (n_with_prefix - n))
+        prefix_cache = PrefixCache.compute(llm, packed_llm.prefix)
+        return packed_llm.forward(
+            embeds, [np.arange(n)], [n_states], prefix_cache, gathers_last_layer=gathers_last_layer
+        )
 
-    return _traced(read, llm, [n, n_wanted, through])
+    return _try_trace(run, llm, [n, n_states, n_with_prefix])
 
 
-def _plain_cost(shapes: ModelShapes) -> Cost | None:
-    """Read with its prefix, all in a row."""
+def _trace_plain_llm(shapes: ModelShapes) -> Cost | None:
+    """Returns the cost of a text together with its prefix; None if it cannot be traced."""
     llm = shapes.llm.base_model
     (length,) = choose_prime_counts([llm], 1)
     embeds = torch.empty(1, length, shapes.d_llm, device="meta", dtype=shapes.llm.dtype, requires_grad=True)
-    found = _traced(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
-    return None if found is None else found.with_counts((0, 0, 1))
+    cost = _try_trace(lambda: llm(inputs_embeds=embeds, use_cache=False).last_hidden_state, llm, [length])
+    return None if cost is None else cost.with_counts((0, 0, 1))
 
 
-def _traced(run: Callable[[], Tensor], llm: nn.Module, counts: Sequence[int]) -> Cost | None:
-    """None for operations that depend on values, which shapes lack."""
+def _try_trace(run: Callable[[], Tensor], llm: nn.Module, counts: Sequence[int]) -> Cost | None:
+    """Returns the cost, or None if an operation depends on values, which meta tensors lack."""
     try:
         return trace_cost(run, llm, counts)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
         return None
 
 
-def _estimated_cost(shapes: ModelShapes) -> Cost:
+def _estimate_llm_cost(shapes: ModelShapes) -> Cost:
     layers = [layer for layer in shapes.llm.base_model.modules() if isinstance(layer, nn.Linear)]
     flops = Polynomial({(1,): 2.0 * sum(layer.weight.numel() for layer in layers)})
-    kept = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
-    return Cost(forward=flops, backward=flops, saved_bytes=kept).with_counts(
-        (1, 0, 0) if _shares(shapes) else (0, 0, 1)
+    saved_bytes = Polynomial({(1,): 2.0 * sum(layer.out_features for layer in layers)})
+    return Cost(forward=flops, backward=flops, saved_bytes=saved_bytes).with_counts(
+        (1, 0, 0) if _shares_prefix(shapes) else (0, 0, 1)
     )
 
 
-def _connector_cost(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
+def _trace_connector(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
     n_rows, n_positions, n_candidates = choose_prime_counts([shapes.connector], 3)
     settings, config = shapes.settings, copy.deepcopy(shapes.whisper.config)
     if settings.form == "stack":
         n_positions = n_rows * settings.n_stacked
-    # With as many queries as the counts want: a recipe's may be fewer, and make no difference to one slot.
+    # The counts need `n_rows` queries. A recipe may have fewer, which does not change the cost of one slot.
     config.max_target_positions = max(config.max_target_positions, n_rows)
-    connector = build_meta_connector(config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.shared)
+    connector = build_meta_connector(
+        config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.vocabulary
+    )
     n_text = n_rows - shapes.n_prompt - settings.learns_end
     dtype = shapes.llm.dtype
     transcripts = Transcripts(
@@ -293,23 +295,23 @@ def _connector_cost(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
     states = torch.empty(1, n_positions, shapes.d_encoder, device="meta", dtype=dtype)
     features = Features(states, torch.ones(1, n_positions, dtype=torch.bool))
     return trace_cost(
-        lambda: _learned(connector, features, transcripts, objective),
+        lambda: _sum_differentiable_outputs(connector, features, transcripts, objective),
         connector,
         [n_rows, n_positions, n_candidates],
     )
 
 
-def _learned(
+def _sum_differentiable_outputs(
     connector: Connector,
     features: Features,
     transcripts: Transcripts,
     objective: ObjectiveSettings,
 ) -> Float[Tensor, ""]:
-    """Something that has a gradient wherever the objective has one."""
+    """Returns a scalar that has a gradient wherever the objective has one."""
     audio = connector(features, transcripts)
-    learned = audio.tokens.sum()
+    total = audio.tokens.sum()
     if audio.end_logits is not None and objective.end_weight:
-        learned = learned + audio.end_logits.sum()
+        total = total + audio.end_logits.sum()
     if audio.log_likelihood is not None and objective.asr_weight:
-        learned = learned + audio.log_likelihood.sum()
-    return learned
+        total = total + audio.log_likelihood.sum()
+    return total

@@ -1,4 +1,4 @@
-"""A recipe's whole cost: weights, operations, memory, disk, hours."""
+"""Estimates the whole cost of a recipe's run: weights, operations, memory, disk, hours."""
 
 import bisect
 import math
@@ -21,14 +21,14 @@ from ossicle.plan.memory import (
 from ossicle.plan.shapes import ModelShapes, read_shapes
 
 CONCATENATED_FILL_RATIO = 0.75
-"""Part of the window that joined examples fill: they are drawn to fill between a half and all of it."""
-_LONG = 3.0
-"""The longest clips last so many times the mean, where nobody says how long."""
+"""Mean ratio of the window that concatenated examples fill: they are drawn to fill between half and all of it."""
+_LONGEST_TO_MEAN = 3.0
+"""Assumed length of the longest clips, relative to the mean clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What a plan cannot know from the recipe."""
+    """Values that a plan cannot read from the recipe."""
 
     n_gpus: int = 1
     clip_s: float = 5.0
@@ -39,79 +39,79 @@ class Assumptions:
     n_template_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be."""
-        for flag, given in {"--gpus": self.n_gpus, "--clips": self.n_clips}.items():
-            if given is not None and given < 1:
-                raise ConfigError(f"{flag} is {given}, expected at least 1")
-        for flag, given in {"--clip-s": self.clip_s, "--tokens": self.n_tokens}.items():
-            if not 0 < given < math.inf:
-                raise ConfigError(f"{flag} is {given:g}, expected a positive number")
+        """Raises ConfigError for impossible values."""
+        for flag, count in {"--gpus": self.n_gpus, "--clips": self.n_clips}.items():
+            if count is not None and count < 1:
+                raise ConfigError(f"{flag} is {count}, expected at least 1")
+        for flag, value in {"--clip-s": self.clip_s, "--tokens": self.n_tokens}.items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{flag} is {value:g}, expected a positive number")
         if self.longest_s is not None and not self.clip_s <= self.longest_s < math.inf:
             raise ConfigError(
                 f"--longest-s is {self.longest_s:g}, expected at least --clip-s, which is {self.clip_s:g}"
             )
         if not 0 < self.utilization <= 1:
-            raise ConfigError(f"--utilization is {self.utilization:g}, expected a share up to 1")
+            raise ConfigError(f"--utilization is {self.utilization:g}, expected a ratio above 0 and up to 1")
         if self.n_template_tokens is not None and self.n_template_tokens < 1:
             raise ConfigError(f"--template-tokens is {self.n_template_tokens}, expected at least 1 token")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuEstimate:
-    """The run on GPUs of one kind."""
+    """The run's time and fit on GPUs of one kind."""
 
     gpu: str
     memory_bytes: float
     n_mean: int
-    """Clips of the mean length that fit into a part of a batch; none of a length that does not fit at all."""
+    """Clips of the mean length that fit into a microbatch; 0 if not even one fits."""
     n_longest: int
-    """Of the longest ones."""
+    """Clips of the longest length that fit into a microbatch; 0 if not even one fits."""
     hours: float
     gpu_hours: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will cost; counts are FLOPs and bytes."""
+    """The cost of a run, in FLOPs and bytes."""
 
     weights: dict[str, int]
     clip: dict[str, float]
-    """FLOPs of a mean clip by part, each computed in the step."""
+    """FLOPs of a mean clip by part, as if every part were computed in the step."""
     run: dict[str, float]
-    """FLOPs of the whole run by part, the recipe's caches and lead phase taken into account."""
+    """FLOPs of the whole run by part, with the recipe's caches and alignment-only warm-up."""
     run_live: float
     """FLOPs of the whole run without caches."""
     memory: dict[str, float]
-    """Bytes on each GPU at the peak of a step, by part, with one of the longest clips at a time."""
+    """Peak bytes of a step on each GPU by purpose, with one of the longest clips in a microbatch."""
     disk: dict[str, float]
     gpus: list[GpuEstimate]
     assumptions: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Returns the estimate as JSON values."""
         return asdict(self)
 
 
 def estimate(recipe: Recipe, assumed: Assumptions = Assumptions()) -> Estimate:
-    """What a recipe's run will cost, from configs alone.
+    """Estimates the cost of a recipe's run, from configs alone.
 
     Raises:
-        CheckpointError: a base that cannot be found or is of the wrong kind
+        CheckpointError: a backbone that cannot be found or is of the wrong kind
         ConfigError: connector settings that do not fit the encoder, or clips that do not fit its window
     """
     shapes = read_shapes(recipe, assumed.n_template_tokens)
-    planned = _Planned(recipe, assumed, shapes, build_cost_model(recipe, shapes))
-    run = planned.run(cached=True)
-    memory = planned.memory(1, planned.longest_s, math.inf)
+    planner = _Planner(recipe, assumed, shapes, build_cost_model(recipe, shapes))
+    run = planner.count_run_flops(is_cached=True)
+    memory = planner.estimate_memory(1, planner.longest_s, math.inf)
     return Estimate(
         weights=_weights(shapes),
-        clip=planned.clip(),
+        clip=planner.count_clip_flops(),
         run=run,
-        run_live=sum(planned.run(cached=False).values()),
+        run_live=sum(planner.count_run_flops(is_cached=False).values()),
         memory=memory,
-        disk=planned.disk(),
-        gpus=[planned.on(gpu, sum(run.values())) for gpu in GPUS if gpu.name in SHOWN_GPUS],
-        assumptions=planned.assumptions(),
+        disk=planner.estimate_disk(),
+        gpus=[planner.estimate_gpu(gpu, sum(run.values())) for gpu in GPUS if gpu.name in SHOWN_GPUS],
+        assumptions=planner.describe_assumptions(),
     )
 
 
@@ -126,8 +126,8 @@ def _weights(shapes: ModelShapes) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A recipe with all that is assumed of it."""
+class _Planner:
+    """A recipe with its assumptions, shapes and cost model."""
 
     recipe: Recipe
     assumed: Assumptions
@@ -135,10 +135,13 @@ class _Planned:
     costs: CostModel
 
     def __post_init__(self) -> None:
-        for flag, given in {"--clip-s": self.assumed.clip_s, "--longest-s": self.assumed.longest_s}.items():
-            if given is not None and given > self.window_s:
+        for flag, length_s in {
+            "--clip-s": self.assumed.clip_s,
+            "--longest-s": self.assumed.longest_s,
+        }.items():
+            if length_s is not None and length_s > self.window_s:
                 raise ConfigError(
-                    f"{flag} is {given:g}, but the encoder's window holds {self.window_s:g} s; expected at most that"
+                    f"{flag} is {length_s:g}, but the encoder's window holds {self.window_s:g} s; expected at most that"
                 )
 
     @property
@@ -152,81 +155,87 @@ class _Planned:
         return (
             self.window_s
             if self.recipe.data.concat_ratio
-            else min(self.window_s, _LONG * self.assumed.clip_s)
+            else min(self.window_s, _LONGEST_TO_MEAN * self.assumed.clip_s)
         )
 
     @property
-    def n_heard(self) -> int:
-        """Clips that are learned from, in all passes."""
+    def n_training_clips(self) -> int:
+        """Clips of all training steps, with repeats."""
         return self.recipe.train.n_steps * self.recipe.train.batch_size
 
     @property
     def n_clips(self) -> int:
-        """Clips of the source."""
-        return self.assumed.n_clips or self.recipe.data.n_clips or self.n_heard
+        """Clips in the source."""
+        return self.assumed.n_clips or self.recipe.data.n_clips or self.n_training_clips
 
     @property
     def n_candidates(self) -> float:
-        tokens = sum(share * n_tokens for share, _, n_tokens in self.kinds())
+        tokens = sum(ratio * n_tokens for ratio, _, n_tokens in self.mix())
         return min(
             estimate_n_distinct_tokens(self.recipe.train.batch_size * tokens), float(self.shapes.n_vocabulary)
         )
 
-    def positions(self, length_s: float) -> int:
+    def count_positions(self, length_s: float) -> int:
         if self.recipe.base.encoder_window == "full":
             return self.shapes.window_positions
         n_frames = count_frames(round(length_s * SAMPLE_RATE))
         return min(n_frames // FRAMES_PER_POSITION, self.shapes.window_positions)
 
-    def tokens(self, length_s: float) -> float:
-        """Tokens of a transcript as dense as the mean one, as far as there are queries for them."""
-        most = self.recipe.connector.n_queries - self.recipe.connector.learns_end
-        return min(self.assumed.n_tokens * length_s / self.assumed.clip_s, float(max(1, most)))
+    def count_tokens(self, length_s: float) -> float:
+        """Returns the tokens of a transcript at the mean rate, at most as many as there are queries."""
+        max_tokens = self.recipe.connector.n_queries - self.recipe.connector.learns_end
+        return min(self.assumed.n_tokens * length_s / self.assumed.clip_s, float(max(1, max_tokens)))
 
-    def kinds(self) -> list[tuple[float, float, float]]:
-        """Single clips and joined ones: share, seconds, tokens."""
-        joined = self.recipe.data.concat_ratio
+    def mix(self) -> list[tuple[float, float, float]]:
+        """Returns single and concatenated examples: ratio, seconds, tokens."""
+        concat_ratio = self.recipe.data.concat_ratio
         lengths = [
-            (1 - joined, self.assumed.clip_s),
-            (joined, max(self.assumed.clip_s, CONCATENATED_FILL_RATIO * self.window_s)),
+            (1 - concat_ratio, self.assumed.clip_s),
+            (concat_ratio, max(self.assumed.clip_s, CONCATENATED_FILL_RATIO * self.window_s)),
         ]
-        return [(share, length, self.tokens(length)) for share, length in lengths if share]
+        return [(ratio, length_s, self.count_tokens(length_s)) for ratio, length_s in lengths if ratio]
 
-    def clip(self) -> dict[str, float]:
+    def count_clip_flops(self) -> dict[str, float]:
+        """Returns the FLOPs of a mean example by part."""
         total: dict[str, float] = {}
-        for share, length, n_tokens in self.kinds():
-            for name, flops in self._parts(length, n_tokens).items():
-                total[name] = total.get(name, 0.0) + share * flops
+        for ratio, length_s, n_tokens in self.mix():
+            for name, flops in self._count_flops(length_s, n_tokens).items():
+                total[name] = total.get(name, 0.0) + ratio * flops
         return total
 
-    def _parts(self, length_s: float, n_tokens: float) -> dict[str, float]:
-        parts = self.costs.flops_by_part(self.positions(length_s), n_tokens, n_candidates=self.n_candidates)
+    def _count_flops(self, length_s: float, n_tokens: float) -> dict[str, float]:
+        parts = self.costs.flops_by_part(
+            self.count_positions(length_s), n_tokens, n_candidates=self.n_candidates
+        )
         if not self.costs.has_student:
             parts = {name: flops for name, flops in parts.items() if "encoder" in name or "connector" in name}
         return {name: float(flops) for name, flops in parts.items()}
 
-    def run(self, *, cached: bool) -> dict[str, float]:
-        """FLOPs of the run; a teacher's cache knows single clips only, joined ones are read in the step."""
-        data, clip = self.recipe.data, self.clip()
-        n_taught = self.n_heard * (1 - self.recipe.objective.align_only_ratio)
-        times = {name: n_taught if "student" in name else float(self.n_heard) for name in clip}
-        if cached and data.feature_cache:
-            times["encoder"] = float(min(self.n_heard, self.n_clips * data.n_augmented_views))
+    def count_run_flops(self, *, is_cached: bool) -> dict[str, float]:
+        """Returns the FLOPs of the run by part.
+
+        A teacher cache holds single clips only; the teacher reads concatenated examples in the step.
+        """
+        data, clip = self.recipe.data, self.count_clip_flops()
+        n_distilled = self.n_training_clips * (1 - self.recipe.objective.align_only_ratio)
+        times = {name: n_distilled if "student" in name else float(self.n_training_clips) for name in clip}
+        if is_cached and data.feature_cache:
+            times["encoder"] = float(min(self.n_training_clips, self.n_clips * data.n_augmented_views))
         total = {name: flops * times[name] for name, flops in clip.items() if name != "teacher"}
         if "teacher" not in clip:
             return total
-        total["teacher"] = n_taught * clip["teacher"]
-        if cached and data.teacher_cache:
-            single = self._parts(self.assumed.clip_s, self.tokens(self.assumed.clip_s))["teacher"]
-            joined = clip["teacher"] - (1 - data.concat_ratio) * single
-            total["teacher"] = self.n_clips * single + n_taught * joined
+        total["teacher"] = n_distilled * clip["teacher"]
+        if is_cached and data.teacher_cache:
+            single = self._count_flops(self.assumed.clip_s, self.count_tokens(self.assumed.clip_s))["teacher"]
+            concatenated = clip["teacher"] - (1 - data.concat_ratio) * single
+            total["teacher"] = self.n_clips * single + n_distilled * concatenated
         return total
 
-    def memory(self, n_clips: int, length_s: float, gpu_bytes: float) -> dict[str, float]:
-        """With parts of so many clips of a length."""
+    def estimate_memory(self, n_clips: int, length_s: float, gpu_bytes: float) -> dict[str, float]:
+        """Returns the bytes on each GPU by purpose, with microbatches of `n_clips` clips of a length."""
         longest = PaddedLengths(
-            n_positions=self.positions(length_s),
-            n_tokens=self.tokens(length_s),
+            n_positions=self.count_positions(length_s),
+            n_tokens=self.count_tokens(length_s),
             n_candidates=self.n_candidates,
         )
         return estimate_step_memory(
@@ -238,11 +247,11 @@ class _Planned:
             gpu_bytes=gpu_bytes,
         )
 
-    def on(self, gpu: Gpu, flops: float) -> GpuEstimate:
+    def estimate_gpu(self, gpu: Gpu, flops: float) -> GpuEstimate:
         n_bytes = gpu.memory_gb * 1e9
         hours = flops / (gpu.peak_tflops * 1e12 * self.assumed.utilization * self.assumed.n_gpus) / 3600
         n_mean, n_longest = (
-            self._n_fitting(length_s, n_bytes) for length_s in (self.assumed.clip_s, self.longest_s)
+            self._count_fitting_clips(length_s, n_bytes) for length_s in (self.assumed.clip_s, self.longest_s)
         )
         return GpuEstimate(
             gpu=gpu.name,
@@ -253,65 +262,71 @@ class _Planned:
             gpu_hours=hours * self.assumed.n_gpus,
         )
 
-    def _n_fitting(self, length_s: float, gpu_bytes: float) -> int:
-        """How many clips of a length fit into a part, of those that a rank has in a batch."""
+    def _count_fitting_clips(self, length_s: float, gpu_bytes: float) -> int:
+        """Returns how many clips of a length fit into a microbatch, at most those of a rank's batch."""
 
-        def too_much(n_clips: int) -> bool:
-            return sum(self.memory(n_clips, length_s, gpu_bytes).values()) > USABLE_MEMORY_RATIO * gpu_bytes
+        def exceeds_memory(n_clips: int) -> bool:
+            return (
+                sum(self.estimate_memory(n_clips, length_s, gpu_bytes).values())
+                > USABLE_MEMORY_RATIO * gpu_bytes
+            )
 
-        most = -(-self.recipe.train.batch_size // self.assumed.n_gpus)
-        return bisect.bisect_left(range(1, most + 1), True, key=too_much)
+        max_clips = -(-self.recipe.train.batch_size // self.assumed.n_gpus)
+        return bisect.bisect_left(range(1, max_clips + 1), True, key=exceeds_memory)
 
-    def disk(self) -> dict[str, float]:
+    def estimate_disk(self) -> dict[str, float]:
+        """Returns the bytes on disk by file."""
         recipe, shapes = self.recipe, self.shapes
         n_trained = count_weights(shapes.connector)
-        found = {
-            "newest state, and the next while it is written": 2 * 12.0 * n_trained,
+        n_bytes = {
+            "training state (newest, and next while it is written)": 2 * 12.0 * n_trained,
             "ear": 4.0 * n_trained,
         }
         if recipe.data.teacher_cache:
-            n_text = self.tokens(self.assumed.clip_s)
-            ends = {"last": 1, "suffix": shapes.n_suffix, "all": n_text + shapes.n_suffix}
-            n_states = ends[recipe.objective.hidden_positions] + recipe.objective.n_response_tokens - 1
-            found["teacher cache"] = float(self.n_clips * n_states * shapes.d_llm * 2)
+            n_text = self.count_tokens(self.assumed.clip_s)
+            n_states_by_position = {"last": 1, "suffix": shapes.n_suffix, "all": n_text + shapes.n_suffix}
+            n_states = (
+                n_states_by_position[recipe.objective.hidden_positions]
+                + recipe.objective.n_response_tokens
+                - 1
+            )
+            n_bytes["teacher cache"] = float(self.n_clips * n_states * shapes.d_llm * 2)
         if recipe.data.feature_cache:
-            n_positions = self.positions(self.assumed.clip_s)
+            n_positions = self.count_positions(self.assumed.clip_s)
             n_augmented_views = self.n_clips * recipe.data.n_augmented_views
-            found["feature cache"] = float(n_augmented_views * n_positions * shapes.d_encoder * 2)
-        return found
+            n_bytes["feature cache"] = float(n_augmented_views * n_positions * shapes.d_encoder * 2)
+        return n_bytes
 
-    def assumptions(self) -> list[str]:
-        """What stands behind the numbers, in words."""
+    def describe_assumptions(self) -> list[str]:
+        """Returns the assumptions behind the numbers, in words."""
         assumed, recipe, shapes = self.assumed, self.recipe, self.shapes
-        source = "known" if assumed.n_clips or recipe.data.n_clips else "not known: as if each was heard once"
-        frame = (
-            "read"
-            if shapes.is_frame_known
-            else "assumed, as no tokenizer was read or --template-tokens was given"
+        source = (
+            "known" if assumed.n_clips or recipe.data.n_clips else "unknown, each is assumed to be used once"
         )
-        said = [
+        template = (
+            "read from the tokenizer"
+            if shapes.is_template_known
+            else "assumed, or given by --template-tokens"
+        )
+        lines = [
             f"a mean clip lasts {assumed.clip_s:g} s and has {assumed.n_tokens:g} tokens (--clip-s, --tokens)",
-            f"{self.n_clips:,} clips in the source ({source}; --clips), their transcripts all distinct;"
-            f" {self.n_heard:,} are learned from",
-            f"{shapes.n_frame} tokens of chat template around what is said ({frame})",
+            f"{self.n_clips:,} clips in the source ({source}; --clips), all with distinct transcripts;"
+            f" {self.n_training_clips:,} clips are trained on",
+            f"{shapes.n_template_tokens} tokens of chat template around the user's content ({template})",
             f"{assumed.n_gpus} GPU{'s' * (assumed.n_gpus > 1)} (--gpus) at {assumed.utilization:.0%} of the vendor's"
-            " dense bfloat16 peak (--utilization), which small models do not get near; reading and decoding sound"
-            " keep up",
+            " dense bfloat16 peak (--utilization), which small models do not reach; reading and decoding sound is"
+            " fast enough",
             f"the longest clips last {self.longest_s:g} s (--longest-s); memory in bfloat16,"
             f" {USABLE_MEMORY_RATIO:.0%} of a GPU can be used",
-            "matrix products and convolutions, attention in full, padding and what is computed twice left out",
+            "operations are matrix products and convolutions with full attention, without padding and recomputation",
         ]
         if recipe.data.concat_ratio:
-            said.append(
-                f"{recipe.data.concat_ratio:.0%} of the examples are several clips in a row and fill"
-                f" {CONCATENATED_FILL_RATIO:.0%} of the window; the teacher reads them in the step, cached or not"
+            lines.append(
+                f"{recipe.data.concat_ratio:.0%} of the examples are several clips in a row, which fill"
+                f" {CONCATENATED_FILL_RATIO:.0%} of the window; the teacher reads them in the step, even with a cache"
             )
         if recipe.connector.form == "anchored" or recipe.objective.token_ce_weight:
-            said.append(
-                f"about {self.n_candidates:,.0f} different tokens in a batch, to be told from each other"
-            )
+            lines.append(f"a batch has about {self.n_candidates:,.0f} distinct tokens to choose from")
         if self.costs.is_llm_estimated:
-            said.append(
-                "the LLM could not be run on shapes: two operations to a weight and position, no attention"
-            )
-        return said
+            lines.append("the LLM could not be traced: two operations per weight and position, no attention")
+        return lines

@@ -1,4 +1,4 @@
-"""GPUs by name: what they compute and hold at most."""
+"""GPUs by name, with their peak FLOP/s and memory."""
 
 import re
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 class Gpu:
     """One kind of GPU.
 
-    Source: the vendors' data sheets; peaks are for dense bfloat16 matrices summed in float32 (theirs "with sparsity"
-    are twice as high).
+    Source: the vendors' data sheets. Peaks are for dense bfloat16 matrices summed in float32; the vendors' numbers "with
+    sparsity" are twice as high.
     """
 
     name: str
     pattern: str
-    """Of the name that the driver gives it."""
+    """Regular expression for the name that the driver reports."""
     peak_tflops: float
     memory_gb: float
-    """1e9 bytes, as the driver reports them."""
+    """In units of 1e9 bytes, as the driver reports them."""
 
 
 GPUS = (
@@ -40,11 +40,11 @@ GPUS = (
     Gpu("MI300X", r"MI300X", 1307.0, 206.0),
 )
 SHOWN_GPUS = ("RTX 3090", "RTX 4090", "L40S", "A100 40 GB", "A100 80 GB", "H100", "H200", "B200")
-"""Those that a plan shows."""
+"""The GPUs that a plan shows."""
 
 
 def look_up_peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a GPU by the name that `torch.cuda.get_device_name` gives; None if it is not known."""
+    """Returns the dense bfloat16 FLOP/s of a GPU, given its `torch.cuda.get_device_name`; None if the GPU is unknown."""
     for gpu in GPUS:
         if re.search(gpu.pattern, device_name):
             return gpu.peak_tflops * 1e12

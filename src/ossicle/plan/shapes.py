@@ -1,4 +1,4 @@
-"""The three models of an ear as shapes without weights, from their configs alone."""
+"""Builds the three models of an ear on the meta device, without weights, from their configs alone."""
 
 import copy
 from dataclasses import dataclass
@@ -17,61 +17,61 @@ from ossicle.ear import Ear
 from ossicle.errors import CheckpointError
 
 ASSUMED_PREFIX, ASSUMED_SUFFIX = 25, 5
-"""Tokens of a chat template before and after what is said, where no tokenizer tells: with a short system prompt."""
-_LONGEST_PROMPT = 4
-"""Of a Whisper: the start, the language, the task and that no times are wanted."""
+"""Assumed template tokens before and after the user's content, if no tokenizer is available: a short system prompt."""
+_MAX_WHISPER_PROMPT = 4
+"""Most tokens of a Whisper prompt: the start, the language, the task and "no timestamps"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShapes:
-    """Encoder, connector and LLM on the meta device: every operation has its shapes, none is computed."""
+    """Encoder, connector and LLM on the meta device: operations have shapes, and nothing is computed."""
 
     whisper: Any
-    """The whole Whisper, as it is loaded: the encoder listens, its decoder only starts the connector."""
+    """The whole Whisper, as it is loaded; its decoder is only used to initialize the connector."""
     llm: Any
     connector: Connector
     n_prefix: int
     n_suffix: int
-    is_frame_known: bool
-    """Whether the chat template was read, or its length assumed."""
-    shares_prefix: bool = True
-    """Whether the LLM can be read behind a prefix computed once; most can."""
-    picks: bool = True
-    """Whether its last layer can be left out where no states are wanted; most can."""
+    is_template_known: bool
+    """Whether the chat template was read from the tokenizer; otherwise its length is assumed."""
+    can_share_prefix: bool = True
+    """Whether the LLM can run after a prefix that is computed once; most can."""
+    can_gather_last_layer: bool = True
+    """Whether the LLM's last layer can be computed at selected positions only; most can."""
 
     @property
     def encoder(self) -> Any:
-        """What hears."""
+        """The speech encoder."""
         return self.whisper.model.encoder
 
     @property
     def settings(self) -> ConnectorSettings:
-        """Of the connector."""
+        """The connector's settings."""
         return self.connector.settings
 
     @property
-    def shared(self) -> SharedVocabulary | None:
-        """What the connector knows of both vocabularies."""
+    def vocabulary(self) -> SharedVocabulary | None:
+        """The vocabulary that encoder and LLM share, if the connector uses it."""
         return self.connector.vocabulary_shapes
 
     @property
     def n_prompt(self) -> int:
-        """Rows of the connector's decoder before the first slot."""
+        """Positions of the connector's decoder before the first slot."""
         return self.connector.n_prompt
 
     @property
     def d_encoder(self) -> int:
-        """E."""
+        """Width of the encoder, E."""
         return self.whisper.config.d_model
 
     @property
     def d_llm(self) -> int:
-        """D."""
+        """Width of the LLM, D."""
         return get_input_embeddings(self.llm).embedding_dim
 
     @property
     def n_vocabulary(self) -> int:
-        """V."""
+        """Size of the LLM's vocabulary, V."""
         return get_input_embeddings(self.llm).num_embeddings
 
     @property
@@ -80,20 +80,20 @@ class ModelShapes:
         return self.whisper.config.max_source_positions
 
     @property
-    def n_frame(self) -> int:
-        """Positions of the LLM's sequence around what is said."""
+    def n_template_tokens(self) -> int:
+        """Tokens of the chat template before and after the user's content."""
         return self.n_prefix + self.n_suffix
 
 
-def read_shapes(recipe: Recipe, n_frame: int | None = None) -> ModelShapes:
-    """The shapes of a recipe's models: of each base no more than the config is needed, no weight is read.
+def read_shapes(recipe: Recipe, n_template_tokens: int | None = None) -> ModelShapes:
+    """Returns the shapes of a recipe's models. Only the configs of the backbones are read, no weights.
 
     Args:
-        n_frame: tokens of the chat template around what is said; read from the tokenizer, where there is one, if
-            not given
+        n_template_tokens: tokens of the chat template around the user's content; if not given, they are read from the
+            tokenizer, if there is one
 
     Raises:
-        CheckpointError: a base that cannot be found or is of the wrong kind
+        CheckpointError: a backbone that cannot be found or is of the wrong kind
         ConfigError: connector settings that do not fit the encoder
     """
     base = recipe.base
@@ -102,26 +102,26 @@ def read_shapes(recipe: Recipe, n_frame: int | None = None) -> ModelShapes:
         llm = build_meta_llm(base.llm, base.llm_revision)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error} (a plan needs nothing but its config.json: a folder with that alone will do, named by"
-            " --base.encoder or --base.llm)"
+            f"{error} (a plan needs only its config.json; name a folder with that file by --base.encoder or"
+            " --base.llm)"
         ) from error
-    n_prefix, n_suffix, is_known = _frame(recipe, n_frame)
-    shared, d_llm = _shared(recipe, whisper, llm), get_input_embeddings(llm).embedding_dim
+    n_prefix, n_suffix, is_known = _count_template_tokens(recipe, n_template_tokens)
+    vocabulary, d_llm = _build_vocabulary(recipe, whisper, llm), get_input_embeddings(llm).embedding_dim
     return ModelShapes(
         whisper=whisper,
         llm=llm,
-        connector=build_meta_connector(whisper.config, recipe.connector, d_llm, shared),
+        connector=build_meta_connector(whisper.config, recipe.connector, d_llm, vocabulary),
         n_prefix=n_prefix,
         n_suffix=n_suffix,
-        is_frame_known=is_known,
+        is_template_known=is_known,
     )
 
 
-def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
-    """Tokens before and after what is said, and whether a tokenizer told."""
-    if n_frame is not None:
-        n_suffix = min(ASSUMED_SUFFIX, n_frame)
-        return n_frame - n_suffix, n_suffix, False
+def _count_template_tokens(recipe: Recipe, n_template_tokens: int | None) -> tuple[int, int, bool]:
+    """Returns the template tokens before and after the user's content, and whether they were read from a tokenizer."""
+    if n_template_tokens is not None:
+        n_suffix = min(ASSUMED_SUFFIX, n_template_tokens)
+        return n_template_tokens - n_suffix, n_suffix, False
     try:
         frame = ChatTemplate(load_tokenizer(recipe.base.llm, recipe.base.llm_revision), recipe.prompt).frame
     except CheckpointError:
@@ -130,42 +130,42 @@ def _frame(recipe: Recipe, n_frame: int | None) -> tuple[int, int, bool]:
 
 
 def build_shapes(ear: Ear) -> ModelShapes:
-    """The shapes of an ear that is there, whatever its weights are rounded to or spread over."""
+    """Returns the shapes of a loaded ear, however its weights are quantized or sharded."""
     with torch.device("meta"):
         whisper = type(ear.whisper.model)(copy.deepcopy(ear.whisper.config))
         llm = type(ear.llm)(copy.deepcopy(ear.llm.config))
     frame, d_llm = ear.template.frame, get_input_embeddings(llm).embedding_dim
-    shared = ear.connector.vocabulary_shapes
+    vocabulary = ear.connector.vocabulary_shapes
     return ModelShapes(
         whisper=whisper.bfloat16().requires_grad_(False).eval(),
         llm=llm.bfloat16().requires_grad_(False).eval(),
-        connector=build_meta_connector(whisper.config, ear.settings.connector, d_llm, shared),
+        connector=build_meta_connector(whisper.config, ear.settings.connector, d_llm, vocabulary),
         n_prefix=len(frame.prefix),
         n_suffix=len(frame.suffix),
-        is_frame_known=True,
-        shares_prefix=ear.packed_llm.prefix_cache is not None,
-        picks=ear.packed_llm.gathers_last_layer,
+        is_template_known=True,
+        can_share_prefix=ear.packed_llm.prefix_cache is not None,
+        can_gather_last_layer=ear.packed_llm.gathers_last_layer,
     )
 
 
-def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedVocabulary | None:
-    """What the connector knows; where no tokenizers tell, all that the smaller vocabulary has."""
+def _build_vocabulary(recipe: Recipe, whisper: Any, llm: Any) -> SharedVocabulary | None:
+    """Returns the shared vocabulary; without tokenizers, all of the smaller vocabulary is assumed to be shared."""
     base, n_rows = recipe.base, get_input_embeddings(llm).num_embeddings
     if not recipe.connector.uses_shared_vocabulary:
         return None
     try:
-        recogniser = load_tokenizer(base.encoder, base.encoder_revision)
-        tokenizer = load_tokenizer(base.llm, base.llm_revision)
+        whisper_tokenizer = load_tokenizer(base.encoder, base.encoder_revision)
+        llm_tokenizer = load_tokenizer(base.llm, base.llm_revision)
     except CheckpointError:
         n_words = min(whisper.config.vocab_size, n_rows)
     else:
-        n_words = len(match_tokens(recogniser, tokenizer, n_rows))
+        n_words = len(match_tokens(whisper_tokenizer, llm_tokenizer, n_rows))
     if not n_words:
         return None
     return SharedVocabulary.empty(
         n_words=n_words,
         n_others=whisper.config.vocab_size - n_words,
-        n_prompt=_LONGEST_PROMPT,
+        n_prompt=_MAX_WHISPER_PROMPT,
         n_languages=0,
         d_encoder=whisper.config.d_model,
         d_llm=get_input_embeddings(llm).embedding_dim,
@@ -173,8 +173,8 @@ def _shared(recipe: Recipe, whisper: Any, llm: Any) -> SharedVocabulary | None:
 
 
 def build_meta_connector(
-    whisper: Any, settings: ConnectorSettings, d_llm: int, shared: SharedVocabulary | None
+    whisper: Any, settings: ConnectorSettings, d_llm: int, vocabulary: SharedVocabulary | None
 ) -> Connector:
-    """A connector's shapes for a Whisper of that config."""
+    """Builds a connector on the meta device, for a Whisper with this config."""
     with torch.device("meta"):
-        return build_connector(whisper, settings, d_llm, shared).train()
+        return build_connector(whisper, settings, d_llm, vocabulary).train()

@@ -95,7 +95,7 @@ def _iterate_spans(given: Sequence[str], n_words: int) -> Iterator[tuple[int, in
 
 
 def _overlaps(expected: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether the content words of both have a token F1 of at least `MIN_F1`, without a negation that is given only."""
+    """Whether the content words of both have a token F1 of at least `MIN_F1`, and no negation is added."""
     first, second = Counter(_select_content_words(expected)), Counter(_select_content_words(given))
     n_common = (first & second).total()
     is_negated = any(word in _NEGATION_WORDS for word in given) and not any(
