@@ -1,7 +1,7 @@
 """What noise, speed, a telephone and silence do to ears, out of reports: one file of numbers and one picture.
 
     ossicle eval pocket/ear --suite pocket --robustness --out report.json
-    python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/robustness.svg
+    python benchmarks/robustness.py report.json --name pocket/ear --json RESULTS.json --plot docs/figures/robustness.svg
 
 It measures nothing. A file of numbers that is there already keeps its other ears. `--column cascade` draws, of a report
 whose cascade had another recogniser (`--asr`), that cascade under the name. Last, the numbers as a line of JSON.

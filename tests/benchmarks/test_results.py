@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
-README, DOCS = ROOT / "README.md", ROOT / "docs/results.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs/explanation/results.md"
 ABLATIONS = json.loads((RESULTS / "2026-11-26-ablations.json").read_text())
 EARS = json.loads((RESULTS / "2026-11-27-robustness.json").read_text())["ears"]
 SHIPPED, NEW, WITHOUT = EARS["pocket/ear"], EARS["new ear"], EARS["pocket/ear, no silence learned"]

@@ -25,8 +25,8 @@ class Eval:
     """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
-    (docs/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group and
-    id."""
+    (docs/how-to/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
+    and id."""
     data: _DataSource = None
     """Data of a public benchmark: a local folder as published, or another hub id. Without it, the benchmark's own hub
     id."""
