@@ -225,7 +225,7 @@ def test_noise_comes_from_the_folder_s_files(noises: Path):
 def test_files_of_any_length_and_format_serve_in_memory_or_not(noises: Path, monkeypatch: pytest.MonkeyPatch):
     asked = AugmentSettings(noise_ratio=1.0, noise=str(noises))
     kept = Augmenter(asked, WINDOW)
-    monkeypatch.setattr("ossicle.audio.augment._KEPT_SAMPLES", 26_000)
+    monkeypatch.setattr("ossicle.audio.augment._MAX_CACHED_SAMPLES", 26_000)
     read_again = Augmenter(asked, WINDOW)  # one recording of 25,397 samples and one of 1,000
     assert [isinstance(noise, Path) for noise in kept.noises] == [False, False]
     assert [isinstance(noise, Path) for noise in read_again.noises] == [False, True]
@@ -248,7 +248,7 @@ def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_pat
     assert "has no sound files" in refused(tmp_path / "empty")
     (noises / "broken.ogg").write_bytes(b"OggS and nothing else")
     assert "broken.ogg" in refused(noises)
-    assert "take the file out" in refused(noises)
+    assert "remove the file from the folder" in refused(noises)
     Augmenter(AugmentSettings(noise=str(noises)), WINDOW)  # no share of the clips gets any
 
 

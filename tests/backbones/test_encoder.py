@@ -127,7 +127,7 @@ def test_attention_is_given_a_mask_only_where_it_hides_something() -> None:
     hides = expand_attention_mask(mask)
     assert hides is not None
     assert torch.equal(hides, mask[:, None, None])
-    assert expand_attention_mask(mask, is_whole=True) is None  # as it was told: nobody is asked
+    assert expand_attention_mask(mask, is_unpadded=True) is None  # as it was told: nobody is asked
 
 
 def test_bfloat16() -> None:

@@ -27,7 +27,7 @@ from benchmarks.security import attack_kinds as requests
 from benchmarks.security import audio_files as files
 from benchmarks.security import fuzz
 from benchmarks.security import raw_client as client
-from ossicle.audio import decoding
+from ossicle.audio import truncation
 from ossicle.audio.waveform import load_audio
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, RequestError
@@ -306,7 +306,7 @@ def test_one_that_cannot_be_heard_fails_alone(ear: Ear, monkeypatch: pytest.Monk
 def test_files_that_ask_for_too_much_are_refused_and_get_little(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_MAX_PIECES", 1 << 14)  # all the same, and sooner
+    monkeypatch.setattr(truncation, "_MAX_CHUNKS", 1 << 14)  # all the same, and sooner
     monkeypatch.setattr(fuzz, "MOST_S", float("inf"))
     monkeypatch.setattr(fuzz, "LIMITS", RequestLimits())
     assert fuzz.outcome_of(fuzz.Input("sound", files.BOMBS[name]())) == ("sound refused", None)

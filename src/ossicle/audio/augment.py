@@ -1,4 +1,4 @@
-"""Speed and noise, on samples; and what a run's settings make of a clip."""
+"""Augmentation of samples: speed, silence and noise, as the settings of a run ask for."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -17,42 +17,42 @@ from ossicle.config import AugmentSettings
 from ossicle.errors import AudioError, ConfigError
 
 _SPEECH_RANGE_DB = 40.0
-"""Stretches of 10 ms so far below the loudest one are pauses: they do not count as speech."""
+"""Stretches of 10 ms that are quieter than the loudest one by more than this are pauses and no speech."""
 _TILT_RANGE = (-0.5, 2.0)
-"""Exponents of made noise: its power falls with frequency to this power, 0 being white, 1 pink, 2 brown."""
+"""Exponents of generated noise: its power falls with frequency to this power; 0 is white, 1 pink, 2 brown."""
 _LOWEST_HZ = 60.0
-"""Below this the power of made noise falls no more, or a slow swell would be all of it."""
-_MOST_SILENCE_S = 1.5
-"""On either side of a clip: about what passes until somebody speaks who has pressed a button."""
+"""The power of generated noise is constant below this frequency, or a slow swell would dominate."""
+_MAX_SILENCE_S = 1.5
+"""On either side of a clip: about the time between pressing a button and speaking."""
 _MAX_NOISE_S = 600.0
-_KEPT_SAMPLES = 1 << 27
-"""Noise that is kept in memory, which worker processes share: half a gigabyte, 2.3 hours."""
+_MAX_CACHED_SAMPLES = 1 << 27
+"""Noise that is cached in memory, which worker processes share: half a gigabyte, 2.3 hours."""
 _SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".webm", ".m4a", ".aif", ".aiff", ".au"}
 
 
 class Augmenter:
-    """What a run's settings make of its clips; all of it is drawn from the seed that comes with each.
+    """Augments the clips of a run by its settings; each clip comes with the seed of its random draws.
 
     Args:
         max_samples: a slower speed makes no clip longer than this
 
     Raises:
-        ConfigError: a folder of noise that is not there, has no sound, or has a file that cannot be used
+        ConfigError: the folder of noise is missing, has no sound files, or has one that cannot be used
     """
 
     def __init__(self, settings: AugmentSettings, max_samples: int) -> None:
         self.settings, self.max_samples = settings, max_samples
         is_from_files = settings.noise is not None and settings.noise_ratio > 0
-        self.noises = _noises(Path(settings.noise)) if is_from_files else []
+        self.noises = _load_noises(Path(settings.noise)) if is_from_files else []
 
     @property
     def is_active(self) -> bool:
-        """Whether any clip is changed at all."""
+        """Whether the settings change any clip."""
         return self.settings != AugmentSettings()
 
     @cached_property
     def fingerprint(self) -> str:
-        """What its draws depend on beside their seeds: the settings, and the noise itself."""
+        """The hash of all that the result depends on apart from the seeds: the settings, and the noise itself."""
         digest = blake2b(repr(replace(self.settings, noise=None)).encode(), digest_size=16)
         for noise in self.noises:
             samples = _load_noise(noise) if isinstance(noise, Path) else noise
@@ -60,36 +60,38 @@ class Augmenter:
         return digest.hexdigest()
 
     def augment_samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
-        """The clip at another speed, with silence around it, with noise; the very same if nothing is to be changed."""
+        """Returns the clip at another speed, with silence and noise; the same array if nothing changes."""
         rng = np.random.default_rng((seed, 0))
-        # All is drawn always, so that one setting's draws do not depend on the others.
+        # All values are always drawn, so that the draws of one setting do not depend on the others.
         factor, is_noisy = rng.uniform(*self.settings.speed), rng.random() < self.settings.noise_ratio
         snr_db = rng.uniform(*self.settings.noise_snr_db)
         longest = max(len(samples), self.max_samples)
-        heard = change_speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
-        heard = self._with_silence(heard, longest, np.random.default_rng((seed, 1)))
-        return add_noise(heard, self._noise(len(heard), rng), snr_db) if is_noisy else heard
+        augmented = change_speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
+        augmented = self._add_silence(augmented, longest, np.random.default_rng((seed, 1)))
+        if not is_noisy:
+            return augmented
+        return add_noise(augmented, self._draw_noise(len(augmented), rng), snr_db)
 
     def augment_mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
-        """The clip with patches blanked out; the very same where the settings change nothing."""
+        """Returns the spectrogram masked by SpecAugment; the same tensor if the settings do not ask for it."""
         if not self.settings.spec_augment:
             return mel
         masked = mel.clone()
         mask_patches(masked, seed)
         return masked
 
-    def _with_silence(
+    def _add_silence(
         self, samples: Float32[np.ndarray, " N"], longest: int, rng: np.random.Generator
     ) -> Float32[np.ndarray, " _"]:
         is_silent = rng.random() < self.settings.silence_ratio
-        before, behind = (rng.uniform(0.0, _MOST_SILENCE_S * SAMPLE_RATE, 2)).astype(int)
+        before, behind = (rng.uniform(0.0, _MAX_SILENCE_S * SAMPLE_RATE, 2)).astype(int)
         if not is_silent:
             return samples
         room = longest - len(samples)
         before = min(before, room)
         return np.pad(samples, (before, min(behind, room - before)))
 
-    def _noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
+    def _draw_noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
         if not self.noises:
             return generate_colored_noise(n_samples, rng)
         noise = self.noises[rng.integers(len(self.noises))]
@@ -97,7 +99,7 @@ class Augmenter:
 
 
 def change_speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[np.ndarray, " _"]:
-    """The clip so many times as fast and as high, as a tape that runs at another speed."""
+    """Returns the clip `factor` times as fast and as high, as a tape at another speed."""
     if factor == 1:
         return samples
     return soxr.resample(samples, factor, 1.0)
@@ -106,10 +108,10 @@ def change_speed(samples: Float32[np.ndarray, " N"], factor: float) -> Float32[n
 def add_noise(
     samples: Float32[np.ndarray, " N"], noise: Float32[np.ndarray, " N"], snr_db: float
 ) -> Float32[np.ndarray, " N"]:
-    """The clip with noise at the given ratio of the power of speech, where there is speech, to that of the noise.
+    """Returns the clip with noise at the given ratio of the power of speech to that of the noise.
 
-    A clip's pauses do not count, or one with a long silence around it would get less noise than others. Where
-    either is silent, there is no ratio, and the clip stays as it is.
+    Pauses do not count, or a clip with a long silence around it would get less noise than others. If speech or noise
+    is silent, there is no ratio, and the clip is returned unchanged.
     """
     noise_power = np.square(noise, dtype=np.float64).mean()
     speech = measure_speech_power(samples)
@@ -120,7 +122,7 @@ def add_noise(
 
 
 def measure_speech_power(samples: Float32[np.ndarray, " N"]) -> float:
-    """Mean square over the stretches of 10 ms that are not pauses, the last one counting as it is long."""
+    """Returns the mean square over the stretches of 10 ms that are no pauses, weighted by their length."""
     starts = np.arange(0, len(samples), HOP_LENGTH)
     energy = np.add.reduceat(np.square(samples, dtype=np.float64), starts)
     n_samples = np.diff(starts, append=len(samples))
@@ -130,48 +132,48 @@ def measure_speech_power(samples: Float32[np.ndarray, " N"]) -> float:
 
 
 def generate_colored_noise(n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " _"]:
-    """Steady noise of a random colour, from hissing over white and pink to rumbling."""
-    step = 1 << max(
-        1, n_samples.bit_length() - 4
-    )  # FFTs of sizes with large prime factors take many times as long
+    """Returns steady noise of a random color, from hissing over white and pink to rumbling."""
+    # FFTs of sizes with large prime factors take many times as long.
+    step = 1 << max(1, n_samples.bit_length() - 4)
     n_fft = -(-n_samples // step) * step
     n_bins = n_fft // 2 + 1
     slope = np.float32(-rng.uniform(*_TILT_RANGE) / 2)
     amplitude = np.maximum(np.arange(n_bins, dtype=np.float32), _LOWEST_HZ / 16_000 * n_fft) ** slope
     spectrum = rng.standard_normal((n_bins, 2), dtype=np.float32) * amplitude[:, None]
-    made = torch.fft.irfft(torch.view_as_complex(torch.from_numpy(spectrum)), n_fft).numpy()
-    return made[:n_samples]
+    noise = torch.fft.irfft(torch.view_as_complex(torch.from_numpy(spectrum)), n_fft).numpy()
+    return noise[:n_samples]
 
 
 def crop_or_loop(
     noise: Float32[np.ndarray, " N"], n_samples: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " _"]:
-    """So many samples of a recording from a random place, from its beginning again where it is too short."""
+    """Returns n samples of a recording from a random position; a recording that is too short is repeated."""
     if len(noise) >= n_samples:
         first = int(rng.integers(len(noise) - n_samples + 1))
         return noise[first : first + n_samples]
     return np.resize(np.roll(noise, -int(rng.integers(len(noise)))), n_samples)
 
 
-def _noises(folder: Path) -> list[Float32[np.ndarray, " _"] | Path]:
-    """The recordings below a folder, in the order of their names; the files of those for which memory ends.
+def _load_noises(folder: Path) -> list[Float32[np.ndarray, " _"] | Path]:
+    """Returns the recordings below a folder in the order of their names; beyond the memory limit, their paths.
 
-    All are read once, so that one which cannot be used is told of before training begins.
+    All are read once, so that an unusable one is found before training begins.
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"augment.noise is {str(folder)!r}, which is no folder; expected one of sound files"
+            f"augment.noise is {str(folder)!r}, which is no folder; expected a folder of sound files"
         )
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SOUND_SUFFIXES)
     if not files:
         raise ConfigError(
-            f"augment.noise: the folder {str(folder)!r} has no sound files; expected such as hum.wav or street.flac"
+            f"augment.noise: the folder {str(folder)!r} has no sound files; expected some, such as"
+            " hum.wav or street.flac"
         )
-    noises, n_kept = [], 0
+    noises, n_samples = [], 0
     for path in files:
         noise = _load_noise(path)
-        n_kept += len(noise)
-        noises.append(noise if n_kept <= _KEPT_SAMPLES else path)
+        n_samples += len(noise)
+        noises.append(noise if n_samples <= _MAX_CACHED_SAMPLES else path)
     return noises
 
 
@@ -179,4 +181,4 @@ def _load_noise(path: Path) -> Float32[np.ndarray, " N"]:
     try:
         return load_audio(path, max_duration_s=_MAX_NOISE_S)
     except AudioError as error:
-        raise ConfigError(f"augment.noise: {error}, or take the file out of the folder") from error
+        raise ConfigError(f"augment.noise: {error}, or remove the file from the folder") from error

@@ -1,4 +1,4 @@
-"""Sound from this computer's microphone; it knows nothing of what the sound is for."""
+"""Recordings from this computer's microphone; it knows nothing of their use."""
 
 import importlib
 import sys
@@ -15,13 +15,13 @@ class Microphone:
     """The computer's default microphone.
 
     Raises:
-        ConfigError: the package that records is not installed, or finds no sound system
+        ConfigError: the recording package is not installed, or finds no sound system
         AudioError: there is no microphone
     """
 
     def __init__(self) -> None:
         self.is_over = False
-        """Whether the keyboard has no more to give (Ctrl-D)."""
+        """Whether standard input has ended (Ctrl-D)."""
         try:
             self.sounddevice: Any = importlib.import_module("sounddevice")
         except ImportError as error:
@@ -35,13 +35,13 @@ class Microphone:
         try:
             self.sample_rate = int(self.sounddevice.query_devices(kind="input")["default_samplerate"])
         except (self.sounddevice.PortAudioError, ValueError) as error:
-            raise AudioError(f"no microphone is found ({error}); give a sound file") from error
+            raise AudioError(f"no microphone was found ({error}); give a sound file") from error
 
     def record(self, console: Console) -> np.ndarray:
-        """What is said from now until Enter, as mono samples at 16 kHz.
+        """Records until Enter is pressed, and returns mono samples at 16 kHz.
 
         Raises:
-            AudioError: the microphone cannot be used, or gives nothing but silence
+            AudioError: the microphone cannot be used, or records only silence
         """
         blocks: list[np.ndarray] = []
 

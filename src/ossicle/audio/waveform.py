@@ -1,6 +1,6 @@
-"""Sound from anywhere -> mono float32 at 16 kHz -> log-mel; it knows no model and changes no loudness.
+"""Audio from any source -> mono float32 at 16 kHz -> log-mel; it knows no model and does not change the loudness.
 
-What cannot be heard as it was meant is refused with one clear line: nothing is left out, repeated or made up.
+Audio that cannot be decoded completely is refused with a one-line error: nothing is dropped, repeated or invented.
 """
 
 import io
@@ -24,15 +24,16 @@ HOP_LENGTH = 160  # samples from one frame to the next: 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
 MAX_FREQUENCY_HZ = SAMPLE_RATE / 2
 
-MAX_DURATION_S = 3600.0  # far more than any question, little enough to hold in memory
-MAX_CHANNELS = 64  # an array with more is a matrix of something else
+MAX_DURATION_S = 3600.0  # far longer than any question, short enough to hold in memory
+MAX_CHANNELS = 64  # an array with more is no audio
 MAX_PEAK = 100.0  # float samples beyond this were never scaled to [-1, 1]
-SILENCE_PEAK = 2.0**-24  # below the last bit of 24-bit sound: lossy codecs make this of digital silence
-CODEC_PADDING_S = 0.1  # what a whole mp3 may lack of the length that its header announces
+SILENCE_PEAK = 2.0**-24  # below the last bit of 24-bit audio: lossy codecs decode digital silence to this
+CODEC_PADDING_S = 0.1  # a complete mp3 may be this much shorter than its header declares
 
-# Samples to either side of a place whose loudness counts: 25 to 200 ms, the nearest four times. So the middle of a
-# long pause is quieter than its ends, and a pause quieter than the closure of a consonant.
-_QUIET_REACHES = (400, 800, 1_600, 3_200)
+# Windows around a position whose energies are added, in samples to either side: 25 to 200 ms, so that the nearest
+# samples count four times. The middle of a long pause is then quieter than its ends, and a pause is quieter than the
+# closure of a consonant.
+_QUIET_RADII = (400, 800, 1_600, 3_200)
 _MEL_PER_LOG_HZ = 27.0 / math.log(6.4)
 
 AudioSource = str | Path | bytes | io.IOBase | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int]
@@ -42,15 +43,15 @@ AudioSource = str | Path | bytes | io.IOBase | np.ndarray | Tensor | tuple[np.nd
 def load_audio(
     source: AudioSource, *, sample_rate: int | None = None, max_duration_s: float = MAX_DURATION_S
 ) -> Float32[np.ndarray, " N"]:
-    """Gives the sound as mono samples at 16 kHz, about -1 to 1: channels averaged, nothing trimmed or scaled.
+    """Returns audio as mono samples at 16 kHz, about -1 to 1: channels averaged, nothing trimmed or scaled.
 
-    Files are decoded block by block, so that one that is too long is refused before it fills the memory.
+    Files are decoded block by block, so that a file that is too long is refused before it fills the memory.
 
     Args:
         source: arrays are (n,), (n, channels) or (channels, n), the longer axis being time; float from -1 to
             1, or int16, int32, int8 or uint8 over their full range.
-        sample_rate: Hz, of an array that does not come with its own; 16 kHz if not given. Files know theirs.
-        max_duration_s: longer sound is refused.
+        sample_rate: Hz, of an array that comes without its own; 16 kHz by default. Files have theirs.
+        max_duration_s: longer audio is refused.
 
     Raises:
         AudioError: nothing there, not audio, damaged or cut short, empty, digital silence only, NaN or
@@ -60,7 +61,7 @@ def load_audio(
         if len(source) != 2 or sample_rate is not None:
             raise AudioError(
                 f"got a tuple of {len(source)} with sample_rate={sample_rate}; expected (samples, rate in Hz)"
-                " and no sample_rate beside it"
+                " and no sample_rate"
             )
         source, sample_rate = source
     if isinstance(source, (Tensor, np.ndarray)):
@@ -72,7 +73,7 @@ def load_audio(
     name = _name(source)
     if sample_rate is not None:
         raise AudioError(
-            f"sample_rate={sample_rate} was given for {name}; expected it for arrays only, as files carry"
+            f"sample_rate={sample_rate} was given for {name}; expected it for arrays only, as files have"
             " their own: leave it out"
         )
     with open_audio(source, name) as stream:
@@ -82,33 +83,35 @@ def load_audio(
 def log_mel_spectrogram(
     samples: Float[Tensor, " N"] | Float[np.ndarray, " N"], n_mels: int, n_frames: int
 ) -> Float32[Tensor, "M F"]:
-    """Gives what WhisperFeatureExtractor gives for a window of `n_frames`, the sound padded with zeros.
+    """Returns the log-mel spectrogram of `WhisperFeatureExtractor` for a window of `n_frames`, padded with zeros.
 
-    No value is more than 2 below the loudest, so that each depends on the whole window.
+    No value is more than 2 below the maximum, so each value depends on the whole window.
 
     Args:
         samples: at 16 kHz; the result is on their device.
-        n_frames: 100 to a second, at least 2.
+        n_frames: 100 per second, at least 2.
 
     Raises:
-        AudioError: sound longer than the window; it is never cut without a word.
+        AudioError: audio longer than the window; it is never cut silently.
         ConfigError: a window too short for one frame, or no mel bins.
 
     Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, section 2.2.
     """
     window_samples = n_frames * HOP_LENGTH
     if window_samples <= N_FFT // 2:
-        raise ConfigError(f"n_frames={n_frames}: expected at least 2, or there is nothing to analyse")
-    sound = torch.as_tensor(samples, dtype=torch.float32)
-    if len(sound) > window_samples:
-        raise AudioError(
-            f"got {_seconds(len(sound))} of sound; expected at most the window of {_seconds(window_samples)}:"
-            " split the sound or use a longer window"
+        raise ConfigError(
+            f"n_frames={n_frames}: expected at least 2, the shortest window that can be analyzed"
         )
-    window = torch.nn.functional.pad(sound, (0, window_samples - len(sound)))
+    waveform = torch.as_tensor(samples, dtype=torch.float32)
+    if len(waveform) > window_samples:
+        raise AudioError(
+            f"got {_format_duration(len(waveform))} of audio; expected at most the window of"
+            f" {_format_duration(window_samples)}: split the audio or use a longer window"
+        )
+    window = torch.nn.functional.pad(waveform, (0, window_samples - len(waveform)))
     taper = torch.hann_window(N_FFT, device=window.device)
     spectrum = torch.stft(window, N_FFT, HOP_LENGTH, window=taper, return_complex=True)  # K F+1
-    # Frames are centred on hops, from the first sample to the one after the last; Whisper drops that one.
+    # Frames are centered on hops, from the first sample to the one after the last; Whisper drops that one.
     power = spectrum[:, :-1].abs().square().contiguous()
     level = (mel_filters(n_mels).to(window.device) @ power).clamp(min=1e-10).log10()
     return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
@@ -116,7 +119,7 @@ def log_mel_spectrogram(
 
 @cache
 def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
-    """Gives triangular filters from the K = 201 FFT bins to mel bins from 0 to 8 kHz, all of one area."""
+    """Returns triangular filters from the K = 201 FFT bins to mel bins from 0 to 8 kHz, all of the same area."""
     if n_mels < 1:
         raise ConfigError(f"n_mels={n_mels}: expected a positive number of mel bins, such as 80 or 128")
     corner_hz = mel_to_hz(np.linspace(0.0, float(hz_to_mel(MAX_FREQUENCY_HZ)), n_mels + 2))
@@ -129,50 +132,50 @@ def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
 
 
 def mel_to_hz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
-    """Gives the frequency of a pitch.
+    """Returns the frequency of a pitch on the mel scale.
 
     Source: Slaney, "Auditory Toolbox", 1998: 15 mel up to 1 kHz, linear; then 27 mel for a factor of 6.4.
     """
     return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) / _MEL_PER_LOG_HZ))
 
 
-def hz_to_mel(hertz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
-    """Gives the pitch of a frequency, in the mel of `mel_to_hertz`."""
-    above = 15.0 + _MEL_PER_LOG_HZ * np.log(np.maximum(hertz, 1000.0) / 1000.0)
-    return np.where(np.asarray(hertz) < 1000.0, np.asarray(hertz) * 3.0 / 200.0, above)
+def hz_to_mel(hz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
+    """Returns the pitch of a frequency on the mel scale of `mel_to_hz`."""
+    above = 15.0 + _MEL_PER_LOG_HZ * np.log(np.maximum(hz, 1000.0) / 1000.0)
+    return np.where(np.asarray(hz) < 1000.0, np.asarray(hz) * 3.0 / 200.0, above)
 
 
 def split_at_quiet(samples: Float32[np.ndarray, " N"], max_samples: int) -> list[Float32[np.ndarray, " _"]]:
-    """Gives the sound in pieces of at most `max_samples`, cut where it is quietest; joined, they are the whole.
+    """Returns the audio in pieces of at most `max_samples`, cut where it is quietest; joined, they are the whole.
 
-    Each piece ends in the later half of what it may be, so that there are few of them, and the last one is left a
-    quarter of that at least: a scrap of a word would be heard without what it belongs to. Pieces are views.
+    Each piece is at least half of `max_samples` long, so that there are few of them, and the last one at least a
+    quarter: the encoder would hear a fragment of a word without its context. Pieces are views.
     """
     pieces, start = [], 0
     while len(samples) - start > max_samples:
         rest = samples[start:]
         latest = min(max_samples, len(rest) - max_samples // 4)
-        place = _quietest(rest, max(1, max_samples // 2), latest)
-        pieces.append(rest[:place])
-        start += place
+        cut = _find_quietest(rest, max(1, max_samples // 2), latest)
+        pieces.append(rest[:cut])
+        start += cut
     return [*pieces, samples[start:]]
 
 
-def _quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) -> int:
-    """The place between the two, 10 ms after 10 ms, around which there is least energy; of several the latest."""
-    places = np.arange(last, first - 1, -HOP_LENGTH)
-    begin = max(0, first - _QUIET_REACHES[-1])
-    power = np.square(samples[begin : last + _QUIET_REACHES[-1]], dtype=np.float64)
-    energy = np.concatenate([np.zeros(1), power.cumsum()])  # of all that comes before a place
+def _find_quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) -> int:
+    """Returns the position in steps of 10 ms between the two with the least energy around it; of equal ones the last."""
+    positions = np.arange(last, first - 1, -HOP_LENGTH)
+    begin = max(0, first - _QUIET_RADII[-1])
+    power = np.square(samples[begin : last + _QUIET_RADII[-1]], dtype=np.float64)
+    energy = np.concatenate([np.zeros(1), power.cumsum()])  # of all samples before a position
 
-    ends = [(places + reach - begin).clip(max=len(power)) for reach in _QUIET_REACHES]
-    starts = [(places - reach - begin).clip(min=0) for reach in _QUIET_REACHES]
+    ends = [(positions + radius - begin).clip(max=len(power)) for radius in _QUIET_RADII]
+    starts = [(positions - radius - begin).clip(min=0) for radius in _QUIET_RADII]
     loudness = sum(energy[end] - energy[start] for start, end in zip(starts, ends, strict=True))
-    return int(places[np.argmin(loudness)])
+    return int(positions[np.argmin(loudness)])
 
 
 def _read_array(array: np.ndarray, rate: int) -> AudioStream:
-    """Takes samples from memory, block by block as files are."""
+    """Returns samples in memory as a stream of blocks, as of a file."""
     name = _name(array)
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
         raise AudioError(f"{name} came with sample rate {rate!r}; expected a positive whole number of Hz")
@@ -182,7 +185,7 @@ def _read_array(array: np.ndarray, rate: int) -> AudioStream:
     if not is_integer and array.dtype.kind != "f":
         raise AudioError(
             f"got {name}; expected float samples from -1 to 1, or int16, int32, int8 or uint8 over their full"
-            " range: convert with .astype to the one that the numbers are in"
+            " range: convert with .astype to the type that the values are meant for"
         )
     full_scale = 2.0 ** (8 * array.dtype.itemsize - 1) if is_integer else 1.0
     zero = full_scale if array.dtype == np.uint8 else 0.0
@@ -198,11 +201,11 @@ def _read_array(array: np.ndarray, rate: int) -> AudioStream:
     )
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite afterwards is refused
+@np.errstate(invalid="ignore", over="ignore")  # values that are not finite are refused below
 def _to_mono_16k(stream: AudioStream, max_duration_s: float) -> Float32[np.ndarray, " N"]:
-    """Mixes, checks and resamples, block by block."""
+    """Returns the stream as mono samples at 16 kHz: mixed, checked and resampled block by block."""
     if stream.declared_duration_s is not None and stream.declared_duration_s > max_duration_s:
-        raise _too_long(stream.name, f"{stream.declared_duration_s:.1f} s", max_duration_s)
+        raise _build_too_long_error(stream.name, f"{stream.declared_duration_s:.1f} s", max_duration_s)
     resampler = soxr.ResampleStream(stream.sample_rate, SAMPLE_RATE, 1, dtype="float32")
     is_resampled = stream.sample_rate != SAMPLE_RATE
     pieces, n_read, peak = [np.zeros(0, np.float32)], 0, 0.0
@@ -211,26 +214,26 @@ def _to_mono_16k(stream: AudioStream, max_duration_s: float) -> Float32[np.ndarr
         _check_values(mono, stream, n_read)
         n_read += len(mono)
         if n_read > max_duration_s * stream.sample_rate:
-            raise _too_long(stream.name, "it goes on", max_duration_s)
+            raise _build_too_long_error(stream.name, f"more than {max_duration_s:g} s", max_duration_s)
         peak = max(peak, float(np.abs(mono).max(initial=0.0)))
         pieces.append(resampler.resample_chunk(mono) if is_resampled else mono)
     if is_resampled:
         pieces.append(resampler.resample_chunk(pieces[0], last=True))
-    sound = np.concatenate(pieces)
-    _check_length(stream, n_read, len(sound))
+    samples = np.concatenate(pieces)
+    _check_length(stream, n_read, len(samples))
     if peak < SILENCE_PEAK:
         raise AudioError(
             f"{stream.name} contains only silence: all {n_read} samples are zero, channels mixed; expected"
             " speech: check the microphone or the export"
         )
-    return sound
+    return samples
 
 
 def _check_values(mono: np.ndarray, stream: AudioStream, n_before: int) -> None:
-    is_good = np.abs(mono) <= MAX_PEAK  # false for NaN as well
-    if is_good.all():
+    is_valid = np.abs(mono) <= MAX_PEAK  # false for NaN as well
+    if is_valid.all():
         return
-    first = int(is_good.argmin())
+    first = int(is_valid.argmin())
     where = (
         f"{stream.name} has a sample of {mono[first]:g} at {(n_before + first) / stream.sample_rate:.2f} s"
     )
@@ -239,17 +242,17 @@ def _check_values(mono: np.ndarray, stream: AudioStream, n_before: int) -> None:
             f"{where}; expected float samples from -1 to 1: divide by the full scale (32768 for 16-bit"
             " sound) or pass the integers"
         )
-    raise AudioError(f"{where}; expected finite numbers: repair the step that made it")
+    raise AudioError(f"{where}; expected finite numbers: fix the step that produced it")
 
 
 def _check_length(stream: AudioStream, n_read: int, n_samples: int) -> None:
     if n_read == 0:
         raise AudioError(f"{stream.name} is empty (0 samples); expected speech: record or export it again")
-    held_s = n_read / stream.sample_rate
-    if stream.declared_duration_s is not None and held_s < stream.declared_duration_s - CODEC_PADDING_S:
+    duration_s = n_read / stream.sample_rate
+    if stream.declared_duration_s is not None and duration_s < stream.declared_duration_s - CODEC_PADDING_S:
         raise AudioError(
-            f"{stream.name} is cut short: it announces {stream.declared_duration_s:.2f} s of sound and holds"
-            f" {held_s:.2f} s; copy or export it again"
+            f"{stream.name} is cut short: its header declares {stream.declared_duration_s:.2f} s of audio and it has"
+            f" {duration_s:.2f} s; copy or export it again"
         )
     if n_samples == 0:
         raise AudioError(
@@ -258,19 +261,19 @@ def _check_length(stream: AudioStream, n_read: int, n_samples: int) -> None:
         )
 
 
-def _too_long(name: str, length: str, max_duration_s: float) -> AudioError:
+def _build_too_long_error(name: str, duration: str, max_duration_s: float) -> AudioError:
     return AudioError(
-        f"{name} is too long: {length}; expected at most {max_duration_s:g} s: split it, or raise"
+        f"{name} is too long: {duration}; expected at most {max_duration_s:g} s: split it, or raise"
         " max_duration_s"
     )
 
 
-def _seconds(n_samples: int) -> str:
+def _format_duration(n_samples: int) -> str:
     return f"{n_samples / SAMPLE_RATE:.2f} s ({n_samples} samples)"
 
 
 def _name(source: object) -> str:
-    """What a message calls the source."""
+    """Returns what error messages call the source."""
     if isinstance(source, (str, Path)):
         return f"'{source}'"
     if isinstance(source, np.ndarray):
