@@ -46,9 +46,7 @@ class JsonlLog:
                 records.append(json.loads(line.decode()))
             except ValueError as error:
                 if on_damage == "raise":
-                    raise CheckpointError(
-                        f"{self.path} is damaged at line {number} ({error}); remove it"
-                    ) from error
+                    raise CheckpointError(f"{self.path} is damaged at line {number} ({error})") from error
                 if on_damage == "stop":
                     return records
         return records + _parse_torn(last)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.container import ErrorbarContainer
-from test_compare_reports import in_noise
-from test_report import mixed_report
+from support.reports import add_noise_results, build_mixed_report
 from torch.testing import assert_close
 
 from benchmarks import __main__ as table
@@ -220,7 +219,9 @@ def test_what_is_not_reached_is_said() -> None:
 
 def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, capsys: Any) -> None:
     numbers, plot = tmp_path / "found.json", tmp_path / "found.svg"
-    report = str(write_report(in_noise(mixed_report(), is_right=True), tmp_path / "a.json").json)
+    report = str(
+        write_report(add_noise_results(build_mixed_report(), is_right=True), tmp_path / "a.json").json
+    )
     for name in ("one", "other"):
         assert robustness.main([report, "--name", name, "--json", str(numbers), "--plot", str(plot)]) == 0
     assert "white noise, 10 dB     cascade 100.0 %  ear 100.0 %  difference  +0.0" in capsys.readouterr().out
@@ -233,10 +234,10 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
     ]
     assert ears["one"]["conditions"][0]["ear"]["value"] == pytest.approx(35 / 40)
     assert plot.stat().st_size > 10_000
-    plain = str(write_report(mixed_report(), tmp_path / "b.json").json)
+    plain = str(write_report(build_mixed_report(), tmp_path / "b.json").json)
     assert robustness.main([plain, "--name", "b", "--json", str(numbers)]) == 1
     assert "has no conditions" in capsys.readouterr().err
-    elsewhere = replace(in_noise(mixed_report(), is_right=True), suite="mine")
+    elsewhere = replace(add_noise_results(build_mixed_report(), is_right=True), suite="mine")
     other = str(write_report(elsewhere, tmp_path / "c.json").json)
     assert robustness.main([other, "--name", "c", "--json", str(numbers)]) == 1
     assert "is about 'pocket' and the report about 'mine'" in capsys.readouterr().err
@@ -250,7 +251,7 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
 
 def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) -> None:
     numbers, plot = tmp_path / "found.json", tmp_path / "found.svg"
-    plain = in_noise(mixed_report(), is_right=True)
+    plain = add_noise_results(build_mixed_report(), is_right=True)
     written = replace(plain, about={**plain.about, ASR_MODEL: "an ear"})
     for name, report, column in (("written down", written, "cascade"), ("ear", plain, "ear")):
         argv = [str(write_report(report, tmp_path / "report.json").json), "--name", name, "--column", column]

@@ -1,4 +1,4 @@
-"""The figures and the table of a robustness section: every number where it belongs, nothing over anything else."""
+"""The figures and the table of the robustness section show every number in its place, without overlaps."""
 
 import re
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ from ossicle.evaluation.report.robustness import RobustnessSection, build_robust
 from ossicle.evaluation.statistics import METRICS, Estimate, Metric
 
 ROUNDING = 0.05 + 1e-9  # coordinates have one decimal
-SHARES = st.floats(0, 1)
+RATIOS = st.floats(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Invented:
-    """What a condition's table may look like."""
+class FakeScoreTable:
+    """An invented table of the three numbers."""
 
     n: int
     metric: Metric
@@ -48,36 +48,36 @@ class Invented:
     wer: float | None
 
 
-def score(value: float, width: float = 0.03) -> Estimate:
+def build_estimate(value: float, width: float = 0.03) -> Estimate:
     return Estimate(value=value, ci95=(max(0.0, value - width), min(1.0, value + width)))
 
 
-def invented(ear: float = 0.9, cascade: float = 0.8, wer: float | None = 0.125) -> Invented:
+def build_table(ear: float = 0.9, cascade: float = 0.8, wer: float | None = 0.125) -> FakeScoreTable:
     difference = Estimate(value=ear - cascade, ci95=(ear - cascade - 0.02, ear - cascade + 0.02))
-    return Invented(
+    return FakeScoreTable(
         n=828,
         metric=METRICS["right"],
-        text_ceiling=score(0.95),
-        cascade=score(cascade),
-        ear=score(ear),
+        text_ceiling=build_estimate(0.95),
+        cascade=build_estimate(cascade),
+        ear=build_estimate(ear),
         difference=difference,
         wer=wer,
     )
 
 
-def line(colour: str, *shares: float) -> Line:
+def build_line(color: str, *ratios: float) -> Line:
     levels = ("clean", "20", "10", "5", "0")
     return Line(
-        name=colour.capitalize(),
-        color=colour,
+        name=color.capitalize(),
+        color=color,
         points=tuple(
-            Point(x=level, y=share, low=max(0.0, share - 0.1), high=min(1.0, share + 0.1))
-            for level, share in zip(levels, shares, strict=False)
+            Point(x=level, y=ratio, low=max(0.0, ratio - 0.1), high=min(1.0, ratio + 0.1))
+            for level, ratio in zip(levels, ratios, strict=False)
         ),
     )
 
 
-def rendered(section: RobustnessSection) -> str:
+def render(section: RobustnessSection) -> str:
     source = (
         '{% from "robustness.html" import robustness, robustness_style %}'
         "<style>{{ robustness_style() }}</style>{{ robustness(section.figures, section.rows) }}"
@@ -88,33 +88,35 @@ def rendered(section: RobustnessSection) -> str:
 # Coordinates
 
 
-def test_a_share_is_as_high_as_the_axis_says():
-    figure = build_line_figure("Babble", "dB", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
-    assert [mark.y for mark in figure.lines[0].markers] == [tick.at for tick in figure.y_ticks]
+def test_heights_in_a_line_figure_agree_with_its_axis():
+    figure = build_line_figure("Babble", "dB", [build_line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
+    assert [marker.y for marker in figure.lines[0].markers] == [tick.at for tick in figure.y_ticks]
     assert [tick.label for tick in figure.y_ticks] == ["0", "25", "50", "75", "100\u202f%"]
-    assert [mark.x for mark in figure.lines[0].markers] == [tick.at for tick in figure.x_ticks]
+    assert [marker.x for marker in figure.lines[0].markers] == [tick.at for tick in figure.x_ticks]
     assert [tick.label for tick in figure.x_ticks] == ["clean", "20", "10", "5", "0"]
 
 
-def test_a_share_is_as_far_right_as_the_axis_of_a_dot_figure_says():
-    figure = build_dot_figure("Rest", [line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
+def test_positions_in_a_dot_figure_agree_with_its_axis():
+    figure = build_dot_figure("Rest", [build_line("ear", 0.0, 0.25, 0.5, 0.75, 1.0)])
     assert [row.dots[0][1].x for row in figure.rows] == [tick.at for tick in figure.x_ticks]
 
 
-def test_what_is_no_share_is_drawn_and_written_as_what_it_is():
+def test_metrics_without_a_unit_and_above_one_are_drawn():
     bleu, wer = (METRICS[name] for name in ("bleu", "wer"))
-    figure = build_line_figure("Babble", "dB", [line("ear", 0.25, 0.2)], bleu)
+    figure = build_line_figure("Babble", "dB", [build_line("ear", 0.25, 0.2)], bleu)
     assert figure.lines[0].label == "Ear 20"
     assert figure.y_ticks[-1].label == "100"
     assert figure.description.startswith("Babble. BLEU, with 95 % intervals. Ear: clean 25.0 (15.0 to 35.0)")
-    beyond = build_line_figure("Babble", "dB", [line("ear", 0.9, 1.7)], wer)
+    beyond = build_line_figure("Babble", "dB", [build_line("ear", 0.9, 1.7)], wer)
     assert beyond.lines[0].label == "Ear 170\u202f%"
-    assert beyond.lines[0].markers[1].y == TOP, "word error rates have no end, the figure has"
-    assert build_dot_figure("Rest", [line("ear", 1.7)], wer).rows[0].dots[0][1].x == DOT_WIDTH - DOT_RIGHT
+    assert beyond.lines[0].markers[1].y == TOP, "a word error rate above 100 % is drawn at the edge"
+    assert (
+        build_dot_figure("Rest", [build_line("ear", 1.7)], wer).rows[0].dots[0][1].x == DOT_WIDTH - DOT_RIGHT
+    )
 
 
-def test_a_metric_that_is_no_share_is_scaled_to_the_figure():
-    found = invented(24.7, 20.1)
+def test_a_metric_from_0_to_100_is_scaled_to_the_figure():
+    found = build_table(24.7, 20.1)
     table = replace(found, metric=METRICS["bleu"], text_ceiling=Estimate(value=30.2, ci95=(29.0, 31.0)))
     noisy = Corruption(kind="babble", level=5.0)
     section = build_robustness_section([(CORRUPTIONS[0], table), (noisy, table)])
@@ -124,41 +126,44 @@ def test_a_metric_that_is_no_share_is_scaled_to_the_figure():
     assert labels == ["Text 30", "Cascade 20", "Ear 25"]
 
 
-@given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=5))
-def test_everything_lies_within_the_figure_and_error_bars_around_their_marks(shares):
+@given(st.lists(st.tuples(RATIOS, RATIOS, RATIOS), min_size=1, max_size=5))
+def test_everything_is_inside_the_figure_and_error_bars_include_their_markers(ratios):
     lines = [
-        line(colour, *column)
-        for colour, column in zip(("ceiling", "cascade", "ear"), zip(*shares, strict=True), strict=True)
+        build_line(color, *column)
+        for color, column in zip(("ceiling", "cascade", "ear"), zip(*ratios, strict=True), strict=True)
     ]
     figure = build_line_figure("Babble", "dB", lines)
     assert not figure.lines[0].markers
     for drawn in figure.lines:
         assert TOP <= drawn.label_y <= HEIGHT
-        for mark in drawn.markers:
-            assert LEFT < mark.x < WIDTH - RIGHT
-            assert TOP <= mark.high <= mark.y <= mark.low <= HEIGHT  # heights are counted downwards
+        for marker in drawn.markers:
+            assert LEFT < marker.x < WIDTH - RIGHT
+            assert TOP <= marker.high <= marker.y <= marker.low <= HEIGHT  # heights are counted downwards
     dots = build_dot_figure("Rest", lines)
     for row in dots.rows:
-        heights = [mark.y for _, mark in row.dots]
+        heights = [marker.y for _, marker in row.dots]
         assert heights == sorted(set(heights))
         assert all(
-            dots.left <= mark.low <= mark.x <= mark.high <= dots.right and row.top < mark.y < dots.bottom
-            for _, mark in row.dots
+            dots.left <= marker.low <= marker.x <= marker.high <= dots.right
+            and row.top < marker.y < dots.bottom
+            for _, marker in row.dots
         )
 
 
-@given(st.tuples(SHARES, SHARES, SHARES))
-def test_names_at_the_lines_ends_never_overlap_and_keep_the_order_of_the_lines(shares):
-    lines = [line(colour, share) for colour, share in zip(("ceiling", "cascade", "ear"), shares, strict=True)]
+@given(st.tuples(RATIOS, RATIOS, RATIOS))
+def test_labels_never_overlap_and_keep_the_order_of_the_lines(ratios):
+    lines = [
+        build_line(color, ratio) for color, ratio in zip(("ceiling", "cascade", "ear"), ratios, strict=True)
+    ]
     label_ys = [drawn.label_y for drawn in build_line_figure("Babble", "dB", lines).lines]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert abs(label_ys[first] - label_ys[second]) >= LABEL_GAP - 2 * ROUNDING
-        if shares[first] - shares[second] > 0.01:
+        if ratios[first] - ratios[second] > 0.01:
             assert label_ys[first] < label_ys[second]
 
 
 @pytest.mark.parametrize(
-    ("places", "expected"),
+    ("positions", "expected"),
     [
         ([10.0, 50.0, 90.0], [10.0, 50.0, 90.0]),
         ([50.0, 50.0], [45.0, 55.0]),
@@ -168,12 +173,14 @@ def test_names_at_the_lines_ends_never_overlap_and_keep_the_order_of_the_lines(s
         ([50.0, 50.0, 56.0], [42.0, 52.0, 62.0]),
     ],
 )
-def test_places_are_moved_apart_as_little_as_can_be(places, expected):
-    assert separate_labels(places, gap=10.0, low=0.0, high=100.0) == expected
+def test_labels_are_moved_as_little_as_possible(positions, expected):
+    assert separate_labels(positions, gap=10.0, low=0.0, high=100.0) == expected
 
 
-def test_a_reader_who_does_not_see_the_figure_is_told_its_numbers():
-    figure = build_line_figure("Babble", "dB", [line("cascade", 0.8, 0.5), line("ear", 0.9, 0.625)])
+def test_the_description_has_all_numbers():
+    figure = build_line_figure(
+        "Babble", "dB", [build_line("cascade", 0.8, 0.5), build_line("ear", 0.9, 0.625)]
+    )
     assert figure.description == (
         "Babble. Right answers, with 95 % intervals. Cascade: clean 80.0 % (70.0 to 90.0), 20 50.0 % (40.0 to 60.0);"
         " Ear: clean 90.0 % (80.0 to 100.0), 20 62.5 % (52.5 to 72.5)."
@@ -183,8 +190,8 @@ def test_a_reader_who_does_not_see_the_figure_is_told_its_numbers():
 # The section
 
 
-def test_there_is_a_figure_for_every_kind_with_levels_and_one_for_the_rest():
-    section = build_robustness_section([(condition, invented()) for condition in CORRUPTIONS])
+def test_each_kind_with_levels_has_its_own_figure():
+    section = build_robustness_section([(corruption, build_table()) for corruption in CORRUPTIONS])
     assert [figure.title for figure in section.figures] == [
         "Babble",
         "White noise",
@@ -204,11 +211,11 @@ def test_there_is_a_figure_for_every_kind_with_levels_and_one_for_the_rest():
         "silence after, 1 s",
         "silence around, 1 s",
     ]
-    assert [name for name, _ in section.rows] == [condition.name for condition in CORRUPTIONS]
+    assert [name for name, _ in section.rows] == [corruption.name for corruption in CORRUPTIONS]
 
 
-def test_levels_are_in_order_whatever_order_they_were_measured_in():
-    section = build_robustness_section([(condition, invented()) for condition in reversed(CORRUPTIONS)])
+def test_levels_are_sorted():
+    section = build_robustness_section([(corruption, build_table()) for corruption in reversed(CORRUPTIONS)])
     babble, _, speed, _ = section.figures
     assert isinstance(babble, LineFigure)
     assert isinstance(speed, LineFigure)
@@ -217,7 +224,7 @@ def test_levels_are_in_order_whatever_order_they_were_measured_in():
 
 
 @pytest.mark.parametrize(
-    ("conditions", "titles"),
+    ("corruptions", "titles"),
     [
         ([Corruption(kind="babble", level=0.0)], ["Babble"]),
         ([Corruption(kind="clean"), Corruption(kind="telephone")], ["Telephone"]),
@@ -225,15 +232,17 @@ def test_levels_are_in_order_whatever_order_they_were_measured_in():
         ([], []),
     ],
 )
-def test_a_section_shows_what_was_measured_and_no_more(conditions, titles):
-    section = build_robustness_section([(condition, invented()) for condition in conditions])
+def test_a_section_shows_only_measured_corruptions(corruptions, titles):
+    section = build_robustness_section([(corruption, build_table()) for corruption in corruptions])
     assert [figure.title for figure in section.figures] == titles
-    assert rendered(section).count("<figure") == len(titles)
+    assert render(section).count("<figure") == len(titles)
 
 
-def test_every_line_has_the_numbers_of_its_own():
+def test_every_line_has_its_own_numbers():
     noisy = Corruption(kind="white noise", level=0.0)
-    section = build_robustness_section([(CORRUPTIONS[0], invented(0.9, 0.8)), (noisy, invented(0.6, 0.3))])
+    section = build_robustness_section(
+        [(CORRUPTIONS[0], build_table(0.9, 0.8)), (noisy, build_table(0.6, 0.3))]
+    )
     description = section.figures[0].description
     assert "Text: clean 95.0 % (92.0 to 98.0), 0 95.0 % (92.0 to 98.0)" in description
     assert "Cascade: clean 80.0 % (77.0 to 83.0), 0 30.0 % (27.0 to 33.0)" in description
@@ -243,8 +252,8 @@ def test_every_line_has_the_numbers_of_its_own():
 # The markup
 
 
-class Cells(HTMLParser):
-    """The rows of all tables, cell by cell."""
+class TableParser(HTMLParser):
+    """Collects the cells of all table rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,13 +277,13 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_table_has_a_row_for_every_condition_with_its_numbers():
+def test_the_table_has_a_row_for_every_corruption():
     noisy = Corruption(kind="babble", level=10.0)
-    reader = Cells()
+    reader = TableParser()
     reader.feed(
-        rendered(
+        render(
             build_robustness_section(
-                [(CORRUPTIONS[0], invented(wer=None)), (noisy, invented(0.625, 0.7, 0.3125))]
+                [(CORRUPTIONS[0], build_table(wer=None)), (noisy, build_table(0.625, 0.7, 0.3125))]
             )
         )
     )
@@ -293,8 +302,8 @@ def test_the_table_has_a_row_for_every_condition_with_its_numbers():
     ]
 
 
-def test_figures_are_images_with_a_description_and_coordinates_that_a_browser_can_draw():
-    markup = rendered(build_robustness_section([(condition, invented()) for condition in CORRUPTIONS]))
+def test_figures_are_images_with_a_description_and_valid_coordinates():
+    markup = render(build_robustness_section([(corruption, build_table()) for corruption in CORRUPTIONS]))
     images = [ElementTree.fromstring(image) for image in re.findall(r"<svg.*?</svg>", markup, re.DOTALL)]
     figures = [image for image in images if image.get("role") == "img"]
     assert len(figures) == 4
@@ -302,14 +311,14 @@ def test_figures_are_images_with_a_description_and_coordinates_that_a_browser_ca
         assert "95 % intervals. Text: " in figure.get("aria-label", "")
         for path in figure.iter("path"):
             assert re.fullmatch(r"([MLHVZmlhv]|-?\d+(\.\d+)?| )+", path.get("d", ""))
-    marks = [len([*figure.iter("rect")]) for figure in figures]
-    assert marks == [5, 5, 6, 5]  # a square of the cascade for each level
-    assert [len([*figure.iter("circle")]) for figure in figures] == marks
+    n_markers = [len([*figure.iter("rect")]) for figure in figures]
+    assert n_markers == [5, 5, 6, 5]  # a square of the cascade for each level
+    assert [len([*figure.iter("circle")]) for figure in figures] == n_markers
     assert not re.search(r"nan|None|undefined", markup)
 
 
-def test_what_a_name_says_is_never_markup():
-    section = build_robustness_section([(Corruption(kind="telephone"), invented())])
-    markup = rendered(RobustnessSection(figures=section.figures, rows=(("<b>&", invented()),)))
+def test_names_are_escaped():
+    section = build_robustness_section([(Corruption(kind="telephone"), build_table())])
+    markup = render(RobustnessSection(figures=section.figures, rows=(("<b>&", build_table()),)))
     assert "&lt;b&gt;&amp;" in markup
     assert "<b>&" not in markup

@@ -1,4 +1,4 @@
-"""Conditions change a clip by exactly what they say, and by the same each time."""
+"""Corruptions change a clip exactly as specified, and reproducibly."""
 
 import math
 import re
@@ -29,13 +29,13 @@ from ossicle.evaluation.corruptions import (
 
 CLEAN = Corruption(kind="clean")
 BABBLE = Corruption(kind="babble", level=5.0)
-ASKED_DB = 0.1
+SNR_TOLERANCE_DB = 0.1
 LENGTH = 12_000
 FULL_SCALE_ROUNDING = 1e-6  # of one division in float32
 
 
 def voice(number: int, n_samples: int = LENGTH, loudness: float = 0.1) -> np.ndarray:
-    """Bursts of a hum of its own pitch with breath in it, and pauses between them."""
+    """Returns bursts of a noisy hum at its own pitch with pauses between them."""
     rng = np.random.default_rng(number)
     time = np.arange(n_samples) / SAMPLE_RATE
     hum = sum(np.sin(2 * np.pi * (90 + 17 * number) * k * time) / k for k in range(1, 60))
@@ -47,7 +47,7 @@ VOICES = tuple(voice(number, 6_000 + 3_000 * number) for number in range(N_VOICE
 
 
 def item(number: int, text: str | None = None) -> Item:
-    """An item whose number can be told from how long its sound is."""
+    """Returns an item whose sound is longer by its number of samples."""
     audio = voice(number, LENGTH + number)
     return Item(id=f"item-{number}", audio=audio, text=text or f"question number {number}")
 
@@ -56,8 +56,8 @@ def level_db(sound: np.ndarray) -> float:
     return 10 * math.log10(np.square(sound, dtype=np.float64).mean())
 
 
-def heard(clip: np.ndarray, condition: Corruption, seed: int = 1) -> np.ndarray:
-    return corrupt(clip, condition, seed=seed, voices=VOICES)
+def apply(clip: np.ndarray, corruption: Corruption, seed: int = 1) -> np.ndarray:
+    return corrupt(clip, corruption, seed=seed, voices=VOICES)
 
 
 # What is asked for
@@ -66,42 +66,42 @@ def heard(clip: np.ndarray, condition: Corruption, seed: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
 @given(snr_db=st.floats(-5, 30), seed=st.integers(0, 99), n_samples=st.integers(2_000, 40_000))
 @settings(max_examples=15)
-def test_noise_is_as_loud_as_asked_beside_the_speech(kind, snr_db, seed, n_samples):
+def test_noise_has_the_requested_level_below_the_speech(kind, snr_db, seed, n_samples):
     clip = voice(7, n_samples, loudness=0.02)  # too quiet to reach full scale
-    noise = heard(clip, Corruption(kind=kind, level=snr_db), seed) - clip
+    noise = apply(clip, Corruption(kind=kind, level=snr_db), seed) - clip
     assert 10 * math.log10(measure_speech_power(clip)) - level_db(noise) == pytest.approx(
-        snr_db, abs=ASKED_DB
+        snr_db, abs=SNR_TOLERANCE_DB
     )
 
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
-def test_what_would_be_too_loud_is_made_quieter_as_a_whole(kind):
-    condition, clip = Corruption(kind=kind, level=0.0), voice(7, loudness=1.0)
-    loud, quiet = heard(clip, condition), heard(clip / 16, condition)
+def test_sound_above_full_scale_is_scaled_down_as_a_whole(kind):
+    corruption, clip = Corruption(kind=kind, level=0.0), voice(7, loudness=1.0)
+    loud, quiet = apply(clip, corruption), apply(clip / 16, corruption)
     assert np.abs(loud).max() == 1.0
     assert np.abs(quiet).max() > 1 / 16
     np.testing.assert_allclose(loud, quiet / np.abs(quiet).max(), atol=FULL_SCALE_ROUNDING)
 
 
-@pytest.mark.parametrize("condition", CORRUPTIONS, ids=lambda condition: condition.name)
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.name)
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 161, 24_001])
-def test_everything_is_finite_mono_float32_within_full_scale(condition, n_samples):
-    sound = heard(np.clip(voice(3, n_samples, loudness=1.0), -1, 1), condition)
+def test_results_are_finite_mono_float32_within_full_scale(corruption, n_samples):
+    sound = apply(np.clip(voice(3, n_samples, loudness=1.0), -1, 1), corruption)
     assert sound.dtype == np.float32
     assert sound.ndim == 1
     assert np.isfinite(sound).all()
     assert np.abs(sound).max(initial=0.0) <= 1
 
 
-def test_clean_is_the_very_clip():
+def test_clean_sound_is_the_same_array():
     clip = voice(0)
-    assert heard(clip, CLEAN) is clip
+    assert apply(clip, CLEAN) is clip
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.2, 1.3])
 def test_speed_changes_length_and_pitch_by_the_factor(factor):
     clip = (0.3 * np.sin(2 * np.pi * 500 * np.arange(32_000) / SAMPLE_RATE)).astype(np.float32)
-    sound = heard(clip, Corruption(kind="speed", level=factor))
+    sound = apply(clip, Corruption(kind="speed", level=factor))
     assert len(sound) == pytest.approx(len(clip) / factor, abs=1)
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
     assert np.argmax(spectrum) * SAMPLE_RATE / len(sound) == pytest.approx(500 * factor, abs=1)
@@ -111,9 +111,9 @@ def test_speed_changes_length_and_pitch_by_the_factor(factor):
     ("kind", "n_before", "n_after"),
     [("silence before", 1, 0), ("silence after", 0, 1), ("silence around", 1, 1)],
 )
-def test_silence_adds_exactly_its_samples(kind, n_before, n_after):
+def test_added_silence_has_exactly_its_duration(kind, n_before, n_after):
     clip = voice(0)
-    sound = heard(clip, Corruption(kind=kind, level=1.0))
+    sound = apply(clip, Corruption(kind=kind, level=1.0))
     zeros = np.zeros(SAMPLE_RATE, np.float32)
     np.testing.assert_array_equal(sound, np.concatenate([*[zeros] * n_before, clip, *[zeros] * n_after]))
 
@@ -121,19 +121,19 @@ def test_silence_adds_exactly_its_samples(kind, n_before, n_after):
 # A telephone
 
 
-def white(n_samples: int) -> np.ndarray:
+def make_white_noise(n_samples: int) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
 
 
 def spectrum_db(sound: np.ndarray, low_hz: float, high_hz: float) -> float:
-    """Mean power density of a band."""
+    """Returns the mean power density of a band."""
     power = np.square(np.abs(np.fft.rfft(sound * np.hanning(len(sound)))))
     hertz = np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE)
     return 10 * math.log10(power[(hertz >= low_hz) & (hertz < high_hz)].mean())
 
 
-@pytest.mark.parametrize("clip", [white(48_000), voice(1, 48_001)], ids=["noise", "voice"])
-def test_a_telephone_carries_nothing_outside_its_band(clip):
+@pytest.mark.parametrize("clip", [make_white_noise(48_000), voice(1, 48_001)], ids=["noise", "voice"])
+def test_a_telephone_removes_sound_outside_its_band(clip):
     sound, (low, high) = simulate_telephone(clip), TELEPHONE_BAND_HZ
     inside = spectrum_db(sound, low, high)
     assert spectrum_db(sound, 0, low) < inside - 40
@@ -143,15 +143,15 @@ def test_a_telephone_carries_nothing_outside_its_band(clip):
     )
 
 
-def test_a_telephone_moves_nothing_and_its_eight_bits_hiss_as_those_of_the_mu_law_do():
+def test_a_telephone_adds_no_delay_and_the_noise_of_the_mu_law():
     time = np.arange(48_000) / SAMPLE_RATE
     clip = (0.2 * np.sin(2 * np.pi * 1_003 * time)).astype(np.float32)
     sound = simulate_telephone(clip)
     assert len(sound) == len(clip)
     inner = slice(4_000, -4_000)
-    hiss_db = level_db(sound[inner]) - level_db(sound[inner] - clip[inner])
+    noise_db = level_db(sound[inner]) - level_db(sound[inner] - clip[inner])
     assert (
-        34 < hiss_db < 44
+        34 < noise_db < 44
     )  # about 38 dB, G.711's at any loudness; 16 bits would have 90, 8 plain ones 36 or less
     quiet = simulate_telephone(clip / 32)
     quiet_db = level_db(quiet[inner]) - level_db(quiet[inner] - clip[inner] / 32)
@@ -161,20 +161,20 @@ def test_a_telephone_moves_nothing_and_its_eight_bits_hiss_as_those_of_the_mu_la
 # What is drawn
 
 
-@pytest.mark.parametrize("condition", CORRUPTIONS, ids=lambda condition: condition.name)
-def test_the_same_seed_makes_the_same_sound(condition):
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.name)
+def test_the_same_seed_gives_the_same_sound(corruption):
     clip = voice(2)
-    np.testing.assert_array_equal(heard(clip, condition), heard(clip.copy(), condition))
+    np.testing.assert_array_equal(apply(clip, corruption), apply(clip.copy(), corruption))
 
 
 @pytest.mark.parametrize("kind", ["babble", "white noise"])
-def test_another_item_meets_other_noise_and_another_level_the_same_louder(kind: CorruptionKind):
+def test_noise_differs_between_items_and_only_in_level_between_levels(kind: CorruptionKind):
     clip, at_10_db = voice(7, loudness=0.02), Corruption(kind=kind, level=10.0)
     seed = compute_seed("a", at_10_db)
-    noise = heard(clip, at_10_db, seed) - clip
-    other = heard(clip, at_10_db, compute_seed("b", at_10_db)) - clip
+    noise = apply(clip, at_10_db, seed) - clip
+    other = apply(clip, at_10_db, compute_seed("b", at_10_db)) - clip
     at_0_db = Corruption(kind=kind, level=0.0)
-    louder = heard(clip, at_0_db, compute_seed("a", at_0_db)) - clip
+    louder = apply(clip, at_0_db, compute_seed("a", at_0_db)) - clip
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.2
     assert np.corrcoef(noise, louder)[0, 1] > 0.9999
 
@@ -184,43 +184,43 @@ def test_seeds_are_the_same_on_every_machine():
     assert compute_seed("0001", BABBLE) != compute_seed("0001", Corruption(kind="white noise", level=5.0))
 
 
-def numbers(voices: Sequence[np.ndarray]) -> frozenset[int]:
-    """Which items the voices are of."""
+def get_numbers(voices: Sequence[np.ndarray]) -> frozenset[int]:
+    """Returns the numbers of the items whose voices these are."""
     return frozenset(len(sound) - LENGTH for sound in voices)
 
 
-def test_an_item_is_never_in_its_own_babble_nor_is_one_that_says_the_same():
+def test_babble_contains_neither_the_item_nor_one_with_the_same_words():
     twins = [item(20, "Question number 3!"), item(21, "question  NUMBER 3")]
     suite = [item(number) for number in range(8)] + twins
     for seed in range(40):
-        heard_beside = numbers(load_babble_voices(suite[3], suite, seed))
-        assert len(heard_beside) == N_VOICES
-        assert not heard_beside & {3, 20, 21}
+        chosen = get_numbers(load_babble_voices(suite[3], suite, seed))
+        assert len(chosen) == N_VOICES
+        assert not chosen & {3, 20, 21}
 
 
-def test_voices_do_not_depend_on_the_order_of_items_but_on_the_item():
+def test_voices_depend_on_the_item_and_not_on_the_order_of_items():
     suite = [item(number) for number in range(30)]
     drawn = []
     for one in suite:
         seed = compute_seed(one.id, BABBLE)
-        drawn.append(numbers(load_babble_voices(one, suite, seed)))
-        assert drawn[-1] == numbers(load_babble_voices(one, suite[::-1], seed))
+        drawn.append(get_numbers(load_babble_voices(one, suite, seed)))
+        assert drawn[-1] == get_numbers(load_babble_voices(one, suite[::-1], seed))
     assert len(set(drawn)) > 25
     assert frozenset.union(*drawn) == frozenset(range(30))
 
 
-def test_a_new_item_changes_no_babble_that_it_is_not_in():
+def test_a_new_item_changes_only_the_babbles_that_it_is_part_of():
     suite = [item(number) for number in range(12)]
     n_changed = 0
     for seed in range(20):
-        before = numbers(load_babble_voices(suite[0], suite, seed))
-        after = numbers(load_babble_voices(suite[0], [*suite, item(99)], seed))
+        before = get_numbers(load_babble_voices(suite[0], suite, seed))
+        after = get_numbers(load_babble_voices(suite[0], [*suite, item(99)], seed))
         assert after == before or after - before == {99}
         n_changed += after != before
     assert 0 < n_changed < 20
 
 
-def test_every_voice_of_a_babble_is_as_loud_as_the_others():
+def test_all_voices_of_a_babble_have_equal_power():
     n_samples = 10 * SAMPLE_RATE
     voices = [voice(number, n_samples, loudness=10.0**-number) for number in range(4)]
     mixed = mix_babble(voices, n_samples, np.random.default_rng(0))
@@ -232,7 +232,7 @@ def test_every_voice_of_a_babble_is_as_loud_as_the_others():
         assert spectrum[bin_] == pytest.approx(own[bin_], rel=0.05)
 
 
-def test_a_silent_voice_leaves_the_babble_to_the_others():
+def test_a_silent_voice_does_not_change_the_babble():
     silent = np.zeros(100, np.float32)
     assert np.isfinite(mix_babble([silent, *VOICES[:2]], 5_000, np.random.default_rng(0))).all()
 
@@ -240,7 +240,7 @@ def test_a_silent_voice_leaves_the_babble_to_the_others():
 # What is refused
 
 
-def test_a_suite_of_too_few_items_has_no_babble():
+def test_babble_of_too_few_voices_is_an_error():
     suite = [item(0), item(1), item(2), item(3, "question number 0")]
     voices = load_babble_voices(suite[0], suite, 1)
     assert len(voices) == MIN_VOICES - 1
@@ -258,13 +258,13 @@ def test_a_suite_of_too_few_items_has_no_babble():
         ("telephone", 8.0, "corruption.level is 8.0, but telephone has no levels; leave it out"),
     ],
 )
-def test_what_is_no_condition_is_refused(kind, level, expected):
+def test_an_invalid_level_is_an_error(kind, level, expected):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         Corruption(kind=kind, level=level)
 
 
-def test_conditions_have_names_that_people_read():
-    names = [condition.name for condition in CORRUPTIONS]
+def test_corruptions_have_readable_names():
+    names = [corruption.name for corruption in CORRUPTIONS]
     assert len(set(names)) == len(names) == 18
     assert names[0] == "clean"
     assert {

@@ -8,6 +8,7 @@ from ossicle.errors import CheckpointError
 from ossicle.jsonl_log import JsonlLog
 
 _FORMAT = 2
+"""The format of the file. Format 1 had no number."""
 
 
 class Journal:
@@ -34,14 +35,14 @@ class Journal:
             if records[:1] != [header]:
                 records = [header]
             self._results = {(record["stage"], record["item"]): record["result"] for record in records[1:]}
-            self._log.rewrite(records)
         except (CheckpointError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}, which keeps the answers until the report is written, cannot be used ({error}); remove it,"
                 " or write the report to another path"
             ) from error
+        self._log.rewrite(records)
 
-    def results(self, stage: str, items: Sequence[str]) -> Mapping[str, Any]:
+    def get_results(self, stage: str, items: Sequence[str]) -> Mapping[str, Any]:
         """Returns the results that are already known, by the items' ids."""
         return {item: self._results[stage, item] for item in items if (stage, item) in self._results}
 

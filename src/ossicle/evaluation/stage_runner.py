@@ -38,7 +38,7 @@ class StageRunner:
         Raises:
             DataError: an item that `call` refuses
         """
-        results = dict(self.journal.results(stage, list(inputs)))
+        results = dict(self.journal.get_results(stage, list(inputs)))
         remaining = [item for item in inputs if item not in results]
         self.progress(stage, len(results), len(inputs))
         for start in range(0, len(remaining), self.batch_size):
