@@ -1,6 +1,6 @@
-"""What a step costs, however it is made: FLOPs by torch's counter, bytes that wait for the backward pass, seconds.
+"""Meters of a training step: FLOPs by torch's counter, bytes saved for the backward pass, seconds, peak memory.
 
-It knows nothing of ears: the same meters are laid on the step as published and on ours.
+They know no ears: the same meters measure the published step and ours.
 """
 
 import contextlib
@@ -21,79 +21,81 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-_STATUS, _FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS_FILE, _RESET_PEAK_FILE = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Both products in full, whatever a mask hides; heads of keys may be shared by several of queries."""
+def _count_attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Counts both products in full, masked positions included; a key head may serve several query heads."""
     batch, n_heads, length, width = query
     return 2 * batch * n_heads * length * key[-2] * (width + value[-1])
 
 
-def _attention_backward(_gradient: Any, *shapes: Any, **__: Any) -> int:
-    return 2 * _attention(*shapes)
+def _count_attention_backward_flops(_gradient: Any, *shapes: Any, **__: Any) -> int:
+    return 2 * _count_attention_flops(*shapes)
 
 
-# Torch's formulas count what a fused kernel computes a second time, and do not know the CPU's kernel.
+# Torch's own formulas count what a fused kernel recomputes, and lack the CPU's kernel.
 _ATTENTION = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{suffix}"): count
     for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
-    for suffix, count in (("", _attention), ("_backward", _attention_backward))
+    for suffix, count in (("", _count_attention_flops), ("_backward", _count_attention_backward_flops))
 }
 
 
-class Counter(FlopCounterMode):
-    """FLOPs of matrix products and convolutions, attention in full and nothing computed twice; as a plan counts."""
+class FlopCounter(FlopCounterMode):
+    """Counts FLOPs of matrix products and convolutions as `ossicle plan` does: attention in full, no recomputation."""
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=_ATTENTION)
 
     @property
     def total(self) -> float:
-        """So far."""
+        """FLOPs so far."""
         return float(self.get_total_flops())
 
     @property
     def in_attention(self) -> float:
-        """Of these, between queries, keys and values."""
-        found = self.get_flop_counts().get("Global", {})
-        return float(sum(n for operation, n in found.items() if operation in _ATTENTION))
+        """FLOPs of attention's two products so far."""
+        counts = self.get_flop_counts().get("Global", {})
+        return float(sum(n for operation, n in counts.items() if operation in _ATTENTION))
 
 
-Watch = Callable[[str], contextlib.AbstractContextManager[None]]
-"""Something to do around a part of a step that has a name."""
+RecordPart = Callable[[str], contextlib.AbstractContextManager[None]]
+"""Opens a context around a named part of a step."""
 
 
-def unwatched(_name: str) -> contextlib.AbstractContextManager[None]:
-    """Nothing."""
+def record_nothing(_name: str) -> contextlib.AbstractContextManager[None]:
+    """Returns a context that does nothing."""
     return contextlib.nullcontext()
 
 
 @dataclass
-class Shares:
-    """What each part of a step takes of something that grows, such as time; parts do not lie in each other.
+class PartMeter:
+    """Measures how much of a growing quantity, such as time, each part of a step takes; parts must not nest.
 
     Args:
-        read: how much there is so far
+        read: returns the quantity so far
     """
 
     read: Callable[[], float]
-    parts: dict[str, float] = field(default_factory=dict)
+    amounts: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Generator[None]:
         before = self.read()
         yield
-        self.parts[name] = self.parts.get(name, 0.0) + self.read() - before
+        self.amounts[name] = self.amounts.get(name, 0.0) + self.read() - before
 
-    def shares(self, total: float) -> dict[str, float]:
-        """Of the whole, and what lay in none of the parts."""
-        rest = total - sum(self.parts.values())
-        return {name: round(part / total, 3) for name, part in {**self.parts, "other": rest}.items()}
+    def compute_ratios(self, total: float) -> dict[str, float]:
+        """Returns each part's ratio of the total; "other" is what no part took."""
+        rest = total - sum(self.amounts.values())
+        return {name: round(amount / total, 3) for name, amount in {**self.amounts, "other": rest}.items()}
 
 
-def clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, when all that was asked of the device is done."""
+def build_clock(device: torch.device) -> Callable[[], float]:
+    """Returns a clock in seconds that first waits for the device to finish its work."""
 
     def read() -> float:
         if device.type == "cuda":
@@ -103,62 +105,69 @@ def clock(device: torch.device) -> Callable[[], float]:
     return read
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """How long something takes, the device's share included."""
-    now = clock(device)
+def measure_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Returns the seconds that some work takes, the device's included."""
+    now = build_clock(device)
     started = now()
     work()
     return now() - started
 
 
 @dataclass
-class Kept:
-    """Bytes that autograd holds for the backward pass, each storage once, weights left out."""
+class SavedBytes:
+    """Bytes that autograd holds for the backward pass; each storage counts once, weights do not."""
 
-    most: int = 0
-    now: int = 0
+    max_bytes: int = 0
+    n_bytes: int = 0
 
 
 @contextlib.contextmanager
-def kept_for_backward(weights: Iterable[Tensor]) -> Generator[Kept]:
-    """Sees what is kept, and let go again, within the block."""
-    kept, own = Kept(), {_place(weight) for weight in weights}
-    held: dict[int, int] = {}
+def count_saved_bytes(weights: Iterable[Tensor]) -> Generator[SavedBytes]:
+    """Counts the bytes that autograd saves and frees within the block.
+
+    Args:
+        weights: tensors that exist anyway and are not counted
+    """
+    saved, own_storages = SavedBytes(), {_get_storage_id(weight) for weight in weights}
+    n_holders: dict[int, int] = {}
 
     class Holder:
         def __init__(self, tensor: Tensor) -> None:
             self.tensor = tensor
 
-    def let_go(place: int, n_bytes: int) -> None:
-        held[place] -= 1
-        if not held[place]:
-            kept.now -= n_bytes
+    def release(storage: int, n_bytes: int) -> None:
+        n_holders[storage] -= 1
+        if not n_holders[storage]:
+            saved.n_bytes -= n_bytes
 
-    def keep(tensor: Tensor) -> Any:
-        place, n_bytes = _place(tensor), tensor.untyped_storage().nbytes()
-        if place in own:
+    def pack(tensor: Tensor) -> Tensor | Holder:
+        storage, n_bytes = _get_storage_id(tensor), tensor.untyped_storage().nbytes()
+        if storage in own_storages:
             return tensor
-        held[place] = held.get(place, 0) + 1
-        if held[place] == 1:
-            kept.now += n_bytes
-            kept.most = max(kept.most, kept.now)
+        n_holders[storage] = n_holders.get(storage, 0) + 1
+        if n_holders[storage] == 1:
+            saved.n_bytes += n_bytes
+            saved.max_bytes = max(saved.max_bytes, saved.n_bytes)
         holder = Holder(tensor)
-        weakref.finalize(holder, let_go, place, n_bytes)
+        weakref.finalize(holder, release, storage, n_bytes)
         return holder
 
-    def give(kept_as: Any) -> Tensor:
-        return kept_as.tensor if isinstance(kept_as, Holder) else kept_as
+    def unpack(packed: Tensor | Holder) -> Tensor:
+        return packed.tensor if isinstance(packed, Holder) else packed
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, give):
-        yield kept
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield saved
 
 
-def _place(tensor: Tensor) -> int:
+def _get_storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Memory at the peak of something beyond what was taken before: of the GPU, else of the process (Linux)."""
+def measure_peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
+    """Returns the peak memory of some work beyond what was in use before: the GPU's, else the process's (Linux).
+
+    Returns: None where the system does not report it
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -166,25 +175,24 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what was let go is given back, so that it is seen when it is taken again
-        _FORGET_PEAK.write_text("5")
-        before = _status("VmRSS")
+        # Freed memory goes back to the system, so that it counts when it is allocated again.
+        ctypes.CDLL(None).malloc_trim(0)
+        _RESET_PEAK_FILE.write_text("5")
+        before = _read_status_bytes("VmRSS")
     except (OSError, AttributeError):
         work()
         return None
     work()
-    return max(0, _status("VmHWM") - before)
+    return max(0, _read_status_bytes("VmHWM") - before)
 
 
-def _status(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+def _read_status_bytes(name: str) -> int:
+    line = next(line for line in _STATUS_FILE.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a large square matrix product: the best of several tries."""
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the FLOPs a second of a large square matrix product: the best of several tries."""
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     n_each = 10 if device.type == "cuda" else 1
@@ -194,32 +202,27 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
             left @ right
 
     work()
-    return max(2 * size**3 * n_each / seconds(work, device) for _ in range(8))
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return statistics.median(values)
+    return max(2 * size**3 * n_each / measure_seconds(work, device) for _ in range(8))
 
 
 @dataclass(frozen=True)
-class Line:
-    """The straight line closest to points, by least squares."""
+class LineFit:
+    """The straight line closest to some points, by least squares."""
 
     slope: float
     intercept: float
     r2: float
 
     @classmethod
-    def through(cls, x: Sequence[float], y: Sequence[float]) -> "Line":
-        """Of at least two points."""
+    def fit(cls, x: Sequence[float], y: Sequence[float]) -> "LineFit":
+        """Fits the line to at least two points."""
         slope, intercept = statistics.linear_regression(x, y)
         return cls(slope, intercept, statistics.correlation(x, y) ** 2)
 
 
-def about(benchmark: str, device: torch.device) -> dict[str, Any]:
-    """When and on what something was measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+def describe_run(benchmark: str, device: torch.device) -> dict[str, Any]:
+    """Returns when, on what machine and with what versions a benchmark ran."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _read_processor_name()
     return {
         "benchmark": benchmark,
         "date": date.today().isoformat(),
@@ -228,7 +231,7 @@ def about(benchmark: str, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _read_processor_name() -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).split(": ")[1]

@@ -34,7 +34,7 @@ _CASCADE, _TEXT, _LIGHT = "#d1701f", "#5f6368", "#c9cdd2"
 _CLEAN = "clean"
 
 
-def numbers(report: Report) -> dict[str, Any]:
+def extract_numbers(report: Report) -> dict[str, Any]:
     """An ear's numbers, clean and under each condition, and where they come from.
 
     Raises:
@@ -61,7 +61,7 @@ def numbers(report: Report) -> dict[str, Any]:
     }
 
 
-def picture(ears: Mapping[str, Any]) -> Figure:
+def plot_ears(ears: Mapping[str, Any]) -> Figure:
     """The lines of all ears, and of the text ceiling and the plain cascade, which are the same beside each of them."""
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     for axes, (kind, (title, x_title)) in zip(
@@ -149,12 +149,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="the picture")
     asked = parser.parse_args(arguments)
     try:
-        found = {"column": asked.column, **numbers(read_report(asked.report))}
+        found = {"column": asked.column, **extract_numbers(read_report(asked.report))}
         ears = _known(asked.json, found["suite"]) | {asked.name: found}
         write_text(asked.json, json.dumps({"benchmark": "robustness", "ears": ears}, indent=1) + "\n")
         if asked.plot:
             asked.plot.parent.mkdir(parents=True, exist_ok=True)
-            picture(ears).savefig(asked.plot)
+            plot_ears(ears).savefig(asked.plot)
     except OssicleError as error:
         print(f"robustness: {error}", file=sys.stderr)
         return 1

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.meters import Counter, kept_for_backward, peak_bytes
-from benchmarks.training.loss import losses
+from benchmarks.meters import FlopCounter, count_saved_bytes, measure_peak_bytes
+from benchmarks.training.loss import build_losses
 
 N_CLIPS = 8
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class LossCost:
     """Forwards and backwards once, in float32 on one thread."""
 
     loss: str
@@ -32,7 +32,7 @@ class Cost:
     matmul_flops: float
 
 
-def measured_costs(
+def measure_costs(
     widths: Sequence[int], vocabularies: Sequence[int], n_rounds: int = 3
 ) -> list[dict[str, Any]]:
     """A dictionary for each `Cost`: medians of rounds in which both losses take turns; one head at a time."""
@@ -45,22 +45,22 @@ def _of_width(width: int, vocabularies: Sequence[int], n_rounds: int) -> Iterato
         work = _work(whole[:n_vocabulary])
         times = [{name: _cpu_ms(one) for name, one in work.items()} for _ in range(n_rounds + 1)]
         for name, one in work.items():
-            with kept_for_backward([whole]) as kept:
+            with count_saved_bytes([whole]) as kept:
                 one()
             yield {
                 "loss": name,
                 "width": width,
                 "n_vocabulary": n_vocabulary,
                 "cpu_ms": statistics.median(taken[name] for taken in times[1:]),  # a first time is slower
-                "kept_bytes": kept.most,
-                "peak_bytes": peak_bytes(one, _CPU),
+                "kept_bytes": kept.max_bytes,
+                "peak_bytes": measure_peak_bytes(one, _CPU),
                 "matmul_flops": _flops(name, width, n_vocabulary),
             }
 
 
 def _work(head: Tensor) -> dict[str, Callable[[], None]]:
     states = torch.randn(N_CLIPS, head.shape[1], device=head.device).requires_grad_()
-    return losses(states, torch.randn_like(states).detach(), head)
+    return build_losses(states, torch.randn_like(states).detach(), head)
 
 
 def _cpu_ms(work: Callable[[], None]) -> float:
@@ -72,6 +72,6 @@ def _cpu_ms(work: Callable[[], None]) -> float:
 def _flops(name: str, width: int, n_vocabulary: int) -> float:
     """Of matrix products, counted on shapes alone."""
     work = _work(torch.empty(n_vocabulary, width, device="meta"))[name]
-    with Counter() as counter:
+    with FlopCounter() as counter:
         work()
     return counter.total

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Push:
+class GradientStats:
     """Gradients of K batches, as their products with each other."""
 
     products: Float[Tensor, "K K"]
@@ -32,7 +32,7 @@ class Push:
         return float(lengths.max() / lengths.min())
 
 
-def noise_scale(products: Float[Tensor, "K K"], batch_size: int) -> float:
+def compute_noise_scale(products: Float[Tensor, "K K"], batch_size: int) -> float:
     """Clips whose mean gradient has as much noise as signal: the trace of a clip's covariance by the squared mean.
 
     Args:
@@ -49,7 +49,7 @@ def noise_scale(products: Float[Tensor, "K K"], batch_size: int) -> float:
     return batch_size * of_a_batch / squared_mean if squared_mean > 0 else float("inf")
 
 
-def mean_cosine(products: Float[Tensor, "K K"]) -> float:
+def compute_mean_cosine(products: Float[Tensor, "K K"]) -> float:
     """Of the angles between the gradients of different batches: 1 where they all pull alike, 0 where there is but noise.
 
     Each batch weighs the same here, however long its gradient.

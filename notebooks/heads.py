@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def divergence(
+def compute_kl(
     head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"], student: Float[Tensor, "N D"]
 ) -> Float[Tensor, " N"]:
     """KL(P_teacher || P_student) of each pair.
@@ -26,7 +26,7 @@ def divergence(
     return near.where(shift.amax(-1) < 1, far).clamp(min=0)
 
 
-def most_divergence(span: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+def compute_kl_bound(span: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """The largest KL that any P_teacher allows when the differences of the logits span a range of R.
 
     log E[exp(d - E d)] with d in [a, a + R] is largest, for any given mean of d, when all mass lies at both ends; and
@@ -38,19 +38,19 @@ def most_divergence(span: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     return torch.where(span < 1e-2, span**2 / 8, exact)
 
 
-def upper_share(span: float) -> float:
+def compute_upper_ratio(span: float) -> float:
     """The share of P_teacher at the upper end of the logits' differences at which the divergence is largest."""
     r = torch.tensor(span, dtype=torch.float64)
     return float(1 / r - 1 / torch.expm1(r))
 
 
-def span_of(head: Float[Tensor, "V D"], delta: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+def compute_logit_range(head: Float[Tensor, "V D"], delta: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """The range R of d = W δ: the largest difference less the smallest."""
     d = delta @ head.T
     return d.amax(-1) - d.amin(-1)
 
 
-def widest_pair(head: Float[Tensor, "V D"]) -> tuple[int, int, float]:
+def find_widest_pair(head: Float[Tensor, "V D"]) -> tuple[int, int, float]:
     """The two rows of a head that are farthest apart, and how far: R is at most that times the length of δ."""
     best = (0, 0, -1.0)
     for first in range(0, len(head), 1024):
@@ -62,23 +62,23 @@ def widest_pair(head: Float[Tensor, "V D"]) -> tuple[int, int, float]:
     return best
 
 
-def centred(head: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+def center_head(head: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
     """A head without what it adds to all logits alike, which no distribution shows."""
     return head - head.mean(0)
 
 
-def curvatures(
+def compute_curvatures(
     head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"]
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D D"]]:
     """Eigenvalues, smallest first, and eigenvectors (columns) of Wᵀ(diag P - P Pᵀ)W at each teacher.
 
     For small δ the divergence is half of δᵀ F δ; the squared L2 distance has the identity in place of F.
     """
-    found = [torch.linalg.eigh((rows.T * p) @ rows) for p, rows in _centred_by(head, teacher)]
+    found = [torch.linalg.eigh((rows.T * p) @ rows) for p, rows in _center_by_distribution(head, teacher)]
     return torch.stack([values for values, _ in found]), torch.stack([vectors for _, vectors in found])
 
 
-def _centred_by(
+def _center_by_distribution(
     head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"]
 ) -> list[tuple[Float[Tensor, " V"], Float[Tensor, "V D"]]]:
     ps = (teacher @ head.T).softmax(-1)
@@ -93,15 +93,15 @@ class Moves:
     along: Float[Tensor, "N D"]
 
 
-def moves(
+def build_moves(
     head: Float[Tensor, "V D"], teacher: Float[Tensor, "N D"], generator: torch.Generator
 ) -> list[Moves]:
     """From the moves that matter most to a distribution to those that hardly do."""
     n, d = teacher.shape
     logits = teacher @ head.T
     top = logits.topk(2, dim=-1).indices
-    _, _, directions = torch.linalg.svd(centred(head), full_matrices=False)
-    _, own = curvatures(head, teacher)
+    _, _, directions = torch.linalg.svd(center_head(head), full_matrices=False)
+    _, own = compute_curvatures(head, teacher)
     drawn = torch.randn(n, d, dtype=head.dtype, generator=generator)
     return [
         Moves(
@@ -120,7 +120,7 @@ def _unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
-def with_silent_direction(
+def add_silent_direction(
     head: Float[Tensor, "V D"], generator: torch.Generator
 ) -> tuple[Float[Tensor, "V D"], Float[Tensor, " D"]]:
     """The same head, but a move of one along one direction, which is given too, adds one to all logits."""
@@ -128,23 +128,23 @@ def with_silent_direction(
     return head + torch.outer(1 - head @ silent, silent), silent
 
 
-def nearly_worst(head: Float[Tensor, "V D"], length: float) -> tuple[float, float]:
+def build_near_worst_case(head: Float[Tensor, "V D"], length: float) -> tuple[float, float]:
     """A divergence as large as we can make it with states so far apart, and the bound.
 
     The teacher is undecided between the two rows that are farthest apart, the student moves along their difference.
     """
-    i, j, apart = widest_pair(head)
+    i, j, apart = find_widest_pair(head)
     span = apart * length
     line = head[i] - head[j]
     both = torch.linalg.lstsq(torch.stack([head[i], head[j]]), torch.ones(2, 1, dtype=head.dtype)).solution[
         :, 0
     ]
-    q = upper_share(span)
+    q = compute_upper_ratio(span)
     wanted = torch.log(torch.tensor(q / (1 - q), dtype=head.dtype))
     best = 0.0
     for scale in (10.0, 30.0, 100.0, 300.0, 1_000.0):
         state = scale * both
         state = state + (wanted - (head[i] - head[j]) @ state) / apart**2 * line
         moved = state + length / apart * line
-        best = max(best, float(divergence(head, state[None], moved[None])))
-    return best, float(most_divergence(torch.tensor([span], dtype=head.dtype)))
+        best = max(best, float(compute_kl(head, state[None], moved[None])))
+    return best, float(compute_kl_bound(torch.tensor([span], dtype=head.dtype)))

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from notebooks.gradients import Push
-from notebooks.looks import HeldOut, Look, head_of
+from notebooks.gradients import GradientStats
+from notebooks.looks import HeldOutResult, HeldOutSet, get_lm_head
 from ossicle import checkpoint
 from ossicle.atomic_io import atomic_write
 from ossicle.backbones.model_files import resolve_model_path
@@ -93,17 +93,17 @@ class EarAsOnGpu(Ear):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class TrainingRun:
     """A run and what was seen along it."""
 
     steps: list[int]
-    looks: list[Look]
+    looks: list[HeldOutResult]
     weights: Weights
     """At its end."""
     took_s: float
 
 
-def kept(path: Path, measure: Callable[[], Any]) -> Any:
+def load_or_measure(path: Path, measure: Callable[[], Any]) -> Any:
     """What was measured before, if it was, else what is measured now: long work can be stopped, and goes on."""
     if not path.exists():
         found = measure()
@@ -112,7 +112,7 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
-class Bench:
+class Experiment:
     """One ear, the speech it learns from and the questions it is judged by; every run starts from weights it is given.
 
     Args:
@@ -138,7 +138,7 @@ class Bench:
         self.run = build_run(self.recipe)
         self.ear = self.run.ear
         self.as_on_gpu = EarAsOnGpu.of(self.ear)
-        self.held_out, self.head = HeldOut.of(self.ear, sizes.n_held_out), head_of(self.ear)
+        self.held_out, self.head = HeldOutSet.of(self.ear, sizes.n_held_out), get_lm_head(self.ear)
         self.new = self.weights()
         self.shipped = checkpoint.load("pocket/ear").connector.state_dict()
 
@@ -146,7 +146,7 @@ class Bench:
         """The connector's, as they are now."""
         return copy.deepcopy(self.ear.connector.state_dict())
 
-    def look(self, weights: Weights | None = None) -> Look:
+    def look(self, weights: Weights | None = None) -> HeldOutResult:
         """How the ear, or one of these weights, hears the held-out clips, in float32."""
         if weights is not None:
             self.ear.connector.load_state_dict(weights)
@@ -155,20 +155,22 @@ class Bench:
 
     def watched(
         self, name: str, start: Weights, recipe: Recipe, n_looks: int, *, in_bf16: bool = False
-    ) -> Watched:
+    ) -> TrainingRun:
         """Learns by a recipe from given weights; looks before the first step and n_looks times from there.
 
         Args:
             name: what it is kept under; a run that is kept already is not repeated
         """
-        found = kept(
+        found = load_or_measure(
             self.folder / f"{name}.pt", lambda: self._learned(start, recipe, n_looks, in_bf16=in_bf16)
         )
         looks = [
-            Look(student=states.double(), teacher=self.held_out.teacher, head=self.head)
+            HeldOutResult(student=states.double(), teacher=self.held_out.teacher, head=self.head)
             for states in found["students"]
         ]
-        return Watched(steps=found["steps"], looks=looks, weights=found["weights"], took_s=found["took_s"])
+        return TrainingRun(
+            steps=found["steps"], looks=looks, weights=found["weights"], took_s=found["took_s"]
+        )
 
     def _learned(self, start: Weights, recipe: Recipe, n_looks: int, *, in_bf16: bool) -> dict[str, Any]:
         started, n_steps = time.perf_counter(), recipe.train.n_steps
@@ -217,7 +219,7 @@ class Bench:
 
     def arms(
         self, name: str, start: Weights, peak_lr: float, factors: Sequence[int] = (1,)
-    ) -> dict[str, Watched]:
+    ) -> dict[str, TrainingRun]:
         """Runs that go on from a starting point, by what is beside the terms that align; each kept under its name.
 
         KL gets the weight at which it pulls at the connector's weights as hard, at the start, as L2 with its own.
@@ -239,17 +241,17 @@ class Bench:
             for arm, (given, in_bf16) in plans.items()
         }
 
-    def pushes(self, name: str, start: Weights) -> dict[str, Push]:
+    def pushes(self, name: str, start: Weights) -> dict[str, GradientStats]:
         """What each term alone does to the connector at a starting point, by its name; kept like runs."""
-        found = kept(
+        found = load_or_measure(
             self.folder / f"{name}, pushes.pt",
             lambda: {term: asdict(self._push(start, term)) for term in TERMS},
         )
-        return {term: Push(**numbers) for term, numbers in found.items()}
+        return {term: GradientStats(**numbers) for term, numbers in found.items()}
 
-    def _push(self, start: Weights, term: str) -> Push:
+    def _push(self, start: Weights, term: str) -> GradientStats:
         exact, rounded = (self._gradients(start, term, in_bf16=in_bf16) for in_bf16 in (False, True))
-        return Push(
+        return GradientStats(
             products=(exact @ exact.T).double(),
             products_bf16=(rounded @ rounded.T).double(),
             bf16_errors=(rounded - exact).norm(dim=1) / exact.norm(dim=1),
@@ -280,7 +282,7 @@ class Bench:
         return torch.stack(found)
 
 
-def _ratio(pushes: dict[str, Push]) -> float:
+def _ratio(pushes: dict[str, GradientStats]) -> float:
     return pushes["hidden"].rms_norm / pushes["kl"].rms_norm
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from notebooks.heads import divergence
+from notebooks.heads import compute_kl
 from ossicle.audio.waveform import load_audio
 from ossicle.backbones.encoder import Features
 from ossicle.config import ObjectiveSettings
@@ -20,7 +20,7 @@ _HEARD_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class HeldOutResult:
     """What an ear does with the held-out clips, at the position that predicts the answer's first token."""
 
     student: Float[Tensor, "N D"]
@@ -35,7 +35,7 @@ class Look:
     @cached_property
     def kl(self) -> Float[Tensor, " N"]:
         """KL(teacher || student) of each clip's next-token distributions, in nats."""
-        return divergence(self.head, self.teacher, self.student)
+        return compute_kl(self.head, self.teacher, self.student)
 
     @cached_property
     def agrees(self) -> Float[Tensor, " N"]:
@@ -44,7 +44,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutSet:
     """Spoken questions, encoded once, and what the LLM makes of their transcripts."""
 
     batches: list[tuple[list[int], Features]]
@@ -52,7 +52,7 @@ class HeldOut:
     teacher: Float[Tensor, "N D"]
 
     @classmethod
-    def of(cls, ear: Ear, n_clips: int) -> "HeldOut":
+    def of(cls, ear: Ear, n_clips: int) -> "HeldOutSet":
         """Every so-manieth item of the pocket suite, its spoken part alone."""
         items = load_suite("pocket")
         chosen = [items[len(items) * number // n_clips] for number in range(n_clips)]
@@ -65,7 +65,7 @@ class HeldOut:
         return cls(heard, read.states[:, -1].double())
 
     @torch.no_grad()
-    def look(self, ear: Ear) -> Look:
+    def look(self, ear: Ear) -> HeldOutResult:
         """Hears all of it; how many tokens there are the ear says itself, as when it is asked."""
         student = torch.zeros_like(self.teacher)
         for places, features in self.batches:
@@ -75,9 +75,9 @@ class HeldOut:
                 [row[:n] for row, n in zip(audio.tokens, lengths, strict=True)], batch_first=True
             )
             student[places] = ear.llm_states(tokens, lengths, [1] * len(places))[:, -1].double()
-        return Look(student=student, teacher=self.teacher, head=head_of(ear))
+        return HeldOutResult(student=student, teacher=self.teacher, head=get_lm_head(ear))
 
 
-def head_of(ear: Ear) -> Float[Tensor, "V D"]:
+def get_lm_head(ear: Ear) -> Float[Tensor, "V D"]:
     """The matrix that makes logits of the LLM's final states."""
     return ear.llm.get_output_embeddings().weight.detach().double()

@@ -28,7 +28,7 @@ class Series:
     y: Sequence[float]
     label: str | None = None
     """In the legend; none keeps it out."""
-    colour: str = BLUE
+    color: str = BLUE
     style: Literal["line", "dashes", "points", "line and points"] = "line"
 
 
@@ -46,7 +46,7 @@ class Panel:
     y_range: tuple[float, float] | None = None
 
 
-def figure(panels: Sequence[Panel], *, width: int = 380, height: int = 300, n_columns: int = 2) -> Shown:
+def draw_figure(panels: Sequence[Panel], *, width: int = 380, height: int = 300, n_columns: int = 2) -> Shown:
     """Panels side by side, as a notebook shows them, with one legend below them all.
 
     Args:
@@ -85,7 +85,7 @@ def _flow(labels: Sequence[str], width: int) -> tuple[list[tuple[float, float]],
     return places, math.ceil(top) + _LEGEND_LINE + 6
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
     """Rows below a header; the first column to the left, numbers to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
@@ -188,29 +188,29 @@ class _Canvas:
             if a is not None and b is not None
         ]
         if one.style in ("line", "line and points"):
-            self._line(spots, one.colour, 2)
+            self._line(spots, one.color, 2)
         if one.style == "dashes":
-            self._dashes(spots, one.colour)
+            self._dashes(spots, one.color)
         if one.style in ("points", "line and points"):
             for spot in spots:
-                self._dot(spot, one.colour, 1.7 if one.style == "points" else 3)
+                self._dot(spot, one.color, 1.7 if one.style == "points" else 3)
 
     def legend(self, one: Series, left: float, top: float) -> None:
         middle = top + _LEGEND_LINE / 2
         ends = [(left, middle), (left + 22, middle)]
         if one.style == "dashes":
-            self._dashes(ends, one.colour)
+            self._dashes(ends, one.color)
         elif one.style != "points":
-            self._line(ends, one.colour, 2)
+            self._line(ends, one.color, 2)
         if one.style in ("points", "line and points"):
-            self._dot((left + 11, middle), one.colour, 3)
+            self._dot((left + 11, middle), one.color, 3)
         self._text((left + 28, middle), one.label or "", _LEGEND_SIZE, "lm")
 
-    def _line(self, spots: Sequence[tuple[float, float]], colour: str, width: float) -> None:
+    def _line(self, spots: Sequence[tuple[float, float]], color: str, width: float) -> None:
         fine = [(a * _FINE, b * _FINE) for a, b in spots]
-        self.pen.line(fine, fill=colour, width=max(1, round(width * _FINE)), joint="curve")
+        self.pen.line(fine, fill=color, width=max(1, round(width * _FINE)), joint="curve")
 
-    def _dashes(self, spots: Sequence[tuple[float, float]], colour: str) -> None:
+    def _dashes(self, spots: Sequence[tuple[float, float]], color: str) -> None:
         gone = 0.0
         for (a, b), (c, d) in itertools.pairwise(spots):
             length = math.dist((a, b), (c, d))
@@ -218,13 +218,13 @@ class _Canvas:
             for part in range(n):
                 if (gone + part / n * length) % 9 < 5.5:
                     ends = [(a + (c - a) * s / n, b + (d - b) * s / n) for s in (part, part + 1)]
-                    self._line(ends, colour, 1.8)
+                    self._line(ends, color, 1.8)
             gone += length
 
-    def _dot(self, spot: tuple[float, float], colour: str, radius: float) -> None:
+    def _dot(self, spot: tuple[float, float], color: str, radius: float) -> None:
         a, b = spot[0] * _FINE, spot[1] * _FINE
         r = radius * _FINE
-        self.pen.ellipse((a - r, b - r, a + r, b + r), fill=colour)
+        self.pen.ellipse((a - r, b - r, a + r, b + r), fill=color)
 
     def _text(self, at: tuple[float, float], text: str, size: float, anchor: str) -> None:
         font = ImageFont.load_default(size * _FINE)

@@ -32,7 +32,7 @@ N_STACKED = 6
 KL_WEIGHT = 0.1
 """With it KL's gradient on the connector is as large as that of hidden states with the recipe's weight: in a trial with
 two ears of 1,000 steps on eight batches the weight that makes them equal was 0.06 to 0.32, in the middle 0.09."""
-COMMA_SHARE = 1 / 3
+COMMA_RATIO = 1 / 3
 """Share of the words behind which punctuated transcripts have a comma that nobody speaks."""
 
 
@@ -43,13 +43,13 @@ class Arm:
     name: str
     connector: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
-    speech_share: float = 1.0
+    speech_ratio: float = 1.0
     """Share of the pocket speech that it learns from, in as many steps."""
     window: Literal["sound", "full"] = "sound"
     is_punctuated: bool = False
     """Whether it learns transcripts with commas that are not spoken."""
     peak_lr: float = 2e-3
-    hears_noise: bool = False
+    is_measured_in_noise: bool = False
     """Whether it is asked the questions in noise too."""
 
     @property
@@ -76,7 +76,7 @@ _PUBLISHED = {"hidden_positions": "last", "token_ce_weight": 0.0, "align_only_ra
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm(name=BASE, hears_noise=True),
+        Arm(name=BASE, is_measured_in_noise=True),
         Arm(name="hidden only", objective=_NO_INPUT),
         Arm(name="alignment only", objective={"hidden_weight": 0.0}),
         Arm(name="KL only", objective=_NO_INPUT | _KL),
@@ -86,7 +86,7 @@ ARMS = {
         Arm(name="hidden at last", objective={"hidden_positions": "last"}),
         Arm(name="hidden at suffix", objective=_SUFFIX),
         Arm(name="random init", connector={"init": "random"}),
-        Arm(name="stacking MLP", connector=_STACK, objective=_SUFFIX, hears_noise=True),
+        Arm(name="stacking MLP", connector=_STACK, objective=_SUFFIX, is_measured_in_noise=True),
         Arm(name="4 layers", connector={"n_layers": 4}),
         Arm(name="2 layers", connector={"n_layers": 2}),
         Arm(
@@ -94,15 +94,17 @@ ARMS = {
             connector=_ONE_BY_ONE,
             objective=_KNOWING,
             peak_lr=_GENTLE_LR,
-            hears_noise=True,
+            is_measured_in_noise=True,
         ),
         Arm(name="autoregressive, random init", connector=_ONE_BY_ONE | {"init": "random"}, peak_lr=7e-4),
-        Arm(name="query", connector={"form": "query"}, hears_noise=True),
-        Arm(name="diva", connector=_RIGHT, objective=_SUFFIX, hears_noise=True),
-        Arm(name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", hears_noise=True),
+        Arm(name="query", connector={"form": "query"}, is_measured_in_noise=True),
+        Arm(name="diva", connector=_RIGHT, objective=_SUFFIX, is_measured_in_noise=True),
+        Arm(
+            name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", is_measured_in_noise=True
+        ),
         Arm(name=BASE + ", full window", window="full"),
-        Arm(name="30 % of the speech", speech_share=0.3),
-        Arm(name="10 % of the speech", speech_share=0.1),
+        Arm(name="30 % of the speech", speech_ratio=0.3),
+        Arm(name="10 % of the speech", speech_ratio=0.1),
         Arm(name=BASE + PUNCTUATED, is_punctuated=True),
         Arm(
             name="autoregressive" + PUNCTUATED,
@@ -117,14 +119,14 @@ ARMS = {
 }
 
 
-def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
+def build_recipe(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
     """An arm's recipe; all arms that hear the same sound share the features that are kept of it."""
     pocket = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     features = "punctuated" if arm.is_punctuated else arm.window
-    speech = {"source": (str(punctuated_speech(out)),)} if arm.is_punctuated else {}
+    speech = {"source": (str(write_punctuated_speech(out)),)} if arm.is_punctuated else {}
     return replace(
         pocket,
-        out=str(run_folder(arm, seed, out)),
+        out=str(get_run_folder(arm, seed, out)),
         base=replace(pocket.base, encoder_window=arm.window),
         connector=replace(pocket.connector, **({"form": "anchored", "dropout": 0.1} | dict(arm.connector))),
         objective=replace(
@@ -135,7 +137,7 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
             n_augmented_views=1,
             n_workers=0,
             feature_cache=str(out / f"features-{features}"),
-            n_clips=None if arm.speech_share == 1 else n_clips(arm.speech_share),
+            n_clips=None if arm.speech_ratio == 1 else count_clips(arm.speech_ratio),
             **speech,
         ),
         augment=AugmentSettings(),
@@ -143,23 +145,23 @@ def recipe_of(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
     )
 
 
-def run_folder(arm: Arm, seed: int, out: Path) -> Path:
+def get_run_folder(arm: Arm, seed: int, out: Path) -> Path:
     """Where an arm's run with a seed is kept."""
     return out / f"{arm.slug}-{seed}"
 
 
-def n_clips(share: float) -> int:
+def count_clips(share: float) -> int:
     """So many of the pocket speech, whose clips lie in no order."""
     return round(share * pq.read_metadata(resolve_model_path(POCKET_SPEECH) + ".parquet").num_rows)
 
 
-def punctuated_speech(out: Path) -> Path:
+def write_punctuated_speech(out: Path) -> Path:
     """The pocket speech with commas in its transcripts, made if it is not there yet."""
     path = out / "speech-punctuated.parquet"
     if not path.exists():
         table = pq.read_table(resolve_model_path(POCKET_SPEECH) + ".parquet")
         rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
-        texts = pa.array([punctuated(text, row) for row, text in rows])
+        texts = pa.array([add_commas(text, row) for row, text in rows])
         place = table.schema.get_field_index("text")
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -167,8 +169,8 @@ def punctuated_speech(out: Path) -> Path:
     return path
 
 
-def punctuated(text: str, row: str) -> str:
+def add_commas(text: str, row: str) -> str:
     """A transcript with commas behind some of its words, but for the last; which ones, the row's id draws."""
     rng = random.Random(row)
     *words, last = text.split()
-    return " ".join([word + "," if rng.random() < COMMA_SHARE else word for word in words] + [last])
+    return " ".join([word + "," if rng.random() < COMMA_RATIO else word for word in words] + [last])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places as near to the wanted ones as can be, in their order, none nearer than `gap` to another.
 
     Neighbours that are too close form a block that stands around the mean of what they want. Where `low` to `high` is

@@ -29,51 +29,51 @@ N_CLIPS_BY_SLOT = 600
 """Clips of the training speech by whose slots alignment is measured: questions have eight tokens at most."""
 MAX_ANSWER = 48
 """Tokens of an answer; right ones have 17 at most, and those of an ear that has learned nothing may never end."""
-_AT_ONCE = 64
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class QuestionSet:
     """The questions, and what all ears on the same frozen models share."""
 
     items: tuple[Item, ...]
-    place: Path
+    reading_file: Path
     """File of the report whose text ceiling and cascade are taken over."""
 
-    def by(self, ear: Ear) -> Report:
+    def evaluate(self, ear: Ear) -> Report:
         """The questions as an ear answers them."""
-        reading = read_report(self.place) if self.place.exists() else None
+        reading = read_report(self.reading_file) if self.reading_file.exists() else None
         report = evaluate(
             ear,
             Suite(name="pocket", items=self.items),
-            EvaluationSettings(batch_size=_AT_ONCE, generate_kwargs={"max_new_tokens": MAX_ANSWER}),
+            EvaluationSettings(batch_size=_BATCH_SIZE, generate_kwargs={"max_new_tokens": MAX_ANSWER}),
             command="",
             reuse_from=reading,
         )
         if reading is None:
-            write_text(self.place, json.dumps(report.to_json()))
+            write_text(self.reading_file, json.dumps(report.to_json()))
         return report
 
 
-def questions(out: Path) -> Asked:
+def load_questions(out: Path) -> QuestionSet:
     """As they were spoken."""
-    return Asked(items=load_suite("pocket"), place=out / "reading.json")
+    return QuestionSet(items=load_suite("pocket"), reading_file=out / "reading.json")
 
 
-def noisy_questions(out: Path) -> Asked:
+def load_noisy_questions(out: Path) -> QuestionSet:
     """With white noise, the same for every ear."""
-    noisy = tuple(replace(item, audio=in_noise(item)) for item in load_suite("pocket"))
-    return Asked(items=noisy, place=out / "reading-noisy.json")
+    noisy = tuple(replace(item, audio=add_white_noise(item)) for item in load_suite("pocket"))
+    return QuestionSet(items=noisy, reading_file=out / "reading-noisy.json")
 
 
-def in_noise(item: Item) -> tuple[np.ndarray, int]:
+def add_white_noise(item: Item) -> tuple[np.ndarray, int]:
     """A question's samples in white noise that is drawn from its id, and their rate."""
     samples = load_audio(item.audio)
     rng = np.random.default_rng(list(item.id.encode()))
     return add_noise(samples, rng.standard_normal(len(samples), dtype=np.float32), SNR_DB), SAMPLE_RATE
 
 
-def answers(report: Report) -> dict[str, float]:
+def summarize_report(report: Report) -> dict[str, float]:
     """Shares of right answers, and how near the LLM's reaction to sound comes to that to text.
 
     Returns: besides the shares, KL(read || heard) of the answer's first token in nats, share of the same likeliest one,
@@ -98,7 +98,7 @@ def answers(report: Report) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
+def measure_token_naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
     """How many tokens of the transcripts their audio tokens name, by the nearest of all the LLM's embeddings.
 
     Aligned by edit distance. Commas do not count: nobody speaks them. Nothing in forms aligned to the right says where
@@ -106,7 +106,7 @@ def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
 
     Returns: share of tokens named, errors per token, and, in forms that say it, share of clips of the right length
     """
-    wanted, commas = token_ids(ear, [item.text for item in items]), _commas(ear)
+    wanted, commas = tokenize(ear, [item.text for item in items]), _comma_ids(ear)
     heard = ear.hear([item.audio for item in items])
     rows = ear.nearest_tokens(torch.cat(heard)).split([len(slots) for slots in heard])
     names = [[i for i in row.tolist() if i not in commas] for row in rows]
@@ -120,18 +120,18 @@ def naming(ear: Ear, items: Sequence[Item]) -> dict[str, float]:
     return {
         "tokens named": found.hits / n_tokens,
         "errors per token": (found.substitutions + found.deletions + found.insertions) / n_tokens,
-    } | ({} if is_right else {"length right": _share_of_length(names, wanted)})
+    } | ({} if is_right else {"length right": _compute_length_accuracy(names, wanted)})
 
 
-def _share_of_length(names: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
+def _compute_length_accuracy(names: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
     return float(np.mean([len(row) == len(ids) for row, ids in zip(names, wanted, strict=True)]))
 
 
-def _commas(ear: Ear) -> set[int]:
+def _comma_ids(ear: Ear) -> set[int]:
     return set(ear.tokenizer.encode(",", add_special_tokens=False))
 
 
-def token_ids(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
+def tokenize(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of transcripts, as the chat template frames them."""
     return [list(ear.template.split_prompt(text).text) for text in texts]
 
@@ -140,22 +140,22 @@ def token_ids(ear: Ear, texts: Sequence[str]) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spoken:
+class Clips:
     """Sounds and what is said in them."""
 
     audio: list[AudioSource]
     texts: list[str]
 
 
-def training_clips(n: int = N_CLIPS_BY_SLOT) -> Spoken:
+def load_training_clips(n: int = N_CLIPS_BY_SLOT) -> Clips:
     """The first clips of the pocket speech, which lie in no order."""
     speech = open_speech(("pocket/speech",), n)
     clips = [speech[row] for row in range(len(speech))]
-    return Spoken(audio=[clip.audio for clip in clips], texts=[clip.text for clip in clips])
+    return Clips(audio=[clip.audio for clip in clips], texts=[clip.text for clip in clips])
 
 
 @torch.inference_mode()
-def by_slot(ear: Ear, spoken: Spoken) -> dict[str, list[float | None]]:
+def measure_slot_errors(ear: Ear, spoken: Clips) -> dict[str, list[float | None]]:
     """Mean L2 between a token's embedding and its audio token, by the token's place from the start and from the end.
 
     Heard as at inference, with no transcript; a token belongs to the slot that it is aligned to in training. Tokens
@@ -164,9 +164,9 @@ def by_slot(ear: Ear, spoken: Spoken) -> dict[str, list[float | None]]:
     places: dict[str, list[list[float]]] = {
         side: [[] for _ in range(N_SLOTS_MEASURED)] for side in ("from the start", "from the end")
     }
-    ids = token_ids(ear, spoken.texts)
+    ids = tokenize(ear, spoken.texts)
     for slots, wanted in zip(ear.hear(spoken.audio), ids, strict=True):
-        for token, error in _errors(ear, slots, torch.tensor(wanted)).items():
+        for token, error in _compute_token_errors(ear, slots, torch.tensor(wanted)).items():
             for side, place in (("from the start", token), ("from the end", len(wanted) - 1 - token)):
                 if place < N_SLOTS_MEASURED:
                     places[side][place].append(error)
@@ -176,7 +176,9 @@ def by_slot(ear: Ear, spoken: Spoken) -> dict[str, list[float | None]]:
     }
 
 
-def _errors(ear: Ear, slots: Float[Tensor, "Q D"], wanted: Int[Tensor, " T"]) -> dict[int, float]:
+def _compute_token_errors(
+    ear: Ear, slots: Float[Tensor, "Q D"], wanted: Int[Tensor, " T"]
+) -> dict[int, float]:
     """The distance of each token that has a slot."""
     n_before = len(slots) - len(wanted) if ear.connector.alignment == "right" else 0
     tokens = [token for token in range(len(wanted)) if 0 <= token + n_before < len(slots)]
@@ -188,7 +190,7 @@ def _errors(ear: Ear, slots: Float[Tensor, "Q D"], wanted: Int[Tensor, " T"]) ->
 # Cost
 
 
-def cost(folder: Path, batch_size: int) -> dict[str, float]:
+def read_training_cost(folder: Path, batch_size: int) -> dict[str, float]:
     """What a run's steps cost, by its own metrics: operations (features were kept, so without the encoder) and time."""
     flops = seconds = 0.0
     before = 0

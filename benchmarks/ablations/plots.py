@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, ScalarFormatter
 
 from benchmarks.ablations.arms import BASE
-from benchmarks.ablations.label_layout import apart
+from benchmarks.ablations.label_layout import spread_labels
 
 SLOT_ARMS = {
     BASE: "anchored",
@@ -25,12 +25,12 @@ _LABEL_GAP = 0.042
 """Least distance of two labels, as a share of the axes' height: a line of their letters."""
 
 
-def draw(found: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
+def draw_plots(found: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
     """Writes both pictures: to the path, and to one beside it that ends in -slots."""
     slots = path.with_stem(f"{path.stem}-slots")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(quality_figure(found), path)
-    _save(slots_figure(found), slots)
+    _save(plot_quality(found), path)
+    _save(plot_slots(found), slots)
     return path, slots
 
 
@@ -38,7 +38,7 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def quality_figure(found: Mapping[str, Any]) -> Figure:
+def plot_quality(found: Mapping[str, Any]) -> Figure:
     """Right answers by the operations that training took, an arm a point, its spread over seeds a bar.
 
     Labels stand in a column beside the axes, where they cannot cover each other, with a line to their point.
@@ -76,7 +76,7 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
     low, high = axes.get_ylim()
     points = {name: (arm["mean"]["training TFLOP"], 100 * arm["mean"]["ear"]) for name, arm in arms.items()}
     points = dict(sorted(points.items(), key=lambda item: (item[1][1], item[1][0])))  # fewer lines cross
-    heights = apart([(y - low) / (high - low) for _, y in points.values()], _LABEL_GAP, 0.0, 1.0)
+    heights = spread_labels([(y - low) / (high - low) for _, y in points.values()], _LABEL_GAP, 0.0, 1.0)
     for (name, point), height in zip(points.items(), heights, strict=True):
         axes.annotate(
             f"{name}  {point[1]:.1f} % (n {arms[name]['n']})",
@@ -97,14 +97,14 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
         )
 
 
-def slots_figure(found: Mapping[str, Any]) -> Figure:
+def plot_slots(found: Mapping[str, Any]) -> Figure:
     """Mean distance of a token's embedding and its audio token by its place in the sentence, an arm a line."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, side in zip(panels, _SIDES, strict=True):
         for (name, label), colour in zip(SLOT_ARMS.items(), _COLOURS, strict=True):
             runs = found["arms"].get(name, {}).get("runs", {}).values()
-            errors = mean_by_slot([run["by slot"][side] for run in runs])
+            errors = average_slots([run["by slot"][side] for run in runs])
             if any(value is not None for value in errors):
                 shown = [float("nan") if value is None else value for value in errors]
                 axes.plot(shown, "o-", color=colour, markersize=4, label=f"{label} (n {len(runs)})")
@@ -124,7 +124,7 @@ def slots_figure(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def mean_by_slot(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+def average_slots(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The mean over seeds at each place that all of them have."""
     return [
         None if not all(value is not None for value in column) else sum(column) / len(column)

@@ -11,58 +11,58 @@ import torch
 
 from benchmarks.ablations.arms import ARMS, BASE
 
-Found = dict[str, Any]
+Measures = dict[str, Any]
 """What was measured of one run: numbers by name, and errors by slot."""
-Runs = Mapping[str, Mapping[int, Found]]
+Runs = Mapping[str, Mapping[int, Measures]]
 """By arm and seed."""
 
 IN_NOISE = ", in noise"
 """Ends the name of what was measured on noisy questions."""
-FALLING = ("ear", "tokens named")
+FALL_MEASURES = ("ear", "tokens named")
 """Measures whose fall in noise and with punctuated transcripts is told."""
 
 
-def numbers(found: Found) -> dict[str, float]:
+def select_numbers(found: Measures) -> dict[str, float]:
     """The single numbers of what was measured."""
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
-def spread(values: Sequence[float]) -> float | None:
+def compute_spread(values: Sequence[float]) -> float | None:
     """Standard deviation over seeds; none of a single one."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
+def summarize_seeds(values: Sequence[float]) -> dict[str, Any] | None:
     """Mean, spread and how many; none of nothing."""
     if not values:
         return None
-    return {"mean": statistics.mean(values), "spread": spread(values), "n": len(values)}
+    return {"mean": statistics.mean(values), "spread": compute_spread(values), "n": len(values)}
 
 
-def difference(
-    runs: Mapping[int, Found], others: Mapping[int, Found], name: str, other_name: str | None = None
+def compute_difference(
+    runs: Mapping[int, Measures], others: Mapping[int, Measures], name: str, other_name: str | None = None
 ) -> dict[str, Any] | None:
     """How much more a measure is than that of other runs, over the seeds that both have it of."""
     other_name = other_name or name
     seeds = [seed for seed in runs if name in runs[seed] and other_name in others.get(seed, {})]
-    return over_seeds([runs[seed][name] - others[seed][other_name] for seed in seeds])
+    return summarize_seeds([runs[seed][name] - others[seed][other_name] for seed in seeds])
 
 
-def summary(runs: Mapping[int, Found], base: Mapping[int, Found]) -> dict[str, Any]:
+def summarize_arm(runs: Mapping[int, Measures], base: Mapping[int, Measures]) -> dict[str, Any]:
     """An arm's means and spreads over its seeds, and its differences to the base."""
-    names = list(dict.fromkeys(name for found in runs.values() for name in numbers(found)))
+    names = list(dict.fromkeys(name for found in runs.values() for name in select_numbers(found)))
     columns = {name: [found[name] for found in runs.values() if name in found] for name in names}
-    against = {name: difference(runs, base, name) for name in names}
+    against = {name: compute_difference(runs, base, name) for name in names}
     return {
         "n": len(runs),
         "mean": {name: statistics.mean(values) for name, values in columns.items()},
-        "spread": {name: spread(values) for name, values in columns.items()},
+        "spread": {name: compute_spread(values) for name, values in columns.items()},
         "minus_base": {name: value for name, value in against.items() if value},
         "runs": {str(seed): runs[seed] for seed in sorted(runs)},
     }
 
 
-def falls(found: Runs) -> dict[str, dict[str, Any]]:
+def compute_falls(found: Runs) -> dict[str, dict[str, Any]]:
     """What noise does to the arms that were asked in it, and punctuated transcripts to those that learned them too.
 
     Differences to the same ear on clean speech, and to the arm that learned the transcripts as they are.
@@ -70,15 +70,17 @@ def falls(found: Runs) -> dict[str, dict[str, Any]]:
     told: dict[str, dict[str, Any]] = {}
     for arm in ARMS.values():
         runs = found.get(arm.name, {})
-        rows = {name: difference(runs, runs, name + IN_NOISE, name) for name in FALLING}
-        told[f"{arm.name}: in noise"] = rows if arm.hears_noise else {}
+        rows = {name: compute_difference(runs, runs, name + IN_NOISE, name) for name in FALL_MEASURES}
+        told[f"{arm.name}: in noise"] = rows if arm.is_measured_in_noise else {}
         if arm.plain is not None:
             plain = found.get(arm.plain, {})
-            told[f"{arm.plain}: punctuated"] = {name: difference(runs, plain, name) for name in FALLING}
+            told[f"{arm.plain}: punctuated"] = {
+                name: compute_difference(runs, plain, name) for name in FALL_MEASURES
+            }
     return {what: rows for what, rows in told.items() if any(rows.values())}
 
 
-def result(found: Runs, n_steps: int, failed: Mapping[str, str]) -> Found:
+def build_result(found: Runs, n_steps: int, failed: Mapping[str, str]) -> Measures:
     """All that is known, as the file and the last line have it."""
     base = found.get(BASE, {})
     return {
@@ -86,8 +88,8 @@ def result(found: Runs, n_steps: int, failed: Mapping[str, str]) -> Found:
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "n_steps": n_steps,
-        "arms": {name: summary(runs, base) for name, runs in found.items()},
-        "falls": falls(found),
+        "arms": {name: summarize_arm(runs, base) for name, runs in found.items()},
+        "falls": compute_falls(found),
         "failed": dict(failed),
     }
 
@@ -117,7 +119,7 @@ _NEARNESS = {
 _NAME, _CELL = 26, 13
 
 
-def tables(found: Found) -> list[str]:
+def format_tables(found: Measures) -> list[str]:
     """Mean and standard deviation over seeds; beside right answers, the difference to the base over both's seeds."""
     arms = found["arms"]
     lines = [_heads(_WORTH) + f"{'right minus base':>22}"]

@@ -19,19 +19,19 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.ablations.arms import ARMS, Arm, recipe_of, run_folder
+from benchmarks.ablations.arms import ARMS, Arm, build_recipe, get_run_folder
 from benchmarks.ablations.measures import (
-    Asked,
-    Spoken,
-    answers,
-    by_slot,
-    cost,
-    naming,
-    noisy_questions,
-    questions,
-    training_clips,
+    Clips,
+    QuestionSet,
+    load_noisy_questions,
+    load_questions,
+    load_training_clips,
+    measure_slot_errors,
+    measure_token_naming,
+    read_training_cost,
+    summarize_report,
 )
-from benchmarks.ablations.results import IN_NOISE, Found, result, tables
+from benchmarks.ablations.results import IN_NOISE, Measures, build_result, format_tables
 from ossicle import checkpoint
 from ossicle.atomic_io import write_text
 from ossicle.config import Recipe, load_recipe
@@ -44,10 +44,10 @@ MEASURED = "measured.json"
 # Runs
 
 
-class Bench:
+class AblationRuns:
     """The runs below one folder: trains and measures what is not there yet."""
 
-    def __init__(self, out: Path, n_steps: int, known: Mapping[str, Mapping[int, Found]]) -> None:
+    def __init__(self, out: Path, n_steps: int, known: Mapping[str, Mapping[int, Measures]]) -> None:
         self.out, self.n_steps, self.known = out, n_steps, known
 
     def train(self, arm: Arm, seed: int) -> None:
@@ -56,7 +56,7 @@ class Bench:
         Raises:
             ConfigError: a run of another recipe in its folder
         """
-        recipe = recipe_of(arm, seed, self.n_steps, self.out)
+        recipe = build_recipe(arm, seed, self.n_steps, self.out)
         if self.is_trained(arm, seed):
             _check_same(recipe)
         else:
@@ -64,43 +64,45 @@ class Bench:
 
     def is_trained(self, arm: Arm, seed: int) -> bool:
         """Whether the run is at its end."""
-        return (run_folder(arm, seed, self.out) / checkpoint.RUN_EAR).is_dir()
+        return (get_run_folder(arm, seed, self.out) / checkpoint.RUN_EAR).is_dir()
 
-    def measure(self, arm: Arm, seed: int, *, again: bool) -> Found:
+    def measure(self, arm: Arm, seed: int, *, again: bool) -> Measures:
         """What a trained ear is worth; measured, if it was not yet."""
-        folder = run_folder(arm, seed, self.out)
+        folder = get_run_folder(arm, seed, self.out)
         place = folder / MEASURED
         if again or not place.exists():
             ear, recipe = checkpoint.load(folder), load_recipe(folder / "recipe.toml")
             asked = self.questions
-            found = answers(asked.by(ear)) | naming(ear, asked.items)
-            if arm.hears_noise:
-                noisy = answers(self.noisy.by(ear)) | naming(ear, self.noisy.items)
+            found = summarize_report(asked.evaluate(ear)) | measure_token_naming(ear, asked.items)
+            if arm.is_measured_in_noise:
+                noisy = summarize_report(self.noisy.evaluate(ear)) | measure_token_naming(
+                    ear, self.noisy.items
+                )
                 found |= {name + IN_NOISE: value for name, value in noisy.items()}
             if not arm.is_punctuated:  # whose slots for commas the clips' transcripts do not have
-                found["by slot"] = by_slot(ear, self.clips)
-            found |= cost(folder, recipe.train.batch_size)
+                found["by slot"] = measure_slot_errors(ear, self.clips)
+            found |= read_training_cost(folder, recipe.train.batch_size)
             write_text(place, json.dumps(found, indent=1) + "\n")
         return json.loads(place.read_text())
 
     @cached_property
-    def questions(self) -> Asked:
+    def questions(self) -> QuestionSet:
         """As they were spoken."""
-        return questions(self.out)
+        return load_questions(self.out)
 
     @cached_property
-    def noisy(self) -> Asked:
+    def noisy(self) -> QuestionSet:
         """The same in noise."""
-        return noisy_questions(self.out)
+        return load_noisy_questions(self.out)
 
     @cached_property
-    def clips(self) -> Spoken:
+    def clips(self) -> Clips:
         """Those by which slots are measured."""
-        return training_clips()
+        return load_training_clips()
 
-    def found(self) -> dict[str, dict[int, Found]]:
+    def read_all(self) -> dict[str, dict[int, Measures]]:
         """All that was measured so far, by arm and seed, here or elsewhere."""
-        stored: dict[str, dict[int, Found]] = {}
+        stored: dict[str, dict[int, Measures]] = {}
         for arm in ARMS.values():
             elsewhere = dict(self.known.get(arm.name, {}))
             places = self.out.glob(f"{arm.slug}-*/{MEASURED}")
@@ -135,7 +137,7 @@ def _check_same(recipe: Recipe) -> None:
         )
 
 
-def known_runs(path: Path | None, n_steps: int) -> dict[str, dict[int, Found]]:
+def read_known_runs(path: Path | None, n_steps: int) -> dict[str, dict[int, Measures]]:
     """The runs that a file of results holds, by arm and seed; none if there is no such file.
 
     Raises:
@@ -162,16 +164,16 @@ def known_runs(path: Path | None, n_steps: int) -> dict[str, dict[int, Found]]:
 # The command
 
 
-def run_all(bench: Bench, arms: Sequence[Arm], seeds: Sequence[int], *, again: bool) -> dict[str, str]:
+def run_all(runs: AblationRuns, arms: Sequence[Arm], seeds: Sequence[int], *, again: bool) -> dict[str, str]:
     """Trains and measures seed by seed; why runs failed that did: the others are not kept from going on."""
     failed: dict[str, str] = {}
     for seed in seeds:
         for arm in arms:
             try:
-                if not bench.is_trained(arm, seed) and (again or seed in bench.known.get(arm.name, {})):
+                if not runs.is_trained(arm, seed) and (again or seed in runs.known.get(arm.name, {})):
                     continue
-                bench.train(arm, seed)
-                found = bench.measure(arm, seed, again=again)
+                runs.train(arm, seed)
+                found = runs.measure(arm, seed, again=again)
             except OssicleError as error:
                 failed[f"{arm.name}, seed {seed}"] = str(error)
                 print(f"{seed:4}  {arm.name:26} FAILED: {error}", flush=True)
@@ -195,28 +197,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _drawing() -> Callable[[Found, Path], object]:
+def _drawing() -> Callable[[Measures, Path], object]:
     """What draws the pictures, asked for before anything is trained.
 
     Raises:
         ConfigError: no matplotlib, which nothing else wants
     """
     try:
-        from benchmarks.ablations.plots import draw
+        from benchmarks.ablations.plots import draw_plots
     except ImportError as error:
         raise ConfigError(f"--plot draws with matplotlib ({error}): pip install matplotlib") from error
-    return draw
+    return draw_plots
 
 
-def main(arguments: Sequence[str] | None = None) -> Found:
+def main(arguments: Sequence[str] | None = None) -> Measures:
     """Trains, measures and tells, as the flags say; gives what it told."""
     given = _parser().parse_args(arguments)
     draw = _drawing() if given.plot else None
-    bench = Bench(given.out, given.steps, known_runs(given.json, given.steps))
+    runs = AblationRuns(given.out, given.steps, read_known_runs(given.json, given.steps))
     arms = [] if given.show else [ARMS[name] for name in given.only]
-    failed = run_all(bench, arms, given.seeds, again=given.measure_again)
-    found = result(bench.found(), given.steps, failed)
-    print("\n" + "\n".join(tables(found)))
+    failed = run_all(runs, arms, given.seeds, again=given.measure_again)
+    found = build_result(runs.read_all(), given.steps, failed)
+    print("\n" + "\n".join(format_tables(found)))
     if given.json:
         write_text(given.json, json.dumps(found, indent=1) + "\n")
     if draw is not None:

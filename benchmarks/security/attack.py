@@ -26,15 +26,24 @@ from typing import Any
 
 import torch
 
-from benchmarks.meters import about
+from benchmarks.meters import describe_run
 from benchmarks.security import malformed_audio, malformed_http, malformed_json
-from benchmarks.security.attack_kinds import Hostile, Kinds, World, chat, form, part, spoken, written
-from benchmarks.security.audio_files import FORMATS, whole
-from benchmarks.security.raw_client import Answer, sent
+from benchmarks.security.attack_kinds import (
+    AttackInputs,
+    AttackKinds,
+    AttackRequest,
+    build_audio_part,
+    build_chat_request,
+    build_form,
+    build_transcription_request,
+    build_user_message,
+)
+from benchmarks.security.audio_files import FORMATS, encode_audio
+from benchmarks.security.raw_client import RawResponse, send
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.evaluation import load_suite
 
-KINDS = Kinds(malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS)
+KINDS = AttackKinds(malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS)
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 2.0
 AT_ONCE = 8
@@ -47,7 +56,7 @@ _POOL = 4 + (os.cpu_count() or 1)
 
 
 @dataclass
-class Tally:
+class KindResult:
     """Of one kind."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -56,7 +65,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class State:
+class ProcessState:
     """A process as the system sees it."""
 
     rss_mb: float
@@ -74,16 +83,16 @@ class Server:
     process: subprocess.Popen[str]
     log: Path
 
-    def state(self) -> State:
+    def state(self) -> ProcessState:
         """Of this moment (Linux)."""
         process = Path(f"/proc/{self.process.pid}")
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
         rss, peak = (int(status[name]) / 1024 for name in ("VmRSS", "VmHWM"))
-        return State(rss, peak, int(status["Threads"]), len(list((process / "fd").iterdir())))
+        return ProcessState(rss, peak, int(status["Threads"]), len(list((process / "fd").iterdir())))
 
-    def ask(self, request: bytes) -> Answer:
+    def ask(self, request: bytes) -> RawResponse:
         """A request that is none of the hostile ones."""
-        (answer,) = asyncio.run(sent(Hostile(sends=(request,)), self.port)).answers
+        (answer,) = asyncio.run(send(AttackRequest(sends=(request,)), self.port)).responses
         return answer
 
     def n_active(self) -> float:
@@ -93,7 +102,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Generator[Server]:
+def run_server(folder: Path) -> Generator[Server]:
     """Runs while the block does.
 
     Raises:
@@ -137,10 +146,10 @@ class Attack:
     """All requests, and what came of them."""
 
     server: Server
-    requests: Iterator[tuple[str, Hostile]]
-    tallies: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    requests: Iterator[tuple[str, AttackRequest]]
+    tallies: dict[str, KindResult] = field(default_factory=lambda: defaultdict(KindResult))
 
-    async def run(self, n: int) -> State:
+    async def run(self, n: int) -> ProcessState:
         """Sends so many, some at a time; the server when all have ended.
 
         Raises:
@@ -154,40 +163,42 @@ class Attack:
     async def _work(self, left: Iterator[int]) -> None:
         for _ in left:
             name, hostile = next(self.requests)
-            outcome = await sent(hostile, self.server.port)
+            outcome = await send(hostile, self.server.port)
             tally = self.tallies[name]
-            tally.outcomes[outcome.told] += 1
+            tally.outcomes[outcome.label] += 1
             tally.worst_s = max(tally.worst_s, outcome.seconds)
-            if fault := outcome.fault(hostile):
+            if fault := outcome.find_fault(hostile):
                 tally.faults.append(fault)
                 print(f"{name}: {fault}", flush=True)
             if self.server.process.poll() is not None:
                 raise RuntimeError(f"the server is gone ({self.server.process.returncode}) after {name}")
 
 
-async def attacked(
-    server: Server, world: World, n: int, seed: int
-) -> tuple[dict[str, Tally], State, State, int]:
+async def run_attack(
+    server: Server, world: AttackInputs, n: int, seed: int
+) -> tuple[dict[str, KindResult], ProcessState, ProcessState, int]:
     """What came of each kind, the server after the first part and after all, and how often the trap was asked."""
     async with Trap() as trap:
-        world = World(sounds=world.sounds, marker=world.marker, trap=trap.url, waits_s=world.waits_s)
+        world = AttackInputs(sounds=world.sounds, marker=world.marker, trap=trap.url, waits_s=world.waits_s)
         attack = Attack(server, KINDS.requests(n, seed, world))
         n_warm = round(WARM_UP * n)
         warm = await attack.run(n_warm)
         return attack.tallies, warm, await attack.run(n - n_warm), trap.n_asked
 
 
-def good_requests(sounds: dict[str, bytes]) -> list[bytes]:
+def build_good_requests(sounds: dict[str, bytes]) -> list[bytes]:
     """Of each endpoint, answered the same each time."""
     spanish = {"type": "text", "text": "Answer in Spanish."}
     return [
-        chat(),
-        chat(messages=[spoken(part(sounds["webm"], "webm"), spanish)]),
-        written(form(('name="file"; filename="a.mp3"', sounds["mp3"]), ('name="model"', b"pocket/ear"))),
+        build_chat_request(),
+        build_chat_request(messages=[build_user_message(build_audio_part(sounds["webm"], "webm"), spanish)]),
+        build_transcription_request(
+            build_form(('name="file"; filename="a.mp3"', sounds["mp3"]), ('name="model"', b"pocket/ear"))
+        ),
     ]
 
 
-def answers_to(server: Server, requests: list[bytes]) -> list[Any]:
+def collect_answers(server: Server, requests: list[bytes]) -> list[Any]:
     """Without what is new each time."""
     answers = [server.ask(request) for request in requests]
     told = [json.loads(answer.body) for answer in answers]
@@ -197,13 +208,15 @@ def answers_to(server: Server, requests: list[bytes]) -> list[Any]:
     ]
 
 
-def whole_sounds() -> dict[str, bytes]:
+def build_valid_files() -> dict[str, bytes]:
     """A question of the pocket suite in every format."""
     samples = load_audio(load_suite("pocket")[0].audio).repeat(_RATE // SAMPLE_RATE)
-    return {name: whole(name, samples, _RATE) for name in FORMATS}
+    return {name: encode_audio(name, samples, _RATE) for name in FORMATS}
 
 
-def broken(tallies: dict[str, Tally], warm: State, end: State, n_trapped: int, log: str) -> list[str]:
+def find_broken_promises(
+    tallies: dict[str, KindResult], warm: ProcessState, end: ProcessState, n_trapped: int, log: str
+) -> list[str]:
     """Promises that were."""
     found = [f"{name}: {fault}" for name, tally in tallies.items() for fault in tally.faults]
     if end.rss_mb > FLAT * warm.rss_mb:
@@ -217,7 +230,7 @@ def broken(tallies: dict[str, Tally], warm: State, end: State, n_trapped: int, l
     return found + [f"its log: {line}" for line in lines if line.startswith(("ERROR", "Traceback"))]
 
 
-def table(tallies: dict[str, Tally]) -> Iterator[str]:
+def format_table(tallies: dict[str, KindResult]) -> Iterator[str]:
     """A line for each kind."""
     yield f"{'':40}{'requests':>9}{'worst':>9}   outcomes"
     for name, tally in tallies.items():
@@ -230,25 +243,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
-    sounds = whole_sounds()
+    sounds = build_valid_files()
     for name in malformed_audio.files.BOMBS:
-        malformed_audio.bomb(name)  # made before the clock runs
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
+        malformed_audio.build_bomb(name)  # made before the clock runs
+    with tempfile.TemporaryDirectory() as folder, run_server(Path(folder)) as server:
         marker = Path(folder) / "marker.wav"
         marker.write_bytes(sounds["wav"])
-        good = good_requests(sounds)
-        before = answers_to(server, good)
-        world = World(sounds=sounds, marker=str(marker), trap="", waits_s=2 * PATIENCE_S)
-        found = asyncio.run(attacked(server, world, given.requests, given.seed))
-        after, n_active = answers_to(server, good), server.n_active()
+        good = build_good_requests(sounds)
+        before = collect_answers(server, good)
+        world = AttackInputs(sounds=sounds, marker=str(marker), trap="", waits_s=2 * PATIENCE_S)
+        found = asyncio.run(run_attack(server, world, given.requests, given.seed))
+        after, n_active = collect_answers(server, good), server.n_active()
         log = server.log.read_text(errors="replace")
     tallies, warm, end, _ = found
-    faults = broken(*found, log)
+    faults = find_broken_promises(*found, log)
     if before != after or any(status != 200 for status, _ in before):
         faults.append(f"good requests were answered with {before} before, with {after} after")
     if n_active:
         faults.append(f"{n_active:g} requests are still being answered")
-    print("\n".join(table(tallies)))
+    print("\n".join(format_table(tallies)))
     print(
         f"memory {warm.rss_mb:.0f} MB warm, {end.rss_mb:.0f} MB at the end, {end.peak_mb:.0f} MB at most; ",
         end="",
@@ -260,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
         name: {"outcomes": dict(tally.outcomes), "worst_s": round(tally.worst_s, 2)}
         for name, tally in tallies.items()
     }
-    result = about("hostile", torch.device("cpu")) | {
+    result = describe_run("hostile", torch.device("cpu")) | {
         "requests": given.requests,
         "seed": given.seed,
         "kinds": kinds,

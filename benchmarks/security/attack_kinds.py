@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MODEL = "pocket/ear"
-CHAT, WRITE = "/v1/chat/completions", "/v1/audio/transcriptions"
+CHAT, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/transcriptions"
 HOST, CLOSE, END = b"Host: localhost\r\n", b"Connection: close\r\n", b"\r\n"
 BOUNDARY = "----boundary"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hostile:
+class AttackRequest:
     """One request."""
 
     sends: tuple[bytes | float, ...]
@@ -31,7 +31,7 @@ class Hostile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class AttackInputs:
     """What requests are made of."""
 
     sounds: dict[str, bytes]
@@ -44,32 +44,32 @@ class World:
     """Longer than the server's patience."""
 
 
-Maker = Callable[[random.Random, World], Hostile]
+BuildAttack = Callable[[random.Random, AttackInputs], AttackRequest]
 
 
 @dataclass(frozen=True)
-class Kind:
+class AttackKind:
     """A kind of request, and how many of them there are at most: some take their time."""
 
-    make: Maker
-    most: int
+    make: BuildAttack
+    max_requests: int
 
 
-class Kinds(dict[str, Kind]):
+class AttackKinds(dict[str, AttackKind]):
     """Kinds by name."""
 
-    def add(self, name: str, most: int = 1 << 30) -> Callable[[Maker], Maker]:
+    def add(self, name: str, most: int = 1 << 30) -> Callable[[BuildAttack], BuildAttack]:
         """Takes in a maker."""
 
-        def put(make: Maker) -> Maker:
-            self[name] = Kind(make, most)
+        def put(make: BuildAttack) -> BuildAttack:
+            self[name] = AttackKind(make, most)
             return make
 
         return put
 
-    def requests(self, n: int, seed: int, world: World) -> Iterator[tuple[str, Hostile]]:
+    def requests(self, n: int, seed: int, world: AttackInputs) -> Iterator[tuple[str, AttackRequest]]:
         """So many requests of all kinds in turn, each made from the seed and its number alone."""
-        left = {name: kind.most for name, kind in self.items()}
+        left = {name: kind.max_requests for name, kind in self.items()}
         number = 0
         while number < n:
             for name in [name for name, most in left.items() if most][: n - number]:
@@ -78,7 +78,7 @@ class Kinds(dict[str, Kind]):
                 number += 1
 
 
-def posted(
+def build_post(
     body: bytes, *, path: str = CHAT, content_type: str = "application/json", more: bytes = CLOSE
 ) -> bytes:
     """A whole request over HTTP."""
@@ -86,38 +86,38 @@ def posted(
     return head.encode() + HOST + more + END + body
 
 
-def asked(fields: dict[str, Any]) -> dict[str, Any]:
+def build_chat_body(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request for an answer to a short question, those given put in."""
     question = {"role": "user", "content": "what is the capital of japan"}
     return {"model": MODEL, "messages": [question], **fields}
 
 
-def chat(more: bytes = CLOSE, **fields: Any) -> bytes:
+def build_chat_request(more: bytes = CLOSE, **fields: Any) -> bytes:
     """A request for an answer."""
-    return posted(json.dumps(asked(fields)).encode(), more=more)
+    return build_post(json.dumps(build_chat_body(fields)).encode(), more=more)
 
 
-def part(data: bytes, form: Any = "wav") -> dict[str, Any]:
+def build_audio_part(data: bytes, form: Any = "wav") -> dict[str, Any]:
     """Sound in a message."""
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": form}}
 
 
-def spoken(*parts: Any) -> dict[str, Any]:
+def build_user_message(*parts: Any) -> dict[str, Any]:
     """A message of the user's."""
     return {"role": "user", "content": list(parts)}
 
 
-def said(message: Any) -> Hostile:
+def attack_with_message(message: Any) -> AttackRequest:
     """A request with one message, which is not to be answered."""
-    return Hostile(sends=(chat(messages=[message]),))
+    return AttackRequest(sends=(build_chat_request(messages=[message]),))
 
 
-def heard(data: bytes, form: Any = "wav") -> Hostile:
+def attack_with_audio(data: bytes, form: Any = "wav") -> AttackRequest:
     """A request with one sound, which is not to be heard."""
-    return said(spoken(part(data, form)))
+    return attack_with_message(build_user_message(build_audio_part(data, form)))
 
 
-def form(*parts: tuple[str, bytes], end: bytes = b"--") -> bytes:
+def build_form(*parts: tuple[str, bytes], end: bytes = b"--") -> bytes:
     """A multipart body, of what stands in each part's head and its content."""
     lines = b"".join(
         f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + END
@@ -126,6 +126,8 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--") -> bytes:
     return lines + f"--{BOUNDARY}".encode() + end + END
 
 
-def written(body: bytes, content_type: str = f"multipart/form-data; boundary={BOUNDARY}") -> bytes:
+def build_transcription_request(
+    body: bytes, content_type: str = f"multipart/form-data; boundary={BOUNDARY}"
+) -> bytes:
     """A request for a transcript."""
-    return posted(body, path=WRITE, content_type=content_type)
+    return build_post(body, path=TRANSCRIPTIONS, content_type=content_type)

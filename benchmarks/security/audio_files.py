@@ -34,7 +34,7 @@ WITH_FFMPEG = {
 FORMATS = (*WITH_SOUNDFILE, *WITH_FFMPEG)
 
 
-def whole(name: str, samples: np.ndarray, rate: int) -> bytes:
+def encode_audio(name: str, samples: np.ndarray, rate: int) -> bytes:
     """Mono sound in one of the formats.
 
     Args:
@@ -58,7 +58,7 @@ def whole(name: str, samples: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def damaged(draw: random.Random, data: bytes) -> bytes:
+def damage(draw: random.Random, data: bytes) -> bytes:
     """A file with a few bytes, numbers or stretches changed, taken out, repeated or left out at its end."""
     made = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
@@ -84,7 +84,7 @@ def damaged(draw: random.Random, data: bytes) -> bytes:
     return bytes(made)
 
 
-def wav(
+def build_wav(
     samples: bytes, *, rate: int = 16_000, n_channels: int = 1, bits: int = 16, size: int | None = None
 ) -> bytes:
     """A WAV file that says of its samples whatever it is told to.
@@ -99,49 +99,49 @@ def wav(
     return b"RIFF" + struct.pack("<I", len(body) % (1 << 32)) + body
 
 
-def lying_wav(draw: random.Random, samples: bytes) -> bytes:
+def build_lying_wav(draw: random.Random, samples: bytes) -> bytes:
     """A WAV file that announces what it does not hold, or what nobody records."""
     match draw.randrange(4):
         case 0:
-            return wav(samples, size=len(samples) + draw.choice((1, 1000, 1 << 30)))
+            return build_wav(samples, size=len(samples) + draw.choice((1, 1000, 1 << 30)))
         case 1:
-            return wav(samples, rate=draw.choice((0, 1, 7, 1 << 24, (1 << 31) - 1, (1 << 32) - 1)))
+            return build_wav(samples, rate=draw.choice((0, 1, 7, 1 << 24, (1 << 31) - 1, (1 << 32) - 1)))
         case 2:
-            return wav(samples, n_channels=draw.choice((0, 49, 255, 1024, 65535)))
+            return build_wav(samples, n_channels=draw.choice((0, 49, 255, 1024, 65535)))
         case _:
-            return wav(samples, bits=draw.choice((0, 128, 65535)))
+            return build_wav(samples, bits=draw.choice((0, 128, 65535)))
 
 
 # MP4
 
 
-def box(kind: bytes, *content: bytes) -> bytes:
+def pack_box(kind: bytes, *content: bytes) -> bytes:
     """Of an MP4 file."""
     body = b"".join(content)
     return struct.pack(">I", len(body) + 8) + kind + body
 
 
-def table(kind: bytes, *content: bytes) -> bytes:
+def pack_full_box(kind: bytes, *content: bytes) -> bytes:
     """A box with a version and flags."""
-    return box(kind, bytes(4), *content)
+    return pack_box(kind, bytes(4), *content)
 
 
-def words(*numbers: int) -> bytes:
+def pack_uint32(*numbers: int) -> bytes:
     """Of 32 bits."""
     return struct.pack(f">{len(numbers)}I", *numbers)
 
 
-_FTYP = box(b"ftyp", b"isom\0\0\0\0isommp42")
-_AAC = box(
+_FTYP = pack_box(b"ftyp", b"isom\0\0\0\0isommp42")
+_AAC = pack_box(
     b"mp4a",
     bytes(6) + b"\0\1" + bytes(8) + struct.pack(">HHHHI", 2, 16, 0, 0, 44_100 << 16),
-    table(b"esds", bytes.fromhex("031900010004114015000000 0001f4000001f400 05021210 060102")),
+    pack_full_box(b"esds", bytes.fromhex("031900010004114015000000 0001f4000001f400 05021210 060102")),
 )
-_PCM = box(b"sowt", bytes(6) + b"\0\1" + bytes(8) + struct.pack(">HHHHI", 2, 16, 0, 0, 44_100 << 16))
-_HERE = box(b"url ", b"\0\0\0\1")
+_PCM = pack_box(b"sowt", bytes(6) + b"\0\1" + bytes(8) + struct.pack(">HHHHI", 2, 16, 0, 0, 44_100 << 16))
+_HERE = pack_box(b"url ", b"\0\0\0\1")
 
 
-def track(
+def build_track(
     sample: bytes, n: int, *, size: int = 1, lasts: int = 1024, edits: bytes = b"", data: bytes = _HERE
 ) -> bytes:
     """A track of so many samples, in one chunk at the file's beginning.
@@ -150,46 +150,58 @@ def track(
         lasts: ticks that each of them lasts
         data: where the sound is
     """
-    stbl = box(
+    stbl = pack_box(
         b"stbl",
-        table(b"stsd", words(1), sample),
-        table(b"stts", words(1, n, lasts) if n else words(0)),
-        table(b"stsc", words(1, 1, n, 1) if n else words(0)),
-        table(b"stsz", words(size, n)),
-        table(b"stco", words(1, len(_FTYP) + 8) if n else words(0)),
+        pack_full_box(b"stsd", pack_uint32(1), sample),
+        pack_full_box(b"stts", pack_uint32(1, n, lasts) if n else pack_uint32(0)),
+        pack_full_box(b"stsc", pack_uint32(1, 1, n, 1) if n else pack_uint32(0)),
+        pack_full_box(b"stsz", pack_uint32(size, n)),
+        pack_full_box(b"stco", pack_uint32(1, len(_FTYP) + 8) if n else pack_uint32(0)),
     )
-    minf = box(b"minf", table(b"smhd", bytes(4)), box(b"dinf", table(b"dref", words(1), data)), stbl)
-    mdhd = table(b"mdhd", words(0, 0, 44_100, n), bytes(4))
-    mdia = box(b"mdia", mdhd, table(b"hdlr", bytes(4) + b"soun" + bytes(13)), minf)
-    return box(b"trak", table(b"tkhd", words(0, 0, 1, 0, n), bytes(60)), edits, mdia)
+    minf = pack_box(
+        b"minf",
+        pack_full_box(b"smhd", bytes(4)),
+        pack_box(b"dinf", pack_full_box(b"dref", pack_uint32(1), data)),
+        stbl,
+    )
+    mdhd = pack_full_box(b"mdhd", pack_uint32(0, 0, 44_100, n), bytes(4))
+    mdia = pack_box(b"mdia", mdhd, pack_full_box(b"hdlr", bytes(4) + b"soun" + bytes(13)), minf)
+    return pack_box(b"trak", pack_full_box(b"tkhd", pack_uint32(0, 0, 1, 0, n), bytes(60)), edits, mdia)
 
 
-def mp4(*tracks: bytes, content: bytes = bytes(4096), more: bytes = b"") -> bytes:
+def build_mp4(*tracks: bytes, content: bytes = bytes(4096), more: bytes = b"") -> bytes:
     """A file of tracks."""
-    mvhd = table(b"mvhd", words(0, 0, 1000, 1000), bytes(80))
-    return _FTYP + box(b"mdat", content) + box(b"moov", mvhd, *tracks, more)
+    mvhd = pack_full_box(b"mvhd", pack_uint32(0, 0, 1000, 1000), bytes(80))
+    return _FTYP + pack_box(b"mdat", content) + pack_box(b"moov", mvhd, *tracks, more)
 
 
-def fragmented(n_samples: int, n_fragments: int) -> bytes:
+def build_fragmented_mp4(n_samples: int, n_fragments: int) -> bytes:
     """Fragments that say how many samples they have, and have none."""
-    trex = box(b"mvex", table(b"trex", words(1, 1, 1024, 1, 0)))
-    traf = box(b"traf", table(b"tfhd", words(1)), table(b"trun", words(n_samples)))
-    return mp4(track(_AAC, 0), more=trex) + box(b"moof", table(b"mfhd", words(1)), traf) * n_fragments
+    trex = pack_box(b"mvex", pack_full_box(b"trex", pack_uint32(1, 1, 1024, 1, 0)))
+    traf = pack_box(
+        b"traf", pack_full_box(b"tfhd", pack_uint32(1)), pack_full_box(b"trun", pack_uint32(n_samples))
+    )
+    return (
+        build_mp4(build_track(_AAC, 0), more=trex)
+        + pack_box(b"moof", pack_full_box(b"mfhd", pack_uint32(1)), traf) * n_fragments
+    )
 
 
-def edited(n_edits: int, n_samples: int) -> bytes:
+def build_edited_mp4(n_edits: int, n_samples: int) -> bytes:
     """A table of samples that is to be played again and again."""
-    edits = box(b"edts", table(b"elst", words(n_edits), words(10_000_000, 0, 1 << 16) * n_edits))
-    return mp4(track(_AAC, n_samples, edits=edits))
+    edits = pack_box(
+        b"edts", pack_full_box(b"elst", pack_uint32(n_edits), pack_uint32(10_000_000, 0, 1 << 16) * n_edits)
+    )
+    return build_mp4(build_track(_AAC, n_samples, edits=edits))
 
 
-def elsewhere(path: str) -> bytes:
+def build_reference_mp4(path: str) -> bytes:
     """A file whose sound is in another one, which it names as QuickTime does."""
     name = path.encode()
     alias = bytes(4) + struct.pack(">HHH", 150, 2, 0) + b"\4disk" + bytes(31) + b"\4file" + bytes(75)
     alias = alias[:146] + bytes(8) + struct.pack(">HH", 2, len(name)) + name + b"\0" * (len(name) % 2)
-    where = box(b"alis", bytes(4), alias, struct.pack(">HH", 18, 5), b"/disk\0", b"\xff\xff\0\0")
-    return mp4(track(_PCM, 1000, size=4, lasts=1, data=where))
+    where = pack_box(b"alis", bytes(4), alias, struct.pack(">HH", 18, 5), b"/disk\0", b"\xff\xff\0\0")
+    return build_mp4(build_track(_PCM, 1000, size=4, lasts=1, data=where))
 
 
 # Matroska
@@ -200,7 +212,7 @@ def _size(n: int) -> bytes:
     return (1 << 7 * n_bytes | n).to_bytes(n_bytes, "big")
 
 
-def element(identity: str, *content: bytes | int) -> bytes:
+def pack_element(identity: str, *content: bytes | int) -> bytes:
     """Of a Matroska file."""
     body = b"".join(
         part.to_bytes(max(1, (part.bit_length() + 7) // 8), "big") if isinstance(part, int) else part
@@ -209,41 +221,49 @@ def element(identity: str, *content: bytes | int) -> bytes:
     return bytes.fromhex(identity) + _size(len(body)) + body
 
 
-_EBML = element("1a45dfa3", element("4282", b"matroska"), element("4287", 4), element("4285", 2))
-_DEFLATED = element("6d80", element("6240", element("5033", 0), element("5034", element("4254", 0))))
+_EBML = pack_element(
+    "1a45dfa3", pack_element("4282", b"matroska"), pack_element("4287", 4), pack_element("4285", 2)
+)
+_DEFLATED = pack_element(
+    "6d80", pack_element("6240", pack_element("5033", 0), pack_element("5034", pack_element("4254", 0)))
+)
 
 
-def block(data: bytes, number: int = 1) -> bytes:
+def pack_block(data: bytes, number: int = 1) -> bytes:
     """A packet of a track."""
-    return element("a3", _size(number), b"\0\0\x80", data)
+    return pack_element("a3", _size(number), b"\0\0\x80", data)
 
 
-def mkv(*content: bytes, n_channels: int = 1, encoding: bytes = b"", n_tracks: int = 1) -> bytes:
+def build_mkv(*content: bytes, n_channels: int = 1, encoding: bytes = b"", n_tracks: int = 1) -> bytes:
     """A file of plain samples at 16 kHz: packets, and what else is given."""
-    audio = element(
-        "e1", element("b5", struct.pack(">d", 16_000.0)), element("9f", n_channels), element("6264", 16)
+    audio = pack_element(
+        "e1",
+        pack_element("b5", struct.pack(">d", 16_000.0)),
+        pack_element("9f", n_channels),
+        pack_element("6264", 16),
     )
     tracks = [
-        element(
-            "ae", element("d7", number), element("73c5", number), element("83", 2), element("86", b"A_PCM/INT/LIT"),
+        pack_element(
+            "ae", pack_element("d7", number), pack_element("73c5", number), pack_element("83", 2),
+            pack_element("86", b"A_PCM/INT/LIT"),
             encoding, audio,
         )
         for number in range(1, n_tracks + 1)
     ]  # fmt: skip
-    info = element("1549a966", element("2ad7b1", 1_000_000))
-    cluster = element("1f43b675", element("e7", 0), *content)
-    return _EBML + element("18538067", info, element("1654ae6b", *tracks), cluster)
+    info = pack_element("1549a966", pack_element("2ad7b1", 1_000_000))
+    cluster = pack_element("1f43b675", pack_element("e7", 0), *content)
+    return _EBML + pack_element("18538067", info, pack_element("1654ae6b", *tracks), cluster)
 
 
-def unpacks_to(n_bytes: int, n_blocks: int) -> bytes:
+def build_zip_bomb_mkv(n_bytes: int, n_blocks: int) -> bytes:
     """Packets that are a thousand times as large when they are unpacked."""
-    return mkv(block(zlib.compress(b"\3\t" * (n_bytes // 2), 9)) * n_blocks, encoding=_DEFLATED)
+    return build_mkv(pack_block(zlib.compress(b"\3\t" * (n_bytes // 2), 9)) * n_blocks, encoding=_DEFLATED)
 
 
 # What asks for more than there is
 
 
-def constant(name: str, seconds: int, *, rate: int = 8000, n_channels: int = 1) -> bytes:
+def encode_constant(name: str, seconds: int, *, rate: int = 8000, n_channels: int = 1) -> bytes:
     """Hours in a few bytes: sound that never changes, as a codec stores it."""
     form, subtype = WITH_SOUNDFILE[name]
     file, piece = io.BytesIO(), np.full((rate, n_channels), 0.1, np.float32)
@@ -253,41 +273,43 @@ def constant(name: str, seconds: int, *, rate: int = 8000, n_channels: int = 1) 
     return file.getvalue()
 
 
-def without_length(flac: bytes) -> bytes:
+def remove_flac_length(flac: bytes) -> bytes:
     """As a program writes it into a pipe."""
     return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "twenty minutes of flac": lambda: constant("flac", 1200),
-    "twenty minutes of flac, no length": lambda: without_length(constant("flac", 1200)),
-    "eight channels of flac, no length": lambda: without_length(constant("flac", 700, n_channels=8)),
-    "twelve minutes of vorbis": lambda: constant("ogg", 720),
-    "twelve minutes of mp3, no length": lambda: (
-        constant("mp3", 720).replace(b"Xing", b"Ping").replace(b"Info", b"Ping")
+    "twenty minutes of flac": lambda: encode_constant("flac", 1200),
+    "twenty minutes of flac, no length": lambda: remove_flac_length(encode_constant("flac", 1200)),
+    "eight channels of flac, no length": lambda: remove_flac_length(
+        encode_constant("flac", 700, n_channels=8)
     ),
-    "a table of 2^26 samples": lambda: mp4(track(_AAC, 3 << 24)),
-    "a fragment of 2^26 samples": lambda: fragmented(1 << 26, 1),
-    "fragments of 2^27 samples": lambda: fragmented(1 << 20, 128),
-    "10,000 edits of 10,000 samples": lambda: edited(10_000, 10_000),
-    "1,000 tracks": lambda: mp4(*[track(_AAC, 100)] * 1000),
+    "twelve minutes of vorbis": lambda: encode_constant("ogg", 720),
+    "twelve minutes of mp3, no length": lambda: (
+        encode_constant("mp3", 720).replace(b"Xing", b"Ping").replace(b"Info", b"Ping")
+    ),
+    "a table of 2^26 samples": lambda: build_mp4(build_track(_AAC, 3 << 24)),
+    "a fragment of 2^26 samples": lambda: build_fragmented_mp4(1 << 26, 1),
+    "fragments of 2^27 samples": lambda: build_fragmented_mp4(1 << 20, 128),
+    "10,000 edits of 10,000 samples": lambda: build_edited_mp4(10_000, 10_000),
+    "1,000 tracks": lambda: build_mp4(*[build_track(_AAC, 100)] * 1000),
     "boxes in boxes": lambda: (
         _FTYP + b"".join(struct.pack(">I", 8 * n) + b"moov" for n in range(50_000, 0, -1))
     ),
-    "3,000,000 empty boxes": lambda: _FTYP + box(b"free") * 3_000_000,
+    "3,000,000 empty boxes": lambda: _FTYP + pack_box(b"free") * 3_000_000,
     "3,000,000 empty chunks": lambda: b"RIFF\xff\xff\xff\x7fWAVE" + b"junk\0\0\0\0" * 3_000_000,
     "1,000,000 empty pages": lambda: (b"OggS" + bytes(23)) * 1_000_000,
     "10,000,000 empty elements": lambda: (
         _EBML + b"\x18\x53\x80\x67\x01" + b"\xff" * 7 + b"\xec\x80" * 10_000_000
     ),
     "segments in segments": lambda: _EBML + (b"\x18\x53\x80\x67\x01" + b"\xff" * 7) * 500_000,
-    "600,000 packets of a sample": lambda: mkv(block(b"\1\2") * 600_000),
-    "1,000,000 packets of no track": lambda: mkv(block(b"\1\2", 9) * 1_000_000),
-    "1,000,000 packets of another track": lambda: mkv(block(b"\1\2", 2) * 1_000_000, n_tracks=2),
-    "packets that unpack to 5 GB": lambda: unpacks_to(9_800_000, 500),
-    "64 channels": lambda: mkv(block(b"\3\t" * 64_000) * 10, n_channels=64),
-    "1,024 channels": lambda: wav(bytes(range(256)) * 40_000, n_channels=1024, bits=8, rate=8000),
-    "2^31 samples a second": lambda: wav(b"\3\t" * 1_000_000, rate=(1 << 31) - 1),
+    "600,000 packets of a sample": lambda: build_mkv(pack_block(b"\1\2") * 600_000),
+    "1,000,000 packets of no track": lambda: build_mkv(pack_block(b"\1\2", 9) * 1_000_000),
+    "1,000,000 packets of another track": lambda: build_mkv(pack_block(b"\1\2", 2) * 1_000_000, n_tracks=2),
+    "packets that unpack to 5 GB": lambda: build_zip_bomb_mkv(9_800_000, 500),
+    "64 channels": lambda: build_mkv(pack_block(b"\3\t" * 64_000) * 10, n_channels=64),
+    "1,024 channels": lambda: build_wav(bytes(range(256)) * 40_000, n_channels=1024, bits=8, rate=8000),
+    "2^31 samples a second": lambda: build_wav(b"\3\t" * 1_000_000, rate=(1 << 31) - 1),
     "20 MB of frames of nothing": lambda: bytes.fromhex("fff1508000fffc") * 3_000_000,
     "48 MB of nothing": lambda: bytes(48_000_000),
     "a tag of 256 MB": lambda: b"ID3\x04\0\0\x7f\x7f\x7f\x7f" + bytes(1000),
@@ -295,7 +317,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 """Files that ask for memory, time or more of anything than a question of speech has; none of them can be heard."""
 
 
-def references(path: str, address: str) -> Sequence[bytes]:
+def build_references(path: str, address: str) -> Sequence[bytes]:
     """Files whose sound lies in a file of this machine, or at an address."""
     places = (
         f"file://{path}",
@@ -308,7 +330,7 @@ def references(path: str, address: str) -> Sequence[bytes]:
     made = []
     for place in places:
         made += [
-            elsewhere(place),
+            build_reference_mp4(place),
             f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{place}\n#EXT-X-ENDLIST\n".encode(),
             f"ffconcat version 1.0\nfile '{place}'\n".encode(),
             f'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "{place}">]><MPD>&x;<BaseURL>{place}</BaseURL></MPD>'

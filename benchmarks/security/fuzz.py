@@ -33,15 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.meters import about
+from benchmarks.meters import describe_run
 from benchmarks.security import audio_files as files
-from benchmarks.security.attack_kinds import asked, part, spoken
+from benchmarks.security.attack_kinds import build_audio_part, build_chat_body, build_user_message
 from ossicle.errors import OssicleError
 from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_request
 
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
 LIMITS = RequestLimits(audio_s=60.0)
-MOST_MB, MOST_S = 200.0, 10.0
+MAX_MB, MAX_CPU_S = 200.0, 10.0
 """Of memory and of the processor, for one input."""
 _SILENT_S = 120.0
 """Without a word from the process that reads: it hangs."""
@@ -53,7 +53,7 @@ _VALUES = (
 
 
 @dataclass(frozen=True)
-class Input:
+class FuzzInput:
     """What is read, and how."""
 
     kind: str
@@ -75,41 +75,45 @@ class Corpus:
     """What inputs are made from."""
 
     def __init__(self) -> None:
-        self.sounds = [files.whole(name, SAMPLES, 48_000) for name in files.FORMATS]
+        self.sounds = [files.encode_audio(name, SAMPLES, 48_000) for name in files.FORMATS]
         self.sounds += [
-            files.mkv(files.block(b"\1\2" * 400) * 20),
-            files.edited(3, 50),
-            files.fragmented(40, 3),
+            files.build_mkv(files.pack_block(b"\1\2" * 400) * 20),
+            files.build_edited_mp4(3, 50),
+            files.build_fragmented_mp4(40, 3),
         ]
         conversation = [
-            spoken(part(files.wav(b"\1\2" * 200)), {"type": "text", "text": "Answer in Spanish."}),
+            build_user_message(
+                build_audio_part(files.build_wav(b"\1\2" * 200)),
+                {"type": "text", "text": "Answer in Spanish."},
+            ),
             {"role": "assistant", "content": "Tokio."},
-            spoken({"type": "text", "text": "why?"}),
+            build_user_message({"type": "text", "text": "why?"}),
         ]
         options = {"temperature": 0.5, "top_p": 0.9, "n": 2, "stop": ["a"], "seed": 7, "max_tokens": 10}
         stream = {"stream": True, "stream_options": {"include_usage": True}}
         self.bodies = [
-            json.dumps(asked({"messages": conversation, **more})).encode() for more in (options, stream)
+            json.dumps(build_chat_body({"messages": conversation, **more})).encode()
+            for more in (options, stream)
         ]
 
-    def input(self, seed: int, number: int) -> Input:
+    def build_input(self, seed: int, number: int) -> FuzzInput:
         """One of them, changed."""
         draw = random.Random(f"{seed}/{number}")
         if number % 3 == 0:
-            return Input("json", changed(draw, draw.choice(self.bodies)))
+            return FuzzInput("json", mutate_json(draw, draw.choice(self.bodies)))
         data = draw.choice(self.sounds)
         if draw.random() < 0.05:
-            data = files.lying_wav(draw, draw.randbytes(2000))
+            data = files.build_lying_wav(draw, draw.randbytes(2000))
         if draw.random() < 0.1:  # another file's head
             other = draw.choice(self.sounds)
             data = other[: draw.randrange(len(other))] + data[draw.randrange(len(data)) :]
-        return Input("sound", files.damaged(draw, data))
+        return FuzzInput("sound", files.damage(draw, data))
 
 
-def changed(draw: random.Random, body: bytes) -> bytes:
+def mutate_json(draw: random.Random, body: bytes) -> bytes:
     """JSON with values exchanged, left out or repeated; or with its bytes damaged."""
     if draw.random() < 0.2:
-        return files.damaged(draw, body)
+        return files.damage(draw, body)
     tokens = _TOKENS.findall(body)
     for _ in range(draw.choice((1, 1, 2, 5))):
         place = draw.randrange(len(tokens))
@@ -128,7 +132,7 @@ def changed(draw: random.Random, body: bytes) -> bytes:
 # The process that reads
 
 
-def reading(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
+def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
     """Reads one input after the other from a number on, and says what came of each."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who watches ends this
@@ -136,12 +140,12 @@ def reading(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     for number in range(first, sys.maxsize):
         try:
-            pipe.send((number, *outcome_of(corpus.input(seed, number))))
+            pipe.send((number, *run_input(corpus.build_input(seed, number))))
         except BrokenPipeError:
             return
 
 
-def outcome_of(given: Input) -> tuple[str, str | None]:
+def run_input(given: FuzzInput) -> tuple[str, str | None]:
     """What came of an input, and what is wrong with that."""
     _forget_peak()
     before, started = _memory_mb("VmRSS"), time.process_time()
@@ -154,9 +158,9 @@ def outcome_of(given: Input) -> tuple[str, str | None]:
     except BaseException as error:
         told, fault = "error", f"{type(error).__name__}: {error}"
     seconds, grown = time.process_time() - started, _memory_mb("VmHWM") - before
-    if seconds > MOST_S:
+    if seconds > MAX_CPU_S:
         fault = fault or f"{seconds:.1f} s"
-    if grown > MOST_MB:
+    if grown > MAX_MB:
         fault = fault or f"{grown:.0f} MB"
     return f"{given.kind} {told}", fault
 
@@ -175,7 +179,7 @@ def _memory_mb(name: str) -> float:
 
 
 @dataclass
-class Hunt:
+class FuzzRun:
     """Inputs from a seed, in order, whatever becomes of the process that reads them."""
 
     seed: int
@@ -191,7 +195,7 @@ class Hunt:
         while not until():
             here, there = context.Pipe(duplex=False)
             process = context.Process(
-                target=reading, args=(there, self.corpus, self.seed, self.next), daemon=True
+                target=read_inputs, args=(there, self.corpus, self.seed, self.next), daemon=True
             )
             process.start()
             there.close()
@@ -219,7 +223,7 @@ class Hunt:
 
     def _keep(self, fault: str) -> None:
         """Writes down the input that is next in order, which is then left behind."""
-        given = self.corpus.input(self.seed, self.next)
+        given = self.corpus.build_input(self.seed, self.next)
         name = f"{self.seed}-{self.next}.{given.kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_bytes(given.data)
@@ -236,9 +240,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--again", type=Path, help="a finding to read once more, in this process")
     given = parser.parse_args(argv)
     if given.again is not None:
-        print(*outcome_of(Input(given.again.suffix[1:], given.again.read_bytes())))
+        print(*run_input(FuzzInput(given.again.suffix[1:], given.again.read_bytes())))
         return 0
-    hunt, ends_at = Hunt(given.seed, given.findings), time.monotonic() + given.seconds
+    hunt, ends_at = FuzzRun(given.seed, given.findings), time.monotonic() + given.seconds
     with contextlib.suppress(KeyboardInterrupt):
         hunt.run(lambda: time.monotonic() > ends_at)
     for told, n in sorted(hunt.outcomes.items()):
@@ -249,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         "outcomes": dict(hunt.outcomes),
         "findings": hunt.findings,
     }
-    print(json.dumps(about("fuzz", torch.device("cpu")) | found))
+    print(json.dumps(describe_run("fuzz", torch.device("cpu")) | found))
     return 1 if hunt.findings else 0
 
 

@@ -8,25 +8,25 @@ from benchmarks.security.attack_kinds import (
     CLOSE,
     END,
     HOST,
-    WRITE,
-    Hostile,
-    Kinds,
-    World,
-    asked,
-    chat,
-    posted,
+    TRANSCRIPTIONS,
+    AttackInputs,
+    AttackKinds,
+    AttackRequest,
+    build_chat_body,
+    build_chat_request,
+    build_post,
 )
 
-KINDS = Kinds()
-_BODY = json.dumps(asked({})).encode()
+KINDS = AttackKinds()
+_BODY = json.dumps(build_chat_body({})).encode()
 _POST = f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n".encode()
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n"
 _HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n"
-_ENDPOINTS = (CHAT, WRITE, "/v1/models", "/", "/nowhere", "/health")
+_ENDPOINTS = (CHAT, TRANSCRIPTIONS, "/v1/models", "/", "/nowhere", "/health")
 
 
 @KINDS.add("content types")
-def _content_types(draw: random.Random, world: World) -> Hostile:
+def _content_types(draw: random.Random, world: AttackInputs) -> AttackRequest:
     given = draw.choice(
         (
             "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx",
@@ -34,11 +34,13 @@ def _content_types(draw: random.Random, world: World) -> Hostile:
             "text/json", "application/", ";", "a" * 5000, "application/json\tx", "multipart/form-data; boundary=x",
         )
     )  # fmt: skip
-    return Hostile(sends=(posted(_BODY, path=draw.choice((CHAT, WRITE)), content_type=given),))
+    return AttackRequest(
+        sends=(build_post(_BODY, path=draw.choice((CHAT, TRANSCRIPTIONS)), content_type=given),)
+    )
 
 
 @KINDS.add("lengths that lie")
-def _lengths(draw: random.Random, world: World) -> Hostile:
+def _lengths(draw: random.Random, world: AttackInputs) -> AttackRequest:
     given = draw.choice(
         (
             "-1", "+5", "0x10", "1e3", "seven", "", " ", "9" * 30, str(1 << 40), "5\r\nContent-Length: 6",
@@ -47,86 +49,89 @@ def _lengths(draw: random.Random, world: World) -> Hostile:
         )
     )  # fmt: skip
     head = _POST + b"Content-Length: " + given.encode() + END
-    return Hostile(sends=(head + HOST + CLOSE + END + _BODY,), may_be_dropped=True)
+    return AttackRequest(sends=(head + HOST + CLOSE + END + _BODY,), may_be_dropped=True)
 
 
 @KINDS.add("chunks without end")
-def _chunks(draw: random.Random, world: World) -> Hostile:
+def _chunks(draw: random.Random, world: AttackInputs) -> AttackRequest:
     chunk = draw.choice((b"1\r\n{\r\n", b"1;" + b"x" * 900 + b"\r\n{\r\n", b"400\r\n" + b" " * 1024 + END))
     head = _CHUNKED.replace(CHAT.encode(), draw.choice(_ENDPOINTS).encode())
-    return Hostile(
+    return AttackRequest(
         sends=(head + HOST + END + chunk * draw.choice((10, 2000, 20_000)), world.waits_s),
         may_be_dropped=True,
     )
 
 
 @KINDS.add("broken chunks")
-def _broken_chunks(draw: random.Random, world: World) -> Hostile:
+def _broken_chunks(draw: random.Random, world: AttackInputs) -> AttackRequest:
     chunk = draw.choice(
         (b"-1\r\n", b"zz\r\nx\r\n", b"ffffffffffffffffffff\r\nx", b"3\r\nabcdef\r\n", b"\r\n\r\n", b"5")
     )
-    return Hostile(sends=(_CHUNKED + HOST + END + chunk + b"0\r\n\r\n",), may_be_dropped=True)
+    return AttackRequest(sends=(_CHUNKED + HOST + END + chunk + b"0\r\n\r\n",), may_be_dropped=True)
 
 
-def _drips(drop: bytes, world: World) -> list[bytes | float]:
+def _drips(drop: bytes, world: AttackInputs) -> list[bytes | float]:
     return [each for _ in range(8) for each in (drop, world.waits_s / 4)]
 
 
 @KINDS.add("slow headers", most=24)
-def _slow_headers(draw: random.Random, world: World) -> Hostile:
+def _slow_headers(draw: random.Random, world: AttackInputs) -> AttackRequest:
     head = _POST + b"X-Slow: "
-    first = draw.choice((b"", head, _HEALTH + END + head, chat(more=b"", max_tokens=1) + head))
-    return Hostile(sends=(first, *_drips(b"x", world)), may_be_answered=True, may_be_dropped=True)
+    first = draw.choice((b"", head, _HEALTH + END + head, build_chat_request(more=b"", max_tokens=1) + head))
+    return AttackRequest(sends=(first, *_drips(b"x", world)), may_be_answered=True, may_be_dropped=True)
 
 
 @KINDS.add("slow bodies", most=24)
-def _slow_bodies(draw: random.Random, world: World) -> Hostile:
+def _slow_bodies(draw: random.Random, world: AttackInputs) -> AttackRequest:
     head = _POST.replace(CHAT.encode(), draw.choice(_ENDPOINTS).encode())
     head = head.replace(
         b"application/json", draw.choice((b"application/json", b"x/y", b"multipart/form-data; boundary=x"))
     )
-    return Hostile(
+    return AttackRequest(
         sends=(head + b"Content-Length: 999\r\n" + HOST + END, *_drips(b" ", world)), may_be_dropped=True
     )
 
 
 @KINDS.add("connections that say nothing", most=60)
-def _silent(draw: random.Random, world: World) -> Hostile:
-    return Hostile(
+def _silent(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    return AttackRequest(
         sends=(draw.choice((b"", b"G", b"\r\n", b"POST")), 1.5 * world.waits_s), may_be_dropped=True
     )
 
 
 @KINDS.add("half-closed sockets")
-def _half_closed(draw: random.Random, world: World) -> Hostile:
-    request = chat(max_tokens=draw.choice((1, 200)), stream=draw.random() < 0.5)
+def _half_closed(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    request = build_chat_request(max_tokens=draw.choice((1, 200)), stream=draw.random() < 0.5)
     cut = draw.choice((len(request), len(request) - 5, 30, 0))
-    return Hostile(sends=(request[:cut],), then="half-closes", may_be_answered=True, may_be_dropped=True)
+    return AttackRequest(
+        sends=(request[:cut],), then="half-closes", may_be_answered=True, may_be_dropped=True
+    )
 
 
 @KINDS.add("requests in a row, unasked")
-def _pipelined(draw: random.Random, world: World) -> Hostile:
-    request = draw.choice((chat(more=b"", max_tokens=1), _HEALTH + END)) * draw.choice((2, 20))
+def _pipelined(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    request = draw.choice((build_chat_request(more=b"", max_tokens=1), _HEALTH + END)) * draw.choice((2, 20))
     last = draw.choice(
         (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"nonsense\r\n\r\n")
     )
-    return Hostile(sends=(request + last,), may_be_answered=True)
+    return AttackRequest(sends=(request + last,), may_be_answered=True)
 
 
 @KINDS.add("old HTTP")
-def _old(draw: random.Random, world: World) -> Hostile:
+def _old(draw: random.Random, world: AttackInputs) -> AttackRequest:
     stream = draw.random() < 0.5
     request = draw.choice(
         (
-            chat(max_tokens=2, stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0"), b"GET /health HTTP/1.0\r\n\r\n",
+            build_chat_request(max_tokens=2, stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0"),
+            b"GET /health HTTP/1.0\r\n\r\n",
             b"GET /health\r\n\r\n", b"GET /health HTTP/0.9\r\n\r\n", b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
         )
     )  # fmt: skip
-    return Hostile(sends=(request,), may_be_answered=True)
+    return AttackRequest(sends=(request,), may_be_answered=True)
 
 
 @KINDS.add("other protocols")
-def _protocols(draw: random.Random, world: World) -> Hostile:
+def _protocols(draw: random.Random, world: AttackInputs) -> AttackRequest:
     said = draw.choice(
         (
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
@@ -135,11 +140,11 @@ def _protocols(draw: random.Random, world: World) -> Hostile:
             draw.randbytes(3000) + b"\r\n\r\n", b"\r\n" * 20_000, b"GET\r\n\r\n", b"\x00\x00\x00\x85\xffSMB",
         )
     )  # fmt: skip
-    return Hostile(sends=(said,), then="half-closes", may_be_dropped=True)
+    return AttackRequest(sends=(said,), then="half-closes", may_be_dropped=True)
 
 
 @KINDS.add("paths")
-def _paths(draw: random.Random, world: World) -> Hostile:
+def _paths(draw: random.Random, world: AttackInputs) -> AttackRequest:
     path = draw.choice(
         (
             "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc%2fpasswd",
@@ -154,15 +159,17 @@ def _paths(draw: random.Random, world: World) -> Hostile:
         )
     )  # fmt: skip
     host = draw.choice(("localhost", "[", "[::1", "a@b", "x" * 3000, "evil.example", ":::", "a b", ""))
-    return Hostile(sends=(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),))
+    return AttackRequest(
+        sends=(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),)
+    )
 
 
 @KINDS.add("methods")
-def _methods(draw: random.Random, world: World) -> Hostile:
+def _methods(draw: random.Random, world: AttackInputs) -> AttackRequest:
     method = draw.choice(
         ("PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "OPTIONS", "PROPFIND", "get", "X" * 3000, "G\tT", "\0")
     )
-    return Hostile(
+    return AttackRequest(
         sends=(
             f"{method} {draw.choice(_ENDPOINTS)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode(),
         )
@@ -170,7 +177,7 @@ def _methods(draw: random.Random, world: World) -> Hostile:
 
 
 @KINDS.add("header bombs")
-def _headers(draw: random.Random, world: World) -> Hostile:
+def _headers(draw: random.Random, world: AttackInputs) -> AttackRequest:
     lines = draw.choice(
         (
             b"X: " + b"x" * 200_000 + END, b"X: x\r\n" * 20_000, b"x" * 200_000 + b": x\r\n", b": x\r\n",
@@ -180,11 +187,11 @@ def _headers(draw: random.Random, world: World) -> Hostile:
             b"Range: bytes=0-" + b",0-" * 9000 + END, b"Cookie: " + b"a=b;" * 5000 + END,
         )
     )  # fmt: skip
-    return Hostile(sends=(b"GET /nowhere HTTP/1.1\r\n" + lines + CLOSE + END,), may_be_dropped=True)
+    return AttackRequest(sends=(b"GET /nowhere HTTP/1.1\r\n" + lines + CLOSE + END,), may_be_dropped=True)
 
 
 @KINDS.add("upgrades")
-def _upgrades(draw: random.Random, world: World) -> Hostile:
+def _upgrades(draw: random.Random, world: AttackInputs) -> AttackRequest:
     lines = draw.choice(
         (
             "Upgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -196,22 +203,22 @@ def _upgrades(draw: random.Random, world: World) -> Hostile:
     head = (
         f"GET {draw.choice((CHAT, '/nowhere', '/ws', '/v1/realtime'))} HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n"
     )
-    return Hostile(sends=(head.encode() + draw.randbytes(50),), then="half-closes", may_be_dropped=True)
+    return AttackRequest(sends=(head.encode() + draw.randbytes(50),), then="half-closes", may_be_dropped=True)
 
 
 @KINDS.add("clients that vanish")
-def _vanish(draw: random.Random, world: World) -> Hostile:
-    request = chat(stream=True, max_tokens=200, n=draw.choice((1, 4)), temperature=1.0)
+def _vanish(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    request = build_chat_request(stream=True, max_tokens=200, n=draw.choice((1, 4)), temperature=1.0)
     cut = draw.choice((len(request), len(request), len(request) // 2))
-    return Hostile(sends=(request[:cut],), then="vanishes", may_be_answered=True, may_be_dropped=True)
+    return AttackRequest(sends=(request[:cut],), then="vanishes", may_be_answered=True, may_be_dropped=True)
 
 
 @KINDS.add("clients that read nothing", most=24)
-def _deaf(draw: random.Random, world: World) -> Hostile:
-    stream = chat(more=b"", stream=True, max_tokens=400, n=16, temperature=2.0)
+def _deaf(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    stream = build_chat_request(more=b"", stream=True, max_tokens=400, n=16, temperature=2.0)
     request = draw.choice(
         (stream, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 600)
     )  # more than the buffers between them take
-    return Hostile(
+    return AttackRequest(
         sends=(request, 1.5 * world.waits_s), then="reads nothing", may_be_answered=True, may_be_dropped=True
     )

@@ -4,9 +4,19 @@ import json
 import random
 from typing import Any
 
-from benchmarks.security.attack_kinds import Hostile, Kinds, World, asked, chat, part, posted, said, spoken
+from benchmarks.security.attack_kinds import (
+    AttackInputs,
+    AttackKinds,
+    AttackRequest,
+    attack_with_message,
+    build_audio_part,
+    build_chat_body,
+    build_chat_request,
+    build_post,
+    build_user_message,
+)
 
-KINDS = Kinds()
+KINDS = AttackKinds()
 _FIELDS = (
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
     "stop", "seed", "n", "logit_bias", "logprobs", "top_logprobs", "response_format", "modalities", "tools",
@@ -19,12 +29,12 @@ _WRONG: tuple[Any, ...] = (
 
 def with_raw(name: str, value: str) -> bytes:
     """A request with a field as it is written."""
-    return posted(json.dumps(asked({name: "HERE"})).replace('"HERE"', value).encode())
+    return build_post(json.dumps(build_chat_body({name: "HERE"})).replace('"HERE"', value).encode())
 
 
 @KINDS.add("no JSON")
-def _no_json(draw: random.Random, world: World) -> Hostile:
-    body = json.dumps(asked({})).encode()
+def _no_json(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    body = json.dumps(build_chat_body({})).encode()
     made = draw.choice(
         (
             b"", b"{", body[:-1], body + b"}", b"null", b"[]", b"7", b'"x"', b"\xff\xfe\xfd", b"\0" * 1000, b"<x/>",
@@ -32,35 +42,35 @@ def _no_json(draw: random.Random, world: World) -> Hostile:
             body.replace(b"japan", b"\xc3\x28"), body.decode().encode("utf-16")[:-1], b"\xef\xbb\xbf" * 2 + body,
         )
     )  # fmt: skip
-    return Hostile(sends=(posted(made),))
+    return AttackRequest(sends=(build_post(made),))
 
 
 @KINDS.add("deep JSON")
-def _deep(draw: random.Random, world: World) -> Hostile:
+def _deep(draw: random.Random, world: AttackInputs) -> AttackRequest:
     n = draw.choice((50, 900, 2000, 100_000, 3_000_000))
     nest = draw.choice(("[" * n + "]" * n, '{"a":' * n + "7" + "}" * n))
     name = draw.choice(("messages", "model", "stop", "logit_bias", "tools", "temperature", "nonsense"))
-    return Hostile(sends=(with_raw(name, nest),))
+    return AttackRequest(sends=(with_raw(name, nest),))
 
 
 @KINDS.add("wide JSON", most=12)
-def _wide(draw: random.Random, world: World) -> Hostile:
+def _wide(draw: random.Random, world: AttackInputs) -> AttackRequest:
     n = 4_000_000
     wide = draw.choice(("[" + "[]," * n + "[]]", "{" + '"":{},' * n + '"":0}', "[" + "1," * n + "1]"))
-    return Hostile(
+    return AttackRequest(
         sends=(with_raw(draw.choice(("messages", "stop", "logit_bias", "metadata")), wide),),
         may_be_dropped=True,
     )
 
 
 @KINDS.add("wrong types")
-def _wrong_types(draw: random.Random, world: World) -> Hostile:
-    body = json.dumps(asked({draw.choice(_FIELDS): draw.choice(_WRONG)}))
-    return Hostile(sends=(posted(body.encode()),), may_be_answered=True)  # 0 is a temperature
+def _wrong_types(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    body = json.dumps(build_chat_body({draw.choice(_FIELDS): draw.choice(_WRONG)}))
+    return AttackRequest(sends=(build_post(body.encode()),), may_be_answered=True)  # 0 is a temperature
 
 
 @KINDS.add("wrong types in messages")
-def _wrong_messages(draw: random.Random, world: World) -> Hostile:
+def _wrong_messages(draw: random.Random, world: AttackInputs) -> AttackRequest:
     wrong = draw.choice((*_WRONG, None))
     message = draw.choice(
         (
@@ -68,74 +78,80 @@ def _wrong_messages(draw: random.Random, world: World) -> Hostile:
             {"role": wrong, "content": "x"},
             {"role": "user", "content": wrong},
             {"role": "user", "content": wrong},
-            spoken(wrong),
-            spoken({"type": wrong}),
-            spoken({"type": "text", "text": wrong}),
-            spoken({"type": "input_audio", "input_audio": wrong}),
-            spoken({"type": "input_audio", "input_audio": {"data": wrong, "format": "wav"}}),
+            build_user_message(wrong),
+            build_user_message({"type": wrong}),
+            build_user_message({"type": "text", "text": wrong}),
+            build_user_message({"type": "input_audio", "input_audio": wrong}),
+            build_user_message({"type": "input_audio", "input_audio": {"data": wrong, "format": "wav"}}),
             {"role": "user", "content": "x", "tool_calls": wrong},
             {"role": "user", "content": "x", draw.choice(("k", "k" * 1_000_000, "\ud800")): 1},
             {"role": "user"},
             {"content": "x"},
         )
     )
-    return Hostile(sends=(chat(messages=[message]),), may_be_answered=True)  # "x" is a text
+    return AttackRequest(
+        sends=(build_chat_request(messages=[message]),), may_be_answered=True
+    )  # "x" is a text
 
 
 @KINDS.add("huge numbers")
-def _numbers(draw: random.Random, world: World) -> Hostile:
+def _numbers(draw: random.Random, world: AttackInputs) -> AttackRequest:
     name = draw.choice(
         ("n", "max_tokens", "max_completion_tokens", "seed", "temperature", "top_p", "top_logprobs")
     )
     number = draw.choice(("1e999", "-1e999", "9" * 400, "9" * 5000, "-" + "9" * 400, "1e12", "1" + "0" * 20))
-    return Hostile(sends=(with_raw(name, number),))
+    return AttackRequest(sends=(with_raw(name, number),))
 
 
 @KINDS.add("NaN and infinity")
-def _nan(draw: random.Random, world: World) -> Hostile:
-    return Hostile(
+def _nan(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    return AttackRequest(
         sends=(with_raw(draw.choice(_FIELDS[:-1]), draw.choice(("NaN", "Infinity", "-Infinity", "nan"))),)
     )
 
 
 @KINDS.add("the same key twice")
-def _twice(draw: random.Random, world: World) -> Hostile:
-    body = json.dumps(asked({}))
+def _twice(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    body = json.dumps(build_chat_body({}))
     again = draw.choice(('"model": "another"', '"messages": []', '"n": 1, "n": 1', '"model": "pocket/ear"'))
-    return Hostile(
-        sends=(posted(draw.choice((f"{body[:-1]}, {again}}}", f"{{{again}, {body[1:]}")).encode()),)
+    return AttackRequest(
+        sends=(build_post(draw.choice((f"{body[:-1]}, {again}}}", f"{{{again}, {body[1:]}")).encode()),)
     )
 
 
 @KINDS.add("lone surrogates and control tokens")
-def _texts(draw: random.Random, world: World) -> Hostile:
+def _texts(draw: random.Random, world: AttackInputs) -> AttackRequest:
     bad = draw.choice(("\ud800", "\udfff x", "<|end|>", "<|system|>", "<|begin|><|user|>", "x<|assistant|>"))
     text = draw.choice((bad, f"what is {bad} the", "é" * 50 + bad))
-    return said({"role": "user", "content": draw.choice((text, [{"type": "text", "text": text}]))})
+    return attack_with_message(
+        {"role": "user", "content": draw.choice((text, [{"type": "text", "text": text}]))}
+    )
 
 
 @KINDS.add("texts without end")
-def _long(draw: random.Random, world: World) -> Hostile:
+def _long(draw: random.Random, world: AttackInputs) -> AttackRequest:
     text = draw.choice(("a", "hello ", "\n", "é", "\0", "🙂", "\u0301", "ﷺ")) * draw.choice(
         (10_000, 1_000_000)
     )
-    before = draw.choice(([], [part(world.sounds["flac"], "flac")]))
-    return said(spoken(*before, {"type": "text", "text": f"x{text}"}))
+    before = draw.choice(([], [build_audio_part(world.sounds["flac"], "flac")]))
+    return attack_with_message(build_user_message(*before, {"type": "text", "text": f"x{text}"}))
 
 
 @KINDS.add("a text of 40 MB", most=2)
-def _longest(draw: random.Random, world: World) -> Hostile:
-    return said({"role": "user", "content": "hello " * 7_000_000})
+def _longest(draw: random.Random, world: AttackInputs) -> AttackRequest:
+    return attack_with_message({"role": "user", "content": "hello " * 7_000_000})
 
 
 @KINDS.add("turns without end")
-def _turns(draw: random.Random, world: World) -> Hostile:
+def _turns(draw: random.Random, world: AttackInputs) -> AttackRequest:
     pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    return Hostile(sends=(chat(messages=[*pair * draw.choice((400, 499, 600, 50_000)), pair[0]]),))
+    return AttackRequest(
+        sends=(build_chat_request(messages=[*pair * draw.choice((400, 499, 600, 50_000)), pair[0]]),)
+    )
 
 
 @KINDS.add("stops without end")
-def _stops(draw: random.Random, world: World) -> Hostile:
+def _stops(draw: random.Random, world: AttackInputs) -> AttackRequest:
     stop = draw.choice(
         (
             ["a"] * 17,
@@ -149,11 +165,11 @@ def _stops(draw: random.Random, world: World) -> Hostile:
             "\0" * 999,
         )
     )
-    return Hostile(sends=(chat(stop=stop),))
+    return AttackRequest(sends=(build_chat_request(stop=stop),))
 
 
 @KINDS.add("answers without end")
-def _answers(draw: random.Random, world: World) -> Hostile:
+def _answers(draw: random.Random, world: AttackInputs) -> AttackRequest:
     name, value = draw.choice(
         (
             ("n", 10**9),
@@ -165,4 +181,4 @@ def _answers(draw: random.Random, world: World) -> Hostile:
             ("max_tokens", -5),
         )
     )
-    return Hostile(sends=(chat(**{name: value}),))
+    return AttackRequest(sends=(build_chat_request(**{name: value}),))

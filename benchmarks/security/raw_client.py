@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
-from benchmarks.security.attack_kinds import Hostile
+from benchmarks.security.attack_kinds import AttackRequest
 
 STUCK_S = 240.0
 """A connection that is still open by then will never end."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class RawResponse:
     """One response."""
 
     status: int
     body: bytes
 
-    def fault(self) -> str | None:
+    def find_fault(self) -> str | None:
         """What is wrong with it as a refusal."""
         if not 400 <= self.status < 500:
             return f"answered with {self.status}: {self.body[:200]!r}"
@@ -38,28 +38,30 @@ class Answer:
 class Outcome:
     """What came of a request."""
 
-    answers: list[Answer]
+    responses: list[RawResponse]
     is_stuck: bool
     seconds: float
 
-    def fault(self, hostile: Hostile) -> str | None:
+    def find_fault(self, hostile: AttackRequest) -> str | None:
         """The promise that was broken."""
         if self.is_stuck:
             return f"no end after {STUCK_S:g} s"
-        if not self.answers:
+        if not self.responses:
             return None if hostile.may_be_dropped else "closed without an answer"
-        is_fine = [hostile.may_be_answered and answer.status == 200 for answer in self.answers]
-        faults = [answer.fault() for answer, fine in zip(self.answers, is_fine, strict=True) if not fine]
+        is_fine = [hostile.may_be_answered and answer.status == 200 for answer in self.responses]
+        faults = [
+            answer.find_fault() for answer, fine in zip(self.responses, is_fine, strict=True) if not fine
+        ]
         return next(filter(None, faults), None)
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """In a word."""
-        statuses = sorted({str(answer.status) for answer in self.answers})
+        statuses = sorted({str(answer.status) for answer in self.responses})
         return "stuck" if self.is_stuck else "+".join(statuses) or "closed"
 
 
-def answers_in(received: bytes) -> Iterator[Answer]:
+def parse_responses(received: bytes) -> Iterator[RawResponse]:
     """The responses of a connection; one that is not whole is none."""
     rest = io.BytesIO(received)
 
@@ -72,12 +74,12 @@ def answers_in(received: bytes) -> Iterator[Answer]:
         response._close_conn = lambda: None  # the next one is still to be read
         try:
             response.begin()
-            yield Answer(response.status, response.read())
+            yield RawResponse(response.status, response.read())
         except (HTTPException, ValueError):
             return
 
 
-async def sent(hostile: Hostile, port: int) -> Outcome:
+async def send(hostile: AttackRequest, port: int) -> Outcome:
     """Sends a request and reads all that comes."""
     started, received, is_stuck = time.monotonic(), bytearray(), False
     with contextlib.suppress(ConnectionError):
@@ -93,10 +95,10 @@ async def sent(hostile: Hostile, port: int) -> Outcome:
         finally:
             reading.cancel()
             writer.transport.abort()
-    return Outcome(list(answers_in(bytes(received))), is_stuck, time.monotonic() - started)
+    return Outcome(list(parse_responses(bytes(received))), is_stuck, time.monotonic() - started)
 
 
-async def _write(writer: asyncio.StreamWriter, hostile: Hostile, reading: asyncio.Task[None]) -> None:
+async def _write(writer: asyncio.StreamWriter, hostile: AttackRequest, reading: asyncio.Task[None]) -> None:
     for each in hostile.sends:
         if isinstance(each, bytes):
             writer.write(each)
@@ -107,7 +109,7 @@ async def _write(writer: asyncio.StreamWriter, hostile: Hostile, reading: asynci
         writer.write_eof()
 
 
-async def _read(reader: asyncio.StreamReader, received: bytearray, hostile: Hostile) -> None:
+async def _read(reader: asyncio.StreamReader, received: bytearray, hostile: AttackRequest) -> None:
     if hostile.then == "reads nothing":
         await asyncio.sleep(sum(each for each in hostile.sends if isinstance(each, float)))
     with contextlib.suppress(ConnectionError):

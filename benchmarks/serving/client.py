@@ -27,7 +27,7 @@ _STUCK_S = 120.0
 """A request that has not ended by then never will."""
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """An answer that is none."""
 
     def __init__(self, status: int, told: str) -> None:
@@ -47,14 +47,14 @@ class Server:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) << 10
 
-    def meter(self, name: str) -> float:
+    def read_metric(self, name: str) -> float:
         """A number of its /metrics."""
         told = httpx2.get(f"{self.url}/metrics", timeout=_STUCK_S).text
         return float(re.findall(rf"^{name} (\S+)$", told, re.MULTILINE)[0])
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def run_server() -> Iterator[Server]:
     """`ossicle serve` with the pocket ear, on one thread, until the block ends.
 
     Raises:
@@ -96,26 +96,26 @@ class Reply:
     """An answer as it arrives, or as much of it as the client stayed for."""
 
     texts: dict[int, str] = field(default_factory=dict)
-    endings: dict[int, str] = field(default_factory=dict)
+    finish_reasons: dict[int, str] = field(default_factory=dict)
     usage: dict[str, Any] | None = None
     n_pieces: int = 0
     first_at: float | None = None
     """When the first letters were there, by the clock."""
     is_whole: bool = False
 
-    def take(self, choice: int, text: str, ending: str | None) -> None:
+    def add_chunk(self, choice: int, text: str, ending: str | None) -> None:
         """Another piece of one of its answers."""
         if text and self.first_at is None:
             self.first_at = time.perf_counter()
         self.n_pieces += bool(text)
         self.texts[choice] = self.texts.get(choice, "") + text
         if ending:
-            self.endings[choice] = ending
+            self.finish_reasons[choice] = ending
 
     @property
-    def told(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         """All that must be the same when the same is asked again."""
-        return {"texts": self.texts, "endings": self.endings, "usage": self.usage}
+        return {"texts": self.texts, "endings": self.finish_reasons, "usage": self.usage}
 
 
 class Client:
@@ -170,7 +170,7 @@ class Client:
         _check(response)
         answer = response.json()
         for choice in answer["choices"]:
-            reply.take(choice["index"], choice["message"]["content"], choice["finish_reason"])
+            reply.add_chunk(choice["index"], choice["message"]["content"], choice["finish_reason"])
         reply.usage, reply.is_whole = answer["usage"], True
 
     async def _stream(self, request: Request, reply: Reply, n_pieces: int | None) -> None:
@@ -193,12 +193,12 @@ _JSON = {"content-type": "application/json"}
 
 def _take_chunk(chunk: dict[str, Any], reply: Reply) -> None:
     if "error" in chunk:
-        raise Failed(200, json.dumps(chunk["error"]))
+        raise RequestFailed(200, json.dumps(chunk["error"]))
     reply.usage = chunk.get("usage") or reply.usage
     for choice in chunk["choices"]:
-        reply.take(choice["index"], choice["delta"].get("content", ""), choice["finish_reason"])
+        reply.add_chunk(choice["index"], choice["delta"].get("content", ""), choice["finish_reason"])
 
 
 def _check(response: httpx2.Response) -> None:
     if response.status_code != 200:
-        raise Failed(response.status_code, response.text)
+        raise RequestFailed(response.status_code, response.text)

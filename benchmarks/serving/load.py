@@ -27,14 +27,21 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.meters import about, median
-from benchmarks.serving.client import Client, Failed, Server, serving
-from benchmarks.serving.requests import Request, mixed, question, read, spoken
+from benchmarks.meters import describe_run
+from benchmarks.serving.client import Client, RequestFailed, Server, run_server
+from benchmarks.serving.requests import (
+    Request,
+    build_audio_request,
+    build_mixed_request,
+    build_question_wav,
+    build_text_request,
+)
 
 _WARM_SHARE = 1 / 6
 """Of a soak, until memory is what it will be."""
@@ -51,7 +58,7 @@ Conversation = Callable[[Client], Awaitable[float]]
 
 
 @dataclass
-class Soak:
+class SoakResult:
     """What came of a minute with many clients."""
 
     outcomes: Counter = field(default_factory=Counter)
@@ -68,15 +75,15 @@ class Soak:
         return max(self.resident[warm:]) / self.resident[warm - 1]
 
 
-async def soak(server: Server, n_clients: int, seconds: float) -> Soak:
+async def run_soak(server: Server, n_clients: int, seconds: float) -> SoakResult:
     """Many clients that ask one thing after the other, until time is up."""
-    found, numbers = Soak(), itertools.count()
+    found, numbers = SoakResult(), itertools.count()
     end = time.monotonic() + seconds
 
     async def one() -> None:
         async with Client(server) as client:
             while time.monotonic() < end:
-                await _visit(client, mixed(next(numbers)), found)
+                await _visit(client, build_mixed_request(next(numbers)), found)
 
     async def watch() -> None:
         while True:
@@ -90,11 +97,11 @@ async def soak(server: Server, n_clients: int, seconds: float) -> Soak:
     return found
 
 
-async def _visit(client: Client, request: Request, found: Soak) -> None:
+async def _visit(client: Client, request: Request, found: SoakResult) -> None:
     """A request and what became of it."""
     try:
         reply = await client.ask(request, stays=False)
-    except Failed as error:
+    except RequestFailed as error:
         found.outcomes["refused" if error.status == 429 else "failed"] += 1
         if error.status == 429:
             await asyncio.sleep(_TRIES_AGAIN_S)
@@ -108,36 +115,36 @@ async def _visit(client: Client, request: Request, found: Soak) -> None:
     left = request.leaves_after_s is not None or request.leaves_after_pieces is not None
     if reply.is_whole:
         found.outcomes["answered"] += 1
-        found.answers[request.number] = reply.told
+        found.answers[request.number] = reply.content
     else:
         found.outcomes["left" if left else "failed"] += 1
         if not left:
-            found.failures.append(f"request {request.number}: broke off after {reply.told}")
+            found.failures.append(f"request {request.number}: broke off after {reply.content}")
 
 
-async def differing(server: Server, answers: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+async def find_different_answers(server: Server, answers: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """The requests that are answered otherwise when each is alone."""
     found = []
     async with Client(server) as client:
         for number, told in sorted(answers.items()):
-            alone = (await client.ask(mixed(number))).told
+            alone = (await client.ask(build_mixed_request(number))).content
             if alone != told:
                 found.append({"number": number, "in company": told, "alone": alone})
     return found
 
 
-def soaked(n_clients: int, seconds: float) -> dict[str, Any]:
+def measure_soak(n_clients: int, seconds: float) -> dict[str, Any]:
     """The first part, and what it found."""
-    with serving() as server:
-        found = asyncio.run(soak(server, n_clients, seconds))
+    with run_server() as server:
+        found = asyncio.run(run_soak(server, n_clients, seconds))
         patience = time.monotonic() + _EMPTY_S
-        while (n_active := server.meter("ossicle_requests_active")) and time.monotonic() < patience:
+        while (n_active := server.read_metric("ossicle_requests_active")) and time.monotonic() < patience:
             time.sleep(0.1)
-        n_rows = server.meter("ossicle_decode_batch_size_sum") / server.meter(
+        n_rows = server.read_metric("ossicle_decode_batch_size_sum") / server.read_metric(
             "ossicle_decode_batch_size_count"
         )
-    with serving() as untouched:
-        others = asyncio.run(differing(untouched, found.answers))
+    with run_server() as untouched:
+        others = asyncio.run(find_different_answers(untouched, found.answers))
     result = {
         "clients": n_clients,
         "seconds": seconds,
@@ -164,9 +171,9 @@ def soaked(n_clients: int, seconds: float) -> dict[str, Any]:
 # By the number of clients
 
 
-def by_ear(number: int) -> Conversation:
+def ask_by_ear(number: int) -> Conversation:
     """A spoken question that the ear hears."""
-    request = question(number)
+    request = build_audio_request(number)
 
     async def converse(client: Client) -> float:
         return _first_at((await client.ask(request)).first_at)
@@ -174,13 +181,13 @@ def by_ear(number: int) -> Conversation:
     return converse
 
 
-def by_cascade(number: int) -> Conversation:
+def ask_by_cascade(number: int) -> Conversation:
     """A spoken question that is written down, then read."""
-    sound = spoken(number)
+    sound = build_question_wav(number)
 
     async def converse(client: Client) -> float:
         transcript = await client.transcribe(sound)
-        return _first_at((await client.ask(read(number, transcript))).first_at)
+        return _first_at((await client.ask(build_text_request(number, transcript))).first_at)
 
     return converse
 
@@ -190,11 +197,11 @@ def _first_at(moment: float | None) -> float:
     return moment
 
 
-WAYS: dict[str, Callable[[int], Conversation]] = {"ear": by_ear, "cascade": by_cascade}
+WAYS: dict[str, Callable[[int], Conversation]] = {"ear": ask_by_ear, "cascade": ask_by_cascade}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class LoadResult:
     """How a server does with so many clients."""
 
     requests_per_s: float
@@ -202,7 +209,7 @@ class Load:
     """At p50 and p99."""
 
 
-async def load(server: Server, n_clients: int, conversations: Sequence[Conversation]) -> Load:
+async def run_load(server: Server, n_clients: int, conversations: Sequence[Conversation]) -> LoadResult:
     """Clients that ask one thing after the other until all is asked."""
     left, waited = iter(conversations), list[float]()
 
@@ -220,10 +227,10 @@ async def load(server: Server, n_clients: int, conversations: Sequence[Conversat
         for client in clients:
             await client.__aexit__()
     p50, p99 = np.percentile(waited, [50, 99]) * 1000
-    return Load(requests_per_s=len(waited) / took_s, first_token_ms=(float(p50), float(p99)))
+    return LoadResult(requests_per_s=len(waited) / took_s, first_token_ms=(float(p50), float(p99)))
 
 
-def rounds_of(server: Server, loads: Sequence[int], n_rounds: int) -> Iterator[tuple[str, int, Load]]:
+def run_rounds(server: Server, loads: Sequence[int], n_rounds: int) -> Iterator[tuple[str, int, LoadResult]]:
     """Every way with every number of clients, again and again."""
     numbers = itertools.count()
     for n_round in range(n_rounds):
@@ -232,17 +239,19 @@ def rounds_of(server: Server, loads: Sequence[int], n_rounds: int) -> Iterator[t
             for way, make in ways if n_round % 2 else ways[::-1]:
                 n_requests = max(_REQUESTS, n_clients * _PER_CLIENT)
                 conversations = [make(number) for number in itertools.islice(numbers, n_requests)]
-                yield way, n_clients, asyncio.run(load(server, n_clients, conversations))
+                yield way, n_clients, asyncio.run(run_load(server, n_clients, conversations))
 
 
-def loaded(loads: Sequence[int], n_rounds: int) -> dict[str, Any]:
+def measure_loads(loads: Sequence[int], n_rounds: int) -> dict[str, Any]:
     """The second part, and what it found."""
-    found: dict[tuple[str, int], list[Load]] = {}
-    with serving() as server:
-        asyncio.run(load(server, 4, [make(number) for number in range(8) for make in WAYS.values()]))  # warm
-        for way, n_clients, one in rounds_of(server, loads, n_rounds):
+    found: dict[tuple[str, int], list[LoadResult]] = {}
+    with run_server() as server:
+        asyncio.run(
+            run_load(server, 4, [make(number) for number in range(8) for make in WAYS.values()])
+        )  # warm
+        for way, n_clients, one in run_rounds(server, loads, n_rounds):
             found.setdefault((way, n_clients), []).append(one)
-        n_known = server.meter("ossicle_audio_cache_hits_total")
+        n_known = server.read_metric("ossicle_audio_cache_hits_total")
     rows = [{"clients": n, **{way: _medians(found[way, n]) for way in WAYS}} for n in loads]
     print(f"{'clients':>7}  {'':8}{'requests/s':>11}{'to one':>8}{'first token, ms: p50':>22}{'p99':>8}")
     for row in rows:
@@ -257,7 +266,7 @@ def loaded(loads: Sequence[int], n_rounds: int) -> dict[str, Any]:
     return {"rounds": n_rounds, "sounds_known": n_known, "loads": rows}
 
 
-def _medians(found: Sequence[Load]) -> dict[str, Any]:
+def _medians(found: Sequence[LoadResult]) -> dict[str, Any]:
     p50, p99 = (median([one.first_token_ms[which] for one in found]) for which in (0, 1))
     return {
         "requests_per_s": round(median([one.requests_per_s for one in found]), 2),
@@ -274,11 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="file for the results")
     asked = parser.parse_args(arguments)
     started = time.perf_counter()
-    result: dict[str, Any] = about("serving", torch.device("cpu"))
+    result: dict[str, Any] = describe_run("serving", torch.device("cpu"))
     if asked.seconds:
-        result["soak"] = soaked(asked.clients, asked.seconds)
+        result["soak"] = measure_soak(asked.clients, asked.seconds)
     if asked.loads:
-        result |= loaded(asked.loads, asked.rounds)
+        result |= measure_loads(asked.loads, asked.rounds)
         per_s = {row["clients"]: row["ear"]["requests_per_s"] for row in result["loads"]}
         if 1 in per_s and 16 in per_s:
             result["ratio_16_to_1"] = round(per_s[16] / per_s[1], 2)

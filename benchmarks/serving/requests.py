@@ -38,22 +38,22 @@ class Request:
     """The client goes away in the middle of a stream."""
 
 
-def spoken(number: int) -> bytes:
+def build_question_wav(number: int) -> bytes:
     """One question of the suite as a WAV file."""
     return _wav(_samples(_item(number), np.random.default_rng(number)))
 
 
-def question(number: int) -> Request:
+def build_audio_request(number: int) -> Request:
     """One spoken question, 0.5 to 3.3 s long; the answer is streamed, greedy, and ends where the LLM ends it."""
-    return _request(number, [_turn(_sound(spoken(number)))], {"stream": True})
+    return _request(number, [_turn(_sound(build_question_wav(number)))], {"stream": True})
 
 
-def read(number: int, transcript: str) -> Request:
+def build_text_request(number: int, transcript: str) -> Request:
     """The same question in letters."""
     return _request(number, [_turn({"type": "text", "text": transcript})], {"stream": True})
 
 
-def mixed(number: int) -> Request:
+def build_mixed_request(number: int) -> Request:
     """Sound and text in one to three turns, with options of all kinds; one client in seven goes away early."""
     draw = random.Random(number)
     hiss = np.random.default_rng(number)

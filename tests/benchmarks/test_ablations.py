@@ -82,7 +82,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def stub_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     """No table of punctuated speech is written."""
-    monkeypatch.setattr(arms, "punctuated_speech", lambda out: out / "commas.parquet")
+    monkeypatch.setattr(arms, "write_punctuated_speech", lambda out: out / "commas.parquet")
     monkeypatch.setattr(arms.pq, "read_metadata", lambda path: type("Footer", (), {"num_rows": 10_700}))
 
 
@@ -97,11 +97,11 @@ def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 @pytest.mark.usefixtures("stub_speech")
 def test_an_arm_changes_what_its_name_says() -> None:
     assert list(arms.ARMS) == list(CHANGES)
-    base = flat(to_table(arms.recipe_of(arms.ARMS["anchored"], 1, 30, Path())))
+    base = flat(to_table(arms.build_recipe(arms.ARMS["anchored"], 1, 30, Path())))
     assert (base["train.seed"], base["train.n_steps"], base["objective.align_only_ratio"]) == (1, 30, 0.5)
     folders = set()
     for name, arm in arms.ARMS.items():
-        settings = flat(to_table(arms.recipe_of(arm, 1, 30, Path())))
+        settings = flat(to_table(arms.build_recipe(arm, 1, 30, Path())))
         folders.add(settings.pop("out"))
         assert {key: value for key, value in settings.items() if value != base.get(key)} == CHANGES[name]
         assert set(base) - set(settings) <= {"out"}
@@ -110,13 +110,13 @@ def test_an_arm_changes_what_its_name_says() -> None:
 
 def test_commas_are_drawn_from_the_row_and_change_nothing_else() -> None:
     text = "seven is sound minus guitar quickly and sweet"
-    texts = {arms.punctuated(text, f"{row:05}") for row in range(50)}
+    texts = {arms.add_commas(text, f"{row:05}") for row in range(50)}
     assert len(texts) > 20
     assert {made.replace(",", "") for made in texts} == {text}
     assert not any(made.endswith(",") for made in texts)
     share = sum(made.count(",") for made in texts) / sum(made.count(" ") for made in texts)
     assert 0.2 < share < 0.45
-    assert arms.punctuated(text, "00007") == arms.punctuated(text, "00007")
+    assert arms.add_commas(text, "00007") == arms.add_commas(text, "00007")
 
 
 # Runs
@@ -125,7 +125,7 @@ def test_commas_are_drawn_from_the_row_and_change_nothing_else() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The ablations with two steps on a few clips, and two questions of the suite."""
-    recipe_of, clips_of, items = run.recipe_of, run.training_clips, load_suite("pocket")
+    recipe_of, clips_of, items = run.build_recipe, run.load_training_clips, load_suite("pocket")
 
     def shrunk(arm: Any, seed: int, n_steps: int, out: Path) -> Any:
         recipe = recipe_of(arm, seed, n_steps, out)
@@ -135,8 +135,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
             train=replace(recipe.train, batch_size=4),
         )
 
-    monkeypatch.setattr(run, "recipe_of", shrunk)
-    monkeypatch.setattr(run, "training_clips", lambda: clips_of(4))
+    monkeypatch.setattr(run, "build_recipe", shrunk)
+    monkeypatch.setattr(run, "load_training_clips", lambda: clips_of(4))
     monkeypatch.setattr(measures, "load_suite", lambda name: (items[0], items[-1]))
     monkeypatch.setattr(measures, "MAX_ANSWER", 3)
     return run
@@ -170,7 +170,7 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
         raise AssertionError("done before")
 
     monkeypatch.setattr(small, "train", forbidden)
-    monkeypatch.setattr(small, "naming", lambda *_: {"tokens named": 0.25})
+    monkeypatch.setattr(small, "measure_token_naming", lambda *_: {"tokens named": 0.25})
     assert small.main([*flags, "diva"])["arms"] == first["arms"]
     again = small.main([*flags, "query", "--measure-again"])
     assert again["arms"]["anchored"]["mean"]["tokens named"] == 0.25
@@ -186,8 +186,8 @@ def test_what_a_file_of_results_holds_is_not_run_again(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[str, int]] = []
-    monkeypatch.setattr(small.Bench, "train", lambda _, arm, seed: trained.append((arm.name, seed)))
-    monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
+    monkeypatch.setattr(small.AblationRuns, "train", lambda _, arm, seed: trained.append((arm.name, seed)))
+    monkeypatch.setattr(small.AblationRuns, "measure", lambda *_, **__: {"ear": 0.5})
     kept = tmp_path / "kept.json"
     runs = {"0": {"ear": 0.25, "training TFLOP": 1.0}}
     kept.write_text(json.dumps({"n_steps": 2, "arms": {"anchored": {"runs": runs}}}))
@@ -222,7 +222,7 @@ def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
             raise ConfigError("no such thing")
 
     monkeypatch.setattr(small, "train", train)
-    monkeypatch.setattr(small.Bench, "measure", lambda *_, **__: {"ear": 0.5})
+    monkeypatch.setattr(small.AblationRuns, "measure", lambda *_, **__: {"ear": 0.5})
     found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "query", "anchored"])
     assert found["failed"] == {"left, seed 0": "no such thing", "left, seed 1": "no such thing"}
 
@@ -266,12 +266,12 @@ def items() -> list[Item]:
 @pytest.mark.parametrize(("form", "n_noise"), [("query", 0), ("diva", 7)])
 def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, n_noise: int) -> None:
     ear = knowing(form, n_noise=n_noise)
-    found = measures.naming(ear, items())
+    found = measures.measure_token_naming(ear, items())
     assert found.pop("length right", 1.0) == 1.0
     assert found == {"tokens named": 1.0, "errors per token": 0.0}
-    spoken = measures.Spoken(audio=[item.audio for item in items()] * 20, texts=[*TEXTS] * 20)
-    slots = measures.by_slot(ear, spoken)
-    longest = max(len(ids) for ids in measures.token_ids(ear, TEXTS))
+    spoken = measures.Clips(audio=[item.audio for item in items()] * 20, texts=[*TEXTS] * 20)
+    slots = measures.measure_slot_errors(ear, spoken)
+    longest = max(len(ids) for ids in measures.tokenize(ear, TEXTS))
     for side in ("from the start", "from the end"):
         assert slots[side][:longest] == pytest.approx([0.0] * longest)
         assert slots[side][longest:] == [None] * (16 - longest)
@@ -283,15 +283,15 @@ def test_commas_that_nobody_speaks_do_not_count(
 ) -> None:
     ear = knowing(form, n_noise=n_noise)
     monkeypatch.setattr(Knowing, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
-    found = measures.naming(ear, items())
+    found = measures.measure_token_naming(ear, items())
     assert found.pop("length right", 1.0) == 1.0
     assert found == {"tokens named": 1.0, "errors per token": 0.0}
 
 
 def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
     ear = knowing("query", n_lost=1)
-    n_tokens = sum(len(ids) for ids in measures.token_ids(ear, TEXTS))
-    found = measures.naming(ear, items())
+    n_tokens = sum(len(ids) for ids in measures.tokenize(ear, TEXTS))
+    found = measures.measure_token_naming(ear, items())
     assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
     assert found["errors per token"] == pytest.approx(3 / n_tokens)
     assert found["length right"] == 0.0
@@ -300,7 +300,7 @@ def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
 def test_noise_belongs_to_the_question() -> None:
     tone = np.sin(np.arange(8_000) / 9).astype(np.float32)
     one, same, other = (
-        measures.in_noise(Item(id=i, audio=tone, text="a"))[0] for i in ("0001", "0001", "0002")
+        measures.add_white_noise(Item(id=i, audio=tone, text="a"))[0] for i in ("0001", "0001", "0002")
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -313,7 +313,7 @@ def test_cost_is_summed_from_what_a_run_logged(tmp_path: Path) -> None:
         {"step": 15, "tflops": 3.0, "clips_per_s": 5.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert measures.cost(tmp_path, 8) == {
+    assert measures.read_training_cost(tmp_path, 8) == {
         "training TFLOP": 2 / 4 * 80 + 3 / 5 * 40,
         "seconds trained": 80 / 4 + 40 / 5,
     }
@@ -336,7 +336,7 @@ def invented() -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def test_differences_are_taken_over_the_seeds_of_both() -> None:
-    found = results.result(invented(), 1_000, {})
+    found = results.build_result(invented(), 1_000, {})
     base, left = found["arms"]["anchored"], found["arms"]["query"]
     assert base["mean"]["ear"] == pytest.approx(0.25)
     assert base["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
@@ -349,16 +349,16 @@ def test_differences_are_taken_over_the_seeds_of_both() -> None:
         "n": 1,
     }
     assert falls.keys() == {"anchored: in noise", "left: in noise", "anchored: punctuated"}
-    said = "\n".join(results.tables(found))
+    said = "\n".join(results.format_tables(found))
     assert "25.0 ±7.1" in said
     assert "-20.0 (n 1)" in said
-    assert results.tables(results.result({}, 1_000, {}))
+    assert results.format_tables(results.build_result({}, 1_000, {}))
 
 
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), max_size=40), st.floats(0.001, 0.2))
 def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: float) -> None:
-    places = label_layout.apart(wanted, gap, 0.0, 1.0)
+    places = label_layout.spread_labels(wanted, gap, 0.0, 1.0)
     room = min(gap, 1.0 / max(1, len(wanted) - 1))
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     ordered = [places[number] for number in order]
@@ -367,7 +367,7 @@ def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: fl
 
 
 def test_labels_that_are_apart_stay_where_they_are() -> None:
-    apart = label_layout.apart
+    apart = label_layout.spread_labels
     assert apart([0.9, 0.1, 0.5], 0.1, 0.0, 1.0) == [0.9, 0.1, 0.5]
     assert apart([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
 
@@ -383,17 +383,17 @@ def test_pictures_are_refused_before_training_where_nothing_can_draw(
 
 
 def test_pictures_are_drawn_of_whatever_is_there(tmp_path: Path) -> None:
-    found = results.result(invented(), 1_000, {})
-    for path in plots.draw(found, tmp_path / "found.png"):
+    found = results.build_result(invented(), 1_000, {})
+    for path in plots.draw_plots(found, tmp_path / "found.png"):
         assert path.stat().st_size > 10_000
-    empty = results.result({}, 1_000, {})
-    assert all(path.exists() for path in plots.draw(empty, tmp_path / "empty.png"))
+    empty = results.build_result({}, 1_000, {})
+    assert all(path.exists() for path in plots.draw_plots(empty, tmp_path / "empty.png"))
 
 
 def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(tmp_path: Path) -> None:
-    folder = arms.run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
+    folder = arms.get_run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
     assert folder == tmp_path / "30-percent-of-the-speech-2"
     (folder / checkpoint.RUN_EAR).mkdir(parents=True)
-    bench = run.Bench(tmp_path, 10, {})
+    bench = run.AblationRuns(tmp_path, 10, {})
     assert bench.is_trained(arms.ARMS["30 % of the speech"], 2)
     assert not bench.is_trained(arms.ARMS["30 % of the speech"], 1)

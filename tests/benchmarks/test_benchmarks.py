@@ -15,8 +15,9 @@ from support.reports import add_noise_results, build_mixed_report
 from torch.testing import assert_close
 
 from benchmarks import __main__ as table
-from benchmarks import gpu, meters, robustness, shapes
-from benchmarks.training import loss, published_step, train_step
+from benchmarks import gpu, meters, robustness, shapes, stage_log
+from benchmarks.shapes import Backbones, Shape
+from benchmarks.training import gpu_stages, loss, synthetic_run, time_published_step, train_step
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.evaluation import write_report
@@ -32,41 +33,51 @@ PADDED = 0.02
 
 
 @pytest.fixture(scope="module")
-def toy() -> Any:
+def toy() -> Shape:
     return shapes.SHAPES["toy"]
 
 
 @pytest.fixture(scope="module")
-def bases(toy: Any) -> Any:
-    return shapes.Bases.of(toy, CPU)
+def backbones(toy: Shape) -> Backbones:
+    return shapes.Backbones.build(toy, CPU)
 
 
 # The baseline
 
 
-def test_the_baseline_is_the_published_method(toy: Any, bases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_baseline_is_the_published_method(
+    toy: Shape, backbones: Backbones, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its loss is that of an ear of the published form, which is tested against the reference elsewhere."""
-    (clips,) = shapes.drawn_batches(toy, 2.0, 3, 1)
-    step = published_step.new_literal(bases, toy)
-    ear = bases.ear(ConnectorSettings(form="diva", n_queries=toy.n_slots))
-    ear.connector.load_state_dict(step.connector.state_dict())
-    mels = shapes.full_window(toy, clips)
+    (clips,) = synthetic_run.draw_batches(toy, 2.0, 3, 1)
+    step = synthetic_run.build_published_step(backbones, toy)
+    ear = backbones.build_ear(ConnectorSettings(form="diva", n_queries=toy.n_decoder_positions))
+    ours = {get_our_name(name): weight for name, weight in step.connector.named_parameters()}
+    ear.connector.load_state_dict({name: ours[name] for name in ear.connector.state_dict()})
+    mels = synthetic_run.pad_to_window(toy, clips)
     whole = build_microbatch([replace(clip, mel=mel) for clip, mel in zip(clips, mels, strict=True)])
-    assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_positions] * 3
+    assert whole.n_positions == [mels.shape[2] // FRAMES_PER_POSITION] * 3 == [toy.n_encoder_positions] * 3
     published = ObjectiveSettings()
     loss = distillation_loss(ear, build_batch(ear, whole), published).total
     loss.backward()
-    gradients = {name: weight.grad for name, weight in ear.connector.named_parameters()}
+    gradients = {
+        name: weight.grad for name, weight in ear.connector.named_parameters() if weight.grad is not None
+    }
     monkeypatch.setattr(step.optimizer, "step", lambda: None)
     monkeypatch.setattr(step.optimizer, "zero_grad", lambda: None)
-    assert_close(step.step(published_step.Given.of(toy, clips)), loss.detach())
-    scale = torch.nn.utils.get_total_norm([grad for grad in gradients.values() if grad is not None])
-    for name, weight in step.connector.named_parameters():
-        assert_close(weight.grad, gradients[name] / max(1.0, float(scale)), msg=name)
+    assert_close(step.run_step(synthetic_run.build_published_batch(toy, clips)), loss.detach())
+    scale = torch.nn.utils.get_total_norm(list(gradients.values()))
+    for name, gradient in gradients.items():
+        assert_close(ours[name].grad, gradient / max(1.0, float(scale)), msg=name)
+
+
+def get_our_name(name: str) -> str:
+    """Our connector's name of a weight of the published one."""
+    return name.removeprefix("decoder.").replace("embed_positions.weight", "positions")
 
 
 def test_the_baseline_costs_what_is_planned_and_learns() -> None:
-    result = published_step.main(["--shape", "toy", "--batch", "2", "--seconds", "1", "--rounds", "2"])
+    result = time_published_step.main(["--shape", "toy", "--batch", "2", "--seconds", "1", "--rounds", "2"])
     assert result["loss"] == sorted(result["loss"], reverse=True)
 
 
@@ -74,7 +85,7 @@ def test_the_baseline_costs_what_is_planned_and_learns() -> None:
 
 
 def test_a_step_beside_the_published_one(
-    toy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    toy: Shape, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(shapes.SHAPES, "large-v3", toy)
     flags = "--shape toy --seconds 1 3 --batch 2 --rounds 1 --fit 1 2"
@@ -112,11 +123,13 @@ def test_all_that_a_gpu_is_wanted_for(tmp_path: Path, monkeypatch: pytest.Monkey
     def absent(*_: Any) -> None:
         raise RuntimeError("no first token")
 
-    monkeypatch.setattr(gpu, "SMALL", replace(gpu.SMALL, lengths=(2.0,), batches={2.0: 2, 5.0: 4}))
-    monkeypatch.setattr(gpu, "CHOICES", {"texts not packed": gpu.one_text_a_row, "impossible": absent})
-    monkeypatch.setattr(gpu, "first_token", absent)
-    monkeypatch.setattr(gpu, "proportions", lambda *_: {})
-    monkeypatch.setattr(gpu, "peaks", lambda *_: {"float32": 1e11})
+    monkeypatch.setattr(gpu, "SMALL", replace(gpu.SMALL, mean_lengths_s=(2.0,), batch_sizes={2.0: 2, 5.0: 4}))
+    monkeypatch.setattr(
+        gpu_stages, "VARIANTS", {"texts not packed": gpu_stages.pad_rows, "impossible": absent}
+    )
+    monkeypatch.setattr(gpu, "run_first_token", absent)
+    monkeypatch.setattr(gpu, "compute_flop_ratios", lambda *_: {})
+    monkeypatch.setattr(gpu, "measure_matmul_peaks", lambda *_: {"float32": 1e11})
     result = gpu.main(["--small", "--out", str(tmp_path)])
     assert result["failed"] == ["first token"]
     found = json.loads((tmp_path / result["results"]).read_text())
@@ -128,15 +141,15 @@ def test_all_that_a_gpu_is_wanted_for(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_stage_beyond_its_time_is_noted_and_the_next_one_runs(tmp_path: Path) -> None:
-    journal = gpu.Journal(tmp_path / "found.json", math.inf)
-    assert journal.stage("endless", 0.05, lambda: _endless()) is None
-    assert journal.stage("short", 5.0, lambda: 3) == 3
-    journal.end = 0.0
-    assert journal.stage("late", 5.0, lambda: 3) is None
+    log = stage_log.StageLog(tmp_path / "found.json", math.inf)
+    assert log.run_stage("endless", 0.05, lambda: _endless()) is None
+    assert log.run_stage("short", 5.0, lambda: 3) == 3
+    log.end_s = 0.0
+    assert log.run_stage("late", 5.0, lambda: 3) is None
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["endless"] == {"failed": "OutOfTime: not done after 0.05 s"}
+    assert found["endless"] == {"failed": "StageTimeout: not done after 0.05 s"}
     assert found["short"] == 3
-    assert found["late"] == {"failed": "OutOfTime: not begun: no time was left"}
+    assert found["late"] == {"failed": "StageTimeout: not started: no time is left"}
 
 
 def _endless() -> None:
@@ -151,13 +164,13 @@ def _endless() -> None:
 def test_flops_are_those_of_products_and_whole_attention() -> None:
     query = torch.randn(2, 4, 5, 8, requires_grad=True)
     few = torch.randn(2, 2, 7, 8)
-    with meters.Counter() as counter:
+    with meters.FlopCounter() as counter:
         heard = torch.nn.functional.scaled_dot_product_attention(query, few, few, enable_gqa=True)
         forward = counter.total
         heard.sum().backward()
     products = 2 * 2 * (2 * 4 * 5 * 7 * 8)
     assert forward == counter.in_attention / 3 == products
-    with meters.Counter() as counter:
+    with meters.FlopCounter() as counter:
         torch.randn(3, 4) @ torch.randn(4, 5)
     assert (counter.total, counter.in_attention) == (2 * 3 * 4 * 5, 0)
 
@@ -165,25 +178,25 @@ def test_flops_are_those_of_products_and_whole_attention() -> None:
 def test_what_autograd_keeps_is_counted_once_and_let_go() -> None:
     weight = torch.ones(100, requires_grad=True)
     given = torch.ones(100, requires_grad=True)
-    with meters.kept_for_backward([weight]) as kept:
+    with meters.count_saved_bytes([weight]) as kept:
         made = given.exp()  # kept, once for itself and once for the product
         total = (made * weight).sum()
-        assert kept.now == 400
+        assert kept.n_bytes == 400
         total.backward()
-        assert kept.now == 0
-    assert kept.most == 400
+        assert kept.n_bytes == 0
+    assert kept.max_bytes == 400
 
 
 def test_a_line_through_points() -> None:
-    line = meters.Line.through([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
+    line = meters.LineFit.fit([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
     assert (line.slope, line.intercept, line.r2) == pytest.approx((2.0, 1.0, 1.0))
 
 
 # Clips
 
 
-def test_clips_are_as_long_and_as_dense_as_asked(toy: Any) -> None:
-    batches = shapes.drawn_batches(toy, 2.0, 4, 3)
+def test_clips_are_as_long_and_as_dense_as_asked(toy: Shape) -> None:
+    batches = synthetic_run.draw_batches(toy, 2.0, 4, 3)
     seconds = [[clip.n_positions / 50 for clip in batch] for batch in batches]
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert min(seconds[0]) >= 1.4
@@ -191,13 +204,15 @@ def test_clips_are_as_long_and_as_dense_as_asked(toy: Any) -> None:
     assert max(seconds[0]) <= min(seconds[1])
     n_tokens = sum(len(clip.ids) for batch in batches for clip in batch)
     assert n_tokens / sum(map(sum, seconds)) == pytest.approx(2.8, rel=0.15)
-    again = shapes.drawn_batches(toy, 2.0, 4, 3)
+    again = synthetic_run.draw_batches(toy, 2.0, 4, 3)
     assert torch.equal(again[1][2].ids, batches[1][2].ids)
 
 
 def test_real_sizes_are_those_of_the_published_models() -> None:
     large = shapes.SHAPES["large-v3"]
-    parts = shapes.planned(large, shapes.published_recipe(large), plainly=True).flops_by_part(1500, 14.0)
+    parts = synthetic_run.plan_costs(
+        large, synthetic_run.build_published_recipe(large), is_naive=True
+    ).flops_by_part(1500, 14.0)
     assert float(parts["encoder"]) == pytest.approx(2.26e12, rel=0.02)
     assert float(parts["student forward"] + parts["student backward"]) == pytest.approx(13.1e12, rel=0.02)
 
@@ -259,11 +274,11 @@ def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) 
     ears = json.loads(numbers.read_text())["ears"]
     assert [ears[name]["recogniser"] for name in ears] == ["an ear", None]
     ears["written down"]["conditions"][0]["cascade"]["value"] = 0.125
-    axes = robustness.picture(ears).axes[0]
+    axes = robustness.plot_ears(ears).axes[0]
     bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
     assert len(bars) == len(axes.containers)
     lines = {bar.get_label(): np.asarray(bar.lines[0].get_ydata()).tolist() for bar in bars}
     assert list(lines) == ["cascade", "written down", "ear"]
     assert lines["written down"] == [12.5, *lines["cascade"][1:]]
-    alone = robustness.picture({"written down": ears["written down"]}).axes[0]
+    alone = robustness.plot_ears({"written down": ears["written down"]}).axes[0]
     assert [line.get_label() for line in alone.containers] == ["written down"]

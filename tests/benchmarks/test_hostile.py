@@ -63,7 +63,7 @@ class Victim:
         ]
 
         async def send() -> list[Any]:
-            return await asyncio.gather(*(client.sent(each, self.port) for each in made))
+            return await asyncio.gather(*(client.send(each, self.port) for each in made))
 
         return [outcome.fault(each) for each, outcome in zip(made, asyncio.run(send()), strict=True)]
 
@@ -74,8 +74,8 @@ class Victim:
 
     def answer(self, request: bytes) -> Any:
         """To one that is none of the hostile ones."""
-        outcome = asyncio.run(client.sent(requests.Hostile(sends=(request,)), self.port))
-        told = json.loads(outcome.answers[0].body)
+        outcome = asyncio.run(client.send(requests.AttackRequest(sends=(request,)), self.port))
+        told = json.loads(outcome.responses[0].body)
         return {name: value for name, value in told.items() if name not in ("id", "created")}
 
 
@@ -86,7 +86,7 @@ def ear() -> Ear:
 
 @pytest.fixture(scope="module")
 def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    sounds = hostile.whole_sounds()
+    sounds = hostile.build_valid_files()
     marker = tmp_path_factory.mktemp("machine") / "marker.wav"
     marker.write_bytes(sounds["wav"])
     meters = Metrics()
@@ -100,7 +100,7 @@ def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victi
         trap.listen()
         trap.setblocking(False)
         address = f"http://127.0.0.1:{trap.getsockname()[1]}/question.wav"
-        world = requests.World(sounds=sounds, marker=str(marker), trap=address, waits_s=2 * PATIENCE_S)
+        world = requests.AttackInputs(sounds=sounds, marker=str(marker), trap=address, waits_s=2 * PATIENCE_S)
         with serve_app(app) as url:
             port = urlsplit(url).port
             assert port is not None
@@ -110,9 +110,9 @@ def victim(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victi
 @pytest.mark.parametrize("name", hostile.KINDS)
 def test_every_kind_is_refused_and_leaves_nothing(victim: Victim, name: str) -> None:
     """Files that ask for too much are below, each by itself."""
-    good = hostile.good_requests(victim.world.sounds)[1]
+    good = hostile.build_good_requests(victim.world.sounds)[1]
     before = victim.answer(good)
-    n = 1 if hostile.KINDS[name].most < 24 or "too much" in name else 4
+    n = 1 if hostile.KINDS[name].max_requests < 24 or "too much" in name else 4
     assert victim.outcomes(name, n) == [None] * n
     assert victim.answer(good) == before
     assert before["choices"][0]["message"]["content"]
@@ -126,12 +126,12 @@ def test_many_at_once_are_refused_and_leave_nothing(victim: Victim) -> None:
     names = [
         name
         for name, kind in hostile.KINDS.items()
-        if kind.most == max(kind.most for kind in hostile.KINDS.values())
+        if kind.max_requests == max(kind.max_requests for kind in hostile.KINDS.values())
     ]
     made = [hostile.KINDS[name].make(random.Random(f"all/{name}"), victim.world) for name in names]
 
     async def send() -> list[Any]:
-        return await asyncio.gather(*(client.sent(each, victim.port) for each in made))
+        return await asyncio.gather(*(client.send(each, victim.port) for each in made))
 
     outcomes = asyncio.run(send())
     assert [outcome.fault(each) for each, outcome in zip(made, outcomes, strict=True)] == [None] * len(made)
@@ -140,15 +140,15 @@ def test_many_at_once_are_refused_and_leave_nothing(victim: Victim) -> None:
 
 def test_who_reads_nothing_is_not_waited_for(victim: Victim) -> None:
     page = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    deaf = requests.Hostile(sends=(page * 600, 3 * PATIENCE_S), then="reads nothing")
-    outcome = asyncio.run(client.sent(deaf, victim.port))
-    assert 0 < len(outcome.answers) < 600  # as many as were on their way
+    deaf = requests.AttackRequest(sends=(page * 600, 3 * PATIENCE_S), then="reads nothing")
+    outcome = asyncio.run(client.send(deaf, victim.port))
+    assert 0 < len(outcome.responses) < 600  # as many as were on their way
 
 
 @pytest.mark.parametrize("charset", ["punycode", "undefined"])
 def test_forms_have_no_charset(victim: Victim, charset: str) -> None:
     content_type = f"multipart/form-data; boundary={requests.BOUNDARY}; charset={charset}"
-    request = requests.written(requests.form(('name="model"', b"x")), content_type)
+    request = requests.build_transcription_request(requests.build_form(('name="model"', b"x")), content_type)
     assert "names a charset" in victim.answer(request)["error"]["message"]
 
 
@@ -157,9 +157,9 @@ def test_who_leaves_in_the_middle_of_a_body_is_no_error_of_the_server(
 ) -> None:
     errors: list[Any] = []
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *told, **_: errors.append(told))
-    request = requests.Hostile(sends=(requests.chat()[:-5],), then="half-closes")
-    assert asyncio.run(client.sent(request, victim.port)).told == "closed"
-    victim.answer(requests.chat(max_tokens=1))  # by then the other one is counted
+    request = requests.AttackRequest(sends=(requests.build_chat_request()[:-5],), then="half-closes")
+    assert asyncio.run(client.send(request, victim.port)).label == "closed"
+    victim.answer(requests.build_chat_request(max_tokens=1))  # by then the other one is counted
     assert {sample.labels["status"] for sample in victim.counted() if sample.value} >= {"200", "499"}
     assert not errors
 
@@ -245,8 +245,8 @@ def test_a_prompt_beyond_the_context_by_far_is_refused_before_it_is_read(
 
 @pytest.mark.parametrize(("n_turns", "n_sounds"), [(1, 33), (9, 29)])
 def test_sounds_are_counted(n_turns: int, n_sounds: int) -> None:
-    sounds = [requests.part(files.wav(b"\1\2" * 50))] * n_sounds
-    body = requests.asked({"messages": [requests.spoken(*sounds)] * n_turns})
+    sounds = [requests.build_audio_part(files.build_wav(b"\1\2" * 50))] * n_sounds
+    body = requests.build_chat_body({"messages": [requests.build_user_message(*sounds)] * n_turns})
     with pytest.raises(
         ApiError, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
     ):
@@ -309,13 +309,13 @@ def test_files_that_ask_for_too_much_are_refused_and_get_little(
     monkeypatch.setattr(truncation, "_MAX_CHUNKS", 1 << 14)  # all the same, and sooner
     monkeypatch.setattr(fuzz, "MOST_S", float("inf"))
     monkeypatch.setattr(fuzz, "LIMITS", RequestLimits())
-    assert fuzz.outcome_of(fuzz.Input("sound", files.BOMBS[name]())) == ("sound refused", None)
+    assert fuzz.run_input(fuzz.FuzzInput("sound", files.BOMBS[name]())) == ("sound refused", None)
 
 
 def test_sound_that_is_elsewhere_stays_there(tmp_path: Path) -> None:
     marker = tmp_path / "marker.wav"
     soundfile.write(marker, fuzz.SAMPLES, 16_000)
-    for data in files.references(str(marker), "http://127.0.0.1:9/x.wav"):
+    for data in files.build_references(str(marker), "http://127.0.0.1:9/x.wav"):
         with pytest.raises(AudioError, match="not audio that can be read"):
             load_audio(data)
 
@@ -325,12 +325,12 @@ def test_eight_channels_are_heard_by_either_decoder() -> None:
     file = io.BytesIO()
     soundfile.write(file, np.stack([fuzz.SAMPLES] * 8, axis=1), 48_000, format="FLAC")
     heard = load_audio(file.getvalue())
-    np.testing.assert_array_equal(load_audio(files.without_length(file.getvalue())), heard)
+    np.testing.assert_array_equal(load_audio(files.remove_flac_length(file.getvalue())), heard)
 
 
 @pytest.mark.parametrize(("rate", "n_channels"), [(999, 1), (48_000, 17), (1_000_000, 1)])
 def test_sound_that_nobody_records_is_refused(rate: int, n_channels: int) -> None:
-    data = files.wav(bytes(range(250)) * n_channels, rate=rate, n_channels=n_channels)
+    data = files.build_wav(bytes(range(250)) * n_channels, rate=rate, n_channels=n_channels)
     with pytest.raises(
         AudioError, match=rf"{n_channels} channel\(s\) at {rate} Hz; expected at least 1000 Hz"
     ):
@@ -339,7 +339,7 @@ def test_sound_that_nobody_records_is_refused(rate: int, n_channels: int) -> Non
 
 @pytest.mark.parametrize("n_each", [31, 32])
 def test_packets_have_some_milliseconds_each(n_each: int) -> None:
-    data = files.mkv(files.block(b"\1\2" * n_each) * 1_100)
+    data = files.build_mkv(files.pack_block(b"\1\2" * n_each) * 1_100)
     with contextlib.nullcontext() if n_each == 32 else pytest.raises(AudioError, match="less than 2 ms"):
         assert len(load_audio(data)) == 32 * 1_100
 
@@ -349,7 +349,9 @@ def test_packets_have_some_milliseconds_each(n_each: int) -> None:
 
 def test_a_seed_gives_the_same_requests_of_every_kind(victim: Victim) -> None:
     n = len(hostile.KINDS)
-    light = requests.Kinds({name: kind for name, kind in hostile.KINDS.items() if "too much" not in name})
+    light = requests.AttackKinds(
+        {name: kind for name, kind in hostile.KINDS.items() if "too much" not in name}
+    )
     first, again, other = (list(light.requests(n, seed, victim.world)) for seed in (0, 0, 1))
     assert first == again != other
     assert {name for name, _ in first} == set(light)
@@ -366,24 +368,26 @@ def test_a_seed_gives_the_same_requests_of_every_kind(victim: Victim) -> None:
     ],
 )
 def test_broken_promises_are_seen(answers: list[tuple[int, bytes]], fault: str) -> None:
-    outcome = client.Outcome([client.Answer(*answer) for answer in answers], False, 0.0)
-    found = outcome.fault(requests.Hostile(sends=()))
+    outcome = client.Outcome([client.RawResponse(*answer) for answer in answers], False, 0.0)
+    found = outcome.find_fault(requests.AttackRequest(sends=()))
     assert found is not None
     assert fault in found
 
 
 def test_what_is_left_behind_is_seen() -> None:
-    warm = hostile.State(rss_mb=100, peak_mb=100, threads=7, files=9)
-    end = hostile.State(rss_mb=111, peak_mb=200, threads=99, files=10)
-    tallies = {"a kind": hostile.Tally(Counter(), 0.0, ["answered with 500"])}
-    found = hostile.broken(tallies, warm, end, 2, "AUDIT open /etc/passwd\nWARNING: x\nTraceback (most\n")
+    warm = hostile.ProcessState(rss_mb=100, peak_mb=100, threads=7, files=9)
+    end = hostile.ProcessState(rss_mb=111, peak_mb=200, threads=99, files=10)
+    tallies = {"a kind": hostile.KindResult(Counter(), 0.0, ["answered with 500"])}
+    found = hostile.find_broken_promises(
+        tallies, warm, end, 2, "AUDIT open /etc/passwd\nWARNING: x\nTraceback (most\n"
+    )
     assert len(found) == 6
-    assert hostile.broken({}, warm, warm, 0, "WARNING: x") == []
+    assert hostile.find_broken_promises({}, warm, warm, 0, "WARNING: x") == []
 
 
 def test_damaged_inputs_are_read_or_refused() -> None:
     corpus = fuzz.Corpus()
-    outcomes = [fuzz.outcome_of(corpus.input(0, number)) for number in range(400)]
+    outcomes = [fuzz.run_input(corpus.build_input(0, number)) for number in range(400)]
     assert {fault for _, fault in outcomes} == {None}
     assert {told for told, _ in outcomes} == {"sound read", "sound refused", "json read", "json refused"}
 
@@ -399,7 +403,7 @@ def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.Captur
 
         def join(self) -> None: ...
 
-    hunt = fuzz.Hunt(3, tmp_path / "found", next=5)
+    hunt = fuzz.FuzzRun(3, tmp_path / "found", next=5)
     hunt._follow(pipe, Gone(), lambda: False)
     assert hunt.next == 8
     assert [line.partition(": ")[2] for line in hunt.findings] == [
@@ -407,6 +411,6 @@ def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.Captur
         "the process ended with -11",
     ]
     assert {file.name for file in hunt.folder.iterdir()} == {"3-6.json", "3-7.sound"}
-    assert (hunt.folder / "3-7.sound").read_bytes() == hunt.corpus.input(3, 7).data
+    assert (hunt.folder / "3-7.sound").read_bytes() == hunt.corpus.build_input(3, 7).data
     assert fuzz.main(["--again", str(hunt.folder / "3-7.sound")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "sound refused None"

@@ -100,9 +100,9 @@ def numbers(text: str) -> list[str]:
 def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
     head, teacher = drawn(40, 6, seed=seed), drawn(5, 6, seed=seed + 1, scale=scale)
     delta = drawn(5, 6, seed=seed + 2, scale=length)
-    kl = heads.divergence(head, teacher, teacher + delta)
-    by_range = heads.most_divergence(heads.span_of(head, delta))
-    by_length = heads.most_divergence(heads.widest_pair(head)[2] * delta.norm(dim=1))
+    kl = heads.compute_kl(head, teacher, teacher + delta)
+    by_range = heads.compute_kl_bound(heads.compute_logit_range(head, delta))
+    by_length = heads.compute_kl_bound(heads.find_widest_pair(head)[2] * delta.norm(dim=1))
     assert (kl <= by_range * (1 + 1e-9) + 1e-12).all()
     assert (by_range <= by_length * (1 + 1e-9)).all()
 
@@ -111,15 +111,15 @@ def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
 def test_two_tokens_reach_the_bound(span: float) -> None:
     """A head of two rows and a teacher that is as undecided as the derivation says."""
     head = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
-    q = heads.upper_share(span)
+    q = heads.compute_upper_ratio(span)
     teacher = torch.tensor([[q / (1 - q)]], dtype=torch.float64).log()
-    kl = heads.divergence(head, teacher, teacher + span)
-    assert_close(kl, heads.most_divergence(torch.tensor([span], dtype=torch.float64)))
+    kl = heads.compute_kl(head, teacher, teacher + span)
+    assert_close(kl, heads.compute_kl_bound(torch.tensor([span], dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("span", [1e-4, 0.009, 0.011, 1.0, 10.0, 1_000.0])
 def test_the_bound_is_below_hoeffdings_and_below_the_range(span: float) -> None:
-    bound = heads.most_divergence(torch.tensor([span], dtype=torch.float64)).item()
+    bound = heads.compute_kl_bound(torch.tensor([span], dtype=torch.float64)).item()
     assert 0 < bound <= min(span**2 / 8, span) * (1 + 1e-9)
 
 
@@ -129,21 +129,21 @@ def test_divergence_is_torchs(length: float) -> None:
     student = teacher + length * drawn(4, 5, seed=2)
     reads, hears = ((states @ head.T).log_softmax(-1) for states in (teacher, student))
     expected = torch.nn.functional.kl_div(hears, reads, reduction="none", log_target=True).sum(-1)
-    assert_close(heads.divergence(head, teacher, student), expected, rtol=1e-6, atol=1e-15)
+    assert_close(heads.compute_kl(head, teacher, student), expected, rtol=1e-6, atol=1e-15)
 
 
 def test_curvature_is_that_of_the_divergence() -> None:
     head, teacher = drawn(30, 5), drawn(3, 5, seed=1)
-    values, vectors = heads.curvatures(head, teacher)
+    values, vectors = heads.compute_curvatures(head, teacher)
     for which in range(5):
         moved = teacher + 1e-4 * vectors[:, :, which]
-        assert_close(heads.divergence(head, teacher, moved), 0.5e-8 * values[:, which], rtol=1e-3, atol=1e-16)
+        assert_close(heads.compute_kl(head, teacher, moved), 0.5e-8 * values[:, which], rtol=1e-3, atol=1e-16)
 
 
 def test_a_silent_direction_changes_no_distribution() -> None:
-    head, silent = heads.with_silent_direction(drawn(30, 5), torch.Generator().manual_seed(3))
+    head, silent = heads.add_silent_direction(drawn(30, 5), torch.Generator().manual_seed(3))
     teacher = drawn(4, 5, seed=1)
-    assert heads.divergence(head, teacher, teacher + 10 * silent).max() < 1e-12
+    assert heads.compute_kl(head, teacher, teacher + 10 * silent).max() < 1e-12
     assert_close(head @ silent, torch.ones(30, dtype=torch.float64))
 
 
@@ -153,22 +153,22 @@ def test_a_silent_direction_changes_no_distribution() -> None:
 def test_noise_scale_of_known_gradients() -> None:
     """Batches of 4 from gradients with mean 1 and deviation 3 in each of 1,000 weights: 9 clips."""
     rows = 1 + drawn(400, 1_000, scale=3 / 4**0.5)
-    assert gradients.noise_scale(rows @ rows.T, 4) == pytest.approx(9, rel=0.02)
+    assert gradients.compute_noise_scale(rows @ rows.T, 4) == pytest.approx(9, rel=0.02)
 
 
 def test_noise_scale_where_there_is_no_mean() -> None:
     pull = drawn(1, 100)
     rows = torch.cat([pull, -pull])
-    assert gradients.noise_scale(rows @ rows.T, 4) == float("inf")
+    assert gradients.compute_noise_scale(rows @ rows.T, 4) == float("inf")
 
 
 def test_mean_cosine_whatever_the_lengths() -> None:
     """Two batches pull alike, a third the other way: one pair of three at 1, two at -1."""
     rows = torch.tensor([[1.0], [5.0], [-2.0]]) * drawn(1, 100)
-    assert gradients.mean_cosine(rows.double() @ rows.double().T) == pytest.approx(-1 / 3)
+    assert gradients.compute_mean_cosine(rows.double() @ rows.double().T) == pytest.approx(-1 / 3)
 
 
 def test_ranks_agree_whatever_the_scale() -> None:
     x = drawn(50)
-    assert samples.ranks_agree(x, x.exp()) == pytest.approx(1)
-    assert samples.ranks_agree(x, -(x**3)) == pytest.approx(-1)
+    assert samples.compute_rank_correlation(x, x.exp()) == pytest.approx(1)
+    assert samples.compute_rank_correlation(x, -(x**3)) == pytest.approx(-1)
