@@ -359,3 +359,33 @@ def test_an_ear_of_format_1_is_read(base: BaseSettings, tmp_path: Path, form: st
     loaded = ossicle.load(folder, device="cpu")
     assert loaded.settings == ear.settings
     torch.testing.assert_close(loaded.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
+
+
+# An ear without its LLM
+
+
+def test_an_ear_without_its_llm_embeds_and_transcribes_the_same() -> None:
+    whole = ossicle.load("pocket/ear", device="cpu")
+    without_llm = ossicle.load("pocket/ear", device="cpu", with_llm=False)
+    sound = torch.sin(torch.arange(16_000) / 9)
+    audio_tokens = without_llm.hear(sound)
+    assert all(weight.is_meta for weight in without_llm.llm.parameters())
+    assert without_llm.device.type == "cpu"
+    torch.testing.assert_close(audio_tokens, whole.hear(sound).to(audio_tokens.dtype))
+    assert without_llm.transcribe([sound]) == whole.transcribe([sound])
+    assert without_llm.template.frame == whole.template.frame
+    with pytest.raises(
+        CheckpointError, match="was loaded without its LLM: it hears and transcribes, and cannot"
+    ):
+        without_llm.chat([{"role": "user", "content": "What is the capital of Japan?"}])
+
+
+def test_an_ear_without_its_llm_still_checks_its_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = checkpoint.fingerprint_tokenizer
+    monkeypatch.setattr(
+        checkpoint,
+        "fingerprint_tokenizer",
+        lambda tokenizer: "0123456789abcdef" if tokenizer.chat_template else fingerprint(tokenizer),
+    )
+    with pytest.raises(CheckpointError, match="trained with another tokenizer"):
+        ossicle.load("pocket/ear", with_llm=False)

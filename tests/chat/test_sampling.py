@@ -1,0 +1,36 @@
+"""The next token of an answer: seeds, top_p and the model's own generation config."""
+
+from typing import Any
+
+import torch
+from support.tiny_families import tiny_llm
+
+from ossicle.chat.sampling import SamplingSettings, TokenSampler
+
+
+def sample_tokens(llm: Any, settings: SamplingSettings, n: int = 40) -> list[int]:
+    sampler = TokenSampler(llm, settings, [3, 4])
+    return [sampler.sample(torch.linspace(0, 3, 50)) for _ in range(n)]
+
+
+def test_the_same_seed_samples_the_same_tokens_and_another_seed_others() -> None:
+    llm, _ = tiny_llm("llama")
+    settings = SamplingSettings(temperature=1.0, seed=3)
+    first, same_seed = sample_tokens(llm, settings), sample_tokens(llm, settings)
+    assert first == same_seed != sample_tokens(llm, SamplingSettings(temperature=1.0, seed=4))
+    assert set(sample_tokens(llm, SamplingSettings())) == {49}
+
+
+def test_top_p_keeps_the_likeliest_tokens() -> None:
+    llm, _ = tiny_llm("llama")
+    probabilities = torch.linspace(0, 3, 50).softmax(0).flip(0)
+    n_kept = int((probabilities.cumsum(0) < 0.2).sum()) + 1
+    tokens = set(sample_tokens(llm, SamplingSettings(temperature=1.0, top_p=0.2), n=400))
+    assert tokens == set(range(50 - n_kept, 50))
+    assert set(sample_tokens(llm, SamplingSettings(temperature=1.0), n=400)) - tokens
+
+
+def test_the_model_s_top_k_applies() -> None:
+    llm, _ = tiny_llm("llama")
+    llm.generation_config.top_k = 2
+    assert set(sample_tokens(llm, SamplingSettings(temperature=5.0), n=100)) == {48, 49}
