@@ -375,7 +375,7 @@ def test_an_ear_without_its_llm_embeds_and_transcribes_the_same() -> None:
     assert without_llm.transcribe([sound]) == whole.transcribe([sound])
     assert without_llm.template.frame == whole.template.frame
     with pytest.raises(
-        CheckpointError, match="was loaded without its LLM: it hears and transcribes, and cannot"
+        CheckpointError, match="was loaded without its LLM: it can hear and transcribe, but not answer"
     ):
         without_llm.chat([{"role": "user", "content": "What is the capital of Japan?"}])
 
