@@ -1,18 +1,19 @@
 """Compares our connector, student, teacher, loss and gradients with the published implementation's numbers.
 
-    python tests/parity/check_reference.py FIXTURE.npz
+    python tests/parity/check_reference.py FIXTURE.npz [--prefix 1,2,3 --suffix 6,7,8,9]
 
 The fixture holds weights, inputs, outputs and gradients of the JAX implementation of DiVA (arXiv 2410.02678);
-all sizes are read from it. Exit status: 0 if everything agrees, 1 if something does not, 2 if the file is
-missing or is no such fixture.
+all sizes are read from it. The prompt's token ids are not in it: --prefix and --suffix give those that it was made with.
+Exit status: 0 if everything agrees, 1 if something does not, 2 if the file is missing or is not such a fixture.
 """
 
 import argparse
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,10 @@ of them but by the same roundings in the same order. All other gradients are wit
 N_HEADS = 4  # in all three models
 ROPE_THETA, RMS_NORM_EPS = 500_000.0, 1e-5
 PREFIX, SUFFIX = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
+"""Token ids before and after the user's content in diva_reference_tiny.npz."""
 
 Arrays = Mapping[str, Tensor]
+Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def read_fixture(path: Path) -> Arrays:
 class Reference(Ear):
     """An ear with the fixture's weights; its prompt is a constant frame, so it needs no tokenizer."""
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, prefix: Ids = PREFIX, suffix: Ids = SUFFIX) -> None:
         self.llm = _llm(arrays)
         self.encoder, decoder = _whisper(arrays)
         n_queries = len(arrays["query_tokens"])
@@ -101,15 +104,11 @@ class Reference(Ear):
         self.connector.projection.load_state_dict(_below(arrays, "projection."))
         with torch.no_grad():
             self.connector.queries.copy_(arrays["query_tokens"])
-        self.template: Any = _Frame()
+        self.template: Any = SimpleNamespace(frame=(prefix, suffix))
 
     def listen(self, mel: Tensor) -> Features:
         """The encoder's states for full windows."""
         return encode(self.encoder, mel, torch.full((len(mel),), mel.shape[2]))
-
-
-class _Frame:
-    frame = (PREFIX, SUFFIX)
 
 
 def _below(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
@@ -166,14 +165,14 @@ def _llm(arrays: Arrays) -> LlamaForCausalLM:
     return llm.requires_grad_(False)
 
 
-def compare(arrays: Arrays) -> list[Difference]:
+def compare(arrays: Arrays, prefix: Ids = PREFIX, suffix: Ids = SUFFIX) -> list[Difference]:
     """The largest differences between the fixture's numbers and ours.
 
     Raises:
         DataError: arrays that are missing or do not fit together
     """
     try:
-        ear = Reference(arrays)
+        ear = Reference(arrays, prefix, suffix)
         audio = ear.connector(ear.listen(arrays["mel"]))
         n_text = arrays["reversed_mask"].sum(1).long()
         text = ear.embed(arrays["input_ids"])
@@ -242,14 +241,29 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="accept in gradients N float32 roundings of the largest number, where that is more than the limit",
     )
+    for name, default in (("prefix", PREFIX), ("suffix", SUFFIX)):
+        parser.add_argument(
+            f"--{name}",
+            type=_parse_ids,
+            default=default,
+            metavar="ID,ID,...",
+            help=f"the prompt's token ids in the fixture's {name}; {','.join(map(str, default))} if not given",
+        )
     given = parser.parse_args(arguments)
     try:
-        differences = compare(read_fixture(given.fixture))
+        differences = compare(read_fixture(given.fixture), given.prefix, given.suffix)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print_table(differences, given.roundings)
     return 0 if all(found.is_within(given.roundings) for found in differences) else 1
+
+
+def _parse_ids(text: str) -> Ids:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids: expected such as 1,2,3")
+    return tuple(map(int, parts))
 
 
 def print_table(differences: list[Difference], n_roundings: int) -> None:

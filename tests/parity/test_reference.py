@@ -112,3 +112,13 @@ def test_without_a_fixture_there_is_nothing_to_compare(tmp_path: Path, capsys) -
 def test_a_wrong_fixture_is_refused(altered, capsys, changes: dict, expected: str) -> None:
     assert check_reference.main([altered(**changes)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_prompt_ids_are_those_that_the_fixture_was_made_with(capsys) -> None:
+    assert check_reference.main([str(FIXTURE), "--prefix", "1,2,3,4,5", "--suffix", "6,7,8,9,10"]) == 0
+    assert check_reference.main([str(FIXTURE), "--prefix", "1,2,3", "--suffix", "6,7,8,9"]) == 1
+    assert "hidden states student" in capsys.readouterr().out
+    assert check_reference.main([str(FIXTURE), "--prefix", "1,500"]) == 2
+    with pytest.raises(SystemExit):
+        check_reference.main([str(FIXTURE), "--prefix", "1,x"])
+    assert "'1,x' is not a list of token ids" in capsys.readouterr().err

@@ -299,7 +299,7 @@ def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
             trainer.train(plain)
         return str(told.value)
 
-    def leave(*args: object) -> None:
+    def leave(*args: object, **options: object) -> None:
         dist.destroy_process_group()
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
         raise ProcessLookupError
