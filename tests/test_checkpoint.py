@@ -1,4 +1,4 @@
-"""An ear on disk: loaded as it was saved, written whole or not at all, refused on any other base."""
+"""An ear on disk: loaded as it was saved, written completely or not at all, refused on other backbones."""
 
 import copy
 import errno
@@ -69,7 +69,7 @@ def change(folder: Path, **keys: object) -> None:
 
 
 @pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
-def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
+def test_a_loaded_ear_equals_the_saved_one(base: BaseSettings, form: str, tmp_path: Path) -> None:
     ear = new_ear(base, form)
     ossicle.save(ear, tmp_path / "runs" / "ear", card="## Numbers\n")
     again = ossicle.load(str(tmp_path / "runs" / "ear"), device="cpu")
@@ -80,7 +80,7 @@ def test_a_loaded_ear_is_the_saved_one(base: BaseSettings, form: str, tmp_path: 
     assert "## Numbers" in (tmp_path / "runs" / "ear" / checkpoint.CARD).read_text()
 
 
-def test_an_llm_that_also_sees_is_saved_and_loaded(base: BaseSettings, tmp_path: Path) -> None:
+def test_an_ear_on_a_vision_language_llm_is_saved_and_loaded(base: BaseSettings, tmp_path: Path) -> None:
     llm = save_tiny_llm("gemma3-with-eyes", tmp_path / "llm")
     ear = new_ear(BaseSettings(encoder=base.encoder, llm=llm))
     assert type(ear.llm).__name__ == "Gemma3ForCausalLM"
@@ -90,7 +90,7 @@ def test_an_llm_that_also_sees_is_saved_and_loaded(base: BaseSettings, tmp_path:
     )
 
 
-def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder: Path, ear: Ear) -> None:
+def test_a_folder_holds_settings_weights_and_a_readable_card(folder: Path, ear: Ear) -> None:
     files = {path.name: path for path in folder.iterdir()}
     assert files.keys() == {"config.json", "connector.safetensors", "README.md"}
     umask = os.umask(0)
@@ -106,7 +106,7 @@ def test_a_folder_holds_settings_weights_and_a_card_for_everyone_to_read(folder:
     assert names_in(folder.parent) == ["ear"]
 
 
-def test_the_commits_of_bases_from_the_hub_are_recorded(
+def test_revisions_of_backbones_from_the_hub_are_recorded(
     ear: Ear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ear.llm.config, "_commit_hash", "0123abc", raising=False)
@@ -114,12 +114,14 @@ def test_the_commits_of_bases_from_the_hub_are_recorded(
     assert json.loads((tmp_path / "ear" / "config.json").read_text())["base"]["llm_revision"] == "0123abc"
 
 
-def test_a_run_s_folder_stands_for_its_ear(ear: Ear, tmp_path: Path) -> None:
+def test_the_folder_of_a_run_can_be_loaded_as_its_ear(ear: Ear, tmp_path: Path) -> None:
     checkpoint.save(ear, tmp_path / "run" / checkpoint.RUN_EAR)
     assert ossicle.load(tmp_path / "run", device="cpu").settings == ear.settings
 
 
-def test_bases_may_have_moved(folder: Path, base: BaseSettings, tmp_path: Path) -> None:
+def test_backbones_can_be_loaded_from_another_location(
+    folder: Path, base: BaseSettings, tmp_path: Path
+) -> None:
     moved = save_tiny_bases(tmp_path / "elsewhere")
     change(folder, base={"encoder": "/gone/whisper", "llm": "/gone/llm", "llm_revision": "abc"})
     assert "'/gone/whisper': there is no such folder" in refusal(folder)
@@ -127,9 +129,7 @@ def test_bases_may_have_moved(folder: Path, base: BaseSettings, tmp_path: Path) 
     assert again.settings.base == moved
 
 
-def test_saving_again_replaces_the_ear_and_keeps_what_lies_beside_it(
-    folder: Path, base: BaseSettings
-) -> None:
+def test_saving_again_replaces_the_ear_and_keeps_its_neighbors(folder: Path, base: BaseSettings) -> None:
     (folder / "report.json").write_text("{}")
     other = new_ear(base, seed=1)
     checkpoint.save(other, folder)
@@ -138,7 +138,7 @@ def test_saving_again_replaces_the_ear_and_keeps_what_lies_beside_it(
     assert names_in(folder.parent) == ["ear"]
 
 
-def test_a_folder_of_other_things_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="holds files that are not an ear"):
         checkpoint.save(ear, tmp_path)
@@ -158,7 +158,7 @@ def test_a_file_is_never_replaced(ear: Ear, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", ["disk", "safetensors", "card", "exchange", "interrupt"])
-def test_a_save_that_fails_leaves_the_earlier_ear_and_nothing_else(
+def test_a_failed_save_leaves_the_earlier_ear_and_nothing_else(
     folder: Path, base: BaseSettings, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -192,7 +192,7 @@ def test_a_save_that_fails_leaves_the_earlier_ear_and_nothing_else(
     assert names_in(folder.parent) == ["ear"]
 
 
-def test_a_place_that_cannot_be_written_to(ear: Ear, tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_a_clear_error(ear: Ear, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file" / "ear", Path("/proc/ear")):
         with pytest.raises(CheckpointError, match="cannot be written"):
@@ -211,7 +211,7 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["state"]
 
 
-def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_an_ear_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "is not an ear: config.json cannot be read (No such file" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "is not an ear" in refusal(tmp_path / "empty")
@@ -251,12 +251,12 @@ def test_what_is_no_ear_is_refused(folder: Path, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_settings_that_cannot_be_are_refused(folder: Path, keys: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(folder: Path, keys: dict[str, object], message: str) -> None:
     change(folder, **keys)
     assert message in refusal(folder)
 
 
-def test_weights_that_are_damaged_missing_or_a_pickle_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_damaged_missing_or_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / checkpoint.WEIGHTS
     whole = weights.read_bytes()
     for content in (b"", whole[:100], whole[:-10], b"\x80\x04" + pickle.dumps({"queries": [1.0]}) * 20):
@@ -271,7 +271,7 @@ def test_weights_that_are_damaged_missing_or_a_pickle_are_refused(folder: Path, 
     assert "does not fit the connector" in refusal(folder)
 
 
-def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, tmp_path: Path) -> None:
+def test_another_backbone_is_refused_with_both_fingerprints(folder: Path, ear: Ear, tmp_path: Path) -> None:
     recorded = json.loads((folder / "config.json").read_text())["fingerprints"]
     base = ear.settings.base
     other = tiny_whisper(seed=9)
@@ -292,10 +292,10 @@ def test_another_base_is_refused_with_both_fingerprints(folder: Path, ear: Ear, 
 
 
 @pytest.mark.parametrize("form", ["autoregressive", "query"])
-def test_the_same_encoder_with_other_words_is_refused_by_ears_that_know_them(
+def test_another_decoder_vocabulary_is_refused_by_ears_that_use_it(
     ear: Ear, tmp_path: Path, form: str
 ) -> None:
-    """As distilled Whispers are: an encoder taken over, a decoder of their own."""
+    """As in distilled Whispers: the encoder of another Whisper with a decoder of its own."""
     checkpoint.save(tiny_ear(form, base=ear.settings.base), tmp_path / "ear")
     other = copy.deepcopy(tiny_whisper())
     with torch.no_grad():
@@ -319,12 +319,12 @@ def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
     assert checkpoint.fingerprint_model(layer.to(torch.bfloat16)) == checkpoint.fingerprint_model(layer)
 
 
-def test_a_device_that_is_not_here_is_a_clear_error(folder: Path) -> None:
+def test_a_missing_device_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match="device is 'banana'"):
         ossicle.load(folder, device="banana")
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     assert all(hasattr(ossicle, name) for name in ossicle.__all__)
     assert set(ossicle.__all__) <= set(dir(ossicle))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""The ear's laws: what it hears does not depend on company, what it is made of never changes."""
+"""Laws of the ear: audio tokens do not depend on the batch, and the frozen models never change."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ def tone(duration_s: float, pitch: float = 0.1) -> np.ndarray:
 
 
 def long_sound() -> np.ndarray:
-    """Twenty seconds for a window of six."""
+    """Twenty seconds of sound, for an encoder window of six."""
     return np.concatenate([tone(4.0, 0.07), tone(7.5, 0.2), tone(8.5, 0.05)])
 
 
@@ -54,11 +54,11 @@ def ear(request: pytest.FixtureRequest) -> Ear:
 
 
 @pytest.fixture(scope="module")
-def left() -> Ear:
+def query_ear() -> Ear:
     return tiny_ear("query")
 
 
-def test_many_sounds_are_heard_as_each_alone(ear: Ear) -> None:
+def test_a_batch_of_sounds_equals_each_alone(ear: Ear) -> None:
     sounds: list[AudioSource] = [tone(0.5), tone(3.0, 0.2), tone(0.01), tone(6.0, 0.05)]
     heard = ear.hear(sounds)
     assert [tokens.shape[1] for tokens in heard] == [48] * 4
@@ -69,16 +69,16 @@ def test_many_sounds_are_heard_as_each_alone(ear: Ear) -> None:
     assert ear.hear([]) == []
 
 
-def test_a_file_bytes_and_samples_are_one_sound(left: Ear, tmp_path: Path) -> None:
+def test_file_bytes_and_samples_give_the_same_audio_tokens(query_ear: Ear, tmp_path: Path) -> None:
     import soundfile
 
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(1.0), RATE, subtype="FLOAT")
     for source in (path, str(path), path.read_bytes(), (tone(1.0), RATE)):
-        torch.testing.assert_close(left.hear(source), left.hear(tone(1.0)))
+        torch.testing.assert_close(query_ear.hear(source), query_ear.hear(tone(1.0)))
 
 
-def test_conversations_of_different_numbers_of_sounds_are_answered_as_each_alone(ear: Ear) -> None:
+def test_a_batch_of_conversations_with_different_numbers_of_sounds_equals_each_alone(ear: Ear) -> None:
     talks = [
         said(tone(1.0), text="answer in spanish, please."),
         [{"role": "user", "content": "hello"}],
@@ -91,26 +91,28 @@ def test_conversations_of_different_numbers_of_sounds_are_answered_as_each_alone
     assert ear.chat_batch([]) == []
 
 
-def test_the_sound_stands_between_the_template_s_own_ids(left: Ear) -> None:
-    tokens = left.hear(tone(1.0))
-    prompt = left.build_prompts([said(tone(1.0))])[0]
-    prefix, suffix = left.template.frame
-    torch.testing.assert_close(prompt.embeds, torch.cat([left.embed(prefix), tokens, left.embed(suffix)]))
+def test_audio_tokens_are_between_the_template_s_ids(query_ear: Ear) -> None:
+    tokens = query_ear.hear(tone(1.0))
+    prompt = query_ear.build_prompts([said(tone(1.0))])[0]
+    prefix, suffix = query_ear.template.frame
+    torch.testing.assert_close(
+        prompt.embeds, torch.cat([query_ear.embed(prefix), tokens, query_ear.embed(suffix)])
+    )
     assert prompt.ids.tolist() == [*prefix, *[prefix[0]] * len(tokens), *suffix]
 
 
-def test_what_is_read_is_the_stock_llm_s_answer(left: Ear) -> None:
+def test_a_text_conversation_gets_the_stock_llm_s_answer(query_ear: Ear) -> None:
     messages = [{"role": "user", "content": "what is the capital of france?"}]
-    ids = torch.tensor([left.template.tokenize(parse_conversation(messages))])
-    own = left.llm.generate(  # ty: ignore[not-callable]
+    ids = torch.tensor([query_ear.template.tokenize(parse_conversation(messages))])
+    own = query_ear.llm.generate(  # ty: ignore[not-callable]
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
     )
-    answer = str(left.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True)).strip()
-    assert left.read_batch([messages], max_new_tokens=9) == [answer]
+    answer = str(query_ear.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    assert query_ear.read_batch([messages], max_new_tokens=9) == [answer]
 
 
-def test_only_the_connector_learns(ear: Ear) -> None:
-    """Chats and training steps leave encoder and LLM what they were, bit for bit, and without gradients."""
+def test_only_the_connector_has_gradients(ear: Ear) -> None:
+    """Chats and training steps leave encoder and LLM bit-identical and without gradients."""
     frozen = (ear.llm, ear.whisper.model)
     before = weights_of(*frozen)
     optimizer = torch.optim.SGD(ear.connector.parameters(), lr=0.1)
@@ -129,38 +131,38 @@ def test_only_the_connector_learns(ear: Ear) -> None:
         assert not any(part.training for part in module.modules())
 
 
-def test_gradients_flow_to_the_middle_and_to_nothing_else(left: Ear) -> None:
+def test_gradients_flow_to_the_middle_only(query_ear: Ear) -> None:
     middle = torch.randn(2, 5, 48, requires_grad=True)
-    left.llm_states(middle, [5, 2], [1, 1]).sum().backward()
+    query_ear.llm_states(middle, [5, 2], [1, 1]).sum().backward()
     assert middle.grad is not None
     assert bool((middle.grad[0] != 0).all(1).any())
     assert bool((middle.grad[1, :2] != 0).any())
     assert not bool(middle.grad[1, 2:].any())
 
 
-def test_readings_do_not_depend_on_padding_or_company(left: Ear) -> None:
+def test_llm_states_do_not_depend_on_padding_or_the_batch(query_ear: Ear) -> None:
     torch.manual_seed(0)
     middle = torch.randn(3, 6, 48)
-    n_middle, n_last = [2, 6, 1], [n + len(left.template.frame.suffix) for n in (2, 6, 1)]
-    whole = left.llm_states(middle, n_middle, n_last)
+    n_middle, n_last = [2, 6, 1], [n + len(query_ear.template.frame.suffix) for n in (2, 6, 1)]
+    whole = query_ear.llm_states(middle, n_middle, n_last)
     other = middle.clone()
     other[0, 2:], other[2, 1:] = 1e3, torch.nan
-    torch.testing.assert_close(left.llm_states(other, n_middle, n_last), whole, rtol=0, atol=0)
+    torch.testing.assert_close(query_ear.llm_states(other, n_middle, n_last), whole, rtol=0, atol=0)
     for row, (n, length) in enumerate(zip(n_middle, n_last, strict=True)):
-        alone = left.llm_states(middle[row : row + 1, :n], [n], [length])
+        alone = query_ear.llm_states(middle[row : row + 1, :n], [n], [length])
         torch.testing.assert_close(whole[row, -length:], alone[0])
 
 
-def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
+def test_the_teacher_equals_the_llm_on_the_template_s_ids(query_ear: Ear) -> None:
     texts = ["what is the capital of france?", "yes"]
-    splits = [left.template.split_prompt(text) for text in texts]
+    splits = [query_ear.template.split_prompt(text) for text in texts]
     n_text = [len(split.text) for split in splits]
     ids = torch.zeros(2, max(n_text), dtype=torch.long)
     for row, split in enumerate(splits):
         ids[row, : len(split.text)] = torch.tensor(split.text)
-    states = left.llm_states(left.embed(ids), n_text, [1, 1])
+    states = query_ear.llm_states(query_ear.embed(ids), n_text, [1, 1])
     for row, text in enumerate(texts):
-        whole = left.tokenizer.apply_chat_template(
+        whole = query_ear.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
             add_generation_prompt=True,
             return_tensors="pt",
@@ -168,12 +170,12 @@ def test_the_teacher_is_the_llm_on_the_template_s_ids(left: Ear) -> None:
             date_string="26 Jul 2024",
         )
         with torch.no_grad():
-            truth = left.llm(input_ids=whole, output_hidden_states=True)
+            truth = query_ear.llm(input_ids=whole, output_hidden_states=True)
         torch.testing.assert_close(states[row, 0], truth.hidden_states[-1][0, -1])
-        torch.testing.assert_close(left.next_token_logits(states[row, 0]), truth.logits[0, -1])
+        torch.testing.assert_close(query_ear.next_token_logits(states[row, 0]), truth.logits[0, -1])
 
 
-def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) -> None:
+def test_long_sound_equals_its_windows_concatenated(ear: Ear, tmp_path: Path) -> None:
     import soundfile
 
     longer = long_sound()
@@ -188,43 +190,44 @@ def test_long_sound_is_heard_as_its_pieces_in_a_row(ear: Ear, tmp_path: Path) ->
     torch.testing.assert_close(ear.hear(tmp_path / "long.wav"), heard)
 
 
-def test_the_window_itself_is_heard_in_one_piece_and_a_sample_more_in_two(left: Ear) -> None:
+def test_a_full_window_is_one_window_and_one_sample_more_is_two(query_ear: Ear) -> None:
     whole = tone(6.0)
     with torch.inference_mode():
-        audio = left.connector(left.encode_sounds([whole]))
-    assert torch.equal(left.hear(whole), audio.tokens[0, : int(audio.n_tokens)])
+        audio = query_ear.connector(query_ear.encode_sounds([whole]))
+    assert torch.equal(query_ear.hear(whole), audio.tokens[0, : int(audio.n_tokens)])
     longer = np.append(whole, np.float32(0.1))
-    assert len(split_at_quiet(longer, left.whisper.window_samples)) == 2
+    assert len(split_at_quiet(longer, query_ear.whisper.window_samples)) == 2
     torch.testing.assert_close(
-        left.hear(longer), torch.cat([left.hear(piece) for piece in split_at_quiet(longer, len(whole))])
+        query_ear.hear(longer),
+        torch.cat([query_ear.hear(piece) for piece in split_at_quiet(longer, len(whole))]),
     )
     with pytest.raises(AudioError, match=r"96001 samples\) of sound; expected at most .*96000 samples"):
-        left.encode_sounds([longer])
+        query_ear.encode_sounds([longer])
 
 
 def padded_lengths(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The samples of the sounds that are heard together, batch by batch, from now on."""
+    """Records the lengths of the sounds in each encoder batch."""
     batches: list[list[int]] = []
-    features = ear.encode_sounds
+    encode_sounds = ear.encode_sounds
     monkeypatch.setattr(
-        ear, "features", lambda given: batches.append([len(one) for one in given]) or features(given)
+        ear, "encode_sounds", lambda sounds: batches.append(list(map(len, sounds))) or encode_sounds(sounds)
     )
     return batches
 
 
-def test_more_windows_than_are_encoded_at_once_keep_their_order(
-    left: Ear, monkeypatch: pytest.MonkeyPatch
+def test_more_windows_than_one_batch_holds_keep_their_order(
+    query_ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sounds: list[AudioSource] = [tone(1.0), long_sound(), tone(0.5)]
-    together, written = left.hear(sounds), left.transcribe(sounds)
+    together, written = query_ear.hear(sounds), query_ear.transcribe(sounds)
     monkeypatch.setattr("ossicle.ear._WINDOWS_PER_BATCH", 2)
-    batches = padded_lengths(left, monkeypatch)
-    for apart, tokens in zip(left.hear(sounds), together, strict=True):
+    batches = padded_lengths(query_ear, monkeypatch)
+    for apart, tokens in zip(query_ear.hear(sounds), together, strict=True):
         torch.testing.assert_close(apart, tokens)
     assert sum(map(len, batches)) == 7
     assert len(batches) > 2
-    assert all(len(batch) * max(batch) <= 2 * left.whisper.window_samples for batch in batches)
-    assert left.transcribe(sounds) == written
+    assert all(len(batch) * max(batch) <= 2 * query_ear.whisper.window_samples for batch in batches)
+    assert query_ear.transcribe(sounds) == written
 
 
 def test_a_short_sound_is_not_padded_to_a_long_one(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +242,7 @@ def test_a_short_sound_is_not_padded_to_a_long_one(ear: Ear, monkeypatch: pytest
         assert max(batch) <= 1.5 * min(batch) + RATE
 
 
-def test_what_is_heard_in_the_whole_window_is_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_full_window_all_sounds_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     base = BaseSettings(encoder="tiny/whisper", llm="tiny/llm", encoder_window="full")
     ear = tiny_ear("diva", base=base)
     batches = padded_lengths(ear, monkeypatch)
@@ -248,8 +251,8 @@ def test_what_is_heard_in_the_whole_window_is_heard_together(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("form", FORMS[:3])
-def test_a_question_costs_what_its_seconds_do(form: str) -> None:
-    """Encoder frames and positions of the LLM are counted, as they pass."""
+def test_the_cost_of_a_question_grows_with_its_duration(form: str) -> None:
+    """Counts encoder frames and LLM positions."""
     ear = tiny_ear(form)
     frames, positions = [], []
     encoder, llm = ear.whisper.model.model.encoder, ear.llm
@@ -266,33 +269,35 @@ def test_a_question_costs_what_its_seconds_do(form: str) -> None:
         assert 1 <= n_positions - n_around <= 6 * length + 2
 
 
-def test_a_window_of_digital_silence_in_a_long_sound_gives_nothing(left: Ear) -> None:
+def test_a_silent_window_of_a_long_sound_has_no_audio_tokens(query_ear: Ear) -> None:
     before, after = tone(5.0), tone(3.0)
     parts = [before, np.zeros(round(14.0 * RATE), np.float32), after]
-    pieces = split_at_quiet(np.concatenate(parts), left.whisper.window_samples)
+    pieces = split_at_quiet(np.concatenate(parts), query_ear.whisper.window_samples)
     sounding = [piece for piece in pieces if piece.any()]
     assert 2 <= len(sounding) < len(pieces)
     torch.testing.assert_close(
-        left.hear(np.concatenate(parts)), torch.cat([left.hear(piece) for piece in sounding])
+        query_ear.hear(np.concatenate(parts)), torch.cat([query_ear.hear(piece) for piece in sounding])
     )
-    assert left.transcribe([np.concatenate(parts)]) == [" ".join(filter(None, left.transcribe([*sounding])))]
+    assert query_ear.transcribe([np.concatenate(parts)]) == [
+        " ".join(filter(None, query_ear.transcribe([*sounding])))
+    ]
 
 
-def test_a_long_sound_is_answered_in_a_stream_as_at_once(ear: Ear) -> None:
+def test_a_long_sound_is_streamed_as_it_is_answered(ear: Ear) -> None:
     talk = said(long_sound(), tone(0.5), text="answer in spanish, please.")
     answer = ear.chat(talk, max_new_tokens=6)
     assert "".join(ear.stream(talk, max_new_tokens=6)) == answer
     assert ear.chat_batch([said(tone(1.0)), talk], max_new_tokens=6)[1] == answer
 
 
-def test_long_sound_is_transcribed_as_its_pieces_in_a_row(left: Ear) -> None:
-    pieces = split_at_quiet(long_sound(), left.whisper.window_samples)
-    apart = left.transcribe([*pieces])
+def test_a_long_transcript_equals_those_of_its_windows(query_ear: Ear) -> None:
+    pieces = split_at_quiet(long_sound(), query_ear.whisper.window_samples)
+    apart = query_ear.transcribe([*pieces])
     assert any(apart)
-    assert left.transcribe([long_sound()]) == [" ".join(filter(None, apart))]
+    assert query_ear.transcribe([long_sound()]) == [" ".join(filter(None, apart))]
 
 
-def test_what_is_heard_is_spelled_by_the_nearest_tokens(ear: Ear) -> None:
+def test_audio_tokens_are_transcribed_as_their_nearest_tokens(ear: Ear) -> None:
     sounds: list[AudioSource] = [tone(1.5), tone(0.3), tone(4.0, 0.3)]
     ids = [ear.nearest_tokens(tokens) for tokens in ear.hear(sounds)]
     table = ear.embed(torch.arange(ear.llm.config.vocab_size))
@@ -307,14 +312,14 @@ def test_what_is_heard_is_spelled_by_the_nearest_tokens(ear: Ear) -> None:
     assert ear.transcribe_audio_tokens([]) == []
 
 
-def test_long_sound_is_spelled_as_its_pieces_in_a_row(ear: Ear) -> None:
+def test_audio_tokens_of_long_sound_are_transcribed_window_by_window(ear: Ear) -> None:
     pieces = split_at_quiet(long_sound(), ear.whisper.window_samples)
     assert ear.transcribe_audio_tokens([long_sound()]) == [
         " ".join(filter(None, ear.transcribe_audio_tokens([*pieces])))
     ]
 
 
-def test_sound_beyond_the_llm_s_context_is_a_clear_error() -> None:
+def test_sound_longer_than_the_llm_s_context_is_a_clear_error() -> None:
     ear = tiny_ear("diva")
     sound = np.tile(tone(6.0), 17)  # 17 windows of 32 audio tokens, and a context of 512
     assert len(ear.hear(sound)) >= 512
@@ -324,15 +329,15 @@ def test_sound_beyond_the_llm_s_context_is_a_clear_error() -> None:
 
 
 def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
-    left: Ear, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    query_ear: Ear, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
         sounds = [tone(0.001), tone(1.0), tone(6.0)]
-        together = left.transcribe(sounds)
-        assert together == [left.transcribe([sound])[0] for sound in sounds]
-        assert left.transcribe([]) == []
+        together = query_ear.transcribe(sounds)
+        assert together == [query_ear.transcribe([sound])[0] for sound in sounds]
+        assert query_ear.transcribe([]) == []
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
@@ -343,7 +348,7 @@ def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
 def test_whispers_of_every_kind_of_generation_config_transcribe(
     kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As openai's have it today, as they had it, and none at all, as after a fine-tuning."""
+    """OpenAI's of today, OpenAI's older ones, and none at all, as after fine-tuning."""
     whisper = tiny_whisper(seed=3)
     vocabulary = whisper.tokenizer.get_vocab()
     own: Any = whisper.model.generation_config
@@ -364,17 +369,17 @@ def test_whispers_of_every_kind_of_generation_config_transcribe(
     assert capfd.readouterr() == ("", "")
 
 
-def test_mistakes_are_clear_errors(left: Ear) -> None:
+def test_wrong_inputs_are_clear_errors(query_ear: Ear) -> None:
     with pytest.raises(RequestError, match="messages is"):
-        left.chat([])
+        query_ear.chat([])
     with pytest.raises(RequestError, match="messages is"):
-        left.stream([])
+        query_ear.stream([])
     with pytest.raises(RequestError, match="'max_tokens' is no option"):
-        left.stream(said(tone(0.5)), max_tokens=5)
+        query_ear.stream(said(tone(0.5)), max_tokens=5)
     with pytest.raises(AudioError, match=r"nowhere\.wav"):
-        left.stream(said("nowhere.wav"))  # ty: ignore[invalid-argument-type]
+        query_ear.stream(said("nowhere.wav"))  # ty: ignore[invalid-argument-type]
     with pytest.raises(RequestError, match="the conversation takes"):
-        left.chat([{"role": "user", "content": "hello " * 600}])
+        query_ear.chat([{"role": "user", "content": "hello " * 600}])
 
 
 def test_a_tokenizer_of_another_llm_is_refused() -> None:
@@ -388,6 +393,6 @@ def test_a_system_prompt_of_the_settings_is_part_of_the_frame() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "banana"])
-def test_a_device_that_is_not_here_is_a_clear_error(name: str) -> None:
+def test_a_missing_device_is_a_clear_error(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device is '{name}'"):
         Ear.new(EarSettings(), name)

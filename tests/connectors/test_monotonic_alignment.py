@@ -1,4 +1,4 @@
-"""Where tokens are spoken: against every path written out, and the laws the alignment keeps."""
+"""Monotonic alignment against every path written out, and its laws."""
 
 import itertools
 
@@ -16,7 +16,7 @@ clips = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, ma
 
 
 def scores(pairs: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `align` takes, for clips of (positions, tokens); large numbers where there is padding."""
+    """Arguments of `align` for clips of (positions, tokens), with large values in the padding."""
     generator = torch.Generator().manual_seed(seed)
     n_positions, n_text = torch.tensor(pairs).T
     width, length = int(n_text.max()), int(n_positions.max())
@@ -27,7 +27,7 @@ def scores(pairs: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor, Ten
 
 
 def paths(n_positions: int, n_text: int) -> list[tuple[int, ...]]:
-    """Every way through pause 0, token 0, pause 1, ... that leaves none out but the pauses at both ends."""
+    """Every path through pause 0, token 0, pause 1, ... that skips nothing but the pauses at both ends."""
     last = 2 * n_text
     return [
         path
@@ -62,7 +62,7 @@ def written_out(spoken: Tensor, pause: Tensor, n_positions: int, n_text: int) ->
 
 @EXAMPLES
 @given(pairs=clips, seed=st.integers(0, 9))
-def test_it_is_the_sum_over_all_paths(pairs: list[tuple[int, int]], seed: int) -> None:
+def test_the_likelihood_is_the_sum_over_all_paths(pairs: list[tuple[int, int]], seed: int) -> None:
     spoken, pause, n_text, mask = scores(pairs, seed)
     found = align(spoken, pause, n_text, mask)
     for row, (n_positions, n) in enumerate(pairs):
@@ -78,7 +78,7 @@ def test_it_is_the_sum_over_all_paths(pairs: list[tuple[int, int]], seed: int) -
 
 @EXAMPLES
 @given(pairs=clips, seed=st.integers(0, 9))
-def test_a_clip_is_aligned_as_if_it_were_alone(pairs: list[tuple[int, int]], seed: int) -> None:
+def test_a_batch_is_aligned_as_each_clip_alone(pairs: list[tuple[int, int]], seed: int) -> None:
     spoken, pause, n_text, mask = scores(pairs, seed)
     whole = align(spoken, pause, n_text, mask)
     for row, (n_positions, n) in enumerate(pairs):
@@ -88,7 +88,7 @@ def test_a_clip_is_aligned_as_if_it_were_alone(pairs: list[tuple[int, int]], see
         torch.testing.assert_close(whole.posterior[row, :n, :n_positions], single.posterior[0])
 
 
-def test_its_gradient_is_the_posterior() -> None:
+def test_the_gradient_is_the_posterior() -> None:
     spoken, pause, n_text, mask = scores([(6, 2), (5, 3), (1, 1), (2, 4)], 0)
     inputs = spoken.requires_grad_(), pause.requires_grad_()
     assert torch.autograd.gradcheck(lambda *given: align(*given, n_text, mask).log_likelihood, inputs)
@@ -98,8 +98,8 @@ def test_its_gradient_is_the_posterior() -> None:
     assert not found.posterior.requires_grad
 
 
-def test_two_tokens_are_never_side_by_side() -> None:
-    """Not even where no pause is to be heard: or nobody could tell two from one."""
+def test_two_tokens_have_a_pause_between_them() -> None:
+    """Even where no pause is heard: otherwise two tokens could not be told from one."""
     spoken, pause = torch.zeros(1, 3, 2), torch.full((1, 3), -30.0)
     found = align(spoken, pause, torch.tensor([2]), torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(found.posterior[0], torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
@@ -110,7 +110,7 @@ def too_short() -> Alignment:
     return align(spoken.requires_grad_(), pause, n_text, mask)
 
 
-def test_a_clip_too_short_for_its_transcript_teaches_nothing_and_is_shared_out_evenly() -> None:
+def test_a_clip_too_short_for_its_transcript_has_no_gradient_and_is_divided_evenly() -> None:
     found = too_short()
     assert found.log_likelihood[0] == 0
     expected = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -131,7 +131,7 @@ def test_impossible_positions_leave_gradients_finite(log_impossible: float) -> N
     assert spoken.grad.isfinite().all()
 
 
-def test_half_precision_is_summed_in_full() -> None:
+def test_half_precision_is_summed_in_float32() -> None:
     spoken, pause, n_text, mask = scores([(7, 3)], 0)
     found = align(spoken.bfloat16(), pause.bfloat16(), n_text, mask)
     assert found.log_likelihood.dtype == torch.float32

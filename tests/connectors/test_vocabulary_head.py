@@ -1,4 +1,4 @@
-"""The words that a recogniser and an LLM have in common, and that a new ear hears as the cascade writes."""
+"""The vocabulary that Whisper and an LLM share; an untrained ear hears what Whisper transcribes."""
 
 import copy
 import functools
@@ -29,7 +29,7 @@ KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
 
 @functools.cache
 def pocket_ear() -> Ear:
-    """New, on the pocket models."""
+    """An untrained ear on the pocket models."""
     recipe = load_recipe(POCKET_DIR / "recipe.toml")
     connector = replace(recipe.connector, form="autoregressive")
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def pocket_ear() -> Ear:
 
 @functools.cache
 def spoken() -> list[dict[str, Any]]:
-    """Some clips that the pocket Whisper did not learn from, with their transcripts."""
+    """Clips that the pocket Whisper was not trained on, with their transcripts."""
     return pq.read_table(POCKET_DIR / "speech.parquet").slice(0, 64).to_pylist()
 
 
@@ -72,7 +72,7 @@ def random_words(
 # What is shared
 
 
-def test_tokens_are_shared_that_are_spelled_alike() -> None:
+def test_tokens_with_the_same_bytes_are_shared() -> None:
     whisper, tokenizer = tiny_whisper(), tiny_tokenizer("llama")
     llm = tiny_llama(tokenizer)
     found = build_shared_vocabulary(KNOWS, whisper, llm, tokenizer)
@@ -99,7 +99,7 @@ def spelling(ids: dict[str, int], *special: int) -> PreTrainedTokenizerBase:
 
 
 def test_pieces_and_byte_level_tokens_are_the_same_bytes() -> None:
-    """SentencePiece marks a space and spells UTF-8; byte-level BPE has letters of its own for most bytes."""
+    """SentencePiece has a sign for the space and UTF-8 pieces; byte-level BPE has a character for each byte."""
     recogniser = spelling(
         {"\u0120caf\u00c3\u00a9": 1, "\u00c3": 2, "\u00e9": 3, "\u0120the": 4, "a": 5, "!": 6}
     )
@@ -119,7 +119,7 @@ def test_pieces_and_byte_level_tokens_are_the_same_bytes() -> None:
     assert match_tokens(recogniser, spelling(byte_level), 100, suppressed=[4]) == [(7, 1)]
 
 
-def test_letters_stand_for_bytes_as_in_published_vocabularies() -> None:
+def test_characters_stand_for_bytes_as_in_published_vocabularies() -> None:
     ids = {token: number for token, number in tiny_whisper().tokenizer.get_vocab().items() if len(token) == 1}
     pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581" * n: 256 + n for n in range(2, 5)}
     found = dict(match_tokens(spelling(ids), spelling(pieces), 1_000))
@@ -128,7 +128,7 @@ def test_letters_stand_for_bytes_as_in_published_vocabularies() -> None:
     assert (letters[found[0x20]], letters[found[0x41]], letters[found[0xE9]]) == ("\u0120", "A", "\u00e9")
 
 
-def test_no_special_token_is_a_word() -> None:
+def test_special_tokens_are_not_shared() -> None:
     whisper, llm = tiny_whisper(), tiny_llama()
     end = whisper.tokenizer.eos_token
     word = next(token for token in whisper.tokenizer.get_vocab() if token.isalpha())
@@ -137,7 +137,7 @@ def test_no_special_token_is_a_word() -> None:
     assert build_shared_vocabulary(KNOWS, whisper, llm, spelling({word: 9})) is not None
 
 
-def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
+def test_suppressed_tokens_are_not_shared() -> None:
     whisper, llm = copy.deepcopy(tiny_whisper()), tiny_llama()
     ids = whisper.tokenizer.get_vocab()
     word, other = [token for token in ids if token.isalpha() and len(token) > 1][:2]
@@ -152,8 +152,8 @@ def test_what_a_recogniser_never_writes_is_no_word_of_it() -> None:
     assert not (torch.cdist(found.other_decoder_embeddings, known[[ids[word], ids[other]]]) == 0).any()
 
 
-def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
-    """As of fine-tuned ones whose tokenizer got more than the model did."""
+def test_tokens_without_an_embedding_are_not_shared() -> None:
+    """As in fine-tuned Whispers whose tokenizer has more tokens than the model."""
     whisper = tiny_whisper()
     tokenizer: Any = copy.copy(whisper.tokenizer)
     ids = whisper.tokenizer.get_vocab() | {"added": 10_000, "later": 10_001}
@@ -173,11 +173,11 @@ def test_tokens_that_a_whisper_has_no_embedding_of_are_no_words() -> None:
     ],
     ids=["nothing in common", "no embedding", "random", "query"],
 )
-def test_nothing_is_known(settings: ConnectorSettings, ids: dict[str, int]) -> None:
+def test_there_is_no_shared_vocabulary(settings: ConnectorSettings, ids: dict[str, int]) -> None:
     assert build_shared_vocabulary(settings, tiny_whisper(), tiny_llama(), spelling(ids)) is None
 
 
-def test_of_several_languages_one_is_left_open() -> None:
+def test_with_several_languages_the_prompt_has_a_gap() -> None:
     whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
     found = build_shared_vocabulary(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
     assert found is not None
@@ -196,7 +196,7 @@ def test_of_several_languages_one_is_left_open() -> None:
         options.language = options.forced_decoder_ids = None
 
 
-def test_a_whisper_that_tells_no_languages_is_told_none() -> None:
+def test_a_whisper_without_languages_has_no_language_in_its_prompt() -> None:
     whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
     options: Any = whisper.model.generation_config
     options.lang_to_id = None
@@ -209,7 +209,7 @@ def test_a_whisper_that_tells_no_languages_is_told_none() -> None:
 # From states to embeddings and back
 
 
-def test_a_decided_state_is_the_embedding() -> None:
+def test_a_certain_state_gives_the_embedding() -> None:
     shared = random_words()
     words = VocabularyHead(shared)
     hidden = torch.cat([10 * shared.decoder_embeddings, 10 * shared.end_embedding[None]])[None]
@@ -220,7 +220,7 @@ def test_a_decided_state_is_the_embedding() -> None:
     assert (words.end_logits(hidden, logits)[0] > 0).tolist() == [False] * len(shared.llm_embeddings) + [True]
 
 
-def test_doubt_is_an_expectation() -> None:
+def test_an_uncertain_state_gives_the_expected_embedding() -> None:
     shared = random_words(3)
     words = VocabularyHead(shared)
     hidden = torch.randn(2, 5, 24) / 10
@@ -233,8 +233,8 @@ def test_doubt_is_an_expectation() -> None:
     torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., -1])
 
 
-def test_it_learns_as_a_recogniser_does() -> None:
-    """By transformers' own loss, of the tokens that are words."""
+def test_the_likelihood_is_that_of_an_asr_model() -> None:
+    """Against transformers' own loss, over the tokens that are shared."""
     shared = random_words(9)
     words, hidden = VocabularyHead(shared), torch.randn(2, 5, 24)
     candidates = torch.cat([shared.llm_embeddings[[4, 0, 7]], torch.randn(1, 16)])
@@ -250,7 +250,7 @@ def test_it_learns_as_a_recogniser_does() -> None:
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
-def test_it_is_told_the_nearest_word(spread: float) -> None:
+def test_the_previous_token_is_the_nearest_word(spread: float) -> None:
     shared = random_words(spread=spread)
     words = VocabularyHead(shared)
     beside = shared.llm_embeddings + 0.2 * spread * torch.randn_like(shared.llm_embeddings)
@@ -259,7 +259,7 @@ def test_it_is_told_the_nearest_word(spread: float) -> None:
     assert words.nearest_tokens(shared.llm_embeddings.bfloat16()).is_exact.all()
 
 
-def test_rounding_does_not_hide_which_word_it_is() -> None:
+def test_rounding_does_not_change_the_nearest_token() -> None:
     torch.manual_seed(0)
     read = torch.randn(60, 512).bfloat16()
     words = VocabularyHead(random_words(60, llm_embeddings=read))
@@ -283,8 +283,8 @@ def test_half_precision(is_one_of_several: bool) -> None:
         assert made(features, said).tokens.isfinite().all()
 
 
-def test_bases_may_lie_elsewhere_than_a_new_connector() -> None:
-    """On a GPU they do: two devices, of which the meta device stands for one."""
+def test_a_vocabulary_on_another_device_or_dtype_is_accepted() -> None:
+    """As on a GPU; the meta device stands for the second device."""
     elsewhere = random_words(d_encoder=32)
     with torch.device("meta"):
         made: Any = build_connector(tiny_whisper().config, KNOWS, 16, elsewhere)
@@ -292,12 +292,12 @@ def test_bases_may_lie_elsewhere_than_a_new_connector() -> None:
     assert not made.vocabulary_head.llm_embeddings.is_meta
 
 
-def test_words_are_in_no_checkpoint_and_are_not_trained() -> None:
+def test_shared_embeddings_are_not_stored_and_not_trained() -> None:
     words = VocabularyHead(random_words())
     assert list(words.state_dict()) == [name for name, _ in words.named_parameters()] == ["log_sharpness"]
 
 
-def test_what_is_learned_of_some_words_spoils_no_other() -> None:
+def test_training_on_some_words_does_not_change_the_others() -> None:
     ear = tiny_ear("autoregressive")
     made: Any = ear.connector
     before = made.vocabulary_head.llm_embeddings.clone(), made.vocabulary_head.decoder_embeddings.clone()
@@ -314,7 +314,7 @@ def test_what_is_learned_of_some_words_spoils_no_other() -> None:
 # Hearing
 
 
-def test_the_prompt_names_the_language_that_is_spoken() -> None:
+def test_the_prompt_has_the_detected_language() -> None:
     whisper = multilingual()
     ear = tiny_ear("autoregressive", whisper=whisper)
     made: Any = ear.connector
@@ -329,8 +329,8 @@ def test_the_prompt_names_the_language_that_is_spoken() -> None:
     torch.testing.assert_close(language, decoder.embed_tokens.weight[spoken_in], rtol=1e-3, atol=1e-4)
 
 
-def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
-    """A transcript of the words that it heard gives the audio tokens that it made, and its own recogniser's logits."""
+def test_training_and_inference_see_the_same_previous_tokens() -> None:
+    """Training on the words that it decoded gives the same audio tokens, and Whisper's own logits."""
     whisper = multilingual()
     ear = tiny_ear("autoregressive", whisper=whisper)
     made: Any = ear.connector
@@ -360,8 +360,8 @@ def test_it_is_told_in_training_what_it_is_told_when_it_hears() -> None:
     torch.testing.assert_close(learned.log_likelihood[0], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_new_ear_hears_what_the_cascade_writes() -> None:
-    """Before anything was learned from sound; where the two decide otherwise it is by a hair."""
+def test_an_untrained_ear_hears_what_whisper_transcribes() -> None:
+    """Before any training on sound; where the two differ, it is by a small margin."""
     ear, rows = pocket_ear(), spoken()
     sounds = [row["audio"]["bytes"] for row in rows]
     written = zip(ear.transcribe_audio_tokens(sounds), ear.transcribe(sounds), strict=True)
@@ -369,7 +369,7 @@ def test_a_new_ear_hears_what_the_cascade_writes() -> None:
     assert agree / len(rows) > 0.75
 
 
-def test_it_hears_the_same_without_the_llm(tmp_path: Path) -> None:
+def test_audio_tokens_are_the_same_without_the_llm(tmp_path: Path) -> None:
     ear, sound = pocket_ear(), spoken()[0]["audio"]["bytes"]
     heard = ear.hear(sound)
     checkpoint.save(ear, tmp_path / "ear")
@@ -381,7 +381,7 @@ def test_it_hears_the_same_without_the_llm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_words_are_as_the_llm_reads_them(dtype: torch.dtype) -> None:
+def test_shared_embeddings_are_scaled_as_the_llm_s_first_layer_gets_them(dtype: torch.dtype) -> None:
     llm = copy.deepcopy(tiny_llama()).to(dtype)
     tokenizer = tiny_tokenizer("llama")
     found = build_shared_vocabulary(KNOWS, tiny_whisper(), llm, tokenizer)
