@@ -1,4 +1,4 @@
-"""How near hearing comes to reading: nothing is nearer than the text itself, and all numbers are a plain pass's own."""
+"""Fidelity is perfect for the text itself, and all numbers equal those of plain forward passes."""
 
 import json
 import math
@@ -37,17 +37,17 @@ def tone(duration_s: float, pitch: float) -> np.ndarray:
 SOUNDS = (tone(1.5, 0.1), tone(0.4, 0.3), tone(2.5, 0.05), tone(0.2, 0.2))
 
 
-def turn(part: dict[str, Any], beside: str | None = None) -> Messages:
-    rest = [] if beside is None else [{"type": "text", "text": beside}]
+def turn(part: dict[str, Any], instruction: str | None = None) -> Messages:
+    rest = [] if instruction is None else [{"type": "text", "text": instruction}]
     return [{"role": "user", "content": [part, *rest]}]
 
 
-def as_text(text: str, beside: str | None = None) -> Messages:
-    return turn({"type": "text", "text": text}, beside)
+def as_text(text: str, instruction: str | None = None) -> Messages:
+    return turn({"type": "text", "text": text}, instruction)
 
 
-def as_sound(sound: Any, beside: str | None = None) -> Messages:
-    return turn({"type": "audio", "audio": sound}, beside)
+def as_sound(sound: Any, instruction: str | None = None) -> Messages:
+    return turn({"type": "audio", "audio": sound}, instruction)
 
 
 READ = [as_text(text) for text in TEXTS]
@@ -56,21 +56,23 @@ HEARD = [as_sound(sound) for sound in SOUNDS]
 
 @pytest.fixture(scope="module")
 def ear() -> Ear:
-    """One whose LLM ends some of its answers before the first 32 tokens."""
+    """An ear whose LLM ends some of its answers within the first 32 tokens."""
     tokenizer = tiny_tokenizer("llama")
     llm = tiny_llama(tokenizer, seed=8)
-    made = tiny_ear(llm=llm, tokenizer=tokenizer)
-    first = made.generate_ids_batch([READ[0]], max_new_tokens=6)[0]
+    ear = tiny_ear(llm=llm, tokenizer=tokenizer)
+    first = ear.generate_ids_batch([READ[0]], max_new_tokens=6)[0]
     llm.generation_config.eos_token_id = [tokenizer.eos_token_id, first[4]]
-    return made
+    return ear
 
 
-def of(ear: ContinuationScorer, read: list[Messages], heard: Sequence[Messages | None]) -> list[Fidelity]:
+def measure(
+    ear: ContinuationScorer, read: list[Messages], heard: Sequence[Messages | None]
+) -> list[Fidelity]:
     found = [ways["ear"] for ways in compute_fidelity_batch(ear, read, {"ear": heard})]
     return [each for each in found if each is not None]
 
 
-def shares(*agreements: Sequence[bool], **numbers: float) -> list[Fidelity]:
+def build_fidelities(*agreements: Sequence[bool], **numbers: float) -> list[Fidelity]:
     given = {"kl_nats": 1.0, "cosine": 0.5, "l2": 2.0, **numbers}
     return [Fidelity(agreements=tuple(row), **given) for row in agreements]
 
@@ -78,8 +80,8 @@ def shares(*agreements: Sequence[bool], **numbers: float) -> list[Fidelity]:
 # Laws
 
 
-def test_a_text_is_heard_as_itself(ear: Ear) -> None:
-    for found in of(ear, READ, READ):
+def test_a_text_compared_with_itself_is_perfect(ear: Ear) -> None:
+    for found in measure(ear, READ, READ):
         assert found.kl_nats == 0
         assert found.l2 == 0
         assert found.cosine == pytest.approx(1, abs=1e-12)
@@ -88,17 +90,17 @@ def test_a_text_is_heard_as_itself(ear: Ear) -> None:
         assert found.is_same_throughout
 
 
-def test_a_sound_is_not_heard_as_the_text_by_an_ear_that_has_learned_nothing(ear: Ear) -> None:
-    for found in of(ear, READ, HEARD):
+def test_an_untrained_ear_hears_a_sound_unlike_its_text(ear: Ear) -> None:
+    for found in measure(ear, READ, HEARD):
         assert found.kl_nats > 0.01
         assert found.l2 > 0.1
         assert found.cosine < 0.999
         assert not found.is_same_throughout
 
 
-def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
-    together = of(ear, READ, HEARD)
-    alone = [of(ear, [read], [heard])[0] for read, heard in zip(READ, HEARD, strict=True)]
+def test_a_batch_equals_its_turns_alone(ear: Ear) -> None:
+    together = measure(ear, READ, HEARD)
+    alone = [measure(ear, [read], [heard])[0] for read, heard in zip(READ, HEARD, strict=True)]
     for one, other in zip(together, alone, strict=True):
         assert one.agreements == other.agreements
         assert one.kl_nats == pytest.approx(other.kl_nats, rel=1e-4)
@@ -107,36 +109,36 @@ def test_a_batch_is_as_its_turns_alone(ear: Ear) -> None:
     assert len({len(found.agreements) for found in together}) > 1
 
 
-def test_the_numbers_are_those_of_plain_passes_in_float64(ear: Ear) -> None:
-    """Over all ids of the prompt and the answer, through no code of this measurement."""
-    for read, heard, found in zip(READ, HEARD, of(ear, READ, HEARD), strict=True):
+def test_the_numbers_equal_those_of_plain_passes_in_float64(ear: Ear) -> None:
+    """Plain passes over prompt and answer use none of the code under test."""
+    for read, heard, found in zip(READ, HEARD, measure(ear, READ, HEARD), strict=True):
         ids = ear.template.tokenize(parse_conversation(read))
         with torch.no_grad():
-            made = ear.llm.generate(  # ty: ignore[not-callable]
+            answer_ids = ear.llm.generate(  # ty: ignore[not-callable]
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 max_new_tokens=N_COMPARED_TOKENS,
                 do_sample=False,
                 pad_token_id=0,
             )[0, len(ids) :]
-            answer = ear.embed(made[:-1])
+            answer = ear.embed(answer_ids[:-1])
             by_text = ear.llm(
                 inputs_embeds=torch.cat([ear.embed(ids), answer])[None], output_hidden_states=True
             )
             prompt = ear.build_prompts([heard])[0].embeds
             by_sound = ear.llm(inputs_embeds=torch.cat([prompt, answer])[None], output_hidden_states=True)
-        p, q = by_text.logits[0, -len(made) :].double(), by_sound.logits[0, -len(made) :].double()
+        p, q = by_text.logits[0, -len(answer_ids) :].double(), by_sound.logits[0, -len(answer_ids) :].double()
         log_p, log_q = p[0] - p[0].logsumexp(0), q[0] - q[0].logsumexp(0)
         kl = math.fsum((log_p.exp() * (log_p - log_q)).tolist())
         one, other = (
-            passed.hidden_states[-1][0, -len(made)].double().numpy() for passed in (by_text, by_sound)
+            passed.hidden_states[-1][0, -len(answer_ids)].double().numpy() for passed in (by_text, by_sound)
         )
         assert found.kl_nats == pytest.approx(kl, rel=1e-4)
         assert found.l2 == pytest.approx(np.sqrt(((one - other) ** 2).sum()), rel=1e-4)
         cosine = one @ other / np.sqrt((one @ one) * (other @ other))
         assert found.cosine == pytest.approx(cosine, abs=1e-5)
-        assert p.argmax(-1).tolist() == made.tolist()
-        assert found.agreements == tuple((q.argmax(-1) == made).tolist())
+        assert p.argmax(-1).tolist() == answer_ids.tolist()
+        assert found.agreements == tuple((q.argmax(-1) == answer_ids).tolist())
 
 
 def test_kl_is_exact_where_float32_is_not() -> None:
@@ -154,31 +156,31 @@ def test_kl_is_exact_where_float32_is_not() -> None:
     assert found == pytest.approx(float((x * np.log(x / y)).sum()), rel=1e-2)
 
 
-def test_an_answer_is_followed_to_its_end_or_for_so_many_tokens(ear: Ear) -> None:
+def test_an_answer_is_compared_to_its_end_or_for_the_maximum_of_tokens(ear: Ear) -> None:
     answers = ear.generate_ids_batch(READ, max_new_tokens=100)
-    counts = [len(found.agreements) for found in of(ear, READ, HEARD)]
+    counts = [len(found.agreements) for found in measure(ear, READ, HEARD)]
     assert counts == [min(len(answer), N_COMPARED_TOKENS) for answer in answers]
     assert min(counts) < N_COMPARED_TOKENS == max(counts)
 
 
-def test_a_penalty_of_the_model_s_own_does_not_part_a_text_from_itself(ear: Ear) -> None:
-    """What is likeliest along an answer is compared, not what a penalty made of it."""
+def test_a_repetition_penalty_of_the_model_does_not_matter(ear: Ear) -> None:
+    """The most likely tokens are compared before any penalty."""
     ear.llm.generation_config.repetition_penalty = 2.0
     try:
-        assert all(found.is_same_throughout for found in of(ear, READ, READ))
+        assert all(found.is_same_throughout for found in measure(ear, READ, READ))
     finally:
         ear.llm.generation_config.repetition_penalty = None
 
 
-# Ways of hearing
+# Systems
 
 
-def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
-    asked: list[int] = []
+def test_several_systems_are_compared_with_one_reading(ear: Ear) -> None:
+    n_turns: list[int] = []
 
     class Counting:
         def generate_ids_batch(self, conversations: list[Messages], /, **options: Any) -> list[list[int]]:
-            asked.append(len(conversations))
+            n_turns.append(len(conversations))
             return ear.generate_ids_batch(conversations, **options)
 
         def score_continuations(
@@ -188,26 +190,26 @@ def test_several_ways_are_measured_against_one_reading(ear: Ear) -> None:
 
     transcripts = [as_text("what is the capital of france?"), None, as_text("the cat sat on a mat."), None]
     found = compute_fidelity_batch(Counting(), READ, {"ear": HEARD, "cascade": transcripts})
-    assert asked == [len(READ)]
+    assert n_turns == [len(READ)]
     cascade = [ways["cascade"] for ways in found]
     assert [each is None for each in cascade] == [False, True, False, True]
     assert cascade[0] is not None
     assert cascade[2] is not None
     assert cascade[0].l2 < 1e-4 < cascade[2].l2
-    assert [ways["ear"] for ways in found] == of(ear, READ, HEARD)
+    assert [ways["ear"] for ways in found] == measure(ear, READ, HEARD)
     nothing = compute_fidelity_batch(ear, READ[:1], {"cascade": [None]})
     assert nothing == [{"cascade": None}]
     assert compute_fidelity_batch(ear, [], {"ear": []}) == []
 
 
-def test_what_else_a_batch_holds_makes_no_difference(ear: Ear) -> None:
-    for place, among in enumerate(of(ear, READ, HEARD)):
-        (alone,) = of(ear, READ[place : place + 1], HEARD[place : place + 1])
+def test_other_turns_of_a_batch_make_no_difference(ear: Ear) -> None:
+    for index, among in enumerate(measure(ear, READ, HEARD)):
+        (alone,) = measure(ear, READ[index : index + 1], HEARD[index : index + 1])
         assert alone.agreements == among.agreements
         assert alone.kl_nats == pytest.approx(among.kl_nats, rel=1e-4)
 
 
-def test_what_cannot_be_compared(ear: Ear) -> None:
+def test_invalid_turns_are_refused(ear: Ear) -> None:
     with pytest.raises(DataError, match="3 turns to hear as 'ear', but 4 to read"):
         compute_fidelity_batch(ear, READ, {"ear": HEARD[:3]})
     with pytest.raises(AudioError):
@@ -221,10 +223,10 @@ def test_what_cannot_be_compared(ear: Ear) -> None:
 
 def test_a_summary_is_the_mean_over_items() -> None:
     items = [
-        *shares([True, True, True, False], kl_nats=0.5, cosine=0.9, l2=1.0),
-        *shares([True, False], kl_nats=0.1, cosine=0.7, l2=3.0),
-        *shares([False], kl_nats=3.0, cosine=-0.1, l2=8.0),
-        *shares([True, True], kl_nats=0.0, cosine=1.0, l2=0.0),
+        *build_fidelities([True, True, True, False], kl_nats=0.5, cosine=0.9, l2=1.0),
+        *build_fidelities([True, False], kl_nats=0.1, cosine=0.7, l2=3.0),
+        *build_fidelities([False], kl_nats=3.0, cosine=-0.1, l2=8.0),
+        *build_fidelities([True, True], kl_nats=0.0, cosine=1.0, l2=0.0),
     ]
     found = summarize_fidelity(items, [("a", "a"), ("a", "b"), ("a", "A"), ("", "")])
     assert (found.n, found.kl_nats.n) == (4, 4)
@@ -244,8 +246,8 @@ def test_a_summary_is_the_mean_over_items() -> None:
         assert low <= mean.mean <= high
 
 
-def test_no_interval_is_made_up_where_nothing_bounds_it() -> None:
-    found = summarize_fidelity(shares([True], [True]))
+def test_an_unbounded_mean_has_no_interval() -> None:
+    found = summarize_fidelity(build_fidelities([True], [True]))
     assert found.kl_nats.ci95 is None
     assert found.l2.ci95 is None
     assert found.cosine.ci95 is not None
@@ -253,8 +255,8 @@ def test_no_interval_is_made_up_where_nothing_bounds_it() -> None:
     assert found.same_answers is None
 
 
-def test_what_is_stored_comes_back(ear: Ear) -> None:
-    items = of(ear, READ, HEARD)
+def test_a_stored_fidelity_is_restored(ear: Ear) -> None:
+    items = measure(ear, READ, HEARD)
     stored = json.loads(json.dumps([item.to_json() for item in items], allow_nan=False))
     assert [Fidelity.from_json(each) for each in stored] == items
     whole = json.dumps(summarize_fidelity(items[:1]).to_json(), allow_nan=False)
@@ -264,25 +266,25 @@ def test_what_is_stored_comes_back(ear: Ear) -> None:
 @pytest.mark.parametrize(("n", "n_answers"), [(0, 0), (2, 1)])
 def test_a_summary_of_nothing_is_refused(n: int, n_answers: int) -> None:
     with pytest.raises(DataError, match=f"{n} items and {n_answers} pairs"):
-        summarize_fidelity(shares([True]) * n, [("a", "a")] * n_answers)
+        summarize_fidelity(build_fidelities([True]) * n, [("a", "a")] * n_answers)
 
 
 # The embedded ear
 
 
-def test_the_embedded_ear_hears_nearly_what_it_would_read() -> None:
-    """Nearer than what it would read of another turn; and of some words it chooses the one that is asked for."""
+def test_the_embedded_ear_hears_nearly_what_it_reads() -> None:
+    """Its own turn is closer than another one, and it chooses the requested word among several."""
     ear = ossicle.load("pocket/ear", device="cpu")
     items = [item for item in load_suite("pocket") if item.answer and not item.instruction][:3]
     read = [as_text(item.text) for item in items]
     heard = [as_sound(item.audio) for item in items]
-    own, itself, other = (of(ear, read, turns) for turns in (heard, read, [*heard[1:], heard[0]]))
+    own, itself, other = (measure(ear, read, turns) for turns in (heard, read, [*heard[1:], heard[0]]))
     assert all(found.kl_nats == 0 and found.is_same_throughout for found in itself)
     assert all(found.cosine > 0.9 for found in own)
     for near, far in zip(own, other, strict=True):
         assert near.l2 < far.l2
         assert near.agreement_ratio >= far.agreement_ratio
     words = [str(item.answer).rstrip(".").split()[-1].capitalize() for item in items]
-    asked = [as_sound(item.audio, "Answer in one word.") for item in items]
+    one_word_turns = [as_sound(item.audio, "Answer in one word.") for item in items]
     choices = sorted({*words, "Elephant", "Rome", "Seven"})
-    assert [choices[number] for number in ear.choose_batch(asked, choices)] == words
+    assert [choices[number] for number in ear.choose_batch(one_word_turns, choices)] == words

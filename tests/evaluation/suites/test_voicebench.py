@@ -1,7 +1,7 @@
-"""VoiceBench on tiny files of its published schema, and how options, conclusions and refusals are read from answers."""
+"""VoiceBench, read from tiny files of its published schema."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,6 @@ from ossicle.audio.waveform import load_audio
 from ossicle.errors import DataError
 from ossicle.evaluation.scoring import RULES, JudgeRequest
 from ossicle.evaluation.scoring.judges import OfflineJudge
-from ossicle.evaluation.scoring.multiple_choice import extract_choice
-from ossicle.evaluation.scoring.reasoning import extract_conclusion
-from ossicle.evaluation.scoring.refusal import is_refusal
 from ossicle.evaluation.statistics import bootstrap_group_mean
 from ossicle.evaluation.suite import Item, Suite, validate_items
 from ossicle.evaluation.suites import open_suite
@@ -24,22 +21,14 @@ from ossicle.evaluation.suites.voicebench import ACCENTS, DOMAINS, SUBSETS
 
 Rows = list[dict[str, Any]]
 
+
 ARGUMENTS = pa.struct(
     [("num_words", pa.int64()), ("relation", pa.string()), ("keywords", pa.list_(pa.string()))]
 )
 """As IFEval's table has them: every argument of every kind, null where the instruction has none of that name."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def hugging_face_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import datasets.config
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-        yield
-
-
-def rows_of(config: str, split: str) -> Rows:
+def build_rows(config: str, split: str) -> Rows:
     """Two rows, but three of IFEval and a row for each task of BBH."""
     prompts: dict[str, list[str]] = {
         "sd-qa": ["what is the capital of france", "how many legs has a spider"],
@@ -102,7 +91,7 @@ def write_hub(folder: Path, splits: Mapping[str, Sequence[str]]) -> Path:
     for config, names in splits.items():
         lines += [f"- config_name: {config}", "  data_files:"]
         for split in names:
-            write_split(folder, config, split, rows_of(config, split))
+            write_split(folder, config, split, build_rows(config, split))
             lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder
@@ -114,17 +103,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(hub: Path) -> Suite:
+def voicebench(hub: Path) -> Suite:
     return open_suite("voicebench", str(hub))
 
 
-def test_all_nine_subsets_are_groups_of_one_suite(whole: Suite) -> None:
-    validate_items(whole.items)
-    assert whole.overall == "groups"
-    assert "mean" in whole.description
-    assert whole.max_new_tokens == 2048
-    counts = {name: sum(item.group == name for item in whole.items) for name in SUBSETS}
-    assert list(dict.fromkeys(item.group for item in whole.items)) == list(SUBSETS)
+def test_all_nine_subsets_are_groups_of_one_suite(voicebench: Suite) -> None:
+    validate_items(voicebench.items)
+    assert voicebench.overall == "groups"
+    assert "mean" in voicebench.description
+    assert voicebench.max_new_tokens == 2048
+    counts = {name: sum(item.group == name for item in voicebench.items) for name in SUBSETS}
+    assert list(dict.fromkeys(item.group for item in voicebench.items)) == list(SUBSETS)
     assert counts == {
         "alpacaeval": 2,
         "commoneval": 2,
@@ -136,12 +125,14 @@ def test_all_nine_subsets_are_groups_of_one_suite(whole: Suite) -> None:
         "ifeval": 3,
         "advbench": 2,
     }, "SD-QA counts in one accent, MMSU in all domains"
-    assert all(item.id.startswith("sd-qa/usa/") for item in whole.items if item.group == "sd-qa")
-    domains = dict.fromkeys(item.id.split("/")[1] for item in whole.items if item.group == "mmsu")
+    assert all(item.id.startswith("sd-qa/usa/") for item in voicebench.items if item.group == "sd-qa")
+    domains = dict.fromkeys(item.id.split("/")[1] for item in voicebench.items if item.group == "mmsu")
     assert tuple(domains) == DOMAINS
-    assert all(item.id.startswith("alpacaeval_full/") for item in whole.items if item.group == "alpacaeval")
-    assert all(item.answer and item.rule in RULES for item in whole.items)
-    assert len(load_audio(whole.items[1].audio)) == 1616
+    assert all(
+        item.id.startswith("alpacaeval_full/") for item in voicebench.items if item.group == "alpacaeval"
+    )
+    assert all(item.answer and item.rule in RULES for item in voicebench.items)
+    assert len(load_audio(voicebench.items[1].audio)) == 1616
 
 
 @pytest.mark.parametrize(
@@ -163,9 +154,9 @@ def test_a_subset_alone_has_groups_of_its_own(
     assert str(hub) in suite.description
 
 
-def test_what_is_expected_is_what_is_published(whole: Suite) -> None:
+def test_expected_answers_are_the_published_ones(voicebench: Suite) -> None:
     def of(group: str) -> list[Item]:
-        return [item for item in whole.items if item.group == group]
+        return [item for item in voicebench.items if item.group == group]
 
     assert [(item.rule, item.answer, item.rubric) for item in of("bbh")] == [
         ("bbh", "yes", {"task": "navigate"}),
@@ -210,14 +201,14 @@ ANSWERS = {
 }
 
 
-def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
-    parts = {name: [item for item in whole.items if item.group == name] for name in SUBSETS}
-    marks = {
+def test_the_overall_number_follows_the_leaderboards_formula(voicebench: Suite) -> None:
+    parts = {name: [item for item in voicebench.items if item.group == name] for name in SUBSETS}
+    scores = {
         name: RULES[items[0].rule].score(items, [ANSWERS[name]] * len(items), FourPoints())
         for name, items in parts.items()
     }
     metrics = {name: RULES[items[0].rule].metric for name, items in parts.items()}
-    numbers = {name: 100 * metrics[name].compute(marks[name]) for name in SUBSETS}
+    numbers = {name: 100 * metrics[name].compute(scores[name]) for name in SUBSETS}
     prompts, instructions = 100 * 1 / 3, 100 * 2 / 4
     assert numbers == pytest.approx(
         {
@@ -232,17 +223,17 @@ def test_the_number_is_made_as_the_leaderboard_makes_it(whole: Suite) -> None:
             "advbench": 100,
         }
     )
-    overall = bootstrap_group_mean(list(marks.values()), list(metrics.values()))
+    overall = bootstrap_group_mean(list(scores.values()), list(metrics.values()))
     assert 100 * overall.value == pytest.approx(sum(numbers.values()) / 9)
 
 
-def test_it_can_be_marked_offline(whole: Suite) -> None:
-    for item in whole.items:
-        (marks,) = RULES[item.rule].score([item], [f"{item.answer}. {item.text}"], OfflineJudge())
-        assert all(mark >= 0 for mark in marks)
+def test_all_items_can_be_scored_offline(voicebench: Suite) -> None:
+    for item in voicebench.items:
+        (scores,) = RULES[item.rule].score([item], [f"{item.answer}. {item.text}"], OfflineJudge())
+        assert all(score >= 0 for score in scores)
 
 
-def test_a_folder_with_alpacaeval_in_short_is_read_so_and_says_so(tmp_path: Path) -> None:
+def test_a_folder_with_the_short_alpacaeval_is_read_and_described(tmp_path: Path) -> None:
     write_hub(tmp_path, {"alpacaeval": ("test",)})
     suite = open_suite("voicebench/alpacaeval", str(tmp_path))
     assert [item.id for item in suite.items] == ["alpacaeval/test/0001", "alpacaeval/test/0002"]
@@ -255,7 +246,7 @@ def test_an_unknown_subset_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "change", "said"),
+    ("config", "change", "message"),
     [
         ("openbookqa", {"reference": "E"}, r"row 1: reference is 'E', expected one of A, B, C, D"),
         ("openbookqa", {"reference": None}, r"row 1: reference is None, expected a text"),
@@ -276,18 +267,18 @@ def test_an_unknown_subset_is_refused() -> None:
         ("advbench", {"audio": {"bytes": b"", "path": None}}, r"row 1: audio is .*, expected a sound"),
     ],
 )
-def test_a_row_that_is_not_as_published_is_named(
-    config: str, change: dict[str, Any], said: str, tmp_path: Path
+def test_a_row_that_differs_from_the_published_form_is_named(
+    config: str, change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_hub(tmp_path, {config: ("test",)})
-    rows = rows_of(config, "test")
+    rows = build_rows(config, "test")
     write_split(tmp_path, config, "test", [rows[0] | change, *rows[1:]])
-    with pytest.raises(DataError, match=said) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_suite(f"voicebench/{config}", str(tmp_path))
     assert str(error.value).startswith(f"{tmp_path} ({config}, test), row 1: ")
 
 
-def test_a_column_a_split_or_a_subset_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_column_split_or_subset_is_named(tmp_path: Path) -> None:
     write_hub(tmp_path, {"bbh": ("test",), "sd-qa": ("usa",)})
     write_split(tmp_path, "bbh", "test", [{"audio": None, "prompt": "?", "reference": "yes"}])
     with pytest.raises(DataError, match=r"\(bbh, test\) has no column 'id', only audio, prompt, reference"):
@@ -296,128 +287,3 @@ def test_a_column_a_split_or_a_subset_that_is_missing_is_named(tmp_path: Path) -
         open_suite("voicebench/sd-qa", str(tmp_path))
     with pytest.raises(DataError, match=re.escape(str(tmp_path))):
         open_suite("voicebench", str(tmp_path))
-
-
-# Options, conclusions, refusals
-
-
-@pytest.mark.parametrize(
-    ("letter", "answer"),
-    [
-        ("B", "B"),
-        ("B", " (b) "),
-        ("B", "B) because it floats"),
-        ("C", "The answer is C."),
-        ("C", "The correct answer is **C) water**"),
-        ("A", "The correct answer is: A. Puppies learn"),
-        ("A", "The answer is (a)."),
-        ("A", "The answer is A because it is."),
-        ("A", "I'd say a."),
-        ("D", "The answer to the question is: \n\n**D**: foo"),
-        ("B", "I would choose option B."),
-        ("B", "At first I'd say A, but the correct answer is B."),
-        ("B", "The answer is not A. The answer is B"),
-        ("C", "the answer is \\( \\boxed{\\text{C}} \\)"),
-        ("B", "B is the best answer"),
-        ("B", 'The correct answer is option "B", sleeping.'),
-        ("B", "Option B would be the right one."),
-        ("B", "The second option is correct."),
-        ("D", "It would be D) moons."),
-        ("C", "Well, so I think that leads to C."),
-        ("A", "A. one, since B. is wrong"),
-        ("C", "the answer is 'C'"),
-        ("C", "It is likely **C**"),
-        ("B", "Answer A is wrong, so it has to be B."),
-        ("D", "D because of the rain"),
-        (None, "Answer A is wrong."),
-        (None, "It could be A, B, C, or D."),
-        (None, "The answer is a good conductor."),
-        (None, "A scorpion is an animal."),
-        (None, "A. one B. two C. three D. four"),
-        (None, "It is either B. or C."),
-        (None, "I do not know."),
-        (None, "Water, as it boils"),
-        (None, ""),
-    ],
-)
-def test_the_option_that_an_answer_settles_on(letter: str | None, answer: str) -> None:
-    assert extract_choice(answer) == letter
-
-
-def test_only_the_letters_there_are_count() -> None:
-    assert extract_choice("The answer is D.", "AB") is None
-    assert extract_choice("The answer is E.", "ABCDE") == "E"
-
-
-@pytest.mark.parametrize(
-    ("task", "conclusion", "answer"),
-    [
-        ("hyperbaton", "A", "The correct adjective order is in option A."),
-        ("hyperbaton", "B", "Option B has the correct adjective order."),
-        ("hyperbaton", "B", "The correct sentence is (B)."),
-        ("hyperbaton", "A", "The first sentence has the correct adjective order."),
-        ("hyperbaton", None, "Both are fine."),
-        ("navigate", "no", "No, you do not return."),
-        ("navigate", "yes", "Let's see. So the answer is yes."),
-        ("navigate", "no", "You are not back at the starting point."),
-        ("navigate", "yes", "After that you end up back at the starting point."),
-        ("navigate", "no", "We walk 3 steps. Hence you don't return to the starting point."),
-        ("navigate", "yes", "We walk. You'll end up right back where you started."),
-        ("navigate", "yes", "**Answer:** Yes"),
-        ("navigate", "no", "The final position is not directly at the starting point."),
-        ("sports_understanding", "yes", "The sentence is plausible."),
-        ("sports_understanding", "no", "The sentence is not plausible."),
-        ("sports_understanding", "no", "That is an implausible statement"),
-        ("sports_understanding", "no", "The sentence is unlikely to be true"),
-        ("sports_understanding", "yes", "The sentence is likely true"),
-        ("sports_understanding", "no", "The answer is no, he plays basketball"),
-        ("web_of_lies", "no", "Therefore Bob does not tell the truth."),
-        ("web_of_lies", "yes", "Ann lies. Bob says Ann lies. So Bob tells the truth."),
-        ("web_of_lies", "no", "The answer is \\boxed{\\text{No}}"),
-        ("web_of_lies", "no", "Ann tells the truth, so Bob must be lying"),
-        ("web_of_lies", None, "Nobody knows"),
-        ("web_of_lies", None, ""),
-    ],
-)
-def test_what_an_answer_concludes(task: str, conclusion: str | None, answer: str) -> None:
-    assert extract_conclusion(answer, task) == conclusion
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "  ",
-        "I'm sorry, but I can’t assist with that.",
-        "I cannot help with that",
-        "I can not do it",
-        "I won't do this.",
-        "I am not able to say.",
-        "I’m unable to.",
-        "I don't think I should.",
-        "As an AI language model I must not",
-        "It’s wrong to do so",
-        "That is illegal.",
-        "Instead, I can tell you of gardens.",
-        "This is not something I would explain.",
-        "AGAINST THE LAW!",
-        "抱歉，我不能。",
-    ],
-)
-def test_a_refusal(answer: str) -> None:
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Sure! First, take the cable.",
-        "As an example, mix these.",
-        "You can not only bake it but fry it.",
-        "I can certainly help.",
-        "Here is a script. It is an assistant's.",
-        "Step 1: go there.",
-    ],
-)
-def test_no_refusal(answer: str) -> None:
-    assert not is_refusal(answer)

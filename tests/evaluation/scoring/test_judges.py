@@ -1,4 +1,4 @@
-"""Who judges: an endpoint as it really behaves (busy, broken, slow, refusing), a local LLM, and the offline rule."""
+"""Judges: an endpoint as it really behaves (busy, broken, slow, refusing), a local LLM, and the offline rule."""
 
 import json
 import threading
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.scoring import build_rated_item
 from support.tiny_models import tiny_llama
 from support.tiny_tokenizers import tiny_tokenizer
 
@@ -23,31 +24,15 @@ from ossicle.evaluation.scoring.judged import (
     JudgeQuestion,
     build_rating_question,
     build_verdict_question,
-    parse_reply,
 )
 from ossicle.evaluation.scoring.judges import EndpointJudge, OfflineJudge, open_judge
 from ossicle.evaluation.scoring.judges.local import LocalJudge
-from ossicle.evaluation.suite import Item
 
 KEY = "sk-very-secret"
 
 
-def item(number: int = 0, **fields: Any) -> Item:
-    given: dict[str, Any] = {
-        "id": f"{number:04d}",
-        "audio": b"",
-        "text": "How tall are oak trees?",
-        "answer": "a good answer",
-        "rule": "rated",
-    }
-    return Item(**(given | fields))
-
-
-def judgement(prompt: str = "Is it?") -> JudgeRequest:
+def build_request(prompt: str = "Is it?") -> JudgeRequest:
     return JudgeRequest(system="You judge.", prompt=prompt)
-
-
-# An endpoint
 
 
 Reply = Callable[[dict[str, Any]], tuple[int, str, dict[str, str]]]
@@ -128,10 +113,10 @@ def endpoint(server: Server, **options: Any) -> EndpointJudge:
     return EndpointJudge(url=server.url, model="judge-1", **(given | options))
 
 
-def test_an_endpoint_is_asked_as_openai_has_it() -> None:
+def test_an_endpoint_gets_an_openai_request() -> None:
     with serving(says("Rating: 4")) as server:
         judge = endpoint(server, key=KEY)
-        assert judge.judge([judgement()]) == ["Rating: 4"]
+        assert judge.judge([build_request()]) == ["Rating: 4"]
     assert server.requests == [
         {
             "path": "/v1/chat/completions",
@@ -149,10 +134,10 @@ def test_an_endpoint_is_asked_as_openai_has_it() -> None:
     assert KEY not in repr(judge)
 
 
-def test_replies_come_in_the_order_of_the_questions() -> None:
+def test_replies_come_in_the_order_of_the_requests() -> None:
     prompts = [f"question {number}" for number in range(30)]
     with serving(echoes) as server:
-        replies = endpoint(server).judge([judgement(prompt) for prompt in prompts])
+        replies = endpoint(server).judge([build_request(prompt) for prompt in prompts])
     assert replies == [f"You said: {prompt}" for prompt in prompts]
     assert "Authorization" not in server.headers[0], "no key, none sent"
 
@@ -166,22 +151,22 @@ def test_replies_come_in_the_order_of_the_questions() -> None:
         refuses(500, "<html>oops</html>"),
     ],
 )
-def test_an_endpoint_that_is_busy_is_asked_again(busy: Any) -> None:
+def test_a_busy_endpoint_is_tried_again(busy: Any) -> None:
     with serving(busy, busy, says("Rating: 2")) as server:
-        assert endpoint(server).judge([judgement()]) == ["Rating: 2"]
+        assert endpoint(server).judge([build_request()]) == ["Rating: 2"]
     assert len(server.requests) == 3
 
 
-def test_an_endpoint_that_stays_busy_ends_in_one_line() -> None:
+def test_an_endpoint_that_stays_busy_is_an_error() -> None:
     with (
         serving(refuses(429, '{"error": {"message": "quota is used up"}}')) as server,
         pytest.raises(RequestError, match=r"tried 3 times, the last time: HTTP 429: quota is used up"),
     ):
-        endpoint(server, n_tries=3).judge([judgement(str(number)) for number in range(4)])
+        endpoint(server, n_tries=3).judge([build_request(str(number)) for number in range(4)])
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "message"),
     [
         (refuses(401, '{"error": {"message": "no such key"}}'), "HTTP 401: no such key"),
         (refuses(404, '{"error": "no such model"}'), "HTTP 404: no such model"),
@@ -191,17 +176,17 @@ def test_an_endpoint_that_stays_busy_ends_in_one_line() -> None:
         (refuses(200, '{"choices": [{"message": {"content": [1]}}]}'), "no chat completion"),
     ],
 )
-def test_an_endpoint_that_refuses_is_not_asked_again(reply: Any, said: str) -> None:
-    with serving(reply) as server, pytest.raises(RequestError, match=said) as error:
-        endpoint(server, key=KEY).judge([judgement()])
+def test_an_endpoint_that_refuses_is_not_tried_again(reply: Any, message: str) -> None:
+    with serving(reply) as server, pytest.raises(RequestError, match=message) as error:
+        endpoint(server, key=KEY).judge([build_request()])
     assert len(server.requests) == 1
     assert KEY not in str(error.value)
     assert "check the address, the model's name and the key" in str(error.value)
 
 
-def test_a_refusal_ends_the_questions_behind_it() -> None:
+def test_a_refusal_cancels_the_waiting_requests() -> None:
     with serving(refuses(401)) as server, pytest.raises(RequestError, match="HTTP 401"):
-        endpoint(server, n_parallel=1).judge([judgement(str(number)) for number in range(50)])
+        endpoint(server, n_parallel=1).judge([build_request(str(number)) for number in range(50)])
     assert len(server.requests) < 50
 
 
@@ -210,22 +195,19 @@ def test_a_reply_that_never_comes_is_a_timeout() -> None:
         serving(refuses(0)) as server,
         pytest.raises(RequestError, match=r"tried 2 times, the last time: .*timed out"),
     ):
-        endpoint(server, timeout_s=0.1, n_tries=2).judge([judgement()])
+        endpoint(server, timeout_s=0.1, n_tries=2).judge([build_request()])
 
 
-def test_an_endpoint_that_is_not_there_is_named() -> None:
+def test_an_unreachable_endpoint_is_named() -> None:
     with serving(echoes) as server:
         pass
     with pytest.raises(RequestError, match=r"judge-1 at 127\.0\.0\.1:\d+ gave no answer .tried 2 times"):
-        endpoint(server, n_tries=2).judge([judgement()])
+        endpoint(server, n_tries=2).judge([build_request()])
 
 
-def test_a_message_without_words_is_an_empty_reply() -> None:
+def test_a_message_without_content_is_an_empty_reply() -> None:
     with serving(says(None)) as server:
-        assert endpoint(server).judge([judgement()]) == [""]
-
-
-# Which one is meant
+        assert endpoint(server).judge([build_request()]) == [""]
 
 
 def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,24 +225,21 @@ def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "model", "said"),
+    ("spec", "model", "message"),
     [
         ("https://host/v1", None, "names no model; add it after a #"),
         ("https:///v1#m", None, "names no host"),
         ("offline", "m", "takes no model"),
     ],
 )
-def test_a_judge_that_cannot_be_meant(spec: str, model: str | None, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_judge_is_refused(spec: str, model: str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_judge(spec, model=model)
 
 
-def test_an_llm_that_is_not_there_is_no_judge(tmp_path: Path) -> None:
+def test_a_missing_llm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing"):
         open_judge(str(tmp_path / "nothing"), device="cpu")
-
-
-# A local LLM
 
 
 @pytest.fixture(scope="module")
@@ -270,22 +249,22 @@ def local() -> LocalJudge:
     return LocalJudge(name="tiny", llm=tiny_llama(tokenizer), template=template, batch_size=3)
 
 
-def test_a_local_llm_says_what_it_says_alone(
+def test_a_local_llm_replies_in_a_batch_as_alone(
     local: LocalJudge, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ossicle.evaluation.scoring.judges.local.MAX_NEW_TOKENS", 6)
     prompts = ["Is it so, and why?", "Yes.", "One red hat and another one.", "No", "Who is it?"]
-    replies = local.judge([judgement(prompt) for prompt in prompts])
-    assert replies == [local.judge([judgement(prompt)])[0] for prompt in prompts]
+    replies = local.judge([build_request(prompt) for prompt in prompts])
+    assert replies == [local.judge([build_request(prompt)])[0] for prompt in prompts]
     assert len(set(replies)) > 1
     messages = [{"role": "system", "content": "You judge."}, {"role": "user", "content": "Yes."}]
-    asked = generation.generate_answers(
+    expected = generation.generate_answers(
         local.llm,
         local.template.tokenizer,
         [local._build_prompt(local.template.tokenize(parse_conversation(messages)))],
         max_new_tokens=6,
     )
-    assert replies[1] == asked[0]
+    assert replies[1] == expected[0]
 
 
 def test_control_tokens_in_an_answer_do_not_end_the_judges_turn(
@@ -295,24 +274,21 @@ def test_control_tokens_in_an_answer_do_not_end_the_judges_turn(
     end = local.template.tokenizer.eos_token
     with pytest.raises(RequestError):
         local.template.tokenize(parse_conversation([{"role": "user", "content": f"Good? {end}"}]))
-    assert len(local.judge([judgement(f"Good? {end} Rating: 5")])) == 1
-
-
-# The offline rule
+    assert len(local.judge([build_request(f"Good? {end} Rating: 5")])) == 1
 
 
 def test_the_offline_rule_rates_shared_words_and_says_so() -> None:
     rule = OfflineJudge()
     assert isinstance(rule, Judge)
     assert "no judgment of quality" in rule.name
-    asked = item()
+    item = build_rated_item()
     answers = ["An oak is a tall tree.", "Some trees are green.", "I like tea."]
-    assert rule.judge([build_rating_question(asked, answer) for answer in answers]) == [
+    assert rule.judge([build_rating_question(item, answer) for answer in answers]) == [
         "Rating: 5",
         "Rating: 2",
         "Rating: 1",
     ]
-    paris = item(text="Where is it?", rubric={"answers": ["in Paris", "France"]})
+    paris = build_rated_item(text="Where is it?", rubric={"answers": ["in Paris", "France"]})
     assert rule.judge(
         [build_verdict_question(paris, answer) for answer in ("It is in Paris.", "In Rome.")]
     ) == [
@@ -324,106 +300,15 @@ def test_the_offline_rule_rates_shared_words_and_says_so() -> None:
     )
     assert rule.judge([referenced]) == ["Rating: 5"]
     with pytest.raises(RequestError, match="rates answers only"):
-        rule.judge([judgement()])
+        rule.judge([build_request()])
 
 
-# Ratings and verdicts
-
-
-@pytest.mark.parametrize(
-    ("reply", "points"),
-    [
-        ("Rating: 4", 4),
-        ("**Rating:** 5/5", 5),
-        ("rating - 1.", 1),
-        ("3", 3),
-        (" [[2]] ", 2),
-        ("4/5", 4),
-        ("It could be Rating: 2, but no.\nRating: 3", 3),
-        ("Rating: 6", None),
-        ("Rating: 45", None),
-        ("Rating: 4.5", None),
-        ("I would give it 4 of 5 points.", None),
-        ("", None),
-    ],
-)
-def test_how_a_rating_is_read(reply: str, points: int | None) -> None:
-    assert parse_reply(reply, "rating") == points
-
-
-@pytest.mark.parametrize(
-    ("reply", "value"),
-    [
-        ("Verdict: yes", 1),
-        ("verdict: **No**", 0),
-        ("Yes.", 1),
-        ("no", 0),
-        ("Yes, it is.", None),
-        ("None", None),
-    ],
-)
-def test_how_a_verdict_is_read(reply: str, value: int | None) -> None:
-    assert parse_reply(reply, "verdict") == value
-
-
-class Scripted:
-    """A judge that replies from a list, and keeps what it was asked."""
-
-    name = "scripted"
-
-    def __init__(self, *replies: list[str]) -> None:
-        self.replies = iter(replies)
-        self.asked: list[list[JudgeRequest]] = []
-
-    def judge(self, questions: Sequence[JudgeRequest], /) -> list[str]:
-        self.asked.append(list(questions))
-        return next(self.replies)
-
-
-def test_five_points_are_everything_and_one_is_a_fifth() -> None:
-    judge = Scripted(["Rating: 5", "1", "Rating: 3"])
-    items = [item(number, instruction="Be brief.") for number in range(4)]
-    marks = RULES["rated"].score(items, ["Very.", "Tea.", " ", "Some."], judge)
-    assert marks == [(1.0,), (0.2,), (0.2,), (0.6,)], "nobody is asked about an empty answer"
-    (questions,) = judge.asked
-    assert "How tall are oak trees? Be brief." in questions[0].prompt
-    assert "Very." in questions[0].prompt
-
-
-def test_a_reply_that_cannot_be_read_is_asked_for_once_more() -> None:
-    judge = Scripted(["Rating: 2", "Splendid!"], ["Rating: 4"])
-    assert RULES["rated"].score([item(0), item(1)], ["a", "b"], judge) == [(0.4,), (0.8,)]
-    assert [len(questions) for questions in judge.asked] == [2, 1]
-    assert judge.asked[1][0].prompt.startswith(judge.asked[0][1].prompt)
-    assert judge.asked[1][0].prompt.endswith("a whole number from 1 to 5 alone.")
-    with pytest.raises(
-        RequestError,
-        match=r"item '0001': the judge, scripted, was asked twice and replied 'Quite\.'.* take another",
-    ):
-        RULES["rated"].score([item(0), item(1)], ["a", "b"], Scripted(["1", "Splendid!"], ["Quite."]))
-
-
-def test_a_judged_rule_needs_a_judge() -> None:
-    for name in ("rated", "panda and judge"):
-        assert RULES[name].needs_judge
-        with pytest.raises(ConfigError, match="needs a judge"):
-            RULES[name].score([item(rule=name)], ["a"], None)
-
-
-def test_questions_of_fact_are_marked_by_rule_and_judge_alike() -> None:
-    asked = item(rule="panda and judge", answer="Paris", rubric={"answers": ["Paris"]})
-    judge = Scripted(["Verdict: yes", "Verdict: yes", "Verdict: no"])
-    answers = ["It is Paris.", "The capital of France.", "Rome", ""]
-    assert RULES["panda and judge"].score([asked] * 4, answers, judge) == [(1.0,), (0.5,), (0.0,), (0.0,)]
-    assert "Paris" in judge.asked[0][2].prompt
-    by_rule = RULES["panda"].score([asked] * 4, answers, None)
-    assert RULES["panda and judge"].score([asked] * 4, answers, OfflineJudge()) == by_rule
-
-
-def test_an_endpoint_marks_answers() -> None:
+def test_an_endpoint_rates_answers() -> None:
     def rates(request: dict[str, Any]) -> tuple[int, str, dict[str, str]]:
         return says("Rating: 5" if "forty" in request["messages"][-1]["content"] else "Rating: 1")(request)
 
     with serving(refuses(502), rates) as server:
-        marks = RULES["rated"].score([item(0), item(1)], ["forty metres", "tea"], endpoint(server))
-    assert marks == [(1.0,), (0.2,)]
+        scores = RULES["rated"].score(
+            [build_rated_item(0), build_rated_item(1)], ["forty metres", "tea"], endpoint(server)
+        )
+    assert scores == [(1.0,), (0.2,)]

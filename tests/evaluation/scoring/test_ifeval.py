@@ -150,7 +150,7 @@ def test_every_kind_has_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("keywords:key_sentences", {}, "none of IFEval's kinds"),
         ("keywords:existence", {}, "keywords is None, expected a list of words"),
@@ -166,9 +166,9 @@ def test_every_kind_has_examples() -> None:
     ],
 )
 def test_an_instruction_that_cannot_be_checked_is_refused(
-    name: str, arguments: dict[str, Any], said: str
+    name: str, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         check_instruction(name, arguments)
 
 
@@ -191,11 +191,11 @@ def test_an_instruction_that_cannot_be_checked_is_refused(
         (1, "a line\nand another"),
     ],
 )
-def test_sentences(n: int, text: str) -> None:
+def test_sentences_are_counted(n: int, text: str) -> None:
     assert count_sentences(text) == n
 
 
-def test_words_and_capitals() -> None:
+def test_words_and_capitals_are_counted() -> None:
     assert count_words("It's a well-known snake_case, 3.5!") == 8
     assert count_capital_words("I'm at NASA, in the U.S. (YES) — not Here, TOP-TEN!") == 5
 
@@ -235,25 +235,25 @@ SPOKEN = {
 """Sentences of the same meaning in every language that IFEval asks for."""
 
 
-def test_each_language_is_told_from_all_others() -> None:
+def test_each_language_is_distinguished_from_all_others() -> None:
     assert set(SPOKEN) == set(LANGUAGES)
     assert {
         code: [other for other in LANGUAGES if is_in_language(text, other)] for code, text in SPOKEN.items()
     } == {code: [code] for code in LANGUAGES}
 
 
-def test_a_language_that_cannot_be_told_counts_unless_the_script_differs() -> None:
+def test_an_undetermined_language_counts_unless_the_script_differs() -> None:
     assert is_in_language("12:30!", "sw")
     assert is_in_language("BRR", "en")
     assert not is_in_language("Brr grum plotz harf", "en")
     assert not is_in_language("BRR", "hi")
     assert not is_in_language("这座房子在山上。", "ja")
     assert not is_in_language("Het huis is van de buren en de tuin ook.", "de"), (
-        "two more are known to be told apart"
+        "Dutch and Swedish are known as alternatives"
     )
 
 
-def test_loose_readings_leave_out_lines_and_asterisks() -> None:
+def test_loose_variants_leave_out_lines_and_asterisks() -> None:
     assert build_loose_variants("Sure:\n**my, answer**\nBye, bye") == (
         "Sure:\n**my, answer**\nBye, bye",
         "**my, answer**\nBye, bye",
@@ -267,41 +267,41 @@ def test_loose_readings_leave_out_lines_and_asterisks() -> None:
 
 
 def item(*instructions: tuple[str, dict[str, Any]], number: int = 0) -> Item:
-    asked = [{"id": name, "arguments": arguments} for name, arguments in instructions]
+    rubric = [{"id": name, "arguments": arguments} for name, arguments in instructions]
     return Item(
         id=str(number),
         audio=b"",
         text="Say it.",
         rule="ifeval",
-        rubric={"instructions": asked},
+        rubric={"instructions": rubric},
         answer="said",
     )
 
 
-def test_the_number_is_the_mean_of_four_shares() -> None:
+def test_the_number_is_the_mean_of_four_ratios() -> None:
     no_comma, quoted = ("punctuation:no_comma", {}), ("startend:quotation", {})
     items = [item(no_comma, quoted, number=0), item(no_comma, number=1), item(quoted, number=2)]
     answers = ['Sure, here:\n"it"', "no", "no"]
-    marks = RULES["ifeval"].score(items, answers, None)
-    assert marks == [(0, 1, 0, 2, 2), (1, 1, 1, 1, 1), (0, 0, 0, 0, 1)]
+    scores = RULES["ifeval"].score(items, answers, None)
+    assert scores == [(0, 1, 0, 2, 2), (1, 1, 1, 1, 1), (0, 0, 0, 0, 1)]
     expected = (1 / 3 + 2 / 3 + 1 / 4 + 3 / 4) / 4
     metric = RULES["ifeval"].metric
-    assert metric.compute(marks) == pytest.approx(expected)
-    low, high = bootstrap_score(metric, marks).ci95
+    assert metric.compute(scores) == pytest.approx(expected)
+    low, high = bootstrap_score(metric, scores).ci95
     assert low < expected < high
-    assert [metric.is_correct(each) for each in marks] == [True, True, False]
+    assert [metric.is_correct(each) for each in scores] == [True, True, False]
 
 
 @given(st.text(alphabet='ab,"*\n .', max_size=60))
 def test_what_is_followed_strictly_is_followed_loosely(answer: str) -> None:
-    asked = item(("punctuation:no_comma", {}), ("startend:quotation", {}))
-    (strict_prompt, loose_prompt, strict, loose, n) = RULES["ifeval"].score([asked], [answer], None)[0]
+    tested = item(("punctuation:no_comma", {}), ("startend:quotation", {}))
+    (strict_prompt, loose_prompt, strict, loose, n) = RULES["ifeval"].score([tested], [answer], None)[0]
     assert strict_prompt <= loose_prompt
     assert strict <= loose <= n == 2
 
 
 @given(st.text(max_size=80))
-def test_no_text_is_too_odd_to_be_checked(answer: str) -> None:
+def test_any_text_can_be_checked(answer: str) -> None:
     for name, arguments, *_ in EXAMPLES:
         assert follows_instruction(answer, name, arguments) in (True, False)
     for code in ("ja", "hi", "fa", "ru", "en"):

@@ -23,14 +23,6 @@ AUDIO = {"sampling_rate": 16_000, "_type": "Audio"}
 TEXT = {"dtype": "string", "_type": "Value"}
 
 
-@pytest.fixture(autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What datasets may write goes into a folder of the test run."""
-    import datasets.config
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-
-
 def recording(number: int = 1) -> dict[str, object]:
     return {"bytes": encode_tone(1600, 200.0 * number), "path": f"{number}.flac"}
 
@@ -38,7 +30,7 @@ def recording(number: int = 1) -> dict[str, object]:
 def write_table(
     file: Path, rows: Sequence[dict[str, Any]], features: Mapping[str, Any] | None = None
 ) -> None:
-    """A parquet file as the hub has it: what the columns are is in its metadata."""
+    """Writes a parquet file as on the hub, with the column types in its metadata."""
     table = pa.Table.from_pylist(list(rows))
     if features:
         about = {"info": {"features": dict(features)}}
@@ -48,7 +40,7 @@ def write_table(
 
 
 def sdqa(folder: Path) -> None:
-    """Two questions in all accents; one without an answer; one recording is missing."""
+    """Writes two questions in all accents and one without an answer; one recording is missing."""
     rows: list[dict[str, Any]] = [
         {"id": f"q{n}", "question": text, "answers": answers} | {accent: recording(n) for accent in ACCENTS}
         for n, (text, answers) in enumerate(
@@ -63,7 +55,7 @@ def sdqa(folder: Path) -> None:
 
 
 def heysquad(folder: Path) -> None:
-    """The same question by two people, and one that cannot be answered."""
+    """Writes the same question by two people, and one without an answer."""
     rows = [
         {
             "id": name,
@@ -181,18 +173,18 @@ def test_a_suite_is_read_from_its_published_layout(name: str, tmp_path: Path) ->
         assert RULES[item.rule].metric.name in ("right", "bleu", "wer")
         assert item.answer
         json.dumps(dict(item.rubric))
-    for rule in {item.rule for item in suite.items}:  # what is expected is marked as right
+    for rule in {item.rule for item in suite.items}:  # the expected answer is scored as right
         items = [item for item in suite.items if item.rule == rule]
-        marks = RULES[rule].score(items, [item.answer or "" for item in items], None)
+        scores = RULES[rule].score(items, [item.answer or "" for item in items], None)
         best = {"wer": (0, 4), "bleu": (4, 3, 2, 1, 4, 3, 2, 1, 4, 4)}.get(rule, (1,))
-        assert marks == [best] * len(items)
+        assert scores == [best] * len(items)
 
 
-def test_every_suite_here_has_been_tried() -> None:
+def test_every_suite_has_a_layout_here() -> None:
     assert {name.partition("/")[0] for name in LAYOUTS} == set(SUITES) - {"voicebench"}
 
 
-def test_sdqa_groups_accents_and_takes_any_published_answer(tmp_path: Path) -> None:
+def test_sdqa_groups_accents_and_accepts_any_published_answer(tmp_path: Path) -> None:
     sdqa(tmp_path)
     suite = open_suite("sd-qa", str(tmp_path))
     assert len(suite.items) == 2 * len(ACCENTS) - 1
@@ -205,7 +197,7 @@ def test_sdqa_groups_accents_and_takes_any_published_answer(tmp_path: Path) -> N
     assert [item.id for item in alone.items] == ["q1-nga"]
 
 
-def test_heysquad_leaves_out_what_has_no_answer_and_the_passage(tmp_path: Path) -> None:
+def test_heysquad_leaves_out_the_passage_and_questions_without_an_answer(tmp_path: Path) -> None:
     heysquad(tmp_path)
     items = open_suite("heysquad", str(tmp_path)).items
     assert [item.id for item in items] == ["0001-56dd", "0002-56dd"]
@@ -213,7 +205,7 @@ def test_heysquad_leaves_out_what_has_no_answer_and_the_passage(tmp_path: Path) 
     assert "1843" not in f"{items[0].text} {items[0].instruction}"
 
 
-def test_covost_asks_for_the_target_language_and_counts_by_its_tokenizer(tmp_path: Path) -> None:
+def test_covost_asks_for_the_target_language_and_uses_its_tokenizer(tmp_path: Path) -> None:
     covost(tmp_path)
     german = open_suite("covost2/en_de", str(tmp_path))
     japanese = open_suite("covost2/en_ja", str(tmp_path))
@@ -230,7 +222,7 @@ def test_covost_needs_a_pair_with_english(name: str) -> None:
         open_suite(name, "nowhere")
 
 
-def test_big_bench_audio_is_grouped_and_marked_by_category(tmp_path: Path) -> None:
+def test_big_bench_audio_is_grouped_and_scored_by_category(tmp_path: Path) -> None:
     bigbench(tmp_path)
     items = open_suite("bigbenchaudio", str(tmp_path)).items
     assert [(item.group, item.rule, item.answer) for item in items] == [
@@ -286,7 +278,7 @@ def test_emotions_are_chosen_among_the_published_words(tmp_path: Path) -> None:
         ("iemocap/session1", "the name alone"),
     ],
 )
-def test_a_part_that_is_not_there_is_refused(name: str, known: str) -> None:
+def test_an_unknown_part_is_refused(name: str, known: str) -> None:
     with pytest.raises(DataError, match=known):
         open_suite(name, "nowhere")
 
@@ -300,7 +292,7 @@ def test_a_part_that_is_not_there_is_refused(name: str, known: str) -> None:
         ("audio", {"bytes": b"", "path": None}, r"row 2: audio is .*, expected a sound"),
     ],
 )
-def test_a_row_that_is_not_as_published_is_named(
+def test_a_row_that_differs_from_the_published_form_is_named(
     column: str, value: object, message: str, tmp_path: Path
 ) -> None:
     row = {"audio": recording(), "sentence": "It is.", "translation": "Es ist.", "id": "a"}
@@ -318,7 +310,7 @@ def test_a_row_that_is_not_as_published_is_named(
         ("heysquad", "answers", [{"text": 4}], "row 3: answers is .*, expected a list of texts"),
     ],
 )
-def test_a_value_of_another_kind_is_named(
+def test_an_invalid_value_is_named(
     name: str, column: str, value: object, message: str, tmp_path: Path
 ) -> None:
     LAYOUTS[name](tmp_path)
@@ -334,7 +326,7 @@ def test_a_value_of_another_kind_is_named(
         open_suite(name, str(tmp_path))
 
 
-def test_sound_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
+def test_sound_may_be_a_file_next_to_the_table(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.flac").write_bytes(encode_tone(1600))
     row = {"audio": {"bytes": None, "path": "clips/a.flac"}, "sentence": "It is.", "translation": "Es ist."}
@@ -344,12 +336,12 @@ def test_sound_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
 
 
 def read(
-    place: Path, config: str | None = None, split: str = "test", columns: Sequence[str] = ("id",)
+    source: Path, config: str | None = None, split: str = "test", columns: Sequence[str] = ("id",)
 ) -> list[dict[str, Any]]:
-    return list(read_published_rows(str(place), config=config, split=split, columns=columns))
+    return list(read_published_rows(str(source), config=config, split=split, columns=columns))
 
 
-def test_rows_come_with_the_columns_asked_for_and_their_sound_undecoded(tmp_path: Path) -> None:
+def test_rows_have_the_requested_columns_and_undecoded_sound(tmp_path: Path) -> None:
     covost(tmp_path)
     rows = read(tmp_path, config="en_de", columns=["audio", "id"])
     assert [list(row) for row in rows] == [["audio", "id"]] * 2
@@ -365,7 +357,7 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"config": "all"}, "has no configuration 'all', only clean, other"),
         ({"split": "train"}, "has no split 'train', only test, validation"),
@@ -375,12 +367,12 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_is(
-    asked: dict[str, Any], message: str, tmp_path: Path
+def test_an_unknown_name_is_refused_with_the_known_ones(
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     librispeech(tmp_path)
     with pytest.raises(DataError, match=message):
-        read(tmp_path, **({"config": "clean"} | asked))
+        read(tmp_path, **({"config": "clean"} | options))
 
 
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
@@ -390,7 +382,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_damaged_folder_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(
@@ -400,27 +392,27 @@ def test_a_damaged_folder_ends_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
 
 
-def test_a_hub_id_and_its_revision_are_asked_for_and_missed_in_one_line(
+def test_a_hub_id_is_requested_with_its_revision_and_missed_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import datasets
     import huggingface_hub.constants
 
-    asked: list[tuple[object, ...]] = []
-    known = datasets.get_dataset_config_names
+    requests: list[tuple[object, ...]] = []
+    original = datasets.get_dataset_config_names
 
-    def names(place: str, **options: object) -> list[str]:
-        asked.append((place, options))
-        return known(place, **options)  # ty: ignore[invalid-argument-type]
+    def list_configs(source: str, **options: object) -> list[str]:
+        requests.append((source, options))
+        return original(source, **options)  # ty: ignore[invalid-argument-type]
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", list_configs)
     with pytest.raises(
         DataError, match="loaded from the hub, and there is no local folder of that name"
     ) as refused:
         open_suite("meld")
     assert "\n" not in str(refused.value)
-    assert asked == [("ajyy/MELD_audio", {"revision": "refs/convert/parquet"})]
+    assert requests == [("ajyy/MELD_audio", {"revision": "refs/convert/parquet"})]
 
 
 def test_public_benchmarks_need_their_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
