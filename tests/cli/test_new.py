@@ -36,6 +36,6 @@ def test_new_rejects_unusable_models_and_folders(
     )
     assert "exists already" in expect_error(2, command, str(world), *new(world)[2:])
     assert "exists already" in expect_error(2, command, str(world / "0.wav"), *new(world)[2:])
-    monkeypatch.setattr("ossicle.ear.shared_tokens", lambda *_: None)
+    monkeypatch.setattr("ossicle.ear.build_shared_vocabulary", lambda *_: None)
     assert "no token in common" in expect_error(2, *new(world))
     assert not Path("begun").exists()
