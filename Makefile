@@ -1,9 +1,10 @@
-# make demo    distil the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
-# make serve   talk to the pocket ear in a browser: http://127.0.0.1:8000/
-# make test    the tests
-# make check   what CI runs: format, lint, types, floors, tests
-# make bench   the benchmarks that take minutes, each with a line of JSON at its end, and one table of ratios
-# make test-vllm  what a vLLM is sent, against vLLM's own code, in an environment of its own: 5 GB, no GPU
+# make demo       distill the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
+# make serve      talk to the pocket ear in a browser: http://127.0.0.1:8000/
+# make test       run the tests
+# make check      run what CI runs: format, lint, types, import layers, tests
+# make docs       generate docs/reference/cli.md and docs/reference/recipe.md from the settings
+# make bench      run the benchmarks that take minutes; each prints a line of JSON; one table of ratios at the end
+# make test-vllm  test the requests to vLLM against vLLM's own code, in its own environment: 5 GB, no GPU
 #
 # Flags: make demo DEMO_ARGS="--minutes 2"    make test TEST_ARGS="-k audio"    make bench BENCH_ARGS="--only loss"
 #        make serve SERVE_ARGS="--port 9000"    make check PYTHON=python3.12
@@ -17,7 +18,7 @@ SERVE_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo serve test test-vllm check bench clean
+.PHONY: demo serve test test-vllm check docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,7 +30,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 $(TEST_ARGS)
 
-# vLLM and what is imported with it warn of things of their own.
+# -W default: vLLM and its dependencies raise warnings that are not ours.
 test-vllm: $(VLLM_VENV)/.installed
 	VLLM_TARGET_DEVICE=cpu $(VLLM_VENV)/bin/python -m pytest -W default --timeout 600 $(TEST_ARGS) tests/serving/with_vllm
 
@@ -40,13 +41,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.reference_docs
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# A stamp says that everything is installed; a change of what is asked for installs again.
+# The stamp files mark a finished installation; a change of the dependencies installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.)
 	@touch $@
@@ -55,7 +59,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.[dev])
 	@touch $@ $(VENV)/.installed
 
-# uv where there is one, else Python's own venv and pip. uv reads a folder of wheels from another variable than pip.
+# Uses uv if it is installed, else venv and pip. uv reads the folder of wheels from another variable than pip.
 HAS_UV = uv --version >/dev/null 2>&1
 
 define install
@@ -76,8 +80,8 @@ $(BIN)/python:
 	    && $(PYTHON) -m venv $(VENV); \
 	fi
 
-# Built for no device, vLLM is its Python code, and calls itself 0.32.0+empty, which pip refuses and uv takes. Nothing that is
-# tested needs torchvision and its like, and those that are found may not fit the torch that vLLM wants.
+# Built for no device, vLLM is only its Python code. Its version is then 0.32.0+empty, which pip rejects and uv accepts.
+# The tests do not need torchvision, torchaudio and torchcodec, and the versions found may not fit vLLM's torch.
 VLLM := torch==2.13.0 vllm==0.32.0 --no-binary vllm
 UNFIT := torchvision torchaudio torchcodec
 

@@ -13,8 +13,8 @@ from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.evaluation import load_suite
 from ossicle.evaluation.text_normalization import is_correct
 from tools.pocket import voices, world
-from tools.pocket.__main__ import ear_recipe
-from tools.pocket.speech import heard_text
+from tools.pocket.__main__ import build_ear_recipe
+from tools.pocket.speech import draw_training_text
 
 MAX_BYTES = 60e6
 MIN_RIGHT_OF_48 = 42
@@ -28,7 +28,7 @@ def column(table: str, name: str) -> list:
 def test_nothing_learned_is_a_question_or_an_instruction():
     texts = column("speech", "text")
     assert len(texts) >= 5_000
-    assert not [text for text in texts if world.opens_like_a_question(text) or world.holds_a_question(text)]
+    assert not [text for text in texts if world.starts_like_question(text) or world.contains_question(text)]
 
 
 def test_nothing_that_is_asked_was_learned():
@@ -36,13 +36,13 @@ def test_nothing_that_is_asked_was_learned():
 
 
 def test_every_question_asked_would_be_recognised_as_one():
-    assert all(world.opens_like_a_question(text) for text in column("suite", "text"))
+    assert all(world.starts_like_question(text) for text in column("suite", "text"))
 
 
 def test_the_generator_of_heard_texts_makes_no_questions():
     rng = random.Random("another seed")
-    texts = [heard_text(rng, 0.5, 0.5) for _ in range(5_000)]
-    assert not [text for text in texts if world.opens_like_a_question(text) or world.holds_a_question(text)]
+    texts = [draw_training_text(rng, 0.5, 0.5) for _ in range(5_000)]
+    assert not [text for text in texts if world.starts_like_question(text) or world.contains_question(text)]
     assert {word for text in texts for word in text.split()} <= set(world.vocabulary())
 
 
@@ -63,11 +63,15 @@ def test_no_voice_that_asks_was_heard_in_training():
 
 
 def test_voices_are_drawn_from_sets_apart():
-    assert not set(voices.HEARD_ACCENTS) & set(voices.UNHEARD_ACCENTS)
-    assert not set(voices.HEARD_VARIANTS) & set(voices.UNHEARD_VARIANTS)
+    assert not set(voices.TRAINING_ACCENTS) & set(voices.EVALUATION_ACCENTS)
+    assert not set(voices.TRAINING_VARIANTS) & set(voices.EVALUATION_VARIANTS)
     rng = random.Random(0)
-    assert {voices.heard_voice(rng, 0.5).engine for _ in range(1_000)} == {"espeak-ng", "festival", "pico"}
-    more = {voices.heard_voice(rng, 0.5, 1.0) for _ in range(1_000)}
+    assert {voices.draw_training_voice(rng, 0.5).engine for _ in range(1_000)} == {
+        "espeak-ng",
+        "festival",
+        "pico",
+    }
+    more = {voices.draw_training_voice(rng, 0.5, 1.0) for _ in range(1_000)}
     assert {voice.engine for voice in more} == {"mbrola"}
     assert not {voice.name for voice in more} & {"mb-en1", "mb-us1", "mb-us2", "mb-us3"}, (
         "kept for a blind check"
@@ -94,7 +98,7 @@ def test_the_embedded_files_are_those_that_were_recorded():
 
 
 def test_the_shipped_ear_is_what_the_recipe_distils_and_hears():
-    ear, recipe = ossicle.load("pocket/ear"), ear_recipe(Path(), Path(), Path())
+    ear, recipe = ossicle.load("pocket/ear"), build_ear_recipe(Path(), Path(), Path())
     assert ear.settings.connector == recipe.connector
     items = [item for item in load_suite("pocket") if "espeak" in (item.group or "")][:48]
     asked = [[{"role": "user", "content": [{"type": "audio", "audio": item.audio}]}] for item in items]
@@ -107,6 +111,6 @@ def test_the_shipped_ear_is_what_the_recipe_distils_and_hears():
 def test_an_instruction_changes_the_answer(kind):
     rng = random.Random(1)
     exchanges = [skill(rng) for skill in world.SKILLS for _ in range(20)]
-    under = [(e.answer, e.answer_under(kind)) for e in exchanges if e.answer_under(kind)]
+    under = [(e.answer, e.answer_for(kind)) for e in exchanges if e.answer_for(kind)]
     assert len(under) >= 100
     assert all(plain != instructed for plain, instructed in under)

@@ -27,7 +27,7 @@ from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from support.tiny_tokenizers import byte_level_bpe, tiny_tokenizer
-from tools.pocket.tokens import WHISPER_SPECIAL
+from tools.pocket.tokens import WHISPER_SPECIAL_TOKENS
 
 INIT_STD = 0.2
 """Ten times the usual: with the usual one, widths this small let hardly anything through."""
@@ -39,7 +39,7 @@ def tiny_whisper_tokenizer() -> WhisperTokenizer:
     bpe = json.loads(byte_level_bpe().to_str())["model"]
     merges = [tuple(merge) for merge in bpe["merges"]]
     tokenizer = WhisperTokenizer(vocab=bpe["vocab"], merges=merges, add_prefix_space=True)
-    special = [AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL]
+    special = [AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL_TOKENS]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     return tokenizer
 

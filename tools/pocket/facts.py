@@ -1,12 +1,12 @@
 """What the pocket LLM knows: plain tables of words. It knows nothing of how they are asked for or spoken."""
 
 
-def _table(pairs: str) -> dict[str, str]:
+def _parse_pairs(pairs: str) -> dict[str, str]:
     """Words by word, from "a:b c:d"."""
     return {first: second for first, _, second in (pair.partition(":") for pair in pairs.split())}
 
 
-CAPITALS = _table(
+CAPITALS = _parse_pairs(
     "france:paris spain:madrid italy:rome germany:berlin england:london ireland:dublin portugal:lisbon "
     "greece:athens egypt:cairo kenya:nairobi japan:tokyo china:beijing russia:moscow cuba:havana peru:lima "
     "chile:santiago canada:ottawa austria:vienna hungary:budapest poland:warsaw norway:oslo sweden:stockholm "
@@ -22,31 +22,33 @@ CONTINENTS = {
     **dict.fromkeys("japan china india thailand".split(), "asia"),
     **dict.fromkeys("cuba canada peru chile".split(), "america"),
 }
-_OPPOSITES = _table(
+_OPPOSITES = _parse_pairs(
     "hot:cold big:small fast:slow up:down old:young happy:sad day:night black:white open:closed early:late "
     "rich:poor strong:weak full:empty wet:dry hard:soft loud:quiet left:right long:short light:dark clean:dirty "
     "near:far high:low inside:outside first:last good:bad love:hate true:false thick:thin sweet:sour"
 )
 OPPOSITES = _OPPOSITES | {b: a for a, b in _OPPOSITES.items()}
-ANIMAL_SOUNDS = _table(
+ANIMAL_SOUNDS = _parse_pairs(
     "cow:moo dog:woof cat:meow sheep:baa duck:quack lion:roar pig:oink horse:neigh frog:ribbit bird:tweet "
     "snake:hiss wolf:howl owl:hoot mouse:squeak bee:buzz goat:bleat"
 )
-LEGS = _table(
+LEGS = _parse_pairs(
     "spider:eight dog:four bird:two snake:zero ant:six bee:six cow:four horse:four duck:two frog:four lion:four "
     "owl:two fish:zero goat:four"
 )
-COLOURS = _table(
+COLORS = _parse_pairs(
     "sky:blue grass:green snow:white banana:yellow blood:red coal:black carrot:orange milk:white lemon:yellow "
     "tomato:red chocolate:brown sun:yellow strawberry:red elephant:grey flamingo:pink cucumber:green ocean:blue "
     "pumpkin:orange"
 )
-YOUNG = _table("dog:puppy cat:kitten cow:calf sheep:lamb horse:foal duck:duckling bear:cub frog:tadpole")
-PLURALS = _table(
+YOUNG_ANIMALS = _parse_pairs(
+    "dog:puppy cat:kitten cow:calf sheep:lamb horse:foal duck:duckling bear:cub frog:tadpole"
+)
+PLURALS = _parse_pairs(
     "mouse:mice foot:feet tooth:teeth child:children man:men woman:women goose:geese dog:dogs cat:cats "
     "book:books leaf:leaves knife:knives box:boxes city:cities"
 )
-PAST = _table(
+PAST_TENSES = _parse_pairs(
     "go:went run:ran sing:sang come:came give:gave take:took make:made find:found think:thought drink:drank "
     "speak:spoke swim:swam fly:flew sleep:slept"
 )
@@ -56,13 +58,13 @@ NUMBERS = (
 ).split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 MONTHS = "january february march april may june july august september october november december".split()
-BY_SIZE = "ant mouse frog cat dog sheep lion cow elephant whale".split()
+ANIMALS_BY_SIZE = "ant mouse frog cat dog sheep lion cow elephant whale".split()
 NAMES = (
     "anna tom maria peter lucy sam emma david nora oscar julia leo sofia max clara henry alice victor laura simon "
     "diana felix ruth adam nina paul eva martin olga hugo"
 ).split()
 
-SPANISH = _table(
+SPANISH = _parse_pairs(
     "zero:cero one:uno two:dos three:tres four:cuatro five:cinco six:seis seven:siete eight:ocho nine:nueve "
     "ten:diez eleven:once twelve:doce thirteen:trece fourteen:catorce fifteen:quince sixteen:dieciséis "
     "seventeen:diecisiete eighteen:dieciocho nineteen:diecinueve twenty:veinte red:rojo blue:azul green:verde "
@@ -84,7 +86,7 @@ TRANSLATABLE = [
     and word not in DAYS
     and word not in ("love", "hate", "high", "low", "first", "last")
 ]
-SPELLABLE = (
+SPELLING_WORDS = (
     "cat dog sun moon tree fish bird milk bread water house green red blue apple table door hand king queen horse cow "
     "frog lion lemon snow coal book foot box man leaf goat wolf owl duck"
 ).split()
@@ -105,7 +107,11 @@ PLACES = (
     "castle church farm field street office theatre museum airport"
 ).split()
 ANIMALS = sorted(
-    set(ANIMAL_SOUNDS) | set(LEGS) | set(YOUNG) | set(BY_SIZE) | {"rabbit", "fox", "monkey", "tiger"}
+    set(ANIMAL_SOUNDS)
+    | set(LEGS)
+    | set(YOUNG_ANIMALS)
+    | set(ANIMALS_BY_SIZE)
+    | {"rabbit", "fox", "monkey", "tiger"}
 )
 ADJECTIVES = sorted(
     set(OPPOSITES) - {"up", "down", "day", "night", "inside", "outside", "love", "hate", "left", "right"}
@@ -122,7 +128,7 @@ ADJECTIVES = sorted(
         "famous",
         "friendly",
     }
-    | set(COLOURS.values())
+    | set(COLORS.values())
 )
 VERBS = (
     "sees likes wants finds takes carries opens closes paints washes brings sells keeps loses holds watches follows "

@@ -13,28 +13,30 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tools.pocket import world
 
 BATCH_SIZE, WARMUP_STEPS = 48, 100
-ROUNDS = ((3_000, 2e-3), (1_500, 1.2e-3), (700, 8e-4))
+STAGES = ((3_000, 2e-3), (1_500, 1.2e-3), (700, 8e-4))
 """Steps and peak learning rate of each round; those after the first dwell on what it left hard."""
-HARD_SKILLS = {"repeating": 4, "sums": 3, "differences": 3, "spanish words": 2, "opposites": 2}
+HARD_SKILL_WEIGHTS = {"repeating": 4, "sums": 3, "differences": 3, "spanish words": 2, "opposites": 2}
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a friendly assistant with ears.",
     "You are ossicle.",
 )
-_LOOSE_WORDS = "what is the of tell me do you how does a an in can".split()
-_UNKNOWN_NAME = "I do not know your name yet."
+_FUNCTION_WORDS = "what is the of tell me do you how does a an in can".split()
+_NAME_UNKNOWN_ANSWER = "I do not know your name yet."
 
 
-def _written(text: str, rng: random.Random) -> str:
+def _maybe_as_typed(text: str, rng: random.Random) -> str:
     """A spoken text as it is said (mostly), or as a person would type it."""
     if rng.random() < 0.65:
         return text
-    words = [word.capitalize() if word in _PROPER or word == "i" else word for word in text.split()]
+    words = [
+        word.capitalize() if word in _CAPITALIZED_WORDS or word == "i" else word for word in text.split()
+    ]
     written = " ".join(words)
     return written[:1].upper() + written[1:] + rng.choice(("?", ".", "", ""))
 
 
-_PROPER = {
+_CAPITALIZED_WORDS = {
     *world.facts.CAPITALS,
     *world.facts.CAPITALS.values(),
     *world.facts.NAMES,
@@ -43,68 +45,70 @@ _PROPER = {
 }
 
 
-def _garbled(text: str, rng: random.Random) -> str:
+def _corrupt_function_word(text: str, rng: random.Random) -> str:
     """The text with one little word lost, doubled or mistaken, as people and recognisers do."""
     words = text.split()
-    loose = [place for place, word in enumerate(words) if word in _LOOSE_WORDS]
-    if not loose or len(words) < 4:
+    candidates = [place for place, word in enumerate(words) if word in _FUNCTION_WORDS]
+    if not candidates or len(words) < 4:
         return text
-    place = rng.choice(loose)
-    words[place] = rng.choice(("", words[place] + " " + words[place], rng.choice(_LOOSE_WORDS)))
+    position = rng.choice(candidates)
+    words[position] = rng.choice(("", words[position] + " " + words[position], rng.choice(_FUNCTION_WORDS)))
     return " ".join(" ".join(words).split())
 
 
-def _question_turn(rng: random.Random, dwells: bool) -> tuple[str, str]:
+def _draw_question_turn(rng: random.Random, weights_hard_skills: bool) -> tuple[str, str]:
     drawn = [skill(rng) for skill in world.SKILLS]
-    exchange = rng.choices(drawn, [HARD_SKILLS.get(e.skill, 1) if dwells else 1 for e in drawn])[0]
+    exchange = rng.choices(
+        drawn, [HARD_SKILL_WEIGHTS.get(e.skill, 1) if weights_hard_skills else 1 for e in drawn]
+    )[0]
     question = exchange.question
     if exchange.skill != "repeating" and rng.random() < 0.12:
-        question = _garbled(question, rng)
-    question = _written(question, rng) if exchange.skill != "repeating" else question
+        question = _corrupt_function_word(question, rng)
+    question = _maybe_as_typed(question, rng) if exchange.skill != "repeating" else question
     kind = rng.choice(list(world.INSTRUCTIONS)) if rng.random() < 0.4 else None
-    answer = exchange.answer_under(kind) if kind else None
+    answer = exchange.answer_for(kind) if kind else None
     if kind is None or answer is None:
         return question, exchange.answer
     instruction = rng.choice(world.INSTRUCTIONS[kind])
     gap = rng.choice((" ", " ", "\n"))
-    asked = f"{instruction}{gap}{question}" if rng.random() < 0.2 else f"{question}{gap}{instruction}"
-    return asked, answer
+    content = f"{instruction}{gap}{question}" if rng.random() < 0.2 else f"{question}{gap}{instruction}"
+    return content, answer
 
 
-def _statement_turn(rng: random.Random) -> tuple[str, str]:
-    said = world.statement(rng) if rng.random() < 0.4 else world.word_sequence(rng)
-    return _written(said, rng), f"You said {said}."
+def _draw_statement_turn(rng: random.Random) -> tuple[str, str]:
+    statement = world.draw_statement(rng) if rng.random() < 0.4 else world.draw_word_sequence(rng)
+    return _maybe_as_typed(statement, rng), f"You said {statement}."
 
 
-def conversation(rng: random.Random, dwells: bool) -> list[dict[str, str]]:
+def draw_conversation(rng: random.Random, weights_hard_skills: bool) -> list[dict[str, str]]:
     """One to three turns, at times with a system prompt, at times about the user's name."""
     messages = []
     if rng.random() < 0.3:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     turns = [
-        _statement_turn(rng) if rng.random() < 0.25 else _question_turn(rng, dwells)
+        _draw_statement_turn(rng) if rng.random() < 0.25 else _draw_question_turn(rng, weights_hard_skills)
         for _ in range(rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0])
     ]
     if rng.random() < 0.12:
         recall = rng.choice(("what is my name", "do you remember my name", "who am i"))
-        answer = _UNKNOWN_NAME
+        answer = _NAME_UNKNOWN_ANSWER
         if rng.random() < 0.8:
-            introduction = world.introduction(rng)
+            introduction = world.draw_introduction(rng)
             name = introduction.split()[-1].capitalize()
             turns.insert(
-                rng.randint(0, len(turns)), (_written(introduction, rng), f"Nice to meet you, {name}.")
+                rng.randint(0, len(turns)), (_maybe_as_typed(introduction, rng), f"Nice to meet you, {name}.")
             )
             answer = f"Your name is {name}."
-        turns.append((_written(recall, rng), answer))
+        turns.append((_maybe_as_typed(recall, rng), answer))
     elif rng.random() < 0.06:
-        introduction = world.introduction(rng)
+        introduction = world.draw_introduction(rng)
         turns.append((introduction, f"Nice to meet you, {introduction.split()[-1].capitalize()}."))
-    for asked, answer in turns:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
 
 
-def _encode(
+def _encode_conversation(
     tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]
 ) -> tuple[list[int], list[int]]:
     """Ids and labels; only what the assistant says, its end included, is learned."""
@@ -112,39 +116,44 @@ def _encode(
     labels = [-100]
     for message in messages:
         role = tokenizer.get_vocab()[f"<|{message['role']}|>"]
-        said = [
+        content_ids = [
             *tokenizer(message["content"].strip(), add_special_tokens=False).input_ids,
             tokenizer.eos_token_id,
         ]
-        ids += [role, *said]
-        labels += [-100, *(said if message["role"] == "assistant" else [-100] * len(said))]
+        ids += [role, *content_ids]
+        labels += [-100, *(content_ids if message["role"] == "assistant" else [-100] * len(content_ids))]
     return ids, labels
 
 
-def _batches(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, dwells: bool
+def _draw_batches(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, weights_hard_skills: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of conversations of like length."""
     while True:
         encoded = sorted(
-            (_encode(tokenizer, conversation(rng, dwells)) for _ in range(16 * BATCH_SIZE)),
+            (
+                _encode_conversation(tokenizer, draw_conversation(rng, weights_hard_skills))
+                for _ in range(16 * BATCH_SIZE)
+            ),
             key=lambda e: len(e[0]),
         )
         batches = [encoded[first : first + BATCH_SIZE] for first in range(0, len(encoded), BATCH_SIZE)]
         for batch in rng.sample(batches, len(batches)):
-            yield _collated(batch, tokenizer.pad_token_id)
+            yield _collate(batch, tokenizer.pad_token_id)
 
 
-def _collated(encoded: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in encoded)
+def _collate(encoded: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    max_length = max(len(ids) for ids, _ in encoded)
     return {
-        "input_ids": torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids, _ in encoded]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in encoded]),
-        "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in encoded]),
+        "input_ids": torch.tensor([ids + [pad_id] * (max_length - len(ids)) for ids, _ in encoded]),
+        "attention_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (max_length - len(ids)) for ids, _ in encoded]
+        ),
+        "labels": torch.tensor([labels + [-100] * (max_length - len(labels)) for _, labels in encoded]),
     }
 
 
-def new_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The pocket LLM before training."""
     return LlamaForCausalLM(
         LlamaConfig(
@@ -164,31 +173,31 @@ def new_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def lr_factor(step: int, n_steps: int, warmup: int) -> float:
+def compute_lr_factor(step: int, n_steps: int, n_warmup_steps: int) -> float:
     """Linear warm-up, then half a cosine down to 3 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (n_steps - warmup)))
+    if step < n_warmup_steps:
+        return (step + 1) / n_warmup_steps
+    return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - n_warmup_steps) / (n_steps - n_warmup_steps)))
 
 
 def train_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Trains for all `ROUNDS` and writes model and tokenizer to `folder`."""
     torch.manual_seed(0)
-    save_llm(new_llm(tokenizer), tokenizer, folder)
-    for number in range(len(ROUNDS)):
-        train_round(tokenizer, folder, number)
+    save_llm(build_llm(tokenizer), tokenizer, folder)
+    for number in range(len(STAGES)):
+        train_stage(tokenizer, folder, number)
 
 
-def train_round(tokenizer: PreTrainedTokenizerFast, folder: Path, number: int) -> None:
+def train_stage(tokenizer: PreTrainedTokenizerFast, folder: Path, stage: int) -> None:
     """One of the `ROUNDS`, from the weights in `folder` to the weights in `folder`."""
-    n_steps, peak_lr = ROUNDS[number]
+    n_steps, peak_lr = STAGES[stage]
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, n_steps, WARMUP_STEPS)
+        optimizer, lambda step: compute_lr_factor(step, n_steps, WARMUP_STEPS)
     )
-    batches = _batches(tokenizer, random.Random(f"llm {number}"), dwells=number > 0)
-    started = time.monotonic()
+    batches = _draw_batches(tokenizer, random.Random(f"llm {stage}"), weights_hard_skills=stage > 0)
+    start_s = time.monotonic()
     for step in range(n_steps):
         loss = model(**next(batches)).loss
         loss.backward()
@@ -197,11 +206,11 @@ def train_round(tokenizer: PreTrainedTokenizerFast, folder: Path, number: int) -
         scheduler.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            report(f"step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s")
+            print_progress(f"step {step} loss {loss.item():.4f} {time.monotonic() - start_s:.0f} s")
     save_llm(model, tokenizer, folder)
 
 
-def report(line: str) -> None:
+def print_progress(line: str) -> None:
     """One line of progress."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -220,25 +229,25 @@ def save_llm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
     tokenizer.save_pretrained(folder)
 
 
-def exam(folder: Path, n_questions: int = 500) -> float:
+def evaluate_llm(folder: Path, n_questions: int = 500) -> float:
     """Share of questions, a third of them with an instruction, that the saved LLM answers word for word."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     rng = random.Random("exam")
-    right = 0
+    n_correct = 0
     for _ in range(n_questions):
         exchange = rng.choice(world.SKILLS)(rng)
         kind = rng.choice([None, None, *world.INSTRUCTIONS])
-        expected = (kind and exchange.answer_under(kind)) or exchange.answer
-        asked = exchange.question
-        if kind and exchange.answer_under(kind):
-            asked += " " + world.INSTRUCTIONS[kind][0]
-        ids, _ = _encode(tokenizer, [{"role": "user", "content": asked}])
+        expected = (kind and exchange.answer_for(kind)) or exchange.answer
+        question = exchange.question
+        if kind and exchange.answer_for(kind):
+            question += " " + world.INSTRUCTIONS[kind][0]
+        ids, _ = _encode_conversation(tokenizer, [{"role": "user", "content": question}])
         ids = torch.tensor([[*ids, tokenizer.convert_tokens_to_ids("<|assistant|>")]])
         with torch.inference_mode():
             output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40)
         answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
-        right += answer == expected
+        n_correct += answer == expected
         if answer != expected:
-            report(f"  {asked!r}: {answer!r}, expected {expected!r}")
-    return right / n_questions
+            print_progress(f"  {question!r}: {answer!r}, expected {expected!r}")
+    return n_correct / n_questions

@@ -21,15 +21,15 @@ from jaxtyping import Float, Float32
 
 from ossicle.backbones.model_files import POCKET_DIR
 from tools.pocket import speech, voices, world
-from tools.pocket.llm import report
+from tools.pocket.llm import print_progress
 
-TAGS = {
+MANNER_TAGS = {
     "plain": None,
     "shouted": world.INSTRUCTIONS["capitals"][0],
     "whispered": world.INSTRUCTIONS["one_word"][0],
 }
 """What the manner of speaking asks for, as this LLM has it written."""
-SUITE = POCKET_DIR / "manner.parquet"
+SUITE_PATH = POCKET_DIR / "manner.parquet"
 TAIL_S = (0.6, 0.75)
 """Silence behind the words of a clip, in whatever manner, in seconds: there the ear finds places for the tag's five
 tokens and the pauses between them, eleven of fifty positions a second at the very least."""
@@ -43,8 +43,8 @@ _WINDOW, _HOP, _N_FFT = 400, 100, 1024
 _LPC_ORDER = 18
 
 
-def whisper(
-    samples: Float32[np.ndarray, " N"], rng: np.random.Generator, *, lift: float
+def synthesize_whisper(
+    samples: Float32[np.ndarray, " N"], rng: np.random.Generator, *, high_boost: float
 ) -> Float32[np.ndarray, " N"]:
     """Speech with breath in place of a voice: noise through the same throat.
 
@@ -58,20 +58,25 @@ def whisper(
     """
     window = np.hanning(_WINDOW + 1)[:-1]
     padded = np.pad(samples.astype(np.float64), _WINDOW)
-    noise = _frames(rng.standard_normal(len(padded)), window)
-    shaped = np.fft.irfft(np.fft.rfft(noise, _N_FFT) * _throat(_frames(padded, window), window, lift))
+    noise = _split_into_frames(rng.standard_normal(len(padded)), window)
+    shaped = np.fft.irfft(
+        np.fft.rfft(noise, _N_FFT)
+        * _compute_vocal_tract_gains(_split_into_frames(padded, window), window, high_boost)
+    )
     breath = np.zeros(len(padded) + _N_FFT)
     for number, frame in enumerate(shaped):
         breath[number * _HOP : number * _HOP + _N_FFT] += frame
     return (breath[_WINDOW : _WINDOW + len(samples)] * (_HOP / window.sum())).astype(np.float32)
 
 
-def _frames(samples: Float[np.ndarray, " N"], window: Float[np.ndarray, " W"]) -> Float[np.ndarray, "F W"]:
+def _split_into_frames(
+    samples: Float[np.ndarray, " N"], window: Float[np.ndarray, " W"]
+) -> Float[np.ndarray, "F W"]:
     return np.lib.stride_tricks.sliding_window_view(samples, len(window))[::_HOP] * window
 
 
-def _throat(
-    frames: Float[np.ndarray, "F W"], window: Float[np.ndarray, " W"], lift: float
+def _compute_vocal_tract_gains(
+    frames: Float[np.ndarray, "F W"], window: Float[np.ndarray, " W"], high_boost: float
 ) -> Float[np.ndarray, "F K"]:
     """What each frame's throat makes of white noise of unit power, as gains by frequency."""
     power = np.abs(np.fft.rfft(frames, _N_FFT)) ** 2
@@ -81,22 +86,24 @@ def _throat(
     predictor = np.linalg.solve(correlation[:, lags], correlation[:, 1:, None])[..., 0]
     energy = correlation[:, 0] - (predictor * correlation[:, 1:]).sum(1)
     whitening = np.fft.rfft(np.concatenate([np.ones((len(frames), 1)), -predictor], axis=1), _N_FFT)
-    tilt = np.abs(1 - lift * np.exp(-2j * np.pi * np.arange(power.shape[1]) / _N_FFT))
+    tilt = np.abs(1 - high_boost * np.exp(-2j * np.pi * np.arange(power.shape[1]) / _N_FFT))
     return np.sqrt(energy.clip(0))[:, None] / np.abs(whitening) * tilt
 
 
-def shout(samples: Float32[np.ndarray, " N"], *, lift: float, drive: float) -> Float32[np.ndarray, " N"]:
+def synthesize_shout(
+    samples: Float32[np.ndarray, " N"], *, high_boost: float, drive: float
+) -> Float32[np.ndarray, " N"]:
     """Speech with a pressed voice: a flatter spectrum and rounded peaks. What is higher and longer, `raised` sees to.
 
     Args:
         lift: of the high frequencies, from 0 (none) to 1 (first difference)
         drive: by how much peaks exceed what passes; below 1 little happens to them
     """
-    lifted = samples - lift * np.concatenate([[0.0], samples[:-1]])
-    return np.tanh(drive * lifted / max(np.abs(lifted).max(), 1e-9)).astype(np.float32)
+    boosted = samples - high_boost * np.concatenate([[0.0], samples[:-1]])
+    return np.tanh(drive * boosted / max(np.abs(boosted).max(), 1e-9)).astype(np.float32)
 
 
-def raised(voice: voices.Voice, rng: random.Random) -> voices.Voice:
+def raise_voice(voice: voices.Voice, rng: random.Random) -> voices.Voice:
     """The same speaker shouting: higher, slower, with a wider mouth."""
     slower, wider = rng.uniform(0.7, 0.85), rng.uniform(1.0, 1.1)
     steps = rng.uniform(0.4, 0.75)  # octaves
@@ -129,104 +136,107 @@ def speak_in_manner(lines: Sequence[Line], rng: random.Random) -> Iterator[np.nd
 
     All have the same peak and silence behind them: neither loudness nor length tells a manner.
     """
-    asked = [
-        (line.text, raised(line.voice, rng) if line.manner == "shouted" else line.voice) for line in lines
+    lines_to_speak = [
+        (line.text, raise_voice(line.voice, rng) if line.manner == "shouted" else line.voice)
+        for line in lines
     ]
-    for line, samples in zip(lines, speech.speak_lines(asked), strict=True):
-        yield speech.finish(_in_manner(samples, line.manner, rng), tail_s=rng.uniform(*TAIL_S))
+    for line, samples in zip(lines, speech.speak_lines(lines_to_speak), strict=True):
+        yield speech.finish_clip(_apply_manner(samples, line.manner, rng), silence_s=rng.uniform(*TAIL_S))
 
 
-def _in_manner(
+def _apply_manner(
     samples: Float32[np.ndarray, " N"], manner: str, rng: random.Random
 ) -> Float32[np.ndarray, " N"]:
     """What becomes of what the engine said, more or less of it from one clip to the next."""
     if manner == "shouted":
-        return shout(samples, lift=rng.uniform(0.3, 0.7), drive=rng.uniform(1.2, 3.0))
+        return synthesize_shout(samples, high_boost=rng.uniform(0.3, 0.7), drive=rng.uniform(1.2, 3.0))
     if manner == "whispered":
         noise = np.random.default_rng(rng.randrange(2**32))
-        return whisper(samples, noise, lift=rng.uniform(0.4, 0.8))
+        return synthesize_whisper(samples, noise, high_boost=rng.uniform(0.4, 0.8))
     return samples
 
 
-def heard_chunk(seed: int) -> list[dict[str, object]]:
+def speak_training_chunk(seed: int) -> list[dict[str, object]]:
     """Rows of training clips, the manners in turn; the text is what an LLM should have read."""
     rng = random.Random(f"manner {seed}")
     lines = [
         Line(
-            text=speech.heard_text(rng, pair_share=0.5, opening_share=0.4),
-            voice=voices.heard_voice(rng, idiolect_share=0.7),
-            manner=tuple(TAGS)[number % len(TAGS)],
+            text=speech.draw_training_text(rng, pair_ratio=0.5, opening_ratio=0.4),
+            voice=voices.draw_training_voice(rng, idiolect_ratio=0.7),
+            manner=tuple(MANNER_TAGS)[number % len(MANNER_TAGS)],
         )
-        for number in range(speech.CHUNK_CLIPS)
+        for number in range(speech.CLIPS_PER_CHUNK)
     ]
     clips = zip(lines, speak_in_manner(lines, rng), strict=True)
     return [
-        _row(f"{seed:02d}-{number:03d}", line, samples) | {"text": tagged(line.text, line.manner)}
+        _build_row(f"{seed:02d}-{number:03d}", line, samples) | {"text": append_tag(line.text, line.manner)}
         for number, (line, samples) in enumerate(clips)
         if samples is not None
     ]
 
 
-def tagged(text: str, manner: str) -> str:
+def append_tag(text: str, manner: str) -> str:
     """The words and, behind them, what their manner asks for: as they stand where somebody types both."""
-    tag = TAGS[manner]
+    tag = MANNER_TAGS[manner]
     return text if tag is None else f"{text} {tag}"
 
 
-def _row(name: str, line: Line, samples: np.ndarray) -> dict[str, object]:
+def _build_row(name: str, line: Line, samples: np.ndarray) -> dict[str, object]:
     return {
         "id": name,
-        "audio": {"bytes": speech.encode(samples), "path": f"{name}.opus"},
+        "audio": {"bytes": speech.encode_opus(samples), "path": f"{name}.opus"},
         "text": line.text,
         "manner": line.manner,
         "voice": f"{line.voice.engine}:{line.voice.name}",
     }
 
 
-def make_heard_speech(path: Path, n_chunks: int = N_CHUNKS) -> None:
+def build_training_table(path: Path, n_chunks: int = N_CHUNKS) -> None:
     """The training clips as a table."""
     rows: list[dict[str, object]] = []
     with multiprocessing.Pool(2) as pool:
-        for done, chunk in enumerate(pool.imap(heard_chunk, range(n_chunks)), 1):
+        for done, chunk in enumerate(pool.imap(speak_training_chunk, range(n_chunks)), 1):
             rows += chunk
-            report(f"manners: {done}/{n_chunks} chunks, {len(rows)} clips")
+            print_progress(f"manners: {done}/{n_chunks} chunks, {len(rows)} clips")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    speech.write_table(unfinished, rows)
-    unfinished.rename(path)
+    temporary = path.with_suffix(".part")
+    speech.write_table(temporary, rows)
+    temporary.rename(path)
 
 
-def questions(rng: random.Random, n: int) -> list[world.Exchange]:
+def draw_questions(rng: random.Random, n: int) -> list[world.Exchange]:
     """Exchanges that can be answered in every manner, skills in turn, no question twice."""
-    found: dict[str, world.Exchange] = {}
+    exchanges: dict[str, world.Exchange] = {}
     skills = itertools.cycle(world.SKILLS)
-    while len(found) < n:
+    while len(exchanges) < n:
         exchange = next(skills)(rng)
-        if answers(exchange) is not None:
-            found.setdefault(exchange.question, exchange)
-    return list(found.values())
+        if expected_answers(exchange) is not None:
+            exchanges.setdefault(exchange.question, exchange)
+    return list(exchanges.values())
 
 
-def answers(exchange: world.Exchange) -> dict[str, str] | None:
+def expected_answers(exchange: world.Exchange) -> dict[str, str] | None:
     """What is expected in each manner; None where one of them makes no sense."""
-    capitals, one_word = exchange.answer_under("capitals"), exchange.answer_under("one_word")
+    capitals, one_word = exchange.answer_for("capitals"), exchange.answer_for("one_word")
     if capitals is None or one_word is None:
         return None
     return {"plain": exchange.answer, "shouted": capitals, "whispered": one_word}
 
 
-def make_suite(path: Path) -> None:
+def build_suite(path: Path) -> None:
     """Questions by voices that training has never heard, each asked in every manner by the same voice."""
     rng, rows = random.Random("manner suite"), []
-    draws = [voices.unheard_voice] * N_QUESTIONS_ESPEAK + [voices.flite_voice] * N_QUESTIONS_FLITE
-    for number, (exchange, draw) in enumerate(zip(questions(rng, len(draws)), draws, strict=True)):
-        voice, expected = draw(rng), answers(exchange)
+    draws = [voices.draw_evaluation_voice] * N_QUESTIONS_ESPEAK + [
+        voices.draw_flite_voice
+    ] * N_QUESTIONS_FLITE
+    for number, (exchange, draw) in enumerate(zip(draw_questions(rng, len(draws)), draws, strict=True)):
+        voice, expected = draw(rng), expected_answers(exchange)
         assert expected is not None
-        lines = [Line(text=exchange.question, voice=voice, manner=manner) for manner in TAGS]
+        lines = [Line(text=exchange.question, voice=voice, manner=manner) for manner in MANNER_TAGS]
         for line, samples in zip(lines, speak_in_manner(lines, rng), strict=True):
             assert samples is not None, f"{line.text!r} is longer than the window"
-            about = {"answer": expected[line.manner], "group": line.manner, "skill": exchange.skill}
-            rows.append(_row(f"{number:02d}-{line.manner}", line, samples) | about)
+            labels = {"answer": expected[line.manner], "group": line.manner, "skill": exchange.skill}
+            rows.append(_build_row(f"{number:02d}-{line.manner}", line, samples) | labels)
     speech.write_table(path, rows)
 
 
@@ -234,7 +244,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.pocket.manner", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where speech.parquet goes, such as runs/manner")
     arguments = parser.parse_args()
-    if not SUITE.exists():
-        make_suite(SUITE)
+    if not SUITE_PATH.exists():
+        build_suite(SUITE_PATH)
     if not (arguments.folder / "speech.parquet").exists():
-        make_heard_speech(arguments.folder / "speech.parquet")
+        build_training_table(arguments.folder / "speech.parquet")

@@ -18,64 +18,66 @@ from ossicle.ear import Ear
 from ossicle.evaluation import Item, load_suite
 from ossicle.evaluation.statistics import bootstrap_ci95
 from ossicle.evaluation.text_normalization import compute_word_error_rate, is_correct
-from tools.pocket.manner import TAGS, tagged
+from tools.pocket.manner import MANNER_TAGS, append_tag
 
 _BATCH_SIZE = 16
 
 
-def form(answer: str) -> str:
+def classify_form(answer: str) -> str:
     """In which form something was answered: in capitals, in one word or in a sentence."""
     if answer.isupper():
         return "capitals"
     return "one word" if len(answer.split()) == 1 else "sentence"
 
 
-def is_right(answer: str, item: Item) -> bool:
+def is_correct_in_form(answer: str, item: Item) -> bool:
     """Whether an answer says what is expected in the form that the manner asks for."""
     expected = str(item.answer)
     return is_correct(answer, expected) and answer.isupper() == expected.isupper()
 
 
-def read(ear: Ear, texts: Sequence[str]) -> list[str]:
+def answer_texts(ear: Ear, texts: Sequence[str]) -> list[str]:
     """What the LLM answers to texts; nothing to a text without words."""
     turns = [[{"role": "user", "content": text}] for text in texts if text.strip()]
-    answers = iter(_batched(ear.read_batch, turns))
+    answers = iter(_run_in_batches(ear.read_batch, turns))
     return [next(answers) if text.strip() else "" for text in texts]
 
 
-def listen(ear: Ear, items: Sequence[Item]) -> list[str]:
+def answer_audio(ear: Ear, items: Sequence[Item]) -> list[str]:
     """What it answers to sound."""
     parts = [[{"type": "audio", "audio": item.audio}] for item in items]
-    return _batched(ear.chat_batch, [[{"role": "user", "content": part}] for part in parts])
+    return _run_in_batches(ear.chat_batch, [[{"role": "user", "content": part}] for part in parts])
 
 
-def _batched(call: Callable[[list], list[str]], inputs: Sequence) -> list[str]:
+def _run_in_batches(call: Callable[[list], list[str]], inputs: Sequence) -> list[str]:
     starts = range(0, len(inputs), _BATCH_SIZE)
     return [made for start in starts for made in call(list(inputs[start : start + _BATCH_SIZE]))]
 
 
-def readings(ear: Ear, items: Sequence[Item], transcripts: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def answer_text_variants(
+    ear: Ear, items: Sequence[Item], transcripts: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
     """What the LLM answers when it reads true words or transcripts, each alone and with the true tag."""
     for name, texts in (("words", [item.text for item in items]), ("transcript", transcripts)):
-        with_tags = [tagged(text, str(item.group)) for text, item in zip(texts, items, strict=True)]
-        yield name, read(ear, texts)
-        yield f"{name} with the true tag", read(ear, with_tags)
+        with_tags = [append_tag(text, str(item.group)) for text, item in zip(texts, items, strict=True)]
+        yield name, answer_texts(ear, texts)
+        yield f"{name} with the true tag", answer_texts(ear, with_tags)
 
 
-def _misheard(transcripts: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
-    for manner in TAGS:
+def _format_word_error_rates(transcripts: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
+    for manner in MANNER_TAGS:
         of_manner = [(i.text, said) for i, said in zip(items, transcripts, strict=True) if i.group == manner]
         references, written = zip(*of_manner, strict=True)
         yield f"{compute_word_error_rate(references, written):.1%} {manner}"
 
 
-def _row(name: str, answers: Sequence[str], items: Sequence[Item]) -> list[str]:
+def _build_table_row(name: str, answers: Sequence[str], items: Sequence[Item]) -> list[str]:
     cells = [name]
-    for manner in TAGS:
+    for manner in MANNER_TAGS:
         of_manner = [(a, item) for a, item in zip(answers, items, strict=True) if item.group == manner]
-        right = [is_right(answer, item) for answer, item in of_manner]
+        right = [is_correct_in_form(answer, item) for answer, item in of_manner]
         low, high = bootstrap_ci95(right)
-        forms = Counter(form(answer) for answer, _ in of_manner)
+        forms = Counter(classify_form(answer) for answer, _ in of_manner)
         cells.append(
             f"{sum(right) / len(right):.1%} ({low:.1%} to {high:.1%}), n {len(right)}\n"
             + ", ".join(f"{n} {kind}" for kind, n in forms.most_common())
@@ -83,27 +85,29 @@ def _row(name: str, answers: Sequence[str], items: Sequence[Item]) -> list[str]:
     return cells
 
 
-def main(names: Sequence[str]) -> None:
+def main(ear_paths: Sequence[str]) -> None:
     """Prints the table."""
     console, items = Console(width=150), load_suite("pocket-manner")
-    table = Table("right, 95 % interval, and the forms of the answers", *TAGS)
-    ears = {name: ossicle.load(name) for name in names}
+    table = Table("right, 95 % interval, and the forms of the answers", *MANNER_TAGS)
+    ears = {name: ossicle.load(name) for name in ear_paths}
     reader = next(iter(ears.values()))  # all are on the same bases
     sounds = [item.audio for item in items]
-    transcripts = _batched(reader.transcribe, sounds)
-    for name, answers in readings(reader, items, transcripts):
-        table.add_row(*_row(name, answers, items))
+    transcripts = _run_in_batches(reader.transcribe, sounds)
+    for name, answers in answer_text_variants(reader, items, transcripts):
+        table.add_row(*_build_table_row(name, answers, items))
     for name, ear in ears.items():
-        table.add_row(*_row(name, listen(ear, items), items))
+        table.add_row(*_build_table_row(name, answer_audio(ear, items), items))
         table.add_row(
-            *_row(
+            *_build_table_row(
                 f"{name}: its own words, read",
-                read(ear, _batched(ear.transcribe_audio_tokens, sounds)),
+                answer_texts(ear, _run_in_batches(ear.transcribe_audio_tokens, sounds)),
                 items,
             )
         )
     console.print(table)
-    console.print("word error rates of the transcripts:", ", ".join(_misheard(transcripts, items)))
+    console.print(
+        "word error rates of the transcripts:", ", ".join(_format_word_error_rates(transcripts, items))
+    )
 
 
 if __name__ == "__main__":

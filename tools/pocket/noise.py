@@ -13,34 +13,36 @@ import soundfile
 from ossicle.audio.augment import crop_or_loop, generate_colored_noise, measure_speech_power
 from ossicle.audio.waveform import SAMPLE_RATE
 
-N_BABBLES, N_STEADY = 96, 48
-_SECONDS = 30
-_TALKERS = (3, 8)
+N_BABBLE_FILES, N_STEADY_FILES = 96, 48
+_DURATION_S = 30
+_N_TALKERS_RANGE = (3, 8)
 
 
-def make_noise(heard: Path, folder: Path) -> Path:
+def write_noise_files(clips_dir: Path, noise_dir: Path) -> Path:
     """A folder of noise for `augment.noise`, the babble made of a folder of clips that training may hear."""
-    unfinished = folder.with_suffix(".part")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
-    clips = [json.loads(line) for line in (heard / "clips.jsonl").read_text().splitlines()]
+    temporary = noise_dir.with_suffix(".part")
+    temporary.mkdir(parents=True, exist_ok=True)
+    samples = np.memmap(clips_dir / "samples.i16", dtype=np.int16, mode="r")
+    clips = [json.loads(line) for line in (clips_dir / "clips.jsonl").read_text().splitlines()]
     rng, draw = random.Random("noise"), np.random.default_rng(11)
-    n_samples = _SECONDS * SAMPLE_RATE
-    for number in range(N_BABBLES):
+    n_samples = _DURATION_S * SAMPLE_RATE
+    for number in range(N_BABBLE_FILES):
         talk = sum(
-            _talker(samples, rng.choices(clips, k=_SECONDS), n_samples, draw)
-            for _ in range(rng.randint(*_TALKERS))
+            _build_talker(samples, rng.choices(clips, k=_DURATION_S), n_samples, draw)
+            for _ in range(rng.randint(*_N_TALKERS_RANGE))
         )
-        _write(unfinished / f"babble-{number:02d}.wav", np.asarray(talk))
-    for number in range(N_STEADY):
-        _write(unfinished / f"steady-{number:02d}.wav", generate_colored_noise(n_samples, draw))
-    return unfinished.rename(folder)
+        _write(temporary / f"babble-{number:02d}.wav", np.asarray(talk))
+    for number in range(N_STEADY_FILES):
+        _write(temporary / f"steady-{number:02d}.wav", generate_colored_noise(n_samples, draw))
+    return temporary.rename(noise_dir)
 
 
-def _talker(samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.random.Generator) -> np.ndarray:
+def _build_talker(
+    samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.random.Generator
+) -> np.ndarray:
     """Clips in a row as somebody who does not stop, at a common loudness."""
-    said = np.concatenate([samples[clip["start"] : clip["start"] + clip["n"]] for clip in clips])
-    voice = said.astype(np.float32) / 32768
+    speech = np.concatenate([samples[clip["start"] : clip["start"] + clip["n"]] for clip in clips])
+    voice = speech.astype(np.float32) / 32768
     return crop_or_loop(voice, n_samples, draw) / np.sqrt(measure_speech_power(voice), dtype=np.float32)
 
 

@@ -20,15 +20,15 @@ import soundfile
 
 from ossicle.audio.waveform import SAMPLE_RATE
 from tools.pocket import voices, world
-from tools.pocket.llm import report
+from tools.pocket.llm import print_progress
 
-MAX_CLIP_S = 5.9
+MAX_DURATION_S = 5.9
 """Longest clip kept, in seconds: a little less than the pocket Whisper's window of 6 s."""
-CHUNK_CLIPS = 500
+CLIPS_PER_CHUNK = 500
 _MARGIN_S = 0.06
 
 
-def heard_text(rng: random.Random, pair_share: float, opening_share: float = 0.0) -> str:
+def draw_training_text(rng: random.Random, pair_ratio: float, opening_ratio: float = 0.0) -> str:
     """A text that training may hear: a statement, a fact, an introduction, one word, loose words or loose pairs.
 
     Args:
@@ -36,73 +36,73 @@ def heard_text(rng: random.Random, pair_share: float, opening_share: float = 0.0
         opening_share: how many of those begin with two words that questions begin with
     """
     while True:
-        text = _any_text(rng, pair_share, opening_share)
-        if not world.opens_like_a_question(text) and not world.holds_a_question(text):
+        text = _draw_text(rng, pair_ratio, opening_ratio)
+        if not world.starts_like_question(text) and not world.contains_question(text):
             return text
 
 
-def _any_text(rng: random.Random, pair_share: float, opening_share: float) -> str:
-    if pair_share and rng.random() < pair_share:
-        return world.pair_sequence(rng, opening_share)
+def _draw_text(rng: random.Random, pair_ratio: float, opening_ratio: float) -> str:
+    if pair_ratio and rng.random() < pair_ratio:
+        return world.draw_pair_sequence(rng, opening_ratio)
     draw = rng.random()
     if draw < 0.18:
-        return world.statement(rng)
+        return world.draw_statement(rng)
     if draw < 0.53:
-        return world.fact(rng)
+        return world.draw_fact(rng)
     if draw < 0.56:
-        return world.introduction(rng)
+        return world.draw_introduction(rng)
     if draw < 0.6:
-        return world.single_word(rng)
-    return world.word_sequence(rng)
+        return world.draw_single_word(rng)
+    return world.draw_word_sequence(rng)
 
 
-def _trim(samples: np.ndarray) -> np.ndarray:
+def _trim_silence(samples: np.ndarray) -> np.ndarray:
     """Digital silence at both ends cut down to a short margin."""
     loud = np.flatnonzero(np.abs(samples) > 0.005 * np.abs(samples).max())
     margin = int(_MARGIN_S * SAMPLE_RATE)
     return samples[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def finish(samples: np.ndarray, tail_s: float = 0.0) -> np.ndarray | None:
+def finish_clip(samples: np.ndarray, silence_s: float = 0.0) -> np.ndarray | None:
     """A clip as 16-bit samples at a common loudness, or None when it is longer than the window.
 
     Args:
         tail_s: silence behind it, in seconds
     """
-    samples = np.pad(_trim(samples), (0, int(tail_s * SAMPLE_RATE)))
-    if len(samples) > MAX_CLIP_S * SAMPLE_RATE:
+    samples = np.pad(_trim_silence(samples), (0, int(silence_s * SAMPLE_RATE)))
+    if len(samples) > MAX_DURATION_S * SAMPLE_RATE:
         return None
     return (samples / np.abs(samples).max() * 0.7 * 32767).astype(np.int16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clips:
+class ClipSet:
     """Speech that training may hear: chunks of `CHUNK_CLIPS` clips, and what is said in them how."""
 
     name: str
     chunks: range
     """Seeds of the chunks: no two kinds of clips share one."""
-    pair_share: float
+    pair_ratio: float
     """How many of the texts are loose pairs of words."""
-    opening_share: float = 0.0
+    opening_ratio: float = 0.0
     """How many of those begin with two words that questions begin with."""
-    idiolect_share: float = 0.0
+    idiolect_ratio: float = 0.0
     """How many of espeak-ng's voices have a pronunciation of their own."""
-    mbrola_share: float = 0.0
+    mbrola_ratio: float = 0.0
     """How many of all voices are MBROLA's."""
 
 
-def speak_chunk(seed: int, clips: Clips) -> list[tuple[np.ndarray, str, voices.Voice]]:
+def speak_chunk(seed: int, clips: ClipSet) -> list[tuple[np.ndarray, str, voices.Voice]]:
     """`CHUNK_CLIPS` training clips, drawn from one seed."""
     rng = random.Random(f"heard {seed}")
     lines = [
         (
-            heard_text(rng, clips.pair_share, clips.opening_share),
-            voices.heard_voice(rng, clips.idiolect_share, clips.mbrola_share),
+            draw_training_text(rng, clips.pair_ratio, clips.opening_ratio),
+            voices.draw_training_voice(rng, clips.idiolect_ratio, clips.mbrola_ratio),
         )
-        for _ in range(CHUNK_CLIPS)
+        for _ in range(CLIPS_PER_CHUNK)
     ]
-    finished = map(finish, speak_lines(lines))
+    finished = map(finish_clip, speak_lines(lines))
     return [(samples, *line) for samples, line in zip(finished, lines, strict=True) if samples is not None]
 
 
@@ -118,7 +118,7 @@ def speak_lines(lines: list[tuple[str, voices.Voice]]) -> Iterator[np.ndarray]:
             yield spoken[id(line)] if id(line) in spoken else voices.speak(*line, scratch)
 
 
-def make_heard_speech(folder: Path, clips: Clips) -> None:
+def write_clip_set(folder: Path, clips: ClipSet) -> None:
     """Clips that training may hear: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -137,11 +137,13 @@ def make_heard_speech(folder: Path, clips: Clips) -> None:
                 start += len(samples)
             samples_file.flush()
             index.flush()
-            report(f"{clips.name}: {done}/{len(clips.chunks)} chunks, {start / SAMPLE_RATE / 3600:.1f} h")
+            print_progress(
+                f"{clips.name}: {done}/{len(clips.chunks)} chunks, {start / SAMPLE_RATE / 3600:.1f} h"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationQuestion:
     """A question of the evaluation: who asks it, and what answer is expected."""
 
     text: str
@@ -152,13 +154,13 @@ class Asked:
     voice: voices.Voice
 
 
-def evaluation_lines(
+def draw_evaluation_questions(
     seed: str,
     n_plain: int,
     n_instructed: int,
     draw_voice: Callable[[random.Random], voices.Voice],
     group: str,
-) -> Iterator[Asked]:
+) -> Iterator[EvaluationQuestion]:
     """Questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
     rng = random.Random(seed)
     for number in range(n_plain + n_instructed):
@@ -166,11 +168,11 @@ def evaluation_lines(
         skill = number % len(world.SKILLS)
         while True:
             exchange = world.SKILLS[skill](rng)
-            answer = exchange.answer if kind is None else exchange.answer_under(kind)
+            answer = exchange.answer if kind is None else exchange.answer_for(kind)
             if answer:
                 break
             skill = (skill + 1) % len(world.SKILLS)
-        yield Asked(
+        yield EvaluationQuestion(
             text=exchange.question,
             instruction=world.INSTRUCTIONS[kind][0] if kind else None,
             answer=answer,
@@ -180,7 +182,7 @@ def evaluation_lines(
         )
 
 
-def encode(samples: np.ndarray) -> bytes:
+def encode_opus(samples: np.ndarray) -> bytes:
     """Ogg Opus at 14 kbit/s: about 4 kB a clip."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="ogg") as container:
@@ -204,48 +206,50 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=500)
 
 
-def _recorded(heard: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _read_clips(clips_dir: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """The clips of a folder of them, each with its samples."""
-    samples = np.memmap(heard / "samples.i16", dtype=np.int16, mode="r")
-    with (heard / "clips.jsonl").open() as index:
+    samples = np.memmap(clips_dir / "samples.i16", dtype=np.int16, mode="r")
+    with (clips_dir / "clips.jsonl").open() as index:
         for clip in map(json.loads, index):
             yield clip, samples[clip["start"] : clip["start"] + clip["n"]]
 
 
-def make_distillation_speech(heard: Path, path: Path, n_clips: int) -> None:
+def write_distillation_table(clips_dir: Path, path: Path, n_clips: int) -> None:
     """The first clips of a folder of them, as the table that the distillation reads."""
     rows = []
-    for number, (clip, samples) in enumerate(islice(_recorded(heard), n_clips)):
+    for number, (clip, samples) in enumerate(islice(_read_clips(clips_dir), n_clips)):
         voice = f"{clip['engine']}:{clip['name']}"
-        audio = {"bytes": encode(samples), "path": f"{number:05d}.opus"}
+        audio = {"bytes": encode_opus(samples), "path": f"{number:05d}.opus"}
         rows.append({"id": f"{number:05d}", "audio": audio, "text": clip["text"], "voice": voice})
     write_table(path, rows)
 
 
-def make_broad_speech(heard: Path) -> Path:
+def write_jsonl_source(clips_dir: Path) -> Path:
     """All clips of a folder of them as WAV files, and the manifest that names each with its transcript."""
-    manifest = heard / "speech.jsonl"
-    with manifest.with_suffix(".part").open("w") as lines:
-        for number, (clip, samples) in enumerate(_recorded(heard)):
+    jsonl_path = clips_dir / "speech.jsonl"
+    with jsonl_path.with_suffix(".part").open("w") as lines:
+        for number, (clip, samples) in enumerate(_read_clips(clips_dir)):
             name = f"{number // 1000:03d}/{number:06d}.wav"
-            (heard / name).parent.mkdir(exist_ok=True)
-            soundfile.write(heard / name, samples, SAMPLE_RATE)
+            (clips_dir / name).parent.mkdir(exist_ok=True)
+            soundfile.write(clips_dir / name, samples, SAMPLE_RATE)
             lines.write(json.dumps({"audio": name, "text": clip["text"]}) + "\n")
-    return manifest.with_suffix(".part").rename(manifest)
+    return jsonl_path.with_suffix(".part").rename(jsonl_path)
 
 
-def make_evaluation_speech(path: Path) -> None:
+def write_suite_table(path: Path) -> None:
     """The pocket suite: questions by voices that training has never heard, and by an engine it has never heard."""
     lines = [
-        *evaluation_lines("espeak", 432, 144, voices.unheard_voice, "unseen voices (espeak-ng)"),
-        *evaluation_lines("flite", 198, 54, voices.flite_voice, "unseen engine (flite)"),
+        *draw_evaluation_questions(
+            "espeak", 432, 144, voices.draw_evaluation_voice, "unseen voices (espeak-ng)"
+        ),
+        *draw_evaluation_questions("flite", 198, 54, voices.draw_flite_voice, "unseen engine (flite)"),
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, line in enumerate(lines):
-            samples = finish(voices.speak(line.text, line.voice, Path(folder)))
+            samples = finish_clip(voices.speak(line.text, line.voice, Path(folder)))
             assert samples is not None, f"{line.text!r} is longer than the window"
-            audio = {"bytes": encode(samples), "path": f"{number:04d}.opus"}
+            audio = {"bytes": encode_opus(samples), "path": f"{number:04d}.opus"}
             voice = f"{line.voice.engine}:{line.voice.name}"
             rows.append(asdict(line) | {"id": f"{number:04d}", "audio": audio, "voice": voice})
     write_table(path, rows)

@@ -16,8 +16,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-LLM_SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-WHISPER_SPECIAL = (
+LLM_SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+WHISPER_SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|startoftranscript|>",
     "<|en|>",
@@ -30,7 +30,7 @@ WHISPER_SPECIAL = (
 )
 
 
-def _corpus() -> list[str]:
+def _build_corpus() -> list[str]:
     rng = random.Random(2)
     spoken = [word for word in world.vocabulary() for _ in range(40)]
     spoken += [word[:1].upper() + word[1:] for word in world.vocabulary() for _ in range(12)]
@@ -54,22 +54,22 @@ def train_bpe() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=N_BPE_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_build_corpus(), trainer)
     return tokenizer
 
 
-def llm_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
+def build_llm_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     """The chat LLM's tokenizer, with its chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", bos_token="<|begin|>", eos_token="<|end|>"
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(LLM_SPECIAL[3:])})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(LLM_SPECIAL_TOKENS[3:])})
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.model_max_length = 512
     return tokenizer
 
 
-def whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
+def build_whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
     """Whisper's tokenizer class over the same words; English only, so its prompt has no language and no task."""
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
@@ -77,7 +77,7 @@ def whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
     tokenizer.add_special_tokens(
         {
             "additional_special_tokens": [
-                AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL
+                AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL_TOKENS
             ]
         }
     )

@@ -17,11 +17,13 @@ import soxr
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.errors import AudioError
 
-HEARD_ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-us-nyc")
-UNHEARD_ACCENTS = ("en-029", "en-gb-x-gbcwmd")
-UNHEARD_VARIANTS = "f3 f5 m2 m5 Annie Andrea david Michael Mike linda paul steph Alex zac Hugo Mario".split()
+TRAINING_ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-us-nyc")
+EVALUATION_ACCENTS = ("en-029", "en-gb-x-gbcwmd")
+EVALUATION_VARIANTS = (
+    "f3 f5 m2 m5 Annie Andrea david Michael Mike linda paul steph Alex zac Hugo Mario".split()
+)
 # Odd voices speak in training, where odd is good, but are no fair examination; whispers and robots speak nowhere.
-HEARD_VARIANTS = (
+TRAINING_VARIANTS = (
     "f1 f2 f4 m1 m3 m4 m6 m7 m8 adam Alicia Andy antonio aunty belinda benjamin boris caleb croak Denis Diogo ed "
     "Gene Gene2 grandma grandpa gustave Henrique iven iven2 iven3 iven4 Jacky john Lee marcelo Marco max miguel "
     "klatt klatt2 klatt3 klatt4 klatt5 klatt6 Nguyen norbert pablo pedro quincy robert rob sandro shelby "
@@ -48,14 +50,14 @@ class Voice:
     """Whose pronunciation, of endlessly many (see `pronounce`); 0: the accent's own."""
 
 
-def heard_voice(rng: random.Random, idiolect_share: float, mbrola_share: float = 0.0) -> Voice:
+def draw_training_voice(rng: random.Random, idiolect_ratio: float, mbrola_ratio: float = 0.0) -> Voice:
     """A voice for training, drawn with its speed and pitch.
 
     Args:
         idiolect_share: how many of espeak-ng's voices speak in a way of their own (see `pronounce`)
-        mbrola_share: how many of all voices are MBROLA's
+        mbrola_ratio: how many of all voices are MBROLA's
     """
-    if mbrola_share and rng.random() < mbrola_share:
+    if mbrola_ratio and rng.random() < mbrola_ratio:
         return Voice(
             engine="mbrola",
             name=rng.choice(MBROLA_VOICES),
@@ -80,33 +82,33 @@ def heard_voice(rng: random.Random, idiolect_share: float, mbrola_share: float =
             pitch=rng.randint(70, 190),
             formant_shift=rng.uniform(0.84, 1.28),
         )
-    variant = rng.choice(["", *HEARD_VARIANTS])
+    variant = rng.choice(["", *TRAINING_VARIANTS])
     return Voice(
         engine="espeak-ng",
-        name=rng.choice(HEARD_ACCENTS) + ("+" + variant if variant else ""),
+        name=rng.choice(TRAINING_ACCENTS) + ("+" + variant if variant else ""),
         words_per_minute=rng.randint(125, 210),
         pitch=rng.randint(15, 85),
         formant_shift=rng.uniform(0.88, 1.14),
-        idiolect=rng.randrange(1, 10**9) if rng.random() < idiolect_share else 0,
+        idiolect=rng.randrange(1, 10**9) if rng.random() < idiolect_ratio else 0,
     )
 
 
-def unheard_voice(rng: random.Random) -> Voice:
+def draw_evaluation_voice(rng: random.Random) -> Voice:
     """A voice for the evaluation: an accent and a variant that training has never heard."""
     return Voice(
         engine="espeak-ng",
-        name=f"{rng.choice(UNHEARD_ACCENTS)}+{rng.choice(UNHEARD_VARIANTS)}",
+        name=f"{rng.choice(EVALUATION_ACCENTS)}+{rng.choice(EVALUATION_VARIANTS)}",
         words_per_minute=rng.randint(145, 180),
         pitch=rng.randint(35, 65),
     )
 
 
-def flite_voice(rng: random.Random) -> Voice:
+def draw_flite_voice(rng: random.Random) -> Voice:
     """A voice of the engine that training has never heard."""
     return Voice(engine="flite", name=rng.choice(tuple(FLITE_VOICES)))
 
 
-_HABITS = {
+_PHONEME_SUBSTITUTES = {
     # Consonants as accents all over the world have them: th stopped or fronted, h dropped, r rolled or tapped, ...
     "T": "t f s t[",
     "D": "d v z d",
@@ -168,20 +170,20 @@ def pronounce(phonemes: str, idiolect: int) -> str:
         idiolect: whose habits
     """
     rng = random.Random(idiolect)
-    share = rng.uniform(0.0, 0.3)
-    habits = {
-        phoneme: rng.choice([choice for choice in others.split() if choice != phoneme])
-        for phoneme, others in _HABITS.items()
-        if rng.random() < share
+    ratio = rng.uniform(0.0, 0.3)
+    substitutes = {
+        phoneme: rng.choice([choice for choice in choices.split() if choice != phoneme])
+        for phoneme, choices in _PHONEME_SUBSTITUTES.items()
+        if rng.random() < ratio
     }
     words = []
     for word in phonemes.replace("__:", "").split():
-        said = []
+        sounds = []
         for sound in word.split("_"):
             stress = sound[: len(sound) - len(sound.lstrip("',%="))]
-            changed = habits.get(sound[len(stress) :], sound[len(stress) :])
-            said.append(stress + ("" if changed == "-" else changed))
-        words.append("|".join(sound for sound in said if sound))
+            substitute = substitutes.get(sound[len(stress) :], sound[len(stress) :])
+            sounds.append(stress + ("" if substitute == "-" else substitute))
+        words.append("|".join(sound for sound in sounds if sound))
     return " ".join(words)
 
 
@@ -228,22 +230,22 @@ def _flite_settings(voice: Voice) -> list[str]:
 
 def speak(text: str, voice: Voice, scratch: Path) -> np.ndarray:
     """Speech of one text by a voice of espeak-ng, MBROLA, SVOX Pico or flite, float32 at 16 kHz."""
-    path, said = scratch / "line.wav", text
+    path, input_text = scratch / "line.wav", text
     if voice.engine == "flite":
         command = ["flite", "-voice", voice.name, *_flite_settings(voice), "-t", text, "-o", str(path)]
     elif voice.engine == "pico":
         # In per cent of the voice's own; the throat's length moves both, which is taken back here.
         pitch = voice.pitch / voice.formant_shift
         speed = voice.words_per_minute / 1.65 / voice.formant_shift
-        marked = f"<pitch level='{pitch:.0f}'><speed level='{speed:.0f}'>{text}</speed></pitch>"
-        command = ["pico2wave", "-l", voice.name, "-w", str(path), marked]
+        markup = f"<pitch level='{pitch:.0f}'><speed level='{speed:.0f}'>{text}</speed></pitch>"
+        command = ["pico2wave", "-l", voice.name, "-w", str(path), markup]
     else:
         settings = ["-s", str(voice.words_per_minute), "-p", str(voice.pitch)]
         if voice.idiolect:
-            asked = ["espeak-ng", "-v", voice.name, "-q", "-x", "--sep=_", text]
-            phonemes = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
-            said = f"[[{pronounce(phonemes, voice.idiolect)}]]"
-        command = ["espeak-ng", "-v", voice.name, *settings, "-w", str(path), said]
+            phoneme_command = ["espeak-ng", "-v", voice.name, "-q", "-x", "--sep=_", text]
+            phonemes = subprocess.run(phoneme_command, check=True, capture_output=True, text=True).stdout
+            input_text = f"[[{pronounce(phonemes, voice.idiolect)}]]"
+        command = ["espeak-ng", "-v", voice.name, *settings, "-w", str(path), input_text]
     subprocess.run(command, check=True, capture_output=True)
     try:
         return _shift_formants(load_audio(path), voice.formant_shift)

@@ -32,27 +32,27 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 from ossicle.audio.spec_augment import augment_mel
 from ossicle.backbones.encoder import compute_clip_mel, encode, expand_attention_mask, pad_mels
 from tools.pocket import world
-from tools.pocket.llm import lr_factor, report
+from tools.pocket.llm import compute_lr_factor, print_progress
 from tools.pocket.tokens import N_BPE_TOKENS
 
 WINDOW_S, N_MELS = 6, 80
 WINDOW_FRAMES = WINDOW_S * 100
-N_WORKERS = 2
+N_PROCESSES = 2
 """Training processes, one thread each, that share every step."""
 WARMUP_STEPS = 300
-WEIGHTS = {"attention": 1.0, "letters": 0.3, "words": 0.5}
-EASY_SAMPLES, N_EASY_STEPS = 26_000, 300
-ENCODER_ALONE_STEPS = 600
+LOSS_WEIGHTS = {"attention": 1.0, "letters": 0.3, "words": 0.5}
+MAX_EASY_SAMPLES, N_EASY_STEPS = 26_000, 300
+N_ENCODER_ONLY_STEPS = 600
 """Steps of a new model before the decoder joins: until then it would only learn to guess."""
-HEADS_ALONE_STEPS = 100
+N_HEADS_ONLY_STEPS = 100
 """Steps of a model that goes on, in which only its new heads learn from CTC."""
-FRAMES_STEP, TOKENS_STEP = 40, 4
+FRAMES_MULTIPLE, TOKENS_MULTIPLE = 40, 4
 """Batches are padded to multiples of these: a CPU prepares its kernels anew for every shape it has not seen."""
-LETTERS = " " + string.ascii_lowercase
+CHARACTERS = " " + string.ascii_lowercase
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class TrainingStage:
     """One stretch of training."""
 
     n_steps: int
@@ -65,11 +65,11 @@ class Round:
     """The step after which it ends, if that is before the learning rate has fallen."""
 
 
-class HeardSpeech(Dataset):
+class SpeechBatches(Dataset):
     """Batches of augmented clips of like length; item n is always the same batch."""
 
     def __init__(
-        self, folders: Sequence[Path], tokenizer: WhisperTokenizer, training: Round, rank: int
+        self, folders: Sequence[Path], tokenizer: WhisperTokenizer, stage: TrainingStage, rank: int
     ) -> None:
         self.folders = folders
         self.clips = [
@@ -77,11 +77,11 @@ class HeardSpeech(Dataset):
             for number, folder in enumerate(folders)
             for line in (folder / "clips.jsonl").read_text().splitlines()
         ]
-        self.training = training
-        self.ids = [tokenizer(clip["text"], add_special_tokens=False).input_ids for clip in self.clips]
-        self.words = {word: number for number, word in enumerate(world.vocabulary(), 1)}  # 0: CTC's blank
+        self.stage = stage
+        self.token_ids = [tokenizer(clip["text"], add_special_tokens=False).input_ids for clip in self.clips]
+        self.word_ids = {word: number for number, word in enumerate(world.vocabulary(), 1)}  # 0: CTC's blank
         self.start, self.end = tokenizer.prefix_tokens, tokenizer.eos_token_id
-        self.plan = self._plan(training.n_steps * N_WORKERS)[rank::N_WORKERS]
+        self.batch_plan = self._plan_batches(stage.n_steps * N_PROCESSES)[rank::N_PROCESSES]
         self.rank = rank
 
     @functools.cached_property
@@ -89,35 +89,35 @@ class HeardSpeech(Dataset):
         """Every folder's samples; mapped in the process that reads them, as to send them there would copy gigabytes."""
         return [np.memmap(folder / "samples.i16", dtype=np.int16, mode="r") for folder in self.folders]
 
-    def _plan(self, n_batches: int) -> list[list[int]]:
+    def _plan_batches(self, n_batches: int) -> list[list[int]]:
         """Clips shuffled each pass, grouped by length within stretches of 64 batches, pairs of batches shuffled again.
 
         The first steps take short clips only, in which a word is quickly found. Pairs, so that the processes of one
         step have batches of like length.
         """
-        rng, size = random.Random("whisper"), self.training.batch_size
+        rng, size = random.Random("whisper"), self.stage.batch_size
         plan: list[list[int]] = []
         while len(plan) < n_batches:
             order = rng.sample(range(len(self.clips)), len(self.clips))
-            if self.training.is_first and not plan:
-                easy = [clip for clip in order if self.clips[clip]["n"] < EASY_SAMPLES]
-                order = easy[: N_EASY_STEPS * N_WORKERS * size]
+            if self.stage.is_first and not plan:
+                easy = [clip for clip in order if self.clips[clip]["n"] < MAX_EASY_SAMPLES]
+                order = easy[: N_EASY_STEPS * N_PROCESSES * size]
             stretch = 64 * size
             for first in range(0, len(order), stretch):
                 group = sorted(order[first : first + stretch], key=lambda clip: self.clips[clip]["n"])
-                full = len(group) // size // N_WORKERS * N_WORKERS * size
+                full = len(group) // size // N_PROCESSES * N_PROCESSES * size
                 batches = [group[n : n + size] for n in range(0, full, size)]
-                steps = [batches[n : n + N_WORKERS] for n in range(0, len(batches), N_WORKERS)]
+                steps = [batches[n : n + N_PROCESSES] for n in range(0, len(batches), N_PROCESSES)]
                 plan += itertools.chain.from_iterable(rng.sample(steps, len(steps)))
         return plan[:n_batches]
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.batch_plan)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = random.Random(f"batch {index} {self.rank}")
-        clips = [self.clips[number] for number in self.plan[index]]
-        sounds = [self._sound(clip, rng) for clip in clips]
+        clips = [self.clips[number] for number in self.batch_plan[index]]
+        sounds = [self._load_padded(clip, rng) for clip in clips]
         full_window = rng.random() < 0.02
         clean = [compute_clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
         neighbours = [clean[-1], *clean[:-1]]  # they speak in the background
@@ -127,20 +127,20 @@ class HeardSpeech(Dataset):
                 for clip, voice in zip(clean, neighbours, strict=True)
             ]
         )
-        targets = [[*self.start, *self.ids[number], self.end] for number in self.plan[index]]
-        letters = [[LETTERS.index(letter) + 1 for letter in clip["text"]] for clip in clips]
-        words = [[self.words[word] for word in clip["text"].split()] for clip in clips]
+        targets = [[*self.start, *self.token_ids[number], self.end] for number in self.batch_plan[index]]
+        letters = [[CHARACTERS.index(letter) + 1 for letter in clip["text"]] for clip in clips]
+        words = [[self.word_ids[word] for word in clip["text"].split()] for clip in clips]
         return {
-            "mel": functional.pad(mel, (0, -mel.shape[2] % FRAMES_STEP)),
+            "mel": functional.pad(mel, (0, -mel.shape[2] % FRAMES_MULTIPLE)),
             "n_frames": n_frames,
-            "ids": _padded(targets, -100, TOKENS_STEP),
-            "letters": _padded(letters, 0),
+            "ids": _pad_rows(targets, -100, TOKENS_MULTIPLE),
+            "letters": _pad_rows(letters, 0),
             "n_letters": torch.tensor([len(row) for row in letters]),
-            "words": _padded(words, 0),
+            "words": _pad_rows(words, 0),
             "n_words": torch.tensor([len(row) for row in words]),
         }
 
-    def _sound(self, clip: dict, rng: random.Random) -> np.ndarray:
+    def _load_padded(self, clip: dict, rng: random.Random) -> np.ndarray:
         """The clip in a little silence, so that speech does not always begin at the same place."""
         recorded = self.samples[clip["folder"]][clip["start"] : clip["start"] + clip["n"]]
         samples = recorded.astype(np.float32) / 32768
@@ -148,16 +148,16 @@ class HeardSpeech(Dataset):
         return np.pad(samples, [rng.randint(0, min(3_200, room // 2)) for _ in range(2)])
 
 
-def _rounded_up(length: int, step: int) -> int:
-    return -(-length // step) * step
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
-def _padded(rows: list[list[int]], value: int, step: int = 1) -> torch.Tensor:
-    longest = _rounded_up(max(map(len, rows)), step)
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+def _pad_rows(rows: list[list[int]], value: int, step: int = 1) -> torch.Tensor:
+    length = _round_up(max(map(len, rows)), step)
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def new_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
+def build_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
     """The pocket Whisper before training: English only, so its prompt is start, no timestamps."""
     start, no_timestamps = tokenizer.prefix_tokens
     config = WhisperConfig(
@@ -216,36 +216,42 @@ def _scale_weights(model: WhisperForConditionalGeneration) -> None:
     nn.init.normal_(model.model.decoder.embed_tokens.weight, std=model.config.d_model**-0.5)
 
 
-class Hearing(nn.Module):
+class WhisperWithCtc(nn.Module):
     """The Whisper in training, with the two heads that only training needs."""
 
     def __init__(self, model: WhisperForConditionalGeneration) -> None:
         super().__init__()
         model.set_attn_implementation("eager")  # for clips of two seconds faster than the fused kernel
         self.model, width = model, model.config.d_model
-        self.letters = nn.Linear(width, len(LETTERS) + 1)
+        self.letters = nn.Linear(width, len(CHARACTERS) + 1)
         self.words = nn.Linear(width, len(world.vocabulary()) + 1)
-        self.half_way: list[torch.Tensor] = []
+        self.middle_states: list[torch.Tensor] = []
         layers = model.model.encoder.layers
         layers[len(layers) // 2 - 1].register_forward_hook(
-            lambda _layer, _inputs, states: self.half_way.append(states)
+            lambda _layer, _inputs, states: self.middle_states.append(states)
         )
 
-    def losses(self, batch: dict[str, torch.Tensor], step: int, is_first: bool) -> dict[str, torch.Tensor]:
+    def compute_losses(
+        self, batch: dict[str, torch.Tensor], step: int, is_first: bool
+    ) -> dict[str, torch.Tensor]:
         """The unweighted terms of one batch."""
         features = encode(self.model.model.encoder, batch["mel"], batch["n_frames"])
-        half_way, top, n_positions = self.half_way.pop(), features.states, features.mask.sum(1)
-        if not is_first and step < HEADS_ALONE_STEPS:
+        half_way, top, n_positions = self.middle_states.pop(), features.states, features.mask.sum(1)
+        if not is_first and step < N_HEADS_ONLY_STEPS:
             half_way, top = half_way.detach(), top.detach()
         losses = {
-            "letters": _ctc(self.letters(half_way), n_positions, batch["letters"], batch["n_letters"]),
-            "words": _ctc(self.words(top), n_positions, batch["words"], batch["n_words"]),
+            "letters": _compute_ctc_loss(
+                self.letters(half_way), n_positions, batch["letters"], batch["n_letters"]
+            ),
+            "words": _compute_ctc_loss(self.words(top), n_positions, batch["words"], batch["n_words"]),
         }
-        if not is_first or step >= ENCODER_ALONE_STEPS:
-            losses["attention"] = self._attention(features.states, features.mask, batch["ids"], step)
+        if not is_first or step >= N_ENCODER_ONLY_STEPS:
+            losses["attention"] = self._compute_attention_loss(
+                features.states, features.mask, batch["ids"], step
+            )
         return losses
 
-    def _attention(
+    def _compute_attention_loss(
         self, states: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor, step: int
     ) -> torch.Tensor:
         """Cross-entropy of the next word, some of the words before it being wrong.
@@ -267,7 +273,7 @@ class Hearing(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=0.05)
 
 
-def _ctc(
+def _compute_ctc_loss(
     logits: torch.Tensor, n_positions: torch.Tensor, targets: torch.Tensor, n_targets: torch.Tensor
 ) -> torch.Tensor:
     log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)  # (B, S, C) -> (S, B, C)
@@ -280,34 +286,41 @@ def _average_gradients(weights: list[nn.Parameter]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in given])
     distributed.all_reduce(flat)
     for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = part.view_as(weight) / N_WORKERS
+        weight.grad = part.view_as(weight) / N_PROCESSES
 
 
-def _train(
-    rank: int, meeting: str, tokenizer: WhisperTokenizer, heard: Sequence[Path], folder: Path, training: Round
+def _run_process(
+    rank: int,
+    rendezvous: str,
+    tokenizer: WhisperTokenizer,
+    clip_dirs: Sequence[Path],
+    folder: Path,
+    stage: TrainingStage,
 ) -> None:
     """One of the processes that train together."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=N_WORKERS)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=N_PROCESSES
+    )
     torch.manual_seed(0)
-    model = new_whisper(tokenizer)
-    if not training.is_first:
+    model = build_whisper(tokenizer)
+    if not stage.is_first:
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    hearing = Hearing(model).train()
-    weights = list(hearing.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=training.peak_lr, betas=(0.9, 0.98), weight_decay=0.02)
+    trained_model = WhisperWithCtc(model).train()
+    weights = list(trained_model.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=stage.peak_lr, betas=(0.9, 0.98), weight_decay=0.02)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, training.n_steps, WARMUP_STEPS)
+        optimizer, lambda step: compute_lr_factor(step, stage.n_steps, WARMUP_STEPS)
     )
     loader = DataLoader(
-        HeardSpeech(heard, tokenizer, training, rank), batch_size=None, num_workers=1, prefetch_factor=8
+        SpeechBatches(clip_dirs, tokenizer, stage, rank), batch_size=None, num_workers=1, prefetch_factor=8
     )
     started = time.monotonic()
-    for step, batch in enumerate(itertools.islice(loader, training.stops_at), 1):
+    for step, batch in enumerate(itertools.islice(loader, stage.stops_at), 1):
         # On CPUs with bfloat16 instructions a step takes half the time.
         with torch.autocast("cpu", torch.bfloat16):
-            losses = hearing.losses(batch, step - 1, training.is_first)
-        torch.stack([WEIGHTS[name] * term for name, term in losses.items()]).sum().backward()
+            losses = trained_model.compute_losses(batch, step - 1, stage.is_first)
+        torch.stack([LOSS_WEIGHTS[name] * term for name, term in losses.items()]).sum().backward()
         _average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -315,7 +328,7 @@ def _train(
         optimizer.zero_grad()
         if rank == 0 and step % 50 == 0:
             terms = " ".join(f"{name} {term.item():.3f}" for name, term in losses.items())
-            report(f"step {step} {terms} {time.monotonic() - started:.0f} s")
+            print_progress(f"step {step} {terms} {time.monotonic() - started:.0f} s")
         if rank == 0 and step % 500 == 0:
             save_whisper(model, tokenizer, folder.with_name(f"{folder.name}-{step}"))
     if rank == 0:
@@ -323,20 +336,22 @@ def _train(
     distributed.destroy_process_group()
 
 
-def train_whisper(tokenizer: WhisperTokenizer, heard: Sequence[Path], folder: Path, training: Round) -> None:
+def train_whisper(
+    tokenizer: WhisperTokenizer, clip_dirs: Sequence[Path], folder: Path, stage: TrainingStage
+) -> None:
     """One round in `N_WORKERS` processes; writes model, feature extractor and tokenizer to `folder`.
 
     Args:
         heard: folders of clips; those of one named twice are heard twice as often
     """
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = (f"{scratch}/meeting", tokenizer, heard, folder, training)
-        multiprocessing.spawn(_train, arguments, nprocs=N_WORKERS)
+        arguments = (f"{scratch}/meeting", tokenizer, clip_dirs, folder, stage)
+        multiprocessing.spawn(_run_process, arguments, nprocs=N_PROCESSES)
 
 
 def save_whisper(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, folder: Path) -> None:
     """Model, feature extractor and tokenizer in Hugging Face format, weights rounded to bfloat16 to be small."""
-    small = new_whisper(tokenizer).to(torch.bfloat16)
+    small = build_whisper(tokenizer).to(torch.bfloat16)
     small.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()})
     small.tie_weights()
     small.save_pretrained(folder)

@@ -21,7 +21,7 @@ INSTRUCTIONS = {
 }
 
 
-_NOT_IN_CAPITALS = ("repeating", "spelling")
+_SKILLS_WITHOUT_CAPITALS = ("repeating", "spelling")
 """Any word may have to be repeated, and few are known in capitals; what is spelled is in capitals already."""
 
 
@@ -35,10 +35,10 @@ class Exchange:
     one_word: str | None = None
     spanish: str | None = None
 
-    def answer_under(self, instruction: str) -> str | None:
+    def answer_for(self, instruction: str) -> str | None:
         """The answer that obeys one of `INSTRUCTIONS`' keys; None where that instruction makes no sense."""
         match instruction:
-            case "capitals" if self.skill not in _NOT_IN_CAPITALS:
+            case "capitals" if self.skill not in _SKILLS_WITHOUT_CAPITALS:
                 return self.answer.upper()
             case "one_word":
                 return self.one_word
@@ -47,76 +47,80 @@ class Exchange:
         return None
 
 
-def _title(name: str) -> str:
+def _capitalize(name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def _article(noun: str) -> str:
+def _add_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _exchange(skill: str, question: str, answer: str, key: str | None = None) -> Exchange:
+def _build_exchange(skill: str, question: str, answer: str, key: str | None = None) -> Exchange:
     """An exchange whose one-word and Spanish answers follow from the key word of the answer."""
     spanish = facts.SPANISH.get(key) if key else None
     return Exchange(
         skill=skill,
         question=question,
         answer=answer,
-        one_word=_title(key) + "." if key else None,
-        spanish=_title(spanish) + "." if spanish else None,
+        one_word=_capitalize(key) + "." if key else None,
+        spanish=_capitalize(spanish) + "." if spanish else None,
     )
 
 
-def _capital(rng: random.Random) -> Exchange:
+def _draw_capital(rng: random.Random) -> Exchange:
     country, city = rng.choice(list(facts.CAPITALS.items()))
     question = rng.choice(
         ("what is the capital of {}", "tell me the capital of {}", "which city is the capital of {}")
     ).format(country)
-    return _exchange("capitals", question, f"The capital of {_title(country)} is {_title(city)}.", city)
+    return _build_exchange(
+        "capitals", question, f"The capital of {_capitalize(country)} is {_capitalize(city)}.", city
+    )
 
 
-def _continent(rng: random.Random) -> Exchange:
+def _draw_continent(rng: random.Random) -> Exchange:
     country, continent = rng.choice(list(facts.CONTINENTS.items()))
     question = rng.choice(("where is {}", "in which part of the world is {}")).format(country)
-    return _exchange("places", question, f"{_title(country)} is in {_title(continent)}.", continent)
+    return _build_exchange(
+        "places", question, f"{_capitalize(country)} is in {_capitalize(continent)}.", continent
+    )
 
 
-def _opposite(rng: random.Random) -> Exchange:
+def _draw_opposite(rng: random.Random) -> Exchange:
     word, other = rng.choice(list(facts.OPPOSITES.items()))
     question = rng.choice(("what is the opposite of {}", "tell me the opposite of {}")).format(word)
-    return _exchange("opposites", question, f"The opposite of {word} is {other}.", other)
+    return _build_exchange("opposites", question, f"The opposite of {word} is {other}.", other)
 
 
-def _animal_sound(rng: random.Random) -> Exchange:
+def _draw_animal_sound(rng: random.Random) -> Exchange:
     animal, sound = rng.choice(list(facts.ANIMAL_SOUNDS.items()))
     question = rng.choice(("what does the {} say", "what sound does {} make")).format(animal)
     if "sound" in question:
-        question = f"what sound does {_article(animal)} make"
-    return _exchange("animal sounds", question, f"The {animal} says {sound}.", sound)
+        question = f"what sound does {_add_article(animal)} make"
+    return _build_exchange("animal sounds", question, f"The {animal} says {sound}.", sound)
 
 
-def _legs(rng: random.Random) -> Exchange:
+def _draw_legs(rng: random.Random) -> Exchange:
     animal, count = rng.choice(list(facts.LEGS.items()))
-    return _exchange(
+    return _build_exchange(
         "legs",
-        f"how many legs does {_article(animal)} have",
-        f"{_title(_article(animal))} has {count} legs.",
+        f"how many legs does {_add_article(animal)} have",
+        f"{_capitalize(_add_article(animal))} has {count} legs.",
         count,
     )
 
 
-def _colour(rng: random.Random) -> Exchange:
-    thing, colour = rng.choice(list(facts.COLOURS.items()))
+def _draw_color(rng: random.Random) -> Exchange:
+    thing, colour = rng.choice(list(facts.COLORS.items()))
     question = rng.choice(("what colour is the {}", "which colour does the {} have")).format(thing)
-    return _exchange("colours", question, f"The {thing} is {colour}.", colour)
+    return _build_exchange("colours", question, f"The {thing} is {colour}.", colour)
 
 
-def _spanish(rng: random.Random) -> Exchange:
+def _draw_spanish(rng: random.Random) -> Exchange:
     word = rng.choice(facts.TRANSLATABLE)
     question = rng.choice(
         ("how do you say {} in spanish", "what is the spanish word for {}", "what does {} mean in spanish")
     ).format(word)
-    spanish = _title(facts.SPANISH[word])
+    spanish = _capitalize(facts.SPANISH[word])
     return Exchange(
         skill="spanish words",
         question=question,
@@ -126,39 +130,39 @@ def _spanish(rng: random.Random) -> Exchange:
     )
 
 
-def _sum(rng: random.Random) -> Exchange:
+def _draw_sum(rng: random.Random) -> Exchange:
     first, second = rng.randint(0, 10), rng.randint(0, 10)
     a, b = facts.NUMBERS[first], facts.NUMBERS[second]
     total = facts.NUMBERS[first + second]
     question = rng.choice(("what is {} plus {}", "how much is {} plus {}", "add {} and {}")).format(a, b)
-    return _exchange("sums", question, f"{_title(a)} plus {b} is {total}.", total)
+    return _build_exchange("sums", question, f"{_capitalize(a)} plus {b} is {total}.", total)
 
 
-def _difference(rng: random.Random) -> Exchange:
+def _draw_difference(rng: random.Random) -> Exchange:
     first = rng.randint(0, 10)
     second = rng.randint(0, first)
     a, b = facts.NUMBERS[first], facts.NUMBERS[second]
     rest = facts.NUMBERS[first - second]
     question = rng.choice(("what is {} minus {}", "how much is {} minus {}")).format(a, b)
-    return _exchange("differences", question, f"{_title(a)} minus {b} is {rest}.", rest)
+    return _build_exchange("differences", question, f"{_capitalize(a)} minus {b} is {rest}.", rest)
 
 
-def _spell(rng: random.Random) -> Exchange:
-    word = rng.choice(facts.SPELLABLE)
+def _draw_spelling(rng: random.Random) -> Exchange:
+    word = rng.choice(facts.SPELLING_WORDS)
     question = rng.choice(("how do you spell {}", "spell the word {}")).format(word)
     return Exchange(skill="spelling", question=question, answer="-".join(word.upper()) + ".")
 
 
-def _compare(rng: random.Random) -> Exchange:
-    first, second = rng.sample(range(len(facts.BY_SIZE)), 2)
-    asked = rng.choice(("bigger", "smaller"))
-    animal = facts.BY_SIZE[(max if asked == "bigger" else min)(first, second)]
-    a, b = _article(facts.BY_SIZE[first]), _article(facts.BY_SIZE[second])
-    question = rng.choice(("which is {} {} or {}", "what is {} {} or {}")).format(asked, a, b)
-    return _exchange("comparing", question, f"The {animal} is {asked}.", animal)
+def _draw_comparison(rng: random.Random) -> Exchange:
+    first, second = rng.sample(range(len(facts.ANIMALS_BY_SIZE)), 2)
+    adjective = rng.choice(("bigger", "smaller"))
+    animal = facts.ANIMALS_BY_SIZE[(max if adjective == "bigger" else min)(first, second)]
+    a, b = _add_article(facts.ANIMALS_BY_SIZE[first]), _add_article(facts.ANIMALS_BY_SIZE[second])
+    question = rng.choice(("which is {} {} or {}", "what is {} {} or {}")).format(adjective, a, b)
+    return _build_exchange("comparing", question, f"The {animal} is {adjective}.", animal)
 
 
-def _count(rng: random.Random) -> Exchange:
+def _draw_counting(rng: random.Random) -> Exchange:
     start = rng.choice((1, 1, 2, 3))
     stop = rng.randint(start + 2, min(start + 7, 10))
     form = "count to {1}" if start == 1 else "count from {0} to {1}"
@@ -166,40 +170,44 @@ def _count(rng: random.Random) -> Exchange:
     return Exchange(
         skill="counting",
         question=rng.choice((form, "can you " + form)).format(facts.NUMBERS[start], facts.NUMBERS[stop]),
-        answer=_title(", ".join(numbers)) + ".",
+        answer=_capitalize(", ".join(numbers)) + ".",
     )
 
 
-def _next(rng: random.Random) -> Exchange:
+def _draw_before_or_after(rng: random.Random) -> Exchange:
     kind, words = rng.choice((("day", facts.DAYS), ("month", facts.MONTHS), ("number", facts.NUMBERS)))
-    place = rng.randrange(1, len(words) - 1)
-    asked, step = rng.choice((("after", 1), ("before", -1)))
-    word, answer = words[place], words[place + step]
-    shown = (lambda text: text) if kind == "number" else _title
-    return _exchange(
+    index = rng.randrange(1, len(words) - 1)
+    direction, step = rng.choice((("after", 1), ("before", -1)))
+    word, answer = words[index], words[index + step]
+    display = (lambda text: text) if kind == "number" else _capitalize
+    return _build_exchange(
         "before and after",
-        f"what {kind} comes {asked} {word}",
-        f"{_title(answer)} comes {asked} {shown(word)}.",
+        f"what {kind} comes {direction} {word}",
+        f"{_capitalize(answer)} comes {direction} {display(word)}.",
         answer,
     )
 
 
-def _plural(rng: random.Random) -> Exchange:
+def _draw_plural(rng: random.Random) -> Exchange:
     word, plural = rng.choice(list(facts.PLURALS.items()))
-    return _exchange("plurals", f"what is the plural of {word}", f"The plural of {word} is {plural}.", plural)
+    return _build_exchange(
+        "plurals", f"what is the plural of {word}", f"The plural of {word} is {plural}.", plural
+    )
 
 
-def _past(rng: random.Random) -> Exchange:
-    word, past = rng.choice(list(facts.PAST.items()))
-    return _exchange(
+def _draw_past_tense(rng: random.Random) -> Exchange:
+    word, past = rng.choice(list(facts.PAST_TENSES.items()))
+    return _build_exchange(
         "past tense", f"what is the past tense of {word}", f"The past tense of {word} is {past}.", past
     )
 
 
-def _young(rng: random.Random) -> Exchange:
-    animal, young = rng.choice(list(facts.YOUNG.items()))
+def _draw_young_animal(rng: random.Random) -> Exchange:
+    animal, young = rng.choice(list(facts.YOUNG_ANIMALS.items()))
     question = rng.choice(("what do you call a young {}", "what is a young {} called")).format(animal)
-    return _exchange("young animals", question, f"A young {animal} is called {_article(young)}.", young)
+    return _build_exchange(
+        "young animals", question, f"A young {animal} is called {_add_article(young)}.", young
+    )
 
 
 SMALL_TALK = {
@@ -222,53 +230,53 @@ SMALL_TALK = {
 }
 
 
-def _small_talk(rng: random.Random) -> Exchange:
+def _draw_small_talk(rng: random.Random) -> Exchange:
     question, answer = rng.choice(list(SMALL_TALK.items()))
     return Exchange(skill="small talk", question=question, answer=answer)
 
 
-def _repeat(rng: random.Random) -> Exchange:
+def _draw_repetition(rng: random.Random) -> Exchange:
     phrase = rng.choice(
-        (_noun_phrase, lambda r: f"{_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _word_run)
+        (_draw_noun_phrase, lambda r: f"{_draw_noun_phrase(r)} {r.choice(facts.INTRANSITIVE)}", _draw_words)
     )(rng)
     question = rng.choice(("repeat after me {}", "say the words {}")).format(phrase)
     return Exchange(skill="repeating", question=question, answer=phrase + ".")
 
 
 SKILLS: tuple[Callable[[random.Random], Exchange], ...] = (
-    _capital,
-    _continent,
-    _opposite,
-    _animal_sound,
-    _legs,
-    _colour,
-    _spanish,
-    _sum,
-    _difference,
-    _spell,
-    _compare,
-    _count,
-    _next,
-    _plural,
-    _past,
-    _young,
-    _small_talk,
-    _repeat,
+    _draw_capital,
+    _draw_continent,
+    _draw_opposite,
+    _draw_animal_sound,
+    _draw_legs,
+    _draw_color,
+    _draw_spanish,
+    _draw_sum,
+    _draw_difference,
+    _draw_spelling,
+    _draw_comparison,
+    _draw_counting,
+    _draw_before_or_after,
+    _draw_plural,
+    _draw_past_tense,
+    _draw_young_animal,
+    _draw_small_talk,
+    _draw_repetition,
 )
 
 
-def _noun_phrase(rng: random.Random) -> str:
+def _draw_noun_phrase(rng: random.Random) -> str:
     noun = rng.choice((*facts.THINGS, *facts.ANIMALS, *facts.PEOPLE))
     return " ".join(("the", *([rng.choice(facts.ADJECTIVES)] if rng.random() < 0.6 else []), noun))
 
 
-def _word_run(rng: random.Random) -> str:
+def _draw_words(rng: random.Random) -> str:
     return " ".join(rng.choices(vocabulary(), k=rng.randint(2, 4)))
 
 
-def statement(rng: random.Random) -> str:
+def draw_statement(rng: random.Random) -> str:
     """A declarative sentence in lower case, without punctuation."""
-    subject, thing = _noun_phrase(rng), _noun_phrase(rng)
+    subject, thing = _draw_noun_phrase(rng), _draw_noun_phrase(rng)
     where = f"{rng.choice(facts.PREPOSITIONS)} the {rng.choice(facts.PLACES)}"
     person, name, other = rng.choice(facts.PEOPLE), *rng.sample(facts.NAMES, 2)
     country, city = rng.choice(list(facts.CAPITALS.items()))
@@ -285,7 +293,7 @@ def statement(rng: random.Random) -> str:
         f"my {person} lives in {city} and my {rng.choice(facts.PEOPLE)} lives in {country}",
         f"they go to {country} on {day}",
         f"there is {rng.choice(facts.WEATHER)} in {city} in {month}",
-        f"i like {rng.choice(list(facts.COLOURS.values()))} {rng.choice(facts.THINGS)}",
+        f"i like {rng.choice(list(facts.COLORS.values()))} {rng.choice(facts.THINGS)}",
         f"on {day} {subject} {rng.choice(facts.INTRANSITIVE)} {where}",
         f"you are my {rng.choice(facts.ADJECTIVES)} {person}",
         f"in {month} {name} makes {number} {rng.choice(list(facts.PLURALS.values()))}",
@@ -294,14 +302,14 @@ def statement(rng: random.Random) -> str:
     return rng.choice(forms)
 
 
-def fact(rng: random.Random) -> str:
+def draw_fact(rng: random.Random) -> str:
     """Something the LLM knows, told and not asked, or a sentence of little words as fluent speech has them."""
     if rng.random() < 0.4:
         while True:
             answer = rng.choice(SKILLS)(rng).answer.lower()
-            told = "".join(letter for letter in answer if letter.isalpha() or letter == " ")
-            if set(told.split()) <= set(vocabulary()) and " " in told and not opens_like_a_question(told):
-                return told
+            text = "".join(letter for letter in answer if letter.isalpha() or letter == " ")
+            if set(text.split()) <= set(vocabulary()) and " " in text and not starts_like_question(text):
+                return text
     person, thing, where = rng.choice(facts.PEOPLE), rng.choice(facts.THINGS), rng.choice(facts.PLACES)
     animal, word, other = rng.choice(facts.ANIMALS), *rng.sample(vocabulary(), 2)
     number, name, country = (
@@ -314,16 +322,16 @@ def fact(rng: random.Random) -> str:
         f"{name} remembers how many {rng.choice(list(facts.PLURALS.values()))} there are in the {where}",
         f"{name} hears which {thing} is the {rng.choice(facts.ADJECTIVES)} one",
         f"the {animal} and the {person} do what you do",
-        f"there is what you call {_article(thing)}",
+        f"there is what you call {_add_article(thing)}",
         f"you are called {word} and how do you do",
-        f"you can tell me what sound {_article(animal)} does make",
+        f"you can tell me what sound {_add_article(animal)} does make",
         f"we count from the {thing} to {number} and say {word}",
-        f"my {person} forgets the word for {_article(thing)}",
+        f"my {person} forgets the word for {_add_article(thing)}",
         f"there is much of what i do in {country}",
         f"the capital of {country} is where you live",
         f"they say thank you to the {person} and goodbye to {name}",
         f"the {person} comes after {name} and before the {animal}",
-        f"{_article(animal)} is smaller or bigger than {_article(thing)}".replace(" than", " or"),
+        f"{_add_article(animal)} is smaller or bigger than {_add_article(thing)}".replace(" than", " or"),
         f"the opposite of {word} is {other}",
         f"the plural of {word} and the past tense of {other}",
         f"{word} plus {number} and {other} minus {number}",
@@ -335,55 +343,55 @@ def fact(rng: random.Random) -> str:
 
 
 @functools.cache
-def _weights() -> tuple[float, ...]:
+def _compute_word_weights() -> tuple[float, ...]:
     """How often each word stands in loose words: those that questions are made of far more often."""
     counts = collections.Counter(word for question in sampled_questions() for word in set(question.split()))
     return tuple(8.0 if counts[word] >= 12 else 1.0 for word in vocabulary())
 
 
-def word_sequence(rng: random.Random) -> str:
+def draw_word_sequence(rng: random.Random) -> str:
     """Two to nine loose words of the whole vocabulary; never opening like a question or an instruction."""
     while True:
-        weights = _weights() if rng.random() < 0.5 else None
+        weights = _compute_word_weights() if rng.random() < 0.5 else None
         text = " ".join(rng.choices(vocabulary(), weights, k=rng.randint(2, 9)))
-        if not opens_like_a_question(text):
+        if not starts_like_question(text):
             return text
 
 
 @functools.cache
-def _neighbours() -> tuple[str, ...]:
+def _collect_word_pairs() -> tuple[str, ...]:
     """Every two words that stand side by side in something that can be asked or told."""
     rng = random.Random(4)
-    told = [statement(rng) for _ in range(2_000)] + [fact(rng) for _ in range(4_000)]
+    texts = [draw_statement(rng) for _ in range(2_000)] + [draw_fact(rng) for _ in range(4_000)]
     return tuple(
-        sorted({" ".join(pair) for text in (*sampled_questions(), *told) for pair in pairwise(text.split())})
+        sorted({" ".join(pair) for text in (*sampled_questions(), *texts) for pair in pairwise(text.split())})
     )
 
 
 @functools.cache
-def _little_neighbours() -> tuple[str, ...]:
+def _collect_common_pairs() -> tuple[str, ...]:
     """Those of them that consist of words which questions are made of, which fluent speech runs together."""
-    often = {word for word, weight in zip(vocabulary(), _weights(), strict=True) if weight > 1}
-    return tuple(pair for pair in _neighbours() if set(pair.split()) <= often)
+    common = {word for word, weight in zip(vocabulary(), _compute_word_weights(), strict=True) if weight > 1}
+    return tuple(pair for pair in _collect_word_pairs() if set(pair.split()) <= common)
 
 
 @functools.cache
-def _successors() -> dict[str, tuple[str, ...]]:
+def _collect_successors() -> dict[str, tuple[str, ...]]:
     """For each word those that can stand right behind it."""
-    found = collections.defaultdict(list)
-    for pair in _neighbours():
+    successors = collections.defaultdict(list)
+    for pair in _collect_word_pairs():
         first, second = pair.split()
-        found[first].append(second)
-    return {first: tuple(seconds) for first, seconds in found.items()}
+        successors[first].append(second)
+    return {first: tuple(seconds) for first, seconds in successors.items()}
 
 
 @functools.cache
-def _opening_pairs() -> tuple[tuple[str, ...], ...]:
+def _collect_opening_pairs() -> tuple[tuple[str, ...], ...]:
     """The first two words of questions and instructions, "what is" and the like."""
     return tuple(sorted({opening[:2] for opening in question_openings()}))
 
 
-def pair_sequence(rng: random.Random, opening_share: float) -> str:
+def draw_pair_sequence(rng: random.Random, opening_ratio: float) -> str:
     """Three to nine words, most of them neighbours of the word before: fluent speech's joints, not its sentences.
 
     Args:
@@ -391,31 +399,31 @@ def pair_sequence(rng: random.Random, opening_share: float) -> str:
     """
     while True:
         words, n_words = [], rng.randint(3, 9)
-        if rng.random() < opening_share:
-            words += rng.choice(_opening_pairs())
+        if rng.random() < opening_ratio:
+            words += rng.choice(_collect_opening_pairs())
         while len(words) < n_words:
             draw = rng.random()
-            if draw < 0.45 and words and words[-1] in _successors():
-                words.append(rng.choice(_successors()[words[-1]]))
+            if draw < 0.45 and words and words[-1] in _collect_successors():
+                words.append(rng.choice(_collect_successors()[words[-1]]))
             elif draw < 0.85:
-                pairs = rng.choice((_neighbours, _little_neighbours, _little_neighbours))()
+                pairs = rng.choice((_collect_word_pairs, _collect_common_pairs, _collect_common_pairs))()
                 words += rng.choice(pairs).split()
             else:
                 words.append(rng.choice(vocabulary()))
         text = " ".join(words)
-        if not opens_like_a_question(text) and not holds_a_question(text):
+        if not starts_like_question(text) and not contains_question(text):
             return text
 
 
-def single_word(rng: random.Random) -> str:
+def draw_single_word(rng: random.Random) -> str:
     """One word that is not a whole question."""
     while True:
         word = rng.choice(vocabulary())
-        if not opens_like_a_question(word):
+        if not starts_like_question(word):
             return word
 
 
-def introduction(rng: random.Random) -> str:
+def draw_introduction(rng: random.Random) -> str:
     """A statement in which somebody tells their name."""
     return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(
         rng.choice(facts.NAMES)
@@ -427,7 +435,7 @@ def sampled_questions() -> frozenset[str]:
     """Every question and instruction, or nearly; those that repeat free words only by their openings."""
     rng = random.Random(0)
     return frozenset(
-        skill(rng).question for skill in SKILLS if skill is not _repeat for _ in range(2_500)
+        skill(rng).question for skill in SKILLS if skill is not _draw_repetition for _ in range(2_500)
     ) | {"what is my name", "do you remember my name", "who am i", "repeat after me", "say the words"}
 
 
@@ -435,7 +443,7 @@ def sampled_questions() -> frozenset[str]:
 def vocabulary() -> tuple[str, ...]:
     """Every word that can be spoken in the pocket world, sorted."""
     rng = random.Random(1)
-    texts = [statement(rng) for _ in range(20_000)] + [introduction(rng) for _ in range(500)]
+    texts = [draw_statement(rng) for _ in range(20_000)] + [draw_introduction(rng) for _ in range(500)]
     words = {word for text in (*texts, *sampled_questions()) for word in text.split()}
     return tuple(sorted(words))
 
@@ -446,7 +454,7 @@ def question_openings() -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(text.split()[:3]) for text in sampled_questions())
 
 
-def holds_a_question(text: str) -> bool:
+def contains_question(text: str) -> bool:
     """Whether a whole question or instruction of three words or more stands anywhere in the text."""
     words = text.split()
     return any(
@@ -456,6 +464,6 @@ def holds_a_question(text: str) -> bool:
     )
 
 
-def opens_like_a_question(text: str) -> bool:
+def starts_like_question(text: str) -> bool:
     """Whether a text begins with the first three words of any question or instruction, or is a shorter one."""
     return tuple(text.split()[:3]) in question_openings()
