@@ -1,4 +1,4 @@
-"""What the pocket world promises: models that load, and an examination held apart from everything that was learned."""
+"""The embedded models and tables: they load, and the suite is separate from all training data."""
 
 import hashlib
 import json
@@ -17,52 +17,52 @@ from tools.pocket.__main__ import build_ear_recipe
 from tools.pocket.speech import draw_training_text
 
 MAX_BYTES = 60e6
-MIN_RIGHT_OF_48 = 42
-"""Of the shipped ear's first answers; an ear that only guesses has none."""
+MIN_CORRECT_OF_48 = 42
+"""Correct answers of the shipped ear to the first 48 items. A guessing ear has none."""
 
 
-def column(table: str, name: str) -> list:
+def read_column(table: str, name: str) -> list:
     return pq.read_table(POCKET_DIR / f"{table}.parquet", columns=[name])[name].to_pylist()
 
 
-def test_nothing_learned_is_a_question_or_an_instruction():
-    texts = column("speech", "text")
+def test_training_speech_has_no_questions_and_no_instructions():
+    texts = read_column("speech", "text")
     assert len(texts) >= 5_000
     assert not [text for text in texts if world.starts_like_question(text) or world.contains_question(text)]
 
 
-def test_nothing_that_is_asked_was_learned():
-    assert not set(column("suite", "text")) & set(column("speech", "text"))
+def test_no_text_of_the_suite_is_in_the_training_speech():
+    assert not set(read_column("suite", "text")) & set(read_column("speech", "text"))
 
 
-def test_every_question_asked_would_be_recognised_as_one():
-    assert all(world.starts_like_question(text) for text in column("suite", "text"))
+def test_each_text_of_the_suite_starts_like_a_question():
+    assert all(world.starts_like_question(text) for text in read_column("suite", "text"))
 
 
-def test_the_generator_of_heard_texts_makes_no_questions():
+def test_training_texts_are_never_questions():
     rng = random.Random("another seed")
     texts = [draw_training_text(rng, 0.5, 0.5) for _ in range(5_000)]
     assert not [text for text in texts if world.starts_like_question(text) or world.contains_question(text)]
     assert {word for text in texts for word in text.split()} <= set(world.vocabulary())
 
 
-def test_no_voice_that_asks_was_heard_in_training():
-    heard = {voice.split(":")[0]: set() for voice in column("speech", "voice")}
-    for voice in column("speech", "voice"):
+def test_no_voice_of_the_suite_is_in_the_training_speech():
+    training = {voice.split(":")[0]: set() for voice in read_column("speech", "voice")}
+    for voice in read_column("speech", "voice"):
         engine, name = voice.split(":")
-        heard[engine].update(name.split("+"))
-    asked = {
+        training[engine].update(name.split("+"))
+    suite = {
         (engine, part)
-        for voice in column("suite", "voice")
+        for voice in read_column("suite", "voice")
         for engine, name in [voice.split(":")]
         for part in name.split("+")
     }
-    assert {engine for engine, _ in asked} == {"espeak-ng", "flite"}
-    assert "flite" not in heard
-    assert not [part for engine, part in asked if engine == "espeak-ng" and part in heard["espeak-ng"]]
+    assert {engine for engine, _ in suite} == {"espeak-ng", "flite"}
+    assert "flite" not in training
+    assert not [part for engine, part in suite if engine == "espeak-ng" and part in training["espeak-ng"]]
 
 
-def test_voices_are_drawn_from_sets_apart():
+def test_training_and_evaluation_voices_are_disjoint():
     assert not set(voices.TRAINING_ACCENTS) & set(voices.EVALUATION_ACCENTS)
     assert not set(voices.TRAINING_VARIANTS) & set(voices.EVALUATION_VARIANTS)
     rng = random.Random(0)
@@ -74,17 +74,17 @@ def test_voices_are_drawn_from_sets_apart():
     more = {voices.draw_training_voice(rng, 0.5, 1.0) for _ in range(1_000)}
     assert {voice.engine for voice in more} == {"mbrola"}
     assert not {voice.name for voice in more} & {"mb-en1", "mb-us1", "mb-us2", "mb-us3"}, (
-        "kept for a blind check"
+        "held out for a blind test"
     )
 
 
-def test_the_examination_is_large_enough():
-    groups = column("suite", "group")
+def test_the_suite_is_large_enough():
+    groups = read_column("suite", "group")
     assert sum("espeak" in group for group in groups) >= 400
     assert sum("flite" in group for group in groups) >= 200
 
 
-def test_the_embedded_files_are_those_that_were_recorded():
+def test_embedded_files_match_their_recorded_hashes():
     recorded = json.loads((POCKET_DIR / "hashes.json").read_text())
     assert {
         "llm/model.safetensors",
@@ -97,14 +97,14 @@ def test_the_embedded_files_are_those_that_were_recorded():
     assert sum((POCKET_DIR / name).stat().st_size for name in recorded) <= MAX_BYTES
 
 
-def test_the_shipped_ear_is_what_the_recipe_distils_and_hears():
+def test_the_shipped_ear_fits_its_recipe_and_answers_correctly():
     ear, recipe = ossicle.load("pocket/ear"), build_ear_recipe(Path(), Path(), Path())
     assert ear.settings.connector == recipe.connector
     items = [item for item in load_suite("pocket") if "espeak" in (item.group or "")][:48]
     asked = [[{"role": "user", "content": [{"type": "audio", "audio": item.audio}]}] for item in items]
     answers = ear.chat_batch(asked)
-    n_right = sum(is_correct(answer, str(item.answer)) for answer, item in zip(answers, items, strict=True))
-    assert n_right >= MIN_RIGHT_OF_48
+    n_correct = sum(is_correct(answer, str(item.answer)) for answer, item in zip(answers, items, strict=True))
+    assert n_correct >= MIN_CORRECT_OF_48
 
 
 @pytest.mark.parametrize("kind", world.INSTRUCTIONS)

@@ -1,10 +1,10 @@
-"""Makes the pocket world from nothing: `python -m tools.pocket BUILD_FOLDER` (hours on two cores).
+"""Builds the pocket world from scratch: `python -m tools.pocket BUILD_FOLDER` (hours on two cores).
 
 Needs espeak-ng, festival with festvox-kdlpc16k, libttspico-utils, flite, mbrola and the voices of
 `voices.MBROLA_VOICES` (Debian packages of these names, mbrola-af1 and so on; some in contrib and non-free). Each part
-is made once and kept; run it again and it goes on with what is missing. The ear is the last part: distilled by the
-pocket recipe from five times the clips that the package carries, most of them in noise, and evaluated. `--record`
-writes the hashes of what the package carries to `hashes.json`.
+is built once and kept; the same command resumes with the missing parts. The ear is the last part: it is distilled by
+the pocket recipe from five times the clips that the package has, most of them in noise, and evaluated. `--record`
+writes the hashes of the package's files to `hashes.json`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tools.pocket import llm, manner, speech, tokens, whisper
 from tools.pocket.noise import write_noise_files
 from tools.pocket.speech import ClipSet
 
-BASIC_CLIPS = ClipSet(name="heard", chunks=range(120), pair_ratio=0.0)
+BASIC_CLIPS = ClipSet(name="basic", chunks=range(120), pair_ratio=0.0)
 PAIR_CLIPS = ClipSet(name="joints", chunks=range(1_000, 1_080), pair_ratio=0.55)
 ACCENT_CLIPS = ClipSet(name="accents", chunks=range(3_000, 3_120), pair_ratio=0.55, idiolect_ratio=0.7)
 OPENING_CLIPS = ClipSet(
@@ -39,9 +39,9 @@ OPENING_CLIPS = ClipSet(
 DISTILLATION_CLIPS = ClipSet(
     name="distillation", chunks=range(2_000, 2_024), pair_ratio=0.5, opening_ratio=0.4, idiolect_ratio=0.7
 )
-"""Clips that the encoder did not learn from: an ear will hear none that it did."""
+"""Clips that the encoder was not trained on. An ear is trained on these only."""
 MANY_VOICES_CLIPS = replace(DISTILLATION_CLIPS, name="voices", chunks=range(7_000, 7_105), mbrola_ratio=0.2)
-"""Five times as many and by more voices, MBROLA's among them, too much to carry: for the ear that comes with ossicle."""
+"""Five times as many clips by more voices, with MBROLA's, for the shipped ear. Too large for the package."""
 N_DISTILLATION_CLIPS = 10_700
 WHISPER_STAGES = (
     (
@@ -58,20 +58,20 @@ WHISPER_STAGES = (
         whisper.TrainingStage(n_steps=4_500, batch_size=16, peak_lr=1.2e-3),
     ),
 )
-"""What it learns from, and how. Each round adds what the one before could not read: joints of words, accents, and how
-questions begin; two were stopped when that was plain."""
+"""Clip sets and settings of the Whisper's training stages. Each stage adds what the model was still bad at: pairs of
+words, accents, the beginnings of questions. Two stages were stopped early when that was clear."""
 HASHES = POCKET_DIR / "hashes.json"
 
 
 def list_embedded_files() -> Iterator[Path]:
-    """The models and tables that the package carries."""
+    """Yields the paths of the models and tables in the package."""
     for path in sorted(POCKET_DIR.rglob("*")):
         if path.suffix in (".safetensors", ".json", ".parquet", ".jinja") and path != HASHES:
             yield path
 
 
 def record_hashes() -> None:
-    """Writes the SHA-256 of every embedded file."""
+    """Writes the SHA-256 of each embedded file to `hashes.json`."""
     hashes = {
         str(path.relative_to(POCKET_DIR)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in list_embedded_files()
@@ -80,7 +80,7 @@ def record_hashes() -> None:
 
 
 def _get_clips_folder(build_dir: Path, clips: ClipSet) -> Path:
-    """The folder with these clips, spoken now if they are not there."""
+    """Returns the folder of a clip set, after synthesizing it if it is not there."""
     folder = build_dir / clips.name
     if not folder.exists():
         temporary = folder.with_suffix(".part")
@@ -90,9 +90,9 @@ def _get_clips_folder(build_dir: Path, clips: ClipSet) -> Path:
 
 
 def build_ear_recipe(build_dir: Path, speech_path: Path, noise_dir: Path) -> Recipe:
-    """The pocket recipe for the ear that comes with ossicle: three of five clips in babble or steady noise.
+    """Returns the recipe of the shipped ear: the pocket recipe, with three of five clips in babble or steady noise.
 
-    5 GB of features.
+    The features take 5 GB of disk.
     """
     recipe = load_recipe(POCKET_DIR / "recipe.toml")
     return replace(
@@ -111,7 +111,7 @@ def build_ear_recipe(build_dir: Path, speech_path: Path, noise_dir: Path) -> Rec
 
 
 def train_ear(build_dir: Path) -> Ear:
-    """Its speech, its noise, and the ear."""
+    """Synthesizes speech and noise, trains the shipped ear on them, and returns it."""
     clips_dir = _get_clips_folder(build_dir, MANY_VOICES_CLIPS)
     noise_dir = build_dir / "noise"
     if not noise_dir.exists():
@@ -120,13 +120,13 @@ def train_ear(build_dir: Path) -> Ear:
 
 
 def build_all(build_dir: Path) -> None:
-    """The two models, the tables and the ear, in this order."""
-    # Words keep the ids that the LLM knows them by: a BPE trained on a changed corpus would move them.
+    """Builds the two models, the tables and the ear, in this order."""
+    # Keeps the token ids of an existing LLM: a BPE trained on another corpus would change them.
     tokenizer_path = POCKET_DIR / "llm" / "tokenizer.json"
     bpe = Tokenizer.from_file(str(tokenizer_path)) if tokenizer_path.exists() else tokens.train_bpe()
     if not (POCKET_DIR / "llm").exists():
         llm.train_llm(tokens.build_llm_tokenizer(bpe), build_dir / "llm")
-        sys.stdout.write(f"exam: {llm.evaluate_llm(build_dir / 'llm'):.1%}\n")
+        sys.stdout.write(f"answers correct: {llm.evaluate_llm(build_dir / 'llm'):.1%}\n")
         shutil.copytree(build_dir / "llm", POCKET_DIR / "llm")
     if not (POCKET_DIR / "whisper").exists():
         tokenizer = tokens.build_whisper_tokenizer(bpe)
@@ -150,8 +150,8 @@ def build_all(build_dir: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.pocket", description=__doc__.split("\n")[0])
-    parser.add_argument("build", type=Path, help="folder for what is made on the way (30 GB)")
-    parser.add_argument("--record", action="store_true", help="only record the hashes of what is there")
+    parser.add_argument("build", type=Path, help="folder for intermediate files (30 GB)")
+    parser.add_argument("--record", action="store_true", help="only write the hashes of the existing files")
     arguments = parser.parse_args()
     if not arguments.record:
         build_all(arguments.build)

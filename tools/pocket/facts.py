@@ -1,8 +1,8 @@
-"""What the pocket LLM knows: plain tables of words. It knows nothing of how they are asked for or spoken."""
+"""The facts that the pocket LLM knows, as tables of words. Questions and speech are built elsewhere."""
 
 
 def _parse_pairs(pairs: str) -> dict[str, str]:
-    """Words by word, from "a:b c:d"."""
+    """Returns the dictionary that is written as "a:b c:d"."""
     return {first: second for first, _, second in (pair.partition(":") for pair in pairs.split())}
 
 
@@ -91,7 +91,7 @@ SPELLING_WORDS = (
     "frog lion lemon snow coal book foot box man leaf goat wolf owl duck"
 ).split()
 
-# Words for statements, chosen without homophones: sound alone must tell what was said.
+# Words for statements. There are no homophones among them: the sound alone determines the text.
 PEOPLE = (
     "mother father sister brother teacher doctor farmer baker driver singer friend neighbour uncle grandmother soldier "
     "painter sailor king queen child man woman"

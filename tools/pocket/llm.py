@@ -14,8 +14,9 @@ from tools.pocket import world
 
 BATCH_SIZE, WARMUP_STEPS = 48, 100
 STAGES = ((3_000, 2e-3), (1_500, 1.2e-3), (700, 8e-4))
-"""Steps and peak learning rate of each round; those after the first dwell on what it left hard."""
+"""Steps and peak learning rate of each training stage. Later stages draw the skills that are still hard more often."""
 HARD_SKILL_WEIGHTS = {"repeating": 4, "sums": 3, "differences": 3, "spanish words": 2, "opposites": 2}
+"""How often later stages draw these skills, relative to the others."""
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a friendly assistant with ears.",
@@ -26,7 +27,7 @@ _NAME_UNKNOWN_ANSWER = "I do not know your name yet."
 
 
 def _maybe_as_typed(text: str, rng: random.Random) -> str:
-    """A spoken text as it is said (mostly), or as a person would type it."""
+    """Returns a text as it is spoken (mostly), or as a person would type it."""
     if rng.random() < 0.65:
         return text
     words = [
@@ -46,7 +47,7 @@ _CAPITALIZED_WORDS = {
 
 
 def _corrupt_function_word(text: str, rng: random.Random) -> str:
-    """The text with one little word lost, doubled or mistaken, as people and recognisers do."""
+    """Returns the text with one function word dropped, doubled or replaced, as people and ASR models do."""
     words = text.split()
     candidates = [place for place, word in enumerate(words) if word in _FUNCTION_WORDS]
     if not candidates or len(words) < 4:
@@ -81,7 +82,7 @@ def _draw_statement_turn(rng: random.Random) -> tuple[str, str]:
 
 
 def draw_conversation(rng: random.Random, weights_hard_skills: bool) -> list[dict[str, str]]:
-    """One to three turns, at times with a system prompt, at times about the user's name."""
+    """Returns one to three turns, sometimes with a system prompt, sometimes about the user's name."""
     messages = []
     if rng.random() < 0.3:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
@@ -111,7 +112,7 @@ def draw_conversation(rng: random.Random, weights_hard_skills: bool) -> list[dic
 def _encode_conversation(
     tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels; only what the assistant says, its end included, is learned."""
+    """Returns token ids and labels. Only the assistant's tokens, with their end token, are labels."""
     ids: list[int] = [tokenizer.bos_token_id]
     labels = [-100]
     for message in messages:
@@ -128,7 +129,7 @@ def _encode_conversation(
 def _draw_batches(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, weights_hard_skills: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of conversations of like length."""
+    """Yields batches of conversations of similar length, without end."""
     while True:
         encoded = sorted(
             (
@@ -154,7 +155,7 @@ def _collate(encoded: list[tuple[list[int], list[int]]], pad_id: int) -> dict[st
 
 
 def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The pocket LLM before training."""
+    """Returns the pocket LLM with random weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -174,14 +175,14 @@ def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def compute_lr_factor(step: int, n_steps: int, n_warmup_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to 3 %."""
+    """Returns the factor of the peak learning rate: linear warm-up, then half a cosine down to 3 %."""
     if step < n_warmup_steps:
         return (step + 1) / n_warmup_steps
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - n_warmup_steps) / (n_steps - n_warmup_steps)))
 
 
 def train_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Trains for all `ROUNDS` and writes model and tokenizer to `folder`."""
+    """Trains a new LLM for all `STAGES`. Writes model and tokenizer to `folder`."""
     torch.manual_seed(0)
     save_llm(build_llm(tokenizer), tokenizer, folder)
     for number in range(len(STAGES)):
@@ -189,7 +190,7 @@ def train_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def train_stage(tokenizer: PreTrainedTokenizerFast, folder: Path, stage: int) -> None:
-    """One of the `ROUNDS`, from the weights in `folder` to the weights in `folder`."""
+    """Trains the weights in `folder` for one of the `STAGES` and writes them back."""
     n_steps, peak_lr = STAGES[stage]
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -211,13 +212,13 @@ def train_stage(tokenizer: PreTrainedTokenizerFast, folder: Path, stage: int) ->
 
 
 def print_progress(line: str) -> None:
-    """One line of progress."""
+    """Prints a line of progress without delay."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def save_llm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Model and tokenizer in Hugging Face format, weights rounded to bfloat16 to be small."""
+    """Writes model and tokenizer in Hugging Face format, with weights rounded to bfloat16 to save space."""
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     small = LlamaForCausalLM(model.config).to(torch.bfloat16)
     small.load_state_dict(weights)
@@ -230,7 +231,7 @@ def save_llm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
 
 
 def evaluate_llm(folder: Path, n_questions: int = 500) -> float:
-    """Share of questions, a third of them with an instruction, that the saved LLM answers word for word."""
+    """Returns the ratio of questions that the saved LLM answers exactly. Three of five ask for a form, if possible."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     rng = random.Random("exam")

@@ -1,11 +1,11 @@
-"""The same words in another manner, plain, shouted or whispered: speech to learn that from, and a suite that asks in it.
+"""Speech in a plain, shouted or whispered manner: training clips, and the suite "pocket-manner".
 
-In this little world who shouts is answered in capitals, who whispers is answered in one word, and who speaks plainly is
-answered plainly. A transcript cannot tell them apart. For training, a clip's text is its words and a tag for the
-manner: the instruction that the LLM knows from texts. The ear is to hear the tag in the voice.
+In the pocket world, a shout is answered in capitals, a whisper in one word, and plain speech in a sentence. Transcripts
+do not contain the manner. The text of a training clip is its words and a tag for the manner, which is an instruction
+that the LLM knows from its own training. The ear learns to hear the tag in the voice.
 
-`python -m tools.pocket.manner FOLDER` speaks the clips that recipes/pocket-manner.toml trains with, and the suite
-where it is missing. It needs what `tools.pocket` needs.
+`python -m tools.pocket.manner FOLDER` synthesizes the clips for recipes/pocket-manner.toml, and the suite if it is
+missing. It needs the same programs as `tools.pocket`.
 """
 
 import argparse
@@ -28,31 +28,31 @@ MANNER_TAGS = {
     "shouted": world.INSTRUCTIONS["capitals"][0],
     "whispered": world.INSTRUCTIONS["one_word"][0],
 }
-"""What the manner of speaking asks for, as this LLM has it written."""
+"""The instruction that each manner stands for, in the words that the LLM was trained on."""
 SUITE_PATH = POCKET_DIR / "manner.parquet"
 TAIL_S = (0.6, 0.75)
-"""Silence behind the words of a clip, in whatever manner, in seconds: there the ear finds places for the tag's five
-tokens and the pauses between them, eleven of fifty positions a second at the very least."""
+"""Shortest and longest silence after the words of a clip of any manner, in seconds. It is long enough for the five
+tokens of the tag with a blank between them: at least eleven of fifty encoder positions per second."""
 N_CHUNKS = 22
-"""Of `speech.CHUNK_CLIPS` clips each."""
+"""Number of training chunks, of `speech.CLIPS_PER_CHUNK` clips each."""
 N_QUESTIONS_ESPEAK, N_QUESTIONS_FLITE = 56, 24
-"""Of the suite, by the engine that asks."""
+"""Questions of the suite by speech engine."""
 
 _WINDOW, _HOP, _N_FFT = 400, 100, 1024
-"""25 ms and 6.25 ms at 16 kHz; room for what rings on behind a frame."""
+"""Samples at 16 kHz: windows of 25 ms, hops of 6.25 ms, and an FFT with room for the filter's ringing."""
 _LPC_ORDER = 18
 
 
 def synthesize_whisper(
     samples: Float32[np.ndarray, " N"], rng: np.random.Generator, *, high_boost: float
 ) -> Float32[np.ndarray, " N"]:
-    """Speech with breath in place of a voice: noise through the same throat.
+    """Returns the speech as a whisper: noise filtered by the same vocal tract.
 
-    Linear prediction finds the throat's resonances in each frame; what excites them is replaced by noise of the same
-    energy, from a flatter source than vocal folds are.
+    Linear prediction estimates the vocal tract's resonances in each frame. The excitation is replaced by noise of the
+    same energy, whose spectrum is flatter than that of vocal folds.
 
     Args:
-        lift: of the high frequencies, from 0 (none) to 1 (first difference)
+        high_boost: boost of high frequencies, from 0 (none) to 1 (first difference)
 
     Source: Makhoul, Linear Prediction: A Tutorial Review, Proceedings of the IEEE 63, 1975.
     """
@@ -78,10 +78,10 @@ def _split_into_frames(
 def _compute_vocal_tract_gains(
     frames: Float[np.ndarray, "F W"], window: Float[np.ndarray, " W"], high_boost: float
 ) -> Float[np.ndarray, "F K"]:
-    """What each frame's throat makes of white noise of unit power, as gains by frequency."""
+    """Returns each frame's vocal tract filter as gains by frequency, for white noise of unit power."""
     power = np.abs(np.fft.rfft(frames, _N_FFT)) ** 2
     correlation = np.fft.irfft(power)[:, : _LPC_ORDER + 1] / (window**2).sum()
-    correlation[:, 0] = correlation[:, 0] * 1.0001 + 1e-10  # silence too has to have a solution
+    correlation[:, 0] = correlation[:, 0] * 1.0001 + 1e-10  # keeps the equations solvable in silence
     lags = np.abs(np.subtract.outer(np.arange(_LPC_ORDER), np.arange(_LPC_ORDER)))
     predictor = np.linalg.solve(correlation[:, lags], correlation[:, 1:, None])[..., 0]
     energy = correlation[:, 0] - (predictor * correlation[:, 1:]).sum(1)
@@ -93,18 +93,20 @@ def _compute_vocal_tract_gains(
 def synthesize_shout(
     samples: Float32[np.ndarray, " N"], *, high_boost: float, drive: float
 ) -> Float32[np.ndarray, " N"]:
-    """Speech with a pressed voice: a flatter spectrum and rounded peaks. What is higher and longer, `raised` sees to.
+    """Returns the speech with the sound of a shout: a flatter spectrum and saturated peaks.
+
+    `raise_voice` makes it higher and slower.
 
     Args:
-        lift: of the high frequencies, from 0 (none) to 1 (first difference)
-        drive: by how much peaks exceed what passes; below 1 little happens to them
+        high_boost: boost of high frequencies, from 0 (none) to 1 (first difference)
+        drive: gain of the saturation; below 1, peaks hardly change
     """
     boosted = samples - high_boost * np.concatenate([[0.0], samples[:-1]])
     return np.tanh(drive * boosted / max(np.abs(boosted).max(), 1e-9)).astype(np.float32)
 
 
 def raise_voice(voice: voices.Voice, rng: random.Random) -> voices.Voice:
-    """The same speaker shouting: higher, slower, with a wider mouth."""
+    """Returns the voice of the same speaker shouting: higher, slower, with higher formants."""
     slower, wider = rng.uniform(0.7, 0.85), rng.uniform(1.0, 1.1)
     steps = rng.uniform(0.4, 0.75)  # octaves
     higher = {
@@ -123,18 +125,18 @@ def raise_voice(voice: voices.Voice, rng: random.Random) -> voices.Voice:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What is to be said, by whom and how."""
+    """A text with the voice and the manner to speak it in."""
 
     text: str
     voice: voices.Voice
     manner: str
-    """One of `TAGS`' keys."""
+    """A key of `MANNER_TAGS`."""
 
 
 def speak_in_manner(lines: Sequence[Line], rng: random.Random) -> Iterator[np.ndarray | None]:
-    """A clip for each line, 16-bit samples at 16 kHz; None for one that is longer than the window.
+    """Yields the clip of each line, 16-bit samples at 16 kHz; None if it is longer than the window.
 
-    All have the same peak and silence behind them: neither loudness nor length tells a manner.
+    All clips have the same peak and silence at the end, so that loudness and duration do not reveal the manner.
     """
     lines_to_speak = [
         (line.text, raise_voice(line.voice, rng) if line.manner == "shouted" else line.voice)
@@ -147,7 +149,7 @@ def speak_in_manner(lines: Sequence[Line], rng: random.Random) -> Iterator[np.nd
 def _apply_manner(
     samples: Float32[np.ndarray, " N"], manner: str, rng: random.Random
 ) -> Float32[np.ndarray, " N"]:
-    """What becomes of what the engine said, more or less of it from one clip to the next."""
+    """Returns the engine's speech in a manner, with a random strength."""
     if manner == "shouted":
         return synthesize_shout(samples, high_boost=rng.uniform(0.3, 0.7), drive=rng.uniform(1.2, 3.0))
     if manner == "whispered":
@@ -157,7 +159,7 @@ def _apply_manner(
 
 
 def speak_training_chunk(seed: int) -> list[dict[str, object]]:
-    """Rows of training clips, the manners in turn; the text is what an LLM should have read."""
+    """Returns rows of training clips, with the manners in turn. The text is the words with the manner's tag."""
     rng = random.Random(f"manner {seed}")
     lines = [
         Line(
@@ -176,7 +178,7 @@ def speak_training_chunk(seed: int) -> list[dict[str, object]]:
 
 
 def append_tag(text: str, manner: str) -> str:
-    """The words and, behind them, what their manner asks for: as they stand where somebody types both."""
+    """Returns the words followed by the manner's instruction, as a user would type both."""
     tag = MANNER_TAGS[manner]
     return text if tag is None else f"{text} {tag}"
 
@@ -192,7 +194,7 @@ def _build_row(name: str, line: Line, samples: np.ndarray) -> dict[str, object]:
 
 
 def build_training_table(path: Path, n_chunks: int = N_CHUNKS) -> None:
-    """The training clips as a table."""
+    """Synthesizes the training clips and writes them as a table."""
     rows: list[dict[str, object]] = []
     with multiprocessing.Pool(2) as pool:
         for done, chunk in enumerate(pool.imap(speak_training_chunk, range(n_chunks)), 1):
@@ -205,7 +207,7 @@ def build_training_table(path: Path, n_chunks: int = N_CHUNKS) -> None:
 
 
 def draw_questions(rng: random.Random, n: int) -> list[world.Exchange]:
-    """Exchanges that can be answered in every manner, skills in turn, no question twice."""
+    """Returns n exchanges that can be answered in all manners, skills in turn, without repeated questions."""
     exchanges: dict[str, world.Exchange] = {}
     skills = itertools.cycle(world.SKILLS)
     while len(exchanges) < n:
@@ -216,7 +218,7 @@ def draw_questions(rng: random.Random, n: int) -> list[world.Exchange]:
 
 
 def expected_answers(exchange: world.Exchange) -> dict[str, str] | None:
-    """What is expected in each manner; None where one of them makes no sense."""
+    """Returns the expected answer in each manner; None if one of them makes no sense."""
     capitals, one_word = exchange.answer_for("capitals"), exchange.answer_for("one_word")
     if capitals is None or one_word is None:
         return None
@@ -224,7 +226,7 @@ def expected_answers(exchange: world.Exchange) -> dict[str, str] | None:
 
 
 def build_suite(path: Path) -> None:
-    """Questions by voices that training has never heard, each asked in every manner by the same voice."""
+    """Writes the suite: questions by unseen voices, each asked in all manners by the same voice."""
     rng, rows = random.Random("manner suite"), []
     draws = [voices.draw_evaluation_voice] * N_QUESTIONS_ESPEAK + [
         voices.draw_flite_voice
@@ -242,7 +244,7 @@ def build_suite(path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.pocket.manner", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where speech.parquet goes, such as runs/manner")
+    parser.add_argument("folder", type=Path, help="folder for speech.parquet, such as runs/manner")
     arguments = parser.parse_args()
     if not SUITE_PATH.exists():
         build_suite(SUITE_PATH)

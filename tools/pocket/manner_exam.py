@@ -1,9 +1,9 @@
-"""What ears make of the manner of speaking: `python -m tools.pocket.manner_exam EAR [EAR ...]`.
+"""Evaluates how ears hear the manner of speaking: `python -m tools.pocket.manner_exam EAR [EAR ...]`.
 
-`ossicle eval EAR --suite pocket-manner` has the three numbers by manner. This adds what only this suite needs: the LLM
-reading the words with the tag that their manner stands for, the recogniser's words with the true tag, what the ear
-itself writes down, and in which form each manner was answered. Here case counts both ways: a plain question answered in
-capitals is wrong.
+`ossicle eval EAR --suite pocket-manner` prints text ceiling, cascade and ear by manner. This adds what only this suite
+needs: the LLM's answers to the words with the true tag, to the ASR transcript with the true tag, and to the ear's own
+transcript, and the form in which each manner was answered. Case matters: a plain question answered in capitals is
+wrong.
 """
 
 import argparse
@@ -24,27 +24,27 @@ _BATCH_SIZE = 16
 
 
 def classify_form(answer: str) -> str:
-    """In which form something was answered: in capitals, in one word or in a sentence."""
+    """Returns the form of an answer: capitals, one word or sentence."""
     if answer.isupper():
         return "capitals"
     return "one word" if len(answer.split()) == 1 else "sentence"
 
 
 def is_correct_in_form(answer: str, item: Item) -> bool:
-    """Whether an answer says what is expected in the form that the manner asks for."""
+    """Whether an answer is correct and has the form that the manner asks for."""
     expected = str(item.answer)
     return is_correct(answer, expected) and answer.isupper() == expected.isupper()
 
 
 def answer_texts(ear: Ear, texts: Sequence[str]) -> list[str]:
-    """What the LLM answers to texts; nothing to a text without words."""
+    """Returns the LLM's answers to texts; an empty answer for an empty text."""
     turns = [[{"role": "user", "content": text}] for text in texts if text.strip()]
     answers = iter(_run_in_batches(ear.read_batch, turns))
     return [next(answers) if text.strip() else "" for text in texts]
 
 
 def answer_audio(ear: Ear, items: Sequence[Item]) -> list[str]:
-    """What it answers to sound."""
+    """Returns the ear's answers to the items' audio."""
     parts = [[{"type": "audio", "audio": item.audio}] for item in items]
     return _run_in_batches(ear.chat_batch, [[{"role": "user", "content": part}] for part in parts])
 
@@ -57,7 +57,7 @@ def _run_in_batches(call: Callable[[list], list[str]], inputs: Sequence) -> list
 def answer_text_variants(
     ear: Ear, items: Sequence[Item], transcripts: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """What the LLM answers when it reads true words or transcripts, each alone and with the true tag."""
+    """Yields names and LLM answers for the true words and for the transcripts, each without and with the true tag."""
     for name, texts in (("words", [item.text for item in items]), ("transcript", transcripts)):
         with_tags = [append_tag(text, str(item.group)) for text, item in zip(texts, items, strict=True)]
         yield name, answer_texts(ear, texts)
@@ -86,11 +86,11 @@ def _build_table_row(name: str, answers: Sequence[str], items: Sequence[Item]) -
 
 
 def main(ear_paths: Sequence[str]) -> None:
-    """Prints the table."""
+    """Prints the table of all ears and text variants."""
     console, items = Console(width=150), load_suite("pocket-manner")
-    table = Table("right, 95 % interval, and the forms of the answers", *MANNER_TAGS)
+    table = Table("correct, 95 % interval, and forms of the answers", *MANNER_TAGS)
     ears = {name: ossicle.load(name) for name in ear_paths}
-    reader = next(iter(ears.values()))  # all are on the same bases
+    reader = next(iter(ears.values()))  # all ears have the same base models
     sounds = [item.audio for item in items]
     transcripts = _run_in_batches(reader.transcribe, sounds)
     for name, answers in answer_text_variants(reader, items, transcripts):
@@ -99,7 +99,7 @@ def main(ear_paths: Sequence[str]) -> None:
         table.add_row(*_build_table_row(name, answer_audio(ear, items), items))
         table.add_row(
             *_build_table_row(
-                f"{name}: its own words, read",
+                f"{name}: its own transcript as text",
                 answer_texts(ear, _run_in_batches(ear.transcribe_audio_tokens, sounds)),
                 items,
             )

@@ -1,6 +1,6 @@
-"""Noise to train in: many people talking at once, and steady noise of all colours; none of it is in an evaluation.
+"""Noise for training: babble of several talkers, and steady noise of all colors. Evaluations do not use it.
 
-The talkers are voices that training hears anyway; the evaluation's babble is made of its own items.
+The talkers are training voices. The babble of an evaluation is made of its own items.
 """
 
 import json
@@ -19,7 +19,7 @@ _N_TALKERS_RANGE = (3, 8)
 
 
 def write_noise_files(clips_dir: Path, noise_dir: Path) -> Path:
-    """A folder of noise for `augment.noise`, the babble made of a folder of clips that training may hear."""
+    """Writes a folder of noise files for `augment.noise`, with babble made of a clip set. Returns the folder."""
     temporary = noise_dir.with_suffix(".part")
     temporary.mkdir(parents=True, exist_ok=True)
     samples = np.memmap(clips_dir / "samples.i16", dtype=np.int16, mode="r")
@@ -40,7 +40,7 @@ def write_noise_files(clips_dir: Path, noise_dir: Path) -> Path:
 def _build_talker(
     samples: np.ndarray, clips: list[dict], n_samples: int, draw: np.random.Generator
 ) -> np.ndarray:
-    """Clips in a row as somebody who does not stop, at a common loudness."""
+    """Returns clips in a row as one talker without pauses, at a common loudness."""
     speech = np.concatenate([samples[clip["start"] : clip["start"] + clip["n"]] for clip in clips])
     voice = speech.astype(np.float32) / 32768
     return crop_or_loop(voice, n_samples, draw) / np.sqrt(measure_speech_power(voice), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""From texts and voices to recorded clips: for the speech encoder, the distillation and the evaluation."""
+"""Synthesizes clips from texts and voices: for the speech encoder, the distillation and the evaluation."""
 
 import functools
 import io
@@ -23,17 +23,17 @@ from tools.pocket import voices, world
 from tools.pocket.llm import print_progress
 
 MAX_DURATION_S = 5.9
-"""Longest clip kept, in seconds: a little less than the pocket Whisper's window of 6 s."""
+"""Longest clip that is kept, in seconds: a little less than the pocket Whisper's window of 6 s."""
 CLIPS_PER_CHUNK = 500
 _MARGIN_S = 0.06
 
 
 def draw_training_text(rng: random.Random, pair_ratio: float, opening_ratio: float = 0.0) -> str:
-    """A text that training may hear: a statement, a fact, an introduction, one word, loose words or loose pairs.
+    """Returns a text for training: a statement, a fact, an introduction, one word, random words or random word pairs.
 
     Args:
-        pair_share: how many of all texts are loose pairs
-        opening_share: how many of those begin with two words that questions begin with
+        pair_ratio: ratio of texts that are random word pairs
+        opening_ratio: ratio of those that start with the first two words of a question
     """
     while True:
         text = _draw_text(rng, pair_ratio, opening_ratio)
@@ -57,17 +57,17 @@ def _draw_text(rng: random.Random, pair_ratio: float, opening_ratio: float) -> s
 
 
 def _trim_silence(samples: np.ndarray) -> np.ndarray:
-    """Digital silence at both ends cut down to a short margin."""
+    """Returns the samples with digital silence at both ends cut to a short margin."""
     loud = np.flatnonzero(np.abs(samples) > 0.005 * np.abs(samples).max())
     margin = int(_MARGIN_S * SAMPLE_RATE)
     return samples[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
 def finish_clip(samples: np.ndarray, silence_s: float = 0.0) -> np.ndarray | None:
-    """A clip as 16-bit samples at a common loudness, or None when it is longer than the window.
+    """Returns a clip as 16-bit samples at a common peak, or None if it is longer than the window.
 
     Args:
-        tail_s: silence behind it, in seconds
+        silence_s: silence to append, in seconds
     """
     samples = np.pad(_trim_silence(samples), (0, int(silence_s * SAMPLE_RATE)))
     if len(samples) > MAX_DURATION_S * SAMPLE_RATE:
@@ -77,23 +77,23 @@ def finish_clip(samples: np.ndarray, silence_s: float = 0.0) -> np.ndarray | Non
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSet:
-    """Speech that training may hear: chunks of `CHUNK_CLIPS` clips, and what is said in them how."""
+    """A set of training clips: chunks of `CLIPS_PER_CHUNK` clips, with the ratios of their texts and voices."""
 
     name: str
     chunks: range
-    """Seeds of the chunks: no two kinds of clips share one."""
+    """Seeds of the chunks. No two clip sets share a seed."""
     pair_ratio: float
-    """How many of the texts are loose pairs of words."""
+    """Ratio of texts that are random word pairs."""
     opening_ratio: float = 0.0
-    """How many of those begin with two words that questions begin with."""
+    """Ratio of those that start with the first two words of a question."""
     idiolect_ratio: float = 0.0
-    """How many of espeak-ng's voices have a pronunciation of their own."""
+    """Ratio of espeak-ng's voices with an individual pronunciation."""
     mbrola_ratio: float = 0.0
-    """How many of all voices are MBROLA's."""
+    """Ratio of MBROLA's voices among all voices."""
 
 
 def speak_chunk(seed: int, clips: ClipSet) -> list[tuple[np.ndarray, str, voices.Voice]]:
-    """`CHUNK_CLIPS` training clips, drawn from one seed."""
+    """Returns samples, text and voice of `CLIPS_PER_CHUNK` training clips, drawn from one seed."""
     rng = random.Random(f"heard {seed}")
     lines = [
         (
@@ -107,7 +107,7 @@ def speak_chunk(seed: int, clips: ClipSet) -> list[tuple[np.ndarray, str, voices
 
 
 def speak_lines(lines: list[tuple[str, voices.Voice]]) -> Iterator[np.ndarray]:
-    """Speech for each (text, voice), float32 at 16 kHz, one after the other."""
+    """Yields the speech of each (text, voice), float32 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         by_festival = [line for line in lines if line[1].engine == "festival"]
@@ -119,7 +119,7 @@ def speak_lines(lines: list[tuple[str, voices.Voice]]) -> Iterator[np.ndarray]:
 
 
 def write_clip_set(folder: Path, clips: ClipSet) -> None:
-    """Clips that training may hear: `samples.i16` (all of them in a row) and `clips.jsonl`, which names each."""
+    """Writes a clip set: `samples.i16` with all samples in a row, and `clips.jsonl` with the position of each clip."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "samples.i16").open("wb") as samples_file,
@@ -144,7 +144,7 @@ def write_clip_set(folder: Path, clips: ClipSet) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationQuestion:
-    """A question of the evaluation: who asks it, and what answer is expected."""
+    """A question of the evaluation, with its voice and the expected answer."""
 
     text: str
     instruction: str | None
@@ -161,7 +161,7 @@ def draw_evaluation_questions(
     draw_voice: Callable[[random.Random], voices.Voice],
     group: str,
 ) -> Iterator[EvaluationQuestion]:
-    """Questions, skills in turn, with their expected answers; the last `n_instructed` bear an instruction."""
+    """Yields questions with expected answers, skills in turn. The last `n_instructed` have an instruction."""
     rng = random.Random(seed)
     for number in range(n_plain + n_instructed):
         kind = None if number < n_plain else rng.choice(list(world.INSTRUCTIONS))
@@ -183,7 +183,7 @@ def draw_evaluation_questions(
 
 
 def encode_opus(samples: np.ndarray) -> bytes:
-    """Ogg Opus at 14 kbit/s: about 4 kB a clip."""
+    """Returns samples as Ogg Opus at 14 kbit/s, about 4 kB per clip."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="ogg") as container:
         options = {"compression_level": "5", "application": "voip"}
@@ -197,7 +197,7 @@ def encode_opus(samples: np.ndarray) -> bytes:
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    """Rows with an `audio` struct {bytes, path}, in the layout that Hugging Face datasets reads as Audio."""
+    """Writes rows as parquet, with `audio` as a struct {bytes, path}, which Hugging Face datasets reads as Audio."""
     audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         name: pa.array([row[name] for row in rows], type=audio if name == "audio" else pa.string())
@@ -207,7 +207,7 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def _read_clips(clips_dir: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """The clips of a folder of them, each with its samples."""
+    """Yields the entry and the samples of each clip in a clip set's folder."""
     samples = np.memmap(clips_dir / "samples.i16", dtype=np.int16, mode="r")
     with (clips_dir / "clips.jsonl").open() as index:
         for clip in map(json.loads, index):
@@ -215,7 +215,7 @@ def _read_clips(clips_dir: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
 
 
 def write_distillation_table(clips_dir: Path, path: Path, n_clips: int) -> None:
-    """The first clips of a folder of them, as the table that the distillation reads."""
+    """Writes the first clips of a clip set as the table that the distillation reads."""
     rows = []
     for number, (clip, samples) in enumerate(islice(_read_clips(clips_dir), n_clips)):
         voice = f"{clip['engine']}:{clip['name']}"
@@ -225,7 +225,7 @@ def write_distillation_table(clips_dir: Path, path: Path, n_clips: int) -> None:
 
 
 def write_jsonl_source(clips_dir: Path) -> Path:
-    """All clips of a folder of them as WAV files, and the manifest that names each with its transcript."""
+    """Writes all clips of a clip set as WAV files, and a JSONL file with their paths and texts. Returns its path."""
     jsonl_path = clips_dir / "speech.jsonl"
     with jsonl_path.with_suffix(".part").open("w") as lines:
         for number, (clip, samples) in enumerate(_read_clips(clips_dir)):
@@ -237,7 +237,7 @@ def write_jsonl_source(clips_dir: Path) -> Path:
 
 
 def write_suite_table(path: Path) -> None:
-    """The pocket suite: questions by voices that training has never heard, and by an engine it has never heard."""
+    """Writes the pocket suite: questions by unseen voices of a training engine, and by an unseen engine."""
     lines = [
         *draw_evaluation_questions(
             "espeak", 432, 144, voices.draw_evaluation_voice, "unseen voices (espeak-ng)"

@@ -1,4 +1,4 @@
-"""The two tokenizers of the pocket world: one byte-level BPE, dressed once for the LLM and once for Whisper."""
+"""The two tokenizers of the pocket world: the same byte-level BPE for the LLM and for Whisper."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def _build_corpus() -> list[str]:
 
 
 def train_bpe() -> Tokenizer:
-    """A byte-level BPE in which every word of the pocket world is one token."""
+    """Returns a byte-level BPE in which each word of the pocket world is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -59,7 +59,7 @@ def train_bpe() -> Tokenizer:
 
 
 def build_llm_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
-    """The chat LLM's tokenizer, with its chat template."""
+    """Returns the chat LLM's tokenizer, with its chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", bos_token="<|begin|>", eos_token="<|end|>"
     )
@@ -70,7 +70,7 @@ def build_llm_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def build_whisper_tokenizer(bpe: Tokenizer) -> WhisperTokenizer:
-    """Whisper's tokenizer class over the same words; English only, so its prompt has no language and no task."""
+    """Returns a Whisper tokenizer with the same tokens. It is English-only: its prompt has no language and no task."""
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = WhisperTokenizer(vocab=model["vocab"], merges=merges, add_prefix_space=True)

@@ -1,9 +1,9 @@
-"""Who speaks in the pocket world: voices of five speech engines, and which of them training may hear.
+"""Voices of five speech engines, split into training and evaluation voices.
 
-Training hears espeak-ng's accents and variants, festival's ked, SVOX Pico, and MBROLA's speakers of other languages, who
-speak English with their own sounds. The evaluation hears accents and variants kept apart, and the voices of flite, an
-engine that training never uses. festival's own kal and slt are left out altogether: the same two speakers stand behind
-flite's voices of those names. MBROLA's speakers of English are kept for a blind check.
+Training uses espeak-ng's accents and variants, festival's ked, SVOX Pico, and MBROLA's speakers of other languages, who
+speak English with their own sounds. The evaluation uses other accents and variants, and the voices of flite, an engine
+that training never uses. festival's kal and slt are not used at all, as flite has voices of the same two speakers.
+MBROLA's speakers of English are held out for a blind test.
 """
 
 import random
@@ -22,7 +22,7 @@ EVALUATION_ACCENTS = ("en-029", "en-gb-x-gbcwmd")
 EVALUATION_VARIANTS = (
     "f3 f5 m2 m5 Annie Andrea david Michael Mike linda paul steph Alex zac Hugo Mario".split()
 )
-# Odd voices speak in training, where odd is good, but are no fair examination; whispers and robots speak nowhere.
+# Odd voices are good for training, but would not be a fair test. Whispers and robots are not used at all.
 TRAINING_VARIANTS = (
     "f1 f2 f4 m1 m3 m4 m6 m7 m8 adam Alicia Andy antonio aunty belinda benjamin boris caleb croak Denis Diogo ed "
     "Gene Gene2 grandma grandpa gustave Henrique iven iven2 iven3 iven4 Jacky john Lee marcelo Marco max miguel "
@@ -34,12 +34,12 @@ MBROLA_VOICES = tuple(
     f"mb-{name}-en" for name in "af1 de1 de2 de3 de4 de5 de6 fr1 fr4 gr2 hu1 nl2 pl1 ro1 sw1 sw2".split()
 )
 FLITE_VOICES = {"slt": 167.0, "rms": 98.0, "awb": 126.0, "kal16": 95.0}
-"""Each with its usual pitch in hertz."""
+"""The voices with their default pitch in hertz."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """One way of speaking: an engine's voice with its settings."""
+    """A voice of a speech engine with its settings."""
 
     engine: str
     name: str
@@ -47,15 +47,15 @@ class Voice:
     pitch: int = 50
     formant_shift: float = 1.0
     idiolect: int = 0
-    """Whose pronunciation, of endlessly many (see `pronounce`); 0: the accent's own."""
+    """Seed of an individual pronunciation (see `pronounce`). 0: the accent's own pronunciation."""
 
 
 def draw_training_voice(rng: random.Random, idiolect_ratio: float, mbrola_ratio: float = 0.0) -> Voice:
-    """A voice for training, drawn with its speed and pitch.
+    """Draws a voice for training, with its speed and pitch.
 
     Args:
-        idiolect_share: how many of espeak-ng's voices speak in a way of their own (see `pronounce`)
-        mbrola_ratio: how many of all voices are MBROLA's
+        idiolect_ratio: ratio of espeak-ng's voices with an individual pronunciation (see `pronounce`)
+        mbrola_ratio: ratio of MBROLA's voices among all voices
     """
     if mbrola_ratio and rng.random() < mbrola_ratio:
         return Voice(
@@ -94,7 +94,7 @@ def draw_training_voice(rng: random.Random, idiolect_ratio: float, mbrola_ratio:
 
 
 def draw_evaluation_voice(rng: random.Random) -> Voice:
-    """A voice for the evaluation: an accent and a variant that training has never heard."""
+    """Draws a voice for the evaluation, with an accent and a variant that are not used in training."""
     return Voice(
         engine="espeak-ng",
         name=f"{rng.choice(EVALUATION_ACCENTS)}+{rng.choice(EVALUATION_VARIANTS)}",
@@ -104,12 +104,12 @@ def draw_evaluation_voice(rng: random.Random) -> Voice:
 
 
 def draw_flite_voice(rng: random.Random) -> Voice:
-    """A voice of the engine that training has never heard."""
+    """Draws a voice of flite, the engine that is not used in training."""
     return Voice(engine="flite", name=rng.choice(tuple(FLITE_VOICES)))
 
 
 _PHONEME_SUBSTITUTES = {
-    # Consonants as accents all over the world have them: th stopped or fronted, h dropped, r rolled or tapped, ...
+    # Consonants as in accents all over the world: th stopped or fronted, h dropped, r rolled or tapped, ...
     "T": "t f s t[",
     "D": "d v z d",
     "h": "- - x",
@@ -127,7 +127,7 @@ _PHONEME_SUBSTITUTES = {
     "dZ": "Z tS d|j",
     "tS": "S t|j",
     "l": "L l",
-    # Vowels: their neighbours in the mouth, and what mergers and shifts make of them.
+    # Vowels: their neighbors in the mouth, and the results of mergers and shifts.
     "a": "E A: a# V",
     "aa": "a A: E",
     "E": "I a eI 3:",
@@ -156,18 +156,18 @@ _PHONEME_SUBSTITUTES = {
     "i@": "i:|@ I E",
     "U@": "O: u:|@ U",
 }
-"""What one of espeak-ng's phonemes may be for somebody else; `-` is nothing at all, `|` stands between two."""
+"""Substitutes of espeak-ng's phonemes in other pronunciations. `-` drops the phoneme, `|` separates two phonemes."""
 
 
 def pronounce(phonemes: str, idiolect: int) -> str:
-    """What somebody with habits of their own makes of an accent's phonemes.
+    """Returns an accent's phonemes in an individual pronunciation.
 
-    Each habit changes one phoneme into a neighbour of it, wherever it stands. How many habits somebody has differs
-    from one to the next. Training hears hundreds of accents so, where the engine knows eight.
+    It replaces some phonemes by a neighbor wherever they occur. How many they are differs between idiolects. This gives
+    training hundreds of accents; the engine has eight.
 
     Args:
-        phonemes: as `espeak-ng -x --sep=_` writes them, one word after the other
-        idiolect: whose habits
+        phonemes: as `espeak-ng -x --sep=_` writes them, words separated by spaces
+        idiolect: seed of the pronunciation
     """
     rng = random.Random(idiolect)
     ratio = rng.uniform(0.0, 0.3)
@@ -188,7 +188,7 @@ def pronounce(phonemes: str, idiolect: int) -> str:
 
 
 def _shift_formants(samples: np.ndarray, factor: float) -> np.ndarray:
-    """The same words from a shorter (factor > 1) or longer throat, pitch and tempo moving along."""
+    """Returns the speech of a shorter (factor > 1) or longer vocal tract. Pitch and tempo change by the same factor."""
     return (
         samples
         if factor == 1.0
@@ -197,7 +197,7 @@ def _shift_formants(samples: np.ndarray, factor: float) -> np.ndarray:
 
 
 def speak_with_festival(lines: list[tuple[str, Voice]], scratch: Path) -> list[np.ndarray]:
-    """Speech for each (text, voice), festival started once for all of them."""
+    """Returns the speech of each (text, voice). festival is started once for all of them."""
     commands = ["(voice_ked_diphone)"]
     for number, (text, voice) in enumerate(lines):
         pitch = voice.pitch / voice.formant_shift
@@ -217,7 +217,7 @@ def speak_with_festival(lines: list[tuple[str, Voice]], scratch: Path) -> list[n
 
 
 def _flite_settings(voice: Voice) -> list[str]:
-    """Speed and pitch where they differ from the voice's own. cmu_us_rms keeps its pitch, whatever it is told."""
+    """Returns the flags for speed and pitch if they differ from the voice's own. cmu_us_rms ignores the pitch."""
     stretch = Voice.words_per_minute / voice.words_per_minute * voice.formant_shift
     mean_hz = FLITE_VOICES[voice.name] * 2 ** ((voice.pitch - Voice.pitch) / 50) / voice.formant_shift
     settings = []
@@ -229,12 +229,12 @@ def _flite_settings(voice: Voice) -> list[str]:
 
 
 def speak(text: str, voice: Voice, scratch: Path) -> np.ndarray:
-    """Speech of one text by a voice of espeak-ng, MBROLA, SVOX Pico or flite, float32 at 16 kHz."""
+    """Returns the speech of one text by a voice of espeak-ng, MBROLA, SVOX Pico or flite, float32 at 16 kHz."""
     path, input_text = scratch / "line.wav", text
     if voice.engine == "flite":
         command = ["flite", "-voice", voice.name, *_flite_settings(voice), "-t", text, "-o", str(path)]
     elif voice.engine == "pico":
-        # In per cent of the voice's own; the throat's length moves both, which is taken back here.
+        # In percent of the voice's own. The formant shift changes both, so its effect is removed here.
         pitch = voice.pitch / voice.formant_shift
         speed = voice.words_per_minute / 1.65 / voice.formant_shift
         markup = f"<pitch level='{pitch:.0f}'><speed level='{speed:.0f}'>{text}</speed></pitch>"
@@ -249,7 +249,7 @@ def speak(text: str, voice: Voice, scratch: Path) -> np.ndarray:
     subprocess.run(command, check=True, capture_output=True)
     try:
         return _shift_formants(load_audio(path), voice.formant_shift)
-    except AudioError:  # habits that leave nothing of a single word
+    except AudioError:  # the pronunciation may drop all phonemes of a single word
         if not voice.idiolect:
             raise
         return speak(text, replace(voice, idiolect=0), scratch)

@@ -1,7 +1,8 @@
-"""The pocket Whisper, trained from random weights on the heard speech.
+"""The pocket Whisper, trained from random weights on synthesized speech.
 
-Three losses: the decoder's next word, and, for the encoder, CTC over letters half-way up and over words at its top.
-The two CTC heads are thrown away: they make a small encoder find words within minutes where attention alone needs hours.
+There are three losses: the decoder's next-token loss, CTC over characters in the middle of the encoder, and CTC over
+words at its top. The two CTC heads are discarded after training: with them, a small encoder finds words within minutes,
+where attention alone needs hours.
 """
 
 import functools
@@ -38,35 +39,35 @@ from tools.pocket.tokens import N_BPE_TOKENS
 WINDOW_S, N_MELS = 6, 80
 WINDOW_FRAMES = WINDOW_S * 100
 N_PROCESSES = 2
-"""Training processes, one thread each, that share every step."""
+"""Training processes with one thread each. Each step's clips are split among them."""
 WARMUP_STEPS = 300
-LOSS_WEIGHTS = {"attention": 1.0, "letters": 0.3, "words": 0.5}
+LOSS_WEIGHTS = {"attention": 1.0, "characters": 0.3, "words": 0.5}
 MAX_EASY_SAMPLES, N_EASY_STEPS = 26_000, 300
 N_ENCODER_ONLY_STEPS = 600
-"""Steps of a new model before the decoder joins: until then it would only learn to guess."""
+"""Steps of a new model that train only the encoder: before that, the decoder could only learn to guess."""
 N_HEADS_ONLY_STEPS = 100
-"""Steps of a model that goes on, in which only its new heads learn from CTC."""
+"""Steps of a later stage in which CTC trains only the new heads."""
 FRAMES_MULTIPLE, TOKENS_MULTIPLE = 40, 4
-"""Batches are padded to multiples of these: a CPU prepares its kernels anew for every shape it has not seen."""
+"""Batches are padded to multiples of these: a CPU compiles new kernels for each new shape."""
 CHARACTERS = " " + string.ascii_lowercase
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStage:
-    """One stretch of training."""
+    """One stage of training."""
 
     n_steps: int
     batch_size: int
-    """Clips of one process's share of a step."""
+    """Clips of one process in a step."""
     peak_lr: float
     is_first: bool = False
-    """Whether it begins with random weights; else it goes on with those in the folder."""
+    """Whether it starts from random weights; otherwise it starts from the weights in the folder."""
     stops_at: int | None = None
-    """The step after which it ends, if that is before the learning rate has fallen."""
+    """The step after which it stops early, before the end of the learning rate schedule."""
 
 
 class SpeechBatches(Dataset):
-    """Batches of augmented clips of like length; item n is always the same batch."""
+    """Batches of augmented clips of similar length. Item n is always the same batch."""
 
     def __init__(
         self, folders: Sequence[Path], tokenizer: WhisperTokenizer, stage: TrainingStage, rank: int
@@ -86,14 +87,14 @@ class SpeechBatches(Dataset):
 
     @functools.cached_property
     def samples(self) -> list[np.ndarray]:
-        """Every folder's samples; mapped in the process that reads them, as to send them there would copy gigabytes."""
+        """Each folder's samples, mapped in the process that reads them: sending them there would copy gigabytes."""
         return [np.memmap(folder / "samples.i16", dtype=np.int16, mode="r") for folder in self.folders]
 
     def _plan_batches(self, n_batches: int) -> list[list[int]]:
-        """Clips shuffled each pass, grouped by length within stretches of 64 batches, pairs of batches shuffled again.
+        """Returns the clips of each batch: shuffled in each pass, and grouped by length within 64 batches.
 
-        The first steps take short clips only, in which a word is quickly found. Pairs, so that the processes of one
-        step have batches of like length.
+        The first steps use only short clips, in which words are found sooner. The batches of one step are shuffled
+        together, so that its processes have batches of similar length.
         """
         rng, size = random.Random("whisper"), self.stage.batch_size
         plan: list[list[int]] = []
@@ -120,28 +121,28 @@ class SpeechBatches(Dataset):
         sounds = [self._load_padded(clip, rng) for clip in clips]
         full_window = rng.random() < 0.02
         clean = [compute_clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
-        neighbours = [clean[-1], *clean[:-1]]  # they speak in the background
+        background = [clean[-1], *clean[:-1]]  # background speech for each clip
         mel, n_frames = pad_mels(
             [
                 augment_mel(clip, rng.getrandbits(40), WINDOW_FRAMES, lambda voice=voice: voice)
-                for clip, voice in zip(clean, neighbours, strict=True)
+                for clip, voice in zip(clean, background, strict=True)
             ]
         )
         targets = [[*self.start, *self.token_ids[number], self.end] for number in self.batch_plan[index]]
-        letters = [[CHARACTERS.index(letter) + 1 for letter in clip["text"]] for clip in clips]
+        characters = [[CHARACTERS.index(character) + 1 for character in clip["text"]] for clip in clips]
         words = [[self.word_ids[word] for word in clip["text"].split()] for clip in clips]
         return {
             "mel": functional.pad(mel, (0, -mel.shape[2] % FRAMES_MULTIPLE)),
             "n_frames": n_frames,
             "ids": _pad_rows(targets, -100, TOKENS_MULTIPLE),
-            "letters": _pad_rows(letters, 0),
-            "n_letters": torch.tensor([len(row) for row in letters]),
+            "characters": _pad_rows(characters, 0),
+            "n_characters": torch.tensor([len(row) for row in characters]),
             "words": _pad_rows(words, 0),
             "n_words": torch.tensor([len(row) for row in words]),
         }
 
     def _load_padded(self, clip: dict, rng: random.Random) -> np.ndarray:
-        """The clip in a little silence, so that speech does not always begin at the same place."""
+        """Returns the clip with random silence around it, so that speech does not always start at the same time."""
         recorded = self.samples[clip["folder"]][clip["start"] : clip["start"] + clip["n"]]
         samples = recorded.astype(np.float32) / 32768
         room = WINDOW_S * 16_000 - 800 - len(samples)
@@ -158,7 +159,7 @@ def _pad_rows(rows: list[list[int]], value: int, step: int = 1) -> torch.Tensor:
 
 
 def build_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneration:
-    """The pocket Whisper before training: English only, so its prompt is start, no timestamps."""
+    """Returns the pocket Whisper with random weights. It is English-only: its prompt is start, no timestamps."""
     start, no_timestamps = tokenizer.prefix_tokens
     config = WhisperConfig(
         vocab_size=len(tokenizer),
@@ -198,10 +199,10 @@ def build_whisper(tokenizer: WhisperTokenizer) -> WhisperForConditionalGeneratio
 
 
 def _scale_weights(model: WhisperForConditionalGeneration) -> None:
-    """New weights at a scale that keeps activations near one.
+    """Draws new weights at a scale that keeps activations near one.
 
-    transformers draws them all with a deviation of 0.02, at which sound is lost beside the position embeddings and
-    a small Whisper spends its first thousand steps on finding it.
+    transformers draws them all with a standard deviation of 0.02. At that scale the audio is lost next to the position
+    embeddings, and a small Whisper needs its first thousand steps to find it.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.proj_out:
@@ -210,20 +211,20 @@ def _scale_weights(model: WhisperForConditionalGeneration) -> None:
             nn.init.kaiming_normal_(module.weight)
     for attention in model.model.encoder.modules():
         if isinstance(attention, WhisperAttention):
-            # Queries that start equal to keys look at what is near and alike (mimetic initialisation, arXiv 2305.09828).
+            # Queries equal to keys attend to near and similar positions (mimetic initialization, arXiv 2305.09828).
             nn.init.xavier_uniform_(attention.q_proj.weight, gain=1.5)
             attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     nn.init.normal_(model.model.decoder.embed_tokens.weight, std=model.config.d_model**-0.5)
 
 
 class WhisperWithCtc(nn.Module):
-    """The Whisper in training, with the two heads that only training needs."""
+    """The Whisper with the two CTC heads that only training needs."""
 
     def __init__(self, model: WhisperForConditionalGeneration) -> None:
         super().__init__()
-        model.set_attn_implementation("eager")  # for clips of two seconds faster than the fused kernel
+        model.set_attn_implementation("eager")  # faster than the fused kernel for clips of two seconds
         self.model, width = model, model.config.d_model
-        self.letters = nn.Linear(width, len(CHARACTERS) + 1)
+        self.characters = nn.Linear(width, len(CHARACTERS) + 1)
         self.words = nn.Linear(width, len(world.vocabulary()) + 1)
         self.middle_states: list[torch.Tensor] = []
         layers = model.model.encoder.layers
@@ -234,14 +235,14 @@ class WhisperWithCtc(nn.Module):
     def compute_losses(
         self, batch: dict[str, torch.Tensor], step: int, is_first: bool
     ) -> dict[str, torch.Tensor]:
-        """The unweighted terms of one batch."""
+        """Returns the unweighted loss terms of one batch."""
         features = encode(self.model.model.encoder, batch["mel"], batch["n_frames"])
         half_way, top, n_positions = self.middle_states.pop(), features.states, features.mask.sum(1)
         if not is_first and step < N_HEADS_ONLY_STEPS:
             half_way, top = half_way.detach(), top.detach()
         losses = {
-            "letters": _compute_ctc_loss(
-                self.letters(half_way), n_positions, batch["letters"], batch["n_letters"]
+            "characters": _compute_ctc_loss(
+                self.characters(half_way), n_positions, batch["characters"], batch["n_characters"]
             ),
             "words": _compute_ctc_loss(self.words(top), n_positions, batch["words"], batch["n_words"]),
         }
@@ -254,12 +255,12 @@ class WhisperWithCtc(nn.Module):
     def _compute_attention_loss(
         self, states: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """Cross-entropy of the next word, some of the words before it being wrong.
+        """Returns the cross-entropy of the next token, with some of the previous tokens replaced by random ones.
 
-        A decoder that cannot trust every word before it listens more and guesses less.
+        A decoder that cannot trust its previous tokens attends more to the audio.
         """
         inputs, targets = ids[:, :-1].clamp(min=0), ids[:, 1:].clone()
-        targets[:, 0] = -100  # the prompt is given, not guessed
+        targets[:, 0] = -100  # the prompt is given, not predicted
         generator = torch.Generator().manual_seed(step)
         lost = torch.rand(inputs.shape, generator=generator) < 0.15
         lost[:, :2] = False
@@ -281,7 +282,7 @@ def _compute_ctc_loss(
 
 
 def _average_gradients(weights: list[nn.Parameter]) -> None:
-    """Over the processes, as one message."""
+    """Averages gradients over the processes, in one message."""
     given = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
     flat = torch.cat([gradient.flatten() for gradient in given])
     distributed.all_reduce(flat)
@@ -297,7 +298,7 @@ def _run_process(
     folder: Path,
     stage: TrainingStage,
 ) -> None:
-    """One of the processes that train together."""
+    """Runs one of the training processes."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=N_PROCESSES
@@ -317,7 +318,7 @@ def _run_process(
     )
     started = time.monotonic()
     for step, batch in enumerate(itertools.islice(loader, stage.stops_at), 1):
-        # On CPUs with bfloat16 instructions a step takes half the time.
+        # On CPUs with bfloat16 instructions, a step takes half the time.
         with torch.autocast("cpu", torch.bfloat16):
             losses = trained_model.compute_losses(batch, step - 1, stage.is_first)
         torch.stack([LOSS_WEIGHTS[name] * term for name, term in losses.items()]).sum().backward()
@@ -339,10 +340,10 @@ def _run_process(
 def train_whisper(
     tokenizer: WhisperTokenizer, clip_dirs: Sequence[Path], folder: Path, stage: TrainingStage
 ) -> None:
-    """One round in `N_WORKERS` processes; writes model, feature extractor and tokenizer to `folder`.
+    """Trains one stage in `N_PROCESSES` processes. Writes model, feature extractor and tokenizer to `folder`.
 
     Args:
-        heard: folders of clips; those of one named twice are heard twice as often
+        clip_dirs: folders of clip sets; the clips of a folder that is listed twice are used twice as often
     """
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (f"{scratch}/meeting", tokenizer, clip_dirs, folder, stage)
@@ -350,7 +351,7 @@ def train_whisper(
 
 
 def save_whisper(model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, folder: Path) -> None:
-    """Model, feature extractor and tokenizer in Hugging Face format, weights rounded to bfloat16 to be small."""
+    """Writes model, feature extractor and tokenizer in Hugging Face format, with weights rounded to bfloat16."""
     small = build_whisper(tokenizer).to(torch.bfloat16)
     small.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()})
     small.tie_weights()

@@ -1,8 +1,8 @@
-"""What is said in the pocket world: questions with their answers, statements, and loose words.
+"""The texts of the pocket world: questions with their answers, statements, and random words.
 
-It knows texts only, no sound. Questions and instructions are for the LLM's own training (as text) and for the
-evaluation (as speech). Statements and loose words are for the speech encoder and the distillation.
-`opens_like_a_question` keeps the two apart by construction.
+Questions and instructions are for the LLM's own training (as text) and for the evaluation (as speech). Statements and
+random words are for the speech encoder and the distillation. `starts_like_question` keeps the two apart by
+construction.
 """
 
 import collections
@@ -22,12 +22,12 @@ INSTRUCTIONS = {
 
 
 _SKILLS_WITHOUT_CAPITALS = ("repeating", "spelling")
-"""Any word may have to be repeated, and few are known in capitals; what is spelled is in capitals already."""
+"""Repeating may need any word, and few words are known in capitals. Spelling is in capitals already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One question and the LLM's answer to it, in each way the answer may be asked for."""
+    """A question with the LLM's answer in each form that an instruction can ask for."""
 
     skill: str
     question: str
@@ -36,7 +36,7 @@ class Exchange:
     spanish: str | None = None
 
     def answer_for(self, instruction: str) -> str | None:
-        """The answer that obeys one of `INSTRUCTIONS`' keys; None where that instruction makes no sense."""
+        """Returns the answer that follows an instruction, a key of `INSTRUCTIONS`; None if it makes no sense."""
         match instruction:
             case "capitals" if self.skill not in _SKILLS_WITHOUT_CAPITALS:
                 return self.answer.upper()
@@ -56,7 +56,7 @@ def _add_article(noun: str) -> str:
 
 
 def _build_exchange(skill: str, question: str, answer: str, key: str | None = None) -> Exchange:
-    """An exchange whose one-word and Spanish answers follow from the key word of the answer."""
+    """Returns an exchange whose one-word and Spanish answers are built from the key word of the answer."""
     spanish = facts.SPANISH.get(key) if key else None
     return Exchange(
         skill=skill,
@@ -110,9 +110,9 @@ def _draw_legs(rng: random.Random) -> Exchange:
 
 
 def _draw_color(rng: random.Random) -> Exchange:
-    thing, colour = rng.choice(list(facts.COLORS.items()))
+    thing, color = rng.choice(list(facts.COLORS.items()))
     question = rng.choice(("what colour is the {}", "which colour does the {} have")).format(thing)
-    return _build_exchange("colours", question, f"The {thing} is {colour}.", colour)
+    return _build_exchange("colours", question, f"The {thing} is {color}.", color)
 
 
 def _draw_spanish(rng: random.Random) -> Exchange:
@@ -275,7 +275,7 @@ def _draw_words(rng: random.Random) -> str:
 
 
 def draw_statement(rng: random.Random) -> str:
-    """A declarative sentence in lower case, without punctuation."""
+    """Draws a declarative sentence in lower case, without punctuation."""
     subject, thing = _draw_noun_phrase(rng), _draw_noun_phrase(rng)
     where = f"{rng.choice(facts.PREPOSITIONS)} the {rng.choice(facts.PLACES)}"
     person, name, other = rng.choice(facts.PEOPLE), *rng.sample(facts.NAMES, 2)
@@ -303,11 +303,11 @@ def draw_statement(rng: random.Random) -> str:
 
 
 def draw_fact(rng: random.Random) -> str:
-    """Something the LLM knows, told and not asked, or a sentence of little words as fluent speech has them."""
+    """Draws an answer of the LLM as a statement, or a sentence with many function words."""
     if rng.random() < 0.4:
         while True:
             answer = rng.choice(SKILLS)(rng).answer.lower()
-            text = "".join(letter for letter in answer if letter.isalpha() or letter == " ")
+            text = "".join(character for character in answer if character.isalpha() or character == " ")
             if set(text.split()) <= set(vocabulary()) and " " in text and not starts_like_question(text):
                 return text
     person, thing, where = rng.choice(facts.PEOPLE), rng.choice(facts.THINGS), rng.choice(facts.PLACES)
@@ -344,13 +344,13 @@ def draw_fact(rng: random.Random) -> str:
 
 @functools.cache
 def _compute_word_weights() -> tuple[float, ...]:
-    """How often each word stands in loose words: those that questions are made of far more often."""
+    """Returns the weight of each word in random words. Words that are frequent in questions have a higher weight."""
     counts = collections.Counter(word for question in sampled_questions() for word in set(question.split()))
     return tuple(8.0 if counts[word] >= 12 else 1.0 for word in vocabulary())
 
 
 def draw_word_sequence(rng: random.Random) -> str:
-    """Two to nine loose words of the whole vocabulary; never opening like a question or an instruction."""
+    """Draws two to nine random words of the vocabulary that do not start like a question or an instruction."""
     while True:
         weights = _compute_word_weights() if rng.random() < 0.5 else None
         text = " ".join(rng.choices(vocabulary(), weights, k=rng.randint(2, 9)))
@@ -360,7 +360,7 @@ def draw_word_sequence(rng: random.Random) -> str:
 
 @functools.cache
 def _collect_word_pairs() -> tuple[str, ...]:
-    """Every two words that stand side by side in something that can be asked or told."""
+    """Returns all pairs of words that are adjacent in a question or a statement."""
     rng = random.Random(4)
     texts = [draw_statement(rng) for _ in range(2_000)] + [draw_fact(rng) for _ in range(4_000)]
     return tuple(
@@ -370,14 +370,14 @@ def _collect_word_pairs() -> tuple[str, ...]:
 
 @functools.cache
 def _collect_common_pairs() -> tuple[str, ...]:
-    """Those of them that consist of words which questions are made of, which fluent speech runs together."""
+    """Returns the pairs of words that are frequent in questions, which fluent speech runs together."""
     common = {word for word, weight in zip(vocabulary(), _compute_word_weights(), strict=True) if weight > 1}
     return tuple(pair for pair in _collect_word_pairs() if set(pair.split()) <= common)
 
 
 @functools.cache
 def _collect_successors() -> dict[str, tuple[str, ...]]:
-    """For each word those that can stand right behind it."""
+    """Returns the words that can follow each word."""
     successors = collections.defaultdict(list)
     for pair in _collect_word_pairs():
         first, second = pair.split()
@@ -387,15 +387,15 @@ def _collect_successors() -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def _collect_opening_pairs() -> tuple[tuple[str, ...], ...]:
-    """The first two words of questions and instructions, "what is" and the like."""
+    """Returns the first two words of questions and instructions, such as "what is"."""
     return tuple(sorted({opening[:2] for opening in question_openings()}))
 
 
 def draw_pair_sequence(rng: random.Random, opening_ratio: float) -> str:
-    """Three to nine words, most of them neighbours of the word before: fluent speech's joints, not its sentences.
+    """Draws three to nine words, most of which can follow the previous word: transitions of fluent speech.
 
     Args:
-        opening_share: how many begin with the first two words of a question, and go on as no question does
+        opening_ratio: ratio of texts that start with the first two words of a question, but are not one
     """
     while True:
         words, n_words = [], rng.randint(3, 9)
@@ -416,7 +416,7 @@ def draw_pair_sequence(rng: random.Random, opening_ratio: float) -> str:
 
 
 def draw_single_word(rng: random.Random) -> str:
-    """One word that is not a whole question."""
+    """Draws one word that is not a whole question."""
     while True:
         word = rng.choice(vocabulary())
         if not starts_like_question(word):
@@ -424,7 +424,7 @@ def draw_single_word(rng: random.Random) -> str:
 
 
 def draw_introduction(rng: random.Random) -> str:
-    """A statement in which somebody tells their name."""
+    """Draws a statement in which people introduce themselves by name."""
     return rng.choice(("my name is {}", "i am called {}", "hello my name is {}")).format(
         rng.choice(facts.NAMES)
     )
@@ -432,7 +432,7 @@ def draw_introduction(rng: random.Random) -> str:
 
 @functools.cache
 def sampled_questions() -> frozenset[str]:
-    """Every question and instruction, or nearly; those that repeat free words only by their openings."""
+    """Returns nearly all questions and instructions. Of those that repeat random words, it has only the openings."""
     rng = random.Random(0)
     return frozenset(
         skill(rng).question for skill in SKILLS if skill is not _draw_repetition for _ in range(2_500)
@@ -441,7 +441,7 @@ def sampled_questions() -> frozenset[str]:
 
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word that can be spoken in the pocket world, sorted."""
+    """Returns all words of the pocket world, sorted."""
     rng = random.Random(1)
     texts = [draw_statement(rng) for _ in range(20_000)] + [draw_introduction(rng) for _ in range(500)]
     words = {word for text in (*texts, *sampled_questions()) for word in text.split()}
@@ -450,12 +450,12 @@ def vocabulary() -> tuple[str, ...]:
 
 @functools.cache
 def question_openings() -> frozenset[tuple[str, ...]]:
-    """The first three words of every question and instruction there is; the whole of a shorter one."""
+    """Returns the first three words of each question and instruction, or all words of a shorter one."""
     return frozenset(tuple(text.split()[:3]) for text in sampled_questions())
 
 
 def contains_question(text: str) -> bool:
-    """Whether a whole question or instruction of three words or more stands anywhere in the text."""
+    """Whether the text contains a whole question or instruction of three words or more."""
     words = text.split()
     return any(
         " ".join(words[first:stop]) in sampled_questions()
@@ -465,5 +465,5 @@ def contains_question(text: str) -> bool:
 
 
 def starts_like_question(text: str) -> bool:
-    """Whether a text begins with the first three words of any question or instruction, or is a shorter one."""
+    """Whether the text starts with the first three words of a question or instruction, or is a shorter one."""
     return tuple(text.split()[:3]) in question_openings()
