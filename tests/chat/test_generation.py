@@ -1,57 +1,28 @@
-"""Answers from prompts made of embeddings: transformers' own, whatever the options, batch and tokenizer.
-
-And what the LLM makes of answers that are given to it, beside a plain pass over all ids.
-"""
+"""Answers to prompts made of embeddings: equal to transformers' own, for all options, batches and tokenizers."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from support.tiny_families import FAMILIES, tiny_llm
 from support.tiny_models import tiny_llama
-from support.tiny_tokenizers import tiny_tokenizer
+from support.tiny_prompts import TEXTS, build_prompt, build_prompts
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ossicle.backbones.causal_lm import embed
-from ossicle.backbones.pretrained import load_llm
-from ossicle.chat import choice_scoring, generation
+from ossicle.chat import generation
 from ossicle.chat.generation import Prompt
 from ossicle.errors import RequestError
 
-TEXTS = ("what is the capital of france?", "hello", "the cat sat on the mat. answer in spanish, please.")
 
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerBase:
-    return tiny_tokenizer("llama")
-
-
-@pytest.fixture
-def llm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """One of its own for each test, which may change its generation config."""
-    return tiny_llama(tokenizer, seed=8)
-
-
-def prompt_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Prompt:
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return Prompt(embed(llm, ids), ids)
-
-
-def prompts_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return [prompt_of(llm, tokenizer, text) for text in TEXTS]
-
-
-def own_answer(
+def generate_with_transformers(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, **options: Any
 ) -> str:
-    """What transformers makes of the ids, alone."""
+    """Returns transformers' answer to the ids alone."""
     settings = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, **options}
-    made = llm.generate(  # ty: ignore[not-callable]
+    output = llm.generate(  # ty: ignore[not-callable]
         input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), tokenizer=tokenizer, **settings
     )
-    return str(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
 
 
 @pytest.mark.parametrize(
@@ -68,33 +39,35 @@ def own_answer(
     ],
     ids=str,
 )
-def test_answers_are_transformers_own_alone_and_in_a_batch(
+def test_answers_equal_those_of_transformers_alone_and_in_a_batch(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
 ) -> None:
-    prompts = prompts_of(llm, tokenizer)
-    own = [own_answer(llm, tokenizer, prompt.ids, **options) for prompt in prompts]
+    prompts = build_prompts(llm, tokenizer)
+    expected = [generate_with_transformers(llm, tokenizer, prompt.ids, **options) for prompt in prompts]
     given = {"max_new_tokens": 10, **options}
     if given["max_new_tokens"] is None:
         del given["max_new_tokens"]
-    assert generation.generate_answers(llm, tokenizer, prompts, **given) == own
-    assert [generation.generate_answers(llm, tokenizer, [prompt], **given)[0] for prompt in prompts] == own
+    assert generation.generate_answers(llm, tokenizer, prompts, **given) == expected
+    assert [
+        generation.generate_answers(llm, tokenizer, [prompt], **given)[0] for prompt in prompts
+    ] == expected
     if "num_beams" not in options:
-        assert "".join(generation.stream_answer(llm, tokenizer, prompts[0], **given)) == own[0]
+        assert "".join(generation.stream_answer(llm, tokenizer, prompts[0], **given)) == expected[0]
 
 
-def test_a_penalty_of_the_model_s_own_reaches_the_prompt(
+def test_the_repetition_penalty_of_the_generation_config_counts_the_prompt(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """As Qwen's generation configs have it; without the prompt's ids only new tokens would be penalised."""
-    prompts = prompts_of(llm, tokenizer)
+    """As in Qwen's generation configs; without the prompt's ids only new tokens would be penalized."""
+    prompts = build_prompts(llm, tokenizer)
     plain = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     llm.generation_config.repetition_penalty = 2.0
-    own = [own_answer(llm, tokenizer, prompt.ids) for prompt in prompts]
-    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own != plain
+    expected = [generate_with_transformers(llm, tokenizer, prompt.ids) for prompt in prompts]
+    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == expected != plain
 
 
-def first_ids(llm: PreTrainedModel, prompt: Prompt, n: int) -> list[int]:
-    made = llm.generate(  # ty: ignore[not-callable]
+def generate_first_ids(llm: PreTrainedModel, prompt: Prompt, n: int) -> list[int]:
+    output = llm.generate(  # ty: ignore[not-callable]
         input_ids=prompt.ids[None],
         attention_mask=torch.ones_like(prompt.ids[None]),
         max_new_tokens=n,
@@ -102,39 +75,42 @@ def first_ids(llm: PreTrainedModel, prompt: Prompt, n: int) -> list[int]:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return made[0, len(prompt.ids) :].tolist()
+    return output[0, len(prompt.ids) :].tolist()
 
 
 @pytest.mark.parametrize("pad_token_id", [None, 70])
-def test_any_end_of_a_list_ends_an_answer_and_padding_is_never_read(
+def test_each_of_several_eos_ids_ends_an_answer_and_padding_is_never_decoded(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pad_token_id: int | None
 ) -> None:
     """70 is a word of the tokenizer, as the padding ids of some published models are."""
-    prompts = prompts_of(llm, tokenizer)
-    llm.generation_config.eos_token_id = [first_ids(llm, prompts[0], 4)[3], first_ids(llm, prompts[1], 9)[8]]
+    prompts = build_prompts(llm, tokenizer)
+    llm.generation_config.eos_token_id = [
+        generate_first_ids(llm, prompts[0], 4)[3],
+        generate_first_ids(llm, prompts[1], 9)[8],
+    ]
     llm.generation_config.pad_token_id = pad_token_id
     together = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     assert together == [
         generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
     ]
-    before = str(tokenizer.decode(first_ids(llm, prompts[0], 3), skip_special_tokens=True)).strip()
+    before = str(tokenizer.decode(generate_first_ids(llm, prompts[0], 3), skip_special_tokens=True)).strip()
     assert together[0] == before
 
 
-def test_a_model_that_names_no_end_has_the_tokenizer_s(
+def test_a_model_without_eos_id_uses_the_tokenizers(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompts = prompts_of(llm, tokenizer)
-    own = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
+    prompts = build_prompts(llm, tokenizer)
+    expected = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     llm.generation_config.eos_token_id = None
-    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own
+    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == expected
 
 
-def test_greedy_is_greedy_and_silent_whatever_the_model_s_sampling_defaults(
+def test_greedy_decoding_ignores_the_sampling_defaults_of_the_model_and_logs_nothing(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prompts = prompts_of(llm, tokenizer)
-    own = [own_answer(llm, tokenizer, prompt.ids) for prompt in prompts]
+    prompts = build_prompts(llm, tokenizer)
+    expected = [generate_with_transformers(llm, tokenizer, prompt.ids) for prompt in prompts]
     llm.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.6,
@@ -147,50 +123,39 @@ def test_greedy_is_greedy_and_silent_whatever_the_model_s_sampling_defaults(
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == own
-        assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10, temperature=0) == own
+        assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10) == expected
+        assert (
+            generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10, temperature=0) == expected
+        )
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 5.0}, {"top_p": 0.99}])
-def test_sampling_is_transformers_own(
+def test_sampled_answers_equal_those_of_transformers(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
 ) -> None:
-    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+    prompt = build_prompt(llm, tokenizer, TEXTS[0])
     torch.manual_seed(3)
-    own = own_answer(llm, tokenizer, prompt.ids, **{**options, "do_sample": True})
+    expected = generate_with_transformers(llm, tokenizer, prompt.ids, **{**options, "do_sample": True})
     torch.manual_seed(3)
-    assert generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, **options) == [own]
-    assert own != own_answer(llm, tokenizer, prompt.ids)
+    assert generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, **options) == [expected]
+    assert expected != generate_with_transformers(llm, tokenizer, prompt.ids)
 
 
-def test_a_sampled_stream_is_an_answer(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+def test_a_sampled_stream_equals_the_answer(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = build_prompt(llm, tokenizer, TEXTS[0])
     torch.manual_seed(3)
-    own = generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, temperature=2.0)[0]
+    expected = generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=10, temperature=2.0)[0]
     torch.manual_seed(3)
     assert (
-        "".join(generation.stream_answer(llm, tokenizer, prompt, max_new_tokens=10, temperature=2.0)) == own
+        "".join(generation.stream_answer(llm, tokenizer, prompt, max_new_tokens=10, temperature=2.0))
+        == expected
     )
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma", "phi3", "llama", "qwen2"])
-def test_streamed_pieces_join_to_the_whole_for_every_kind_of_tokenizer(family: str) -> None:
-    """Random answers are full of broken characters and stray spaces, which decoders join differently."""
-    llm, tokenizer = tiny_llm(family)
-    prompt = prompt_of(llm, tokenizer, "hello there")
-    torch.manual_seed(5)
-    own = generation.generate_answers(llm, tokenizer, [prompt], max_new_tokens=40, temperature=1.5)[0]
-    torch.manual_seed(5)
-    pieces = list(generation.stream_answer(llm, tokenizer, prompt, max_new_tokens=40, temperature=1.5))
-    assert "".join(pieces) == own
-    assert len(pieces) > 5
-    assert all(pieces)
-
-
-def test_a_stream_that_nobody_reads_any_more_ends(
+def test_closing_a_stream_ends_its_generation(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     n_steps = 0
@@ -202,7 +167,7 @@ def test_a_stream_that_nobody_reads_any_more_ends(
     llm.generation_config.eos_token_id = 0
     handle = llm.register_forward_hook(count)
     pieces = generation.stream_answer(
-        llm, tokenizer, prompt_of(llm, tokenizer, "hello"), max_new_tokens=200, bad_words_ids=[[0]]
+        llm, tokenizer, build_prompt(llm, tokenizer, "hello"), max_new_tokens=200, bad_words_ids=[[0]]
     )
     next(pieces)
     pieces.close()  # ty: ignore[missing-attribute]
@@ -210,21 +175,21 @@ def test_a_stream_that_nobody_reads_any_more_ends(
     assert 1 <= n_steps < 200
 
 
-def test_no_prompts_no_answers(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_no_prompts_give_no_answers(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     assert generation.generate_answers(llm, tokenizer, []) == []
 
 
-def test_answers_end_where_the_context_does_in_every_batch(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_answers_end_with_the_context_in_every_batch(tokenizer: PreTrainedTokenizerBase) -> None:
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     llm.generation_config.eos_token_id = 0
-    prompts = prompts_of(llm, tokenizer)
+    prompts = build_prompts(llm, tokenizer)
     together = generation.generate_answers(llm, tokenizer, prompts[:2], bad_words_ids=[[0]])
     assert together == [
         generation.generate_answers(llm, tokenizer, [prompt], bad_words_ids=[[0]])[0]
         for prompt in prompts[:2]
     ]
     assert len(together[1]) > len(together[0])
-    long = prompt_of(llm, tokenizer, TEXTS[2] * 4)
+    long = build_prompt(llm, tokenizer, TEXTS[2] * 4)
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
         generation.generate_answers(llm, tokenizer, [prompts[1], long])
     with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
@@ -254,10 +219,10 @@ def test_answers_end_where_the_context_does_in_every_batch(tokenizer: PreTrained
     ],
     ids=str,
 )
-def test_options_that_cannot_be_are_one_clear_line(
+def test_invalid_options_raise_an_error_of_one_line(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], message: str
 ) -> None:
-    prompt = prompt_of(llm, tokenizer, TEXTS[0])
+    prompt = build_prompt(llm, tokenizer, TEXTS[0])
     with pytest.raises(RequestError, match=message) as caught:
         generation.generate_answers(llm, tokenizer, [prompt], **options)
     assert "\n" not in str(caught.value)
@@ -267,17 +232,14 @@ def test_options_that_cannot_be_are_one_clear_line(
 
 def test_beams_cannot_be_streamed(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(RequestError, match="beam"):
-        list(generation.stream_answer(llm, tokenizer, prompt_of(llm, tokenizer, "hello"), num_beams=2))
+        list(generation.stream_answer(llm, tokenizer, build_prompt(llm, tokenizer, "hello"), num_beams=2))
 
 
-# The tokens of an answer
-
-
-def test_the_tokens_of_an_answer_are_those_of_its_text_and_its_end(
+def test_answer_ids_are_the_tokens_of_the_text_and_its_end(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompts = prompts_of(llm, tokenizer)
-    first = first_ids(llm, prompts[0], 4)
+    prompts = build_prompts(llm, tokenizer)
+    first = generate_first_ids(llm, prompts[0], 4)
     llm.generation_config.eos_token_id = [first[3], 0]
     texts = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=10)
     ids = generation.generate_answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
@@ -286,180 +248,16 @@ def test_the_tokens_of_an_answer_are_those_of_its_text_and_its_end(
         generation.generate_answer_ids(llm, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts
     ]
     for text, row in zip(texts, ids, strict=True):
-        said = [token for token in row if token not in (first[3], 0)]
-        assert text == str(tokenizer.decode(said, skip_special_tokens=True)).strip()
-        assert row[:-1] == said[: len(row) - 1]
+        text_ids = [token for token in row if token not in (first[3], 0)]
+        assert text == str(tokenizer.decode(text_ids, skip_special_tokens=True)).strip()
+        assert row[:-1] == text_ids[: len(row) - 1]
     assert generation.generate_answer_ids(llm, tokenizer, []) == []
 
 
-def test_no_token_is_counted_as_said_beyond_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
-    """What fills a row up that ends where the context does is no end that the LLM came to."""
+def test_answer_ids_hold_no_padding_beyond_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The padding of a row that ends with the context is no end of sequence."""
     llm = tiny_llama(tokenizer, max_position_embeddings=24)
     llm.generation_config.eos_token_id = 0
-    prompts = prompts_of(llm, tokenizer)[:2]
+    prompts = build_prompts(llm, tokenizer)[:2]
     rows = generation.generate_answer_ids(llm, tokenizer, prompts, min_new_tokens=100)
     assert [len(row) for row in rows] == [24 - len(prompt.ids) for prompt in prompts]
-
-
-# Along an answer that is given
-
-ANSWERS = ([5, 9, 20], [], [7, 8, 9, 7, 8, 9, 7, 8, 9, 3], [4])
-
-
-def language_llm(family: str, folder: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As an ear has it: of a model that also sees, the LLM alone."""
-    model, tokenizer = tiny_llm(family)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_llm(str(folder), None, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_along_an_answer_are_those_of_a_plain_pass_alone_and_in_a_batch(
-    family: str, tmp_path: Any
-) -> None:
-    llm, tokenizer = language_llm(family, tmp_path)
-    prompts = [*prompts_of(llm, tokenizer), prompt_of(llm, tokenizer, "why?")]
-    together = choice_scoring.compute_answer_states(llm, prompts, ANSWERS)
-    reactions = choice_scoring.score_continuation(llm, prompts, ANSWERS)
-    for prompt, ids, states, reaction in zip(prompts, ANSWERS, together, reactions, strict=True):
-        alone = choice_scoring.compute_answer_states(llm, [prompt], [ids])[0]
-        torch.testing.assert_close(states, alone, rtol=0, atol=1e-5)
-        whole = torch.cat([prompt.ids, torch.tensor(ids, dtype=torch.long)])[None]
-        with torch.no_grad():
-            plain = llm(input_ids=whole, output_hidden_states=True)
-        n, n_states = len(prompt.ids), max(len(ids), 1)
-        predicting = slice(n - 1, n - 1 + n_states)
-        torch.testing.assert_close(states, plain.hidden_states[-1][0, predicting], rtol=0, atol=1e-5)
-        assert len(states) == n_states
-        torch.testing.assert_close(reaction.states, states)
-        torch.testing.assert_close(reaction.first_logits, plain.logits[0, n - 1], rtol=0, atol=1e-4)
-        assert reaction.greedy_ids.tolist() == plain.logits[0, predicting].argmax(-1).tolist()
-
-
-def test_along_its_own_greedy_answer_the_likeliest_tokens_are_the_answer(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    prompts = prompts_of(llm, tokenizer)
-    own = generation.generate_answer_ids(llm, tokenizer, prompts, max_new_tokens=10)
-    assert [
-        reaction.greedy_ids.tolist() for reaction in choice_scoring.score_continuation(llm, prompts, own)
-    ] == own
-
-
-def test_no_logits_of_a_whole_prompt_are_ever_computed(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    rows: list[int] = []
-    head: Any = llm.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, given, logits: rows.append(logits[..., 0].numel()))
-    prompts = prompts_of(llm, tokenizer)
-    choice_scoring.score_continuation(llm, prompts, ANSWERS[:3])
-    choice_scoring.choose(llm, tokenizer, prompts, ["the cat", "the cat sat", "why"])
-    handle.remove()
-    assert max(rows) == len(ANSWERS[2]) < sum(len(prompt.ids) for prompt in prompts)
-
-
-def test_an_answer_that_leaves_the_context_cannot_be_followed(tokenizer: PreTrainedTokenizerBase) -> None:
-    llm = tiny_llama(tokenizer, max_position_embeddings=24)
-    prompt = prompt_of(llm, tokenizer, "hello")
-    fits = 24 - len(prompt.ids)
-    assert len(choice_scoring.compute_answer_states(llm, [prompt], [[5] * fits])[0]) == fits
-    with pytest.raises(RequestError, match=r"at most 24 \(the context of the LLM\)"):
-        choice_scoring.compute_answer_states(llm, [prompt], [[5] * (fits + 1)])
-    assert choice_scoring.compute_answer_states(llm, [], []) == []
-
-
-# Which of some words
-
-
-def spellings(tokenizer: PreTrainedTokenizerBase, word: str) -> set[tuple[int, ...]]:
-    """The ids of a word at the beginning of a text, after a space, and at the beginning of a line."""
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    line = ids("\n")
-    assert ids(f"\n{word}")[: len(line)] == line
-    return {ids(word), ids(f" {word}"), ids(f"\n{word}")[len(line) :]}
-
-
-def probability(llm: PreTrainedModel, prompt: Prompt, ids: Sequence[int]) -> float:
-    """That an answer begins with these ids: a plain pass over all of them, in float64."""
-    whole = torch.cat([prompt.ids, torch.tensor(ids)])[None]
-    with torch.no_grad():
-        logits = llm(input_ids=whole).logits[0, len(prompt.ids) - 1 : -1].double()
-    return float(logits.log_softmax(-1)[torch.arange(len(ids)), list(ids)].sum().exp())
-
-
-EQUAL = ["sat", "mat"]
-WORDS = ("yes", "no", "hello", "the cat", "spanish", "please", "why", "the cat sat", "Paris")
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma", "phi3", "gpt2"])
-def test_the_chosen_word_is_the_likeliest_beginning_however_it_is_spelt(family: str) -> None:
-    llm, tokenizer = tiny_llm(family)
-    prompts = [prompt_of(llm, tokenizer, text) for text in (*TEXTS, "why?", "The old man said: yes.")]
-    spelt = {word: spellings(tokenizer, word) for word in WORDS}
-    chosen = []
-    for prompt in prompts:
-        scores = {word: sum(probability(llm, prompt, ids) for ids in spelt[word]) for word in WORDS}
-        # An answer that begins with "the cat sat" does not stop at "the cat".
-        scores["the cat"] -= sum(
-            probability(llm, prompt, ids)
-            for ids in spelt["the cat sat"]
-            if any(ids[: len(begun)] == begun for begun in spelt["the cat"])
-        )
-        chosen.append(max(range(len(WORDS)), key=lambda number: scores[WORDS[number]]))
-    assert choice_scoring.choose(llm, tokenizer, prompts, WORDS) == chosen
-    assert [choice_scoring.choose(llm, tokenizer, [prompt], WORDS)[0] for prompt in prompts] == chosen
-    assert len(set(chosen)) > 1
-
-
-def biased(llm: PreTrainedModel, *ids: Sequence[int]) -> None:
-    """Makes each group of tokens e³ times as likely as the group before it, and all others next to impossible."""
-    bias = torch.zeros(llm.config.vocab_size)
-    for number, group in enumerate(ids):
-        bias[list(group)] = 60.0 + 3 * number
-    head: Any = llm.get_output_embeddings()
-    head.weight.zero_()
-    head.bias = torch.nn.Parameter(bias, requires_grad=False)
-
-
-def test_a_word_that_another_begins_with_is_chosen_only_where_it_ends(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """By its tokens alone the shorter one would always be the likelier."""
-    words = ["the cat", "the cat sat"]
-    short, long = (tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words)
-    assert long[: len(short)] == short
-    prompts = prompts_of(llm, tokenizer)[:1]
-    biased(llm, short, long[len(short) :])
-    assert choice_scoring.choose(llm, tokenizer, prompts, words) == [1]
-    biased(llm, long[len(short) :], short)
-    assert choice_scoring.choose(llm, tokenizer, prompts, words) == [0]
-
-
-def test_of_equal_words_the_first_is_chosen(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    head: Any = llm.get_output_embeddings()
-    head.weight.zero_()
-    prompts = prompts_of(llm, tokenizer)
-    assert [sorted(map(len, spellings(tokenizer, word))) for word in EQUAL] == [[1, 2]] * 2
-    assert choice_scoring.choose(llm, tokenizer, prompts, EQUAL) == [0, 0, 0]
-    assert choice_scoring.choose(llm, tokenizer, prompts, EQUAL[::-1]) == [0, 0, 0]
-    assert choice_scoring.choose(llm, tokenizer, [], EQUAL) == []
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        ([], "choices is empty, expected one word or more"),
-        (["happy", " "], r"choices\[1\] is ' ', expected a word"),
-        (["happy", "sad", " happy"], r"choices\[0\] and choices\[2\], 'happy' and ' happy', are the same"),
-    ],
-)
-def test_words_that_cannot_be_chosen_from(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: list[str], message: str
-) -> None:
-    with pytest.raises(RequestError, match=message):
-        choice_scoring.choose(llm, tokenizer, prompts_of(llm, tokenizer), choices)
