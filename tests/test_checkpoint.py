@@ -16,7 +16,7 @@ from support.tiny_models import save_tiny_bases, tiny_ear, tiny_whisper
 from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
-from ossicle import checkpoint
+from ossicle import checkpoint, checkpoint_v1
 from ossicle.atomic_io import atomic_write
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.ear import Ear, EarSettings
@@ -340,7 +340,7 @@ def test_an_ear_of_format_1_is_read(base: BaseSettings, tmp_path: Path, form: st
     ear, folder = new_ear(base, form), tmp_path / "ear"
     ossicle.save(ear, folder)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"format": 1, "earshot_version": config.pop("ossicle_version")}
+    config |= {"format": 1, checkpoint_v1.OLD_VERSION_KEY: config.pop(checkpoint_v1.VERSION_KEY)}
     config["connector"]["form"] = old_form
     config["fingerprints"]["recogniser"] = config["fingerprints"].pop("decoder_vocabulary")
     (folder / "config.json").write_text(json.dumps(config))

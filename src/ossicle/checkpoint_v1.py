@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 FORMAT = 1
-_VERSION_KEY = ("earshot_version", "ossicle_version")
+OLD_VERSION_KEY, VERSION_KEY = "earshot_version", "ossicle_version"
 _FORMS = {"left": "query", "right": "diva"}
 _FINGERPRINTS = {"recogniser": "decoder_vocabulary"}
 _WEIGHTS = {
@@ -19,8 +19,7 @@ _WEIGHTS = {
 
 def upgrade_config(config: dict[str, Any], to_format: int) -> dict[str, Any]:
     """Returns the config of an ear of format 1 as today's format has it."""
-    old, new = _VERSION_KEY
-    upgraded = {new if key == old else key: value for key, value in config.items()}
+    upgraded = {VERSION_KEY if key == OLD_VERSION_KEY else key: value for key, value in config.items()}
     upgraded["format"] = to_format
     if isinstance(connector := config.get("connector"), dict) and connector.get("form") in _FORMS:
         upgraded["connector"] = {**connector, "form": _FORMS[connector["form"]]}
