@@ -24,7 +24,8 @@ from ossicle.ear import Ear
 from ossicle.training.batch import build_batch
 from ossicle.training.distillation import distillation_loss
 from ossicle.training.optimizer import build_optimizer
-from ossicle.training.run import Run, build_run, build_sampler
+from ossicle.training.run import Run
+from ossicle.training.setup import build_run, build_sampler
 from ossicle.training.teacher import Teacher
 from ossicle.training.train_step import train_step
 
@@ -198,7 +199,7 @@ class Experiment:
             ear=ear,
             teacher=Teacher(ear, recipe.objective),
             optimizer=build_optimizer(ear.connector, recipe.train),
-            sampler=build_sampler(self.run.dataset.speech, recipe),
+            sampler=build_sampler(self.run.dataset.speech, recipe.train),
         )
 
     def arm(self, peak_lr: float, **weights: float) -> Recipe:

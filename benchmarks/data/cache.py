@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
+from ossicle.training.cache.cache_writer import plan_cache_write, write_index
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.cache.tensor_shard import CacheEntry
 
 TARGET = 5_000
 """Values a second that training must be able to read."""

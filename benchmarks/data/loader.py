@@ -30,9 +30,10 @@ from ossicle.config import AugmentSettings, DataSettings, load_recipe
 from ossicle.data.dataset import open_speech
 from ossicle.data.pack import pack
 from ossicle.data.sampler import BatchSampler
-from ossicle.training.batch import ClipDataset
 from ossicle.training.dataloader import map_in_workers
-from ossicle.training.run import Run, build_run
+from ossicle.training.dataset import ClipDataset
+from ossicle.training.run import Run
+from ossicle.training.setup import build_run
 from ossicle.training.train_step import train_step
 
 BATCH = 32

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.meters import FlopCounter, RecordPart, measure_seconds
 from benchmarks.shapes import Backbones, Shape
 from benchmarks.training.synthetic_run import build_recipe, build_run, draw_batches, fill_teacher_cache
-from ossicle.training.batch import Clip, Microbatch, build_microbatch
-from ossicle.training.run import RankBatch, Run
+from ossicle.training.batch import Clip, Microbatch, RankBatch, build_microbatch
+from ossicle.training.run import Run
 from ossicle.training.teacher import Teacher
 from ossicle.training.train_step import train_step
 

@@ -39,8 +39,7 @@ from benchmarks.training.synthetic_run import (
 from ossicle.backbones import packed_forward
 from ossicle.backbones.pretrained import get_default_device
 from ossicle.config import ObjectiveSettings, Recipe
-from ossicle.training.batch import Clip, build_microbatch
-from ossicle.training.run import RankBatch
+from ossicle.training.batch import Clip, RankBatch, build_microbatch
 from ossicle.training.teacher import Teacher
 from ossicle.training.train_step import train_step
 

@@ -28,8 +28,7 @@ from benchmarks.training.train_step import list_weights
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import ObjectiveSettings
 from ossicle.losses import forward_kl, hidden_l2
-from ossicle.training.batch import build_microbatch
-from ossicle.training.run import RankBatch
+from ossicle.training.batch import RankBatch, build_microbatch
 from ossicle.training.train_step import train_step
 
 SMALL_V, LARGE_V = 2_566, 128_256

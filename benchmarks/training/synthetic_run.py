@@ -35,11 +35,15 @@ from ossicle.data.sampler import BatchSampler
 from ossicle.data.source import Source, Utterance
 from ossicle.plan import CostModel, MicrobatchMemory, build_cost_model, build_shapes
 from ossicle.plan.shapes import ModelShapes
-from ossicle.training.batch import Clip, ClipDataset
-from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
+from ossicle.training.batch import Clip
+from ossicle.training.cache.cache_writer import plan_cache_write, write_index
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.cache.tensor_shard import CacheEntry
+from ossicle.training.dataset import ClipDataset
 from ossicle.training.distributed import Ranks
 from ossicle.training.optimizer import build_optimizer
-from ossicle.training.run import Run, build_sampler
+from ossicle.training.run import Run
+from ossicle.training.setup import build_sampler
 from ossicle.training.teacher import Teacher, compute_transcript_key
 
 _LENGTH_SPREAD = 0.3
@@ -154,7 +158,7 @@ def build_run(backbones: Backbones, recipe: Recipe, cache: TensorCache | None = 
         dataset=ClipDataset(ear, speech, recipe.data, AugmentSettings(), recipe.train.seed),
         teacher=Teacher(ear, recipe.objective, cache),
         optimizer=build_optimizer(ear.connector, recipe.train),
-        sampler=build_sampler(speech, recipe),
+        sampler=build_sampler(speech, recipe.train),
         ranks=Ranks(),
         cost_model=costs,
         memory_model=MicrobatchMemory.from_shapes(shapes, costs),

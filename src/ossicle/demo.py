@@ -32,10 +32,11 @@ from ossicle.evaluation import (
     write_report,
 )
 from ossicle.html_page import encode_wav
-from ossicle.training.progress import Progress
-from ossicle.training.run import build_run, with_n_steps
-from ossicle.training.run_log import read_metrics
-from ossicle.training.trainer import count_steps_within, train_run
+from ossicle.training.run import with_n_steps
+from ossicle.training.run_log import TrainingProgress, read_metrics
+from ossicle.training.setup import build_run
+from ossicle.training.step_timing import count_steps_within
+from ossicle.training.trainer import train_run
 
 SHIPPED_EAR = "pocket/ear"
 CLIPS_PER_MINUTE = 2_500
@@ -136,7 +137,7 @@ def _distill(out: Path, minutes: float, console: Console) -> Ear:
         )
         return checkpoint.load(out)
     start_s = time.monotonic()
-    progress = Progress(console)
+    progress = TrainingProgress(console)
     run = build_run(existing or new_recipe, progress)
     if existing is None:
         remaining_s = minutes * 60 - (time.monotonic() - start_s)

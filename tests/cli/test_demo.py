@@ -10,7 +10,7 @@ from support.tiny_commands import TRANSCRIPTS, list_files
 
 from ossicle.backbones import model_files
 from ossicle.cli import main
-from ossicle.training.trainer import count_steps_within
+from ossicle.training.step_timing import count_steps_within
 from tools.pocket.speech import write_table
 
 

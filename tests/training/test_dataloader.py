@@ -45,7 +45,7 @@ def test_a_worker_that_was_killed_is_told_in_one_line() -> None:
     (worker,) = multiprocessing.active_children()
     os.kill(int(worker.pid or 0), signal.SIGKILL)
     with pytest.raises(
-        OssicleError, match=r"^a process that reads speech died .*\(--data\.n-workers\)$"
+        OssicleError, match=r"^a worker process that reads speech died .*\(--data\.n-workers\)$"
     ) as died:
         list(work)
     assert "\n" not in str(died.value)

@@ -24,10 +24,9 @@ from ossicle.ear import Ear
 from ossicle.errors import CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import sharding, train_step, trainer
 from ossicle.training.distributed import agree_on_group_name, current_ranks, join_process_group
-from ossicle.training.run import build_run
-from ossicle.training.run_log import MetricsLog, read_metrics
+from ossicle.training.run_log import SKIPPED_FILE, MetricsLog, read_metrics
+from ossicle.training.setup import build_run
 from ossicle.training.sharding import get_layers
-from ossicle.training.skipped import SKIPPED
 from ossicle.training.trainer import StopRequested
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,7 +153,7 @@ def test_a_run_goes_on_with_any_number_of_ranks_at_the_very_next_sample(
             trainer.train(longer, Stopper(until) if current_ranks().is_first else None)
         return str(stopped.value)
 
-    said = "stopped after step {} of 6; the same command goes on from there"
+    said = "stopped after step {} of 6; the same command resumes there"
     assert on_ranks(2, tmp_path, lambda: part(2)) == [said.format(2)] * 2
     assert on_ranks(4, tmp_path, lambda: part(4)) == [said.format(4)] * 4
     resumed = trainer.train(longer)
@@ -226,7 +225,7 @@ def test_rows_that_one_rank_skips_are_counted_by_all(plain: Recipe, tmp_path: Pa
     data = {"source": (str(tmp_path / "speech.jsonl"),), "max_invalid_ratio": 0.5}
     lenient = changed(plain, data=data)
     on_ranks(2, tmp_path, lambda: digest(trainer.train(lenient)))
-    assert len((Path(plain.out) / SKIPPED).read_text().splitlines()) == 1
+    assert len((Path(plain.out) / SKIPPED_FILE).read_text().splitlines()) == 1
     strict = replace(changed(lenient, data={"max_invalid_ratio": 0.0}), out=str(tmp_path / "strict"))
     with pytest.raises(DataError, match=r"1 of 12 rows cannot be used"):
         on_ranks(2, tmp_path, lambda: digest(trainer.train(strict)))
@@ -257,8 +256,8 @@ def test_ranks_that_see_other_states_do_not_go_on(plain: Recipe, tmp_path: Path)
         return str(refused.value)
 
     for said in on_ranks(2, tmp_path, work):
-        assert "rank 1 sees" in said
-        assert "otherwise than rank 0" in said
+        assert "rank 1 does not see the same" in said
+        assert "as rank 0" in said
 
 
 def test_what_the_first_rank_cannot_write_ends_all(
@@ -305,7 +304,7 @@ def test_a_rank_lost_amidst_a_step_is_told_in_one_line(
         raise ProcessLookupError
 
     said, _ = on_ranks(2, tmp_path, work)
-    assert "lost the others" in said
+    assert "lost the other ranks" in said
     assert "\n" not in said
 
 
@@ -323,8 +322,8 @@ def test_a_lost_rank_is_told_in_one_line(tmp_path: Path) -> None:
 
     said, _ = on_ranks(2, tmp_path, work)
     assert "\n" not in said
-    assert "lost the others" in said
-    assert "it goes on from the state saved last" in said
+    assert "lost the other ranks" in said
+    assert "it resumes from the last saved state" in said
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:

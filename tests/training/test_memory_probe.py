@@ -21,9 +21,9 @@ from ossicle.plan import (
     estimate_n_distinct_tokens,
 )
 from ossicle.training import memory_probe, train_step
-from ossicle.training.batch import Clip, WorkerBatch
-from ossicle.training.memory_probe import PROBE_FILE, plan_microbatches, resolve_budget
-from ossicle.training.run import build_run
+from ossicle.training.batch import Clip, WorkerBatch, plan_microbatches
+from ossicle.training.memory_probe import PROBE_FILE, resolve_budget
+from ossicle.training.setup import build_run
 
 __all__ = ["base", "recipe", "speech"]
 LEAST, MOST = 0.7, 1.1
@@ -111,12 +111,14 @@ def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -
     run = build_run(
         changed(recipe, connector={"form": form, "n_queries": 24, "n_stacked": 8}, objective=objective)
     )
-    real = json.loads((run.folder / PROBE_FILE).read_text())["real"]
+    real = json.loads((run.folder / PROBE_FILE).read_text())["real_ratio"]
     for n_clips, n_positions, n_tokens in ((2, 250, 12), (5, 150, 7)):
         longest = PaddedLengths(n_positions=n_positions, n_tokens=n_tokens, n_candidates=float(n_tokens))
         sizes = [run.memory_model.estimate_total(n, longest) for n in (n_clips, 2 * n_clips)]
         run.ear.connector.train()
-        found = [memory_probe._measured(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)]
+        found = [
+            memory_probe.measure_microbatch(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)
+        ]
         assert LEAST <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MOST
 
 
@@ -138,12 +140,12 @@ def test_what_was_found_is_kept_and_found_anew_only_for_other_conditions(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build_run(recipe).microbatch_budget
-    monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
+    monkeypatch.setattr(memory_probe, "_probe", lambda run: (7.0, 1.0))
     assert build_run(recipe).microbatch_budget == first
     assert build_run(changed(recipe, train={"microbatch_gb": 2.0})).microbatch_budget == 7.0
-    monkeypatch.setattr(memory_probe, "_probed", lambda run: (8.0, 1.0))
+    monkeypatch.setattr(memory_probe, "_probe", lambda run: (8.0, 1.0))
     assert build_run(changed(recipe, connector={"form": "anchored"})).microbatch_budget == 8.0
-    monkeypatch.setattr(memory_probe, "_probed", lambda run: (7.0, 1.0))
+    monkeypatch.setattr(memory_probe, "_probe", lambda run: (7.0, 1.0))
     (build_run(recipe).folder / PROBE_FILE).write_text('{"budget": "many"}')
     assert build_run(recipe).microbatch_budget == 7.0
     monkeypatch.undo()
@@ -163,13 +165,13 @@ def test_where_the_longest_finds_no_room_shorter_clips_are_tried(
             raise torch.OutOfMemoryError
         return 5.0, 1.0
 
-    monkeypatch.setattr(memory_probe, "_fitted", full)
+    monkeypatch.setattr(memory_probe, "_probe_at", full)
     assert build_run(recipe).microbatch_budget == 5.0
     assert tried == [100, 50]
-    monkeypatch.setattr(memory_probe, "_fitted", lambda run, n: full(run, 100))
+    monkeypatch.setattr(memory_probe, "_probe_at", lambda run, n: full(run, 100))
     (build_run(recipe).folder / PROBE_FILE).unlink()
     with pytest.raises(
-        OssicleError, match=r"cpu has no room for a step with one clip of 1 s: expected"
+        OssicleError, match=r"cpu has no memory for a step with one clip of 1 s: expected"
     ) as told:
         build_run(recipe)
     assert "\n" not in str(told.value)
@@ -184,7 +186,9 @@ def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(train_step, "distillation_loss", too_much)
-    with pytest.raises(OssicleError, match=r"a part of 4 clips of up to .*\(--train\.microbatch-gb") as told:
+    with pytest.raises(
+        OssicleError, match=r"a microbatch of 4 clips of up to .*\(--train\.microbatch-gb"
+    ) as told:
         take_step(run, 0)
     assert "\n" not in str(told.value)
 

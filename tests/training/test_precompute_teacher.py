@@ -18,8 +18,7 @@ from ossicle.data.dataset import open_speech
 from ossicle.errors import CacheError, ConfigError
 from ossicle.settings_io import to_toml
 from ossicle.training import trainer
-from ossicle.training.cache import precompute_teacher
-from ossicle.training.cache import tensor_cache as cache_module
+from ossicle.training.cache import cache_writer, precompute_teacher
 from ossicle.training.cache.precompute_teacher import plan_teacher_precompute, read_transcripts
 from ossicle.training.cache.tensor_cache import TensorCache
 from ossicle.training.distributed import current_ranks
@@ -49,7 +48,7 @@ def taught(recipe: Recipe, tmp_path: Path) -> Recipe:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several of them for a dozen transcripts."""
-    planned = cache_module.plan_cache_write
+    planned = cache_writer.plan_cache_write
 
     def plan(*given, **options):
         return planned(*given, **options, shard_entries=3)
@@ -151,7 +150,7 @@ def test_stopped_by_hand_it_goes_on_to_the_same_files(
         assert main(argv) == 130
     assert "stopped; all finished shards are kept; resume with: " in capsys.readouterr().err
     assert len(contents(taught)) == 2
-    with pytest.raises(CacheError, match="is not filled to its end"):
+    with pytest.raises(CacheError, match="is incomplete"):
         trainer.train(taught)
     assert main(argv) == 0
     teach(elsewhere(taught, "whole"))

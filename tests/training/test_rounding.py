@@ -13,7 +13,7 @@ import ossicle
 from ossicle.backbones import causal_lm, pretrained
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
-from ossicle.training.run import build_run
+from ossicle.training.setup import build_run
 from ossicle.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,17 +19,15 @@ from ossicle.connectors import Transcripts
 from ossicle.ear import Ear
 from ossicle.errors import CacheError
 from ossicle.training.batch import Batch
-from ossicle.training.cache.tensor_cache import TensorCache, plan_cache_write, write_index
-from ossicle.training.distillation import distillation_loss
-from ossicle.training.teacher import (
-    TargetPositions,
-    Teacher,
-    TeacherTargets,
+from ossicle.training.cache.cache_writer import plan_cache_write, write_index
+from ossicle.training.cache.teacher_cache import (
     compute_teacher_fingerprint,
-    compute_transcript_key,
+    get_stored_positions,
     open_teacher_cache,
-    stored_positions,
 )
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.distillation import distillation_loss
+from ossicle.training.teacher import TargetPositions, Teacher, TeacherTargets, compute_transcript_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,7 +222,7 @@ def test_a_wide_cache_serves_every_narrower_need(ear: Ear, tmp_path: Path) -> No
         for n_response_tokens in (1, 3, 5):
             settings = objective(positions, n_response_tokens)
             cache = open_teacher_cache(tmp_path / "cache", fingerprint(ear), settings)
-            assert stored_positions(cache) == TargetPositions("all", 5)
+            assert get_stored_positions(cache) == TargetPositions("all", 5)
             found = Teacher(ear, settings, cache).compute_targets(rows)
             assert_equal(found, Teacher(ear, settings).compute_targets(rows))
 
@@ -243,11 +241,11 @@ def test_what_is_stored_is_not_read_again(ear: Ear, tmp_path: Path, monkeypatch:
     [
         (
             objective("all", 3),
-            r"positions 'suffix' with n_response_tokens 3, but the objective wants 'all' with 3",
+            r"positions 'suffix' with n_response_tokens 3, but the objective needs 'all' with 3",
         ),
         (
             objective("last", 4),
-            r"positions 'suffix' with n_response_tokens 3, but the objective wants 'last' with 4",
+            r"positions 'suffix' with n_response_tokens 3, but the objective needs 'last' with 4",
         ),
     ],
 )

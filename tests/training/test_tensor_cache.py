@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ossicle.errors import CacheError, CheckpointError
-from ossicle.training.cache import tensor_cache as cache_module
-from ossicle.training.cache import tensor_shard
-from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache, plan_cache_write, write_index
+from ossicle.training.cache import cache_writer, tensor_shard
+from ossicle.training.cache.cache_writer import plan_cache_write, write_index
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.cache.tensor_shard import CacheEntry
 
 WIDTH = 6
 MADE_BY = {"llm": "aaaa", "dtype": "float32"}
@@ -189,9 +190,9 @@ def test_progress_ends_where_it_should(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(cache_module.shutil.disk_usage("/"))(total=10_000, used=9_000, free=1_000)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(CacheError, match=r"cache needs 0\.00 GB more, .* make room"):
+    usage = type(cache_writer.shutil.disk_usage("/"))(total=10_000, used=9_000, free=1_000)
+    monkeypatch.setattr(cache_writer.shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(CacheError, match=r"cache needs 0\.00 GB more, .* free some"):
         filling(tmp_path / "cache", list(range(40))).check_disk()
     assert not (tmp_path / "cache").exists()
 
@@ -268,7 +269,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> No
 
 def test_what_is_not_finished_is_not_read(tmp_path: Path) -> None:
     filling(tmp_path, list(range(8))).write_shards(computing(list(range(8))))
-    with pytest.raises(CacheError, match=r"is not filled to its end .*index\.json.* goes on where it was"):
+    with pytest.raises(CacheError, match=r"is incomplete .*index\.json.* continues where it stopped"):
         TensorCache.open(tmp_path, MADE_BY)
 
 
@@ -308,7 +309,7 @@ def test_states_of_something_else_are_refused_by_the_part(tmp_path: Path, is_fin
     keys = [key(number) for number in numbers]
     with pytest.raises(CacheError, match=message):
         plan_cache_write(tmp_path, other, keys, n_rows(numbers), width=WIDTH, dtype=torch.float32)
-    with pytest.raises(CacheError, match=message if is_finished else "not filled to its end"):
+    with pytest.raises(CacheError, match=message if is_finished else "is incomplete"):
         TensorCache.open(tmp_path, other)
     with pytest.raises(CacheError, match=message):
         write_index(tmp_path, other)
@@ -320,7 +321,7 @@ def test_states_of_something_else_are_refused_by_the_part(tmp_path: Path, is_fin
 
 def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(CacheError, match="is a file; a cache is a folder"):
+    with pytest.raises(CacheError, match="is a file, expected the folder of a cache"):
         TensorCache.open(tmp_path / "cache", MADE_BY)
 
 
@@ -330,7 +331,7 @@ def test_an_index_that_lists_what_is_not_there(tmp_path: Path) -> None:
     whole = shard.read_bytes()
     for left in (None, b"", whole[:-1], whole[: len(whole) // 2], whole + b"x"):
         shard.unlink() if left is None else shard.write_bytes(left)
-        with pytest.raises(CacheError, match=rf"{shard} is damaged or not all there .*; remove it"):
+        with pytest.raises(CacheError, match=rf"{shard} is damaged or incomplete .*; remove it"):
             TensorCache.open(tmp_path, MADE_BY)
     shard.unlink()
     (tmp_path / "index.json").unlink()
@@ -368,7 +369,7 @@ def test_a_byte_that_changed_is_harmless_or_refused_by_name(small, which: int, p
         cache = TensorCache.open(folder, MADE_BY)
         found = [cache.get(key(number)) for number in range(9)]
     except CacheError as error:
-        assert name in str(error) or "holds states of another kind" in str(error)  # noqa: PT017
+        assert name in str(error) or "is a cache of something else" in str(error)  # noqa: PT017
     else:
         for number in range(9):
             assert_is(found[number], value(number))
@@ -378,5 +379,7 @@ def test_a_byte_that_changed_is_harmless_or_refused_by_name(small, which: int, p
 
 def test_a_folder_with_another_index_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"format": 1, "shards": []}')
-    with pytest.raises(CacheError, match=r"holds other things, such as its index\.json; give another folder"):
+    with pytest.raises(
+        CacheError, match=r"is not a cache: its index\.json is of something else; give another folder"
+    ):
         TensorCache.open(tmp_path, {})

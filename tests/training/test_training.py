@@ -41,16 +41,24 @@ from ossicle.data.sampler import SampleIndex
 from ossicle.ear import Ear
 from ossicle.errors import CacheError, CheckpointError, ConfigError, DataError, OssicleError
 from ossicle.training import resume, trainer
-from ossicle.training.batch import Batch, ClipDataset, build_batch, build_microbatch
+from ossicle.training.batch import Batch, RankBatch, build_batch, build_microbatch
+from ossicle.training.dataset import ClipDataset
 from ossicle.training.distillation import distillation_loss
-from ossicle.training.optimizer import build_optimizer, lr_factor
-from ossicle.training.progress import Progress
+from ossicle.training.optimizer import build_optimizer, compute_lr_factor
 from ossicle.training.resume import TrainerState, load_state, save_state, write_origin
-from ossicle.training.run import RankBatch, Run, build_run, with_n_steps
-from ossicle.training.run_log import METRICS, MetricsLog, read_metrics
-from ossicle.training.skipped import SKIPPED, SkippedRows
+from ossicle.training.run import Run, with_n_steps
+from ossicle.training.run_log import (
+    METRICS_FILE,
+    SKIPPED_FILE,
+    MetricsLog,
+    SkippedRows,
+    TrainingProgress,
+    read_metrics,
+)
+from ossicle.training.setup import build_run
+from ossicle.training.step_timing import count_steps_within
 from ossicle.training.train_step import StepResult, train_step
-from ossicle.training.trainer import StopRequested, count_steps_within, train_run
+from ossicle.training.trainer import StopRequested, train_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,7 +160,7 @@ def frozen_weights(ear: Ear) -> dict[str, torch.Tensor]:
     }
 
 
-class Stopper(Progress):
+class Stopper(TrainingProgress):
     """Sends a signal when a step is done."""
 
     def __init__(self, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
@@ -312,13 +320,13 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole(recipe: Recipe, form: st
 
 def test_the_learning_rate_rises_and_falls_as_told() -> None:
     settings = TrainSettings(n_steps=100, warmup_ratio=0.1, final_lr_ratio=0.2)
-    factors = [lr_factor(step, settings) for step in range(101)]
+    factors = [compute_lr_factor(step, settings) for step in range(101)]
     assert_close(factors[:10], [0.1 * step for step in range(1, 11)])
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.6)
     assert factors[100] == pytest.approx(0.2)
     assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert lr_factor(0, TrainSettings(n_steps=1, warmup_ratio=1.0)) == 1.0
+    assert compute_lr_factor(0, TrainSettings(n_steps=1, warmup_ratio=1.0)) == 1.0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -342,7 +350,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
         return replace(done, terms=done.terms | {"grad_norm": torch.tensor(math.inf)}) if step > 8 else done
 
     monkeypatch.setattr(trainer, "train_step", diverging)
-    with pytest.raises(OssicleError, match=r"at step 10 .* begin again with a train\.peak_lr below 0\.002"):
+    with pytest.raises(
+        OssicleError, match=r"at step 10 .* begin the run again with a train\.peak_lr below 0\.002"
+    ):
         trainer.train(recipe)
     assert load(build_run(recipe)).step == 7
 
@@ -358,7 +368,7 @@ def test_a_run_goes_on_only_with_what_it_began_with(recipe: Recipe, what: str) -
         vars(run.dataset.speech)["fingerprint"] = "of other speech"
     with pytest.raises(CheckpointError, match=f"began with another {what}: its fingerprint was"):
         train_run(run)
-    (run.folder / resume.ORIGIN).write_text("[")
+    (run.folder / resume.ORIGIN_FILE).write_text("[")
     with pytest.raises(CheckpointError, match=r"origin\.json is damaged"):
         train_run(run)
 
@@ -373,7 +383,7 @@ def test_a_step_without_clips_does_not_hide_a_loss_that_is_not_finite(
     monkeypatch.setattr(trainer, "train_step", broken)
     with pytest.raises(OssicleError, match=r"at step 7 the loss is nan"):
         trainer.train(recipe)
-    assert not (Path(recipe.out) / resume.STATES).exists()
+    assert not (Path(recipe.out) / resume.STATES_FOLDER).exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [("concat_ratio", 0.5), ("n_augmented_views", 2)])
@@ -383,15 +393,15 @@ def test_a_stream_is_read_in_order_only(
     run = build_run(recipe)
     monkeypatch.setattr(run.dataset.speech, "is_sequential", True)
     data = replace(recipe.data, **{"feature_cache": None, name: value})
-    with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which takes clips from anywhere"):
+    with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which draws clips from anywhere"):
         ClipDataset(run.ear, run.dataset.speech, data, recipe.augment, 0)
 
 
 def test_the_terminal_is_given_back_when_encoding_breaks_off(recipe: Recipe) -> None:
-    class Interrupted(Progress):
+    class Interrupted(TrainingProgress):
         closed = False
 
-        def preparing(self, n_done: int, n: int) -> None:
+        def update_encoding(self, n_done: int, n: int) -> None:
             raise KeyboardInterrupt
 
         def close(self) -> None:
@@ -535,7 +545,7 @@ def test_rows_that_cannot_be_used_are_skipped_and_listed_once(
 ) -> None:
     bad = damaged(is_kept, data={"max_invalid_ratio": 0.5, "n_workers": n_workers}, train={"n_steps": 8})
     trainer.train(bad)
-    listed = [json.loads(line) for line in (Path(bad.out) / SKIPPED).read_text().splitlines()]
+    listed = [json.loads(line) for line in (Path(bad.out) / SKIPPED_FILE).read_text().splitlines()]
     assert sorted(row["row"].split(", ")[-1] for row in listed) == [f"line {n}" for n in range(13, 18)]
     assert all(row["reason"].startswith(row["row"]) for row in listed)
     assert any(
@@ -543,7 +553,7 @@ def test_rows_that_cannot_be_used_are_skipped_and_listed_once(
         for row in listed
     )
     trainer.train(replace(bad, train=replace(bad.train, save_every=1)))
-    assert len((Path(bad.out) / SKIPPED).read_text().splitlines()) == 5
+    assert len((Path(bad.out) / SKIPPED_FILE).read_text().splitlines()) == 5
 
 
 def test_more_bad_rows_than_allowed_stop_the_run_and_cost_no_steps(damaged: Callable[..., Recipe]) -> None:
@@ -573,7 +583,7 @@ def test_with_half_the_rows_damaged_in_every_way_the_counts_add_up(
 
     monkeypatch.setattr(trainer, "train_step", counted)
     trainer.train(half)
-    listed = [json.loads(line) for line in (Path(half.out) / SKIPPED).read_text().splitlines()]
+    listed = [json.loads(line) for line in (Path(half.out) / SKIPPED_FILE).read_text().splitlines()]
     assert sorted(int(row["row"].split("line ")[1]) for row in listed) == list(range(2, 2 * n_bad + 1, 2))
     epochs = taken[: len(taken) // 2], taken[len(taken) // 2 :]
     for epoch in epochs:
@@ -592,7 +602,7 @@ def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe,
     for n_workers in (0, 1, 2):
         data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
         run = build_run(changed(recipe, data=data, train={"n_steps": 6}))
-        with contextlib.closing(trainer._shares(run, 0)) as shares:
+        with contextlib.closing(trainer._load_rank_batches(run, 0)) as shares:
             found[n_workers] = [(share.microbatches[0].text_ids.tolist(), share.skipped) for share in shares]
     assert found[0] == found[1] == found[2]
     assert not any(skipped for _, skipped in found[0])
@@ -613,10 +623,10 @@ def test_rows_skipped_after_the_state_are_counted_when_they_are_met_again(tmp_pa
     resumed = SkippedRows(tmp_path, 10_000, 0.01, 5)
     assert list(resumed.reasons) == ["a"]
     resumed.add({"b": "b: bad", "a": "a: bad"}, 8)
-    rows = [json.loads(line) for line in (tmp_path / SKIPPED).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / SKIPPED_FILE).read_text().splitlines()]
     assert [(row["row"], row["step"]) for row in rows] == [("a", 3), ("b", 8)]
     assert not len(SkippedRows(tmp_path, 10_000, 0.01, 0))
-    assert (tmp_path / SKIPPED).read_text() == ""
+    assert (tmp_path / SKIPPED_FILE).read_text() == ""
 
 
 def test_steps_without_a_usable_clip_are_told(recipe: Recipe, tmp_path: Path) -> None:
@@ -624,7 +634,7 @@ def test_steps_without_a_usable_clip_are_told(recipe: Recipe, tmp_path: Path) ->
     (tmp_path / "speech.jsonl").write_text('{"audio": "bad.wav", "text": "red"}\n' * 12)
     data = {"source": (str(tmp_path / "speech.jsonl"),), "feature_cache": None, "max_invalid_ratio": 1.0}
     told = io.StringIO()
-    trainer.train(changed(recipe, data=data), Progress(Console(file=told)))
+    trainer.train(changed(recipe, data=data), TrainingProgress(Console(file=told)))
     assert "step 20/20  no clip could be used" in told.getvalue()
 
 
@@ -651,7 +661,9 @@ def test_a_worker_that_dies_while_a_step_is_taken_is_told_in_one_line(
         raise AssertionError("nobody was told")
 
     monkeypatch.setattr(trainer, "train_step", killing)
-    with pytest.raises(OssicleError, match=r"a process that reads speech died \(.*\), most often") as told:
+    with pytest.raises(
+        OssicleError, match=r"a worker process that reads speech died \(.*\), most often"
+    ) as told:
         trainer.train(changed(recipe, data={"n_workers": 1, "feature_cache": None}))
     assert "\n" not in str(told.value)
 
@@ -701,7 +713,7 @@ def test_stopped_and_gone_on_is_never_stopped(recipe: Recipe, tmp_path: Path, nu
     for step in (2, 8):  # in the lead phase, and between a save and a line of metrics
         with pytest.raises(StopRequested) as stopped:
             trainer.train(short, Stopper(step, number))
-        assert str(stopped.value) == f"stopped after step {step} of 12; the same command goes on from there"
+        assert str(stopped.value) == f"stopped after step {step} of 12; the same command resumes there"
         assert (stopped.value.step, stopped.value.n_steps) == (step, 12)
         assert not (folder / "ear").exists()
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
@@ -716,7 +728,7 @@ def test_a_second_ctrl_c_interrupts_at_once(recipe: Recipe) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
         trainer.train(recipe, Stopper(3, times=2))
     assert not isinstance(interrupted.value, StopRequested)
-    assert not (Path(recipe.out) / resume.STATES).exists()
+    assert not (Path(recipe.out) / resume.STATES_FOLDER).exists()
 
 
 def test_a_run_goes_on_when_its_speech_has_moved(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
@@ -735,7 +747,7 @@ def test_a_run_goes_on_when_its_speech_has_moved(recipe: Recipe, speech: Path, t
 
 def test_a_run_is_no_file(recipe: Recipe) -> None:
     Path(recipe.out).write_text("a file")
-    with pytest.raises(CheckpointError, match="run is a file, expected a folder: give another name as out"):
+    with pytest.raises(CheckpointError, match="run is a file, expected a folder; give another name as out"):
         trainer.train(recipe)
 
 
@@ -746,7 +758,7 @@ def test_a_run_that_never_began_leaves_nothing(recipe: Recipe) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_io, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(atomic_io, "_LOCK_TIMEOUT_S", 0.1)
     code = """if True:
         import pathlib, sys, time
         from ossicle.atomic_io import lock_folder
@@ -760,7 +772,7 @@ def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, monkeypatch: p
             assert other.stdout is not None
             assert other.stdout.readline() == b"held\n"
             with pytest.raises(
-                CheckpointError, match="run is in use by another process; wait for its end, or give"
+                CheckpointError, match="run is in use by another process; wait until it ends, or give"
             ):
                 trainer.train(recipe)
             assert not (Path(recipe.out) / "recipe.toml").exists()
@@ -792,7 +804,7 @@ def test_a_run_of_another_recipe_is_refused_by_the_setting(recipe: Recipe) -> No
 def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
     short = changed(recipe, train={"n_steps": 1})
     trainer.train(short)
-    folder = Path(recipe.out) / resume.STATES / "step-00000001"
+    folder = Path(recipe.out) / resume.STATES_FOLDER / "step-00000001"
     (weights_file,) = folder.glob("*.safetensors")
     content = weights_file.read_bytes()
     if damage == "cut":
@@ -813,7 +825,7 @@ def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
 
 def test_what_the_optimizer_keeps_lies_beside_its_weight() -> None:
     """The fused AdamW of a GPU reads its step there, too."""
-    moments = resume._moments(torch.zeros(3, device="meta"), ("step", "exp_avg", "exp_avg_sq"))
+    moments = resume._allocate_moments(torch.zeros(3, device="meta"), ("step", "exp_avg", "exp_avg_sq"))
     assert {name: (value.device.type, len(value)) for name, value in moments.items()} == {
         "step": ("meta", 1),
         "exp_avg": ("meta", 3),
@@ -827,11 +839,11 @@ def test_a_full_disk_leaves_the_earlier_state(recipe: Recipe, monkeypatch: pytes
 
     folder, run = Path(recipe.out), build_run(recipe)
     save_state(folder, run.ear.connector, run.optimizer, TrainerState(1, 4), recipe)
-    monkeypatch.setattr(resume, "_write", full)
+    monkeypatch.setattr(resume, "_write_tensors", full)
     with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written: No space left on device"):
         save_state(folder, run.ear.connector, run.optimizer, TrainerState(2, 8), recipe)
     assert load(run) == TrainerState(1, 4)
-    assert [path.name for path in (folder / resume.STATES).iterdir()] == ["step-00000001"]
+    assert [path.name for path in (folder / resume.STATES_FOLDER).iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("when", ["while writing", "before renaming", "before removing"])
@@ -840,7 +852,7 @@ def test_a_state_that_was_killed_half_way_is_no_state(
 ) -> None:
     run = build_run(recipe)
     save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(1, 4), recipe)
-    states = run.folder / resume.STATES
+    states = run.folder / resume.STATES_FOLDER
     if when == "before removing":
         shutil.copytree(states / "step-00000001", states / "step-00000002")
         progress = (states / "step-00000002" / "progress.json").read_text()
@@ -861,7 +873,7 @@ def test_metrics_are_gone_on_with_where_the_state_stands(tmp_path: Path) -> None
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
         log.append({"step": step, "loss": 1.0})
-    with (tmp_path / METRICS).open("a") as file:
+    with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 40, "lo')
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30]
     MetricsLog(tmp_path, 20).append({"step": 30, "loss": 2.0})

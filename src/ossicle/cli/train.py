@@ -22,7 +22,7 @@ class Train:
 
     def run(self, command_line: str) -> int:
         """Trains until the last step. If it is stopped, prints how to resume it."""
-        from ossicle.training.progress import Progress
+        from ossicle.training.run_log import TrainingProgress
         from ossicle.training.trainer import StopRequested, train
 
         is_first = (
@@ -30,7 +30,7 @@ class Train:
         )  # of the processes of torchrun, only the first one prints
         console = Console(quiet=not is_first)
         try:
-            train(self.settings, Progress(console))
+            train(self.settings, TrainingProgress(console))
         except StopRequested as stop:
             return print_resume_command(stop, command_line)
         out = shlex.quote(self.settings.out)

@@ -1,4 +1,4 @@
-"""Distillation: what a batch teaches, and the loop that learns it."""
+"""Distillation: the loss of a batch, and the loop that trains a connector with it."""
 
 from ossicle.training.trainer import StopRequested, train
 

@@ -1,7 +1,7 @@
-"""The ranks of a run: how many processes share its batches, and what they tell each other.
+"""The ranks of a run: how many processes share its batches, and what they exchange.
 
 Plain torch, as torchrun starts it. What is exchanged here are small numbers on the CPU, so that no GPU waits for
-them; gradients are DistributedDataParallel's business.
+them; gradients are exchanged by DistributedDataParallel.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from ossicle.errors import ConfigError, OssicleError
 
-_PATIENCE = timedelta(hours=2)
-"""One rank may index a source or write a checkpoint while the others wait; a lost one is noticed by torchrun."""
-_NETWORKS = ("gloo", "Gloo", "NCCL", "Connection")
-"""What names itself in an error about other ranks; not all of them have a class of their own."""
-Kind = TypeVar("Kind")
+_TIMEOUT = timedelta(hours=2)
+"""One rank may index a source or write a checkpoint while the others wait; torchrun notices a lost one."""
+_NETWORK_ERRORS = ("gloo", "Gloo", "NCCL", "Connection")
+"""Words that mark a message as an error of communication: not all of these errors have a class of their own."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes what is written once."""
+        """Whether this process writes the files of which there is one."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other ranks."""
         return self.n_ranks > 1
 
     def all_reduce(self, numbers: Sequence[float | int]) -> list[float | int]:
-        """The numbers of all ranks added up, the same on each."""
+        """Returns the sums of the numbers over all ranks, the same on each."""
         if not self.is_distributed:
             return list(numbers)
         total = torch.tensor(list(numbers), dtype=torch.float64)
@@ -53,49 +53,56 @@ class Ranks:
         return total.tolist()
 
     def all_union(self, ids: torch.Tensor, n: int) -> torch.Tensor:
-        """The ids below n that any rank has, once, in ascending order, on the ids' own device."""
+        """Returns the ids that any rank has, each once, in ascending order, on the device of `ids`.
+
+        Args:
+            n: all ids are below it
+        """
         if not self.is_distributed:
             return ids.unique()
-        is_there = torch.zeros(n, dtype=torch.uint8)
-        is_there[ids.cpu()] = 1
+        is_present = torch.zeros(n, dtype=torch.uint8)
+        is_present[ids.cpu()] = 1
         with self.report_lost_ranks():
-            dist.all_reduce(is_there, op=dist.ReduceOp.MAX)
-        return is_there.nonzero()[:, 0].to(ids.device)
+            dist.all_reduce(is_present, op=dist.ReduceOp.MAX)
+        return is_present.nonzero()[:, 0].to(ids.device)
 
-    def all_gather(self, thing: Kind) -> list[Kind]:
-        """What each rank has, in their order, the same list on each."""
+    def all_gather(self, value: Value) -> list[Value]:
+        """Returns the values of all ranks in their order, the same list on each."""
         if not self.is_distributed:
-            return [thing]
-        things: list[Any] = [None] * self.n_ranks
+            return [value]
+        values: list[Any] = [None] * self.n_ranks
         with self.report_lost_ranks():
-            dist.all_gather_object(things, thing)
-        return things
+            dist.all_gather_object(values, value)
+        return values
 
-    def check_equal(self, thing: object, what: str) -> None:
-        """Refuses to go on where ranks see different things, by which they would wait for each other for ever.
+    def check_equal(self, value: object, name: str) -> None:
+        """Checks that all ranks have the same value: with different ones, they would wait for each other forever.
+
+        Args:
+            name: what the value was read from, for the message
 
         Raises:
-            OssicleError: naming what they see
+            OssicleError: the values differ
         """
-        seen = self.all_gather(thing)
-        differ = next((rank for rank, other in enumerate(seen) if other != seen[0]), None)
-        if differ is not None:
+        values = self.all_gather(value)
+        different = next((rank for rank, other in enumerate(values) if other != values[0]), None)
+        if different is not None:
             raise OssicleError(
-                f"rank {differ} sees {what} otherwise than rank 0: expected the same files on all nodes; give a folder"
-                " on storage that all of them share"
+                f"rank {different} does not see the same {name} as rank 0: expected the same files on all nodes;"
+                " give a folder on storage that all of them share"
             )
 
     def report_lost_ranks(self) -> contextlib.AbstractContextManager[None]:
-        """Tells in one line of another rank that is gone, which torch does in whatever it exchanges just then.
+        """Turns the error of any exchange with a rank that is gone into one of a single line.
 
         Raises:
             OssicleError: another rank was lost
         """
-        return _others_may_be_lost() if self.is_distributed else contextlib.nullcontext()
+        return _report_lost_ranks() if self.is_distributed else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def sync_errors(self) -> Generator[None]:
-        """What one rank cannot do ends all of them: a user's mistake raised on one of them is raised on each."""
+        """Ends all ranks where one fails: an OssicleError that the block raises on one of them is raised on each."""
         error: OssicleError | None = None
         try:
             yield
@@ -109,7 +116,7 @@ class Ranks:
 
 
 def current_ranks() -> Ranks:
-    """The ranks of the process group that was joined; this process alone without one."""
+    """Returns the ranks of the process group; without one, this process alone."""
     if not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())
@@ -117,7 +124,7 @@ def current_ranks() -> Ranks:
 
 @contextlib.contextmanager
 def join_process_group() -> Generator[Ranks]:
-    """The process group that torchrun set up, left again at the end; this process alone without torchrun.
+    """Joins the process group that torchrun set up, and leaves it at the end; without torchrun, there is one rank.
 
     Raises:
         ConfigError: fewer GPUs than processes on this machine
@@ -125,19 +132,19 @@ def join_process_group() -> Generator[Ranks]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield current_ranks()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"torchrun started process {local + 1} on this machine, which has {torch.cuda.device_count()}"
+                f"torchrun started process {local_rank + 1} on this machine, which has {torch.cuda.device_count()}"
                 " GPUs: expected --nproc-per-node to be at most that"
             )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _others_may_be_lost():
-        store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    with _report_lost_ranks():
+        store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
         store = dist.PrefixStore(agree_on_group_name(store, rank, n_ranks), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_TIMEOUT)
     try:
         yield current_ranks()
     finally:
@@ -145,40 +152,40 @@ def join_process_group() -> Generator[Ranks]:
 
 
 def agree_on_group_name(store: dist.Store, rank: int, n_ranks: int) -> str:
-    """A name for this group of processes that no earlier one had, the same on each of them.
+    """Returns a name for this process group that no earlier one had, the same on each rank.
 
-    torchrun keeps one store through all its restarts: without a name of its own, a group reads addresses that were
-    left there by processes that are gone, and fails or waits for ever.
+    torchrun keeps one store through all its restarts: without a name of its own, a group reads addresses that dead
+    processes left there, and fails or waits forever.
 
     Raises:
-        DistError: another process has not come
+        DistError: another process did not come
     """
-    mine = uuid.uuid4().hex
+    own = uuid.uuid4().hex
     if rank:
-        store.set(f"hello/{rank}", mine)
-        name = store.get(f"welcome/{mine}").decode()
+        store.set(f"hello/{rank}", own)
+        name = store.get(f"welcome/{own}").decode()
         store.set(f"{name}/{rank}", "here")
         return name
-    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    deadline = time.monotonic() + _TIMEOUT.total_seconds()
     for other in range(1, n_ranks):
-        # What is read of another may still be the hello of one that is gone, so it is answered until one comes.
-        while not store.check([f"{mine}/{other}"]):
+        # The hello that is read may be left from a dead process, so it is answered again until the rank is here.
+        while not store.check([f"{own}/{other}"]):
             if time.monotonic() > deadline:
                 raise dist.DistStoreError(f"Connection to rank {other} timed out")
-            store.set(f"welcome/{store.get(f'hello/{other}').decode()}", mine)
+            store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
             time.sleep(0.02)
-    return mine
+    return own
 
 
 @contextlib.contextmanager
-def _others_may_be_lost() -> Generator[None]:
+def _report_lost_ranks() -> Generator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in _NETWORKS):
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in _NETWORK_ERRORS):
             raise
         reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
         raise OssicleError(
-            f"rank {os.environ.get('RANK', '0')} lost the others ({reason}); start the same command again, on"
-            " any number of ranks: it goes on from the state saved last"
+            f"rank {os.environ.get('RANK', '0')} lost the other ranks ({reason}); run the same command again, with"
+            " any number of ranks: it resumes from the last saved state"
         ) from error

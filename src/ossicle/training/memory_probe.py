@@ -1,19 +1,19 @@
-"""The parts that a batch is run in: as few as its clips' lengths and the device's memory allow.
+"""The memory that microbatches may take, found by a probe on the device.
 
-What a part takes is predicted by the plan from what its clips are padded to: encoder positions, slots and positions of
-the LLM in one unit, bytes. How far that is from the truth on this device is found by a probe, once in a run: kept with
-it, so that a run that goes on adds up the same numbers in the same order.
+The plan predicts the bytes of a microbatch from what its clips are padded to: encoder positions, slots and positions of
+the LLM. How far that is from the truth on this device is measured once in a run, and stored in its folder, so that a
+resumed run adds up the same numbers in the same order.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -22,236 +22,229 @@ from torch import Tensor
 from ossicle.atomic_io import write_text
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
+from ossicle.ear import Ear
 from ossicle.errors import OssicleError
 from ossicle.plan import USABLE_MEMORY_RATIO, MicrobatchMemory, PaddedLengths, estimate_n_distinct_tokens
 from ossicle.training.batch import Clip, build_batch, build_microbatch
 from ossicle.training.distillation import distillation_loss
-from ossicle.training.teacher import TeacherTargets
+from ossicle.training.distributed import Ranks
+from ossicle.training.run import Run
+from ossicle.training.teacher import TargetPositions, TeacherTargets
 
-if TYPE_CHECKING:
-    from ossicle.training.run import Run
-
-PROBE_FILE = "parts.json"
-"""In a run's folder: what the probe found."""
-_HOST_SHARE = 0.25
-"""Of a host's free memory, for parts on a CPU: what is made and dropped again is not counted there."""
-_PROBED = (1, 3)
-"""Clips in the two parts that are tried."""
+PROBE_FILE = "memory_probe.json"
+"""In a run's folder."""
+_HOST_MEMORY_RATIO = 0.25
+"""Part of a host's free memory for microbatches on a CPU, where tensors that are freed early are not measured."""
+_PROBED_CLIPS = (1, 3)
+"""Clips of the two microbatches that are measured."""
 _PROBED_S = 2.0
-"""Seconds that they last on a CPU, whose memory grows as is predicted; on a GPU they are the longest there can be."""
+"""Their duration on a CPU, whose memory grows as predicted; on a GPU they are as long as clips can be."""
 _TOKENS_PER_SECOND = 3
-
-
-def plan_microbatches(clips: Sequence[Clip], memory: MicrobatchMemory, budget: float) -> list[list[Clip]]:
-    """Clips of like length together, as many as the budget has room for; at least one.
-
-    Args:
-        budget: predicted bytes to a part
-    """
-    n_candidates = estimate_n_distinct_tokens(float(sum(len(clip.ids) for clip in clips)))
-    parts: list[list[Clip]] = []
-    n_tokens = 0
-    for clip in sorted(clips, key=lambda clip: (clip.n_positions, len(clip.ids))):
-        n_tokens = max(n_tokens, len(clip.ids)) if parts else 0
-        longest = PaddedLengths(n_positions=clip.n_positions, n_tokens=n_tokens, n_candidates=n_candidates)
-        if parts and memory.estimate_total(len(parts[-1]) + 1, longest) <= budget:
-            parts[-1].append(clip)
-        else:
-            parts.append([clip])
-            n_tokens = len(clip.ids)
-    return parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What a probe found, and under which conditions that holds."""
+    """What a probe measured, and the conditions under which that holds."""
 
     device: str
     n_ranks: int
-    of: str
-    """Fingerprint of the models and of what is learned with them."""
+    fingerprint: str
+    """Of everything in a run that changes the memory of a microbatch, or what else the device has to hold."""
     microbatch_gb: float | None
     budget: float
-    """Predicted bytes to a part."""
-    real: float
-    """Real bytes to a predicted one."""
+    """Predicted bytes of a microbatch."""
+    real_ratio: float
+    """Measured bytes to a predicted one."""
 
 
-def resolve_budget(run: "Run") -> float:
-    """Predicted bytes to a part, the same on all ranks and after every restart on devices of the same kind.
+def resolve_budget(run: Run) -> float:
+    """Returns the predicted bytes of a microbatch: the same on all ranks, and in a run resumed on the same devices.
 
     Raises:
         OssicleError: not even one short clip fits
     """
     path, ranks = run.folder / PROBE_FILE, run.ranks
     conditions = {
-        "device": _device_name(run.ear.device),
+        "device": _get_device_name(run.ear.device),
         "n_ranks": ranks.n_ranks,
-        "of": _fingerprint(run),
+        "fingerprint": _compute_fingerprint(run),
         "microbatch_gb": run.recipe.train.microbatch_gb,
     }
-    before = ranks.all_gather(_read(path) if ranks.is_first else None)[0]
-    if before is not None and all(getattr(before, name) == value for name, value in conditions.items()):
-        return before.budget
+    stored = ranks.all_gather(_read_result(path) if ranks.is_first else None)[0]
+    if stored is not None and all(getattr(stored, name) == value for name, value in conditions.items()):
+        return stored.budget
     with ranks.sync_errors():
-        budget, real = _probed(run)
-    budget, real = min(ranks.all_gather((budget, real)))
-    found = ProbeResult(budget=budget, real=real, **conditions)
+        budget, real_ratio = _probe(run)
+    budget, real_ratio = min(ranks.all_gather((budget, real_ratio)))
+    result = ProbeResult(budget=budget, real_ratio=real_ratio, **conditions)
     with ranks.sync_errors():
         if ranks.is_first:
-            write_text(path, json.dumps(asdict(found)) + "\n")
+            write_text(path, json.dumps(asdict(result)) + "\n")
     return budget
 
 
-def _fingerprint(run: "Run") -> str:
-    """Of all in a run that changes what a part takes, or what else the device has to hold."""
+def _compute_fingerprint(run: Run) -> str:
     recipe = run.recipe
-    about = (run.backbone_fingerprints, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
-    about += (recipe.train.frozen_placement, recipe.train.llm_bits)
-    return blake2b(repr(about).encode(), digest_size=8).hexdigest()
+    content = (run.backbone_fingerprints, recipe.base, recipe.prompt, recipe.connector, recipe.objective)
+    content += (recipe.train.frozen_placement, recipe.train.llm_bits)
+    return blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
-def _read(path: Path) -> ProbeResult | None:
-    """What was found before; nothing, if there is none that can be read."""
+def _read_result(path: Path) -> ProbeResult | None:
+    """Returns the stored result; None if there is none that can be read."""
     try:
-        found = ProbeResult(**json.loads(path.read_text(encoding="utf-8")))
-        return found if 0 < found.budget < math.inf else None
+        result = ProbeResult(**json.loads(path.read_text(encoding="utf-8")))
+        return result if 0 < result.budget < math.inf else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def _get_device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _probed(run: "Run") -> tuple[float, float]:
-    """The budget, and real bytes to a predicted one."""
+def _probe(run: Run) -> tuple[float, float]:
+    """Returns the budget, and measured bytes to a predicted one; tries shorter clips where long ones do not fit."""
     window = run.ear.whisper.config.max_source_positions
     is_cuda = run.ear.device.type == "cuda"
     n_positions = window if is_cuda else min(window, round(_PROBED_S * POSITIONS_PER_SECOND))
     while True:
         try:
-            return _fitted(run, n_positions)
+            return _probe_at(run, n_positions)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             if n_positions <= POSITIONS_PER_SECOND:
                 raise OssicleError(
-                    f"{_device_name(run.ear.device)} has no room for a step with one clip of"
-                    f" {n_positions / POSITIONS_PER_SECOND:g} s: expected more memory, a smaller LLM, fewer of its bits"
-                    " (train.llm_bits) or more GPUs (train.frozen_placement = 'sharded'); `ossicle plan` says what is"
-                    " needed"
+                    f"{_get_device_name(run.ear.device)} has no memory for a step with one clip of"
+                    f" {n_positions / POSITIONS_PER_SECOND:g} s: expected more memory, a smaller LLM, fewer bits for its"
+                    " weights (train.llm_bits) or more GPUs (train.frozen_placement = 'sharded'); `ossicle plan` prints"
+                    " what is needed"
                 ) from error
             n_positions //= 2
 
 
-def _fitted(run: "Run", n_positions: int) -> tuple[float, float]:
-    queries = run.recipe.connector.n_queries
-    n_tokens = min(max(1, queries - 1), max(1, n_positions * _TOKENS_PER_SECOND // POSITIONS_PER_SECOND))
-    longest = PaddedLengths(
-        n_positions=n_positions,
-        n_tokens=n_tokens,
-        n_candidates=estimate_n_distinct_tokens(float(n_tokens * _PROBED[-1])),
-    )
-    predicted = [run.memory_model.estimate_total(n, longest) for n in _PROBED]
-    with _as_it_was(run):
-        measured = [_measured(run, n, n_positions, n_tokens) for n in _PROBED]
-    real = max(1e-3, (measured[1] - measured[0]) / (predicted[1] - predicted[0]))
+def _probe_at(run: Run, n_positions: int) -> tuple[float, float]:
+    """Probes with clips of some length, in encoder positions."""
+    n_queries = run.recipe.connector.n_queries
+    n_tokens = min(max(1, n_queries - 1), max(1, n_positions * _TOKENS_PER_SECOND // POSITIONS_PER_SECOND))
+    predicted = _predict(run.memory_model, n_positions, n_tokens)
+    with _without_side_effects(run.ear):
+        measured = [measure_microbatch(run, n, n_positions, n_tokens) for n in _PROBED_CLIPS]
+    real_ratio = max(1e-3, (measured[1] - measured[0]) / (predicted[1] - predicted[0]))
     microbatch_gb = run.recipe.train.microbatch_gb
     if microbatch_gb is not None:
-        return microbatch_gb * 1e9 / real, real
-    left = _left(run) - max(0.0, measured[0] - real * predicted[0])
-    return max(left, 1.0) / real, real
+        return microbatch_gb * 1e9 / real_ratio, real_ratio
+    available = _count_available_bytes(run.ear, run.optimizer, run.ranks)
+    available -= max(0.0, measured[0] - real_ratio * predicted[0])
+    return max(available, 1.0) / real_ratio, real_ratio
 
 
-def _left(run: "Run") -> float:
-    """Bytes that parts may take: of a GPU all that is free, of a host's memory a share."""
-    device = run.ear.device
+def _predict(memory_model: MicrobatchMemory, n_positions: int, n_tokens: int) -> list[float]:
+    """Returns the predicted bytes of the microbatches that are measured."""
+    lengths = PaddedLengths(
+        n_positions=n_positions,
+        n_tokens=n_tokens,
+        n_candidates=estimate_n_distinct_tokens(float(n_tokens * _PROBED_CLIPS[-1])),
+    )
+    return [memory_model.estimate_total(n, lengths) for n in _PROBED_CLIPS]
+
+
+def _count_available_bytes(ear: Ear, optimizer: torch.optim.Optimizer, ranks: Ranks) -> float:
+    """Returns the bytes that microbatches may take: all that is free on a GPU, a part of a host's memory."""
+    device = ear.device
     if device.type != "cuda":
-        return _HOST_SHARE * _host_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", run.ranks.n_ranks))
+        n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.n_ranks))
+        return _HOST_MEMORY_RATIO * _count_free_host_bytes() / n_processes
     free, _ = torch.cuda.mem_get_info(device)
-    ours = torch.cuda.memory_reserved(device)
-    trained = [weight for weight in run.ear.connector.parameters() if weight.requires_grad]
-    # What AdamW has not made yet; gradients are among what the probe measures.
-    moments = 0 if run.optimizer.state else 2 * sum(weight.nbytes for weight in trained)
-    return USABLE_MEMORY_RATIO * (free + ours) - torch.cuda.memory_allocated(device) - moments
+    reserved = torch.cuda.memory_reserved(device)
+    trained = [weight for weight in ear.connector.parameters() if weight.requires_grad]
+    # AdamW allocates its moments in the first step; gradients are part of what the probe measures.
+    moments = 0 if optimizer.state else 2 * sum(weight.nbytes for weight in trained)
+    return USABLE_MEMORY_RATIO * (free + reserved) - torch.cuda.memory_allocated(device) - moments
 
 
-def _host_bytes() -> float:
-    """Memory that is free on this computer, or in this container."""
-    found = []
+def _count_free_host_bytes() -> float:
+    """Returns the memory that is free on this computer, or in this container."""
+    candidates = []
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(float(lines["MemAvailable"].split()[0]) * 1024)
+        candidates.append(float(lines["MemAvailable"].split()[0]) * 1024)
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
-        found.append(float(limit) - float(used))  # "max" where there is none
+        candidates.append(float(limit) - float(used))  # the limit is "max" where there is none
     except (OSError, KeyError, ValueError):
         pass
-    return min(found, default=0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(candidates, default=0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _measured(run: "Run", n_clips: int, n_positions: int, n_tokens: int) -> float:
-    """Bytes that a part of equal clips takes, forwards and backwards, at its peak."""
-    config = run.ear.whisper.config
-    ids: Int[Tensor, " T"] = torch.arange(n_tokens) % run.ear.tokenizer.vocab_size
+def measure_microbatch(run: Run, n_clips: int, n_positions: int, n_tokens: int) -> float:
+    """Returns the peak bytes of a microbatch of equal clips, forward and backward."""
+    ear, config = run.ear, run.ear.whisper.config
+    ids: Int[Tensor, " T"] = torch.arange(n_tokens) % ear.tokenizer.vocab_size
     silence = torch.zeros(config.num_mel_bins, 2 * n_positions)
-    batch = build_batch(run.ear, build_microbatch([Clip(ids=ids, mel=silence, states=None)] * n_clips))
-    need, objective = run.teacher.target_positions, run.recipe.objective
-    n = need.n_states(n_tokens, len(run.ear.template.frame[1]), need.n_response_tokens - 1)
-    width, device = get_input_embeddings(run.ear.llm).embedding_dim, run.ear.device
-    targets = TeacherTargets(
-        states=torch.zeros(n_clips, n, width, dtype=run.ear.llm.dtype, device=device),
-        n_states=torch.tensor([n] * n_clips),
-        answers=torch.zeros(n_clips, need.n_response_tokens - 1, dtype=torch.long, device=device),
-        n_answers=torch.tensor([need.n_response_tokens - 1] * n_clips),
+    batch = build_batch(ear, build_microbatch([Clip(ids=ids, mel=silence, states=None)] * n_clips))
+    targets = _build_zero_targets(ear, run.teacher.target_positions, n_clips, n_tokens)
+
+    def forward() -> Tensor:
+        with ear.autocast():
+            return distillation_loss(ear, batch, run.recipe.objective, teacher=targets).total
+
+    return _measure_cuda(forward, ear.device) if ear.device.type == "cuda" else _measure_saved(forward, ear)
+
+
+def _build_zero_targets(ear: Ear, positions: TargetPositions, n_clips: int, n_tokens: int) -> TeacherTargets:
+    """Returns targets of the same shapes as those of transcripts of equal length."""
+    n_states = positions.n_states(n_tokens, len(ear.template.frame.suffix), positions.n_read)
+    width, device = get_input_embeddings(ear.llm).embedding_dim, ear.device
+    return TeacherTargets(
+        states=torch.zeros(n_clips, n_states, width, dtype=ear.llm.dtype, device=device),
+        n_states=torch.tensor([n_states] * n_clips),
+        answers=torch.zeros(n_clips, positions.n_read, dtype=torch.long, device=device),
+        n_answers=torch.tensor([positions.n_read] * n_clips),
     )
 
-    def work() -> Tensor:
-        with run.ear.autocast():
-            return distillation_loss(run.ear, batch, objective, teacher=targets).total
 
-    return _peak(work, device) if device.type == "cuda" else _kept(run, work)
-
-
-def _peak(work: Callable[[], Tensor], device: torch.device) -> float:
+def _measure_cuda(forward: Callable[[], Tensor], device: torch.device) -> float:
+    """Returns the peak of the allocated bytes during forward and backward."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    work().backward()
+    forward().backward()
     torch.cuda.synchronize(device)
     return float(torch.cuda.max_memory_allocated(device) - before)
 
 
-def _kept(run: "Run", work: Callable[[], Tensor]) -> float:
-    """What autograd keeps of it, weights aside."""
-    models = (run.ear.connector, run.ear.llm, run.ear.whisper.model)
-    own = {_place(weight) for model in models for weight in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+def _measure_saved(forward: Callable[[], Tensor], ear: Ear) -> float:
+    """Returns the bytes that autograd saves for backward, without weights."""
+    models = (ear.connector, ear.llm, ear.whisper.model)
+    weights = {
+        _get_storage_id(weight) for model in models for weight in (*model.parameters(), *model.buffers())
+    }
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        if _place(tensor) not in own:
-            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+    def record(tensor: Tensor) -> Tensor:
+        if _get_storage_id(tensor) not in weights:
+            saved[_get_storage_id(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = work()  # held: what is let go could come back under the same address
-    found = float(sum(kept.values()))
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        loss = forward()  # kept alive: freed storage could come back with the same id
+    n_bytes = float(sum(saved.values()))
     loss.backward()
-    return found
+    return n_bytes
 
 
-def _place(tensor: Tensor) -> int:
+def _get_storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
 @contextmanager
-def _as_it_was(run: "Run") -> Generator[None]:
-    """Nothing is learned by a probe, and no random number is drawn."""
-    device = run.ear.device
-    devices: list[Any] = [device] if device.type == "cuda" else []
+def _without_side_effects(ear: Ear) -> Generator[None]:
+    """Restores the random state and removes all gradients after the block."""
+    devices: list[Any] = [ear.device] if ear.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        run.ear.connector.train()
+        ear.connector.train()
         try:
             yield
         finally:
-            run.ear.connector.eval()
-            run.ear.connector.zero_grad()
+            ear.connector.eval()
+            ear.connector.zero_grad()

@@ -1,4 +1,4 @@
-"""How the connector's weights follow their gradients."""
+"""The optimizer of the connector's weights, and its learning rate at each step."""
 
 import math
 
@@ -9,7 +9,7 @@ from ossicle.config import TrainSettings
 
 
 def build_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW, with weight decay on the matrices of linear layers and convolutions only."""
+    """Returns an AdamW with weight decay on the matrices of linear layers and convolutions only."""
     layers = [module for module in connector.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
     matrices = [layer.weight for layer in layers]
     is_matrix = set(map(id, matrices))
@@ -21,12 +21,11 @@ def build_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.opti
     return torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=True)
 
 
-def lr_factor(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then half a cosine from 1 down to the final share."""
-    warmup = max(1, round(settings.warmup_ratio * settings.n_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    share_done = min((step - warmup) / max(1, settings.n_steps - warmup), 1.0)
-    return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (
-        1 + math.cos(math.pi * share_done)
-    )
+def compute_lr_factor(step: int, settings: TrainSettings) -> float:
+    """Returns the learning rate as a factor of its peak: linear warm-up, then half a cosine to the final ratio."""
+    n_warmup_steps = max(1, round(settings.warmup_ratio * settings.n_steps))
+    if step < n_warmup_steps:
+        return (step + 1) / n_warmup_steps
+    progress = min((step - n_warmup_steps) / max(1, settings.n_steps - n_warmup_steps), 1.0)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * cosine

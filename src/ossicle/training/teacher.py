@@ -1,19 +1,18 @@
-"""The teacher: what the frozen LLM makes of a transcript, computed once and stored, or computed in the step.
+"""The teacher: the frozen LLM's hidden states on transcripts, read from a cache or computed in the step.
 
-It reads [prefix; text; suffix; answer], where the answer is the LLM's own, as far as the objective wants it. What is
-kept of a transcript is always the last states of that row, so that a cache of more positions or of a longer answer
-serves a recipe that wants less.
+The LLM reads [prefix; text; suffix; response], where the response is its own greedy answer, as far as the objective
+compares it. What is stored of a transcript is always the last states of that sequence, so that a cache of more
+positions or of a longer response serves a recipe that needs less.
 
-A transcript is read behind padding that depends on its own length alone, beside others of nearly that length: what
-is computed in the step and what was stored are then the same numbers, not only nearly so.
+A transcript is padded to a length that depends on its own length alone, and batched with others of nearly that length:
+the states that are computed in the step and the stored ones are then equal bit for bit, not only nearly so.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,28 +22,27 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ossicle.backbones.causal_lm import CACHE_NAME, compute_logits, embed, get_eos_ids
 from ossicle.backbones.packed_forward import PackedLlm
-from ossicle.backbones.pretrained import load_llm
 from ossicle.chat.template import ChatTemplate
-from ossicle.config import ObjectiveSettings, Recipe
+from ossicle.config import ObjectiveSettings
 from ossicle.ear import Ear
-from ossicle.errors import CacheError
-from ossicle.training.cache.tensor_cache import CacheEntry, TensorCache
+from ossicle.training.cache.tensor_cache import TensorCache
+from ossicle.training.cache.tensor_shard import CacheEntry
 from ossicle.training.distributed import current_ranks
 
-_TOKENS_AT_ONCE = 2_048
-"""So many tokens, padding included, are read together: enough for a GPU to be busy."""
-_ANSWERED_AT_ONCE = 16
-"""Rows that a CPU answers together."""
-_LENGTH_STEP = 8
-"""Rows are padded to a multiple of it. Positions that are left over a CPU multiplies in another way than the rest, with
-other roundings (measured with MKL, by 1 to 16 threads: a multiple of 4 is enough)."""
-_POSITIONS = ("last", "suffix", "all")
+_TOKENS_PER_BATCH = 2_048
+"""Tokens that are read together, padding included: enough to keep a GPU busy."""
+_RESPONSES_PER_BATCH = 16
+"""Rows whose responses a CPU generates together."""
+_LENGTH_MULTIPLE = 8
+"""Rows are padded to a multiple of it. A CPU computes the positions beyond such a multiple in another way than the
+rest, with other roundings (measured with MKL, by 1 to 16 threads: a multiple of 4 is enough)."""
 Positions = Literal["last", "suffix", "all"]
+"""From few to many: each covers those before it."""
 
 
 @runtime_checkable
 class TeacherLlm(Protocol):
-    """What reads: an ear, or an LLM with its tokenizer and template alone."""
+    """An LLM with its tokenizer and chat template: an ear, or the LLM alone."""
 
     @property
     def llm(self) -> Any:
@@ -61,67 +59,77 @@ class TeacherLlm(Protocol):
 
 @dataclass(frozen=True)
 class TargetPositions:
-    """Of which positions the states are wanted."""
+    """The positions at which student and teacher are compared."""
 
     positions: Positions
-    """last: the one that predicts the answer's first token; suffix: all after the text; all: the text's as well."""
+    """last: the one that predicts the response's first token; suffix: all after the text; all: the text's as well."""
     n_response_tokens: int
-    """First tokens of the answer whose predictions are wanted; so many but one are read behind the suffix."""
+    """First tokens of the response whose predictions are compared; all but the last of them are read by the LLM."""
 
     @classmethod
     def from_objective(cls, objective: ObjectiveSettings) -> "TargetPositions":
-        """What an objective compares; KL wants the last position alone."""
+        """Returns the positions that an objective compares; KL needs only the last one."""
         if not objective.hidden_weight:
             return cls("last", 1)
         return cls(objective.hidden_positions, objective.n_response_tokens)
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """The need as a part of a cache's fingerprint."""
+        """The positions as parts of a cache's fingerprint."""
         return {"positions": self.positions, "n_response_tokens": str(self.n_response_tokens)}
 
-    def n_states(self, n_text: int, n_suffix: int, n_fed: int) -> int:
-        """How many states a transcript has, of whose answer so many tokens are read."""
-        return {"last": 1, "suffix": n_suffix, "all": n_text + n_suffix}[self.positions] + n_fed
+    @property
+    def n_read(self) -> int:
+        """Most tokens of the response that the LLM reads."""
+        return self.n_response_tokens - 1
+
+    def n_states(self, n_text: int, n_suffix: int, n_read: int) -> int:
+        """Returns the number of states of a transcript.
+
+        Args:
+            n_read: tokens of its response that the LLM reads
+        """
+        return {"last": 1, "suffix": n_suffix, "all": n_text + n_suffix}[self.positions] + n_read
 
     def is_covered_by(self, other: "TargetPositions") -> bool:
-        """Whether all that is wanted is among what another need wants."""
-        wide, narrow = _POSITIONS.index(other.positions), _POSITIONS.index(self.positions)
-        return narrow <= wide and self.n_response_tokens <= other.n_response_tokens
+        """Whether all these positions are among the others."""
+        order = get_args(Positions)
+        is_narrower = order.index(self.positions) <= order.index(other.positions)
+        return is_narrower and self.n_response_tokens <= other.n_response_tokens
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the student is compared with: states that end together, the answers they go with."""
+    """What the student is compared with: padded states that end together, and the responses they belong to."""
 
     states: Float[Tensor, "B P D"]
     n_states: Int[Tensor, " B"]
-    """How many of a row's states, up to the last, are its own; on the host."""
+    """Number of each row's states, which are its last ones; on the host."""
     answers: Int[Tensor, "B A"]
-    """Tokens of the LLM's answer that are read behind the suffix; what stands from n_answers on does not matter."""
+    """Tokens of the LLM's response that are read after the suffix; values from n_answers on do not matter."""
     n_answers: Int[Tensor, " B"]
     """On the host."""
 
     @property
     def mask(self) -> Bool[Tensor, "B P"]:
-        """Which states are a row's own."""
+        """False where a row is padded."""
         n = self.states.shape[1]
-        counts = torch.arange(n) >= n - self.n_states[:, None]
-        return counts.to(self.states.device, non_blocking=True)
+        mask = torch.arange(n) >= n - self.n_states[:, None]
+        return mask.to(self.states.device, non_blocking=True)
 
     @property
     def first_answer_index(self) -> Int[Tensor, " B"]:
-        """Which of a row's states predicts the answer's first token."""
+        """Index of the state of each row that predicts the response's first token."""
         return (self.states.shape[1] - 1 - self.n_answers).to(self.states.device, non_blocking=True)
 
 
 class Teacher:
-    """Gives the states of transcripts: from a cache where they are stored, else from the LLM.
+    """Returns the states of transcripts: from a cache where they are stored, else from the LLM.
 
     Args:
-        cache: states of this very LLM, as `open_teacher_cache` gives them
-        reads_together: the LLM is spread over ranks, which have to pass its layers together: if one has to
-            read, all do, once
+        cache: states of this very LLM, as `open_teacher_cache` returns them
+        is_sharded: the LLM is sharded over ranks, which have to run its layers together: if one rank has to compute
+            states, all ranks run the LLM once
     """
 
     def __init__(
@@ -135,218 +143,163 @@ class Teacher:
         self.ear, self.cache, self.is_sharded = ear, cache, is_sharded
         self.target_positions = TargetPositions.from_objective(objective)
         prefix, self._suffix = ear.template.frame
-        self._reader = ear.packed_llm if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
-        self._ends = (
-            set(get_eos_ids(ear.llm, ear.tokenizer)) if self.target_positions.n_response_tokens > 1 else set()
-        )
+        self._packed_llm = ear.packed_llm if isinstance(ear, Ear) else PackedLlm(ear.llm, prefix)
+        needs_eos = self.target_positions.n_read > 0
+        self._eos_ids = set(get_eos_ids(ear.llm, ear.tokenizer)) if needs_eos else set()
 
     def compute_targets(self, text_ids: Sequence[Int[Tensor, " _"]]) -> TeacherTargets:
-        """What the LLM makes of transcripts, in their order.
+        """Returns the targets of transcripts, in their order.
 
         Args:
-            text_ids: best on the CPU: on a GPU they have to be waited for
+            text_ids: best on the CPU: tokens on a GPU have to be waited for
 
         Raises:
             CacheError: a stored state is damaged
         """
         rows = [ids.cpu() for ids in text_ids]
-        values = [self._stored(ids) for ids in rows]
-        missing = [place for place, value in enumerate(values) if value is None]
-        for place, value in zip(missing, self._read_missing([rows[place] for place in missing]), strict=True):
-            values[place] = value
-        return self._together([value for value in values if value is not None])
+        entries = [self._read_cached(ids) for ids in rows]
+        missing = [index for index, entry in enumerate(entries) if entry is None]
+        computed = self._compute_missing([rows[index] for index in missing])
+        for index, entry in zip(missing, computed, strict=True):
+            entries[index] = entry
+        return self._pad([entry for entry in entries if entry is not None])
 
     def compute_states(self, text_ids: Sequence[Int[Tensor, " _"]]) -> list[CacheEntry]:
-        """What the LLM makes of transcripts, whether it is stored or not; on its own device."""
-        values: dict[int, CacheEntry] = {}
-        for places, length in self._chunks([len(ids) + len(self._suffix) for ids in text_ids]):
-            n_rows = self._n_at_once(length) if self._is_filled_up else len(places)
-            read = self._read([text_ids[place] for place in places], length, n_rows)
-            values |= zip(places, read, strict=True)
-        return [values[place] for place in range(len(text_ids))]
+        """Computes the states of transcripts, whether or not they are stored; they are on the LLM's device."""
+        entries: dict[int, CacheEntry] = {}
+        for indices, length in self._batch_by_length([len(ids) + len(self._suffix) for ids in text_ids]):
+            n_rows = self._max_rows(length) if self._fills_batches else len(indices)
+            batch = self._run_llm([text_ids[index] for index in indices], length, n_rows)
+            entries |= zip(indices, batch, strict=True)
+        return [entries[index] for index in range(len(text_ids))]
 
-    def _chunks(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Places of rows that are read together, and the length they are padded to."""
-        # At least by one: where no row has padding, transformers leaves the mask out, and attention goes another way.
-        padded = [(length // _LENGTH_STEP + 1) * _LENGTH_STEP for length in lengths]
+    def _batch_by_length(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+        """Yields indices of rows that are read together, and the length they are padded to."""
+        # By at least one: transformers leaves out a mask without padding, and attention takes another code path.
+        padded = [(length // _LENGTH_MULTIPLE + 1) * _LENGTH_MULTIPLE for length in lengths]
         for length in sorted(set(padded)):
-            places = [place for place, own in enumerate(padded) if own == length]
-            n = self._n_at_once(length)
-            for first in range(0, len(places), n):
-                yield places[first : first + n], length
+            indices = [index for index, own in enumerate(padded) if own == length]
+            n = self._max_rows(length)
+            for first in range(0, len(indices), n):
+                yield indices[first : first + n], length
 
-    def _n_at_once(self, length: int) -> int:
-        return _ANSWERED_AT_ONCE if self._answers_on_cpu else max(1, _TOKENS_AT_ONCE // length)
-
-    @property
-    def _is_filled_up(self) -> bool:
-        """Whether the number of rows, too, has to be always the same for the same numbers to come out."""
-        return self._answers_on_cpu or next(self.ear.llm.parameters()).is_cuda
+    def _max_rows(self, length: int) -> int:
+        return _RESPONSES_PER_BATCH if self._generates_on_cpu else max(1, _TOKENS_PER_BATCH // length)
 
     @property
-    def _answers_on_cpu(self) -> bool:
-        """Token by token there are as many positions as rows, and few enough for a CPU to mind."""
-        return self.target_positions.n_response_tokens > 1 and not next(self.ear.llm.parameters()).is_cuda
+    def _fills_batches(self) -> bool:
+        """Whether batches always need the same number of rows to give the same numbers."""
+        return self._generates_on_cpu or next(self.ear.llm.parameters()).is_cuda
 
-    def _stored(self, ids: Int[Tensor, " T"]) -> CacheEntry | None:
-        value = self.cache.get(compute_transcript_key(ids)) if self.cache else None
-        if value is None:
+    @property
+    def _generates_on_cpu(self) -> bool:
+        """Whether a CPU runs single tokens: there are then as many positions as rows, and their number matters."""
+        return self.target_positions.n_read > 0 and not next(self.ear.llm.parameters()).is_cuda
+
+    def _read_cached(self, ids: Int[Tensor, " T"]) -> CacheEntry | None:
+        entry = self.cache.get(compute_transcript_key(ids)) if self.cache else None
+        if entry is None:
             return None
-        n_fed = min(len(value.token_ids), self.target_positions.n_response_tokens - 1)
-        last = len(value.states) - (len(value.token_ids) - n_fed)
-        first = last - self.target_positions.n_states(len(ids), len(self._suffix), n_fed)
-        return CacheEntry(value.states[first:last], value.token_ids[:n_fed])
+        n_read = min(len(entry.token_ids), self.target_positions.n_read)
+        last = len(entry.states) - (len(entry.token_ids) - n_read)
+        first = last - self.target_positions.n_states(len(ids), len(self._suffix), n_read)
+        return CacheEntry(entry.states[first:last], entry.token_ids[:n_read])
 
-    def _read_missing(self, rows: list[Int[Tensor, " _"]]) -> list[CacheEntry]:
+    def _compute_missing(self, rows: list[Int[Tensor, " _"]]) -> list[CacheEntry]:
         if not self.is_sharded:
             return self.compute_states(rows)
         if not current_ranks().all_reduce([float(len(rows))])[0]:
             return []
-        read = rows or [torch.zeros(1, dtype=torch.long)]
-        longest = max(map(len, read)) + len(self._suffix)
-        return self._read(read, longest, len(read))[: len(rows)]
+        batch = rows or [torch.zeros(1, dtype=torch.long)]
+        length = max(map(len, batch)) + len(self._suffix)
+        return self._run_llm(batch, length, len(batch))[: len(rows)]
 
     @torch.no_grad()
-    def _read(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[CacheEntry]:
-        """The values of rows, padded and filled up; the LLM is passed n_response_tokens times, whatever they are."""
+    def _run_llm(self, rows: Sequence[Int[Tensor, " _"]], length: int, n_rows: int) -> list[CacheEntry]:
+        """Computes the states of rows; whatever they are, the LLM is called n_response_tokens times.
+
+        Args:
+            length: to which rows are padded
+            n_rows: to which the batch is filled up
+        """
         own = [torch.tensor([*ids.tolist(), *self._suffix]) for ids in rows]
-        filled = own + own[-1:] * (n_rows - len(own))
-        n_response_tokens = self.target_positions.n_response_tokens - 1
-        states, answers = _answered(self._reader, filled, length, n_response_tokens)
-        fed = [self._before_end(row) for row in answers.tolist()] if answers.shape[1] else [()] * len(rows)
-        behind = (
-            states.shape[1] - n_response_tokens
-        )  # where the answers begin, whether the prefix was passed or not
-        return [
-            CacheEntry(states[row, behind + len(fed[row]) - n : behind + len(fed[row])], fed[row])
-            for row, ids in enumerate(rows)
-            for n in [self.target_positions.n_states(len(ids), len(self._suffix), len(fed[row]))]
-        ]
+        batch = own + own[-1:] * (n_rows - len(own))
+        n_read, n_suffix = self.target_positions.n_read, len(self._suffix)
+        states, responses = _run_with_responses(self._packed_llm, batch, length, n_read)
+        read = [self._cut_at_eos(row) for row in responses.tolist()] if n_read else [()] * len(rows)
+        n_before = states.shape[1] - n_read  # positions before the responses, with or without the prefix
+        entries = []
+        for row, ids in enumerate(rows):
+            end = n_before + len(read[row])
+            start = end - self.target_positions.n_states(len(ids), n_suffix, len(read[row]))
+            entries.append(CacheEntry(states[row, start:end], read[row]))
+        return entries
 
-    def _before_end(self, answer: list[int]) -> tuple[int, ...]:
-        n = next((place for place, token in enumerate(answer) if token in self._ends), len(answer))
-        return tuple(answer[:n])
+    def _cut_at_eos(self, response: list[int]) -> tuple[int, ...]:
+        n = next((index for index, token in enumerate(response) if token in self._eos_ids), len(response))
+        return tuple(response[:n])
 
-    def _together(self, values: Sequence[CacheEntry]) -> TeacherTargets:
+    def _pad(self, entries: Sequence[CacheEntry]) -> TeacherTargets:
         device = next(self.ear.llm.parameters()).device
-        from_disk = [place for place, value in enumerate(values) if value.states.device != device]
-        states: list[Tensor] = [value.states for value in values]
-        if from_disk:  # in one copy
-            moved = torch.cat([states[place] for place in from_disk]).to(device)
-            parts = moved.split([len(states[place]) for place in from_disk])
-            for place, part in zip(from_disk, parts, strict=True):
-                states[place] = part
-        answers = pad_sequence(
-            [torch.tensor(value.token_ids, dtype=torch.long) for value in values], batch_first=True
-        )
+        from_disk = [index for index, entry in enumerate(entries) if entry.states.device != device]
+        states: list[Tensor] = [entry.states for entry in entries]
+        if from_disk:  # moved in one copy
+            moved = torch.cat([states[index] for index in from_disk]).to(device)
+            parts = moved.split([len(states[index]) for index in from_disk])
+            for index, part in zip(from_disk, parts, strict=True):
+                states[index] = part
+        responses = [torch.tensor(entry.token_ids, dtype=torch.long) for entry in entries]
         return TeacherTargets(
             states=pad_sequence(states, batch_first=True, padding_side="left"),
-            n_states=torch.tensor([len(value.states) for value in values]),
-            answers=answers.to(device),
-            n_answers=torch.tensor([len(value.token_ids) for value in values]),
+            n_states=torch.tensor([len(entry.states) for entry in entries]),
+            answers=pad_sequence(responses, batch_first=True).to(device),
+            n_answers=torch.tensor([len(entry.token_ids) for entry in entries]),
         )
 
 
-def _answered(
-    reader: PackedLlm, rows: Sequence[Int[Tensor, " _"]], length: int, n_response_tokens: int
+def _run_with_responses(
+    packed_llm: PackedLlm, rows: Sequence[Int[Tensor, " _"]], length: int, n_read: int
 ) -> tuple[Float[Tensor, "B _ D"], Int[Tensor, "B A"]]:
-    """The LLM's final states over what stands behind the prefix, padded on the left, and over its likeliest answer to
-    each, that answer too.
+    """Returns the final states over rows after the prefix and over their greedy responses, and these responses.
 
-    The answer is followed beyond its end, which is for the caller to find.
+    Responses go on beyond their end, which the caller finds.
+
+    Args:
+        length: to which rows are padded, on the left
+        n_read: tokens of each response that are read
     """
-    llm, prefix = reader.llm, reader.prefix
-    shared = reader.prefix_cache if reader.attends_to_all(length + n_response_tokens) else None
-    if shared is None:
+    llm, prefix = packed_llm.llm, packed_llm.prefix
+    prefix_cache = packed_llm.prefix_cache if packed_llm.attends_to_all(length + n_read) else None
+    if prefix_cache is None:
         rows, length = [torch.cat([torch.tensor(prefix).long(), row]) for row in rows], length + len(prefix)
     device = next(llm.parameters()).device
     ids = pad_sequence([*rows, rows[0].new_zeros(length)], batch_first=True, padding_side="left")[:-1]
-    n_own = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(length) >= length - n_own[:, None]).long().to(device)
-    embeds, past = embed(llm, ids), None
-    if shared is not None:
-        past = shared.to_dynamic_cache(len(rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(length) >= length - lengths[:, None]).long().to(device)
+    embeds, cache = embed(llm, ids), None
+    if prefix_cache is not None:
+        cache = prefix_cache.to_dynamic_cache(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), len(prefix)), mask], dim=1)
-    states, answer = [], ids[:, :0].to(device)
-    takes_places = "position_ids" in inspect.signature(llm.base_model.forward).parameters
-    with torch.autocast(device.type, enabled=False):  # stored and computed in the step: the same numbers
-        for step in range(n_response_tokens + 1):
-            places = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-            read = llm.base_model(
+    states, response = [], ids[:, :0].to(device)
+    takes_position_ids = "position_ids" in inspect.signature(llm.base_model.forward).parameters
+    with torch.autocast(device.type, enabled=False):  # so that stored and computed states are equal
+        for step in range(n_read + 1):
+            position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+            output = llm.base_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
-                use_cache=n_response_tokens > 0,
-                **({"position_ids": places} if takes_places else {}),
-                **{CACHE_NAME: past},
+                use_cache=n_read > 0,
+                **({"position_ids": position_ids} if takes_position_ids else {}),
+                **{CACHE_NAME: cache},
             )
-            states.append(read.last_hidden_state)
-            if step < n_response_tokens:
-                token = compute_logits(llm, read.last_hidden_state[:, -1:]).argmax(-1)
-                answer, mask = torch.cat([answer, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-                embeds, past = embed(llm, token), getattr(read, CACHE_NAME)
-    return torch.cat(states, dim=1), answer
+            states.append(output.last_hidden_state)
+            if step < n_read:
+                token = compute_logits(llm, output.last_hidden_state[:, -1:]).argmax(-1)
+                response, mask = torch.cat([response, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
+                embeds, cache = embed(llm, token), getattr(output, CACHE_NAME)
+    return torch.cat(states, dim=1), response
 
 
 def compute_transcript_key(ids: Int[Tensor, " T"] | np.ndarray) -> bytes:
-    """The key of a transcript: of its tokens alone, whatever set it comes from."""
+    """Returns the key of a transcript in a cache: of its tokens alone, whatever source it comes from."""
     return blake2b(np.asarray(ids).astype("<i4").tobytes(), digest_size=16).digest()
-
-
-def load_unquantized_llm(llm: Any, recipe: Recipe, device: torch.device) -> Any:
-    """The LLM as it lies on disk, for its fingerprint: one that was rounded is read once more."""
-    if recipe.train.llm_bits == 16:
-        return llm
-    whole, _ = load_llm(recipe.base.llm, recipe.base.llm_revision, device, on_host=True)
-    return whole
-
-
-def compute_teacher_fingerprint(
-    bases: Mapping[str, str], ear: Ear | TeacherLlm, text_rule: str, *, llm_bits: int = 16
-) -> dict[str, str]:
-    """All that the teacher's states of a transcript depend on, but for which positions are kept.
-
-    Args:
-        bases: fingerprints of the LLM and its tokenizer, as `ossicle.checkpoint.fingerprints` gives them
-        text_rule: how transcripts are normalised
-    """
-    settings, frame = ear.template.settings, ear.template.frame
-    prompt = blake2b(repr((settings, tuple(frame.prefix), tuple(frame.suffix))).encode(), digest_size=8)
-    return {
-        "llm": bases["llm"],
-        "tokenizer": bases["tokenizer"],
-        "prompt": prompt.hexdigest(),
-        "text rule": text_rule,
-        "dtype": str(ear.llm.dtype).removeprefix("torch."),
-        "llm bits": str(llm_bits),
-    }
-
-
-def open_teacher_cache(
-    folder: Path | str, fingerprint: dict[str, str], objective: ObjectiveSettings
-) -> TensorCache:
-    """The teacher's states in a folder; none, where there is no such folder yet.
-
-    Raises:
-        CacheError: not finished, of another LLM, prompt or text rule, of too few positions, or damaged
-    """
-    cache = TensorCache.open(folder, fingerprint)
-    need = TargetPositions.from_objective(objective)
-    there = stored_positions(cache)
-    if there is not None and not need.is_covered_by(there):
-        raise CacheError(
-            f"{folder} holds the teacher's states at positions {there.positions!r} with n_response_tokens"
-            f" {there.n_response_tokens},"
-            f" but the objective wants {need.positions!r} with {need.n_response_tokens}: give another folder for them"
-        )
-    return cache
-
-
-def stored_positions(cache: TensorCache) -> TargetPositions | None:
-    """What positions a cache was filled for, if it was."""
-    positions, n_response_tokens = (
-        cache.fingerprint.get(name) for name in ("positions", "n_response_tokens")
-    )
-    known = next((one for one in ("last", "suffix", "all") if one == positions), None)
-    return (
-        None if known is None or n_response_tokens is None else TargetPositions(known, int(n_response_tokens))
-    )

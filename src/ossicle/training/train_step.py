@@ -1,8 +1,8 @@
-"""One optimizer step: this rank's parts of a batch, with the result of the whole batch in one."""
+"""One optimizer step: microbatches on all ranks, with the result of the whole batch in one."""
 
 import contextlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,196 +15,209 @@ from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND
 from ossicle.config import ConnectorSettings
 from ossicle.connectors import count_audio_tokens
+from ossicle.ear import Ear
 from ossicle.errors import OssicleError
-from ossicle.training.batch import Clip, Microbatch, build_batch, build_microbatch
-from ossicle.training.cache.feature_cache import FEATURE_DTYPE as FEATURES_DTYPE
-from ossicle.training.distillation import TERMS, distillation_loss
-from ossicle.training.optimizer import lr_factor
-from ossicle.training.run import RankBatch, Run
+from ossicle.training.batch import Clip, Microbatch, RankBatch, build_batch, build_microbatch
+from ossicle.training.cache.feature_cache import FEATURE_DTYPE
+from ossicle.training.distillation import TERMS, DistillationLoss, distillation_loss
+from ossicle.training.distributed import Ranks
+from ossicle.training.optimizer import compute_lr_factor
+from ossicle.training.run import Run
 from ossicle.training.teacher import TeacherTargets
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What came of a step."""
+    """The outcome of a step."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """The loss, its terms (both this rank's part of the sum) and the gradient's norm (the same on all), still on the
-    device, so that nobody waits for them; empty if no clip of the batch could be used."""
+    """The loss, its terms (both this rank's part of the sum) and the gradient's norm (the same on all ranks), still on
+    the device, so that no step waits for them; empty if no clip of the batch could be used."""
     n_clips: int = 0
-    """Clips learned from, by all ranks."""
+    """Clips that were learned from, on all ranks."""
     audio_s: float = 0.0
-    """Seconds of sound in them."""
+    """Their duration."""
     flops: float = 0.0
-    """Floating-point operations that the model needs for them, padding aside."""
+    """Floating-point operations that the model needs for them, without padding."""
     n_skipped: int = 0
-    """Rows left out, by all ranks."""
+    """Rows that could not be used, on all ranks."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """This rank's, with the reason."""
+    """Those of this rank, with the reason."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether the gradient was; waits for the device."""
+        """Whether the gradient is finite; waits for the device."""
         return not self.terms or math.isfinite(self.terms["grad_norm"].item())
 
 
-def is_align_only(run: Run, step: int) -> bool:
-    """Whether alignment and end are still alone."""
-    return step < run.recipe.objective.align_only_ratio * run.recipe.train.n_steps
+def train_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
+    """Updates the connector from the clips of a step, divided over ranks and microbatches.
 
-
-def train_step(run: Run, step: int, share: RankBatch) -> StepResult:
-    """Brings the connector closer on the clips of a step, in parts and by ranks, with the result of one whole batch.
+    The result does not depend on how they are divided, up to rounding.
 
     Raises:
-        OssicleError: a GPU's memory was not enough for a part
+        OssicleError: a GPU's memory is too small for a microbatch
     """
-    portions = share.microbatches
-    settings = run.recipe.train
+    settings, microbatches = run.recipe.train, rank_batch.microbatches
     for group in run.optimizer.param_groups:
-        group["lr"] = settings.peak_lr * lr_factor(step, settings)
-    counts = [_term_counts(run.recipe.connector, portion) for portion in portions]
-    shared = run.ranks.all_reduce(_numbers(run, step, counts, share))
+        group["lr"] = settings.peak_lr * compute_lr_factor(step, settings)
+    counts = [_count_term_items(run.recipe.connector, microbatch) for microbatch in microbatches]
+    shared = run.ranks.all_reduce(_collect_counts(run, step, counts, rank_batch))
     totals = dict(zip(TERMS, shared, strict=False))
     n_clips, audio_s, flops, n_skipped, *sizes = shared[len(TERMS) :]
-    taken = StepResult(
+    result = StepResult(
         n_clips=int(n_clips),
         audio_s=audio_s,
         flops=flops,
         n_skipped=int(n_skipped),
-        skipped=share.skipped,
+        skipped=rank_batch.skipped,
     )
     if not n_clips:
-        return taken
-    # Of dropout: a run that goes on draws what it would have drawn.
+        return result
+    # For dropout: a resumed run draws what an uninterrupted one draws.
     torch.manual_seed(hash((settings.seed, step, run.ranks.rank)))
     sums: dict[str, Tensor] = {}
-    candidates = _candidates(run, portions)
-    filled = [number for number, size in enumerate(sizes) if size > 0]
+    candidates = _collect_candidates(run.ear, microbatches, run.ranks, needs_all=_compares_tokens(run))
+    numbers = [number for number, size in enumerate(sizes) if size > 0]  # on any rank
     run.ear.connector.train()
-    for number in filled:
-        portion = portions[number] if len(portions[number]) else _placeholder(run)
-        shares = {name: counts[number][name] / total if total else 0.0 for name, total in totals.items()}
-        with _gradients_together(run.connector, number == filled[-1]), _memory_may_run_out(run, portion):
-            loss, terms = _learned(run, step, portion, candidates, shares)
-        for name, term in {"loss": loss, **terms}.items():
+    for number in numbers:
+        microbatch = microbatches[number] if len(microbatches[number]) else _build_placeholder(run)
+        scales = {name: counts[number][name] / total if total else 0.0 for name, total in totals.items()}
+        with _sync_gradients(run.connector, number == numbers[-1]), _report_out_of_memory(microbatch):
+            loss = _forward_backward(run, step, microbatch, candidates, scales)
+        for name, term in {"loss": loss.total, **loss.terms}.items():
             sums[name] = sums.get(name, 0.0) + term.detach()
     sums["grad_norm"] = nn.utils.clip_grad_norm_(run.ear.connector.parameters(), settings.clip_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.ear.connector.eval()
-    return replace(taken, terms=sums)
+    return replace(result, terms=sums)
 
 
-def _learned(
-    run: Run, step: int, portion: Microbatch, candidates: Int[Tensor, " C"], shares: dict[str, float]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A part's share of the loss and of its terms, whose gradients are with the connector now."""
-    objective = run.recipe.objective
+def _forward_backward(
+    run: Run,
+    step: int,
+    microbatch: Microbatch,
+    candidates: Int[Tensor, " C"],
+    scales: Mapping[str, float],
+) -> DistillationLoss:
+    """Returns a microbatch's part of the loss, after adding its gradients to those of the connector.
+
+    Args:
+        scales: the microbatch's part of each term's mean over the whole batch
+    """
     with run.ear.autocast():
         loss = distillation_loss(
             run.ear,
-            build_batch(run.ear, portion),
-            objective,
-            align_only=is_align_only(run, step),
-            teacher=_targets(run, step, portion),
+            build_batch(run.ear, microbatch),
+            run.recipe.objective,
+            align_only=run.is_align_only(step),
+            teacher=_compute_targets(run, step, microbatch),
             connector=run.connector,
             candidates=candidates,
-            scales=shares,
+            scales=scales,
         )
-    (loss.total * run.ranks.n_ranks).backward()  # over the ranks, gradients are averaged, not added
-    return loss.total, loss.terms
+    (loss.total * run.ranks.n_ranks).backward()  # DDP averages gradients over ranks, their sum is needed
+    return loss
 
 
 @contextlib.contextmanager
-def _memory_may_run_out(run: Run, portion: Microbatch) -> Generator[None]:
-    """Tells in one line of a GPU whose memory was not enough.
+def _report_out_of_memory(microbatch: Microbatch) -> Generator[None]:
+    """Turns torch's error about a GPU that is out of memory into one of a single line.
 
     Raises:
-        OssicleError: it was not
+        OssicleError: the memory is too small for the microbatch
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        longest = max(portion.n_positions) / POSITIONS_PER_SECOND
+        longest_s = max(microbatch.n_positions) / POSITIONS_PER_SECOND
         raise OssicleError(
-            f"the GPU's memory is not enough for a part of {len(portion)} clips of up to {longest:.1f} s and"
-            f" {max(portion.n_text)} tokens: start the same command again with less for parts (--train.microbatch-gb,"
-            " or a smaller one); it goes on from the state saved last"
+            f"the GPU's memory is too small for a microbatch of {len(microbatch)} clips of up to {longest_s:.1f} s and"
+            f" {max(microbatch.n_text)} tokens: run the same command again with smaller microbatches"
+            " (--train.microbatch-gb); it resumes from the last saved state"
         ) from error
 
 
-def _targets(run: Run, step: int, portion: Microbatch) -> TeacherTargets | None:
-    """What the LLM makes of the transcripts, if this step compares with it."""
+def _compute_targets(run: Run, step: int, microbatch: Microbatch) -> TeacherTargets | None:
+    """Returns the teacher's states on the transcripts; None if the step does not compare states."""
     objective = run.recipe.objective
-    if is_align_only(run, step) or not (objective.hidden_weight or objective.kl_weight):
+    if run.is_align_only(step) or not (objective.hidden_weight or objective.kl_weight):
         return None
-    return run.teacher.compute_targets(
-        [row[:n] for row, n in zip(portion.text_ids, portion.n_text, strict=True)]
-    )
+    return run.teacher.compute_targets(microbatch.transcripts)
 
 
-def _numbers(run: Run, step: int, counts: Sequence[dict[str, int]], share: RankBatch) -> list[float | int]:
-    """What the ranks add up before a step: by the terms' counts, parts and ranks have their share of each mean."""
-    n_positions = [n for portion in share.microbatches for n in portion.n_positions]
-    n_text = [n for portion in share.microbatches for n in portion.n_text]
+def _collect_counts(
+    run: Run, step: int, counts: Sequence[Mapping[str, int]], rank_batch: RankBatch
+) -> list[float | int]:
+    """Returns this rank's part of the numbers that are summed over ranks before a step.
+
+    They are, in this order: the number of items of each term, clips, seconds, FLOPs, skipped rows, and the clips of each
+    microbatch. By them, each microbatch's part of the means over the batch is known.
+    """
+    n_positions = [n for microbatch in rank_batch.microbatches for n in microbatch.n_positions]
+    n_text = [n for microbatch in rank_batch.microbatches for n in microbatch.n_text]
     return [
         *(sum(count[name] for count in counts) for name in TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
         run.cost_model.count_flops(
-            np.array(n_positions), np.array(n_text), is_align_only=is_align_only(run, step)
+            np.array(n_positions), np.array(n_text), is_align_only=run.is_align_only(step)
         ),
-        len(share.skipped),
-        *map(len, share.microbatches),
+        len(rank_batch.skipped),
+        *map(len, rank_batch.microbatches),
     ]
 
 
-def _term_counts(connector: ConnectorSettings, portion: Microbatch) -> dict[str, int]:
-    """How many tokens, slots or clips each term is a mean over."""
-    n_aligned = sum(
-        map(min, portion.n_text, count_audio_tokens(connector, portion.n_text, portion.n_positions))
-    )
+def _count_term_items(connector: ConnectorSettings, microbatch: Microbatch) -> dict[str, int]:
+    """Returns the number of tokens, slots or clips that each term is a mean over."""
+    n_audio_tokens = count_audio_tokens(connector, microbatch.n_text, microbatch.n_positions)
+    n_aligned = sum(map(min, microbatch.n_text, n_audio_tokens))
     return {
         "align": n_aligned,
         "token_ce": n_aligned,
-        "end": sum(portion.n_text) + len(portion),
-        "asr": sum(portion.n_text),
-        "hidden": len(portion),
-        "kl": len(portion),
+        "end": sum(microbatch.n_text) + len(microbatch),
+        "asr": sum(microbatch.n_text),
+        "hidden": len(microbatch),
+        "kl": len(microbatch),
     }
 
 
-def _candidates(run: Run, portions: Sequence[Microbatch]) -> Int[Tensor, " C"]:
-    """The tokens of a batch, which naming tells from each other: of the whole batch, whatever its parts and ranks."""
-    ids = torch.cat(
-        [row[:n] for portion in portions for row, n in zip(portion.text_ids, portion.n_text, strict=True)]
-        or [torch.zeros(0, dtype=torch.long)]
-    )
-    are_told_apart = run.recipe.connector.form == "anchored" or run.recipe.objective.token_ce_weight > 0
-    found = (
-        run.ranks.all_union(ids, get_input_embeddings(run.ear.llm).num_embeddings)
-        if are_told_apart
-        else ids.unique()
-    )
-    return (found if len(found) else torch.zeros(1, dtype=torch.long)).to(run.ear.device)
+def _compares_tokens(run: Run) -> bool:
+    """Whether a term tells the tokens of the batch from each other."""
+    return run.recipe.connector.form == "anchored" or run.recipe.objective.token_ce_weight > 0
 
 
-def _placeholder(run: Run) -> Microbatch:
-    """A clip of no weight, for a rank that has none while others do: gradients are exchanged by all or none.
+def _collect_candidates(
+    ear: Ear, microbatches: Sequence[Microbatch], ranks: Ranks, *, needs_all: bool
+) -> Int[Tensor, " C"]:
+    """Returns the distinct tokens of a batch, which `token_ce` tells from each other.
 
-    It is heard as the others' are: an encoder that is spread over the ranks is passed by all or none, too.
+    Args:
+        needs_all: includes the tokens of all ranks, so that the result does not depend on their number
+    """
+    transcripts = [ids for microbatch in microbatches for ids in microbatch.transcripts]
+    ids = torch.cat(transcripts or [torch.zeros(0, dtype=torch.long)])
+    n_tokens = get_input_embeddings(ear.llm).num_embeddings
+    candidates = ranks.all_union(ids, n_tokens) if needs_all else ids.unique()
+    return (candidates if len(candidates) else torch.zeros(1, dtype=torch.long)).to(ear.device)
+
+
+def _build_placeholder(run: Run) -> Microbatch:
+    """Returns a clip of no weight, for a rank that has no clip while others have: all ranks exchange gradients.
+
+    It has sound or features as the clips of the other ranks have: a sharded encoder is run by all ranks, too.
     """
     ids = torch.zeros(1, dtype=torch.long)
     if run.dataset.feature_cache is not None:
-        states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURES_DTYPE)
+        states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURE_DTYPE)
         return build_microbatch([Clip(ids=ids, mel=None, states=states)])
     mel = torch.zeros(run.ear.whisper.config.num_mel_bins, POSITIONS_PER_SECOND * FRAMES_PER_POSITION)
     return build_microbatch([Clip(ids=ids, mel=mel, states=None)])
 
 
-def _gradients_together(learner: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are exchanged once a step, behind its last part."""
-    if isinstance(learner, DistributedDataParallel) and not is_last:
-        return learner.no_sync()
+def _sync_gradients(connector: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """Lets ranks exchange gradients once a step, after its last microbatch."""
+    if isinstance(connector, DistributedDataParallel) and not is_last:
+        return connector.no_sync()
     return contextlib.nullcontext()

@@ -1,52 +1,56 @@
-"""The loop: batch after batch through the ear, from the step where the run stands to its last."""
+"""The training loop: step after step, from the saved state to the last one; what is logged, and how it is stopped."""
 
 import contextlib
-import copy
-import math
+import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+
+import torch
 
 from ossicle import checkpoint
 from ossicle.atomic_io import lock_folder, write_text
-from ossicle.config import Recipe
+from ossicle.config import Recipe, TrainSettings
 from ossicle.ear import Ear
 from ossicle.errors import DataError, OssicleError
 from ossicle.settings_io import to_toml
+from ossicle.training.batch import RankBatch
 from ossicle.training.dataloader import map_in_workers, report_dead_workers
-from ossicle.training.distributed import join_process_group
-from ossicle.training.progress import Progress
+from ossicle.training.distributed import Ranks, join_process_group
+from ossicle.training.optimizer import compute_lr_factor
 from ossicle.training.resume import TrainerState, check_state, load_state, save_state, write_origin
-from ossicle.training.run import RankBatch, Run, build_run
-from ossicle.training.run_log import MetricsLog
-from ossicle.training.skipped import SkippedRows
-from ossicle.training.stopping import StopRequested, catch_stop_signals
-from ossicle.training.tally import MetricAverager
+from ossicle.training.run import Run
+from ossicle.training.run_log import MetricsLog, MetricsRow, SkippedRows, TrainingProgress
+from ossicle.training.setup import build_run
 from ossicle.training.train_step import StepResult, train_step
-
-__all__ = ["StopRequested", "count_steps_within", "train", "train_run"]
 
 LOG_EVERY = 10
 """Steps to a line of metrics."""
-_TIMED_STEPS, _OF_STEPS = 6, 48
-"""Steps by which a run's speed is judged, and of how many: from the shortest to the longest at even distances."""
 
 
-def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
-    """Distils an ear, from where its folder stands to the recipe's last step, and saves it there.
+class StopRequested(KeyboardInterrupt):
+    """The user stopped the run after `step`; its state is saved."""
 
-    Ctrl-C (or SIGTERM) saves the state first; the same call goes on from it, with the same result. Started by
-    torchrun, all processes share each batch; any number of them can go on with what others began.
+    def __init__(self, step: int, n_steps: int) -> None:
+        super().__init__(f"stopped after step {step} of {n_steps}; the same command resumes there")
+        self.step, self.n_steps = step, n_steps
+
+
+def train(recipe: Recipe, progress: TrainingProgress | None = None) -> Ear:
+    """Trains an ear, from the state in its folder to the recipe's last step, and saves it there.
+
+    Ctrl-C (or SIGTERM) saves the state first; the same call resumes, with the same result. Started by torchrun, all
+    processes share each batch; any number of them can resume what others began.
 
     Raises:
-        StopRequested: stopped by hand
-        CheckpointError: a base, a state or a folder that cannot be used, or one that another process trains in
-        CacheError: stored states of something else, or damaged ones
-        DataError: speech that cannot be used
-        OssicleError: the loss is not finite any more, or another process was lost
+        StopRequested: the user stopped the run
+        CheckpointError: a model, a state or a folder cannot be used, or another process trains in the folder
+        CacheError: a cache holds something else, or is damaged
+        DataError: the speech cannot be used
+        OssicleError: the loss is not finite, or another process was lost
     """
     with join_process_group() as ranks:
-        progress = (progress if ranks.is_first else None) or Progress()
+        progress = (progress if ranks.is_first else None) or TrainingProgress()
         with contextlib.ExitStack() as held:
             with ranks.sync_errors():
                 if ranks.is_first:
@@ -56,42 +60,38 @@ def train(recipe: Recipe, progress: Progress | None = None) -> Ear:
             return train_run(build_run(recipe, progress), progress)
 
 
-def train_run(run: Run, progress: Progress | None = None) -> Ear:
-    """The steps that are left of a prepared run; for what it raises see `train`."""
-    progress, n_steps = progress or Progress(), run.recipe.train.n_steps
-    standing = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe, run.ranks)
-    metrics, skipped = _opened(run, standing)
-    step, tally, learned = standing.step, MetricAverager(run), StepResult()
+def train_run(run: Run, progress: TrainingProgress | None = None) -> Ear:
+    """Takes the steps that are left of a run, and saves the ear; for the errors it raises see `train`."""
+    progress, n_steps = progress or TrainingProgress(), run.recipe.train.n_steps
+    state = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe, run.ranks)
+    metrics, skipped = _open_logs(run, state)
+    step, averager, last_result = state.step, MetricAverager(run.ranks), StepResult()
     with (
         report_dead_workers(),
         run.ranks.report_lost_ranks(),
-        catch_stop_signals() as was_asked_to_stop,
-        progress.training(step, n_steps),
-        contextlib.closing(_shares(run, step)) as shares,
+        catch_stop_signals() as is_stop_requested,
+        progress.show_steps(step, n_steps),
+        contextlib.closing(_load_rank_batches(run, step)) as rank_batches,
     ):
         while step < n_steps:
-            taken = train_step(run, step, next(shares))
+            result = train_step(run, step, next(rank_batches))
             step += 1
-            learned = taken if taken.terms else learned  # a step without clips says nothing of the weights
-            tally.add(taken)
+            last_result = result if result.terms else last_result  # a step without clips has no loss
+            averager.add(result)
             progress.advance(step)
             is_last = step == n_steps
             if step % LOG_EVERY == 0 or is_last:
-                _check_finite(run, step, learned)
-                row = tally.compute_row(step)
-                with run.ranks.sync_errors():
-                    if metrics:
-                        metrics.append(row)
-                progress.log(row)
-            refusal = _refusal(run, step, taken, skipped)
-            is_stopped = not is_last and run.ranks.all_reduce([was_asked_to_stop()])[0] > 0
-            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or refusal:
-                _check_finite(run, step, learned)
-                save_state(
-                    run.folder, run.ear.connector, run.optimizer, _standing(run, step), run.recipe, run.ranks
+                _check_finite(last_result, step, run.recipe.train)
+                _log_metrics(
+                    run, averager.compute_row(step, run.recipe.train, run.peak_flops), metrics, progress
                 )
-            if refusal:
-                raise refusal
+            data_error = _record_skipped(run, step, result, skipped)
+            is_stopped = not is_last and run.ranks.all_reduce([is_stop_requested()])[0] > 0
+            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or data_error:
+                _check_finite(last_result, step, run.recipe.train)
+                _save_state(run, step)
+            if data_error:
+                raise data_error
             if is_stopped:
                 raise StopRequested(step, n_steps)
     with run.ranks.sync_errors():
@@ -100,33 +100,41 @@ def train_run(run: Run, progress: Progress | None = None) -> Ear:
     return run.ear
 
 
-def _opened(run: Run, standing: TrainerState) -> tuple[MetricsLog | None, SkippedRows]:
-    """The files of a run beside its state, as far as they belong to where it stands; the first rank writes them."""
+def _open_logs(run: Run, state: TrainerState) -> tuple[MetricsLog | None, SkippedRows]:
+    """Opens the logs of a run, without lines of steps after its state; the first rank writes them."""
     metrics = None
     with run.ranks.sync_errors():
         if run.ranks.is_first:
             write_origin(run.folder, run.fingerprints)
             write_text(run.folder / "recipe.toml", to_toml(run.recipe))
-            metrics = MetricsLog(run.folder, standing.step)
-            _skipped(run, standing.step)  # brings the file to where the run stands, before others read it
+            metrics = MetricsLog(run.folder, state.step)
+            _open_skipped(run, state.step)  # removes later lines, before the other ranks read the file
     with run.ranks.sync_errors():
-        return metrics, _skipped(run, standing.step)
+        return metrics, _open_skipped(run, state.step)
 
 
-def _skipped(run: Run, step: int) -> SkippedRows:
+def _open_skipped(run: Run, step: int) -> SkippedRows:
     return SkippedRows(run.folder, len(run.dataset.speech), run.recipe.data.max_invalid_ratio, step)
 
 
-def _standing(run: Run, step: int) -> TrainerState:
-    return TrainerState(step=step, n_samples=run.sampler.count_samples_before(step))
+def _log_metrics(run: Run, row: MetricsRow, metrics: MetricsLog | None, progress: TrainingProgress) -> None:
+    with run.ranks.sync_errors():
+        if metrics:
+            metrics.append(row)
+    progress.log(row)
 
 
-def _refusal(run: Run, step: int, taken: StepResult, skipped: SkippedRows) -> DataError | None:
-    """Lists the rows that a step had to leave out; what to end with if they are more than the recipe allows."""
-    if not taken.n_skipped:
+def _save_state(run: Run, step: int) -> None:
+    state = TrainerState(step=step, n_samples=run.sampler.count_samples_before(step))
+    save_state(run.folder, run.ear.connector, run.optimizer, state, run.recipe, run.ranks)
+
+
+def _record_skipped(run: Run, step: int, result: StepResult, skipped: SkippedRows) -> DataError | None:
+    """Lists the rows that a step skipped; returns the error to end with if there are more than the recipe allows."""
+    if not result.n_skipped:
         return None
     with run.ranks.sync_errors():
-        for rows in run.ranks.all_gather(taken.skipped):
+        for rows in run.ranks.all_gather(result.skipped):
             skipped.add(rows, step, writes=run.ranks.is_first)
     try:
         skipped.check(run.sampler.count_samples_before(step))
@@ -135,68 +143,90 @@ def _refusal(run: Run, step: int, taken: StepResult, skipped: SkippedRows) -> Da
     return None
 
 
-def _shares(run: Run, step: int) -> Generator[RankBatch]:
-    """What this rank learns from in each of the steps that are left."""
-    with contextlib.closing(
-        map_in_workers(run.dataset.load_clips, run.draw_chunks_from(step), run.dataset.n_workers)
-    ) as made:
-        for number in range(step, run.recipe.train.n_steps):
-            yield run.build_rank_batch([next(made) for _ in run.draw_chunks(number)])
+def _load_rank_batches(run: Run, step: int) -> Generator[RankBatch]:
+    """Yields this rank's clips of each step that is left."""
+    chunks = run.draw_chunks_from(step)
+    with contextlib.closing(map_in_workers(run.dataset.load_clips, chunks, run.dataset.n_workers)) as loaded:
+        for later_step in range(step, run.recipe.train.n_steps):
+            yield run.build_rank_batch([next(loaded) for _ in run.draw_chunks(later_step)])
 
 
-def _check_finite(run: Run, step: int, taken: StepResult) -> None:
-    """Once a gradient is not finite, no weight is any more: nothing worth saving comes after it."""
-    if not taken.is_finite:
-        raise OssicleError(
-            f"at step {step} the loss is {float(taken.terms['loss']):g} and its gradient not finite; begin again"
-            f" with a train.peak_lr below {run.recipe.train.peak_lr:g} (the state saved before is unharmed)"
-        )
+def _check_finite(result: StepResult, step: int, settings: TrainSettings) -> None:
+    """Checks the gradient: if it is not finite, neither are the weights, and they are not worth saving.
 
-
-def count_steps_within(run: Run, seconds: float) -> int:
-    """How many steps a prepared run can take in so many seconds, lead phase and the rest in proportion.
-
-    It takes a dozen steps to see, which are not counted, and puts connector and optimizer back as they were.
+    Raises:
+        OssicleError: the gradient is not finite
     """
-    share = run.recipe.objective.align_only_ratio
-    first_after = math.ceil(share * run.recipe.train.n_steps)
-    with _put_back(run):
-        step_s = sum(
-            part * _seconds_per_step(run, first)
-            for part, first in ((share, 0), (1 - share, first_after))
-            if part > 0
+    if not result.is_finite:
+        raise OssicleError(
+            f"at step {step} the loss is {float(result.terms['loss']):g} and its gradient is not finite; begin the run"
+            f" again with a train.peak_lr below {settings.peak_lr:g} (the state saved before is unharmed)"
         )
-    return max(1, int(seconds / step_s))
 
 
-def _seconds_per_step(run: Run, first: int) -> float:
-    """By steps whose clips are ready, as workers have them when a step wants them."""
+class MetricAverager:
+    """Averages over the steps since the last line of metrics."""
 
-    def take(step: int, share: RankBatch) -> None:
-        float(train_step(run, step, share).terms["loss"])  # waits for the device
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._reset()
 
-    by_length = sorted(range(first, first + _OF_STEPS), key=lambda step: _length(run, step))
-    every = _OF_STEPS // _TIMED_STEPS
-    steps = by_length[every // 2 :: every]
-    ready = {step: run.load_rank_batch(step) for step in steps}
-    take(steps[0], ready[steps[0]])  # a first step is slower than all others
-    started = time.perf_counter()
-    for step, share in ready.items():
-        take(step, share)
-    return (time.perf_counter() - started) / _TIMED_STEPS
+    def _reset(self) -> None:
+        self.results: list[StepResult] = []
+        self.start_s = time.monotonic()
 
+    def add(self, result: StepResult) -> None:
+        """Adds a step."""
+        self.results.append(result)
 
-def _length(run: Run, step: int) -> float:
-    return float(sum(run.dataset.speech.durations_s[draw.row] for draw in run.sampler[step]))
+    def compute_row(self, step: int, settings: TrainSettings, peak_flops: float | None) -> MetricsRow:
+        """Returns the means over these steps and their speed, and starts again; all ranks call it together.
+
+        Args:
+            step: the last of these steps
+            peak_flops: of the device, if known
+        """
+        elapsed_s = time.monotonic() - self.start_s
+        terms = [result.terms for result in self.results if result.terms]
+        names = list(dict.fromkeys(name for step_terms in terms for name in step_terms))
+        means = [
+            torch.stack([step_terms[name] for step_terms in terms if name in step_terms]).mean().item()
+            for name in names
+        ]
+        row_means = dict(zip(names, self.ranks.all_reduce(means), strict=True))
+        if "grad_norm" in row_means:  # the same on all ranks
+            row_means["grad_norm"] /= self.ranks.n_ranks
+        row: MetricsRow = {
+            "step": step,
+            **row_means,
+            "lr": settings.peak_lr * compute_lr_factor(step - 1, settings),
+            "clips_per_s": sum(result.n_clips for result in self.results) / elapsed_s,
+            "audio_h_per_h": sum(result.audio_s for result in self.results) / elapsed_s,
+        }
+        flops = sum(result.flops for result in self.results)
+        row["tflops"] = flops / elapsed_s / self.ranks.n_ranks / 1e12  # of one device
+        if peak_flops:
+            row["mfu"] = row["tflops"] * 1e12 / peak_flops
+        self._reset()
+        return row
 
 
 @contextlib.contextmanager
-def _put_back(run: Run) -> Generator[None]:
-    """Connector and optimizer are after the block, bit for bit, what they were before it."""
-    before = copy.deepcopy((run.ear.connector.state_dict(), run.optimizer.state_dict()))
+def catch_stop_signals() -> Generator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C or SIGTERM came; a second Ctrl-C interrupts immediately."""
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
     try:
-        yield
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread receives signals
+        previous = {}
+    try:
+        yield lambda: bool(received)
     finally:
-        run.ear.connector.load_state_dict(before[0])
-        run.optimizer.load_state_dict(before[1])
-        run.optimizer.zero_grad()
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,7 +1,7 @@
-"""One file of a state cache: values side by side, their keys, and check sums; it knows nothing of other files.
+"""One file of a tensor cache: entries with their keys and checksums; it knows nothing of other files.
 
-A safetensors file with the states of all values in one tensor, which is read through a memory map, and small tables
-that say where each value is. Never a pickle.
+A safetensors file with the states of all entries in one tensor, which is read through a memory map, and small tables
+that say where each entry is. Never a pickle.
 """
 
 import json
@@ -22,25 +22,26 @@ from ossicle.atomic_io import atomic_write
 from ossicle.errors import CacheError
 
 KEY_BYTES = 16
-"""Length of a key: a digest that never meets its double."""
+"""Length of a key: a digest for which no collision is expected."""
 _FINGERPRINT = "fingerprint"
 _TABLES = ("crc32", "ids", "id_offsets", "keys", "offsets", "without")
-# What safetensors, JSON and torch raise over a file that is damaged or something else.
-_UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError)
+"""Names of the tensors in the file, but for the states; "without" holds the keys that have no entry."""
+_READ_ERRORS = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError)
+"""What safetensors, JSON and torch raise for a file that is damaged or something else."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What is kept under one key."""
+    """What is stored under one key."""
 
     states: Float[Tensor, "n W"]
     token_ids: tuple[int, ...] = ()
-    """Token ids that belong to it, if any."""
+    """Tokens that belong to the states, if any."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard; its states stay on disk until they are asked for."""
+    """An open shard; its states stay on disk until they are read."""
 
     path: Path
     fingerprint: dict[str, str]
@@ -48,36 +49,36 @@ class Shard:
     """Mapped from the file."""
     tables: dict[str, np.ndarray]
     crc32: int
-    """Of all that is not states."""
+    """Checksum of everything but the states."""
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys of its values."""
+        """The keys of its entries."""
         return to_key_array(self.tables["keys"])
 
     @property
     def missing_keys(self) -> np.ndarray:
-        """Keys for which no value could be made."""
+        """Keys whose entry could not be computed."""
         return to_key_array(self.tables["without"])
 
     def read_entry(self, number: int) -> CacheEntry:
-        """One value, read from disk.
+        """Reads one entry from disk.
 
         Raises:
-            CacheError: it is not what was written
+            CacheError: the entry is damaged
         """
         first, last = self._bounds[number : number + 2]
         states = self.states[first:last].clone()
-        if _crc32(states) != self._sums[number]:
-            raise damaged_error(self.path, f"the check sum of value {number} is wrong")
+        if _compute_crc32(states) != self._checksums[number]:
+            raise damaged_error(self.path, f"the checksum of entry {number} is wrong")
         first, last = self._id_bounds[number : number + 2]
         return CacheEntry(states, tuple(self.tables["ids"][first:last].tolist()))
 
     def verify(self) -> None:
-        """Reads every value.
+        """Reads every entry.
 
         Raises:
-            CacheError: one is not what was written
+            CacheError: an entry is damaged
         """
         for number in range(len(self.keys)):
             self.read_entry(number)
@@ -91,12 +92,12 @@ class Shard:
         return self.tables["id_offsets"].tolist()
 
     @cached_property
-    def _sums(self) -> list[int]:
+    def _checksums(self) -> list[int]:
         return self.tables["crc32"].tolist()
 
 
 def to_key_array(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
-    """Keys as an array that can be sorted and searched."""
+    """Returns keys as an array that can be sorted and searched."""
     if isinstance(keys, np.ndarray):
         return np.ascontiguousarray(keys).reshape(-1).view(f"S{KEY_BYTES}")
     return np.frombuffer(b"".join(keys), dtype=f"S{KEY_BYTES}")
@@ -106,42 +107,42 @@ def write_shard(
     path: Path,
     fingerprint: dict[str, str],
     keys: Sequence[bytes],
-    values: Sequence[CacheEntry | None],
+    entries: Sequence[CacheEntry | None],
     *,
     width: int,
     dtype: torch.dtype,
 ) -> None:
-    """Writes a shard, whole or not at all; the same values give the same bytes.
+    """Writes a shard, whole or not at all; the same entries give the same bytes.
 
     Args:
-        values: None where there is none for a key
+        entries: None for a key whose entry could not be computed
 
     Raises:
-        CheckpointError: the disk is full or the place cannot be written to
+        CheckpointError: the disk is full or the path cannot be written to
     """
-    pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
-    kept = [value for _, value in pairs]
-    without = [key for key, value in zip(keys, values, strict=True) if value is None]
-    assert all(value.states.shape[1] == width and value.states.dtype == dtype for value in kept)
-    ids = [token for value in kept for token in value.token_ids]
+    pairs = [(key, entry) for key, entry in zip(keys, entries, strict=True) if entry is not None]
+    present = [entry for _, entry in pairs]
+    missing_keys = [key for key, entry in zip(keys, entries, strict=True) if entry is None]
+    assert all(entry.states.shape[1] == width and entry.states.dtype == dtype for entry in present)
+    ids = [token for entry in present for token in entry.token_ids]
     tensors = {
-        "states": torch.cat([torch.empty(0, width, dtype=dtype), *(value.states for value in kept)]),
-        "offsets": _starts([len(value.states) for value in kept]),
+        "states": torch.cat([torch.empty(0, width, dtype=dtype), *(entry.states for entry in present)]),
+        "offsets": _to_offsets([len(entry.states) for entry in present]),
         "ids": torch.tensor(ids, dtype=torch.int32),
-        "id_offsets": _starts([len(value.token_ids) for value in kept]),
-        "keys": _key_table([key for key, _ in pairs]),
-        "without": _key_table(without),
-        "crc32": torch.tensor([_crc32(value.states) for value in kept], dtype=torch.int64),
+        "id_offsets": _to_offsets([len(entry.token_ids) for entry in present]),
+        "keys": _to_key_table([key for key, _ in pairs]),
+        "without": _to_key_table(missing_keys),
+        "crc32": torch.tensor([_compute_crc32(entry.states) for entry in present], dtype=torch.int64),
     }
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={_FINGERPRINT: json.dumps(fingerprint, sort_keys=True)})
 
 
 def read_shard(path: Path) -> Shard:
-    """A shard with its tables, checked to fit each other; values are checked as they are read.
+    """Opens a shard and checks that its tables fit each other; entries are checked when they are read.
 
     Raises:
-        CacheError: it is missing, cut short or damaged
+        CacheError: the file is missing, truncated or damaged
     """
     try:
         with path.open("rb") as file:
@@ -155,8 +156,8 @@ def read_shard(path: Path) -> Shard:
         if not isinstance(fingerprint, dict) or not all(
             isinstance(part, str) for part in fingerprint.values()
         ):
-            raise ValueError("its fingerprint is none")
-    except _UNREADABLE as error:
+            raise ValueError("its fingerprint is invalid")
+    except _READ_ERRORS as error:
         raise damaged_error(path, error) from error
     crc32 = zlib.crc32(header)
     for name in _TABLES:
@@ -165,40 +166,40 @@ def read_shard(path: Path) -> Shard:
 
 
 def _check_tables(tables: dict[str, np.ndarray], states: Tensor) -> None:
-    n_values = len(tables["keys"])
+    n_entries = len(tables["keys"])
     for name, n_rows in (("offsets", len(states)), ("id_offsets", len(tables["ids"]))):
-        starts = tables[name]
+        offsets = tables[name]
         if (
-            starts.shape != (n_values + 1,)
-            or starts[0] != 0
-            or starts[-1] != n_rows
-            or (np.diff(starts) < 0).any()
+            offsets.shape != (n_entries + 1,)
+            or offsets[0] != 0
+            or offsets[-1] != n_rows
+            or (np.diff(offsets) < 0).any()
         ):
             raise ValueError(f"its {name} do not fit")
     for name in ("keys", "without"):
         if tables[name].dtype != np.uint8 or tables[name].shape[1:] != (KEY_BYTES,):
-            raise ValueError(f"its {name} are none")
-    if states.ndim != 2 or not states.is_floating_point() or tables["crc32"].shape != (n_values,):
-        raise ValueError("its states are none")
+            raise ValueError(f"its {name} are invalid")
+    if states.ndim != 2 or not states.is_floating_point() or tables["crc32"].shape != (n_entries,):
+        raise ValueError("its states are invalid")
 
 
 def damaged_error(path: Path, reason: object) -> CacheError:
-    """The error of a file that cannot be used."""
+    """Returns the error for a file that cannot be used."""
     text = " ".join(str(reason).split()) or type(reason).__name__
     return CacheError(
-        f"{path} is damaged or not all there ({text}); remove it and the index.json beside it, and fill the cache"
-        " again by the command that filled it"
+        f"{path} is damaged or incomplete ({text}); remove it and the index.json next to it, and run the command that"
+        " fills the cache again"
     )
 
 
-def _starts(lengths: Sequence[int]) -> Int[Tensor, " n"]:
+def _to_offsets(lengths: Sequence[int]) -> Int[Tensor, " n"]:
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
-def _key_table(keys: Sequence[bytes]) -> Tensor:
+def _to_key_table(keys: Sequence[bytes]) -> Tensor:
     assert all(len(key) == KEY_BYTES for key in keys)
     return torch.tensor(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, KEY_BYTES)
 
 
-def _crc32(states: Float[Tensor, "n W"]) -> int:
+def _compute_crc32(states: Float[Tensor, "n W"]) -> int:
     return zlib.crc32(states.contiguous().view(torch.uint8).numpy())
