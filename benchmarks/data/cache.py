@@ -1,12 +1,12 @@
-"""How fast a state cache is filled, opened, and read in random order.
+"""Measures how fast a tensor cache is written, opened, and read in random order.
 
-    python benchmarks/cache.py                  # half a minute, 1.5 GB of disk
-    python benchmarks/cache.py --folder /mnt/x  # on another disk
+    python -m benchmarks.data.cache                  # half a minute, 1.5 GB of disk
+    python -m benchmarks.data.cache --folder /mnt/x  # on another disk
 
-Values of three shapes are written once, then read one by one in a random order and checked, as training does it: the
-teacher's states of a pocket transcript at all positions, those of an 8B LLM at the last one and at a suffix of eight
-(bfloat16), and encoder features of a pocket clip. "Cold" drops the files from the system's memory first, where it allows
-that. Values are made beforehand, so that only the cache is timed. Last, one line of JSON.
+Entries of four shapes are written once, then read and checked one by one in a random order, as training does: the
+teacher's states of a pocket transcript at all positions, those of an 8B LLM at the last position and at a suffix of
+eight (bfloat16), and encoder features of a pocket clip. "Cold" drops the files from the system's memory first, where it
+allows that. Tensors are drawn beforehand, so that only the cache is timed. The last line is JSON.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from ossicle.training.cache.tensor_cache import TensorCache
 from ossicle.training.cache.tensor_shard import CacheEntry
 
 TARGET = 5_000
-"""Values a second that training must be able to read."""
+"""Entries a second that training must be able to read."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a value looks like."""
+    """The shape of a cache's entries."""
 
     name: str
     n_rows: tuple[int, int]
@@ -51,30 +51,30 @@ SHAPES = (
 )
 
 
-def key(number: int) -> bytes:
-    """A key as real ones are: spread evenly."""
+def build_key(number: int) -> bytes:
+    """Returns a key that is spread evenly, as real ones are."""
     return blake2b(str(number).encode(), digest_size=16).digest()
 
 
-def filled(folder: Path, shape: Shape) -> float:
-    """Writes all values; values a second."""
+def write_cache(folder: Path, shape: Shape) -> float:
+    """Writes all entries; returns entries a second."""
     lengths = np.random.default_rng(0).integers(shape.n_rows[0], shape.n_rows[1] + 1, shape.n_values)
     source = torch.randn(max(shape.n_rows), shape.width).to(shape.dtype)
 
-    def compute(places: np.ndarray) -> Iterator[CacheEntry]:
-        for place in places.tolist():
-            yield CacheEntry(source[: lengths[place]])
+    def compute(rows: np.ndarray) -> Iterator[CacheEntry]:
+        for row in rows.tolist():
+            yield CacheEntry(source[: lengths[row]])
 
-    keys = [key(number) for number in range(shape.n_values)]
-    fingerprint = {"made by": "a benchmark"}
+    keys = [build_key(number) for number in range(shape.n_values)]
+    fingerprint = {"written by": "a benchmark"}
     started = time.perf_counter()
-    filling = plan_cache_write(folder, fingerprint, keys, lengths, width=shape.width, dtype=shape.dtype)
-    filling.write_shards(compute)
+    plan = plan_cache_write(folder, fingerprint, keys, lengths, width=shape.width, dtype=shape.dtype)
+    plan.write_shards(compute)
     write_index(folder, fingerprint)
     return shape.n_values / (time.perf_counter() - started)
 
 
-def forget(folder: Path) -> None:
+def drop_from_memory(folder: Path) -> None:
     """Drops a folder's files from the system's memory."""
     for path in folder.iterdir():
         handle = os.open(path, os.O_RDONLY)
@@ -84,30 +84,30 @@ def forget(folder: Path) -> None:
         os.close(handle)
 
 
-def read(cache: TensorCache, order: Sequence[int]) -> float:
-    """Reads values in an order; values a second."""
-    keys = [key(number) for number in order]
+def read_entries(cache: TensorCache, order: Sequence[int]) -> float:
+    """Reads entries in the given order; returns entries a second."""
+    keys = [build_key(number) for number in order]
     started = time.perf_counter()
-    for one in keys:
-        if cache.get(one) is None:
-            raise SystemExit("a value is missing")
+    for key in keys:
+        if cache.get(key) is None:
+            raise SystemExit("the cache has lost an entry that was written")
     return len(keys) / (time.perf_counter() - started)
 
 
-def measured(folder: Path, shape: Shape) -> dict[str, float]:
-    """All numbers of a shape."""
-    n_filled = filled(folder, shape)
+def measure_cache(folder: Path, shape: Shape) -> dict[str, float]:
+    """Measures the cache with one shape."""
+    written_per_s = write_cache(folder, shape)
     n_bytes = sum(path.stat().st_size for path in folder.iterdir())
     order = np.random.default_rng(1).permutation(shape.n_values).tolist()
-    forget(folder)
+    drop_from_memory(folder)
     started = time.perf_counter()
     cache = TensorCache.open(folder, {})
     opened_s = time.perf_counter() - started
-    cold = read(cache, order)
-    warm = sorted(read(cache, order) for _ in range(3))[1]
+    cold = read_entries(cache, order)
+    warm = sorted(read_entries(cache, order) for _ in range(3))[1]
     return {
         "gb": n_bytes / 1e9,
-        "filled_per_s": n_filled,
+        "filled_per_s": written_per_s,
         "open_s": opened_s,
         "cold_per_s": cold,
         "warm_per_s": warm,
@@ -116,10 +116,13 @@ def measured(folder: Path, shape: Shape) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the table and the line."""
+    """Prints the table and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where to write; a temporary folder without"
+        "--folder",
+        type=Path,
+        default=None,
+        help="folder to write to; the system's temporary folder if not given",
     )
     folder = parser.parse_args().folder
     torch.set_num_threads(1)
@@ -127,16 +130,16 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for number, shape in enumerate(SHAPES):
-            found = measured(Path(temporary) / str(number), shape)
-            results[shape.name] = {name: round(value, 3) for name, value in found.items()}
+            row = measure_cache(Path(temporary) / str(number), shape)
+            results[shape.name] = {name: round(value, 3) for name, value in row.items()}
             print(
-                f"{shape.name:30} {found['gb']:6.2f} {found['filled_per_s']:9,.0f} {found['open_s']:7.2f}"
-                f" {found['cold_per_s']:8,.0f} {found['warm_per_s']:8,.0f} {found['warm_gb_per_s']:6.2f}"
+                f"{shape.name:30} {row['gb']:6.2f} {row['filled_per_s']:9,.0f} {row['open_s']:7.2f}"
+                f" {row['cold_per_s']:8,.0f} {row['warm_per_s']:8,.0f} {row['warm_gb_per_s']:6.2f}"
             )
-    slowest = min(found["cold_per_s"] for found in results.values())
-    print(f"slowest: {slowest:,.0f} values a second, cold; wanted are {TARGET:,}")
-    about = {"benchmark": "cache", "date": date.today().isoformat(), "machine": platform.machine()}
-    print(json.dumps({**about, "cores": os.cpu_count(), "results": results, "target_per_s": TARGET}))
+    slowest = min(row["cold_per_s"] for row in results.values())
+    print(f"slowest: {slowest:,.0f} entries a second, cold; the target is {TARGET:,}")
+    header = {"benchmark": "cache", "date": date.today().isoformat(), "machine": platform.machine()}
+    print(json.dumps({**header, "cores": os.cpu_count(), "results": results, "target_per_s": TARGET}))
 
 
 if __name__ == "__main__":

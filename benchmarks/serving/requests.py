@@ -1,13 +1,12 @@
-"""What clients ask a server: questions of the pocket suite, in sounds that no two requests share.
+"""Requests of clients: questions of the pocket suite, in sounds that no two requests share.
 
-It knows OpenAI's fields and nothing of servers. A request is made from its number alone, so that it can be asked again.
+This module knows OpenAI's fields and no servers. A request depends on its number alone, so that it can be sent again.
 """
 
 import base64
 import io
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,67 +19,74 @@ from ossicle.evaluation import Item, load_suite
 
 MODEL = "pocket/ear"
 _HISS = 1e-4
-"""Of full scale: too quiet to hear, but no file is the same as another, so that none was heard before."""
-_IN_A_ROW = 3
-"""Questions in a long sound, which is longer than the pocket encoder's window of 6 s now and then."""
+"""Of full scale: inaudible, but it makes every file different, so that the server has none in its cache."""
+_N_LONG_QUESTIONS = 3
+"""Questions in a long sound, which is sometimes longer than the pocket encoder's window of 6 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request for an answer, and what its client does."""
+    """A request for an answer, and when its client disconnects."""
 
     number: int
     body: bytes
     is_streamed: bool
     leaves_after_s: float | None = None
-    """The client goes away when so much time has passed, whatever is there by then."""
-    leaves_after_pieces: int | None = None
-    """The client goes away in the middle of a stream."""
+    """The client disconnects after this time, whatever has arrived by then."""
+    leaves_after_chunks: int | None = None
+    """The client disconnects in the middle of a stream, after this many chunks."""
 
 
 def build_question_wav(number: int) -> bytes:
-    """One question of the suite as a WAV file."""
-    return _wav(_samples(_item(number), np.random.default_rng(number)))
+    """Returns a question of the suite as a WAV file."""
+    return _encode_wav(_add_hiss(_get_item(number), np.random.default_rng(number)))
 
 
 def build_audio_request(number: int) -> Request:
-    """One spoken question, 0.5 to 3.3 s long; the answer is streamed, greedy, and ends where the LLM ends it."""
-    return _request(number, [_turn(_sound(build_question_wav(number)))], {"stream": True})
+    """Returns a request with one spoken question of 0.5 to 3.3 s; its answer is greedy, and streamed to its end."""
+    return _build_request(
+        number, [_build_user_message(_build_audio_part(build_question_wav(number)))], {"stream": True}
+    )
 
 
 def build_text_request(number: int, transcript: str) -> Request:
-    """The same question in letters."""
-    return _request(number, [_turn({"type": "text", "text": transcript})], {"stream": True})
+    """Returns a request with the same question as text."""
+    return _build_request(
+        number, [_build_user_message({"type": "text", "text": transcript})], {"stream": True}
+    )
 
 
 def build_mixed_request(number: int) -> Request:
-    """Sound and text in one to three turns, with options of all kinds; one client in seven goes away early."""
+    """Returns a request with sound and text in one to three turns and all kinds of options.
+
+    One client in seven disconnects early.
+    """
     draw = random.Random(number)
     hiss = np.random.default_rng(number)
     messages: list[dict[str, Any]] = []
     if draw.random() < 0.2:
         messages.append({"role": "system", "content": "Answer in one word."})
     for turn in range(n_turns := draw.choice((1, 1, 1, 2, 3))):
-        messages.append(_turn(*_parts(draw, hiss)))
+        messages.append(_build_user_message(*_draw_parts(draw, hiss)))
         if turn < n_turns - 1:
-            messages.append({"role": "assistant", "content": _item(draw.randrange(1 << 20)).answer})
-    leaving = draw.choice((*[{}] * 12, {"leaves_after_s": draw.uniform(0, 0.5)}, {"leaves_after_pieces": 2}))
-    return _request(number, messages, _options(draw), **leaving)
+            messages.append({"role": "assistant", "content": _get_item(draw.randrange(1 << 20)).answer})
+    leaving = draw.choice((*[{}] * 12, {"leaves_after_s": draw.uniform(0, 0.5)}, {"leaves_after_chunks": 2}))
+    return _build_request(number, messages, _draw_options(draw), **leaving)
 
 
-def _parts(draw: random.Random, hiss: np.random.Generator) -> list[dict[str, Any]]:
-    """Of one turn: a short sound or a long one, two, one with a text, or a text alone."""
+def _draw_parts(draw: random.Random, hiss: np.random.Generator) -> list[dict[str, Any]]:
+    """Draws the parts of one turn: a short sound or a long one, two, one with a text, or a text alone."""
     kind = draw.choice(("short", "short", "long", "two", "with text", "text"))
-    items = [_item(draw.randrange(1 << 20)) for _ in range(_IN_A_ROW)]
+    items = [_get_item(draw.randrange(1 << 20)) for _ in range(_N_LONG_QUESTIONS)]
     if kind == "text":
         return [{"type": "text", "text": items[0].text}]
-    samples = [_samples(item, hiss) for item in items]
+    samples = [_add_hiss(item, hiss) for item in items]
     sounds = {"long": [np.concatenate(samples)], "two": samples[:2]}.get(kind, samples[:1])
-    asked = [{"type": "text", "text": "Answer in Spanish."}] if kind == "with text" else []
-    return [*(_sound(_wav(sound)) for sound in sounds), *asked]
+    texts = [{"type": "text", "text": "Answer in Spanish."}] if kind == "with text" else []
+    return [*(_build_audio_part(_encode_wav(sound)) for sound in sounds), *texts]
 
 
-def _options(draw: random.Random) -> dict[str, Any]:
+def _draw_options(draw: random.Random) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_tokens": draw.choice((1, 4, 16, 64)),
         "n": draw.choice((1, 1, 1, 2, 3)),
@@ -93,42 +99,45 @@ def _options(draw: random.Random) -> dict[str, Any]:
     return options
 
 
-def _request(number: int, messages: list[Any], options: dict[str, Any], **leaving: Any) -> Request:
+def _build_request(number: int, messages: list[Any], options: dict[str, Any], **leaving: Any) -> Request:
     usage = {"stream_options": {"include_usage": True}} if options["stream"] else {}
     body = {"model": MODEL, "messages": messages, **options, **usage}
     return Request(number=number, body=json.dumps(body).encode(), is_streamed=options["stream"], **leaving)
 
 
-def _turn(*parts: dict[str, Any]) -> dict[str, Any]:
+def _build_user_message(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": list(parts)}
 
 
-def _sound(data: bytes) -> dict[str, Any]:
+def _build_audio_part(data: bytes) -> dict[str, Any]:
     return {
         "type": "input_audio",
         "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"},
     }
 
 
-def _samples(item: Item, hiss: np.random.Generator) -> np.ndarray:
-    clean = _decoded(item.audio)
+def _add_hiss(item: Item, hiss: np.random.Generator) -> np.ndarray:
+    assert isinstance(item.audio, bytes)
+    clean = _decode(item.audio)
     return clean + _HISS * hiss.standard_normal(len(clean), dtype=np.float32)
 
 
-def _wav(samples: np.ndarray) -> bytes:
+def _encode_wav(samples: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
-def _item(number: int) -> Item:
-    items = _questions()
+def _get_item(number: int) -> Item:
+    items = _load_questions()
     return items[number % len(items)]
 
 
 @cache
-def _questions() -> list[Item]:
+def _load_questions() -> list[Item]:
     return [item for item in load_suite("pocket") if item.instruction is None]
 
 
-_decoded: Callable[[bytes], np.ndarray] = cache(load_audio)
+@cache
+def _decode(audio: bytes) -> np.ndarray:
+    return load_audio(audio)
