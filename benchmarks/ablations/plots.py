@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, ScalarFormatter
 
 from benchmarks.ablations.arms import BASE
-from benchmarks.ablations.label_layout import spread_labels
+from ossicle.evaluation.report.charts import separate_labels
 
 SLOT_ARMS = {
     BASE: "anchored",
@@ -76,7 +76,8 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
     low, high = axes.get_ylim()
     points = {name: (arm["mean"]["training TFLOP"], 100 * arm["mean"]["ear"]) for name, arm in arms.items()}
     points = dict(sorted(points.items(), key=lambda item: (item[1][1], item[1][0])))  # fewer lines cross
-    heights = spread_labels([(y - low) / (high - low) for _, y in points.values()], _LABEL_GAP, 0.0, 1.0)
+    relative = [(y - low) / (high - low) for _, y in points.values()]
+    heights = separate_labels(relative, gap=_LABEL_GAP, low=0.0, high=1.0)
     for (name, point), height in zip(points.items(), heights, strict=True):
         axes.annotate(
             f"{name}  {point[1]:.1f} % (n {arms[name]['n']})",

@@ -4,18 +4,15 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.ablations import arms, label_layout, measures, plots, results, run
+from benchmarks.ablations import arms, measures, plots, results, run
 from ossicle import checkpoint
 from ossicle.config import ConnectorSettings
 from ossicle.ear import Ear, EarSettings
@@ -353,23 +350,6 @@ def test_differences_are_taken_over_the_seeds_of_both() -> None:
     assert "25.0 ±7.1" in said
     assert "-20.0 (n 1)" in said
     assert results.format_tables(results.build_result({}, 1_000, {}))
-
-
-@settings(max_examples=40)
-@given(st.lists(st.floats(0, 1), max_size=40), st.floats(0.001, 0.2))
-def test_labels_keep_their_distance_and_their_order(wanted: list[float], gap: float) -> None:
-    places = label_layout.spread_labels(wanted, gap, 0.0, 1.0)
-    room = min(gap, 1.0 / max(1, len(wanted) - 1))
-    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
-    ordered = [places[number] for number in order]
-    assert all(b - a >= room * (1 - 1e-6) for a, b in pairwise(ordered))
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
-
-
-def test_labels_that_are_apart_stay_where_they_are() -> None:
-    apart = label_layout.spread_labels
-    assert apart([0.9, 0.1, 0.5], 0.1, 0.0, 1.0) == [0.9, 0.1, 0.5]
-    assert apart([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
 
 
 def test_pictures_are_refused_before_training_where_nothing_can_draw(

@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossicle.evaluation.corruptions import CORRUPTIONS, Corruption
@@ -175,6 +176,22 @@ def test_labels_never_overlap_and_keep_the_order_of_the_lines(ratios):
 )
 def test_labels_are_moved_as_little_as_possible(positions, expected):
     assert separate_labels(positions, gap=10.0, low=0.0, high=100.0) == expected
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(0, 1), max_size=40), st.floats(0.001, 0.2))
+def test_separated_labels_keep_their_distance_and_order(positions: list[float], gap: float) -> None:
+    separated = separate_labels(positions, gap=gap, low=0.0, high=1.0)
+    room = min(gap, 1.0 / max(1, len(positions) - 1))
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    ordered = [separated[index] for index in order]
+    assert all(b - a >= room * (1 - 1e-6) for a, b in pairwise(ordered))
+    assert all(-1e-9 <= position <= 1 + 1e-9 for position in separated)
+
+
+def test_labels_that_do_not_overlap_are_unchanged() -> None:
+    assert separate_labels([0.9, 0.1, 0.5], gap=0.1, low=0.0, high=1.0) == [0.9, 0.1, 0.5]
+    assert separate_labels([0.5, 0.5], gap=0.1, low=0.0, high=1.0) == pytest.approx([0.45, 0.55])
 
 
 def test_the_description_has_all_numbers():

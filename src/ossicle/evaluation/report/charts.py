@@ -141,7 +141,7 @@ def build_line_figure(
     step = (WIDTH - LEFT - RIGHT) / len(levels)
     centers = {level: LEFT + step * (number + 0.5) for number, level in enumerate(levels)}
     ends = [_ratio_to_y(line.points[-1].y) for line in lines]
-    label_ys = separate_labels(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
+    label_ys = [round(y, 1) for y in separate_labels(ends, gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)]
     gap = min(BAR_GAP, step / (len(lines) + 1))
     drawn = tuple(
         _draw_line(line, centers, gap * (number - (len(lines) - 1) / 2), label_y, metric)
@@ -181,21 +181,30 @@ def build_dot_figure(title: str, lines: Sequence[Line], metric: Metric = _DEFAUL
 def separate_labels(positions: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
     """Returns the positions at least `gap` apart: each is moved as little as possible, and the order is kept.
 
-    They stay between low and high if there is room; otherwise the last ones exceed high.
+    Neighbors that are too close form a block, centered at the mean of their positions. If there is too little room from
+    low to high, all positions are spread over it evenly.
     """
     order = sorted(range(len(positions)), key=positions.__getitem__)
-    # Without the gaps, keeping the distance means keeping the order: neighbors that would overtake share their mean.
-    clusters: list[list[float]] = []
-    for rank, index in enumerate(order):
-        clusters.append([positions[index] - rank * gap])
-        while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    latest = high - (len(positions) - 1) * gap
-    flat = [max(low, min(_mean(cluster), latest)) for cluster in clusters for _ in cluster]
-    moved = [0.0] * len(positions)
-    for rank, index in enumerate(order):
-        moved[index] = round(flat[rank] + rank * gap, 1)
-    return moved
+    if gap * (len(order) - 1) > high - low:
+        gap = (high - low) / (len(order) - 1)
+
+    def compute_start(block: Sequence[int]) -> float:
+        start = sum(positions[index] - rank * gap for rank, index in enumerate(block)) / len(block)
+        return max(low, min(start, high - gap * (len(block) - 1)))
+
+    blocks: list[list[int]] = []
+    for index in order:
+        blocks.append([index])
+        while len(blocks) > 1 and compute_start(blocks[-2]) + gap * len(blocks[-2]) > compute_start(
+            blocks[-1]
+        ):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    separated = [0.0] * len(positions)
+    for block in blocks:
+        start = compute_start(block)
+        for rank, index in enumerate(block):
+            separated[index] = start + rank * gap
+    return separated
 
 
 def _draw_line(
@@ -265,10 +274,6 @@ def _ratio_to_x(ratio: float) -> float:
 def _format_ratio(metric: Metric, ratio: float, n_digits: int = 0, space: str = NARROW_SPACE) -> str:
     """Returns a ratio as "93 %", or as "25" for a metric without a unit."""
     return f"{100 * ratio:.{n_digits}f}{space if metric.unit else ''}{metric.unit}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _describe(title: str, lines: Sequence[Line], metric: Metric) -> str:
