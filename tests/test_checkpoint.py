@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_families import save_tiny_llm
-from support.tiny_models import save_tiny_bases, tiny_ear, tiny_whisper
+from support.tiny_models import save_tiny_backbones, tiny_ear, tiny_whisper
 from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
@@ -28,7 +28,7 @@ TALK = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}, {"type":
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
-    return save_tiny_bases(tmp_path_factory.mktemp("bases"))
+    return save_tiny_backbones(tmp_path_factory.mktemp("bases"))
 
 
 def new_ear(base: BaseSettings, form: str = "query", seed: int = 0) -> Ear:
@@ -122,7 +122,7 @@ def test_the_folder_of_a_run_can_be_loaded_as_its_ear(ear: Ear, tmp_path: Path) 
 def test_backbones_can_be_loaded_from_another_location(
     folder: Path, base: BaseSettings, tmp_path: Path
 ) -> None:
-    moved = save_tiny_bases(tmp_path / "elsewhere")
+    moved = save_tiny_backbones(tmp_path / "elsewhere")
     change(folder, base={"encoder": "/gone/whisper", "llm": "/gone/llm", "llm_revision": "abc"})
     assert "'/gone/whisper': there is no such folder" in refusal(folder)
     again = ossicle.load(folder, encoder=moved.encoder, llm=moved.llm, device="cpu")

@@ -201,7 +201,7 @@ def test_a_full_window_is_one_window_and_one_sample_more_is_two(query_ear: Ear) 
         query_ear.hear(longer),
         torch.cat([query_ear.hear(piece) for piece in split_at_quiet(longer, len(whole))]),
     )
-    with pytest.raises(AudioError, match=r"96001 samples\) of sound; expected at most .*96000 samples"):
+    with pytest.raises(AudioError, match=r"96001 samples\) of audio; expected at most .*96000 samples"):
         query_ear.encode_sounds([longer])
 
 

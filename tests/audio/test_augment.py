@@ -1,4 +1,4 @@
-"""Augmentation's promises: what is asked for is what is heard, and a seed says all of it."""
+"""Augmentation does what its settings ask for, and depends on its seed alone."""
 
 import math
 from pathlib import Path
@@ -48,7 +48,7 @@ def random_mel(n_frames: int, seed: int = 0) -> torch.Tensor:
 
 @given(snr_db=st.floats(-20, 60), n_silent=st.integers(0, 20_000), seed=st.integers(0, 99))
 @settings(max_examples=30)
-def test_the_noise_is_as_loud_as_asked_whatever_silence_is_around_the_speech(snr_db, n_silent, seed):
+def test_the_noise_has_the_requested_ratio_with_any_silence_around_the_speech(snr_db, n_silent, seed):
     speech = tone(16_000)
     silence = np.zeros(n_silent // 160 * 160, np.float32)
     clip = np.concatenate([silence, speech, silence])
@@ -67,48 +67,48 @@ def test_the_power_of_speech_without_pauses_is_its_mean_square(n_samples):
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.1, 2.0])
-def test_speed_changes_length_and_pitch_alike(factor):
-    heard = change_speed(tone(16_000), factor)
-    assert len(heard) == pytest.approx(16_000 / factor, abs=1)
+def test_speed_changes_length_and_pitch_by_the_same_factor(factor):
+    augmented = change_speed(tone(16_000), factor)
+    assert len(augmented) == pytest.approx(16_000 / factor, abs=1)
     inner = slice(500, -500)  # the resampler meets silence at the ends
-    np.testing.assert_allclose(heard[inner], tone(len(heard), 0.1 * factor)[inner], atol=2e-3)
+    np.testing.assert_allclose(augmented[inner], tone(len(augmented), 0.1 * factor)[inner], atol=2e-3)
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 1_000, 65_536, 65_537])
-def test_made_noise_is_finite_and_of_a_different_colour_each_time(n_samples):
-    made = [generate_colored_noise(n_samples, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(len(sound) == n_samples and np.isfinite(sound).all() for sound in made)
+def test_generated_noise_is_finite_and_of_a_different_color_each_time(n_samples):
+    noises = [generate_colored_noise(n_samples, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(len(sound) == n_samples and np.isfinite(sound).all() for sound in noises)
     if n_samples >= 1_000:
         highs = [
-            np.square(np.diff(sound)).mean() / np.square(sound).mean() for sound in made
+            np.square(np.diff(sound)).mean() / np.square(sound).mean() for sound in noises
         ]  # 2 for white noise, towards 0 for brown
         assert max(highs) > 1.5
         assert min(highs) < 0.5
 
 
 @given(n_noise=st.integers(1, 50), n_samples=st.integers(1, 120), seed=st.integers(0, 99))
-def test_a_stretch_is_a_part_of_the_recording_gone_round_as_often_as_needed(n_noise, n_samples, seed):
+def test_crop_or_loop_returns_a_part_of_the_recording_repeated_as_needed(n_noise, n_samples, seed):
     recording = np.arange(n_noise, dtype=np.float32)
-    heard = crop_or_loop(recording, n_samples, np.random.default_rng(seed))
-    assert len(heard) == n_samples
-    steps = np.diff(heard)
+    augmented = crop_or_loop(recording, n_samples, np.random.default_rng(seed))
+    assert len(augmented) == n_samples
+    steps = np.diff(augmented)
     assert ((steps == 1) | (steps == 1 - n_noise)).all()
     if n_samples <= n_noise:
         assert (steps == 1).all()
 
 
-# As a run's settings ask
+# The settings of a run
 
 
-def test_nothing_is_changed_unless_asked_for():
+def test_default_settings_change_nothing():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(AugmentSettings(), WINDOW)
     np.testing.assert_array_equal(augmenter.augment_samples(clip, 3), clip)
     assert augmenter.augment_mel(mel, 3) is mel
 
 
-def test_all_is_drawn_from_the_seed_alone():
-    """Not from what was asked before, nor from who asks."""
+def test_augmentation_of_samples_depends_on_the_seed_alone():
+    """Neither on earlier calls nor on the instance."""
     clips, mels = [tone(9_000 + 977 * i) for i in range(6)], [random_mel(60 + i) for i in range(6)]
     one, other = Augmenter(EVERYTHING, WINDOW), Augmenter(EVERYTHING, WINDOW)
     forwards = [(one.augment_samples(clips[i], i), one.augment_mel(mels[i], i)) for i in range(6)]
@@ -121,7 +121,7 @@ def test_all_is_drawn_from_the_seed_alone():
     assert len({len(one.augment_samples(clips[0], seed)) for seed in range(10)}) > 5
 
 
-def test_what_is_given_stays_as_it_was():
+def test_inputs_are_not_modified():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(EVERYTHING, WINDOW)
     assert not torch.equal(augmenter.augment_mel(mel, 4), mel)
@@ -130,7 +130,7 @@ def test_what_is_given_stays_as_it_was():
     assert torch.equal(mel, random_mel(100))
 
 
-def test_one_setting_does_not_change_what_another_draws():
+def test_one_setting_does_not_change_the_draws_of_another():
     clip = tone(16_000)
     slow = Augmenter(AugmentSettings(speed=(0.8, 1.25)), WINDOW)
     both = Augmenter(AugmentSettings(speed=(0.8, 1.25), noise_ratio=0.5), WINDOW)
@@ -143,10 +143,10 @@ def test_one_setting_does_not_change_what_another_draws():
         np.array_equal(noisy.augment_samples(clip, seed), padded.augment_samples(clip, seed))
         for seed in range(40)
     ]
-    assert 10 < sum(same) < 30, "of those without silence the noise is as it was"
+    assert 10 < sum(same) < 30, "of those without silence the noise is the same"
 
 
-def test_as_many_clips_are_noisy_as_asked():
+def test_the_ratio_of_noisy_clips_is_the_requested_one():
     augmenter, clip = Augmenter(AugmentSettings(noise_ratio=0.3), WINDOW), tone(160)
     n_noisy = sum(not np.array_equal(augmenter.augment_samples(clip, seed), clip) for seed in range(1_000))
     assert 250 < n_noisy < 350
@@ -154,27 +154,27 @@ def test_as_many_clips_are_noisy_as_asked():
 
 @given(n_samples=st.integers(1, 3_000), seed=st.integers(0, 2**60))
 @settings(max_examples=40)
-def test_no_clip_becomes_longer_than_may_be_and_none_is_made_shorter_for_it(n_samples, seed):
+def test_no_clip_becomes_longer_than_the_maximum_and_none_is_cut_for_it(n_samples, seed):
     slowest = Augmenter(AugmentSettings(speed=(0.5, 0.5)), 2_000)
-    heard = slowest.augment_samples(tone(n_samples), seed)
+    augmented = slowest.augment_samples(tone(n_samples), seed)
     expected = n_samples if n_samples >= 2_000 else min(2 * n_samples, 2_000)
-    assert len(heard) == pytest.approx(expected, abs=1)
-    assert len(heard) <= max(n_samples, 2_000)
+    assert len(augmented) == pytest.approx(expected, abs=1)
+    assert len(augmented) <= max(n_samples, 2_000)
 
 
-def test_silence_stands_around_as_many_clips_as_asked_and_noise_covers_it():
+def test_the_ratio_of_clips_with_silence_is_the_requested_one_and_noise_covers_it():
     clip = tone(16_000)
     augmenter = Augmenter(AugmentSettings(silence_ratio=0.3), WINDOW)
     before, behind = [], []
     for seed in range(300):
-        heard = augmenter.augment_samples(clip, seed)
-        first = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a zero
-        np.testing.assert_array_equal(heard[first : first + len(clip)], clip)
-        assert not heard[:first].any()
-        assert not heard[first + len(clip) :].any()
-        if len(heard) > len(clip):
+        augmented = augmenter.augment_samples(clip, seed)
+        first = int(np.flatnonzero(augmented)[0]) - 1  # a sine begins with a zero
+        np.testing.assert_array_equal(augmented[first : first + len(clip)], clip)
+        assert not augmented[:first].any()
+        assert not augmented[first + len(clip) :].any()
+        if len(augmented) > len(clip):
             before.append(first)
-            behind.append(len(heard) - len(clip) - first)
+            behind.append(len(augmented) - len(clip) - first)
     assert 60 < len(before) < 120
     for lengths in (before, behind):
         assert max(lengths) <= 1.5 * SAMPLE_RATE
@@ -187,13 +187,13 @@ def test_silence_stands_around_as_many_clips_as_asked_and_noise_covers_it():
 @given(n_samples=st.integers(1, 3_000), seed=st.integers(0, 2**60))
 @settings(max_examples=40)
 def test_silence_makes_no_clip_longer_than_the_window(n_samples, seed):
-    heard = Augmenter(AugmentSettings(silence_ratio=1.0), 2_000).augment_samples(tone(n_samples), seed)
-    assert n_samples <= len(heard) <= max(n_samples, 2_000)
+    augmented = Augmenter(AugmentSettings(silence_ratio=1.0), 2_000).augment_samples(tone(n_samples), seed)
+    assert n_samples <= len(augmented) <= max(n_samples, 2_000)
 
 
-def test_silence_stays_silence():
-    heard = Augmenter(EVERYTHING, WINDOW).augment_samples(np.zeros(16_000, np.float32), 1)
-    assert not heard.any()
+def test_silence_stays_silent():
+    augmented = Augmenter(EVERYTHING, WINDOW).augment_samples(np.zeros(16_000, np.float32), 1)
+    assert not augmented.any()
 
 
 # Noise from files
@@ -209,7 +209,7 @@ def noises(tmp_path: Path) -> Path:
     return folder
 
 
-def test_noise_comes_from_the_folder_s_files(noises: Path):
+def test_noise_comes_from_the_files_of_the_folder(noises: Path):
     (noises / "deeper" / "long.flac").unlink()
     (recording, _), clip = soundfile.read(noises / "short.wav", dtype="float32"), tone(16_000)
     augmenter = Augmenter(AugmentSettings(noise_ratio=1.0, noise=str(noises)), WINDOW)
@@ -222,21 +222,23 @@ def test_noise_comes_from_the_folder_s_files(noises: Path):
     )
 
 
-def test_files_of_any_length_and_format_serve_in_memory_or_not(noises: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = AugmentSettings(noise_ratio=1.0, noise=str(noises))
-    kept = Augmenter(asked, WINDOW)
+def test_noise_files_of_any_length_and_format_are_used_cached_or_not(
+    noises: Path, monkeypatch: pytest.MonkeyPatch
+):
+    noise_settings = AugmentSettings(noise_ratio=1.0, noise=str(noises))
+    cached = Augmenter(noise_settings, WINDOW)
     monkeypatch.setattr("ossicle.audio.augment._MAX_CACHED_SAMPLES", 26_000)
-    read_again = Augmenter(asked, WINDOW)  # one recording of 25,397 samples and one of 1,000
-    assert [isinstance(noise, Path) for noise in kept.noises] == [False, False]
-    assert [isinstance(noise, Path) for noise in read_again.noises] == [False, True]
+    reloaded = Augmenter(noise_settings, WINDOW)  # one recording of 25,397 samples and one of 1,000
+    assert [isinstance(noise, Path) for noise in cached.noises] == [False, False]
+    assert [isinstance(noise, Path) for noise in reloaded.noises] == [False, True]
     for seed in range(8):
-        heard = kept.augment_samples(tone(30_000), seed)
-        assert len(heard) == 30_000
-        assert np.isfinite(heard).all()
-        np.testing.assert_array_equal(read_again.augment_samples(tone(30_000), seed), heard)
+        augmented = cached.augment_samples(tone(30_000), seed)
+        assert len(augmented) == 30_000
+        assert np.isfinite(augmented).all()
+        np.testing.assert_array_equal(reloaded.augment_samples(tone(30_000), seed), augmented)
 
 
-def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_path: Path):
+def test_unusable_noise_is_refused_before_training(noises: Path, tmp_path: Path):
     def refused(folder: Path) -> str:
         with pytest.raises(ConfigError) as caught:
             Augmenter(AugmentSettings(noise_ratio=0.1, noise=str(folder)), WINDOW)
@@ -249,7 +251,7 @@ def test_noise_that_cannot_be_used_is_told_before_training(noises: Path, tmp_pat
     (noises / "broken.ogg").write_bytes(b"OggS and nothing else")
     assert "broken.ogg" in refused(noises)
     assert "remove the file from the folder" in refused(noises)
-    Augmenter(AugmentSettings(noise=str(noises)), WINDOW)  # no share of the clips gets any
+    Augmenter(AugmentSettings(noise=str(noises)), WINDOW)  # no clip gets any
 
 
 # On spectrograms
@@ -271,25 +273,27 @@ def test_a_silent_spectrogram_stays_finite():
         assert torch.isfinite(augment_mel(silent, seed, 600, lambda: silent)).all()
 
 
-def test_augmentation_depends_on_its_seed_alone():
+def test_augmentation_of_spectrograms_depends_on_the_seed_alone():
     clip = random_mel(120)
     first, again, other = (augment_mel(clip, seed, 600, lambda: random_mel(100)) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
 
 
-def test_somebody_else_is_asked_to_speak_one_time_in_seven_and_heard_then():
+def test_babble_is_drawn_for_one_clip_in_seven_and_mixed_in():
     clip = random_mel(60)
-    asked: list[int] = []
+    babbled_seeds: list[int] = []
     for seed in range(400):
-        before = len(asked)
-        heard = augment_mel(clip, seed, 600, lambda seed=seed: asked.append(seed) or random_mel(80, seed))
-        is_other = not torch.equal(heard, augment_mel(clip, seed, 600))
-        assert is_other == (len(asked) > before)
-    assert 0.1 < len(asked) / 400 < 0.2
+        before = len(babbled_seeds)
+        augmented = augment_mel(
+            clip, seed, 600, lambda seed=seed: babbled_seeds.append(seed) or random_mel(80, seed)
+        )
+        is_other = not torch.equal(augmented, augment_mel(clip, seed, 600))
+        assert is_other == (len(babbled_seeds) > before)
+    assert 0.1 < len(babbled_seeds) / 400 < 0.2
 
 
-def test_masks_cover_a_small_part_and_stay_within():
+def test_masks_cover_a_small_part_and_stay_inside():
     mel = random_mel(100)
     masked = mel.clone()
     mask_patches(masked, seed=1)

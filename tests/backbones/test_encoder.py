@@ -1,4 +1,4 @@
-"""The cut, batched encoder against transformers' own, which hears one full window at a time."""
+"""The encoder on shorter windows and in batches against transformers' own, which takes full windows only."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import frozen, tiny_whisper, tiny_whisper_config
+from support.tiny_models import freeze, tiny_whisper, tiny_whisper_config
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE
@@ -48,24 +48,24 @@ def features(sounds: list[np.ndarray], *, full_window: bool = False) -> Features
 
 
 @MELS
-def test_the_full_window_is_transformers_own(n_mels: int) -> None:
+def test_the_full_window_equals_transformers(n_mels: int) -> None:
     mel, n_frames = build_mel_batch([noise(0.7), noise(2.0, 1)], n_mels, WINDOW_FRAMES, full_window=True)
-    heard = encode(encoder(n_mels), mel, n_frames)
-    torch.testing.assert_close(heard.states, encoder(n_mels)(mel).last_hidden_state)
-    assert heard.mask.all()
+    encoded = encode(encoder(n_mels), mel, n_frames)
+    torch.testing.assert_close(encoded.states, encoder(n_mels)(mel).last_hidden_state)
+    assert encoded.mask.all()
 
 
-def test_a_cut_window_is_transformers_own_of_that_size() -> None:
+def test_a_short_window_equals_a_transformers_encoder_of_that_size() -> None:
     mel, n_frames = build_mel_batch([noise(0.7)], 8, WINDOW_FRAMES, full_window=False)
     small = WhisperEncoder(tiny_whisper_config(n_mels=8, window_frames=mel.shape[2]))
     weights = encoder().state_dict()
     weights["embed_positions.weight"] = weights["embed_positions.weight"][: mel.shape[2] // 2]
     small.load_state_dict(weights)
-    torch.testing.assert_close(encode(encoder(), mel, n_frames).states, frozen(small)(mel).last_hidden_state)
+    torch.testing.assert_close(encode(encoder(), mel, n_frames).states, freeze(small)(mel).last_hidden_state)
 
 
 @pytest.mark.parametrize("full_window", [False, True])
-def test_a_clip_does_not_hear_its_neighbours(full_window: bool) -> None:
+def test_a_clip_does_not_depend_on_its_batch(full_window: bool) -> None:
     sounds = [noise(duration_s, seed) for seed, duration_s in enumerate([0.3, 2.0, 1.11, 0.001])]
     together = features(sounds, full_window=full_window)
     for row, sound in enumerate(sounds):
@@ -76,7 +76,7 @@ def test_a_clip_does_not_hear_its_neighbours(full_window: bool) -> None:
 
 
 @pytest.mark.parametrize("n", [40, 41])
-def test_what_lies_beyond_a_clip_is_ignored(n: int) -> None:
+def test_frames_beyond_a_clip_are_ignored(n: int) -> None:
     mel, _ = build_mel_batch([noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
     alone = encode(encoder(), mel[:, :, :n], torch.tensor([n]))
     within = encode(encoder(), mel, torch.tensor([n]))
@@ -86,7 +86,7 @@ def test_what_lies_beyond_a_clip_is_ignored(n: int) -> None:
 
 @given(n_samples=st.integers(1, 40 * SAMPLE_RATE))
 @settings(max_examples=50)
-def test_frames_hold_the_sound_and_fill_positions(n_samples: int) -> None:
+def test_frames_cover_the_sound_and_fill_positions(n_samples: int) -> None:
     n_frames = count_frames(n_samples)
     assert n_frames % FRAMES_PER_POSITION == 0
     assert n_samples < n_frames * HOP_LENGTH <= n_samples + 7 * HOP_LENGTH
@@ -96,7 +96,7 @@ def test_positions_per_second() -> None:
     assert POSITIONS_PER_SECOND == 50
 
 
-def test_the_window_can_be_filled_and_no_more() -> None:
+def test_a_sound_may_fill_the_window_and_not_exceed_it() -> None:
     window_s = WINDOW_FRAMES * HOP_LENGTH / SAMPLE_RATE
     mel, n_frames = build_mel_batch([noise(window_s)], 8, WINDOW_FRAMES, full_window=False)
     assert mel.shape == (1, 8, WINDOW_FRAMES)
@@ -112,7 +112,7 @@ def test_mels_are_padded_with_zeros() -> None:
     assert mel[0, :, : n_frames[0]].all()
 
 
-def test_a_batch_of_mels_is_each_clip_s_own() -> None:
+def test_a_batch_of_mels_equals_those_of_single_clips() -> None:
     sounds = [noise(0.2), noise(0.5, 1), noise(0.31, 2)]
     for full_window in (False, True):
         mel, n_frames = build_mel_batch(sounds, 8, WINDOW_FRAMES, full_window)
@@ -121,21 +121,23 @@ def test_a_batch_of_mels_is_each_clip_s_own() -> None:
             assert torch.equal(mel[row, :, : n_frames[row]], alone)
 
 
-def test_attention_is_given_a_mask_only_where_it_hides_something() -> None:
+def test_attention_gets_a_mask_only_where_it_hides_something() -> None:
     mask = torch.tensor([[True, False]])
     assert expand_attention_mask(torch.ones(2, 5, dtype=torch.bool)) is None
     hides = expand_attention_mask(mask)
     assert hides is not None
     assert torch.equal(hides, mask[:, None, None])
-    assert expand_attention_mask(mask, is_unpadded=True) is None  # as it was told: nobody is asked
+    assert (
+        expand_attention_mask(mask, is_unpadded=True) is None
+    )  # the argument is trusted, the mask is not read
 
 
 def test_bfloat16() -> None:
     half = WhisperEncoder(encoder().config).to(torch.bfloat16).eval()
     half.load_state_dict(encoder().state_dict())
     mel, n_frames = build_mel_batch([noise(0.3), noise(1.0)], 8, WINDOW_FRAMES, full_window=False)
-    heard = encode(half, mel, n_frames)
-    assert heard.states.dtype == torch.bfloat16
+    encoded = encode(half, mel, n_frames)
+    assert encoded.states.dtype == torch.bfloat16
     exact = encode(encoder(), mel, n_frames)
-    likeness = torch.cosine_similarity(heard.states.float(), exact.states, dim=-1)[exact.mask]
-    assert likeness.min() > 0.99
+    similarity = torch.cosine_similarity(encoded.states.float(), exact.states, dim=-1)[exact.mask]
+    assert similarity.min() > 0.99

@@ -1,11 +1,11 @@
-"""Every LLM family through the code that loads real ones: embeddings are read as ids, answers are its own."""
+"""Every LLM family, loaded as real ones: it reads embeddings as ids, and answers as transformers does."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from support.tiny_families import FAMILIES, save_tiny_llm
-from support.tiny_models import save_tiny_bases
+from support.tiny_models import save_tiny_backbones
 from transformers import PreTrainedModel
 
 from ossicle.chat.messages import parse_conversation
@@ -18,17 +18,17 @@ SOUND = torch.sin(torch.arange(8_000) * 0.3).numpy()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bases")
+    return tmp_path_factory.mktemp("backbones")
 
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> str:
-    return save_tiny_bases(folder).encoder
+    return save_tiny_backbones(folder).encoder
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def ear(request: pytest.FixtureRequest, folder: Path, encoder: str) -> Ear:
-    """A new ear for an LLM of the family, both bases read from their folders."""
+    """A new ear for an LLM of the family, with both backbones loaded from folders."""
     llm = save_tiny_llm(request.param, folder / request.param)
     settings = EarSettings(
         base=BaseSettings(encoder=encoder, llm=llm), connector=ConnectorSettings(n_queries=32)
@@ -37,13 +37,13 @@ def ear(request: pytest.FixtureRequest, folder: Path, encoder: str) -> Ear:
     return Ear.new(settings, "cpu")
 
 
-def asked(ear: Ear, messages: list | None = None) -> torch.Tensor:
+def tokenize_messages(ear: Ear, messages: list | None = None) -> torch.Tensor:
     return torch.tensor([ear.template.tokenize(parse_conversation(messages or MESSAGES))])
 
 
-def own_answer(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) -> str:
-    """What transformers says by itself."""
-    made = llm.generate(  # ty: ignore[not-callable]
+def generate_with_transformers(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) -> str:
+    """Returns transformers' own answer."""
+    output = llm.generate(  # ty: ignore[not-callable]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
@@ -51,20 +51,20 @@ def own_answer(llm: PreTrainedModel, tokenizer, ids: torch.Tensor, **options) ->
         pad_token_id=tokenizer.eos_token_id,
         **options,
     )
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
 def test_embeddings_are_read_exactly_as_ids(ear: Ear) -> None:
-    ids = asked(ear)
+    ids = tokenize_messages(ear)
     with torch.no_grad():
         by_ids = ear.llm(input_ids=ids).logits
         by_embeds = ear.llm(inputs_embeds=ear.embed(ids)).logits
     torch.testing.assert_close(by_embeds, by_ids, rtol=0, atol=0)
 
 
-def test_what_embed_gives_is_what_the_first_layer_gets_up_to_the_model_s_own_scale(ear: Ear) -> None:
+def test_embeddings_enter_the_first_layer_exactly_as_ids_do(ear: Ear) -> None:
     """An audio token that equals a word's embedding enters the layers as that word does."""
-    ids, entered = asked(ear), []
+    ids, entered = tokenize_messages(ear), []
     first = next(module for name, module in ear.llm.named_modules() if name.endswith(("layers.0", ".h.0")))
     handle = first.register_forward_pre_hook(
         lambda module, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]),
@@ -77,9 +77,9 @@ def test_what_embed_gives_is_what_the_first_layer_gets_up_to_the_model_s_own_sca
     torch.testing.assert_close(entered[0], entered[1], rtol=0, atol=0)
 
 
-def test_greedy_answers_are_transformers_own(ear: Ear) -> None:
+def test_greedy_answers_equal_those_of_transformers(ear: Ear) -> None:
     said = ear.chat(MESSAGES, max_new_tokens=12)
-    assert said == own_answer(ear.llm, ear.tokenizer, asked(ear))
+    assert said == generate_with_transformers(ear.llm, ear.tokenizer, tokenize_messages(ear))
     assert "".join(ear.stream(MESSAGES, max_new_tokens=12)) == said
 
 
@@ -102,7 +102,7 @@ def test_answers_do_not_depend_on_the_batch(ear: Ear) -> None:
     assert any(singles)
 
 
-def test_final_states_and_logits_are_the_llm_s_own(ear: Ear) -> None:
+def test_final_states_and_logits_equal_those_of_the_llm(ear: Ear) -> None:
     split = ear.template.split_prompt("hello there")
     whole = torch.tensor([[*split.prefix, *split.text, *split.suffix]])
     assert split.is_framed

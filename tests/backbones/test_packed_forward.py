@@ -1,6 +1,4 @@
-"""The LLM behind a shared prefix, several texts to a row, its last layer where states are wanted: always the plain
-LLM's numbers.
-"""
+"""The packed forward (shared prefix, several texts per row, gathered last layer) equals the plain forward."""
 
 import math
 from collections.abc import Callable
@@ -22,38 +20,38 @@ PREFIX = list(range(3, 12))
 LENGTHS = (5, 9, 3, 17, 30, 8, 8, 12, 40, 1)
 N_LAST = (2, 3, 1, 5, 2, 8, 1, 4, 7, 1)
 RTOL = 1e-5
-"""Of the norm: float32 sums in another order."""
-PICKS = {family: family != "gpt2" for family in FAMILIES}
-"""GPT-2 puts its last layer's states back into the shape of its inputs."""
+"""Relative to the norm: float32 sums in another order."""
+GATHERS = {family: family != "gpt2" for family in FAMILIES}
+"""GPT-2 reshapes the states of its last layer to the shape of its inputs."""
 
 
-def reader(llm: Any, window: int | None = 128) -> PackedLlm:
-    """Tiny families that look back through a window get one as wide as is said."""
+def build_packed_llm(llm: Any, window: int | None = 128) -> PackedLlm:
+    """Returns an LLM behind the prefix; a sliding window gets the given width."""
     llm = extract_causal_lm(llm)
     if getattr(llm.config, "sliding_window", None):
         llm.config.sliding_window = window
     return PackedLlm(llm, PREFIX)
 
 
-def a_table(llm: Any) -> Tensor:
+def build_embeddings(llm: Any) -> Tensor:
     torch.manual_seed(0)
     table = embed(llm, torch.randint(0, 40, (200,))).clone()
     return (table + 0.1 * torch.randn_like(table)).requires_grad_()
 
 
-def some_texts() -> list[np.ndarray]:
+def build_texts() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 200, n) for n in LENGTHS]
 
 
-def read(way: Callable[..., Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
-    """The states that are wanted, and the gradient of a loss that looks at all of them."""
-    states = way(table, some_texts(), N_LAST)
-    wanted = torch.cat([states[row, -n:] for row, n in enumerate(N_LAST)])
+def compute_states_and_gradient(forward: Callable[..., Tensor], table: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the requested states, and the gradient of a loss that depends on all of them."""
+    states = forward(table, build_texts(), N_LAST)
+    requested = torch.cat([states[row, -n:] for row, n in enumerate(N_LAST)])
     torch.manual_seed(1)
-    loss = (wanted * torch.randn_like(wanted)).sum()
+    loss = (requested * torch.randn_like(requested)).sum()
     (gradient,) = torch.autograd.grad(loss, table)
-    return wanted.detach(), gradient
+    return requested.detach(), gradient
 
 
 def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
@@ -61,112 +59,121 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
         assert (one - other).norm() <= RTOL * other.norm()
 
 
-@pytest.mark.parametrize("picks", [False, True])
+@pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_way_gives_the_plain_llm_s_states_and_gradients(family: str, picks: bool) -> None:
-    made = reader(tiny_llm(family)[0])
-    assert made.prefix_cache is not None
-    assert made.gathers_last_layer == PICKS[family]
-    table = a_table(made.llm)
-    plain = read(lambda *args: made.forward(*args, None, gathers_last_layer=False), table)
-    if picks <= made.gathers_last_layer:
+def test_states_and_gradients_equal_those_of_the_plain_forward(family: str, gathers: bool) -> None:
+    packed = build_packed_llm(tiny_llm(family)[0])
+    assert packed.prefix_cache is not None
+    assert packed.gathers_last_layer == GATHERS[family]
+    table = build_embeddings(packed.llm)
+    plain = compute_states_and_gradient(
+        lambda *args: packed.forward(*args, None, gathers_last_layer=False), table
+    )
+    if gathers <= packed.gathers_last_layer:
         assert_same(
-            read(lambda *args: made.forward(*args, made.prefix_cache, gathers_last_layer=picks), table), plain
+            compute_states_and_gradient(
+                lambda *args: packed.forward(*args, packed.prefix_cache, gathers_last_layer=gathers), table
+            ),
+            plain,
         )
-    assert_same(read(made.compute_last_states, table), plain)
+    assert_same(compute_states_and_gradient(packed.compute_last_states, table), plain)
 
 
-def test_the_plain_way_is_the_llm_s_own() -> None:
-    made = reader(tiny_llama())
-    table, texts = a_table(made.llm), some_texts()
-    states = made.forward(table, texts, N_LAST, None, gathers_last_layer=False)
+def test_the_plain_forward_equals_the_llm() -> None:
+    packed = build_packed_llm(tiny_llama())
+    table, texts = build_embeddings(packed.llm), build_texts()
+    states = packed.forward(table, texts, N_LAST, None, gathers_last_layer=False)
     for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
-        whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
-        own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
+        whole = torch.cat([embed(packed.llm, PREFIX), table[text]])[None]
+        own = packed.llm.base_model(inputs_embeds=whole).last_hidden_state
         torch.testing.assert_close(states[row, -n:], own[0, -n:])
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
-def test_what_a_narrow_window_hides_stays_hidden(family: str) -> None:
-    """Where the LLM looks back eight positions, the prefix is read along with each text."""
-    made = reader(tiny_llm(family)[0], window=8)
-    assert made.prefix_cache is None
-    table, texts = a_table(made.llm), some_texts()
-    states = made.compute_last_states(table, texts, N_LAST)
+def test_a_narrow_sliding_window_is_respected(family: str) -> None:
+    """If the LLM attends to eight positions only, the prefix is read with each text."""
+    packed = build_packed_llm(tiny_llm(family)[0], window=8)
+    assert packed.prefix_cache is None
+    table, texts = build_embeddings(packed.llm), build_texts()
+    states = packed.compute_last_states(table, texts, N_LAST)
     for row, (text, n) in enumerate(zip(texts, N_LAST, strict=True)):
-        whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
-        own = made.llm.base_model(inputs_embeds=whole).last_hidden_state
+        whole = torch.cat([embed(packed.llm, PREFIX), table[text]])[None]
+        own = packed.llm.base_model(inputs_embeds=whole).last_hidden_state
         torch.testing.assert_close(states[row, -n:], own[0, -n:])
 
 
-def test_a_text_beyond_the_window_is_read_plainly() -> None:
-    made = reader(tiny_llm("mistral")[0], window=ROW_LENGTH + len(PREFIX))
-    assert made.prefix_cache is not None
-    table = a_table(made.llm)
+def test_a_text_beyond_the_window_gets_the_plain_forward() -> None:
+    packed = build_packed_llm(tiny_llm("mistral")[0], window=ROW_LENGTH + len(PREFIX))
+    assert packed.prefix_cache is not None
+    table = build_embeddings(packed.llm)
     text = np.arange(ROW_LENGTH + 20)
-    states = made.compute_last_states(table, [text], [3])
-    whole = torch.cat([embed(made.llm, PREFIX), table[text]])[None]
-    torch.testing.assert_close(states, made.llm.base_model(inputs_embeds=whole).last_hidden_state[:, -3:])
+    states = packed.compute_last_states(table, [text], [3])
+    whole = torch.cat([embed(packed.llm, PREFIX), table[text]])[None]
+    torch.testing.assert_close(states, packed.llm.base_model(inputs_embeds=whole).last_hidden_state[:, -3:])
 
 
-def test_an_llm_that_asks_no_cache_for_keys_is_read_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = reader(tiny_llama())
-    own = type(made.llm.base_model).forward
+def test_an_llm_that_ignores_the_cache_gets_the_plain_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = build_packed_llm(tiny_llama())
+    own = type(packed.llm.base_model).forward
 
     def ignore_cache(self: Any, position_ids: Any = None, **given: Any) -> Any:
         given.pop(CACHE_NAME, None)
         return own(self, **given)
 
-    expected = read(lambda *args: made.forward(*args, None, gathers_last_layer=False), a_table(made.llm))
-    monkeypatch.setattr(type(made.llm.base_model), "forward", ignore_cache)
-    assert made.prefix_cache is None
-    assert not made.gathers_last_layer
-    assert_same(read(made.compute_last_states, a_table(made.llm)), expected)
+    expected = compute_states_and_gradient(
+        lambda *args: packed.forward(*args, None, gathers_last_layer=False), build_embeddings(packed.llm)
+    )
+    monkeypatch.setattr(type(packed.llm.base_model), "forward", ignore_cache)
+    assert packed.prefix_cache is None
+    assert not packed.gathers_last_layer
+    assert_same(
+        compute_states_and_gradient(packed.compute_last_states, build_embeddings(packed.llm)), expected
+    )
 
 
 def test_without_a_prefix_there_is_nothing_to_share() -> None:
-    made = PackedLlm(tiny_llama(), [])
-    assert made.prefix_cache is None
-    table, texts = a_table(made.llm), some_texts()
-    states = made.compute_last_states(table, texts, N_LAST)
-    own = made.llm.base_model(inputs_embeds=table[texts[3]][None]).last_hidden_state
+    packed = PackedLlm(tiny_llama(), [])
+    assert packed.prefix_cache is None
+    table, texts = build_embeddings(packed.llm), build_texts()
+    states = packed.compute_last_states(table, texts, N_LAST)
+    own = packed.llm.base_model(inputs_embeds=table[texts[3]][None]).last_hidden_state
     torch.testing.assert_close(states[3, -5:], own[0, -5:])
 
 
-def passed_by(module: Any) -> list[int]:
-    """How many positions pass a module each time."""
+def record_positions(module: Any) -> list[int]:
+    """Returns a list that gets the number of positions of each call of a module."""
     passed: list[int] = []
     module.register_forward_hook(lambda module, args, out: passed.append(math.prod(args[0].shape[:-1])))
     return passed
 
 
 def test_the_prefix_is_computed_once_and_short_texts_are_not_padded_to_the_longest() -> None:
-    made = reader(tiny_llama())
-    assert made.gathers_last_layer
-    first, last = (passed_by(get_layers(made.llm)[at].mlp) for at in (0, -1))
-    made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
+    packed = build_packed_llm(tiny_llama())
+    assert packed.gathers_last_layer
+    first, last = (record_positions(get_layers(packed.llm)[at].mlp) for at in (0, -1))
+    packed.compute_last_states(build_embeddings(packed.llm), build_texts(), N_LAST)
     assert sum(LENGTHS) <= sum(first) < 1.2 * sum(LENGTHS) < len(LENGTHS) * max(LENGTHS)
     assert len(first) == len(last) == 1
     assert sum(N_LAST) <= sum(last) < sum(first) / 2
 
 
-def test_what_stands_in_a_row_is_blind_to_its_neighbours() -> None:
-    made = reader(tiny_llama())
-    table = a_table(made.llm).detach()
+def test_texts_in_the_same_row_do_not_see_each_other() -> None:
+    packed = build_packed_llm(tiny_llama())
+    table = build_embeddings(packed.llm).detach()
     texts = [np.arange(5), np.arange(5, 12), np.arange(12, 15)]
-    whole = made.compute_last_states(table, texts, [5, 7, 3])
+    whole = packed.compute_last_states(table, texts, [5, 7, 3])
     changed = table.clone()
     changed[5:12] = 100 * torch.randn_like(changed[5:12])
-    other = made.compute_last_states(changed, texts, [5, 7, 3])
+    other = packed.compute_last_states(changed, texts, [5, 7, 3])
     assert torch.equal(whole[[0, 2], -3:], other[[0, 2], -3:])
     assert not torch.isclose(whole[1], other[1]).all(1).any()
 
 
-def test_the_llm_is_left_as_it_was_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = reader(tiny_llama())
-    assert made.gathers_last_layer
-    last = get_layers(made.llm)[-1]
-    made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
+def test_the_llm_is_unchanged_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = build_packed_llm(tiny_llama())
+    assert packed.gathers_last_layer
+    last = get_layers(packed.llm)[-1]
+    packed.compute_last_states(build_embeddings(packed.llm), build_texts(), N_LAST)
     assert "forward" not in vars(last)
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -174,36 +181,36 @@ def test_the_llm_is_left_as_it_was_whatever_happens(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(last.mlp, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
-        made.compute_last_states(a_table(made.llm), some_texts(), N_LAST)
+        packed.compute_last_states(build_embeddings(packed.llm), build_texts(), N_LAST)
     assert "forward" not in vars(last)
-    assert not made.llm.training
+    assert not packed.llm.training
 
 
 def test_bfloat16_and_autocast() -> None:
-    """It computes in its own type, also within a block that would have others compute in bfloat16."""
-    made = reader(tiny_llama())
-    table = a_table(made.llm)
+    """It computes in its own dtype, even inside an autocast block."""
+    packed = build_packed_llm(tiny_llama())
+    table = build_embeddings(packed.llm)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(
-            reader(tiny_llama()).compute_last_states(table, some_texts(), N_LAST),
-            made.compute_last_states(table, some_texts(), N_LAST),
+            build_packed_llm(tiny_llama()).compute_last_states(table, build_texts(), N_LAST),
+            packed.compute_last_states(table, build_texts(), N_LAST),
         )
-    half = reader(tiny_llama().bfloat16())
+    half = build_packed_llm(tiny_llama().bfloat16())
     assert half.gathers_last_layer
     table = table.detach().bfloat16()
-    plain = half.forward(table, some_texts(), N_LAST, None, gathers_last_layer=False)[3, -5:]
-    found = half.compute_last_states(table, some_texts(), N_LAST)[3, -5:]
+    plain = half.forward(table, build_texts(), N_LAST, None, gathers_last_layer=False)[3, -5:]
+    found = half.compute_last_states(table, build_texts(), N_LAST)[3, -5:]
     assert torch.cosine_similarity(found.float(), plain.float(), dim=-1).min() > 0.99
 
 
-def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
+def test_a_dynamic_copy_of_the_prefix_grows_and_the_prefix_does_not() -> None:
     llm = tiny_llama()
     shared = PrefixCache.compute(llm, PREFIX)
     copied = shared.to_dynamic_cache(3)
     ids = torch.arange(6).view(3, 2)
-    place = torch.arange(len(PREFIX), len(PREFIX) + 2).expand(3, -1)
+    position_ids = torch.arange(len(PREFIX), len(PREFIX) + 2).expand(3, -1)
     read = llm.base_model(
-        inputs_embeds=embed(llm, ids), position_ids=place, use_cache=True, **{CACHE_NAME: copied}
+        inputs_embeds=embed(llm, ids), position_ids=position_ids, use_cache=True, **{CACHE_NAME: copied}
     )
     whole = torch.cat([torch.tensor(PREFIX).expand(3, -1), ids], dim=1)
     own = llm.base_model(input_ids=whole).last_hidden_state[:, -2:]
@@ -219,30 +226,30 @@ def test_a_copied_prefix_grows_and_the_shared_one_does_not() -> None:
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=30),
     st.sampled_from([0, ROW_LENGTH]),
 )
-def test_every_position_stands_somewhere_once(sizes: list[tuple[int, int]], row: int) -> None:
+def test_every_position_is_placed_once(sizes: list[tuple[int, int]], row: int) -> None:
     lengths = [n for n, _ in sizes]
     n_last = [min(n, last) for n, last in sizes]
     starts = np.cumsum([0, *lengths])
     texts = [np.arange(n) + start for n, start in zip(lengths, starts, strict=False)]
-    made = build_layout(texts, n_last, row)
-    is_there = made.text_numbers >= 0
-    assert sorted(made.embedding_index[is_there]) == list(range(sum(lengths)))
-    assert made.shape[1] <= max(max(lengths), row and 2 * row)
-    assert row or len(texts) == made.shape[0]
-    n_wanted = made.output_index.shape[1]
+    packed = build_layout(texts, n_last, row)
+    is_filled = packed.text_numbers >= 0
+    assert sorted(packed.embedding_index[is_filled]) == list(range(sum(lengths)))
+    assert packed.shape[1] <= max(max(lengths), row and 2 * row)
+    assert row or len(texts) == packed.shape[0]
+    n_wanted = packed.output_index.shape[1]
     for number, text in enumerate(texts):
-        at = np.argwhere(made.text_numbers == number)
+        at = np.argwhere(packed.text_numbers == number)
         assert len(set(at[:, 0])) == 1  # a row holds a text whole, in its order and without gaps
         assert (np.diff(at[:, 1]) == 1).all()
-        assert (made.embedding_index[at[:, 0], at[:, 1]] == text).all()
-        assert (made.positions[at[:, 0], at[:, 1]] == np.arange(len(text))).all()
-        found = made.gather_index[number, -n_last[number] :]
-        own = made.output_index[found // n_wanted, found % n_wanted]
+        assert (packed.embedding_index[at[:, 0], at[:, 1]] == text).all()
+        assert (packed.positions[at[:, 0], at[:, 1]] == np.arange(len(text))).all()
+        found = packed.gather_index[number, -n_last[number] :]
+        own = packed.output_index[found // n_wanted, found % n_wanted]
         assert (own == at[-n_last[number] :, 1]).all()
         assert (found // n_wanted == at[0, 0]).all()
 
 
-def test_little_of_the_rows_is_padding() -> None:
+def test_rows_have_little_padding() -> None:
     def shape(*lengths: int) -> tuple[int, int]:
         return build_layout([np.arange(n) for n in lengths], [1] * len(lengths), ROW_LENGTH).shape
 

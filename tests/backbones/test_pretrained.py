@@ -1,4 +1,4 @@
-"""Bases that cannot be used are refused in one clear line, without a wait or a word from transformers."""
+"""Unusable backbones are refused in one line, quickly and without output from transformers."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from support.tiny_families import save_tiny_llm
-from support.tiny_models import save_tiny_bases, tiny_llama
+from support.tiny_models import save_tiny_backbones, tiny_llama
 from support.tiny_tokenizers import tiny_tokenizer
 from transformers import (
     BertConfig,
@@ -32,8 +32,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases")
-    save_tiny_bases(folder)
+    folder = tmp_path_factory.mktemp("backbones")
+    save_tiny_backbones(folder)
     return folder
 
 
@@ -47,7 +47,7 @@ def llm(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved / "llm", tmp_path / "llm"))
 
 
-def refusal(load: Callable, name: object, revision: str | None = None) -> str:
+def read_error(load: Callable, name: object, revision: str | None = None) -> str:
     with pytest.raises(CheckpointError) as caught:
         load(str(name), revision, CPU)
     message = str(caught.value)
@@ -56,29 +56,29 @@ def refusal(load: Callable, name: object, revision: str | None = None) -> str:
     return message
 
 
-def test_a_folder_is_loaded_silently_frozen_and_whole(
+def test_a_folder_is_loaded_silently_frozen_and_completely(
     whisper: Path, llm: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
-    heard = pretrained.load_whisper(str(whisper), "any-revision", CPU)
+    whisper_loaded = pretrained.load_whisper(str(whisper), "any-revision", CPU)
     model, tokenizer = pretrained.load_llm(str(llm), None, CPU)
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-    assert heard.window_samples == 6 * 16_000
+    assert whisper_loaded.window_samples == 6 * 16_000
     assert tokenizer.get_vocab() == tiny_tokenizer("llama").get_vocab()
-    for weight in (*heard.model.parameters(), *model.parameters()):
+    for weight in (*whisper_loaded.model.parameters(), *model.parameters()):
         assert not weight.requires_grad
         assert weight.dtype == torch.float32
 
 
-def test_half_precision_weights_become_single_on_a_cpu(llm: Path) -> None:
+def test_half_precision_weights_become_float32_on_a_cpu(llm: Path) -> None:
     tiny_llama().to(torch.bfloat16).save_pretrained(llm)
     model, _ = pretrained.load_llm(str(llm), None, CPU)
     assert model.dtype == torch.float32
     assert pretrained.get_frozen_dtype(torch.device("cuda")) == torch.bfloat16
 
 
-def test_quiet_brings_back_what_was_set() -> None:
+def test_silencing_restores_the_previous_settings() -> None:
     before = logging.get_verbosity()
     try:
         logging.set_verbosity_info()
@@ -107,42 +107,44 @@ def test_quiet_brings_back_what_was_set() -> None:
         "hello there",
     ],
 )
-def test_a_folder_that_is_not_there_is_named_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_refused_without_asking_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
     for load in (pretrained.load_whisper, pretrained.load_llm):
-        assert f"{name!r}: there is no such folder, expected" in refusal(load, name)
+        assert f"{name!r}: there is no such folder, expected" in read_error(load, name)
 
 
-def test_a_name_within_a_folder_that_is_there_was_meant_as_one(
+def test_a_name_inside_an_existing_folder_is_meant_as_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
-    assert "there is no such folder" in refusal(pretrained.load_llm, "models/llama")
+    assert "there is no such folder" in read_error(pretrained.load_llm, "models/llama")
 
 
-def test_a_hub_out_of_reach_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    message = refusal(pretrained.load_llm, "nobody/no-model-of-ours")
+    message = read_error(pretrained.load_llm, "nobody/no-model-of-ours")
     assert (
         "neither a local folder nor in the local cache, and http://127.0.0.1:9 cannot be reached" in message
     )
     assert "give the path of a local copy" in message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "cannot be reached" in refusal(pretrained.load_whisper, "nobody/no-model-of-ours")
+    assert "cannot be reached" in read_error(pretrained.load_whisper, "nobody/no-model-of-ours")
 
 
-def test_a_folder_without_a_model(tmp_path: Path, llm: Path) -> None:
-    assert "a folder without a config.json" in refusal(pretrained.load_llm, tmp_path)
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, llm: Path) -> None:
+    assert "a folder without a config.json" in read_error(pretrained.load_llm, tmp_path)
     (llm / "config.json").write_text("{ not json")
-    assert "cannot be loaded" in refusal(pretrained.load_llm, llm)
+    assert "cannot be loaded" in read_error(pretrained.load_llm, llm)
     (llm / "config.json").write_text('{"model_type": "no such type"}')
-    assert "cannot be loaded" in refusal(pretrained.load_llm, llm)
+    assert "cannot be loaded" in read_error(pretrained.load_llm, llm)
 
 
-def test_an_encoder_that_is_no_whisper(llm: Path) -> None:
-    assert "is of type 'llama', expected a Whisper" in refusal(pretrained.load_whisper, llm)
+def test_an_encoder_that_is_no_whisper_is_refused(llm: Path) -> None:
+    assert "is of type 'llama', expected a Whisper" in read_error(pretrained.load_whisper, llm)
 
 
 def bert(kind: Callable) -> PreTrainedModel:
@@ -155,87 +157,91 @@ def bert(kind: Callable) -> PreTrainedModel:
     return kind(BertConfig(vocab_size=640, **sizes))
 
 
-def test_an_llm_that_is_no_causal_lm(whisper: Path, tmp_path: Path) -> None:
+def test_an_llm_that_is_no_causal_lm_is_refused(whisper: Path, tmp_path: Path) -> None:
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     )
     t5.save_pretrained(tmp_path / "t5")
     bert(BertForMaskedLM).save_pretrained(tmp_path / "bert")
-    assert "is of type 't5', expected a causal LM" in refusal(pretrained.load_llm, tmp_path / "t5")
-    assert "is a BertForMaskedLM, expected a causal LM" in refusal(pretrained.load_llm, tmp_path / "bert")
-    assert "is a WhisperForConditionalGeneration, expected a causal LM" in refusal(
+    assert "is of type 't5', expected a causal LM" in read_error(pretrained.load_llm, tmp_path / "t5")
+    assert "is a BertForMaskedLM, expected a causal LM" in read_error(pretrained.load_llm, tmp_path / "bert")
+    assert "is a WhisperForConditionalGeneration, expected a causal LM" in read_error(
         pretrained.load_llm, whisper
     )
 
 
-def test_an_llm_that_looks_ahead(tmp_path: Path) -> None:
+def test_an_llm_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     with model_files.silence_transformers():
         bert(BertLMHeadModel).save_pretrained(tmp_path)
     tiny_tokenizer("qwen2").save_pretrained(tmp_path)
-    assert "reads in both directions, expected a causal LM" in refusal(pretrained.load_llm, tmp_path)
+    assert "reads in both directions, expected a causal LM" in read_error(pretrained.load_llm, tmp_path)
 
 
-def test_weights_that_are_not_all_there(llm: Path, whisper: Path, saved: Path) -> None:
+def test_missing_weights_are_refused(llm: Path, whisper: Path, saved: Path) -> None:
     tiny_llama().model.save_pretrained(llm)  # the body without its head
     config = json.loads((llm / "config.json").read_text())
     (llm / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
-    assert "lacks 1 of the weights of a LlamaForCausalLM, such as lm_head.weight" in refusal(
+    assert "lacks 1 of the weights of a LlamaForCausalLM, such as lm_head.weight" in read_error(
         pretrained.load_llm, llm
     )
     (llm / "config.json").write_text(json.dumps(config))
-    assert f"is a {LlamaModel.__name__}, expected a causal LM" in refusal(pretrained.load_llm, llm)
+    assert f"is a {LlamaModel.__name__}, expected a causal LM" in read_error(pretrained.load_llm, llm)
     encoder_only = WhisperModel.from_pretrained(saved / "whisper").encoder
     encoder_only.save_pretrained(whisper)
     shutil.copy(saved / "whisper" / "config.json", whisper)
-    assert "of the weights of a WhisperForConditionalGeneration" in refusal(pretrained.load_whisper, whisper)
+    assert "of the weights of a WhisperForConditionalGeneration" in read_error(
+        pretrained.load_whisper, whisper
+    )
 
 
-def test_weights_that_are_cut_short_of_another_shape_or_missing(llm: Path) -> None:
+def test_weights_that_are_cut_short_or_of_another_shape_are_refused(llm: Path) -> None:
     weights = llm / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "is damaged" in refusal(pretrained.load_llm, llm)
+    assert "is damaged" in read_error(pretrained.load_llm, llm)
     weights.write_bytes(b"")
-    assert "is damaged" in refusal(pretrained.load_llm, llm)
+    assert "is damaged" in read_error(pretrained.load_llm, llm)
     weights.write_bytes(whole)
     config = json.loads((llm / "config.json").read_text())
     (llm / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
-    refusal(pretrained.load_llm, llm)
+    read_error(pretrained.load_llm, llm)
     weights.unlink()
-    assert "cannot be loaded" in refusal(pretrained.load_llm, llm)
+    assert "cannot be loaded" in read_error(pretrained.load_llm, llm)
 
 
 def test_pickles_are_refused(llm: Path) -> None:
     (llm / "model.safetensors").unlink()
     torch.save(tiny_llama().state_dict(), llm / "pytorch_model.bin")
-    assert "safetensors" in refusal(pretrained.load_llm, llm)
+    assert "safetensors" in read_error(pretrained.load_llm, llm)
 
 
-def test_code_in_a_folder_is_neither_run_nor_asked_about(llm: Path) -> None:
+def test_code_in_a_folder_is_refused_without_a_prompt(llm: Path) -> None:
     config = {
         "model_type": "ours",
         "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
     }
     (llm / "config.json").write_text(json.dumps(config))
     (llm / "code.py").write_text("raise SystemExit('was run')")
-    assert "needs code from its own folder, which ossicle does not run" in refusal(pretrained.load_llm, llm)
+    assert "needs code from its own folder, which ossicle does not run" in read_error(
+        pretrained.load_llm, llm
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "phi3", "mistral"])
-def test_an_llm_without_a_tokenizer(kind: str, tmp_path: Path) -> None:
+def test_an_llm_without_a_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
     folder = Path(save_tiny_llm(kind, tmp_path / kind))
     for path in (*folder.glob("tokenizer*"), *folder.glob("chat_template*")):
         path.unlink()
-    message = refusal(pretrained.load_llm, folder)
+    message = read_error(pretrained.load_llm, folder)
     assert "tokenizer" in message
 
 
-def test_a_whisper_without_a_tokenizer(whisper: Path) -> None:
+def test_a_whisper_without_a_tokenizer_is_refused(whisper: Path) -> None:
     for path in whisper.glob("tokenizer*"):
         path.unlink()
-    assert "tokenizer" in refusal(pretrained.load_whisper, whisper)
+    assert "tokenizer" in read_error(pretrained.load_whisper, whisper)
 
 
-def test_a_tokenizer_without_a_chat_template(llm: Path) -> None:
+def test_a_tokenizer_without_a_chat_template_is_refused(llm: Path) -> None:
     (llm / "chat_template.jinja").unlink()
-    assert "has no chat template: use the chat version of the model" in refusal(pretrained.load_llm, llm)
+    assert "has no chat template: use the chat version of the model" in read_error(pretrained.load_llm, llm)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.tiny_commands import TRANSCRIPTS
-from support.tiny_models import save_tiny_bases
+from support.tiny_models import save_tiny_backbones
 
 from ossicle.chat import generation
 from ossicle.cli import main
@@ -28,7 +28,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny base models, four clips as files, a JSONL file of them, and a recipe for it."""
     folder = tmp_path_factory.mktemp("world")
-    base = save_tiny_bases(folder)
+    base = save_tiny_backbones(folder)
     rng = np.random.default_rng(0)
     for number in range(len(TRANSCRIPTS)):
         soundfile.write(folder / f"{number}.wav", 0.1 * rng.standard_normal(8_000 + 2_000 * number), 16_000)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny_families import save_tiny_llm
-from support.tiny_models import save_tiny_bases, tiny_llama
+from support.tiny_models import save_tiny_backbones, tiny_llama
 from support.tiny_tokenizers import FAMILIES, tiny_tokenizer
 from torch import nn
 
@@ -43,7 +43,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: Non
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
-    return save_tiny_bases(tmp_path_factory.mktemp("backbones"))
+    return save_tiny_backbones(tmp_path_factory.mktemp("backbones"))
 
 
 def save_ear(folder: Path, encoder: str, llm: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_families import FAMILIES, SIZES, save_tiny_llm
-from support.tiny_models import frozen, save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
+from support.tiny_models import freeze, save_tiny_backbones, tiny_ear, tiny_llama, tiny_whisper
 from support.tiny_speech import make_clips, write_jsonl
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,7 +52,7 @@ KEPT_RTOL = 0.06
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """Of tiny bases, of which nothing but the configs is there."""
-    base = save_tiny_bases(tmp_path)
+    base = save_tiny_backbones(tmp_path)
     for folder in (base.encoder, base.llm):
         for path in Path(folder).iterdir():
             if path.name != "config.json":
@@ -149,7 +149,7 @@ def test_what_a_clip_costs_is_what_torch_counts(form: str, window: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_llms_is_counted(family: str, tmp_path: Path) -> None:
     base = BaseSettings(
-        encoder=save_tiny_bases(tmp_path).encoder, llm=save_tiny_llm(family, tmp_path / family)
+        encoder=save_tiny_backbones(tmp_path).encoder, llm=save_tiny_llm(family, tmp_path / family)
     )
     ear = Ear.new(replace(tiny_ear().settings, base=base), "cpu")
     costs = build_cost_model(small_recipe(ear, ObjectiveSettings()), ear).llm
@@ -170,7 +170,7 @@ def test_of_experts_those_that_are_asked_are_counted() -> None:
     """Two of four: all matrices but half of the experts', two operations to a weight."""
     config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, vocab_size=2_000)
     llm = MixtralForCausalLM(config)
-    ear = tiny_ear(llm=frozen(llm))
+    ear = tiny_ear(llm=freeze(llm))
     layers: Any = llm.base_model.layers
     sizes = {name: w.numel() for name, w in layers.named_parameters() if w.ndim > 1}
     asked = sum(size * (0.5 if "experts" in name else 1) for name, size in sizes.items())
@@ -363,7 +363,7 @@ def test_weights_are_counted(recipe: Recipe) -> None:
 
 
 def test_names_and_the_loaded_ear_give_the_same(tmp_path: Path) -> None:
-    settings = replace(tiny_ear().settings, base=save_tiny_bases(tmp_path))
+    settings = replace(tiny_ear().settings, base=save_tiny_backbones(tmp_path))
     ear = Ear.new(settings, "cpu")
     recipe = small_recipe(ear, ObjectiveSettings())
     assert build_cost_model(recipe) == build_cost_model(recipe, ear)
@@ -389,7 +389,7 @@ def test_without_a_tokenizer_the_frame_is_assumed_and_said_to_be(recipe: Recipe,
     )
     given = estimate(recipe, Assumptions(n_template_tokens=7))
     assert any("7 tokens of chat template" in line for line in given.assumptions)
-    whole = replace(recipe, base=save_tiny_bases(tmp_path / "whole"))
+    whole = replace(recipe, base=save_tiny_backbones(tmp_path / "whole"))
     assert any("(read from the tokenizer)" in line for line in estimate(whole).assumptions)
 
 

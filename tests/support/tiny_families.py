@@ -35,7 +35,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from support.tiny_models import INIT_STD, frozen
+from support.tiny_models import INIT_STD, freeze
 from support.tiny_tokenizers import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -67,7 +67,7 @@ VISION = {
 
 @dataclass(frozen=True)
 class LlmFamily:
-    """How a tiny LLM of one family is made."""
+    """How a tiny LLM of one family is family_spec."""
 
     config: Callable[..., Any]
     model: Callable[..., Any]
@@ -98,17 +98,17 @@ FAMILIES: dict[str, LlmFamily] = {
 
 
 def tiny_llm(family: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A frozen random LLM of the family, and its tokenizer; always the same weights."""
-    made = FAMILIES[family]
-    tokenizer = tiny_tokenizer(made.tokenizer)
+    """Returns a frozen random LLM of the family, and its tokenizer; always the same weights."""
+    family_spec = FAMILIES[family]
+    tokenizer = tiny_tokenizer(family_spec.tokenizer)
     tokens: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": None,
     }
-    options = {**made.sizes, **made.options, **tokens}
-    if made.config is Gemma3Config:
+    options = {**family_spec.sizes, **family_spec.options, **tokens}
+    if family_spec.config is Gemma3Config:
         # Image tokens that no text has: the last rows of the table.
         options["vocab_size"] += 3
         n = options["vocab_size"]
@@ -121,15 +121,15 @@ def tiny_llm(family: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             image_token_index=n - 1,
         )
     else:
-        config = made.config(**options)
+        config = family_spec.config(**options)
     torch.manual_seed(4)
-    model = made.model(config)
+    model = family_spec.model(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return frozen(model), tokenizer
+    return freeze(model), tokenizer
 
 
 def save_tiny_llm(family: str, folder: Path) -> str:
-    """Writes an LLM and its tokenizer as from_pretrained reads them, and says where."""
+    """Writes an LLM and its tokenizer as from_pretrained loads them, and returns their folder."""
     model, tokenizer = tiny_llm(family)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """Tiny random Whispers, LLMs and ears, built offline in milliseconds.
 
-They hear and say nothing meaningful; weights are large enough for every input to leave its mark.
+Their outputs have no meaning; their weights are large enough for every input to change them.
 """
 
 import functools
@@ -30,12 +30,12 @@ from support.tiny_tokenizers import byte_level_bpe, tiny_tokenizer
 from tools.pocket.tokens import WHISPER_SPECIAL_TOKENS
 
 INIT_STD = 0.2
-"""Ten times the usual: with the usual one, widths this small let hardly anything through."""
+"""Ten times the usual: with the usual one, models this narrow hardly depend on their inputs."""
 
 
 @functools.cache
 def tiny_whisper_tokenizer() -> WhisperTokenizer:
-    """An English-only Whisper's tokenizer; always the same object, so do not change it."""
+    """Returns an English-only Whisper's tokenizer; always the same object: do not change it."""
     bpe = json.loads(byte_level_bpe().to_str())["model"]
     merges = [tuple(merge) for merge in bpe["merges"]]
     tokenizer = WhisperTokenizer(vocab=bpe["vocab"], merges=merges, add_prefix_space=True)
@@ -54,7 +54,7 @@ def tiny_whisper_config(
     window_frames: int = 600,
     n_positions: int = 64,
 ) -> WhisperConfig:
-    """Sizes of a Whisper whose full window has `window_frames` and whose decoder has `n_positions`."""
+    """Returns the config of a Whisper whose full window has `window_frames` and whose decoder has `n_positions`."""
     tokenizer = tiny_whisper_tokenizer()
     end = tokenizer.eos_token_id
     return WhisperConfig(
@@ -80,7 +80,7 @@ def tiny_whisper_config(
 
 
 def tiny_whisper(*, seed: int = 0, **sizes: int) -> Whisper:
-    """A frozen random Whisper with its tokenizer; for the sizes see `tiny_whisper_config`."""
+    """Returns a frozen random Whisper with its tokenizer; for the sizes see `tiny_whisper_config`."""
     tokenizer = tiny_whisper_tokenizer()
     config = tiny_whisper_config(**sizes)
     torch.manual_seed(seed)
@@ -96,13 +96,13 @@ def tiny_whisper(*, seed: int = 0, **sizes: int) -> Whisper:
         return_timestamps=False,
         max_length=min(16, config.max_target_positions),
     )
-    return Whisper(model=frozen(model), tokenizer=tokenizer)
+    return Whisper(model=freeze(model), tokenizer=tokenizer)
 
 
 def tiny_llama(
     tokenizer: PreTrainedTokenizerBase | None = None, *, seed: int = 1, d_model: int = 48, **options: Any
 ) -> LlamaForCausalLM:
-    """A frozen random Llama for a tokenizer, by default `tiny_tokenizer("llama")`.
+    """Returns a frozen random Llama for a tokenizer, by default `tiny_tokenizer("llama")`.
 
     Args:
         options: for LlamaConfig, such as tie_word_embeddings
@@ -123,7 +123,7 @@ def tiny_llama(
         **options,
     }
     torch.manual_seed(seed)
-    return frozen(LlamaForCausalLM(LlamaConfig(**sizes)))
+    return freeze(LlamaForCausalLM(LlamaConfig(**sizes)))
 
 
 def tiny_ear(
@@ -137,7 +137,7 @@ def tiny_ear(
     seed: int = 2,
     **connector: Any,
 ) -> Ear:
-    """An ear that has learned nothing, ready to hear up to six seconds.
+    """Returns an untrained ear for up to six seconds of audio.
 
     Args:
         connector: for ConnectorSettings, such as n_queries
@@ -154,14 +154,14 @@ def tiny_ear(
     torch.manual_seed(seed)
     d_llm: Any = llm.get_input_embeddings().embedding_dim
     shared = build_shared_vocabulary(settings.connector, whisper, llm, tokenizer)
-    made = build_connector(whisper.config, settings.connector, d_llm, shared)
+    connector_module = build_connector(whisper.config, settings.connector, d_llm, shared)
     if settings.connector.init == "whisper":
-        made.init_from_decoder(whisper.model.model.decoder)
-    return Ear(whisper, llm, tokenizer, made, settings)
+        connector_module.init_from_decoder(whisper.model.model.decoder)
+    return Ear(whisper, llm, tokenizer, connector_module, settings)
 
 
-def save_tiny_bases(folder: Path) -> BaseSettings:
-    """Writes a tiny Whisper and a tiny Llama as from_pretrained reads them, and says where they are."""
+def save_tiny_backbones(folder: Path) -> BaseSettings:
+    """Writes a tiny Whisper and a tiny Llama as from_pretrained loads them, and returns the settings that name them."""
     whisper, tokenizer = tiny_whisper(), tiny_tokenizer("llama")
     whisper.model.save_pretrained(folder / "whisper")
     whisper.tokenizer.save_pretrained(folder / "whisper")
@@ -170,5 +170,5 @@ def save_tiny_bases(folder: Path) -> BaseSettings:
     return BaseSettings(encoder=str(folder / "whisper"), llm=str(folder / "llm"))
 
 
-def frozen(model: PreTrainedModel) -> Any:
+def freeze(model: PreTrainedModel) -> Any:
     return model.requires_grad_(False).eval()

@@ -71,7 +71,7 @@ def gemma_bpe() -> Tokenizer:
 
 
 def with_bos(tokenizer: Tokenizer, bos: str) -> Tokenizer:
-    """Let the tokenizer add BOS by itself: twice, if a template writes it too and nobody looks."""
+    """Lets the tokenizer add BOS by itself: twice, if the template writes it, too."""
     bos_id = tokenizer.token_to_id(bos)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, bos_id)]
@@ -111,14 +111,14 @@ LLAMA = """{{- bos_token }}
         {%- set date_string = "26 Jul 2024" %}
     {%- endif %}
 {%- endif %}
-{%- set told = "" %}
+{%- set system_text = "" %}
 {%- set talk = messages %}
 {%- if messages[0].role == "system" %}
-    {%- set told = messages[0].content | trim %}
+    {%- set system_text = messages[0].content | trim %}
     {%- set talk = messages[1:] %}
 {%- endif %}
 {{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
-{{- "Cutting Knowledge Date: December 2023\nToday Date: " + date_string + "\n\n" + told + "<|eot_id|>" }}
+{{- "Cutting Knowledge Date: December 2023\nToday Date: " + date_string + "\n\n" + system_text + "<|eot_id|>" }}
 {%- for message in talk %}
     {{- "<|start_header_id|>" + message.role + "<|end_header_id|>\n\n" }}
     {{- message.content | trim }}
@@ -180,7 +180,7 @@ ALTERNATING = """{%- for message in talk %}
 MISTRAL = (
     """{%- set talk = messages %}
 {%- if messages[0].role == "system" %}
-    {%- set told = messages[0].content %}
+    {%- set system_text = messages[0].content %}
     {%- set talk = messages[1:] %}
 {%- endif %}
 {{- bos_token }}
@@ -188,8 +188,8 @@ MISTRAL = (
     + ALTERNATING
     + """{%- for message in talk %}
     {%- if message.role == "user" %}
-        {%- if loop.last and told is defined %}
-            {{- "[INST] " + told + "\n\n" + message.content + " [/INST]" }}
+        {%- if loop.last and system_text is defined %}
+            {{- "[INST] " + system_text + "\n\n" + message.content + " [/INST]" }}
         {%- else %}
             {{- "[INST] " + message.content + " [/INST]" }}
         {%- endif %}
@@ -204,13 +204,13 @@ MISTRAL_SMALL = (
     """{%- set today = strftime_now("%Y-%m-%d") %}
 {{- bos_token }}
 {%- if messages[0].role == "system" %}
-    {%- set told = messages[0].content if messages[0].content is string else messages[0].content[0].text %}
+    {%- set system_text = messages[0].content if messages[0].content is string else messages[0].content[0].text %}
     {%- set talk = messages[1:] %}
 {%- else %}
-    {%- set told = "You are a model.\\nToday is " + today + " (" + strftime_now('%A, %B %-d') + ")." %}
+    {%- set system_text = "You are a model.\\nToday is " + today + " (" + strftime_now('%A, %B %-d') + ")." %}
     {%- set talk = messages %}
 {%- endif %}
-{{- "[SYSTEM_PROMPT]" + told + "[/SYSTEM_PROMPT]" }}
+{{- "[SYSTEM_PROMPT]" + system_text + "[/SYSTEM_PROMPT]" }}
 """
     + ALTERNATING
     + """{%- for message in talk %}
@@ -284,7 +284,7 @@ TIGHT = """{%- for message in messages %}
 
 @dataclass(frozen=True)
 class Family:
-    """How one family's tokenizer is made, and what its template does."""
+    """The tokenizer of one family, and the features of its template."""
 
     build: Callable[[], Tokenizer] | None
     template: str
@@ -360,7 +360,7 @@ FAMILIES: dict[str, Family] = {
     "tight": Family(lambda: byte_level_bpe(None), TIGHT, has_system=False),
     "characters": Family(None, QWEN2, ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>"),
 }
-"""Plain, tight and characters are nobody's: no control tokens but text, merged without mercy; and no Rust."""
+"""Plain, tight and characters belong to no real family: control tokens are text, merged everywhere; and no Rust."""
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""All that makes a step cheap, against a step that is written plainly: the same loss, the same gradients.
+"""The efficient training step against a plain one: the same loss, the same gradients.
 
-The plain step takes clip by clip, with nothing padded, kept, shared or left out: the encoder as transformers runs it,
-the teacher as the LLM reads ids, the student as it reads one prompt of embeddings from its first position to its last.
+The plain step takes one clip at a time, without padding, caches, packing or gathering: transformers' own encoder, the
+teacher from ids, and the student from one whole prompt of embeddings.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ossicle.training.distillation import distillation_loss
 from ossicle.training.teacher import Teacher
 
 RTOL = 1e-5
-"""Of the loss, and of the gradient's norm: float32 sums in another order."""
+"""Relative to the loss, and to the gradient's norm: float32 sums in another order."""
 TEXTS = ("what is the capital of france?", "yes", "a cold day in a small town", "two cats")
 SECONDS = (2.4, 0.3, 3.1, 1.0)
 FORMS = [
@@ -39,7 +39,7 @@ FORMS = [
 ]
 
 
-def an_ear(family: str, form: str) -> Ear:
+def build_ear(family: str, form: str) -> Ear:
     llm, tokenizer = tiny_llm(family)
     if getattr(llm.config, "sliding_window", None):
         llm.config.sliding_window = 256
@@ -49,7 +49,7 @@ def an_ear(family: str, form: str) -> Ear:
     return ear
 
 
-def sounds() -> list[np.ndarray]:
+def build_sounds() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [0.1 * rng.standard_normal(int(s * 16_000)).astype(np.float32) for s in SECONDS]
 
@@ -58,15 +58,15 @@ def ids_of(ear: Ear) -> list[Tensor]:
     return [torch.tensor(ear.template.split_prompt(text).text) for text in TEXTS]
 
 
-def ours(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
-    mels = [log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound)))) for sound in sounds()]
+def compute_efficient_terms(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
+    mels = [log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound)))) for sound in build_sounds()]
     clips = [Clip(ids=ids, mel=mel, states=None) for ids, mel in zip(ids_of(ear), mels, strict=True)]
     teacher = Teacher(ear, objective)
     return distillation_loss(ear, build_batch(ear, build_microbatch(clips)), objective, teacher=teacher).terms
 
 
-def encoded(ear: Ear, sound: np.ndarray) -> Features:
-    """By transformers' own forward, which wants a window that is filled: here one as long as the sound."""
+def encode_with_transformers(ear: Ear, sound: np.ndarray) -> Features:
+    """Returns features by transformers' own forward, with a window exactly as long as the sound."""
     own = ear.whisper.model.model.encoder
     mel = log_mel_spectrogram(sound, 80, min(600, count_frames(len(sound))))
     n = mel.shape[1] // 2
@@ -79,7 +79,7 @@ def encoded(ear: Ear, sound: np.ndarray) -> Features:
         return Features(short(mel[None]).last_hidden_state, torch.ones(1, n, dtype=torch.bool))
 
 
-def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
+def compute_plain_terms(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     frame = ear.template.frame
     texts = ids_of(ear)
     candidates = torch.cat(texts).unique()
@@ -88,32 +88,34 @@ def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     def add(name: str, values: Tensor) -> None:
         sums.setdefault(name, []).append(values.flatten())
 
-    for sound, ids in zip(sounds(), texts, strict=True):
-        wanted = torch.searchsorted(candidates, ids)[None]
+    for sound, ids in zip(build_sounds(), texts, strict=True):
+        target_ids = torch.searchsorted(candidates, ids)[None]
         table = embed(ear.llm, candidates)
-        audio = ear.connector(encoded(ear, sound), Transcripts(torch.tensor([len(ids)]), wanted, table))
-        heard = audio.tokens[0] if ear.connector.alignment == "right" else audio.tokens[0, : len(ids)]
-        named = heard[-len(ids) :]
+        audio = ear.connector(
+            encode_with_transformers(ear, sound), Transcripts(torch.tensor([len(ids)]), target_ids, table)
+        )
+        audio_tokens = audio.tokens[0] if ear.connector.alignment == "right" else audio.tokens[0, : len(ids)]
+        aligned = audio_tokens[-len(ids) :]
         text = embed(ear.llm, ids)
-        add("align", (named - text).norm(dim=1))
-        distances = torch.cdist(named, table).square()
+        add("align", (aligned - text).norm(dim=1))
+        distances = torch.cdist(aligned, table).square()
         spread = (table - table.mean(0)).square().sum(1).mean()
         logits = -distances / (TOKEN_TEMPERATURE * spread)
-        add("token_ce", functional.cross_entropy(logits, wanted[0], reduction="none"))
+        add("token_ce", functional.cross_entropy(logits, target_ids[0], reduction="none"))
         if audio.end_logits is not None:
             ends = torch.tensor([0.0] * len(ids) + [1.0])
             add(
                 "end",
                 functional.binary_cross_entropy_with_logits(audio.end_logits[0], ends, reduction="none"),
             )
-        whole = torch.cat([embed(ear.llm, frame.prefix), heard, embed(ear.llm, frame.suffix)])[None]
+        whole = torch.cat([embed(ear.llm, frame.prefix), audio_tokens, embed(ear.llm, frame.suffix)])[None]
         student = ear.llm.base_model(inputs_embeds=whole).last_hidden_state[0]
         read = torch.tensor([[*frame.prefix, *ids.tolist(), *frame.suffix]])
         with torch.no_grad():
             teacher = ear.llm.base_model(input_ids=read).last_hidden_state[0]
         n = {"last": 1, "suffix": len(frame.suffix), "all": len(ids) + len(frame.suffix)}
-        compared = n[objective.hidden_positions]
-        add("hidden", (student[-compared:] - teacher[-compared:]).norm(dim=1).mean())
+        n_compared = n[objective.hidden_positions]
+        add("hidden", (student[-n_compared:] - teacher[-n_compared:]).norm(dim=1).mean())
         if audio.log_likelihood is not None:
             add("asr", -audio.log_likelihood)
     terms = {name: torch.cat(values).mean() for name, values in sums.items()}
@@ -122,21 +124,23 @@ def plain(ear: Ear, objective: ObjectiveSettings) -> dict[str, Tensor]:
     return terms
 
 
-def gradients(ear: Ear, terms: dict[str, Tensor], objective: ObjectiveSettings) -> Tensor:
+def compute_gradients(ear: Ear, terms: dict[str, Tensor], objective: ObjectiveSettings) -> Tensor:
     ear.connector.zero_grad()
     torch.stack([objective.term_weights[name] * term for name, term in terms.items()]).sum().backward()
-    found: list[Any] = [weight.grad for weight in ear.connector.parameters()]
-    return torch.cat([torch.zeros(0), *(each.flatten() for each in found if each is not None)])
+    gradients: list[Any] = [weight.grad for weight in ear.connector.parameters()]
+    return torch.cat([torch.zeros(0), *(each.flatten() for each in gradients if each is not None)])
 
 
 @pytest.mark.parametrize(("form", "positions"), FORMS)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_a_cheap_step_is_the_plain_one(family: str, form: str, positions: Any) -> None:
-    ear = an_ear(family, form)
+def test_the_efficient_step_equals_the_plain_one(family: str, form: str, positions: Any) -> None:
+    ear = build_ear(family, form)
     objective = ObjectiveSettings(hidden_positions=positions, token_ce_weight=0.5)
-    found, expected = ours(ear, objective), plain(ear, objective)
-    assert set(found) == set(expected)
+    terms, expected = compute_efficient_terms(ear, objective), compute_plain_terms(ear, objective)
+    assert set(terms) == set(expected)
     for name, term in expected.items():
-        torch.testing.assert_close(found[name], term, rtol=RTOL, atol=0)
-    of_all = gradients(ear, expected, objective)
-    assert (gradients(ear, found, objective) - of_all).norm() <= RTOL * of_all.norm()
+        torch.testing.assert_close(terms[name], term, rtol=RTOL, atol=0)
+    expected_gradients = compute_gradients(ear, expected, objective)
+    assert (
+        compute_gradients(ear, terms, objective) - expected_gradients
+    ).norm() <= RTOL * expected_gradients.norm()

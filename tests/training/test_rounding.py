@@ -67,9 +67,7 @@ def test_a_library_that_is_missing_is_named(
         return "1"
 
     monkeypatch.setattr(pretrained, "version", version)
-    with pytest.raises(
-        ConfigError, match=rf"8, for which {library} is needed, .*pip install 'ossicle\[quant\]'"
-    ):
+    with pytest.raises(ConfigError, match=rf"8, which needs {library}, .*pip install 'ossicle\[quant\]'"):
         build_run(changed(plain, train={"llm_bits": 8}))
 
 

@@ -23,7 +23,7 @@ import soundfile
 import torch
 from rich.console import Console
 from support.invalid_speech import write_half_invalid
-from support.tiny_models import save_tiny_bases
+from support.tiny_models import save_tiny_backbones
 from support.tiny_speech import make_clips, write_huggingface
 from torch.testing import assert_close
 
@@ -86,7 +86,7 @@ BFLOAT16_EPS = 2**-7
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseSettings:
-    return save_tiny_bases(tmp_path_factory.mktemp("bases"))
+    return save_tiny_backbones(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture(scope="module")
