@@ -39,7 +39,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
-	$(MAKE) --no-print-directory test
+	$(BIN)/pytest -n 2 --cov --cov-report=term $(TEST_ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.reference_docs
