@@ -1,7 +1,7 @@
 # make demo       distill the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
 # make serve      talk to the pocket ear in a browser: http://127.0.0.1:8000/
 # make test       run the tests
-# make check      run what CI runs: format, lint, types, import layers, tests
+# make check      run what CI runs: format, lint, types, import layers, tests with coverage
 # make docs       generate docs/reference/cli.md and docs/reference/recipe.md from the settings
 # make bench      run the benchmarks that take minutes; each prints a line of JSON; one table of ratios at the end
 # make test-vllm  test the requests to vLLM against vLLM's own code, in its own environment: 5 GB, no GPU

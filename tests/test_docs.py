@@ -105,7 +105,9 @@ def test_structure_has_the_floors_of_the_import_contract() -> None:
         for number, layer in enumerate(layers, 1)
         for name in sorted(layer.split("|"), key=layer.index)
     ]
-    rows = re.findall(r"^\| (\d+) \| `([\w.]+)/?` \|", (ROOT / "docs/reference/structure.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\d+) \| `([\w.]+)/?` \|", (ROOT / "docs/reference/structure.md").read_text(), re.M
+    )
     assert sorted((int(number), name.removesuffix(".py")) for number, name in rows) == sorted(expected)
 
 
@@ -163,7 +165,7 @@ def is_importable(name: str) -> bool:
     return False
 
 
-def collect_settings(settings: type = Recipe, at: str = "") -> Iterator[str]:
+def collect_settings(settings: Any = Recipe, at: str = "") -> Iterator[str]:
     """Yields the dotted names of all settings of a recipe."""
     types = get_type_hints(settings)
     for field in dataclasses.fields(settings):
