@@ -1,7 +1,7 @@
 """Fidelity: how close the LLM's response to a sound is to its response to the same turn as text.
 
-It needs no labels and no correct answers, because the response to the text is the reference. This file compares pairs of
-conversations; it knows neither suites nor files.
+It needs no labels and no correct answers, because the response to the text is the reference. This file compares
+pairs of conversations; it knows neither suites nor files.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Verifies that the LLM in an ear is untouched: all of its weights by hash, its answers to texts token by token.
 
-It is compared with the reference LLM: the same LLM as transformers alone loads and runs it. The two are loaded one after
-the other, because many computers have memory for only one.
+It is compared with the reference LLM: the same LLM as transformers alone loads and runs it. The two are loaded one
+after the other, because many computers have memory for only one.
 """
 
 import gc

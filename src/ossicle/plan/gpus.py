@@ -8,8 +8,8 @@ from dataclasses import dataclass
 class Gpu:
     """One kind of GPU.
 
-    Source: the vendors' data sheets. Peaks are for dense bfloat16 matrices summed in float32; the vendors' numbers "with
-    sparsity" are twice as high.
+    Source: the vendors' data sheets. Peaks are for dense bfloat16 matrices summed in float32; the vendors' numbers
+    "with sparsity" are twice as high.
     """
 
     name: str
@@ -44,7 +44,7 @@ SHOWN_GPUS = ("RTX 3090", "RTX 4090", "L40S", "A100 40 GB", "A100 80 GB", "H100"
 
 
 def look_up_peak_flops(device_name: str) -> float | None:
-    """Returns the dense bfloat16 FLOP/s of a GPU, given its `torch.cuda.get_device_name`; None if the GPU is unknown."""
+    """Returns the dense bfloat16 FLOP/s of a GPU, by its `torch.cuda.get_device_name`; None if it is unknown."""
     for gpu in GPUS:
         if re.search(gpu.pattern, device_name):
             return gpu.peak_tflops * 1e12

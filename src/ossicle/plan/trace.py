@@ -99,8 +99,8 @@ def choose_prime_counts(models: Sequence[nn.Module], n: int) -> list[int]:
 def trace_cost(run: Callable[[], Tensor], model: nn.Module, counts: Sequence[int]) -> Cost:
     """Runs code on shapes, forward, and backward from the sum of its result, and returns the cost.
 
-    The cost of an operation is a product of sizes. If the counts are primes that divide no other size, one run shows how
-    each operation grows with each count.
+    The cost of an operation is a product of sizes. If the counts are primes that divide no other size, one run shows
+    how each operation grows with each count.
 
     Args:
         model: its weights are in memory anyway, so they do not count as saved for the backward pass
@@ -186,8 +186,8 @@ class _FlopCounter(TorchDispatchMode):
 class _MetaExecution(TorchFunctionMode):
     """Runs code for a batch on one clip without values.
 
-    Lengths and masks may be real tensors; they move to the meta device in an operation with meta tensors. A condition on
-    a meta tensor is true: the models' conditions only ask whether there is no padding.
+    Lengths and masks may be real tensors; they move to the meta device in an operation with meta tensors. A condition
+    on a meta tensor is true: the models' conditions only ask whether there is no padding.
     """
 
     def __torch_function__(

@@ -57,7 +57,7 @@ def score_each(score_answer: Callable[[Item, str], bool | ItemScore]) -> ScoreAn
     """
 
     def score(items: Sequence[Item], answers: Sequence[str], judge: Judge | None) -> list[ItemScore]:
-        found = (score_answer(item, answer) for item, answer in zip(items, answers, strict=True))
-        return [(float(each),) if isinstance(each, bool) else each for each in found]
+        scores = (score_answer(item, answer) for item, answer in zip(items, answers, strict=True))
+        return [(float(score),) if isinstance(score, bool) else score for score in scores]
 
     return score

@@ -151,7 +151,8 @@ def _ask_judge(judge: Judge | None, items: Sequence[Item], questions: Sequence[J
         if index not in values:
             raise RequestError(
                 f"item {items[index].id!r}: the judge, {judge.name}, was asked twice and replied"
-                f" {replies[index][:_MAX_SHOWN_CHARS]!r}; expected {_REPLY_FORMS[question.scale][0]}: take another judge"
+                f" {replies[index][:_MAX_SHOWN_CHARS]!r}; expected {_REPLY_FORMS[question.scale][0]};"
+                " take another judge"
             )
     return [values[index] for index in range(len(questions))]
 
@@ -192,8 +193,8 @@ RATED = Rule(
 AGREED = Rule(
     name="panda and judge",
     metric=METRICS["right"],
-    description="The mean of two verdicts, as VoiceBench has it for SD-QA: one by fixed rules after PEDANTS, in place of"
-    " its published classifier, and one by a judge who compares the answer with the published one.",
+    description="The mean of two verdicts, as VoiceBench has it for SD-QA: one by fixed rules after PEDANTS, in place"
+    " of its published classifier, and one by a judge who compares the answer with the published one.",
     score=_score_agreement,
     needs_judge=True,
 )

@@ -45,7 +45,8 @@ def extract_choice(answer: str, letters: str = DEFAULT_LETTERS) -> str | None:
     An answer that names several options and calls none of them right chooses none.
 
     Source: the kinds of phrase that VoiceBench's evaluator looks for (Chen et al., arXiv 2410.17196). VoiceBench takes
-    the first phrase of a fixed list that occurs, and guesses if none does. Here the last phrase counts, without a guess.
+    the first phrase of a fixed list that occurs, and guesses if none does. Here the last phrase counts; there is no
+    guess.
     """
     text = " ".join(_DECORATION.sub(" ", _EMPHASIZED.sub(r"(\1)", answer)).split())
     letter_class = rf"[{letters}]"

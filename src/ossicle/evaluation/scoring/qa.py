@@ -84,7 +84,7 @@ def _is_contained(expected: Sequence[str], given: Sequence[str]) -> bool:
 
 
 def _iterate_spans(given: Sequence[str], n_words: int) -> Iterator[tuple[int, int]]:
-    """Yields the start and end of every span with `n_words` content words, and `MAX_EXTRA_WORDS` more if n_words > 1."""
+    """Yields start and end of every span with `n_words` content words, plus `MAX_EXTRA_WORDS` if n_words > 1."""
     content = [index for index, word in enumerate(given) if word not in _FUNCTION_WORDS] or list(
         range(len(given))
     )

@@ -34,7 +34,8 @@ _PHRASES: Mapping[str, tuple[str, str]] = {
         r"\bplausible\b|\bpossible\b|\brealistic\b|\bmakes\s+sense\b|\blikely\s+(?:to\s+be\s+)?true\b",
     ),
     "web_of_lies": (
-        rf"{_NEGATION}\s+(?:\w+\s+){{0,2}}?(?:tell\w*\s+the\s+truth|true)|\blies\b|\blying\b|\b(?:tells?|says?)\s+(?:a\s+|the\s+)?lie\b",
+        rf"{_NEGATION}\s+(?:\w+\s+){{0,2}}?(?:tell\w*\s+the\s+truth|true)"
+        r"|\blies\b|\blying\b|\b(?:tells?|says?)\s+(?:a\s+|the\s+)?lie\b",
         r"\b(?:tell\w*|telling)\s+the\s+truth\b|\btruthful\b",
     ),
 }

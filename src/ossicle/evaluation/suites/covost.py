@@ -54,8 +54,8 @@ def open_covost(part: str, data: str | None) -> Suite:
     is_known = source_code in LANGUAGES and target_code in LANGUAGES
     if not is_known or (source_code == "en") == (target_code == "en"):
         raise DataError(
-            f"covost2 has no pair {part!r}; expected en and another language, such as covost2/en_de or covost2/fr_en, of"
-            f" {', '.join(LANGUAGES)}"
+            f"covost2 has no pair {part!r}; expected en and another language, such as covost2/en_de or covost2/fr_en,"
+            f" of {', '.join(LANGUAGES)}"
         )
     tokenizer = TOKENIZERS.get(target_code, DEFAULT_TOKENIZER)
     load_sacrebleu(tokenizer)  # fails here rather than after hours of answers

@@ -90,8 +90,8 @@ def open_heysquad(part: str, data: str | None) -> Suite:
     return Suite(
         name="heysquad",
         items=tuple(_read_heysquad_items(data or HEYSQUAD)),
-        description="HeySQuAD: questions of SQuAD in human voices, answered without their passage (Wu et al. 2023, arXiv"
-        " 2304.13689).",
+        description="HeySQuAD: questions of SQuAD in human voices, answered without their passage (Wu et al. 2023,"
+        " arXiv 2304.13689).",
         max_new_tokens=MAX_NEW_TOKENS,
     )
 

@@ -1,8 +1,8 @@
 """VoiceBench: nine sets of spoken requests to an assistant, from questions to orders that it should refuse.
 
 The sets, their splits, their scoring and the overall number follow VoiceBench (Chen et al., arXiv 2410.17196;
-github.com/MatthewCYM/VoiceBench) in the form of its leaderboard: AlpacaEval in full, SD-QA in the accent of the USA, and
-the mean of the nine sets as the overall number. A mean rating of up to 5 points is multiplied by 20, SD-QA is the mean
+github.com/MatthewCYM/VoiceBench) in the form of its leaderboard: AlpacaEval in full, SD-QA in the accent of the USA,
+and the mean of the nine sets as the overall number. A mean rating of up to 5 points is multiplied by 20, SD-QA is the mean
 of PANDA's and a judge's verdicts, and IFEval the mean of four ratios. The data is hlt-lab/voicebench on the hub.
 """
 
@@ -62,7 +62,8 @@ def _expect_choice(row: Row, row_name: str) -> Expectation:
     letter = read_text(row, "reference", row_name).upper().strip("(). ")
     if letter not in tuple(DEFAULT_LETTERS):
         raise DataError(
-            f"{row_name}: reference is {letter!r}, expected one of {', '.join(DEFAULT_LETTERS)}; download the data again"
+            f"{row_name}: reference is {letter!r}, expected one of {', '.join(DEFAULT_LETTERS)};"
+            " download the data again"
         )
     return {"answer": letter, "rule": "choice", "rubric": {"letters": DEFAULT_LETTERS}}
 
