@@ -2,8 +2,8 @@
 
 The sets, their splits, their scoring and the overall number follow VoiceBench (Chen et al., arXiv 2410.17196;
 github.com/MatthewCYM/VoiceBench) in the form of its leaderboard: AlpacaEval in full, SD-QA in the accent of the USA,
-and the mean of the nine sets as the overall number. A mean rating of up to 5 points is multiplied by 20, SD-QA is the mean
-of PANDA's and a judge's verdicts, and IFEval the mean of four ratios. The data is hlt-lab/voicebench on the hub.
+and the mean of the nine sets as the overall number. A mean rating of up to 5 points is multiplied by 20, SD-QA is the
+mean of PANDA's and a judge's verdicts, and IFEval the mean of four ratios. The data is hlt-lab/voicebench on the hub.
 """
 
 from collections.abc import Callable, Iterator, Mapping

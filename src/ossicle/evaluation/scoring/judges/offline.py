@@ -12,8 +12,8 @@ from ossicle.evaluation.text_normalization import normalize_text
 _FUNCTION_WORDS = frozenset(
     "a about all am an and any are as at be been but by can could did do does for from give had has have he her him his"
     " how i if in into is it its list make may me might my of on one or our out please she should so some tell than"
-    " that the their them then there these they this those to us was we were what when where which who whom whose why will"
-    " with would you your".split()
+    " that the their them then there these they this those to us was we were what when where which who whom whose why"
+    " will with would you your".split()
 )
 """Words that do not show what a sentence is about."""
 
