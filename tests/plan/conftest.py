@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.tiny_models import save_tiny_bases
+from support.tiny_models import save_tiny_backbones
 
 from ossicle.config import (
     ConnectorSettings,
@@ -16,7 +16,7 @@ from ossicle.config import (
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """A recipe with tiny backbones, of which only the configs exist."""
-    base = save_tiny_bases(tmp_path)
+    base = save_tiny_backbones(tmp_path)
     for folder in (base.encoder, base.llm):
         for path in Path(folder).iterdir():
             if path.name != "config.json":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.recipes import build_small_recipe, change_recipe
 from support.tiny_families import FAMILIES, SIZES, save_tiny_llm
-from support.tiny_models import frozen, save_tiny_bases, tiny_ear, tiny_llama, tiny_whisper
+from support.tiny_models import freeze, save_tiny_backbones, tiny_ear, tiny_llama, tiny_whisper
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -112,7 +112,7 @@ def test_flops_of_a_clip_equal_those_of_torchs_counter(form: str, window: Any) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_of_every_llm_family_equal_those_of_torchs_counter(family: str, tmp_path: Path) -> None:
     base = BaseSettings(
-        encoder=save_tiny_bases(tmp_path).encoder, llm=save_tiny_llm(family, tmp_path / family)
+        encoder=save_tiny_backbones(tmp_path).encoder, llm=save_tiny_llm(family, tmp_path / family)
     )
     ear = Ear.new(replace(tiny_ear().settings, base=base), "cpu")
     costs = build_cost_model(build_small_recipe(ear, ObjectiveSettings()), ear).llm
@@ -133,7 +133,7 @@ def test_only_active_experts_are_counted() -> None:
     """Two of four experts are active; two operations are counted per active weight."""
     config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, vocab_size=2_000)
     llm = MixtralForCausalLM(config)
-    ear = tiny_ear(llm=frozen(llm))
+    ear = tiny_ear(llm=freeze(llm))
     layers: Any = llm.base_model.layers
     sizes = {name: w.numel() for name, w in layers.named_parameters() if w.ndim > 1}
     n_active = sum(size * (0.5 if "experts" in name else 1) for name, size in sizes.items())
@@ -253,7 +253,7 @@ def test_more_response_tokens_cost_their_positions_and_their_generation(recipe: 
 
 
 def test_configs_and_the_loaded_ear_give_the_same_costs(tmp_path: Path) -> None:
-    settings = replace(tiny_ear().settings, base=save_tiny_bases(tmp_path))
+    settings = replace(tiny_ear().settings, base=save_tiny_backbones(tmp_path))
     ear = Ear.new(settings, "cpu")
     recipe = build_small_recipe(ear, ObjectiveSettings())
     assert build_cost_model(recipe) == build_cost_model(recipe, ear)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.recipes import change_recipe
-from support.tiny_models import save_tiny_bases, tiny_ear
+from support.tiny_models import save_tiny_backbones, tiny_ear
 from torch import nn
 
 from ossicle.config import (
@@ -96,7 +96,7 @@ def test_without_a_tokenizer_the_template_length_is_assumed(recipe: Recipe, tmp_
     )
     given = estimate(recipe, Assumptions(n_template_tokens=7))
     assert any("7 tokens of chat template" in line for line in given.assumptions)
-    with_tokenizer = replace(recipe, base=save_tiny_bases(tmp_path / "whole"))
+    with_tokenizer = replace(recipe, base=save_tiny_backbones(tmp_path / "whole"))
     assert any("(read from the tokenizer)" in line for line in estimate(with_tokenizer).assumptions)
 
 
