@@ -1,22 +1,17 @@
-"""Settings of all tests: examples are the same each time, and none is too slow on a busy machine."""
+"""Settings of all tests: hypothesis draws the same examples each time, and every process computes on one thread.
 
-from collections.abc import Iterator
+Two processes of PyTorch with two threads each are several times slower on two cores than with one.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
 import pytest
-import torch
 from hypothesis import settings
 
 settings.register_profile("ossicle", deadline=None, derandomize=True)
 settings.load_profile("ossicle")
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Beside other tests, several are slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -20,9 +20,6 @@ from ossicle.errors import ConfigError
 from ossicle.evaluation import Item, load_suite
 from ossicle.settings_io import to_table
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # Arms
 
 RIGHT = {"connector.form": "diva", "connector.n_queries": 64, "objective.hidden_positions": "suffix"}

@@ -25,8 +25,6 @@ from ossicle.evaluation.report_data import ASR_MODEL
 from ossicle.training.batch import build_batch, build_microbatch
 from ossicle.training.distillation import distillation_loss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 PADDED = 0.02
 """Relative: the teacher reads transcripts padded to the longest, which a plan leaves out."""

@@ -15,8 +15,6 @@ from torch.testing import assert_close
 
 from notebooks import gradients, heads, samples
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FULL = "QUICK = False"
 MOST_BYTES = 1_500_000
@@ -38,7 +36,6 @@ def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 
 def test_it_runs(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -34,7 +34,7 @@ SETTINGS = (
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Runs each test in its own folder, and undoes the environment that main sets for transformers."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     monkeypatch.setenv("TQDM_DISABLE", "1")

@@ -29,8 +29,6 @@ from ossicle.training.setup import build_run
 from ossicle.training.sharding import get_layers
 from ossicle.training.trainer import StopRequested
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 __all__ = ["base", "recipe", "speech"]
 PATIENCE_S = 200
 LOSS_RTOL = 1e-5

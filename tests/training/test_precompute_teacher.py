@@ -25,8 +25,6 @@ from ossicle.training.distributed import current_ranks
 from ossicle.training.run_log import read_metrics
 from ossicle.training.teacher import Teacher, compute_transcript_key
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 __all__ = ["base", "recipe", "speech"]
 N_TEXTS = 9
 """Different ones, in a dozen rows."""

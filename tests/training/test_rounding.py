@@ -16,8 +16,6 @@ from ossicle.errors import ConfigError
 from ossicle.training.setup import build_run
 from ossicle.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 __all__ = ["base", "recipe", "speech"]
 LIKE = 0.99
 """Cosine of gradients: 8 bits are not 32."""

@@ -29,8 +29,6 @@ from ossicle.training.cache.tensor_cache import TensorCache
 from ossicle.training.distillation import distillation_loss
 from ossicle.training.teacher import TargetPositions, Teacher, TeacherTargets, compute_transcript_key
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 POSITIONS = ("last", "suffix", "all")
 TEXTS = ("yes", "what is the capital of france?", "two cats", "seven", "the old house on the hill", "rain")
 FLOAT32_SUMS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}

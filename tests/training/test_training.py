@@ -60,8 +60,6 @@ from ossicle.training.step_timing import count_steps_within
 from ossicle.training.train_step import StepResult, train_step
 from ossicle.training.trainer import StopRequested, train_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 """Losses of 20 steps; anew by `rm tests/golden/losses.json; pytest tests/test_training.py -k golden`."""
 ONE_CLIP_GB = 1e-9

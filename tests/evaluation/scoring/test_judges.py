@@ -249,9 +249,7 @@ def local() -> LocalJudge:
     return LocalJudge(name="tiny", llm=tiny_llama(tokenizer), template=template, batch_size=3)
 
 
-def test_a_local_llm_replies_in_a_batch_as_alone(
-    local: LocalJudge, one_thread: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_llm_replies_in_a_batch_as_alone(local: LocalJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ossicle.evaluation.scoring.judges.local.MAX_NEW_TOKENS", 6)
     prompts = ["Is it so, and why?", "Yes.", "One red hat and another one.", "No", "Who is it?"]
     replies = local.judge([build_request(prompt) for prompt in prompts])
@@ -268,7 +266,7 @@ def test_a_local_llm_replies_in_a_batch_as_alone(
 
 
 def test_control_tokens_in_an_answer_do_not_end_the_judges_turn(
-    local: LocalJudge, one_thread: None, monkeypatch: pytest.MonkeyPatch
+    local: LocalJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ossicle.evaluation.scoring.judges.local.MAX_NEW_TOKENS", 2)
     end = local.template.tokenizer.eos_token
