@@ -1,4 +1,4 @@
-"""The parts that a batch is run in: what goes together, what a probe finds, and that it changes nothing."""
+"""Microbatches: which clips they hold, how much memory they may take, and that measuring it changes nothing."""
 
 import json
 from itertools import pairwise
@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_models import tiny_ear
-from test_training import ONE_CLIP_GB, base, batch_of, changed, recipe, speech, take_step
+from support.training_runs import (
+    FORMS,
+    ONE_CLIP_GB,
+    change_settings,
+    load_batch,
+    run_train_step,
+)
 
 from ossicle.config import ObjectiveSettings, Recipe
 from ossicle.errors import OssicleError
@@ -25,29 +31,28 @@ from ossicle.training.batch import Clip, WorkerBatch, plan_microbatches
 from ossicle.training.memory_probe import PROBE_FILE, resolve_budget
 from ossicle.training.setup import build_run
 
-__all__ = ["base", "recipe", "speech"]
-LEAST, MOST = 0.7, 1.1
-"""Of what was predicted: texts may share rows better than predicted, with the prefix's keys, which weigh much in small
-LLMs; what is predicted too low would end in memory that runs out."""
+MIN_RATIO, MAX_RATIO = 0.7, 1.1
+"""Measured memory as a ratio of the predicted one. It may be lower, as texts share rows and the prefix's keys better
+than predicted, which matters in small LLMs; where it is higher, memory would run out."""
 
 
-def memory_of(form: str = "query") -> MicrobatchMemory:
+def build_memory_model(form: str = "query") -> MicrobatchMemory:
     ear = tiny_ear(form)
-    made = Recipe(
+    recipe = Recipe(
         out="nowhere", base=ear.settings.base, connector=ear.settings.connector, objective=ObjectiveSettings()
     )
     shapes = build_shapes(ear)
-    return MicrobatchMemory.from_shapes(shapes, build_cost_model(made, shapes))
+    return MicrobatchMemory.from_shapes(shapes, build_cost_model(recipe, shapes))
 
 
-MEMORY = memory_of()
+MEMORY = build_memory_model()
 
 
-def a_clip(n_positions: int, n_tokens: int) -> Clip:
+def build_clip(n_positions: int, n_tokens: int) -> Clip:
     return Clip(ids=torch.arange(n_tokens), mel=torch.zeros(80, 2 * n_positions), states=None)
 
 
-def taken(part: list[Clip], n_candidates: float) -> float:
+def estimate_bytes(part: list[Clip], n_candidates: float) -> float:
     longest = PaddedLengths(
         n_positions=max(clip.n_positions for clip in part),
         n_tokens=max(len(clip.ids) for clip in part),
@@ -59,24 +64,24 @@ def taken(part: list[Clip], n_candidates: float) -> float:
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=1, max_size=20), st.floats(1e3, 1e8)
 )
-def test_parts_hold_every_clip_once_and_no_more_than_there_is_room_for(
+def test_microbatches_hold_every_clip_once_within_the_budget(
     sizes: list[tuple[int, int]], budget: float
 ) -> None:
-    clips = [a_clip(*size) for size in sizes]
+    clips = [build_clip(*size) for size in sizes]
     found = plan_microbatches(clips, MEMORY, budget)
     assert sorted(id(clip) for part in found for clip in part) == sorted(map(id, clips))
     n_candidates = estimate_n_distinct_tokens(float(sum(n for _, n in sizes)))
-    assert all(len(part) == 1 or taken(part, n_candidates) <= budget for part in found)
+    assert all(len(part) == 1 or estimate_bytes(part, n_candidates) <= budget for part in found)
     lengths = [clip.n_positions for part in found for clip in part]
     assert lengths == sorted(lengths)
-    for part, after in pairwise(found):  # nothing more would have found room
-        assert taken([*part, after[0]], n_candidates) > budget
+    for part, after in pairwise(found):  # the next clip would not have fit
+        assert estimate_bytes([*part, after[0]], n_candidates) > budget
     assert len(plan_microbatches(clips, MEMORY, 2 * budget)) <= len(found)
 
 
-def test_short_clips_go_in_large_parts_and_long_ones_in_small_ones() -> None:
-    short, long = [a_clip(50, 3)] * 30, [a_clip(300, 20)] * 30
-    budget = taken(long[:4], estimate_n_distinct_tokens(30 * 23.0))
+def test_short_clips_get_large_microbatches_and_long_ones_small_ones() -> None:
+    short, long = [build_clip(50, 3)] * 30, [build_clip(300, 20)] * 30
+    budget = estimate_bytes(long[:4], estimate_n_distinct_tokens(30 * 23.0))
     found = [len(part) for part in plan_microbatches([*long, *short], MEMORY, budget)]
     assert found[0] > 3 * 4
     assert found[-2] == 4
@@ -84,14 +89,14 @@ def test_short_clips_go_in_large_parts_and_long_ones_in_small_ones() -> None:
     assert plan_microbatches([], MEMORY, budget) == []
 
 
-def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
+def test_a_worker_batch_gives_back_its_clips() -> None:
     torch.manual_seed(0)
     clips = [Clip(torch.randint(9, (t,)), torch.randn(80, 2 * s), None) for s, t in ((5, 3), (9, 1), (2, 4))]
-    kept = [Clip(torch.randint(9, (t,)), None, torch.randn(s, 32)) for s, t in ((5, 3), (9, 1))]
-    for given_ in (clips, kept, []):
-        made = WorkerBatch.from_clips(given_, {"a row": "why"})
-        assert made.skipped == {"a row": "why"}
-        for before, after in zip(given_, made.clips, strict=True):
+    cached = [Clip(torch.randint(9, (t,)), None, torch.randn(s, 32)) for s, t in ((5, 3), (9, 1))]
+    for group in (clips, cached, []):
+        batch = WorkerBatch.from_clips(group, {"a row": "why"})
+        assert batch.skipped == {"a row": "why"}
+        for before, after in zip(group, batch.clips, strict=True):
             assert torch.equal(before.ids, after.ids)
             assert before.n_positions == after.n_positions
             for one, other in ((before.mel, after.mel), (before.states, after.states)):
@@ -104,12 +109,14 @@ def test_clips_travel_end_to_end_and_come_out_as_they_went_in() -> None:
 # The probe
 
 
-@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
-def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -> None:
-    """Real bytes to predicted ones, measured at short clips, are those of longer ones."""
+@pytest.mark.parametrize("form", FORMS)
+def test_the_measured_ratio_holds_for_other_microbatches(recipe: Recipe, form: str) -> None:
+    """The ratio of measured to predicted bytes is the same for short and long clips."""
     objective = {"hidden_positions": "suffix"}
     run = build_run(
-        changed(recipe, connector={"form": form, "n_queries": 24, "n_stacked": 8}, objective=objective)
+        change_settings(
+            recipe, connector={"form": form, "n_queries": 24, "n_stacked": 8}, objective=objective
+        )
     )
     real = json.loads((run.folder / PROBE_FILE).read_text())["real_ratio"]
     for n_clips, n_positions, n_tokens in ((2, 250, 12), (5, 150, 7)):
@@ -119,10 +126,10 @@ def test_what_the_probe_finds_holds_for_other_parts(recipe: Recipe, form: str) -
         found = [
             memory_probe.measure_microbatch(run, n, n_positions, n_tokens) for n in (n_clips, 2 * n_clips)
         ]
-        assert LEAST <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MOST
+        assert MIN_RATIO <= (found[1] - found[0]) / (real * (sizes[1] - sizes[0])) <= MAX_RATIO
 
 
-def test_a_probe_leaves_everything_as_it_was(recipe: Recipe) -> None:
+def test_a_probe_changes_nothing(recipe: Recipe) -> None:
     run = build_run(recipe)
     before = {name: weight.clone() for name, weight in run.ear.connector.state_dict().items()}
     random = torch.get_rng_state()
@@ -136,68 +143,69 @@ def test_a_probe_leaves_everything_as_it_was(recipe: Recipe) -> None:
     assert all(weight.grad is None for weight in run.ear.connector.parameters())
 
 
-def test_what_was_found_is_kept_and_found_anew_only_for_other_conditions(
+def test_the_result_is_stored_and_measured_again_only_under_other_conditions(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build_run(recipe).microbatch_budget
     monkeypatch.setattr(memory_probe, "_probe", lambda run: (7.0, 1.0))
     assert build_run(recipe).microbatch_budget == first
-    assert build_run(changed(recipe, train={"microbatch_gb": 2.0})).microbatch_budget == 7.0
+    assert build_run(change_settings(recipe, train={"microbatch_gb": 2.0})).microbatch_budget == 7.0
     monkeypatch.setattr(memory_probe, "_probe", lambda run: (8.0, 1.0))
-    assert build_run(changed(recipe, connector={"form": "anchored"})).microbatch_budget == 8.0
+    assert build_run(change_settings(recipe, connector={"form": "anchored"})).microbatch_budget == 8.0
     monkeypatch.setattr(memory_probe, "_probe", lambda run: (7.0, 1.0))
     (build_run(recipe).folder / PROBE_FILE).write_text('{"budget": "many"}')
     assert build_run(recipe).microbatch_budget == 7.0
     monkeypatch.undo()
     (build_run(recipe).folder / PROBE_FILE).unlink()
-    found = [build_run(changed(recipe, train={"microbatch_gb": gb})).microbatch_budget for gb in (1.0, 3.0)]
+    found = [
+        build_run(change_settings(recipe, train={"microbatch_gb": gb})).microbatch_budget for gb in (1.0, 3.0)
+    ]
     assert found[1] == pytest.approx(3 * found[0])
 
 
-def test_where_the_longest_finds_no_room_shorter_clips_are_tried(
+def test_shorter_clips_are_tried_where_the_longest_do_not_fit(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
 
-    def full(run: Any, n_positions: int) -> tuple[float, float]:
+    def probe(run: Any, n_positions: int) -> tuple[float, float]:
         tried.append(n_positions)
         if n_positions > 60:
             raise torch.OutOfMemoryError
         return 5.0, 1.0
 
-    monkeypatch.setattr(memory_probe, "_probe_at", full)
+    monkeypatch.setattr(memory_probe, "_probe_at", probe)
     assert build_run(recipe).microbatch_budget == 5.0
     assert tried == [100, 50]
-    monkeypatch.setattr(memory_probe, "_probe_at", lambda run, n: full(run, 100))
+    monkeypatch.setattr(memory_probe, "_probe_at", lambda run, n: probe(run, 100))
     (build_run(recipe).folder / PROBE_FILE).unlink()
     with pytest.raises(
         OssicleError, match=r"cpu has no memory for a step with one clip of 1 s: expected"
-    ) as told:
+    ) as raised:
         build_run(recipe)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_memory_that_runs_out_in_a_step_is_told_in_one_line(
+def test_running_out_of_memory_in_a_step_is_reported_in_one_line(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = build_run(recipe)
 
-    def too_much(*args: Any, **options: Any) -> None:
+    def raise_out_of_memory(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(train_step, "distillation_loss", too_much)
+    monkeypatch.setattr(train_step, "distillation_loss", raise_out_of_memory)
     with pytest.raises(
         OssicleError, match=r"a microbatch of 4 clips of up to .*\(--train\.microbatch-gb"
-    ) as told:
-        take_step(run, 0)
-    assert "\n" not in str(told.value)
+    ) as raised:
+        run_train_step(run, 0)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_run_in_small_parts_takes_every_clip_of_a_batch(recipe: Recipe) -> None:
-    run = build_run(changed(recipe, train={"microbatch_gb": ONE_CLIP_GB}))
-    share = run.load_rank_batch(0)
-    assert [len(portion) for portion in share.microbatches] == [1] * run.recipe.train.batch_size
-    whole = batch_of(run, [draw.row for draw in run.sampler[0]])
-    assert sorted(n for portion in share.microbatches for n in portion.n_text) == sorted(
-        whole.n_text.tolist()
-    )
+def test_a_run_in_small_microbatches_takes_every_clip_of_a_batch(recipe: Recipe) -> None:
+    run = build_run(change_settings(recipe, train={"microbatch_gb": ONE_CLIP_GB}))
+    rank_batch = run.load_rank_batch(0)
+    assert [len(microbatch) for microbatch in rank_batch.microbatches] == [1] * run.recipe.train.batch_size
+    whole = load_batch(run, [index.row for index in run.sampler[0]])
+    n_text = [n for microbatch in rank_batch.microbatches for n in microbatch.n_text]
+    assert sorted(n_text) == sorted(whole.n_text.tolist())

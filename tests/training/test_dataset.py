@@ -1,0 +1,76 @@
+"""The clips of a run: views, epochs, and transcripts that cannot be used."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.training_runs import (
+    change_settings,
+    load_batch,
+)
+
+from ossicle.config import (
+    Recipe,
+)
+from ossicle.data.sampler import SampleIndex
+from ossicle.errors import ConfigError
+from ossicle.training.batch import build_microbatch
+from ossicle.training.dataset import ClipDataset
+from ossicle.training.setup import build_run
+
+
+@pytest.mark.parametrize(("name", "value"), [("concat_ratio", 0.5), ("n_augmented_views", 2)])
+def test_a_stream_refuses_settings_that_need_random_access(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    run = build_run(recipe)
+    monkeypatch.setattr(run.dataset.speech, "is_sequential", True)
+    data = replace(recipe.data, **{"feature_cache": None, name: value})
+    with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which draws clips from anywhere"):
+        ClipDataset(run.ear, run.dataset.speech, data, recipe.augment, 0)
+
+
+def test_each_view_augments_the_same_clips_in_another_way(recipe: Recipe) -> None:
+    run = build_run(change_settings(recipe, data={"n_augmented_views": 3}))
+    views = [load_batch(run, [3, 8], view) for view in range(3)]
+    again = load_batch(build_run(change_settings(recipe, data={"n_augmented_views": 3})), [3, 8], 2)
+    assert torch.equal(again.features.states, views[2].features.states)
+    plain = load_batch(build_run(recipe), [3, 8])
+    assert torch.equal(views[0].features.states, plain.features.states)
+    sums = {view.features.states.sum().item() for view in views}
+    assert len(sums) == 3
+    assert all(torch.equal(view.text_ids, plain.text_ids) for view in views)
+
+
+def test_epochs_take_the_views_in_turn(recipe: Recipe) -> None:
+    run = build_run(change_settings(recipe, data={"n_augmented_views": 2}))
+    n = run.sampler.batches_per_epoch
+    for step, view in {0: 0, n - 1: 0, n: 1, 2 * n: 0}.items():
+        rows = [index.row for index in run.sampler[step]]
+        microbatch = build_microbatch(run.dataset.load_clips(run.sampler[step]).clips)
+        assert microbatch.states is not None
+        assert torch.equal(microbatch.states, load_batch(run, rows, view).features.states)
+
+
+def test_a_transcript_without_a_query_for_its_end_is_skipped(recipe: Recipe) -> None:
+    run = build_run(recipe)
+    longest = max(run.dataset.load_clips([SampleIndex(row, 0) for row in range(12)]).n_text)
+    full = build_run(change_settings(recipe, connector={"form": "query", "n_queries": longest}))
+    skipped = full.dataset.load_clips([SampleIndex(row, 0) for row in range(12)]).skipped
+    assert skipped
+    for reason in skipped.values():
+        assert (
+            f"the transcript has {longest} tokens, but connector.n_queries is {longest}; expected" in reason
+        )
+
+
+def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
+    source = tmp_path / "speech.jsonl"
+    control = build_run(recipe).ear.tokenizer.eos_token
+    source.write_text(json.dumps({"audio": str(speech.parent / "0.wav"), "text": f"a {control} b"}) + "\n")
+    run = build_run(change_settings(recipe, data={"source": (str(source),), "feature_cache": None}))
+    (reason,) = run.dataset.load_clips([SampleIndex(0, 0)]).skipped.values()
+    assert re.search(r"line 1: the transcript .* control token", reason)

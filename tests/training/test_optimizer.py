@@ -1,0 +1,35 @@
+"""The learning rate at each step, and the weights that decay."""
+
+import pytest
+from support.training_runs import (
+    FORMS,
+)
+from torch.testing import assert_close
+
+from ossicle.config import (
+    TrainSettings,
+)
+from ossicle.training.optimizer import build_optimizer, compute_lr_factor
+from ossicle.training.run import Run
+
+
+def test_the_learning_rate_rises_and_falls_as_configured() -> None:
+    settings = TrainSettings(n_steps=100, warmup_ratio=0.1, final_lr_ratio=0.2)
+    factors = [compute_lr_factor(step, settings) for step in range(101)]
+    assert_close(factors[:10], [0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.6)
+    assert factors[100] == pytest.approx(0.2)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert compute_lr_factor(0, TrainSettings(n_steps=1, warmup_ratio=1.0)) == 1.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_matrices_of_layers_have_weight_decay(runs: dict[str, Run], form: str) -> None:
+    connector = runs[form].ear.connector
+    optimizer = build_optimizer(connector, TrainSettings(weight_decay=0.3))
+    decay = {id(w): group["weight_decay"] for group in optimizer.param_groups for w in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(connector.parameters()))
+    for name, weight in connector.named_parameters():
+        is_matrix = name.endswith("weight") and "norm" not in name
+        assert decay[id(weight)] == (0.3 if is_matrix else 0.0), name
