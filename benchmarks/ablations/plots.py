@@ -120,7 +120,7 @@ def plot_slots(found: Mapping[str, Any]) -> Figure:
         f"Alignment by place in the sentence after {found['n_steps']:,} steps",
         fontsize=11,
         x=0.06,
-        ha="query",
+        ha="left",
     )
     return figure
 
