@@ -146,7 +146,7 @@ class _EmptySource(Source):
 
 
 def build_run(backbones: Backbones, recipe: Recipe, cache: TensorCache | None = None) -> Run:
-    """Builds a run as `ossicle.training.run.prepare` does, but reads no files."""
+    """Builds a run as `ossicle.training.setup.build_run` does, but reads no files."""
     ear = backbones.build_ear(recipe.connector)
     shapes = build_shapes(ear)
     costs = build_cost_model(recipe, shapes)

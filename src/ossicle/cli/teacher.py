@@ -35,31 +35,31 @@ class Teacher:
             with join_process_group() as ranks:
                 console = Console(quiet=not ranks.is_first)
                 with ranks.sync_errors():
-                    lecture = plan_teacher_precompute(self.settings)
-                _print_summary(lecture, console)
-                if lecture.write_plan.n_missing:
-                    _precompute(lecture, ranks, console)
+                    precompute = plan_teacher_precompute(self.settings)
+                _print_summary(precompute, console)
+                if precompute.write_plan.n_missing:
+                    _precompute(precompute, ranks, console)
         except KeyboardInterrupt:
             stop = KeyboardInterrupt("stopped; all finished shards are kept; resume with")
             return print_resume_command(stop, command_line)
         return 0
 
 
-def _print_summary(lecture: "TeacherPrecompute", console: Console) -> None:
-    lessons, filling = lecture.transcripts, lecture.write_plan
-    skipped = f", {lessons.n_skipped} rows are invalid" if lessons.n_skipped else ""
-    console.out(f"{len(lessons)} transcripts in {lessons.n_rows} rows{skipped}", highlight=False)
-    if filling.n_missing:
-        size = format_bytes(filling.n_bytes)
+def _print_summary(precompute: "TeacherPrecompute", console: Console) -> None:
+    transcripts, plan = precompute.transcripts, precompute.write_plan
+    skipped = f", {transcripts.n_skipped} rows are invalid" if transcripts.n_skipped else ""
+    console.out(f"{len(transcripts)} transcripts in {transcripts.n_rows} rows{skipped}", highlight=False)
+    if plan.n_missing:
+        size = format_bytes(plan.n_bytes)
         console.out(
-            f"{filling.n_missing} of them are missing in {filling.folder}; they take {size} of disk",
+            f"{plan.n_missing} of them are missing in {plan.folder}; they take {size} of disk",
             highlight=False,
         )
     else:
-        console.out(f"all of them are in {filling.folder}: nothing to do", highlight=False)
+        console.out(f"all of them are in {plan.folder}: nothing to do", highlight=False)
 
 
-def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) -> None:
+def _precompute(precompute: "TeacherPrecompute", ranks: "Ranks", console: Console) -> None:
     n_printed = 0
 
     def print_progress(n_done: int, n: int) -> None:
@@ -76,8 +76,8 @@ def _precompute(lecture: "TeacherPrecompute", ranks: "Ranks", console: Console) 
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
-        task = bar.add_task("", total=lecture.write_plan.n_missing)
-        cache = lecture.run(ranks, print_progress)
+        task = bar.add_task("", total=precompute.write_plan.n_missing)
+        cache = precompute.run(ranks, print_progress)
     console.out(
-        f"{lecture.write_plan.folder} has the teacher states of {len(cache)} transcripts", highlight=False
+        f"{precompute.write_plan.folder} has the teacher states of {len(cache)} transcripts", highlight=False
     )

@@ -1,8 +1,6 @@
 """Writes a report to disk, to the terminal, and as Markdown for a model card."""
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ossicle.atomic_io import atomic_write
+from ossicle.atomic_io import write_texts
 from ossicle.evaluation.report.formatting import (
     format_interval,
     format_number,
@@ -49,20 +47,8 @@ def write_report(
     html_path = json_path.with_suffix(".html")
     html = render_report(report, metrics=metrics)
     stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with contextlib.ExitStack() as files:
-        temporary_html = files.enter_context(atomic_write(html_path))
-        temporary_json = files.enter_context(atomic_write(json_path))
-        _write_to_disk(temporary_html, html)
-        _write_to_disk(temporary_json, stored)
+    write_texts({html_path: html, json_path: stored})
     return ReportPaths(json=json_path, html=html_path)
-
-
-def _write_to_disk(path: Path, text: str) -> None:
-    """Writes a text and waits until it is on disk, so that a full disk is noticed before any file is replaced."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def print_table(report: Report, console: Console) -> None:

@@ -226,7 +226,7 @@ for moment in {moments}:
 def test_a_process_killed_at_any_moment_resumes_to_the_same_files(tmp_path: Path) -> None:
     fill_cache(tmp_path / "whole", list(range(24)))
     killed, moments = tmp_path / "killed", [3, 5, 6, 13, 11, 10_000]
-    script = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(killed), moments=moments)
+    script = KILLED.format(tests=str(Path(__file__).parents[2]), folder=str(killed), moments=moments)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [*["-9"] * 5, "0"]
     assert read_files(killed) == read_files(tmp_path / "whole")
