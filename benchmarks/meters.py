@@ -175,18 +175,26 @@ def measure_peak_bytes(work: Callable[[], Any], device: torch.device) -> int | N
         work()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        # Freed memory goes back to the system, so that it counts when it is allocated again.
-        ctypes.CDLL(None).malloc_trim(0)
-        _RESET_PEAK_FILE.write_text("5")
-        before = _read_status_bytes("VmRSS")
+        reset_peak_memory()
+        before = read_status_bytes("VmRSS")
     except (OSError, AttributeError):
         work()
         return None
     work()
-    return max(0, _read_status_bytes("VmHWM") - before)
+    return max(0, read_status_bytes("VmHWM") - before)
 
 
-def _read_status_bytes(name: str) -> int:
+def reset_peak_memory() -> None:
+    """Resets the process's peak memory, VmHWM (Linux).
+
+    Freed memory goes back to the system first, so that it counts when it is allocated again.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    _RESET_PEAK_FILE.write_text("5")
+
+
+def read_status_bytes(name: str) -> int:
+    """Returns a size in bytes of the process's status, such as VmRSS (Linux)."""
     line = next(line for line in _STATUS_FILE.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 

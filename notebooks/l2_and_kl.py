@@ -1,6 +1,6 @@
-"""Distillations of the pocket LLM that are watched, from several starting points, by L2 and by KL.
+"""Distillations of the pocket LLM from several starting points, by L2 and by KL, evaluated along the way.
 
-It knows recipes and runs. What is seen of an ear is in `looks`, what can be said of a head alone in `heads`.
+This module knows recipes and runs. The evaluation of an ear is in `looks`, the mathematics of a head in `heads`.
 """
 
 import copy
@@ -30,34 +30,34 @@ from ossicle.training.teacher import Teacher
 from ossicle.training.train_step import train_step
 
 TERMS = ("hidden", "kl")
-"""That are held against each other, by their names in an objective."""
+"""The compared terms, by their names in the objective."""
 Weights = dict[str, Tensor]
-"""A connector's."""
+"""The state dict of a connector."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is done: all of it, or only so much that everything is seen to work."""
+    """Sizes of the experiment: in full, or just large enough to see that everything works."""
 
     n_clips: int = 4_000
-    """Of the pocket world's speech, to learn from."""
+    """Clips of the pocket speech to train on."""
     n_steps: int = 600
-    """Of the run from new weights."""
+    """Steps of the run from new weights."""
     n_looks: int = 12
-    """At what is learned, along that run."""
+    """Evaluations along that run."""
     n_held_out: int = 276
-    """Spoken questions of the pocket suite: voices and sentences that no training has heard."""
+    """Spoken questions of the pocket suite: voices and sentences that are not in the training data."""
     n_arm_steps: int = 100
-    """Of each run that goes on from a starting point."""
+    """Steps of each run from a starting point."""
     n_arm_looks: int = 2
     n_noise_batches: int = 20
-    """Whose gradients are compared."""
+    """Batches whose gradients are compared."""
     batch_size: int = 32
-    """Of the run from new weights."""
+    """Batch size of the run from new weights."""
     arm_batch_size: int = 16
-    """Of the runs that go on, and of the gradients that are compared."""
+    """Batch size of the other runs, and of the compared gradients."""
     n_states: int = 64
-    """Teacher's states that are moved about."""
+    """Teacher's states that are moved."""
     widths: tuple[int, ...] = (2_048, 4_096)
     vocabularies: tuple[int, ...] = (32_000, 128_000, 256_000)
 
@@ -76,36 +76,36 @@ QUICK = Sizes(
     widths=(64, 128),
     vocabularies=(500, 1_000),
 )
-"""For tests: none of its numbers means anything."""
+"""For tests; its numbers mean nothing."""
 
 
-class EarAsOnGpu(Ear):
-    """An ear computed as on a GPU: the LLM in bfloat16 throughout, the connector's float32 weights by autocast."""
+class GpuLikeEar(Ear):
+    """An ear computed as on a GPU: the LLM in bfloat16, the connector's float32 weights under autocast."""
 
     @classmethod
-    def of(cls, ear: Ear) -> "EarAsOnGpu":
-        """With the very same connector."""
+    def build(cls, ear: Ear) -> "GpuLikeEar":
+        """Builds it with the same connector."""
         llm = copy.deepcopy(ear.llm).to(torch.bfloat16)
         return cls(ear.whisper, llm, ear.tokenizer, ear.connector, ear.settings)
 
     def autocast(self) -> torch.autocast:
-        """On, whatever the device."""
+        """Autocast that is enabled on every device."""
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run and what was seen along it."""
+    """A run and its evaluations."""
 
     steps: list[int]
     looks: list[HeldOutResult]
     weights: Weights
-    """At its end."""
-    took_s: float
+    """Weights at its end."""
+    duration_s: float
 
 
 def load_or_measure(path: Path, measure: Callable[[], Any]) -> Any:
-    """What was measured before, if it was, else what is measured now: long work can be stopped, and goes on."""
+    """Loads a stored result, else measures and stores it: long work can be stopped and resumed."""
     if not path.exists():
         found = measure()
         with atomic_write(path) as temporary:
@@ -114,10 +114,10 @@ def load_or_measure(path: Path, measure: Callable[[], Any]) -> Any:
 
 
 class Experiment:
-    """One ear, the speech it learns from and the questions it is judged by; every run starts from weights it is given.
+    """One ear, its training speech and its held-out questions; every run starts from given weights.
 
     Args:
-        folder: for encoder features and what was measured
+        folder: for encoder features and results
     """
 
     def __init__(self, sizes: Sizes, folder: Path) -> None:
@@ -138,61 +138,66 @@ class Experiment:
         )
         self.run = build_run(self.recipe)
         self.ear = self.run.ear
-        self.as_on_gpu = EarAsOnGpu.of(self.ear)
-        self.held_out, self.head = HeldOutSet.of(self.ear, sizes.n_held_out), get_lm_head(self.ear)
-        self.new = self.weights()
-        self.shipped = checkpoint.load("pocket/ear").connector.state_dict()
+        self.gpu_like_ear = GpuLikeEar.build(self.ear)
+        self.held_out, self.head = HeldOutSet.build(self.ear, sizes.n_held_out), get_lm_head(self.ear)
+        self.new_weights = self.copy_weights()
+        self.shipped_weights = checkpoint.load("pocket/ear").connector.state_dict()
 
-    def weights(self) -> Weights:
-        """The connector's, as they are now."""
+    def copy_weights(self) -> Weights:
+        """Returns a copy of the connector's current weights."""
         return copy.deepcopy(self.ear.connector.state_dict())
 
-    def look(self, weights: Weights | None = None) -> HeldOutResult:
-        """How the ear, or one of these weights, hears the held-out clips, in float32."""
+    def evaluate(self, weights: Weights | None = None) -> HeldOutResult:
+        """Evaluates the ear, with the given weights if any, on the held-out clips in float32."""
         if weights is not None:
             self.ear.connector.load_state_dict(weights)
         self.ear.connector.eval()
-        return self.held_out.look(self.ear)
+        return self.held_out.evaluate(self.ear)
 
-    def watched(
+    def train(
         self, name: str, start: Weights, recipe: Recipe, n_looks: int, *, in_bf16: bool = False
     ) -> TrainingRun:
-        """Learns by a recipe from given weights; looks before the first step and n_looks times from there.
+        """Trains by a recipe from given weights; evaluates before the first step and n_looks times from there.
 
         Args:
-            name: what it is kept under; a run that is kept already is not repeated
+            name: under which the run is stored; a stored run is not repeated
         """
         found = load_or_measure(
-            self.folder / f"{name}.pt", lambda: self._learned(start, recipe, n_looks, in_bf16=in_bf16)
+            self.folder / f"{name}.pt", lambda: self._train(start, recipe, n_looks, in_bf16=in_bf16)
         )
         looks = [
             HeldOutResult(student=states.double(), teacher=self.held_out.teacher, head=self.head)
             for states in found["students"]
         ]
         return TrainingRun(
-            steps=found["steps"], looks=looks, weights=found["weights"], took_s=found["took_s"]
+            steps=found["steps"], looks=looks, weights=found["weights"], duration_s=found["took_s"]
         )
 
-    def _learned(self, start: Weights, recipe: Recipe, n_looks: int, *, in_bf16: bool) -> dict[str, Any]:
+    def _train(self, start: Weights, recipe: Recipe, n_looks: int, *, in_bf16: bool) -> dict[str, Any]:
         started, n_steps = time.perf_counter(), recipe.train.n_steps
-        run = self._run(start, recipe, in_bf16=in_bf16)
+        run = self._build_run(start, recipe, in_bf16=in_bf16)
         steps = sorted({n_steps * number // n_looks for number in range(n_looks + 1)})
         students = []
         for step in range(n_steps + 1):
             if step in steps:
-                students.append(self.look().student.float())
+                students.append(self.evaluate().student.float())
             if step < n_steps:
                 train_step(
                     run,
                     step,
                     run.load_rank_batch(step),
                 )
-        took_s = time.perf_counter() - started
-        return {"steps": steps, "students": students, "weights": self.weights(), "took_s": took_s}
+        duration_s = time.perf_counter() - started
+        return {
+            "steps": steps,
+            "students": students,
+            "weights": self.copy_weights(),
+            "took_s": duration_s,
+        }
 
-    def _run(self, start: Weights, recipe: Recipe, *, in_bf16: bool) -> Run:
+    def _build_run(self, start: Weights, recipe: Recipe, *, in_bf16: bool) -> Run:
         self.ear.connector.load_state_dict(start)
-        ear = self.as_on_gpu if in_bf16 else self.ear
+        ear = self.gpu_like_ear if in_bf16 else self.ear
         return replace(
             self.run,
             recipe=recipe,
@@ -202,8 +207,8 @@ class Experiment:
             sampler=build_sampler(self.run.dataset.speech, recipe.train),
         )
 
-    def arm(self, peak_lr: float, **weights: float) -> Recipe:
-        """A recipe that goes on from somewhere with the terms beside alignment weighted like this."""
+    def build_arm_recipe(self, peak_lr: float, **weights: float) -> Recipe:
+        """Returns the recipe of a run from a starting point, with the given weights of the terms besides alignment."""
         objective = replace(
             self.recipe.objective,
             **{"hidden_weight": 0.0, "hidden_positions": "last", "align_only_ratio": 0.0, **weights},
@@ -218,18 +223,18 @@ class Experiment:
         )
         return replace(self.recipe, objective=objective, train=train)
 
-    def arms(
+    def train_arms(
         self, name: str, start: Weights, peak_lr: float, factors: Sequence[int] = (1,)
     ) -> dict[str, TrainingRun]:
-        """Runs that go on from a starting point, by what is beside the terms that align; each kept under its name.
+        """Runs from a starting point, by the term besides alignment; each is stored under its name.
 
-        KL gets the weight at which it pulls at the connector's weights as hard, at the start, as L2 with its own.
+        KL gets the weight at which its gradient is as long, at the start, as that of L2 with its own weight.
 
         Args:
-            factors: of both weights; all but the first are run in float32 alone
+            factors: factors of both weights; all but the first run only in float32
         """
-        l2, pushes = self.recipe.objective.hidden_weight, self.pushes(name, start)
-        weights = {"L2": ("hidden_weight", l2), "KL": ("kl_weight", l2 * _ratio(pushes))}
+        l2, gradients = self.recipe.objective.hidden_weight, self.measure_gradients(name, start)
+        weights = {"L2": ("hidden_weight", l2), "KL": ("kl_weight", l2 * _compute_norm_ratio(gradients))}
         plans: dict[str, tuple[dict[str, float], bool]] = {"neither": ({}, False)}
         for factor in factors:
             for in_bf16 in (False, True) if factor == factors[0] else (False,):
@@ -238,28 +243,30 @@ class Experiment:
                     plans[arm] = ({key: factor * weight}, in_bf16)
         n_looks = self.sizes.n_arm_looks
         return {
-            arm: self.watched(f"{name}, {arm}", start, self.arm(peak_lr, **given), n_looks, in_bf16=in_bf16)
+            arm: self.train(
+                f"{name}, {arm}", start, self.build_arm_recipe(peak_lr, **given), n_looks, in_bf16=in_bf16
+            )
             for arm, (given, in_bf16) in plans.items()
         }
 
-    def pushes(self, name: str, start: Weights) -> dict[str, GradientStats]:
-        """What each term alone does to the connector at a starting point, by its name; kept like runs."""
+    def measure_gradients(self, name: str, start: Weights) -> dict[str, GradientStats]:
+        """Returns the statistics of each term's gradient at a starting point; stored like runs."""
         found = load_or_measure(
             self.folder / f"{name}, pushes.pt",
-            lambda: {term: asdict(self._push(start, term)) for term in TERMS},
+            lambda: {term: asdict(self._compare_gradients(start, term)) for term in TERMS},
         )
         return {term: GradientStats(**numbers) for term, numbers in found.items()}
 
-    def _push(self, start: Weights, term: str) -> GradientStats:
-        exact, rounded = (self._gradients(start, term, in_bf16=in_bf16) for in_bf16 in (False, True))
+    def _compare_gradients(self, start: Weights, term: str) -> GradientStats:
+        exact, rounded = (self._compute_gradients(start, term, in_bf16=in_bf16) for in_bf16 in (False, True))
         return GradientStats(
             products=(exact @ exact.T).double(),
             products_bf16=(rounded @ rounded.T).double(),
             bf16_errors=(rounded - exact).norm(dim=1) / exact.norm(dim=1),
         )
 
-    def _gradients(self, start: Weights, term: str, *, in_bf16: bool) -> Float[Tensor, "K W"]:
-        """The connector's gradient of one term on each of K batches, in float32; nothing is dropped."""
+    def _compute_gradients(self, start: Weights, term: str, *, in_bf16: bool) -> Float[Tensor, "K W"]:
+        """Returns the connector's gradient of one term on each of K batches, in float32, without dropout."""
         objective = ObjectiveSettings(
             align_weight=0.0,
             asr_weight=0.0,
@@ -267,7 +274,9 @@ class Experiment:
             hidden_weight=float(term == "hidden"),
             kl_weight=float(term == "kl"),
         )
-        run = self._run(start, replace(self.arm(1e-3), objective=objective), in_bf16=in_bf16)
+        run = self._build_run(
+            start, replace(self.build_arm_recipe(1e-3), objective=objective), in_bf16=in_bf16
+        )
         run.ear.connector.eval()
         found = []
         for step in range(self.sizes.n_noise_batches):
@@ -277,15 +286,15 @@ class Experiment:
                 terms = distillation_loss(run.ear, batch, objective, teacher=run.teacher).terms
             terms[term].backward()
             found.append(
-                torch.cat([_gradient(weight).flatten() for weight in run.ear.connector.parameters()])
+                torch.cat([_get_gradient(weight).flatten() for weight in run.ear.connector.parameters()])
             )
             run.optimizer.zero_grad()
         return torch.stack(found)
 
 
-def _ratio(pushes: dict[str, GradientStats]) -> float:
-    return pushes["hidden"].rms_norm / pushes["kl"].rms_norm
+def _compute_norm_ratio(gradients: dict[str, GradientStats]) -> float:
+    return gradients["hidden"].rms_norm / gradients["kl"].rms_norm
 
 
-def _gradient(weight: Tensor) -> Tensor:
+def _get_gradient(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone()

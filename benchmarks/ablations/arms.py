@@ -1,11 +1,11 @@
-"""The arms of the ablations: what each changes against the base, as settings; it trains and measures nothing.
+"""The arms of the ablations: which settings each changes against the base.
 
-The base is a connector of form anchored, which learns from nothing what words sound like, and the pocket recipe with
-one view of each clip, naming, and hidden states from half of the steps on. An arm changes what its name says and
-nothing else, but for what the settings rule out: without alignment nothing can lead, and forms aligned to the right
-have no audio token for each token of the transcript, so that theirs are compared on the suffix. Form autoregressive
-begins as a recogniser: it learns as the pocket recipe has it, with a tenth of the base's learning rate and no naming,
-unless it begins from random weights.
+The base is a connector of form anchored, which starts without knowing how words sound, and the pocket recipe with one
+view of each clip, token cross-entropy, and hidden states from half of the steps on. An arm changes what its name says
+and nothing else, except for what the settings rule out: without alignment there is no alignment-only warm-up, and forms
+aligned to the right have no audio token for each token of the transcript, so that their hidden states are compared on
+the suffix. Form autoregressive starts as an ASR model: it trains as in the pocket recipe, with a tenth of the base's
+learning rate and without token cross-entropy, unless it starts from random weights.
 """
 
 import random
@@ -24,49 +24,49 @@ from ossicle.data.source_spec import POCKET_SPEECH
 
 BASE = "anchored"
 PUNCTUATED = ", punctuated"
-"""Ends the names of the arms that learn transcripts with commas."""
+"""Suffix of the names of arms that learn transcripts with commas."""
 N_SLOTS = 64
-"""Slots of the forms that always have as many: all positions of the pocket Whisper's decoder."""
+"""Slots of the form with a fixed number: all positions of the pocket Whisper's decoder."""
 N_STACKED = 6
-"""Encoder positions to an audio token of the stacking MLP: 8.3 tokens a second, where loose words come at up to 6."""
+"""Encoder positions for each audio token of the stacking MLP: 8.3 tokens a second; single words come at up to 6."""
 KL_WEIGHT = 0.1
-"""With it KL's gradient on the connector is as large as that of hidden states with the recipe's weight: in a trial with
-two ears of 1,000 steps on eight batches the weight that makes them equal was 0.06 to 0.32, in the middle 0.09."""
+"""With this weight KL's gradient on the connector is as large as that of hidden states with the recipe's weight: for two
+ears of 1,000 steps and eight batches the weight that makes them equal was 0.06 to 0.32, with a median of 0.09."""
 COMMA_RATIO = 1 / 3
-"""Share of the words behind which punctuated transcripts have a comma that nobody speaks."""
+"""Ratio of the words that punctuated transcripts follow with a comma, which is not spoken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What one arm changes against the base."""
+    """The settings that one arm changes against the base."""
 
     name: str
     connector: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
     speech_ratio: float = 1.0
-    """Share of the pocket speech that it learns from, in as many steps."""
+    """Ratio of the pocket speech that it learns from, in as many steps."""
     window: Literal["sound", "full"] = "sound"
     is_punctuated: bool = False
     """Whether it learns transcripts with commas that are not spoken."""
     peak_lr: float = 2e-3
     is_measured_in_noise: bool = False
-    """Whether it is asked the questions in noise too."""
+    """Whether it is also measured on the questions in noise."""
 
     @property
     def plain(self) -> str | None:
-        """The arm that learned the same from transcripts as they are, of one that learned them punctuated."""
+        """The name of the same arm with plain transcripts, for an arm with punctuated ones."""
         return self.name.removesuffix(PUNCTUATED) if self.is_punctuated else None
 
     @property
     def slug(self) -> str:
-        """Its name as a folder has it."""
+        """The name for folders."""
         words = self.name.replace("%", "percent").replace(",", "")
         return "-".join(words.split()).lower()
 
 
-_ONE_BY_ONE, _GENTLE_LR = {"form": "autoregressive"}, 2e-4
-_KNOWING = {"token_ce_weight": 0.0}
-_RIGHT = {"form": "diva", "n_queries": N_SLOTS}
+_AUTOREGRESSIVE, _LOW_LR = {"form": "autoregressive"}, 2e-4
+_NO_TOKEN_CE = {"token_ce_weight": 0.0}
+_DIVA = {"form": "diva", "n_queries": N_SLOTS}
 _STACK = {"form": "stack", "n_stacked": N_STACKED}
 _SUFFIX = {"hidden_positions": "suffix"}
 _NO_INPUT = {"align_weight": 0.0, "token_ce_weight": 0.0, "align_only_ratio": 0.0}
@@ -91,16 +91,16 @@ ARMS = {
         Arm(name="2 layers", connector={"n_layers": 2}),
         Arm(
             name="autoregressive",
-            connector=_ONE_BY_ONE,
-            objective=_KNOWING,
-            peak_lr=_GENTLE_LR,
+            connector=_AUTOREGRESSIVE,
+            objective=_NO_TOKEN_CE,
+            peak_lr=_LOW_LR,
             is_measured_in_noise=True,
         ),
-        Arm(name="autoregressive, random init", connector=_ONE_BY_ONE | {"init": "random"}, peak_lr=7e-4),
+        Arm(name="autoregressive, random init", connector=_AUTOREGRESSIVE | {"init": "random"}, peak_lr=7e-4),
         Arm(name="query", connector={"form": "query"}, is_measured_in_noise=True),
-        Arm(name="diva", connector=_RIGHT, objective=_SUFFIX, is_measured_in_noise=True),
+        Arm(name="diva", connector=_DIVA, objective=_SUFFIX, is_measured_in_noise=True),
         Arm(
-            name="published", connector=_RIGHT, objective=_PUBLISHED, window="full", is_measured_in_noise=True
+            name="published", connector=_DIVA, objective=_PUBLISHED, window="full", is_measured_in_noise=True
         ),
         Arm(name=BASE + ", full window", window="full"),
         Arm(name="30 % of the speech", speech_ratio=0.3),
@@ -108,19 +108,19 @@ ARMS = {
         Arm(name=BASE + PUNCTUATED, is_punctuated=True),
         Arm(
             name="autoregressive" + PUNCTUATED,
-            connector=_ONE_BY_ONE,
-            objective=_KNOWING,
-            peak_lr=_GENTLE_LR,
+            connector=_AUTOREGRESSIVE,
+            objective=_NO_TOKEN_CE,
+            peak_lr=_LOW_LR,
             is_punctuated=True,
         ),
         Arm(name="query" + PUNCTUATED, connector={"form": "query"}, is_punctuated=True),
-        Arm(name="diva" + PUNCTUATED, connector=_RIGHT, objective=_SUFFIX, is_punctuated=True),
+        Arm(name="diva" + PUNCTUATED, connector=_DIVA, objective=_SUFFIX, is_punctuated=True),
     )
 }
 
 
 def build_recipe(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
-    """An arm's recipe; all arms that hear the same sound share the features that are kept of it."""
+    """Builds an arm's recipe; all arms with the same sound and window share a feature cache."""
     pocket = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
     features = "punctuated" if arm.is_punctuated else arm.window
     speech = {"source": (str(write_punctuated_speech(out)),)} if arm.is_punctuated else {}
@@ -146,31 +146,31 @@ def build_recipe(arm: Arm, seed: int, n_steps: int, out: Path) -> Recipe:
 
 
 def get_run_folder(arm: Arm, seed: int, out: Path) -> Path:
-    """Where an arm's run with a seed is kept."""
+    """Returns the folder of an arm's run with a seed."""
     return out / f"{arm.slug}-{seed}"
 
 
-def count_clips(share: float) -> int:
-    """So many of the pocket speech, whose clips lie in no order."""
-    return round(share * pq.read_metadata(resolve_model_path(POCKET_SPEECH) + ".parquet").num_rows)
+def count_clips(ratio: float) -> int:
+    """Returns the number of clips that are a ratio of the pocket speech, which is in random order."""
+    return round(ratio * pq.read_metadata(resolve_model_path(POCKET_SPEECH) + ".parquet").num_rows)
 
 
 def write_punctuated_speech(out: Path) -> Path:
-    """The pocket speech with commas in its transcripts, made if it is not there yet."""
+    """Writes the pocket speech with commas in its transcripts, if it does not exist; returns its path."""
     path = out / "speech-punctuated.parquet"
     if not path.exists():
         table = pq.read_table(resolve_model_path(POCKET_SPEECH) + ".parquet")
         rows = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
         texts = pa.array([add_commas(text, row) for row, text in rows])
-        place = table.schema.get_field_index("text")
+        column = table.schema.get_field_index("text")
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            pq.write_table(table.set_column(place, "text", texts), temporary, row_group_size=256)
+            pq.write_table(table.set_column(column, "text", texts), temporary, row_group_size=256)
     return path
 
 
 def add_commas(text: str, row: str) -> str:
-    """A transcript with commas behind some of its words, but for the last; which ones, the row's id draws."""
+    """Adds commas after some words of a transcript, never the last; the row's id draws which."""
     rng = random.Random(row)
     *words, last = text.split()
     return " ".join([word + "," if rng.random() < COMMA_RATIO else word for word in words] + [last])

@@ -1,4 +1,4 @@
-"""Two pictures of the ablations: quality by training operations, and alignment error by slot; it measures nothing."""
+"""Plots of the ablations: quality by training FLOPs, and alignment error by slot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,24 +13,24 @@ from ossicle.evaluation.report.charts import separate_labels
 
 SLOT_ARMS = {
     BASE: "anchored",
-    "autoregressive": "autoregressive, told the words before",
+    "autoregressive": "autoregressive, sees the words before",
     "query": "query: left-aligned, learned end",
     "diva": "diva: right-aligned, 64 slots",
 }
-"""The arms whose slots are compared, and what the picture calls them."""
+"""The arms whose slots are compared, and their labels."""
 _SIDES = ("from the start", "from the end")
-_COLOURS = ("#1b6ca8", "#8e4f9e", "#d1701f", "#5a8f3c")
+_COLORS = ("#1b6ca8", "#8e4f9e", "#d1701f", "#5a8f3c")
 _GREY, _LIGHT = "#5f6368", "#c9cdd2"
 _LABEL_GAP = 0.042
-"""Least distance of two labels, as a share of the axes' height: a line of their letters."""
+"""Least distance of two labels as a ratio of the axes' height: one line of text."""
 
 
-def draw_plots(found: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
-    """Writes both pictures: to the path, and to one beside it that ends in -slots."""
+def draw_plots(results: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
+    """Writes both plots: to the path, and to one next to it that ends in -slots."""
     slots = path.with_stem(f"{path.stem}-slots")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(plot_quality(found), path)
-    _save(plot_slots(found), slots)
+    _save(plot_quality(results), path)
+    _save(plot_slots(results), slots)
     return path, slots
 
 
@@ -38,14 +38,14 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_quality(found: Mapping[str, Any]) -> Figure:
-    """Right answers by the operations that training took, an arm a point, its spread over seeds a bar.
+def plot_quality(results: Mapping[str, Any]) -> Figure:
+    """Plots right answers by training FLOPs: a point for each arm, with a bar of the spread over seeds.
 
-    Labels stand in a column beside the axes, where they cannot cover each other, with a line to their point.
+    Labels are in a column next to the axes, where they cannot overlap, with a line to their point.
     """
     figure = Figure(figsize=(9.6, 6.4))
     axes = figure.add_axes((0.08, 0.1, 0.55, 0.8))
-    arms = {name: arm for name, arm in found["arms"].items() if arm["mean"].get("training TFLOP")}
+    arms = {name: arm for name, arm in results["arms"].items() if arm["mean"].get("training TFLOP")}
     for name, arm in arms.items():
         deviation = arm["spread"]["ear"]
         axes.errorbar(
@@ -56,7 +56,7 @@ def plot_quality(found: Mapping[str, Any]) -> Figure:
             markersize=6,
             capsize=2,
             linewidth=1,
-            color=_COLOURS[0] if name == BASE else _GREY,
+            color=_COLORS[0] if name == BASE else _GREY,
             zorder=3,
         )
     axes.set_xscale("log", subs=(2, 3, 4, 5, 7))
@@ -64,15 +64,15 @@ def plot_quality(found: Mapping[str, Any]) -> Figure:
         formatter(ScalarFormatter())
     axes.margins(x=0.1)
     axes.set_ylim(-2, None)
-    axes.set_xlabel("training operations, TFLOP (features of the encoder were kept, so without those)")
+    axes.set_xlabel("training, TFLOP (without the encoder, whose features were cached)")
     axes.set_ylabel("right answers, %")
-    axes.set_title(f"The pocket world after {found['n_steps']:,} steps", loc="left", fontsize=11)
-    _dress(axes)
-    _label(axes, arms)
+    axes.set_title(f"The pocket world after {results['n_steps']:,} steps", loc="left", fontsize=11)
+    _style(axes)
+    _add_labels(axes, arms)
     return figure
 
 
-def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
+def _add_labels(axes: Axes, arms: Mapping[str, Any]) -> None:
     low, high = axes.get_ylim()
     points = {name: (arm["mean"]["training TFLOP"], 100 * arm["mean"]["ear"]) for name, arm in arms.items()}
     points = dict(sorted(points.items(), key=lambda item: (item[1][1], item[1][0])))  # fewer lines cross
@@ -86,7 +86,7 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
             textcoords="axes fraction",
             fontsize=8.5,
             verticalalignment="center",
-            color=_COLOURS[0] if name == BASE else "black",
+            color=_COLORS[0] if name == BASE else "black",
             arrowprops={
                 "arrowstyle": "-",
                 "color": _LIGHT,
@@ -98,26 +98,26 @@ def _label(axes: Axes, arms: Mapping[str, Any]) -> None:
         )
 
 
-def plot_slots(found: Mapping[str, Any]) -> Figure:
-    """Mean distance of a token's embedding and its audio token by its place in the sentence, an arm a line."""
+def plot_slots(results: Mapping[str, Any]) -> Figure:
+    """Plots the mean distance of embeddings to their audio tokens by position in the sentence, a line for each arm."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, side in zip(panels, _SIDES, strict=True):
-        for (name, label), colour in zip(SLOT_ARMS.items(), _COLOURS, strict=True):
-            runs = found["arms"].get(name, {}).get("runs", {}).values()
+        for (name, label), color in zip(SLOT_ARMS.items(), _COLORS, strict=True):
+            runs = results["arms"].get(name, {}).get("runs", {}).values()
             errors = average_slots([run["by slot"][side] for run in runs])
             if any(value is not None for value in errors):
-                shown = [float("nan") if value is None else value for value in errors]
-                axes.plot(shown, "o-", color=colour, markersize=4, label=f"{label} (n {len(runs)})")
+                values = [float("nan") if value is None else value for value in errors]
+                axes.plot(values, "o-", color=color, markersize=4, label=f"{label} (n {len(runs)})")
         axes.set_xlabel(f"token, counted {side}")
         axes.set_ylim(0, None)
         axes.xaxis.set_major_locator(MultipleLocator(2))
-        _dress(axes)
+        _style(axes)
     if panels[0].has_data():
         panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("L2 of embedding and audio token")
     figure.suptitle(
-        f"Alignment by place in the sentence after {found['n_steps']:,} steps",
+        f"Alignment by position in the sentence after {results['n_steps']:,} steps",
         fontsize=11,
         x=0.06,
         ha="left",
@@ -126,14 +126,14 @@ def plot_slots(found: Mapping[str, Any]) -> Figure:
 
 
 def average_slots(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The mean over seeds at each place that all of them have."""
+    """Returns the mean over seeds at each position that all of them have."""
     return [
         None if not all(value is not None for value in column) else sum(column) / len(column)
         for column in zip(*rows, strict=True)
     ]
 
 
-def _dress(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.grid(color=_LIGHT, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

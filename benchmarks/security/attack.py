@@ -1,12 +1,13 @@
-"""2,000 requests that are made to break a server, and what is left of it.
+"""Sends 2,000 requests that try to break a server, and checks what remains.
 
-    python benchmarks/hostile.py                            # some minutes on two cores
-    python benchmarks/hostile.py --requests 200 --seed 7    # fewer, others
+    python -m benchmarks.security.attack                            # some minutes on two cores
+    python -m benchmarks.security.attack --requests 200 --seed 7    # fewer, and others
 
-The server runs in a process of its own, with the pocket ear and two seconds of patience. Promised is for each request
-a 4xx with OpenAI's error object, or a closed connection where nothing can be answered, and never a 5xx; no file read, no
-connection made; and afterwards nothing that is still being answered, flat memory, no more threads and open files than
-before, and the same answer as before to a good request. Exit code 1 where a promise is broken. Last, one line of JSON.
+The server runs in a process of its own, with the pocket ear and timeouts of two seconds. It promises for each request a
+4xx with OpenAI's error object, or a closed connection where nothing can be answered, and never a 5xx; to read no file
+and to make no connection; and afterwards to have no active request, flat memory, no more threads and open files than
+before, and the same answers as before to valid requests. The exit code is 1 if a promise is broken. The last line is
+JSON.
 """
 
 import argparse
@@ -20,14 +21,14 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.meters import describe_run
-from benchmarks.security import malformed_audio, malformed_http, malformed_json
+from benchmarks.security import audio_bombs, malformed_audio, malformed_http, malformed_json
 from benchmarks.security.attack_kinds import (
     AttackInputs,
     AttackKinds,
@@ -45,19 +46,19 @@ from ossicle.evaluation import load_suite
 
 KINDS = AttackKinds(malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS)
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 2.0
-AT_ONCE = 8
-WARM_UP = 0.3
-"""Of the requests, before memory is looked at."""
-FLAT = 1.1
+TIMEOUT_S = 2.0
+N_CLIENTS = 8
+WARM_UP_RATIO = 0.3
+"""Ratio of the requests before memory is measured."""
+MAX_GROWTH = 1.1
 _RATE = 48_000
-_POOL = 4 + (os.cpu_count() or 1)
-"""Threads that the event loop has for what would hold it up: it makes them when it first wants them."""
+_N_POOL_THREADS = 4 + (os.cpu_count() or 1)
+"""Threads of the event loop's pool, which starts them when it first needs them."""
 
 
 @dataclass
 class KindResult:
-    """Of one kind."""
+    """The outcomes of one kind of request."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     worst_s: float = 0.0
@@ -72,44 +73,45 @@ class ProcessState:
     peak_mb: float
     threads: int
     files: int
-    """Open ones, sockets included."""
+    """Open files, sockets included."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """The process that is to be broken."""
+    """The process under attack."""
 
     port: int
     process: subprocess.Popen[str]
     log: Path
 
-    def state(self) -> ProcessState:
-        """Of this moment (Linux)."""
+    def read_state(self) -> ProcessState:
+        """Returns the state of the process now (Linux)."""
         process = Path(f"/proc/{self.process.pid}")
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
         rss, peak = (int(status[name]) / 1024 for name in ("VmRSS", "VmHWM"))
         return ProcessState(rss, peak, int(status["Threads"]), len(list((process / "fd").iterdir())))
 
     def ask(self, request: bytes) -> RawResponse:
-        """A request that is none of the hostile ones."""
-        (answer,) = asyncio.run(send(AttackRequest(sends=(request,)), self.port)).responses
-        return answer
+        """Sends a valid request; returns its response."""
+        (response,) = asyncio.run(send(AttackRequest(sends=(request,)), self.port)).responses
+        return response
 
-    def n_active(self) -> float:
-        """Requests that it still answers, by its own account."""
-        told = self.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").body.decode()
-        return float(re.findall(r"^ossicle_requests_active (\S+)$", told, re.MULTILINE)[0])
+    def count_active(self) -> float:
+        """Returns the number of active requests, by the server's own count."""
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        text = self.ask(request).body.decode()
+        return float(re.findall(r"^ossicle_requests_active (\S+)$", text, re.MULTILINE)[0])
 
 
 @contextlib.contextmanager
 def run_server(folder: Path) -> Generator[Server]:
-    """Runs while the block does.
+    """Runs the server within the block.
 
     Raises:
         RuntimeError: it does not start
     """
     log = folder / "server.log"
-    command = [sys.executable, "-m", "benchmarks.security.audited_server", "--patience-s", str(PATIENCE_S)]
+    command = [sys.executable, "-m", "benchmarks.security.audited_server", "--timeout-s", str(TIMEOUT_S)]
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
@@ -124,70 +126,100 @@ def run_server(folder: Path) -> Generator[Server]:
 
 
 class Trap:
-    """An address at which nobody is to ask."""
+    """An address that counts connections; the server must make none."""
 
-    n_asked = 0
+    n_connections = 0
 
     async def __aenter__(self) -> "Trap":
-        self._server = await asyncio.start_server(self._asked, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._count, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/question.wav"
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
 
-    def _asked(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.n_asked += 1
+    def _count(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.n_connections += 1
         writer.close()
 
 
 @dataclass
 class Attack:
-    """All requests, and what came of them."""
+    """Sends requests, and collects their outcomes by kind."""
 
     server: Server
     requests: Iterator[tuple[str, AttackRequest]]
-    tallies: dict[str, KindResult] = field(default_factory=lambda: defaultdict(KindResult))
+    results: dict[str, KindResult] = field(default_factory=lambda: defaultdict(KindResult))
 
-    async def run(self, n: int) -> ProcessState:
-        """Sends so many, some at a time; the server when all have ended.
+    async def run(self, n_requests: int) -> ProcessState:
+        """Sends n requests from several clients; returns the state of the server when all have ended.
 
         Raises:
-            RuntimeError: the server is gone
+            RuntimeError: the server ended
         """
-        left = iter(range(n))
-        await asyncio.gather(*(self._work(left) for _ in range(AT_ONCE)))
-        await asyncio.sleep(2 * PATIENCE_S)  # connections that are idle are closed by then
-        return self.server.state()
+        remaining = iter(range(n_requests))
+        await asyncio.gather(*(self._run_client(remaining) for _ in range(N_CLIENTS)))
+        await asyncio.sleep(2 * TIMEOUT_S)  # idle connections are closed by then
+        return self.server.read_state()
 
-    async def _work(self, left: Iterator[int]) -> None:
-        for _ in left:
-            name, hostile = next(self.requests)
-            outcome = await send(hostile, self.server.port)
-            tally = self.tallies[name]
-            tally.outcomes[outcome.label] += 1
-            tally.worst_s = max(tally.worst_s, outcome.seconds)
-            if fault := outcome.find_fault(hostile):
-                tally.faults.append(fault)
+    async def _run_client(self, remaining: Iterator[int]) -> None:
+        for _ in remaining:
+            name, request = next(self.requests)
+            outcome = await send(request, self.server.port)
+            result = self.results[name]
+            result.outcomes[outcome.label] += 1
+            result.worst_s = max(result.worst_s, outcome.seconds)
+            if fault := outcome.find_fault(request):
+                result.faults.append(fault)
                 print(f"{name}: {fault}", flush=True)
-            if self.server.process.poll() is not None:
-                raise RuntimeError(f"the server is gone ({self.server.process.returncode}) after {name}")
+            exit_code = self.server.process.poll()
+            if exit_code is not None:
+                raise RuntimeError(
+                    f"the server ended with exit code {exit_code} after a request of kind {name}"
+                )
 
 
-async def run_attack(
-    server: Server, world: AttackInputs, n: int, seed: int
-) -> tuple[dict[str, KindResult], ProcessState, ProcessState, int]:
-    """What came of each kind, the server after the first part and after all, and how often the trap was asked."""
+@dataclass(frozen=True)
+class AttackResult:
+    """The outcomes of an attack by kind, and the server after the warm-up and at the end."""
+
+    kinds: dict[str, KindResult]
+    warm: ProcessState
+    end: ProcessState
+    n_trapped: int
+    """Connections to the trap."""
+
+    def find_faults(self, log: str) -> list[str]:
+        """Returns the broken promises.
+
+        Args:
+            log: the server's log
+        """
+        warm, end = self.warm, self.end
+        faults = [f"{name}: {fault}" for name, result in self.kinds.items() for fault in result.faults]
+        if end.rss_mb > MAX_GROWTH * warm.rss_mb:
+            faults.append(f"memory grew from {warm.rss_mb:.0f} to {end.rss_mb:.0f} MB")
+        if end.threads > warm.threads + _N_POOL_THREADS or end.files > warm.files:
+            faults.append(f"threads or files are left: {warm} before, {end} after")
+        if self.n_trapped:
+            faults.append(f"{self.n_trapped} connections to the trap")
+        lines = log.splitlines()
+        faults += [line for line in lines if line.startswith("AUDIT")]
+        return faults + [f"its log: {line}" for line in lines if line.startswith(("ERROR", "Traceback"))]
+
+
+async def run_attack(server: Server, inputs: AttackInputs, n_requests: int, seed: int) -> AttackResult:
+    """Runs the warm-up and the rest of an attack."""
     async with Trap() as trap:
-        world = AttackInputs(sounds=world.sounds, marker=world.marker, trap=trap.url, waits_s=world.waits_s)
-        attack = Attack(server, KINDS.requests(n, seed, world))
-        n_warm = round(WARM_UP * n)
+        attack = Attack(server, KINDS.requests(n_requests, seed, replace(inputs, trap=trap.url)))
+        n_warm = round(WARM_UP_RATIO * n_requests)
         warm = await attack.run(n_warm)
-        return attack.tallies, warm, await attack.run(n - n_warm), trap.n_asked
+        end = await attack.run(n_requests - n_warm)
+        return AttackResult(attack.results, warm, end, trap.n_connections)
 
 
 def build_good_requests(sounds: dict[str, bytes]) -> list[bytes]:
-    """Of each endpoint, answered the same each time."""
+    """Builds valid requests for each endpoint, which are answered the same each time."""
     spanish = {"type": "text", "text": "Answer in Spanish."}
     return [
         build_chat_request(),
@@ -198,87 +230,68 @@ def build_good_requests(sounds: dict[str, bytes]) -> list[bytes]:
     ]
 
 
-def collect_answers(server: Server, requests: list[bytes]) -> list[Any]:
-    """Without what is new each time."""
-    answers = [server.ask(request) for request in requests]
-    told = [json.loads(answer.body) for answer in answers]
+def collect_answers(server: Server, requests: list[bytes]) -> list[tuple[int, dict[str, Any]]]:
+    """Returns status and body of each answer, without what differs each time."""
+    responses = [server.ask(request) for request in requests]
     return [
-        (answer.status, {name: value for name, value in each.items() if name not in ("id", "created")})
-        for answer, each in zip(answers, told, strict=True)
+        (
+            response.status,
+            {k: v for k, v in json.loads(response.body).items() if k not in ("id", "created")},
+        )
+        for response in responses
     ]
 
 
 def build_valid_files() -> dict[str, bytes]:
-    """A question of the pocket suite in every format."""
+    """Returns a question of the pocket suite in every format."""
     samples = load_audio(load_suite("pocket")[0].audio).repeat(_RATE // SAMPLE_RATE)
     return {name: encode_audio(name, samples, _RATE) for name in FORMATS}
 
 
-def find_broken_promises(
-    tallies: dict[str, KindResult], warm: ProcessState, end: ProcessState, n_trapped: int, log: str
-) -> list[str]:
-    """Promises that were."""
-    found = [f"{name}: {fault}" for name, tally in tallies.items() for fault in tally.faults]
-    if end.rss_mb > FLAT * warm.rss_mb:
-        found.append(f"memory grew from {warm.rss_mb:.0f} to {end.rss_mb:.0f} MB")
-    if end.threads > warm.threads + _POOL or end.files > warm.files:
-        found.append(f"threads or files are left: {warm} before, {end} after")
-    if n_trapped:
-        found.append(f"{n_trapped} connections to the trap")
-    lines = log.splitlines()
-    found += [line for line in lines if line.startswith("AUDIT")]
-    return found + [f"its log: {line}" for line in lines if line.startswith(("ERROR", "Traceback"))]
-
-
-def format_table(tallies: dict[str, KindResult]) -> Iterator[str]:
-    """A line for each kind."""
-    yield f"{'':40}{'requests':>9}{'worst':>9}   outcomes"
-    for name, tally in tallies.items():
-        outcomes = ", ".join(f"{told} x {n}" for told, n in tally.outcomes.most_common())
-        yield f"{name:40}{tally.outcomes.total():9}{tally.worst_s:7.2f} s   {outcomes}"
+def print_result(result: AttackResult, faults: list[str]) -> None:
+    """Prints a line for each kind, the server's memory and the broken promises."""
+    print(f"{'':40}{'requests':>9}{'worst':>9}   outcomes")
+    for name, kind in result.kinds.items():
+        outcomes = ", ".join(f"{outcome} x {n}" for outcome, n in kind.outcomes.most_common())
+        print(f"{name:40}{kind.outcomes.total():9}{kind.worst_s:7.2f} s   {outcomes}")
+    warm, end = result.warm, result.end
+    print(
+        f"memory {warm.rss_mb:.0f} MB warm, {end.rss_mb:.0f} MB at the end, {end.peak_mb:.0f} MB at most;"
+        f" {end.threads} threads, {end.files} open files; {len(faults)} promises broken"
+    )
+    for fault in sorted(set(faults)):
+        print(fault)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
+    parser.add_argument("--requests", type=int, default=2000, help="requests of all kinds together")
+    parser.add_argument("--seed", type=int, default=0, help="draws the requests")
+    args = parser.parse_args(argv)
     sounds = build_valid_files()
-    for name in malformed_audio.files.BOMBS:
-        malformed_audio.build_bomb(name)  # made before the clock runs
+    for name in audio_bombs.BOMBS:
+        malformed_audio.build_bomb(name)  # built before the clock runs
     with tempfile.TemporaryDirectory() as folder, run_server(Path(folder)) as server:
         marker = Path(folder) / "marker.wav"
         marker.write_bytes(sounds["wav"])
         good = build_good_requests(sounds)
         before = collect_answers(server, good)
-        world = AttackInputs(sounds=sounds, marker=str(marker), trap="", waits_s=2 * PATIENCE_S)
-        found = asyncio.run(run_attack(server, world, given.requests, given.seed))
-        after, n_active = collect_answers(server, good), server.n_active()
-        log = server.log.read_text(errors="replace")
-    tallies, warm, end, _ = found
-    faults = find_broken_promises(*found, log)
+        inputs = AttackInputs(sounds=sounds, marker=str(marker), trap="", waits_s=2 * TIMEOUT_S)
+        result = asyncio.run(run_attack(server, inputs, args.requests, args.seed))
+        after, n_active = collect_answers(server, good), server.count_active()
+        faults = result.find_faults(server.log.read_text(errors="replace"))
     if before != after or any(status != 200 for status, _ in before):
-        faults.append(f"good requests were answered with {before} before, with {after} after")
+        faults.append(f"valid requests were answered with {before} before, with {after} after")
     if n_active:
-        faults.append(f"{n_active:g} requests are still being answered")
-    print("\n".join(format_table(tallies)))
-    print(
-        f"memory {warm.rss_mb:.0f} MB warm, {end.rss_mb:.0f} MB at the end, {end.peak_mb:.0f} MB at most; ",
-        end="",
-    )
-    print(f"{end.threads} threads, {end.files} open files; {len(faults)} promises broken")
-    for fault in sorted(set(faults)):
-        print(fault)
+        faults.append(f"{n_active:g} requests are still active")
+    print_result(result, faults)
     kinds = {
-        name: {"outcomes": dict(tally.outcomes), "worst_s": round(tally.worst_s, 2)}
-        for name, tally in tallies.items()
+        name: {"outcomes": dict(kind.outcomes), "worst_s": round(kind.worst_s, 2)}
+        for name, kind in result.kinds.items()
     }
-    result = describe_run("hostile", torch.device("cpu")) | {
-        "requests": given.requests,
-        "seed": given.seed,
-        "kinds": kinds,
-    }
-    print(json.dumps(result | {"warm": vars(warm), "end": vars(end), "broken": len(faults)}))
+    header = describe_run("hostile", torch.device("cpu"))
+    states = {"warm": vars(result.warm), "end": vars(result.end), "broken": len(faults)}
+    print(json.dumps({**header, "requests": args.requests, "seed": args.seed, "kinds": kinds, **states}))
     return 1 if faults else 0
 
 

@@ -1,7 +1,7 @@
-"""A server to be broken: `ossicle serve`'s own application with less patience, which tells all that it does to others.
+"""The server under attack: the application of `ossicle serve` with short timeouts and an audit log.
 
-It says its port on the first line. From then on it says each connection that Python makes, each program that it starts
-and each file that it opens, beside its own and the temporary ones of forms.
+The first line of its output is its port. From then on it logs each connection that Python makes, each program that it
+starts and each file that it opens, except for its own and the temporary files of forms.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.request_body import RequestLimits
 
-_TOLD = (
+_FORBIDDEN_EVENTS = (
     "socket.connect",
     "socket.sendto",
     "socket.getaddrinfo",
@@ -30,39 +30,39 @@ _TOLD = (
     "os.system",
 )
 
-_MOST_BYTES = 8 << 30
-"""Of addresses: what asks for more breaks the server, not the machine."""
-_OWN = (sys.prefix, sys.base_prefix, str(Path(ossicle.__file__).parent))
+_MAX_ADDRESS_BYTES = 8 << 30
+"""Limit of its address space, so that an attack exhausts the server and not the machine."""
+_OWN_FOLDERS = (sys.prefix, sys.base_prefix, str(Path(ossicle.__file__).parent))
 _TEMPORARY = Path(tempfile.gettempdir())
 
 
-def watch(event: str, given: tuple[Any, ...]) -> None:
-    """Tells what is none of a server's business."""
-    is_strange = event in _TOLD
-    if event == "open" and isinstance(given[0], str | bytes):
-        path = os.fsdecode(given[0])
-        is_strange = not (path.startswith(_OWN) or _TEMPORARY in (Path(path), Path(path).parent))
-    if is_strange:
-        os.write(2, f"AUDIT {event} {given[:2]!r}\n".encode())
+def audit(event: str, args: tuple[Any, ...]) -> None:
+    """Logs what a server must not do."""
+    is_forbidden = event in _FORBIDDEN_EVENTS
+    if event == "open" and isinstance(args[0], str | bytes):
+        path = os.fsdecode(args[0])
+        is_forbidden = not (path.startswith(_OWN_FOLDERS) or _TEMPORARY in (Path(path), Path(path).parent))
+    if is_forbidden:
+        os.write(2, f"AUDIT {event} {args[:2]!r}\n".encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--patience-s", type=float, default=2.0)
-    patience_s = parser.parse_args().patience_s
-    server._REQUEST_TIMEOUT_S, server._KEEPALIVE_TIMEOUT_S, server._WRITE_TIMEOUT_S = [patience_s] * 3
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
-    meters = Metrics()
-    settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=patience_s))
-    with server.bind_socket("127.0.0.1", 0) as place:
+    parser.add_argument("--timeout-s", type=float, default=2.0, help="timeout of headers, bodies and writes")
+    timeout_s = parser.parse_args().timeout_s
+    server._REQUEST_TIMEOUT_S, server._KEEPALIVE_TIMEOUT_S, server._WRITE_TIMEOUT_S = [timeout_s] * 3
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES))
+    metrics = Metrics()
+    settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=timeout_s))
+    with server.bind_socket("127.0.0.1", 0) as listener:
         ear = checkpoint.load("pocket/ear", device="cpu")
-        app = create_app(LocalEngine(ear, meters), settings, meters, language="english")
+        app = create_app(LocalEngine(ear, metrics), settings, metrics, language="english")
 
-        def begin() -> None:
-            sys.addaudithook(watch)
-            print(place.getsockname()[1], flush=True)
+        def start() -> None:
+            sys.addaudithook(audit)
+            print(listener.getsockname()[1], flush=True)
 
-        server.run(server.build_server(app), place, begin)
+        server.run(server.build_server(app), listener, start)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Feeds damaged sound and JSON to what reads requests, until somebody stops it; what it finds is kept.
+"""Fuzzes the functions that read requests with damaged sound and JSON, and keeps the inputs that break them.
 
-    python benchmarks/fuzz.py                                  # a minute
-    python benchmarks/fuzz.py --seconds 3600 --seed 7          # an hour of others
-    python benchmarks/fuzz.py --again fuzz-findings/7-1234.sound    # one input once more
+    python -m benchmarks.security.fuzz                                       # a minute
+    python -m benchmarks.security.fuzz --seconds 3600 --seed 7               # an hour of other inputs
+    python -m benchmarks.security.fuzz --again fuzz-findings/7-1234.sound    # one input once more
 
-Whole files of every format that libsndfile and FFmpeg write here, files that lie, and requests as JSON are changed at
-random and read by `read_sound` and `read_chat`. They may be read or refused; anything else is a finding, and so is one
-that takes too much memory or time, by the processor's clock. Inputs are read in a process of its own, so that one which
-ends it is found as well. Each is made from the seed, its number and the whole files; some of those have serial numbers
-that are drawn by chance, so findings are kept byte by byte. Exit code 1 if there are any. Last, one line of JSON.
+Valid files of every format that libsndfile and FFmpeg write here, lying files, and requests as JSON are damaged at
+random and read by the server's own functions, which must read or refuse them. Anything else is a finding, and so is an
+input that takes too much memory or CPU time. Inputs are read in a process of its own, so that one which ends it is
+found as well. Each input depends on the seed, its number and the valid files; some of these have random serial numbers,
+so findings are kept byte by byte. The exit code is 1 if there are any. The last line is JSON.
 """
 
 import argparse
 import contextlib
-import ctypes
 import faulthandler
 import json
 import multiprocessing
@@ -33,8 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.meters import describe_run
-from benchmarks.security import audio_files as files
+from benchmarks.meters import describe_run, read_status_bytes, reset_peak_memory
+from benchmarks.security import audio_files, containers
 from benchmarks.security.attack_kinds import build_audio_part, build_chat_body, build_user_message
 from ossicle.errors import OssicleError
 from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_request
@@ -42,9 +41,9 @@ from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
 LIMITS = RequestLimits(audio_s=60.0)
 MAX_MB, MAX_CPU_S = 200.0, 10.0
-"""Of memory and of the processor, for one input."""
-_SILENT_S = 120.0
-"""Without a word from the process that reads: it hangs."""
+"""Limits of memory and CPU time for one input."""
+_STUCK_S = 120.0
+"""Without a message for this long, the process that reads is stuck."""
 _TOKENS = re.compile(rb'[{}\[\],:]|"(?:[^"\\]|\\.)*"|[^{}\[\],:"\s]+')
 _VALUES = (
     b"0", b"-1", b"1e999", b"9" * 5000, b"true", b"null", b'""', b'"\\ud800"', b"[]", b"{}", b"[[", b"NaN", b'"\\u0000"',
@@ -54,13 +53,13 @@ _VALUES = (
 
 @dataclass(frozen=True)
 class FuzzInput:
-    """What is read, and how."""
+    """Bytes to read, as sound or as JSON."""
 
     kind: str
     data: bytes
 
     def read(self) -> None:
-        """As a server does.
+        """Reads the input as a server does.
 
         Raises:
             OssicleError: it is refused
@@ -72,18 +71,18 @@ class FuzzInput:
 
 
 class Corpus:
-    """What inputs are made from."""
+    """The valid files and requests that inputs are damaged from."""
 
     def __init__(self) -> None:
-        self.sounds = [files.encode_audio(name, SAMPLES, 48_000) for name in files.FORMATS]
+        self.sounds = [audio_files.encode_audio(name, SAMPLES, 48_000) for name in audio_files.FORMATS]
         self.sounds += [
-            files.build_mkv(files.pack_block(b"\1\2" * 400) * 20),
-            files.build_edited_mp4(3, 50),
-            files.build_fragmented_mp4(40, 3),
+            containers.build_mkv(containers.pack_block(b"\1\2" * 400) * 20),
+            containers.build_edited_mp4(3, 50),
+            containers.build_fragmented_mp4(40, 3),
         ]
         conversation = [
             build_user_message(
-                build_audio_part(files.build_wav(b"\1\2" * 200)),
+                build_audio_part(audio_files.build_wav(b"\1\2" * 200)),
                 {"type": "text", "text": "Answer in Spanish."},
             ),
             {"role": "assistant", "content": "Tokio."},
@@ -97,33 +96,33 @@ class Corpus:
         ]
 
     def build_input(self, seed: int, number: int) -> FuzzInput:
-        """One of them, changed."""
+        """Builds an input from the seed and its number."""
         draw = random.Random(f"{seed}/{number}")
         if number % 3 == 0:
             return FuzzInput("json", mutate_json(draw, draw.choice(self.bodies)))
         data = draw.choice(self.sounds)
         if draw.random() < 0.05:
-            data = files.build_lying_wav(draw, draw.randbytes(2000))
-        if draw.random() < 0.1:  # another file's head
+            data = audio_files.build_lying_wav(draw, draw.randbytes(2000))
+        if draw.random() < 0.1:  # the beginning of another file
             other = draw.choice(self.sounds)
             data = other[: draw.randrange(len(other))] + data[draw.randrange(len(data)) :]
-        return FuzzInput("sound", files.damage(draw, data))
+        return FuzzInput("sound", audio_files.damage(draw, data))
 
 
 def mutate_json(draw: random.Random, body: bytes) -> bytes:
-    """JSON with values exchanged, left out or repeated; or with its bytes damaged."""
+    """Exchanges, drops or repeats values of JSON, or damages its bytes."""
     if draw.random() < 0.2:
-        return files.damage(draw, body)
+        return audio_files.damage(draw, body)
     tokens = _TOKENS.findall(body)
     for _ in range(draw.choice((1, 1, 2, 5))):
-        place = draw.randrange(len(tokens))
+        index = draw.randrange(len(tokens))
         match draw.randrange(4):
             case 0 | 1:
-                tokens[place] = draw.choice(_VALUES)
+                tokens[index] = draw.choice(_VALUES)
             case 2:
-                tokens[place] = draw.choice(tokens)
+                tokens[index] = draw.choice(tokens)
             case _:
-                tokens[place : place + draw.choice((0, 1, 4))] = tokens[place : place + 8] * draw.choice(
+                tokens[index : index + draw.choice((0, 1, 4))] = tokens[index : index + 8] * draw.choice(
                     (0, 1, 2, 300)
                 )
     return b" ".join(tokens)
@@ -133,10 +132,10 @@ def mutate_json(draw: random.Random, body: bytes) -> bytes:
 
 
 def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
-    """Reads one input after the other from a number on, and says what came of each."""
+    """Reads one input after the other from a number on, and sends the outcome of each."""
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who watches ends this
-    # The machine is not to suffer from what is found here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the watching process ends this one
+    # A finding must not exhaust the machine.
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     for number in range(first, sys.maxsize):
         try:
@@ -145,34 +144,24 @@ def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None
             return
 
 
-def run_input(given: FuzzInput) -> tuple[str, str | None]:
-    """What came of an input, and what is wrong with that."""
-    _forget_peak()
-    before, started = _memory_mb("VmRSS"), time.process_time()
+def run_input(fuzz_input: FuzzInput) -> tuple[str, str | None]:
+    """Reads an input; returns the outcome, and what is wrong with it."""
+    reset_peak_memory()
+    before, started = read_status_bytes("VmRSS"), time.process_time()
     fault = None
     try:
-        given.read()
-        told = "read"
+        fuzz_input.read()
+        outcome = "read"
     except OssicleError:
-        told = "refused"
+        outcome = "refused"
     except BaseException as error:
-        told, fault = "error", f"{type(error).__name__}: {error}"
-    seconds, grown = time.process_time() - started, _memory_mb("VmHWM") - before
-    if seconds > MAX_CPU_S:
-        fault = fault or f"{seconds:.1f} s"
-    if grown > MAX_MB:
-        fault = fault or f"{grown:.0f} MB"
-    return f"{given.kind} {told}", fault
-
-
-def _forget_peak() -> None:
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory_mb(name: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[0]) / 1024
+        outcome, fault = "error", f"{type(error).__name__}: {error}"
+    cpu_s, grown_mb = time.process_time() - started, (read_status_bytes("VmHWM") - before) / 2**20
+    if cpu_s > MAX_CPU_S:
+        fault = fault or f"{cpu_s:.1f} s"
+    if grown_mb > MAX_MB:
+        fault = fault or f"{grown_mb:.0f} MB"
+    return f"{fuzz_input.kind} {outcome}", fault
 
 
 # The process that watches
@@ -180,81 +169,81 @@ def _memory_mb(name: str) -> float:
 
 @dataclass
 class FuzzRun:
-    """Inputs from a seed, in order, whatever becomes of the process that reads them."""
+    """Reads inputs of a seed in order, and starts a new process when one ends."""
 
     seed: int
     folder: Path
     corpus: Corpus = field(default_factory=Corpus)
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
-    next: int = 0
+    next_number: int = 0
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Reads until it is told to stop."""
+    def run(self, is_done: Callable[[], bool]) -> None:
+        """Reads inputs until `is_done` returns true."""
         context = multiprocessing.get_context("spawn")
-        while not until():
+        while not is_done():
             here, there = context.Pipe(duplex=False)
             process = context.Process(
-                target=read_inputs, args=(there, self.corpus, self.seed, self.next), daemon=True
+                target=read_inputs, args=(there, self.corpus, self.seed, self.next_number), daemon=True
             )
             process.start()
             there.close()
-            self._follow(here, process, until)
+            self._follow(here, process, is_done)
             process.kill()
             process.join()
 
-    def _follow(self, pipe: Connection, process: Any, until: Callable[[], bool]) -> None:
-        while not until():
+    def _follow(self, pipe: Connection, process: Any, is_done: Callable[[], bool]) -> None:
+        while not is_done():
             try:
-                if not pipe.poll(_SILENT_S):
-                    self._keep(f"no end after {_SILENT_S:g} s")
+                if not pipe.poll(_STUCK_S):
+                    self._keep(f"no end after {_STUCK_S:g} s")
                     return
-                number, told, fault = pipe.recv()
+                number, outcome, fault = pipe.recv()
             except EOFError:
                 process.join()
                 self._keep(f"the process ended with {process.exitcode}")
                 return
-            assert number == self.next
-            self.outcomes[told] += 1
+            assert number == self.next_number
+            self.outcomes[outcome] += 1
             if fault is None:
-                self.next += 1
+                self.next_number += 1
             else:
                 self._keep(fault)
 
     def _keep(self, fault: str) -> None:
-        """Writes down the input that is next in order, which is then left behind."""
-        given = self.corpus.build_input(self.seed, self.next)
-        name = f"{self.seed}-{self.next}.{given.kind}"
+        """Writes the current input to a file, and goes to the next one."""
+        finding = self.corpus.build_input(self.seed, self.next_number)
+        name = f"{self.seed}-{self.next_number}.{finding.kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_bytes(given.data)
-        self.findings.append(f"{name} ({len(given.data)} bytes): {fault}")
+        (self.folder / name).write_bytes(finding.data)
+        self.findings.append(f"{name} ({len(finding.data)} bytes): {fault}")
         print(self.findings[-1], flush=True)
-        self.next += 1
+        self.next_number += 1
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--again", type=Path, help="a finding to read once more, in this process")
-    given = parser.parse_args(argv)
-    if given.again is not None:
-        print(*run_input(FuzzInput(given.again.suffix[1:], given.again.read_bytes())))
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to run")
+    parser.add_argument("--seed", type=int, default=0, help="draws the inputs")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder for findings")
+    parser.add_argument("--again", type=Path, help="a finding to read again, in this process")
+    args = parser.parse_args(argv)
+    if args.again is not None:
+        print(*run_input(FuzzInput(args.again.suffix[1:], args.again.read_bytes())))
         return 0
-    hunt, ends_at = FuzzRun(given.seed, given.findings), time.monotonic() + given.seconds
+    run, ends_at = FuzzRun(args.seed, args.findings), time.monotonic() + args.seconds
     with contextlib.suppress(KeyboardInterrupt):
-        hunt.run(lambda: time.monotonic() > ends_at)
-    for told, n in sorted(hunt.outcomes.items()):
-        print(f"{told:20}{n:8}")
-    found = {
-        "seed": given.seed,
-        "inputs": hunt.next,
-        "outcomes": dict(hunt.outcomes),
-        "findings": hunt.findings,
+        run.run(lambda: time.monotonic() > ends_at)
+    for outcome, n in sorted(run.outcomes.items()):
+        print(f"{outcome:20}{n:8}")
+    result = {
+        "seed": args.seed,
+        "inputs": run.next_number,
+        "outcomes": dict(run.outcomes),
+        "findings": run.findings,
     }
-    print(json.dumps(describe_run("fuzz", torch.device("cpu")) | found))
-    return 1 if hunt.findings else 0
+    print(json.dumps(describe_run("fuzz", torch.device("cpu")) | result))
+    return 1 if run.findings else 0
 
 
 if __name__ == "__main__":

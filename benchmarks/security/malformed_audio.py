@@ -1,10 +1,10 @@
-"""Requests whose sound is none, lies, asks for too much or is somewhere else."""
+"""Requests whose sound is invalid, lies, asks for too much or is in another file."""
 
 import base64
 import random
 from functools import cache
 
-from benchmarks.security import audio_files as files
+from benchmarks.security import audio_bombs, audio_files
 from benchmarks.security.attack_kinds import (
     BOUNDARY,
     MODEL,
@@ -27,75 +27,75 @@ _MAGIC = (b"", b"RIFF\0\0\0\0WAVE", b"fLaC", b"OggS", b"ID3\4", b"\x1a\x45\xdf\x
 
 @cache
 def build_bomb(name: str) -> bytes:
-    """One of the files that ask for too much; some take a while to make."""
-    return files.BOMBS[name]()
+    """Builds a file that asks for too much, only once: some take long."""
+    return audio_bombs.BOMBS[name]()
 
 
 @KINDS.add("random bytes as sound")
-def _random_bytes(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_random_bytes(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     data = draw.choice(_MAGIC) + draw.randbytes(draw.choice((0, 1, 12, 500, 60_000)))
     return attack_with_audio(data, draw.choice(("wav", "mp3", "flac", "ogg", "webm", "m4a")))
 
 
-@KINDS.add("headers that lie")
-def _lying(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    return attack_with_audio(files.build_lying_wav(draw, draw.randbytes(draw.choice((0, 3, 4000)))))
+@KINDS.add("lying headers")
+def _draw_lying_header(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    return attack_with_audio(audio_files.build_lying_wav(draw, draw.randbytes(draw.choice((0, 3, 4000)))))
 
 
-@KINDS.add("files cut short")
-def _cut(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    data = world.sounds[draw.choice(sorted(world.sounds))]
+@KINDS.add("truncated files")
+def _draw_truncated(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    data = inputs.sounds[draw.choice(sorted(inputs.sounds))]
     return attack_with_audio(data[: draw.randrange(1, len(data) // 2)])
 
 
 @KINDS.add("damaged files")
-def _damaged(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    made = attack_with_audio(files.damage(draw, world.sounds[draw.choice(sorted(world.sounds))]))
-    return AttackRequest(sends=made.sends, may_be_answered=True)
+def _draw_damaged(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    attack = attack_with_audio(audio_files.damage(draw, inputs.sounds[draw.choice(sorted(inputs.sounds))]))
+    return AttackRequest(sends=attack.sends, may_be_answered=True)
 
 
-@KINDS.add("files that ask for too much", most=4 * len(files.BOMBS))
-def _too_much(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    return attack_with_audio(build_bomb(draw.choice(sorted(files.BOMBS))))
+@KINDS.add("files that ask for too much", max_requests=4 * len(audio_bombs.BOMBS))
+def _draw_bomb(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    return attack_with_audio(build_bomb(draw.choice(sorted(audio_bombs.BOMBS))))
 
 
-@KINDS.add("sound that is elsewhere")
-def _elsewhere(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    return attack_with_audio(draw.choice(files.build_references(world.marker, world.trap)))
+@KINDS.add("references to other files")
+def _draw_reference(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    return attack_with_audio(draw.choice(audio_bombs.build_references(inputs.marker, inputs.trap)))
 
 
-@KINDS.add("a path or an address for a sound")
-def _path(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    place = draw.choice(
-        (world.marker, f"file://{world.marker}", world.trap, "/etc/passwd", "/dev/zero", "-", "0")
+@KINDS.add("paths and addresses in place of sound")
+def _draw_path(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    location = draw.choice(
+        (inputs.marker, f"file://{inputs.marker}", inputs.trap, "/etc/passwd", "/dev/zero", "-", "0")
     )
-    given = draw.choice(
+    value = draw.choice(
         (
-            {"type": "input_audio", "input_audio": {"data": place, "format": "wav"}},
-            {"type": "input_audio", "input_audio": {"url": place, "format": "wav"}},
-            {"type": "audio", "audio": place},
-            {"type": "audio_url", "audio_url": {"url": place}},
-            {"type": "image_url", "image_url": {"url": place}},
-            {"type": "file", "file": {"file_id": place}},
-            {"type": "prompt_embeds", "prompt_embeds": place},
+            {"type": "input_audio", "input_audio": {"data": location, "format": "wav"}},
+            {"type": "input_audio", "input_audio": {"url": location, "format": "wav"}},
+            {"type": "audio", "audio": location},
+            {"type": "audio_url", "audio_url": {"url": location}},
+            {"type": "image_url", "image_url": {"url": location}},
+            {"type": "file", "file": {"file_id": location}},
+            {"type": "prompt_embeds", "prompt_embeds": location},
         )
     )
-    return attack_with_message(build_user_message(given))
+    return attack_with_message(build_user_message(value))
 
 
-@KINDS.add("base64 with something else in it")
-def _junk(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    text = base64.b64encode(world.sounds["wav"]).decode()
-    place = draw.randrange(len(text) - 4)
+@KINDS.add("broken base64")
+def _draw_broken_base64(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    text = base64.b64encode(inputs.sounds["wav"]).decode()
+    location = draw.randrange(len(text) - 4)
     bad = draw.choice(("\n", "=", " ", "é", "\ud800", "-_", "\0", "data:audio/wav;base64,"))
-    data = draw.choice((text[:place] + bad + text[place:], text[: place | 1], bad + text, "===="))
+    data = draw.choice((text[:location] + bad + text[location:], text[: location | 1], bad + text, "===="))
     return attack_with_message(
         build_user_message({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
     )
 
 
-@KINDS.add("huge base64", most=4)
-def _huge(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("huge base64", max_requests=4)
+def _draw_huge_base64(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     head, tail = (
         build_chat_request(messages=[build_user_message(build_audio_part(b"\0" * 3))])
         .partition(b"\r\n\r\n")[2]
@@ -105,9 +105,9 @@ def _huge(draw: random.Random, world: AttackInputs) -> AttackRequest:
     return AttackRequest(sends=(build_post(body),), may_be_dropped=True)
 
 
-@KINDS.add("sounds without number", most=20)
-def _many(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    crumb = build_audio_part(files.build_wav(b"\1\2" * 50))
+@KINDS.add("too many sounds", max_requests=20)
+def _draw_many_sounds(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    crumb = build_audio_part(audio_files.build_wav(b"\1\2" * 50))
     n = draw.choice((300, 1000, 1001, 20_000))
     turns = [build_user_message(*[crumb] * 30), {"role": "assistant", "content": "a"}] * (n // 30)
     messages = draw.choice(([], turns)) or [build_user_message(*[crumb] * n)]
@@ -116,18 +116,18 @@ def _many(draw: random.Random, world: AttackInputs) -> AttackRequest:
     )
 
 
-@KINDS.add("sounds of somebody else's")
-def _roles(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("sounds of other roles")
+def _draw_role(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     role = draw.choice(("system", "developer", "assistant", "tool", "function", "", "USER", None, 7))
-    return attack_with_message({"role": role, "content": [build_audio_part(world.sounds["flac"], "flac")]})
+    return attack_with_message({"role": role, "content": [build_audio_part(inputs.sounds["flac"], "flac")]})
 
 
-@KINDS.add("a format that is none")
-def _format(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    given = draw.choice(
+@KINDS.add("unknown formats")
+def _draw_unknown_format(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    value = draw.choice(
         ("raw", "", "WAV", None, 7, ["wav"], {}, "../wav", "wav\0", "hls", "concat", "x" * 100_000)
     )
-    return attack_with_audio(world.sounds["wav"], given)
+    return attack_with_audio(inputs.sounds["wav"], value)
 
 
 # Forms
@@ -135,17 +135,17 @@ def _format(draw: random.Random, world: AttackInputs) -> AttackRequest:
 _FIELD = ('name="model"', MODEL.encode())
 
 
-@KINDS.add("transcripts of no sound")
-def _no_sound(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    elsewhere = draw.choice(files.build_references(world.marker, world.trap))
-    data = draw.choice((draw.randbytes(3000), b"", world.sounds["ogg"][:2000], elsewhere))
+@KINDS.add("transcription of invalid files")
+def _draw_invalid_transcription(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    elsewhere = draw.choice(audio_bombs.build_references(inputs.marker, inputs.trap))
+    data = draw.choice((draw.randbytes(3000), b"", inputs.sounds["ogg"][:2000], elsewhere))
     return AttackRequest(
         sends=(build_transcription_request(build_form(('name="file"; filename="a.mp3"', data), _FIELD)),)
     )
 
 
-@KINDS.add("forms with too much")
-def _forms(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("oversized forms")
+def _draw_oversized_form(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     more = draw.choice(
         (
             [('name="x"', b"y")] * 5000, [('name="file"; filename="b"', b"x")] * 2000, [("name=" + "x" * 9000, b"")],
@@ -156,15 +156,15 @@ def _forms(draw: random.Random, world: AttackInputs) -> AttackRequest:
             [("name=a" + "\r\nX: y" * 9999, b"")],
         )
     )  # fmt: skip
-    file = ('name="file"; filename="a.wav"', world.sounds["wav"])
+    file = ('name="file"; filename="a.wav"', inputs.sounds["wav"])
     return AttackRequest(
         sends=(build_transcription_request(build_form(file, _FIELD, *more)),), may_be_dropped=True
     )
 
 
 @KINDS.add("file names with paths")
-def _names(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    name = draw.choice((world.marker, "../../etc/passwd", "C:\\x", "\0", "a" * 5000, world.trap, "é"))
+def _draw_file_name(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    name = draw.choice((inputs.marker, "../../etc/passwd", "C:\\x", "\0", "a" * 5000, inputs.trap, "é"))
     return AttackRequest(
         sends=(
             build_transcription_request(build_form((f'name="file"; filename="{name}"', b"no sound"), _FIELD)),
@@ -172,8 +172,8 @@ def _names(draw: random.Random, world: AttackInputs) -> AttackRequest:
     )
 
 
-@KINDS.add("forms that are none")
-def _no_forms(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("malformed forms")
+def _draw_malformed_form(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     whole = build_form(('name="file"; filename="a"', b"x"), ('name="model"', b"x" * 500_000))
     charset = draw.choice(
         ("idna", "punycode", "zlib", "undefined", "rot13", "unicode_escape", "utf-7", "x" * 500)
@@ -188,8 +188,8 @@ def _no_forms(draw: random.Random, world: AttackInputs) -> AttackRequest:
     )
 
 
-@KINDS.add("forms that announce a gigabyte")
-def _gigabyte(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("forms that announce gigabytes")
+def _draw_lying_form_length(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     whole = build_transcription_request(build_form(('name="file"; filename="a"', b"x" * 1000), end=b""))
     length = f"Content-Length: {draw.choice((1 << 30, 1 << 33))}\r\n".encode()
     head, rest = whole.split(b"Content-Length: ", 1)

@@ -1,4 +1,4 @@
-"""Requests that are no HTTP, or HTTP that nobody speaks; and clients that are slow, silent or gone."""
+"""Requests that are not HTTP, or unusual HTTP; and clients that are slow, silent or disconnect."""
 
 import json
 import random
@@ -26,8 +26,8 @@ _ENDPOINTS = (CHAT, TRANSCRIPTIONS, "/v1/models", "/", "/nowhere", "/health")
 
 
 @KINDS.add("content types")
-def _content_types(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    given = draw.choice(
+def _draw_content_types(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    value = draw.choice(
         (
             "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx",
             "json", "/",
@@ -35,72 +35,75 @@ def _content_types(draw: random.Random, world: AttackInputs) -> AttackRequest:
         )
     )  # fmt: skip
     return AttackRequest(
-        sends=(build_post(_BODY, path=draw.choice((CHAT, TRANSCRIPTIONS)), content_type=given),)
+        sends=(build_post(_BODY, path=draw.choice((CHAT, TRANSCRIPTIONS)), content_type=value),)
     )
 
 
-@KINDS.add("lengths that lie")
-def _lengths(draw: random.Random, world: AttackInputs) -> AttackRequest:
-    given = draw.choice(
+@KINDS.add("lying lengths")
+def _draw_lengths(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    value = draw.choice(
         (
             "-1", "+5", "0x10", "1e3", "seven", "", " ", "9" * 30, str(1 << 40), "5\r\nContent-Length: 6",
             "5, 5", "1", "9999",
             f"{len(_BODY)}\r\nTransfer-Encoding: chunked", f"{len(_BODY)}\r\nTransfer-Encoding: x", f"{len(_BODY) + 1}",
         )
     )  # fmt: skip
-    head = _POST + b"Content-Length: " + given.encode() + END
+    head = _POST + b"Content-Length: " + value.encode() + END
     return AttackRequest(sends=(head + HOST + CLOSE + END + _BODY,), may_be_dropped=True)
 
 
-@KINDS.add("chunks without end")
-def _chunks(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("endless chunks")
+def _draw_chunks(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     chunk = draw.choice((b"1\r\n{\r\n", b"1;" + b"x" * 900 + b"\r\n{\r\n", b"400\r\n" + b" " * 1024 + END))
     head = _CHUNKED.replace(CHAT.encode(), draw.choice(_ENDPOINTS).encode())
     return AttackRequest(
-        sends=(head + HOST + END + chunk * draw.choice((10, 2000, 20_000)), world.waits_s),
+        sends=(head + HOST + END + chunk * draw.choice((10, 2000, 20_000)), inputs.waits_s),
         may_be_dropped=True,
     )
 
 
 @KINDS.add("broken chunks")
-def _broken_chunks(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_broken_chunks(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     chunk = draw.choice(
         (b"-1\r\n", b"zz\r\nx\r\n", b"ffffffffffffffffffff\r\nx", b"3\r\nabcdef\r\n", b"\r\n\r\n", b"5")
     )
     return AttackRequest(sends=(_CHUNKED + HOST + END + chunk + b"0\r\n\r\n",), may_be_dropped=True)
 
 
-def _drips(drop: bytes, world: AttackInputs) -> list[bytes | float]:
-    return [each for _ in range(8) for each in (drop, world.waits_s / 4)]
+def _repeat_slowly(drop: bytes, inputs: AttackInputs) -> list[bytes | float]:
+    return [each for _ in range(8) for each in (drop, inputs.waits_s / 4)]
 
 
-@KINDS.add("slow headers", most=24)
-def _slow_headers(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("slow headers", max_requests=24)
+def _draw_slow_headers(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     head = _POST + b"X-Slow: "
     first = draw.choice((b"", head, _HEALTH + END + head, build_chat_request(more=b"", max_tokens=1) + head))
-    return AttackRequest(sends=(first, *_drips(b"x", world)), may_be_answered=True, may_be_dropped=True)
+    return AttackRequest(
+        sends=(first, *_repeat_slowly(b"x", inputs)), may_be_answered=True, may_be_dropped=True
+    )
 
 
-@KINDS.add("slow bodies", most=24)
-def _slow_bodies(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("slow bodies", max_requests=24)
+def _draw_slow_bodies(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     head = _POST.replace(CHAT.encode(), draw.choice(_ENDPOINTS).encode())
     head = head.replace(
         b"application/json", draw.choice((b"application/json", b"x/y", b"multipart/form-data; boundary=x"))
     )
     return AttackRequest(
-        sends=(head + b"Content-Length: 999\r\n" + HOST + END, *_drips(b" ", world)), may_be_dropped=True
+        sends=(head + b"Content-Length: 999\r\n" + HOST + END, *_repeat_slowly(b" ", inputs)),
+        may_be_dropped=True,
     )
 
 
-@KINDS.add("connections that say nothing", most=60)
-def _silent(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("silent connections", max_requests=60)
+def _draw_silent_connection(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     return AttackRequest(
-        sends=(draw.choice((b"", b"G", b"\r\n", b"POST")), 1.5 * world.waits_s), may_be_dropped=True
+        sends=(draw.choice((b"", b"G", b"\r\n", b"POST")), 1.5 * inputs.waits_s), may_be_dropped=True
     )
 
 
 @KINDS.add("half-closed sockets")
-def _half_closed(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_half_closed(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     request = build_chat_request(max_tokens=draw.choice((1, 200)), stream=draw.random() < 0.5)
     cut = draw.choice((len(request), len(request) - 5, 30, 0))
     return AttackRequest(
@@ -108,8 +111,8 @@ def _half_closed(draw: random.Random, world: AttackInputs) -> AttackRequest:
     )
 
 
-@KINDS.add("requests in a row, unasked")
-def _pipelined(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("pipelined requests")
+def _draw_pipelined(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     request = draw.choice((build_chat_request(more=b"", max_tokens=1), _HEALTH + END)) * draw.choice((2, 20))
     last = draw.choice(
         (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"nonsense\r\n\r\n")
@@ -118,7 +121,7 @@ def _pipelined(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("old HTTP")
-def _old(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_old_http(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     stream = draw.random() < 0.5
     request = draw.choice(
         (
@@ -131,7 +134,7 @@ def _old(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("other protocols")
-def _protocols(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_protocols(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     said = draw.choice(
         (
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
@@ -144,14 +147,14 @@ def _protocols(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("paths")
-def _paths(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_paths(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     path = draw.choice(
         (
             "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc%2fpasswd",
             "/v1/../health%00", "//health",
-            "/health/", "/v1/models/", "/v1//models", f"/{world.marker}", f"/static/{world.marker}",
+            "/health/", "/v1/models/", "/v1//models", f"/{inputs.marker}", f"/static/{inputs.marker}",
             "/page.html", "/%00",
-            f"/{'a' * 20_000}", f"/{'%41' * 8000}", "http://elsewhere/v1/models", world.trap, "elsewhere:443",
+            f"/{'a' * 20_000}", f"/{'%41' * 8000}", "http://elsewhere/v1/models", inputs.trap, "elsewhere:443",
             "*", "/a b",
             "/v1/models%2f", "/v1/models;x", "/V1/MODELS", "/%ff%fe", "/\x7f", "/é", "/.git/config",
             "/metrics/../health",
@@ -165,7 +168,7 @@ def _paths(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("methods")
-def _methods(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_methods(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     method = draw.choice(
         ("PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "OPTIONS", "PROPFIND", "get", "X" * 3000, "G\tT", "\0")
     )
@@ -177,7 +180,7 @@ def _methods(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("header bombs")
-def _headers(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_headers(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     lines = draw.choice(
         (
             b"X: " + b"x" * 200_000 + END, b"X: x\r\n" * 20_000, b"x" * 200_000 + b": x\r\n", b": x\r\n",
@@ -191,7 +194,7 @@ def _headers(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("upgrades")
-def _upgrades(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_upgrades(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     lines = draw.choice(
         (
             "Upgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -206,19 +209,21 @@ def _upgrades(draw: random.Random, world: AttackInputs) -> AttackRequest:
     return AttackRequest(sends=(head.encode() + draw.randbytes(50),), then="half-closes", may_be_dropped=True)
 
 
-@KINDS.add("clients that vanish")
-def _vanish(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("clients that disconnect")
+def _draw_disconnect(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     request = build_chat_request(stream=True, max_tokens=200, n=draw.choice((1, 4)), temperature=1.0)
     cut = draw.choice((len(request), len(request), len(request) // 2))
-    return AttackRequest(sends=(request[:cut],), then="vanishes", may_be_answered=True, may_be_dropped=True)
+    return AttackRequest(
+        sends=(request[:cut],), then="disconnects", may_be_answered=True, may_be_dropped=True
+    )
 
 
-@KINDS.add("clients that read nothing", most=24)
-def _deaf(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("clients that read nothing", max_requests=24)
+def _draw_unread_answer(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     stream = build_chat_request(more=b"", stream=True, max_tokens=400, n=16, temperature=2.0)
     request = draw.choice(
         (stream, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 600)
     )  # more than the buffers between them take
     return AttackRequest(
-        sends=(request, 1.5 * world.waits_s), then="reads nothing", may_be_answered=True, may_be_dropped=True
+        sends=(request, 1.5 * inputs.waits_s), then="reads nothing", may_be_answered=True, may_be_dropped=True
     )

@@ -1,4 +1,4 @@
-"""Requests whose JSON is none, or says what nobody means."""
+"""Requests with invalid JSON, or with valid JSON of absurd content."""
 
 import json
 import random
@@ -28,33 +28,33 @@ _WRONG: tuple[Any, ...] = (
 
 
 def with_raw(name: str, value: str) -> bytes:
-    """A request with a field as it is written."""
+    """Builds a request with the raw JSON text of a field."""
     return build_post(json.dumps(build_chat_body({name: "HERE"})).replace('"HERE"', value).encode())
 
 
-@KINDS.add("no JSON")
-def _no_json(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("invalid JSON")
+def _draw_invalid_json(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     body = json.dumps(build_chat_body({})).encode()
-    made = draw.choice(
+    attack = draw.choice(
         (
             b"", b"{", body[:-1], body + b"}", b"null", b"[]", b"7", b'"x"', b"\xff\xfe\xfd", b"\0" * 1000, b"<x/>",
             body.replace(b"{", b"{,"), body.replace(b'"', b"'"), b"model=pocket/ear&messages=x", b"\x1f\x8b\x08" + body,
             body.replace(b"japan", b"\xc3\x28"), body.decode().encode("utf-16")[:-1], b"\xef\xbb\xbf" * 2 + body,
         )
     )  # fmt: skip
-    return AttackRequest(sends=(build_post(made),))
+    return AttackRequest(sends=(build_post(attack),))
 
 
 @KINDS.add("deep JSON")
-def _deep(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_deep_json(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     n = draw.choice((50, 900, 2000, 100_000, 3_000_000))
     nest = draw.choice(("[" * n + "]" * n, '{"a":' * n + "7" + "}" * n))
     name = draw.choice(("messages", "model", "stop", "logit_bias", "tools", "temperature", "nonsense"))
     return AttackRequest(sends=(with_raw(name, nest),))
 
 
-@KINDS.add("wide JSON", most=12)
-def _wide(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("wide JSON", max_requests=12)
+def _draw_wide_json(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     n = 4_000_000
     wide = draw.choice(("[" + "[]," * n + "[]]", "{" + '"":{},' * n + '"":0}', "[" + "1," * n + "1]"))
     return AttackRequest(
@@ -64,13 +64,13 @@ def _wide(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("wrong types")
-def _wrong_types(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_wrong_types(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     body = json.dumps(build_chat_body({draw.choice(_FIELDS): draw.choice(_WRONG)}))
     return AttackRequest(sends=(build_post(body.encode()),), may_be_answered=True)  # 0 is a temperature
 
 
 @KINDS.add("wrong types in messages")
-def _wrong_messages(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_wrong_messages(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     wrong = draw.choice((*_WRONG, None))
     message = draw.choice(
         (
@@ -95,7 +95,7 @@ def _wrong_messages(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("huge numbers")
-def _numbers(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_numbers(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     name = draw.choice(
         ("n", "max_tokens", "max_completion_tokens", "seed", "temperature", "top_p", "top_logprobs")
     )
@@ -104,14 +104,14 @@ def _numbers(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("NaN and infinity")
-def _nan(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_nan(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     return AttackRequest(
         sends=(with_raw(draw.choice(_FIELDS[:-1]), draw.choice(("NaN", "Infinity", "-Infinity", "nan"))),)
     )
 
 
-@KINDS.add("the same key twice")
-def _twice(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("duplicate keys")
+def _draw_duplicate_key(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     body = json.dumps(build_chat_body({}))
     again = draw.choice(('"model": "another"', '"messages": []', '"n": 1, "n": 1', '"model": "pocket/ear"'))
     return AttackRequest(
@@ -120,7 +120,7 @@ def _twice(draw: random.Random, world: AttackInputs) -> AttackRequest:
 
 
 @KINDS.add("lone surrogates and control tokens")
-def _texts(draw: random.Random, world: AttackInputs) -> AttackRequest:
+def _draw_control_text(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     bad = draw.choice(("\ud800", "\udfff x", "<|end|>", "<|system|>", "<|begin|><|user|>", "x<|assistant|>"))
     text = draw.choice((bad, f"what is {bad} the", "é" * 50 + bad))
     return attack_with_message(
@@ -128,30 +128,30 @@ def _texts(draw: random.Random, world: AttackInputs) -> AttackRequest:
     )
 
 
-@KINDS.add("texts without end")
-def _long(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("long texts")
+def _draw_long_text(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     text = draw.choice(("a", "hello ", "\n", "é", "\0", "🙂", "\u0301", "ﷺ")) * draw.choice(
         (10_000, 1_000_000)
     )
-    before = draw.choice(([], [build_audio_part(world.sounds["flac"], "flac")]))
+    before = draw.choice(([], [build_audio_part(inputs.sounds["flac"], "flac")]))
     return attack_with_message(build_user_message(*before, {"type": "text", "text": f"x{text}"}))
 
 
-@KINDS.add("a text of 40 MB", most=2)
-def _longest(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("a text of 40 MB", max_requests=2)
+def _draw_longest_text(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     return attack_with_message({"role": "user", "content": "hello " * 7_000_000})
 
 
-@KINDS.add("turns without end")
-def _turns(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("too many turns")
+def _draw_turns(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     return AttackRequest(
         sends=(build_chat_request(messages=[*pair * draw.choice((400, 499, 600, 50_000)), pair[0]]),)
     )
 
 
-@KINDS.add("stops without end")
-def _stops(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("too many stop strings")
+def _draw_stops(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     stop = draw.choice(
         (
             ["a"] * 17,
@@ -168,8 +168,8 @@ def _stops(draw: random.Random, world: AttackInputs) -> AttackRequest:
     return AttackRequest(sends=(build_chat_request(stop=stop),))
 
 
-@KINDS.add("answers without end")
-def _answers(draw: random.Random, world: AttackInputs) -> AttackRequest:
+@KINDS.add("too many answers")
+def _draw_answers(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     name, value = draw.choice(
         (
             ("n", 10**9),
@@ -181,4 +181,4 @@ def _answers(draw: random.Random, world: AttackInputs) -> AttackRequest:
             ("max_tokens", -5),
         )
     )
-    return AttackRequest(sends=(build_chat_request(**{name: value}),))
+    return AttackRequest(sends=(build_post(json.dumps(build_chat_body({name: value})).encode()),))

@@ -1,4 +1,4 @@
-"""Sends hostile requests as they are, byte by byte, and judges what comes of each; it knows no server."""
+"""Sends attack requests byte by byte, and judges the outcome of each."""
 
 import asyncio
 import contextlib
@@ -8,22 +8,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from socket import socket
+from typing import Any
 
 from benchmarks.security.attack_kinds import AttackRequest
 
 STUCK_S = 240.0
-"""A connection that is still open by then will never end."""
+"""A connection that is open for longer is stuck."""
 
 
 @dataclass(frozen=True)
 class RawResponse:
-    """One response."""
+    """A response as it arrived."""
 
     status: int
     body: bytes
 
     def find_fault(self) -> str | None:
-        """What is wrong with it as a refusal."""
+        """Returns why it is no proper refusal; None if it is one."""
         if not 400 <= self.status < 500:
             return f"answered with {self.status}: {self.body[:200]!r}"
         try:
@@ -36,19 +38,19 @@ class RawResponse:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request."""
+    """The outcome of a request."""
 
     responses: list[RawResponse]
     is_stuck: bool
     seconds: float
 
-    def find_fault(self, hostile: AttackRequest) -> str | None:
-        """The promise that was broken."""
+    def find_fault(self, request: AttackRequest) -> str | None:
+        """Returns the promise that was broken; None if all were kept."""
         if self.is_stuck:
             return f"no end after {STUCK_S:g} s"
         if not self.responses:
-            return None if hostile.may_be_dropped else "closed without an answer"
-        is_fine = [hostile.may_be_answered and answer.status == 200 for answer in self.responses]
+            return None if request.may_be_dropped else "closed without an answer"
+        is_fine = [request.may_be_answered and answer.status == 200 for answer in self.responses]
         faults = [
             answer.find_fault() for answer, fine in zip(self.responses, is_fine, strict=True) if not fine
         ]
@@ -56,22 +58,36 @@ class Outcome:
 
     @property
     def label(self) -> str:
-        """In a word."""
+        """The outcome in a word: the statuses, "closed" or "stuck"."""
         statuses = sorted({str(answer.status) for answer in self.responses})
         return "stuck" if self.is_stuck else "+".join(statuses) or "closed"
 
 
+class _Response(HTTPResponse):
+    """A response read from bytes; the bytes behind it stay readable."""
+
+    def __init__(self, data: io.BytesIO) -> None:
+        super().__init__(_NoSocket(data))
+
+    def _close_conn(self) -> None:
+        """Keeps the data open, so that the next response can be read."""
+
+
+class _NoSocket(socket):
+    """Gives the data to `HTTPResponse`, which asks a socket for it."""
+
+    def __init__(self, data: io.BytesIO) -> None:
+        self.data = data  # no socket is opened
+
+    def makefile(self, *_: Any, **__: Any) -> Any:
+        return self.data
+
+
 def parse_responses(received: bytes) -> Iterator[RawResponse]:
-    """The responses of a connection; one that is not whole is none."""
+    """Parses the complete responses of a connection."""
     rest = io.BytesIO(received)
-
-    class Socket:
-        def makefile(self, mode: str) -> io.BytesIO:
-            return rest
-
     while rest.tell() < len(received):
-        response = HTTPResponse(Socket())
-        response._close_conn = lambda: None  # the next one is still to be read
+        response = _Response(rest)
         try:
             response.begin()
             yield RawResponse(response.status, response.read())
@@ -79,16 +95,16 @@ def parse_responses(received: bytes) -> Iterator[RawResponse]:
             return
 
 
-async def send(hostile: AttackRequest, port: int) -> Outcome:
-    """Sends a request and reads all that comes."""
+async def send(request: AttackRequest, port: int) -> Outcome:
+    """Sends a request and reads everything that arrives."""
     started, received, is_stuck = time.monotonic(), bytearray(), False
     with contextlib.suppress(ConnectionError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
-        reading = asyncio.create_task(_read(reader, received, hostile))
+        reading = asyncio.create_task(_read(reader, received, request))
         try:
             async with asyncio.timeout(STUCK_S):
                 with contextlib.suppress(ConnectionError):
-                    await _write(writer, hostile, reading)
+                    await _write(writer, request, reading)
                 await reading
         except TimeoutError:
             is_stuck = True
@@ -98,22 +114,22 @@ async def send(hostile: AttackRequest, port: int) -> Outcome:
     return Outcome(list(parse_responses(bytes(received))), is_stuck, time.monotonic() - started)
 
 
-async def _write(writer: asyncio.StreamWriter, hostile: AttackRequest, reading: asyncio.Task[None]) -> None:
-    for each in hostile.sends:
-        if isinstance(each, bytes):
-            writer.write(each)
+async def _write(writer: asyncio.StreamWriter, request: AttackRequest, reading: asyncio.Task[None]) -> None:
+    for item in request.sends:
+        if isinstance(item, bytes):
+            writer.write(item)
             await writer.drain()
         else:
-            await asyncio.wait({reading}, timeout=each)
-    if hostile.then == "half-closes":
+            await asyncio.wait({reading}, timeout=item)
+    if request.then == "half-closes":
         writer.write_eof()
 
 
-async def _read(reader: asyncio.StreamReader, received: bytearray, hostile: AttackRequest) -> None:
-    if hostile.then == "reads nothing":
-        await asyncio.sleep(sum(each for each in hostile.sends if isinstance(each, float)))
+async def _read(reader: asyncio.StreamReader, received: bytearray, request: AttackRequest) -> None:
+    if request.then == "reads nothing":
+        await asyncio.sleep(sum(item for item in request.sends if isinstance(item, float)))
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(1 << 16):
             received += data
-            if hostile.then == "vanishes":
+            if request.then == "disconnects":
                 return

@@ -1,4 +1,4 @@
-"""The ablations at toy size: what each arm changes, that runs go on, what is measured, and what is told of it."""
+"""The ablations at toy size: what each arm changes, that runs resume, what is measured, and the results."""
 
 import json
 import sys
@@ -70,7 +70,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "query, punctuated": COMMAS | {"connector.form": "query"},
     "diva, punctuated": COMMAS | RIGHT,
 }
-"""What each arm's recipe has that the base has not, but for the run's own folder."""
+"""Settings of each arm's recipe that differ from the base, except for the run's own folder."""
 
 
 @pytest.fixture
@@ -80,36 +80,38 @@ def stub_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arms.pq, "read_metadata", lambda path: type("Footer", (), {"num_rows": 10_700}))
 
 
-def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings by dotted names."""
+def flatten(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Flattens settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in table.items():
-        found |= flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+        found |= flatten(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return found
 
 
 @pytest.mark.usefixtures("stub_speech")
 def test_an_arm_changes_what_its_name_says() -> None:
     assert list(arms.ARMS) == list(CHANGES)
-    base = flat(to_table(arms.build_recipe(arms.ARMS["anchored"], 1, 30, Path())))
+    base = flatten(to_table(arms.build_recipe(arms.ARMS["anchored"], 1, 30, Path())))
     assert (base["train.seed"], base["train.n_steps"], base["objective.align_only_ratio"]) == (1, 30, 0.5)
     folders = set()
     for name, arm in arms.ARMS.items():
-        settings = flat(to_table(arms.build_recipe(arm, 1, 30, Path())))
+        settings = flatten(to_table(arms.build_recipe(arm, 1, 30, Path())))
         folders.add(settings.pop("out"))
         assert {key: value for key, value in settings.items() if value != base.get(key)} == CHANGES[name]
         assert set(base) - set(settings) <= {"out"}
     assert len(folders) == len(arms.ARMS)
 
 
-def test_commas_are_drawn_from_the_row_and_change_nothing_else() -> None:
+def test_commas_depend_on_the_row_and_change_nothing_else() -> None:
     text = "seven is sound minus guitar quickly and sweet"
     texts = {arms.add_commas(text, f"{row:05}") for row in range(50)}
     assert len(texts) > 20
-    assert {made.replace(",", "") for made in texts} == {text}
-    assert not any(made.endswith(",") for made in texts)
-    share = sum(made.count(",") for made in texts) / sum(made.count(" ") for made in texts)
-    assert 0.2 < share < 0.45
+    assert {punctuated.replace(",", "") for punctuated in texts} == {text}
+    assert not any(punctuated.endswith(",") for punctuated in texts)
+    ratio = sum(punctuated.count(",") for punctuated in texts) / sum(
+        punctuated.count(" ") for punctuated in texts
+    )
+    assert 0.2 < ratio < 0.45
     assert arms.add_commas(text, "00007") == arms.add_commas(text, "00007")
 
 
@@ -118,10 +120,10 @@ def test_commas_are_drawn_from_the_row_and_change_nothing_else() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The ablations with two steps on a few clips, and two questions of the suite."""
+    """Ablations on a few clips and two questions of the suite."""
     recipe_of, clips_of, items = run.build_recipe, run.load_training_clips, load_suite("pocket")
 
-    def shrunk(arm: Any, seed: int, n_steps: int, out: Path) -> Any:
+    def build_small_recipe(arm: Any, seed: int, n_steps: int, out: Path) -> Any:
         recipe = recipe_of(arm, seed, n_steps, out)
         return replace(
             recipe,
@@ -129,20 +131,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
             train=replace(recipe.train, batch_size=4),
         )
 
-    monkeypatch.setattr(run, "build_recipe", shrunk)
+    monkeypatch.setattr(run, "build_recipe", build_small_recipe)
     monkeypatch.setattr(run, "load_training_clips", lambda: clips_of(4))
     monkeypatch.setattr(measures, "load_suite", lambda name: (items[0], items[-1]))
     monkeypatch.setattr(measures, "MAX_ANSWER", 3)
     return run
 
 
-def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
+def test_runs_are_trained_once_and_measured_again_on_request(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--out", str(tmp_path), "--steps", "2", "--seeds", "0", "--only", "anchored"]
     first = small.main([*flags, "diva", "--json", str(tmp_path / "found.json")])
-    said = capsys.readouterr().out
-    assert json.loads(said.splitlines()[-1]) == json.loads((tmp_path / "found.json").read_text())
+    output = capsys.readouterr().out
+    assert json.loads(output.splitlines()[-1]) == json.loads((tmp_path / "found.json").read_text())
     assert first["failed"] == {}
     base, right = (first["arms"][name]["mean"] for name in ("anchored", "diva"))
     assert {
@@ -160,10 +162,10 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     assert base["L2"] > 0
     assert (base["cascade"], base["text"]) == (right["cascade"], right["text"])
 
-    def forbidden(*_: Any) -> None:
-        raise AssertionError("done before")
+    def fail_if_called(*_: Any) -> None:
+        raise AssertionError("this run is finished")
 
-    monkeypatch.setattr(small, "train", forbidden)
+    monkeypatch.setattr(small, "train", fail_if_called)
     monkeypatch.setattr(small, "measure_token_naming", lambda *_: {"tokens named": 0.25})
     assert small.main([*flags, "diva"])["arms"] == first["arms"]
     again = small.main([*flags, "query", "--measure-again"])
@@ -172,11 +174,11 @@ def test_runs_are_trained_once_measured_again_when_asked_and_told_of(
     assert "query" not in again["arms"]
     other = small.main([*flags[:2], "--steps", "3", *flags[4:]])
     assert "another recipe" in other["failed"]["anchored, seed 0"]
-    monkeypatch.setattr(small, "run_all", lambda bench, arms, *_, **__: dict.fromkeys(arms, "asked for"))
+    monkeypatch.setattr(small, "run_all", lambda runs, arms, *_, **__: dict.fromkeys(arms, "requested"))
     assert small.main([*flags, "--show"])["failed"] == {}
 
 
-def test_what_a_file_of_results_holds_is_not_run_again(
+def test_runs_in_the_file_of_results_are_not_repeated(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[str, int]] = []
@@ -204,11 +206,11 @@ def test_what_a_file_of_results_holds_is_not_run_again(
     with pytest.raises(ConfigError, match="holds runs of 2 steps, expected 3"):
         small.main([*flags, "--steps", "3"])
     kept.write_text("[]")
-    with pytest.raises(ConfigError, match="holds no results of this benchmark"):
+    with pytest.raises(ConfigError, match="is no file of results of this benchmark"):
         small.main([*flags, "--steps", "2"])
 
 
-def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
+def test_a_failed_run_is_reported_and_stops_no_other(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(recipe: Any) -> None:
@@ -218,7 +220,7 @@ def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
     monkeypatch.setattr(small, "train", train)
     monkeypatch.setattr(small.AblationRuns, "measure", lambda *_, **__: {"ear": 0.5})
     found = small.main(["--out", str(tmp_path), "--seeds", "0", "1", "--only", "query", "anchored"])
-    assert found["failed"] == {"left, seed 0": "no such thing", "left, seed 1": "no such thing"}
+    assert found["failed"] == {"query, seed 0": "no such thing", "query, seed 1": "no such thing"}
 
 
 # Measures
@@ -227,30 +229,30 @@ def test_a_run_that_fails_is_told_and_keeps_no_other_from_going_on(
 TEXTS = ("where is sweden", "what does the dog say", "how many legs does a duck have")
 
 
-class Knowing(Ear):
-    """Hears the embeddings of what is said, by the length of the sound, behind some slots of noise."""
+class PerfectEar(Ear):
+    """Embeds a sound as the embeddings of its transcript, chosen by its length, after some slots of noise."""
 
     texts = TEXTS
     n_noise = 0
     n_lost = 0
 
-    def _hear(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
-        heard = []
+    def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+        audio_tokens = []
         for sound in sounds:
             ids = list(self.template.split_prompt(self.texts[len(sound) // 1_000 - 1]).text)
             noise = torch.randn(self.n_noise, 192, generator=torch.Generator().manual_seed(0))
-            heard.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
-        return heard
+            audio_tokens.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
+        return audio_tokens
 
 
-def knowing(form: Any, *, n_noise: int = 0, n_lost: int = 0) -> Knowing:
-    ear = Knowing.new(EarSettings(connector=ConnectorSettings(form=form, n_queries=40)), "cpu")
-    assert isinstance(ear, Knowing)
+def build_perfect_ear(form: Any, *, n_noise: int = 0, n_lost: int = 0) -> PerfectEar:
+    ear = PerfectEar.new(EarSettings(connector=ConnectorSettings(form=form, n_queries=40)), "cpu")
+    assert isinstance(ear, PerfectEar)
     ear.n_noise, ear.n_lost = n_noise, n_lost
     return ear
 
 
-def items() -> list[Item]:
+def build_items() -> list[Item]:
     return [
         Item(id=str(n), audio=np.full(1_000 * (n + 1), 0.1, np.float32), text=text, instruction=instruction)
         for n, (text, instruction) in enumerate(zip(TEXTS, (None, "Answer in Spanish.", None), strict=True))
@@ -258,13 +260,13 @@ def items() -> list[Item]:
 
 
 @pytest.mark.parametrize(("form", "n_noise"), [("query", 0), ("diva", 7)])
-def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, n_noise: int) -> None:
-    ear = knowing(form, n_noise=n_noise)
-    found = measures.measure_token_naming(ear, items())
+def test_tokens_of_a_perfect_ear_are_right_wherever_its_slots_start(form: str, n_noise: int) -> None:
+    ear = build_perfect_ear(form, n_noise=n_noise)
+    found = measures.measure_token_naming(ear, build_items())
     assert found.pop("length right", 1.0) == 1.0
     assert found == {"tokens named": 1.0, "errors per token": 0.0}
-    spoken = measures.Clips(audio=[item.audio for item in items()] * 20, texts=[*TEXTS] * 20)
-    slots = measures.measure_slot_errors(ear, spoken)
+    clips = measures.Clips(audio=[item.audio for item in build_items()] * 20, texts=[*TEXTS] * 20)
+    slots = measures.measure_slot_errors(ear, clips)
     longest = max(len(ids) for ids in measures.tokenize(ear, TEXTS))
     for side in ("from the start", "from the end"):
         assert slots[side][:longest] == pytest.approx([0.0] * longest)
@@ -272,26 +274,24 @@ def test_an_ear_that_hears_words_names_them_wherever_its_slots_begin(form: str, 
 
 
 @pytest.mark.parametrize(("form", "n_noise"), [("query", 0), ("diva", 7)])
-def test_commas_that_nobody_speaks_do_not_count(
-    form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ear = knowing(form, n_noise=n_noise)
-    monkeypatch.setattr(Knowing, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
-    found = measures.measure_token_naming(ear, items())
+def test_commas_do_not_count(form: str, n_noise: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = build_perfect_ear(form, n_noise=n_noise)
+    monkeypatch.setattr(PerfectEar, "texts", tuple(text.replace(" ", ", ") for text in TEXTS))
+    found = measures.measure_token_naming(ear, build_items())
     assert found.pop("length right", 1.0) == 1.0
     assert found == {"tokens named": 1.0, "errors per token": 0.0}
 
 
 def test_a_lost_token_is_one_error_and_a_wrong_length() -> None:
-    ear = knowing("query", n_lost=1)
+    ear = build_perfect_ear("query", n_lost=1)
     n_tokens = sum(len(ids) for ids in measures.tokenize(ear, TEXTS))
-    found = measures.measure_token_naming(ear, items())
+    found = measures.measure_token_naming(ear, build_items())
     assert found["tokens named"] == pytest.approx(1 - 3 / n_tokens)
     assert found["errors per token"] == pytest.approx(3 / n_tokens)
     assert found["length right"] == 0.0
 
 
-def test_noise_belongs_to_the_question() -> None:
+def test_noise_depends_on_the_question() -> None:
     tone = np.sin(np.arange(8_000) / 9).astype(np.float32)
     one, same, other = (
         measures.add_white_noise(Item(id=i, audio=tone, text="a"))[0] for i in ("0001", "0001", "0002")
@@ -301,7 +301,7 @@ def test_noise_belongs_to_the_question() -> None:
     assert np.square(one - tone).mean() == pytest.approx(np.square(tone).mean() / 10, rel=0.05)
 
 
-def test_cost_is_summed_from_what_a_run_logged(tmp_path: Path) -> None:
+def test_cost_is_summed_over_the_metrics_of_a_run(tmp_path: Path) -> None:
     rows = [
         {"step": 10, "tflops": 2.0, "clips_per_s": 4.0},
         {"step": 15, "tflops": 3.0, "clips_per_s": 5.0},
@@ -313,10 +313,10 @@ def test_cost_is_summed_from_what_a_run_logged(tmp_path: Path) -> None:
     }
 
 
-# What is told
+# Results
 
 
-def invented() -> dict[str, dict[int, dict[str, Any]]]:
+def build_runs() -> dict[str, dict[int, dict[str, Any]]]:
     def run(right: float, named: float) -> dict[str, Any]:
         noisy = {"ear, in noise": right / 2, "tokens named, in noise": named - 0.1}
         slots = {side: [0.5] * 8 + [None] * 8 for side in ("from the start", "from the end")}
@@ -329,12 +329,12 @@ def invented() -> dict[str, dict[int, dict[str, Any]]]:
     }
 
 
-def test_differences_are_taken_over_the_seeds_of_both() -> None:
-    found = results.build_result(invented(), 1_000, {})
-    base, left = found["arms"]["anchored"], found["arms"]["query"]
+def test_differences_are_over_the_seeds_of_both() -> None:
+    found = results.build_result(build_runs(), 1_000, {})
+    base, query = found["arms"]["anchored"], found["arms"]["query"]
     assert base["mean"]["ear"] == pytest.approx(0.25)
     assert base["spread"]["ear"] == pytest.approx(0.0707, abs=1e-4)
-    assert left["minus_base"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}
+    assert query["minus_base"]["ear"] == {"mean": pytest.approx(-0.2), "spread": None, "n": 1}
     falls = found["falls"]
     assert falls["anchored: in noise"]["ear"]["mean"] == pytest.approx(-0.125)
     assert falls["anchored: punctuated"]["tokens named"] == {
@@ -342,14 +342,14 @@ def test_differences_are_taken_over_the_seeds_of_both() -> None:
         "spread": None,
         "n": 1,
     }
-    assert falls.keys() == {"anchored: in noise", "left: in noise", "anchored: punctuated"}
-    said = "\n".join(results.format_tables(found))
-    assert "25.0 ±7.1" in said
-    assert "-20.0 (n 1)" in said
+    assert falls.keys() == {"anchored: in noise", "query: in noise", "anchored: punctuated"}
+    output = "\n".join(results.format_tables(found))
+    assert "25.0 ±7.1" in output
+    assert "-20.0 (n 1)" in output
     assert results.format_tables(results.build_result({}, 1_000, {}))
 
 
-def test_pictures_are_refused_before_training_where_nothing_can_draw(
+def test_plots_without_matplotlib_are_refused_before_training(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
@@ -359,15 +359,15 @@ def test_pictures_are_refused_before_training_where_nothing_can_draw(
     assert not (tmp_path / "runs").exists()
 
 
-def test_pictures_are_drawn_of_whatever_is_there(tmp_path: Path) -> None:
-    found = results.build_result(invented(), 1_000, {})
+def test_plots_are_drawn_of_any_results(tmp_path: Path) -> None:
+    found = results.build_result(build_runs(), 1_000, {})
     for path in plots.draw_plots(found, tmp_path / "found.png"):
         assert path.stat().st_size > 10_000
     empty = results.build_result({}, 1_000, {})
     assert all(path.exists() for path in plots.draw_plots(empty, tmp_path / "empty.png"))
 
 
-def test_an_ear_of_a_run_can_be_loaded_where_measuring_looks_for_it(tmp_path: Path) -> None:
+def test_a_run_with_an_ear_is_trained(tmp_path: Path) -> None:
     folder = arms.get_run_folder(arms.ARMS["30 % of the speech"], 2, tmp_path)
     assert folder == tmp_path / "30-percent-of-the-speech-2"
     (folder / checkpoint.RUN_EAR).mkdir(parents=True)

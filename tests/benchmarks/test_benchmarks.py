@@ -219,12 +219,12 @@ def test_real_sizes_are_those_of_the_published_models() -> None:
 
 
 def test_what_is_not_reached_is_said() -> None:
-    lines, missed = table.table(
+    lines, missed = table.format_table(
         {"loader": {"least_ratio": 3.0}, "loss": {"step_kept_ratio": 1.0, "losses": []}}
     )
-    assert [row.found for row in missed] == [3.0]
-    assert "NOT REACHED" in lines[1]
-    assert "NOT REACHED" not in lines[2]
+    assert [row.value for row in missed] == [3.0]
+    assert "MISSED" in lines[1]
+    assert "MISSED" not in lines[2]
 
 
 # Robustness
@@ -249,17 +249,17 @@ def test_reports_become_one_file_of_numbers_and_one_picture(tmp_path: Path, caps
     assert plot.stat().st_size > 10_000
     plain = str(write_report(build_mixed_report(), tmp_path / "b.json").json)
     assert robustness.main([plain, "--name", "b", "--json", str(numbers)]) == 1
-    assert "has no conditions" in capsys.readouterr().err
+    assert "has no corruptions" in capsys.readouterr().err
     elsewhere = replace(add_noise_results(build_mixed_report(), is_right=True), suite="mine")
     other = str(write_report(elsewhere, tmp_path / "c.json").json)
     assert robustness.main([other, "--name", "c", "--json", str(numbers)]) == 1
-    assert "is about 'pocket' and the report about 'mine'" in capsys.readouterr().err
+    assert "is of suite 'pocket', the report of 'mine'" in capsys.readouterr().err
     assert list(json.loads(numbers.read_text())["ears"]) == ["one", "other"]
     assert robustness.main([report, "--name", "b", "--json", str(numbers), "--plot", "a.nothing"]) == 1
     assert "--plot a.nothing cannot be written" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
     assert robustness.main([report, "--name", "b", "--json", str(tmp_path / "other.json")]) == 1
-    assert "is no file of these numbers" in capsys.readouterr().err
+    assert "is no file of this benchmark" in capsys.readouterr().err
 
 
 def test_a_cascade_with_another_recogniser_is_a_line_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Requests are bounded: bodies, JSON, prompts, sounds, and work that no client waits for."""
+
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ossicle
+from benchmarks.security import attack_kinds, audio_files
+from ossicle.ear import Ear
+from ossicle.errors import AudioError, RequestError
+from ossicle.serving import middleware
+from ossicle.serving.audio_batcher import AudioBatcher
+from ossicle.serving.engine import ChatRequest, Sound
+from ossicle.serving.errors import ApiError
+from ossicle.serving.local_engine import LocalEngine
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.request_body import RequestLimits, read_chat_request, read_json
+
+
+@pytest.fixture(scope="module")
+def ear() -> Ear:
+    return ossicle.load("pocket/ear", device="cpu")
+
+
+def test_concurrent_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_MAX_LARGEST_BODIES", 2)
+    sizes: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sizes.append(len((await receive())["body"]))
+        if len(sizes) < 3:
+            await guard(scope, receive_body, send)  # a second request while the first is read
+
+    async def receive_body() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 80, "more_body": False}
+
+    async def send_nothing(message: Any) -> None: ...
+
+    guard = middleware.BodyLimits(app, RequestLimits(body_bytes=100))
+    scope = {"type": "http", "headers": []}
+    with pytest.raises(ApiError, match="240 bytes") as refused:
+        asyncio.run(guard(scope, receive_body, send_nothing))
+    assert (refused.value.status, sizes, guard.n_bytes) == (429, [80, 80], 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"a": {"b": 1, "b": 2}}', r"an object has a key twice: \['b', 'b'\]"),
+        (b"[" + b"[]," * 200_000 + b"0]", "more than 262144 JSON values"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+    ids=["twice", "wide", "deep"],
+)
+def test_absurd_json_is_refused(body: bytes, message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        read_json(body)
+
+
+def test_a_stream_that_no_client_reads_stops_decoding(ear: Ear) -> None:
+    engine = LocalEngine(ear, Metrics())
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 400,
+        "n": 8,
+        "temperature": 2,
+    }
+
+    async def run() -> int:
+        chunks = await engine.stream(ChatRequest(body=body, is_streamed=True, include_usage=False))
+        await chunks.aclose()  # ty: ignore[missing-attribute]
+        await engine.close()  # after the running round
+        engine._scheduler.step()
+        return len(engine._scheduler.running)
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_prompt_far_beyond_the_context_is_refused_before_rendering(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalEngine(ear, Metrics())
+    monkeypatch.setattr(ear.template, "render", None)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello " * 2_000}]}
+
+    async def run() -> None:
+        try:
+            await engine.complete(ChatRequest(body=body, is_streamed=False, include_usage=False))
+        finally:
+            await engine.close()
+
+    with pytest.raises(RequestError, match=r"tokens, but with its answer it may have at most 512"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(("n_turns", "n_sounds"), [(1, 33), (9, 29)])
+def test_too_many_sounds_are_refused(n_turns: int, n_sounds: int) -> None:
+    sounds = [attack_kinds.build_audio_part(audio_files.build_wav(b"\1\2" * 50))] * n_sounds
+    body = attack_kinds.build_chat_body({"messages": [attack_kinds.build_user_message(*sounds)] * n_turns})
+    with pytest.raises(
+        ApiError, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
+    ):
+        read_chat_request(json.dumps(body).encode(), "pocket/ear", RequestLimits())
+
+
+def build_sound(number: int) -> Sound:
+    return Sound(samples=np.full(1600, 0.1 * number, np.float32), key=str(number))
+
+
+def test_sounds_that_no_request_waits_for_are_not_encoded(ear: Ear) -> None:
+    batcher = AudioBatcher(ear, Metrics(), lambda: None)
+
+    async def run() -> list[str]:
+        tasks = [
+            asyncio.create_task(batcher.embed(sounds))
+            for sounds in ([build_sound(1), build_sound(2)], [build_sound(2)])
+        ]
+        await asyncio.sleep(0)
+        assert list(batcher.to_embed) == ["1", "2"]
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        remaining = list(batcher.to_embed)
+        batcher.step()
+        assert len((await tasks[1])[0])
+        return remaining
+
+    assert asyncio.run(run()) == ["2"]
+    assert not batcher.to_embed
+
+
+def test_a_sound_that_cannot_be_encoded_fails_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, hear = AudioBatcher(ear, Metrics(), lambda: None), ear.hear
+
+    def fails(sounds: list[Any]) -> Any:
+        if any(samples[0] == np.float32(0.1) for samples in sounds):
+            raise AudioError("the first sound")
+        return hear(sounds)
+
+    monkeypatch.setattr(ear, "hear", fails)
+
+    async def run() -> list[Any]:
+        tasks = [asyncio.create_task(batcher.embed([build_sound(number)])) for number in (1, 2)]
+        await asyncio.sleep(0)
+        batcher.step()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed, audio_tokens = asyncio.run(run())
+    assert isinstance(failed, AudioError)
+    assert len(audio_tokens[0])
