@@ -224,7 +224,7 @@ class DataSettings:
     """The transcribed speech to distill from."""
 
     source: tuple[str, ...] = ("pocket/speech",)
-    """One source or several: a parquet, JSONL or tar file (or a glob pattern), a packed folder, a Hugging Face data set
+    """One source or several: a parquet, JSONL or tar file (or a glob pattern), a packed folder, a Hugging Face dataset
     by hub id or local folder, or the embedded "pocket/speech". Options follow a "?", such as
     "user/speech?config=en&split=train&text=sentence&weight=2"."""
 
@@ -243,7 +243,7 @@ class DataSettings:
     have another vocal tract length, another tempo, a room, a microphone and noise."""
 
     feature_cache: str | None = None
-    """Folder to keep encoder features in (bfloat16), for small data sets and many passes. What `augment` draws is then
+    """Folder to keep encoder features in (bfloat16), for small datasets and many passes. What `augment` draws is then
     drawn once for each view, not in every pass. Clips in tables and tar files are identified by row and transcript:
     delete the folder if their audio was replaced."""
 
@@ -256,7 +256,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a source without a name and for invalid counts, ratios and folders."""
-        expected = "a .parquet, .jsonl or .tar file, a data set, or pocket/speech"
+        expected = "a .parquet, .jsonl or .tar file, a dataset, or pocket/speech"
         check(bool(self.source) and all(self.source), "data.source", self.source, expected)
         check(self.n_clips is None or self.n_clips >= 1, "data.n_clips", self.n_clips, "at least 1")
         check(self.n_augmented_views >= 1, "data.n_augmented_views", self.n_augmented_views, "at least 1")

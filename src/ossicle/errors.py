@@ -3,7 +3,7 @@
     OssicleError               exit code 1
     ├── ConfigError            exit code 2   a setting, flag or recipe is invalid
     ├── AudioError             audio cannot be used: not audio, truncated, silent, too long
-    ├── DataError              a data set, suite or transcript is invalid
+    ├── DataError              a dataset, suite or transcript is invalid
     ├── CheckpointError        an ear or a base model cannot be loaded, saved or combined with the others
     ├── CacheError             stored teacher states are incomplete or belong to another model
     └── RequestError           a conversation or request cannot be answered

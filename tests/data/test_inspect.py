@@ -132,7 +132,7 @@ def test_pack_prints_what_it_packed(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert "3 clips" in printed.out
     assert "3 skipped" in printed.out
-    assert "MiB by the estimated durations" in printed.err
+    assert "MB by the estimated durations" in printed.err
     assert json.loads((out / "index.json").read_text())["n_skipped"] == 3
     assert main(["data", "inspect", str(out)]) == 0
     assert "3 usable" in capsys.readouterr().out

@@ -30,7 +30,7 @@ class Chat:
     mic: bool = False
     """Talk through the microphone, turn after turn, in place of a file. Ctrl-D or Ctrl-C ends the conversation."""
     text: TextOption = None
-    """Text that goes with the audio of each turn, such as "Answer in Spanish."."""
+    """Text that goes with the audio of each turn, such as "Answer in Spanish"."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None

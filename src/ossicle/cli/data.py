@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg, subcommand
 
-from ossicle.cli.terminal import print_message
+from ossicle.cli.terminal import format_bytes, print_message
 
 if TYPE_CHECKING:
     from ossicle.data.inspect import DatasetSummary, Histogram
@@ -28,11 +28,11 @@ class Inspect:
     source: Positional[Sources]
     """Files, folders or datasets, written as in data.source of a recipe."""
     decode: int = 1_000
-    """Number of rows, spread evenly, whose audio is read and decoded; the hours are measured on them. 0: none."""
+    """Number of rows, evenly spaced, whose audio is decoded; the hours are measured on them. 0: none."""
     n_clips: int | None = None
-    """Inspects only the first n rows."""
+    """Number of rows to use, from the start. Without it, all rows."""
     html: Annotated[Path | None, arg(metavar="PAGE.html")] = None
-    """Also writes a page with the same numbers, and with audio to play."""
+    """HTML page to write, with the same numbers and with audio to play."""
 
     def run(self, command_line: str) -> int:
         """Prints the summary; invalid rows do not make the command fail."""
@@ -76,13 +76,13 @@ class Pack:
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write; use it as a source afterwards."""
     pcm: bool = False
-    """Stores samples (16 kHz, int16), so that training need not decode; takes more disk space."""
+    """Store samples (16 kHz, int16), so that training need not decode. It takes more disk space."""
     max_invalid_ratio: float = 0.01
-    """Ratio of rows that may be invalid; more than that stop the command."""
+    """Highest ratio of rows that may be skipped as invalid; above it the command stops."""
     n_clips: int | None = None
-    """Packs only the first n rows."""
+    """Number of rows to use, from the start. Without it, all rows."""
     n_workers: int = 2
-    """Number of processes that decode; 0 decodes in the main process."""
+    """Worker processes that decode. 0: the main process does it."""
 
     def run(self, command_line: str) -> int:
         """Packs the sources and prints how much was written."""
@@ -110,7 +110,7 @@ class Pack:
             )
         Console().out(
             f"{summary.folder}: {summary.n_rows:,} clips, {summary.duration_s / 3600:,.2f} hours,"
-            f" {_format_bytes(summary.n_bytes)}; {summary.n_skipped:,} skipped"
+            f" {format_bytes(summary.n_bytes)}; {summary.n_skipped:,} skipped"
             + (f" (listed in {summary.folder / SKIPPED_FILE})" if summary.n_skipped else ""),
             highlight=False,
         )
@@ -192,10 +192,6 @@ def _print_disk_space(n_bytes_needed: int, folder: Path) -> None:
     n_bytes_free = shutil.disk_usage(existing).free
     warning = "" if n_bytes_needed < n_bytes_free else ", which is not enough"
     print_message(
-        f"samples will take about {_format_bytes(n_bytes_needed)} by the estimated durations;"
-        f" {_format_bytes(n_bytes_free)} are free{warning}"
+        f"samples will take about {format_bytes(n_bytes_needed)} by the estimated durations;"
+        f" {format_bytes(n_bytes_free)} are free{warning}"
     )
-
-
-def _format_bytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**29 else f"{n_bytes / 2**20:,.1f} MiB"

@@ -20,7 +20,7 @@ _N_PROGRESS_LINES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Precompute the teacher states of all transcripts into data.teacher_cache. The same command resumes it."""
+    """Precompute the teacher states of all transcripts into data.teacher_cache. If stopped, repeat to resume."""
 
     recipe: Positional[RecipeFile]
     """Recipe of the run. Flags after it override its settings, such as --data.teacher-cache FOLDER."""
