@@ -65,7 +65,8 @@ HAS_UV = uv --version >/dev/null 2>&1
 define install
 @echo "installing $(1)"; \
 if $(HAS_UV); then \
-    UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python --editable '$(1)' --constraints constraints.txt; \
+    export UV_FIND_LINKS="$${PIP_FIND_LINKS:-}"; \
+    uv pip install --quiet --python $(BIN)/python --editable '$(1)' --constraints constraints.txt; \
 else \
     $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade; \
     $(BIN)/python -m pip install --quiet --editable '$(1)' --constraint constraints.txt; \
@@ -76,7 +77,8 @@ $(BIN)/python:
 	@if $(HAS_UV); then \
 	    uv venv --quiet --allow-existing $(VENV); \
 	else \
-	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ossicle needs Python 3.11 or newer: make PYTHON=python3.11")' \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) \
+	        and "ossicle needs Python 3.11 or newer: make PYTHON=python3.11")' \
 	    && $(PYTHON) -m venv $(VENV); \
 	fi
 

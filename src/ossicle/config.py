@@ -318,11 +318,11 @@ class TrainSettings:
     """Number of optimizer steps."""
 
     batch_size: int = 512
-    """Highest number of clips in an optimizer step, over all ranks. The batches of a pass differ by at most one clip."""
+    """Highest number of clips in an optimizer step, over all ranks. Batches of a pass differ by at most one clip."""
 
     microbatch_gb: float | None = None
-    """Memory for one microbatch, in GB. A batch runs as the fewest microbatches that fit. Without it, the memory that is
-    left on the device, measured at the start."""
+    """Memory for one microbatch, in GB. A batch runs as the fewest microbatches that fit. Without it, the free memory of
+    the device, measured at the start."""
 
     peak_lr: float = 5e-5
     """Learning rate after warm-up."""

@@ -38,7 +38,7 @@ class Eval:
     """Another ASR model for the cascade: a Whisper by hub id or local folder, or an ear, which transcribes its own
     audio tokens. Without it, the ear's own Whisper."""
     judge: _ModelName = None
-    """Judge for suites that need one: "offline", an LLM by hub id or folder, or an OpenAI-compatible URL with its model,
+    """Judge for suites that need one: "offline", an LLM by hub id or folder, or an OpenAI-compatible URL with a model,
     such as https://host/v1#model."""
     batch_size: int = 16
     """Items that are answered in one batch."""

@@ -41,8 +41,8 @@ class Plan:
     utilization: float = 0.4
     """Ratio of a GPU's peak operations per second that is reached."""
     template_tokens: int | None = None
-    """Number of tokens of the chat template around the user's content. Without it, it is read from the tokenizer if that
-    is available."""
+    """Number of tokens of the chat template around the user's content. Without it, the tokenizer is read if it is
+    available."""
     json: Path | None = None
     """JSON file to write all numbers to."""
 
