@@ -80,7 +80,9 @@ def run_demo(
     with lock_folder(out):
         _print_title(console, "1. Distillation", "trains only the connector, on statements")
         ear = _distill(out, minutes, console)
-        _print_title(console, "2. Evaluation", "on questions, which training has none of, by unseen voices")
+        _print_title(
+            console, "2. Evaluation", "on spoken questions from unseen voices; training has no questions"
+        )
         suite = open_suite("pocket")
         ears = _evaluate_ears(ear, suite, out, console, command)
     _print_title(console, "3. A spoken question", "yours" if microphone else "a random one of the suite")

@@ -22,8 +22,8 @@ def test_chat_prints_the_same_answer_as_the_python_api(
     ear: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound = str(world / "1.wav")
-    asked = ["chat", ear, sound, "--text", "please", "--system", "hello", "--max-new-tokens", "6"]
-    assert main(asked) == 0
+    argv = ["chat", ear, sound, "--text", "please", "--system", "hello", "--max-new-tokens", "6"]
+    assert main(argv) == 0
     messages = [
         {"role": "system", "content": "hello"},
         {"role": "user", "content": [{"type": "audio", "audio": sound}, {"type": "text", "text": "please"}]},
@@ -35,8 +35,8 @@ def test_sampling_is_reproducible_by_its_seed(
     ear: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def sample_answer(seed: int) -> str:
-        asked = ["chat", ear, str(world / "1.wav"), "--temperature", "1.5", "--top-p", "0.95"]
-        assert main([*asked, "--max-new-tokens", "12", "--seed", str(seed)]) == 0
+        argv = ["chat", ear, str(world / "1.wav"), "--temperature", "1.5", "--top-p", "0.95"]
+        assert main([*argv, "--max-new-tokens", "12", "--seed", str(seed)]) == 0
         return capsys.readouterr().out
 
     assert sample_answer(1) == sample_answer(1)

@@ -101,8 +101,10 @@ def test_the_shipped_ear_fits_its_recipe_and_answers_correctly():
     ear, recipe = ossicle.load("pocket/ear"), build_ear_recipe(Path(), Path(), Path())
     assert ear.settings.connector == recipe.connector
     items = [item for item in load_suite("pocket") if "espeak" in (item.group or "")][:48]
-    asked = [[{"role": "user", "content": [{"type": "audio", "audio": item.audio}]}] for item in items]
-    answers = ear.chat_batch(asked)
+    conversations = [
+        [{"role": "user", "content": [{"type": "audio", "audio": item.audio}]}] for item in items
+    ]
+    answers = ear.chat_batch(conversations)
     n_correct = sum(is_correct(answer, str(item.answer)) for answer, item in zip(answers, items, strict=True))
     assert n_correct >= MIN_CORRECT_OF_48
 

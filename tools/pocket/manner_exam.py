@@ -66,7 +66,11 @@ def answer_text_variants(
 
 def _format_word_error_rates(transcripts: Sequence[str], items: Sequence[Item]) -> Iterator[str]:
     for manner in MANNER_TAGS:
-        of_manner = [(i.text, said) for i, said in zip(items, transcripts, strict=True) if i.group == manner]
+        of_manner = [
+            (item.text, transcript)
+            for item, transcript in zip(items, transcripts, strict=True)
+            if item.group == manner
+        ]
         references, written = zip(*of_manner, strict=True)
         yield f"{compute_word_error_rate(references, written):.1%} {manner}"
 

@@ -47,14 +47,14 @@ class Verify:
         from ossicle.evaluation.verify import verify
 
         with ConsoleProgress(Console(stderr=True)) as progress:
-            verdict = verify(self.ear, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
+            report = verify(self.ear, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
         if self.json is not None:
-            write_text(self.json, json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) + "\n")
-        _print_report(verdict, Console())
-        if verdict.differences:
+            write_text(self.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
+        _print_report(report, Console())
+        if report.differences:
             raise CheckpointError(
-                f"the LLM in {self.ear} is not {verdict.in_ear.settings.base.llm} as transformers loads it. These"
-                f" differ: {'; '.join(verdict.differences)}. Download or copy both again, or report it"
+                f"the LLM in {self.ear} is not {report.in_ear.settings.base.llm} as transformers loads it. These"
+                f" differ: {'; '.join(report.differences)}. Download or copy both again, or report it"
             )
         return 0
 
@@ -87,17 +87,17 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return lines
 
 
-def _print_report(verdict: "VerificationReport", console: Console) -> None:
-    stock, within = verdict.reference, verdict.in_ear
-    n = len(verdict.prompts)
-    size = f"{len(stock.weights.digests)} tensors, {stock.weights.n_values:,} values, {within.dtype}"
+def _print_report(report: "VerificationReport", console: Console) -> None:
+    reference, in_ear = report.reference, report.in_ear
+    n = len(report.prompts)
+    size = f"{len(reference.weights.digests)} tensors, {reference.weights.n_values:,} values, {in_ear.dtype}"
     rows = [
-        ("weights, SHA-256", stock.weights.sha256, within.weights.sha256),
-        ("tokenizer", stock.tokenizer, within.tokenizer),
-        ("fingerprint stored in the ear", within.recorded_fingerprint, within.fingerprint),
-        (f"prompts, of {n}", *_count_same(stock.prompts, within.prompts)),
-        (f"answers before audio, of {n}", *_count_same(stock.answers, within.answers_before)),
-        (f"answers after audio, of {n}", *_count_same(stock.answers, within.answers_after)),
+        ("weights, SHA-256", reference.weights.sha256, in_ear.weights.sha256),
+        ("tokenizer", reference.tokenizer, in_ear.tokenizer),
+        ("fingerprint stored in the ear", in_ear.recorded_fingerprint, in_ear.fingerprint),
+        (f"prompts, of {n}", *_count_same(reference.prompts, in_ear.prompts)),
+        (f"answers before audio, of {n}", *_count_same(reference.answers, in_ear.answers_before)),
+        (f"answers after audio, of {n}", *_count_same(reference.answers, in_ear.answers_after)),
     ]
     table = Table(box=None, pad_edge=False)
     for column in ("", "reference", "in the ear", ""):
@@ -106,10 +106,10 @@ def _print_report(verdict: "VerificationReport", console: Console) -> None:
         table.add_row(
             name, one[:_N_HASH_DIGITS], other[:_N_HASH_DIGITS], "same" if one == other else "[bold]differs"
         )
-    console.out(f"{within.settings.base.llm}: {size}", highlight=False)
+    console.out(f"{in_ear.settings.base.llm}: {size}", highlight=False)
     console.print(table, highlight=False)
-    console.out(f"Its answer to audio in between: {within.answer_to_sound}", highlight=False)
-    if not verdict.differences:
+    console.out(f"Its answer to audio in between: {in_ear.answer_to_sound}", highlight=False)
+    if not report.differences:
         console.out("The LLM is unchanged.", highlight=False)
 
 
