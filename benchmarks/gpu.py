@@ -35,7 +35,7 @@ TARGET = 205.0
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What is measured, and for how many seconds at most."""
+    """The stages' sizes, and the most seconds of each."""
 
     shapes: tuple[str, str]
     mean_lengths_s: tuple[float, ...]

@@ -23,7 +23,7 @@ class AttackRequest:
     sends: tuple[bytes | float, ...]
     """Bytes to send; a number is a pause of as many seconds."""
     then: Literal["reads", "half-closes", "disconnects", "reads nothing"] = "reads"
-    """What the client does afterwards; "disconnects" means when the first bytes arrive."""
+    """The client's action afterwards; "disconnects" means when the first bytes arrive."""
     may_be_answered: bool = False
     """The server may answer it: it is odd, but valid."""
     may_be_dropped: bool = False
@@ -32,7 +32,7 @@ class AttackRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackInputs:
-    """What requests are built from."""
+    """Values that requests are built from."""
 
     sounds: dict[str, bytes]
     """Valid files by format."""

@@ -19,7 +19,7 @@ Answer = Callable[[int], Any]
 
 @dataclass
 class AnswerTrace:
-    """What passes through the models while a question is answered."""
+    """Counts of the models' inputs and outputs while a question is answered."""
 
     n_encoder_positions: int = 0
     n_llm_positions: int = 0

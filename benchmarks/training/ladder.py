@@ -147,7 +147,7 @@ def build_step(
 
     costs = plan_costs(shape, recipe, is_naive=not rung.shares_prefix)
     if not rung.gathers_last_layer:
-        costs = replace(costs, llm=replace(costs.llm, picked=None))
+        costs = replace(costs, llm=replace(costs.llm, gathered_states=None))
     planned_flops = costs.count_flops(
         np.array(portion.n_positions),
         np.array(portion.n_text),

@@ -191,8 +191,8 @@ def train_logged(recipe_file: Path, stop_step: int, dtype_name: str) -> None:
         ear.connector.to(dtype)
         return ear
 
-    def logged_step(run: Any, step: int, share: Any) -> Any:
-        result = train_step(run, step, share)
+    def logged_step(run: Any, step: int, rank_batch: Any) -> Any:
+        result = train_step(run, step, rank_batch)
         rows = [(draw.row, draw.epoch) for piece in run.pieces(step) for draw in piece]
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "loss": float(result.terms["loss"])}) + "\n")

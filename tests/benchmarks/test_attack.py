@@ -34,28 +34,30 @@ class AttackedServer:
     """A server under attack, its metrics, and the inputs of attacks."""
 
     port: int
-    meters: Metrics
+    metrics: Metrics
     inputs: Any
     trap: Any
 
     def send_together(self, name: str, n: int) -> list[str | None]:
         """Sends n requests of a kind together; returns their faults."""
-        made = [
+        attacks = [
             attack.KINDS[name].build(random.Random(f"{name}/{number}"), self.inputs) for number in range(n)
         ]
 
         async def send() -> list[Any]:
-            return await asyncio.gather(*(raw_client.send(each, self.port) for each in made))
+            return await asyncio.gather(*(raw_client.send(request, self.port) for request in attacks))
 
-        return [outcome.find_fault(each) for each, outcome in zip(made, asyncio.run(send()), strict=True)]
+        return [
+            outcome.find_fault(request) for request, outcome in zip(attacks, asyncio.run(send()), strict=True)
+        ]
 
     def count_requests(self) -> list[Any]:
         """The server's count of requests by path and status."""
-        (counter,) = self.meters.requests.collect()
+        (counter,) = self.metrics.requests.collect()
         return [sample for sample in counter.samples if sample.name.endswith("_total")]
 
     def ask(self, request: bytes) -> Any:
-        """Sends a valid request; returns the body of its answer, without what differs each time."""
+        """Sends a valid request; returns the body of its answer, without what differs request time."""
         outcome = asyncio.run(raw_client.send(attack_kinds.AttackRequest(sends=(request,)), self.port))
         body = json.loads(outcome.responses[0].body)
         return {name: value for name, value in body.items() if name not in ("id", "created")}
@@ -71,9 +73,9 @@ def attacked(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Att
     sounds = attack.build_valid_files()
     marker = tmp_path_factory.mktemp("machine") / "marker.wav"
     marker.write_bytes(sounds["wav"])
-    meters = Metrics()
+    metrics = Metrics()
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=TIMEOUT_S))
-    app = create_app(LocalEngine(ear, meters), settings, meters)
+    app = create_app(LocalEngine(ear, metrics), settings, metrics)
     with pytest.MonkeyPatch.context() as patch, socket.socket() as trap:
         for name in ("_REQUEST_TIMEOUT_S", "_KEEPALIVE_TIMEOUT_S", "_WRITE_TIMEOUT_S"):
             patch.setattr(server, name, TIMEOUT_S)
@@ -88,7 +90,7 @@ def attacked(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Att
         with serve_app(app) as url:
             port = urlsplit(url).port
             assert port is not None
-            yield AttackedServer(port, meters, inputs, trap)
+            yield AttackedServer(port, metrics, inputs, trap)
 
 
 @pytest.mark.parametrize("name", attack.KINDS)
@@ -101,7 +103,7 @@ def test_every_kind_is_refused_and_leaves_nothing_active(attacked: AttackedServe
     assert attacked.ask(good) == before
     assert before["choices"][0]["message"]["content"]
     assert not [sample for sample in attacked.count_requests() if sample.labels["status"][0] == "5"]
-    assert attacked.meters.registry.get_sample_value("ossicle_requests_active") == 0
+    assert attacked.metrics.registry.get_sample_value("ossicle_requests_active") == 0
     with pytest.raises(BlockingIOError):
         attacked.trap.accept()
 
@@ -112,16 +114,16 @@ def test_many_concurrent_requests_are_refused_and_leave_nothing_active(attacked:
         for name, kind in attack.KINDS.items()
         if kind.max_requests == max(kind.max_requests for kind in attack.KINDS.values())
     ]
-    made = [attack.KINDS[name].build(random.Random(f"all/{name}"), attacked.inputs) for name in names]
+    attacks = [attack.KINDS[name].build(random.Random(f"all/{name}"), attacked.inputs) for name in names]
 
     async def send() -> list[Any]:
-        return await asyncio.gather(*(raw_client.send(each, attacked.port) for each in made))
+        return await asyncio.gather(*(raw_client.send(request, attacked.port) for request in attacks))
 
     outcomes = asyncio.run(send())
-    assert [outcome.find_fault(each) for each, outcome in zip(made, outcomes, strict=True)] == [None] * len(
-        made
-    )
-    assert attacked.meters.registry.get_sample_value("ossicle_requests_active") == 0
+    assert [outcome.find_fault(request) for request, outcome in zip(attacks, outcomes, strict=True)] == [
+        None
+    ] * len(attacks)
+    assert attacked.metrics.registry.get_sample_value("ossicle_requests_active") == 0
 
 
 def test_a_client_that_reads_nothing_is_disconnected(attacked: AttackedServer) -> None:
@@ -153,8 +155,8 @@ def test_a_client_that_disconnects_in_a_body_is_not_logged_as_an_error(
 
 
 def test_trailing_slashes_do_not_redirect_to_another_host(attacked: AttackedServer) -> None:
-    with httpx2.Client(base_url=f"http://127.0.0.1:{attacked.port}") as asking:
-        answer = asking.get("/health/", headers={"host": "evil.example"})
+    with httpx2.Client(base_url=f"http://127.0.0.1:{attacked.port}") as client:
+        answer = client.get("/health/", headers={"host": "evil.example"})
     assert answer.status_code == 404
     assert "location" not in answer.headers
 

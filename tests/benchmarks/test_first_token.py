@@ -1,4 +1,4 @@
-"""The benchmark of the first token at toy size: every way is asked, and what passes through the models is counted."""
+"""The benchmark of the first token at toy size: every way answers, and the models' inputs are counted."""
 
 import json
 
@@ -8,7 +8,7 @@ from benchmarks import shapes
 from benchmarks.serving import first_token
 
 
-def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_way_answers_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--shape toy --seconds 1 3 --rounds 1 --no-pocket"
     result = first_token.main(flags.split())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(result))
@@ -39,7 +39,7 @@ def test_every_way_is_asked_and_counted(capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
-def test_questions_of_the_suite_are_as_long_as_asked() -> None:
+def test_questions_of_the_suite_have_the_requested_length() -> None:
     found = list(first_token.find_pocket_questions([0.5, 2.0]))
     assert [length for length, _, _ in found] == pytest.approx([0.5, 2.0], abs=0.1)
     for length, sound, text in found:

@@ -1,4 +1,4 @@
-"""The notebook that tests the method's claim: it runs, what is kept of it is whole, and its mathematics are right."""
+"""The notebook that tests the method's claim: it runs, its stored outputs are complete, its mathematics are right."""
 
 import copy
 import re
@@ -17,9 +17,9 @@ from notebooks import gradients, heads, samples
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FULL = "QUICK = False"
-MOST_BYTES = 1_500_000
+MAX_BYTES = 1_500_000
 QUICK_TIMEOUT_S = 200
-"""For all of it on a busy machine; it takes some 30 s on a free one."""
+"""For the whole notebook on a busy machine; it takes 30 s on a free one."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def stored() -> Any:
     return nbformat.read(NOTEBOOKS / "l2_and_kl.ipynb", as_version=4)
 
 
-def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+def draw_normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -35,7 +35,7 @@ def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 # The notebook
 
 
-def test_it_runs(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_notebook_runs(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -48,41 +48,41 @@ def test_it_runs(stored: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         kernel_name="python3",
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     ).execute()
-    assert n_plots(quick) == n_plots(stored) > 0
+    assert count_plots(quick) == count_plots(stored) > 0
 
 
-def n_plots(notebook: Any) -> int:
-    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+def count_plots(notebook: Any) -> int:
+    return sum("image/png" in output.get("data", {}) for output in list_outputs(notebook))
 
 
-def outputs(notebook: Any) -> list[Any]:
+def list_outputs(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_what_is_kept_is_a_full_run_from_top_to_bottom(stored: Any) -> None:
+def test_the_stored_notebook_is_a_full_run_from_top_to_bottom(stored: Any) -> None:
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert FULL in code[0].source
-    assert not [output for output in outputs(stored) if output.output_type == "error"]
-    assert (NOTEBOOKS / "l2_and_kl.ipynb").stat().st_size < MOST_BYTES
+    assert not [output for output in list_outputs(stored) if output.output_type == "error"]
+    assert (NOTEBOOKS / "l2_and_kl.ipynb").stat().st_size < MAX_BYTES
 
 
 def test_every_number_of_the_conclusion_is_in_an_output(stored: Any) -> None:
     conclusion = stored.cells[-1].source
     assert stored.cells[-1].cell_type == "markdown"
-    shown = set(numbers("\n".join(map(text_of, outputs(stored)))))
-    missing = [number for number in numbers(conclusion) if number not in shown]
-    assert numbers(conclusion)
+    output_numbers = set(find_numbers("\n".join(map(read_text, list_outputs(stored)))))
+    missing = [number for number in find_numbers(conclusion) if number not in output_numbers]
+    assert find_numbers(conclusion)
     assert not missing
 
 
-def text_of(output: Any) -> str:
+def read_text(output: Any) -> str:
     data = output.get("data", {})
     return output.get("text", "") + data.get("text/markdown", "") + data.get("text/plain", "")
 
 
-def numbers(text: str) -> list[str]:
-    """Decimals and numbers from ten on, without their signs: those that are measured, not counted or named."""
+def find_numbers(text: str) -> list[str]:
+    """Returns decimals and numbers from ten on, without signs: those that are measured, not counted or named."""
     return re.findall(r"(?<![\w.,])\d+(?:[.,]\d+)+(?:e[-+]\d+)?|(?<![\w.,])\d{2,}(?![\w.,]*\d)", text)
 
 
@@ -95,8 +95,8 @@ def numbers(text: str) -> list[str]:
     scale=st.floats(0.1, 10),
 )
 def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
-    head, teacher = drawn(40, 6, seed=seed), drawn(5, 6, seed=seed + 1, scale=scale)
-    delta = drawn(5, 6, seed=seed + 2, scale=length)
+    head, teacher = draw_normal(40, 6, seed=seed), draw_normal(5, 6, seed=seed + 1, scale=scale)
+    delta = draw_normal(5, 6, seed=seed + 2, scale=length)
     kl = heads.compute_kl(head, teacher, teacher + delta)
     by_range = heads.compute_kl_bound(heads.compute_logit_range(head, delta))
     by_length = heads.compute_kl_bound(heads.find_widest_pair(head)[2] * delta.norm(dim=1))
@@ -106,7 +106,7 @@ def test_kl_is_within_the_bound(seed: int, length: float, scale: float) -> None:
 
 @pytest.mark.parametrize("span", [0.05, 1.0, 4.0, 20.0])
 def test_two_tokens_reach_the_bound(span: float) -> None:
-    """A head of two rows and a teacher that is as undecided as the derivation says."""
+    """A head of two rows, and a teacher with the probabilities of the derivation."""
     head = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     q = heads.compute_upper_ratio(span)
     teacher = torch.tensor([[q / (1 - q)]], dtype=torch.float64).log()
@@ -121,16 +121,18 @@ def test_the_bound_is_below_hoeffdings_and_below_the_range(span: float) -> None:
 
 
 @pytest.mark.parametrize("length", [1e-6, 1e-2, 1.0, 50.0])
-def test_divergence_is_torchs(length: float) -> None:
-    head, teacher = drawn(30, 5), drawn(4, 5, seed=1)
-    student = teacher + length * drawn(4, 5, seed=2)
-    reads, hears = ((states @ head.T).log_softmax(-1) for states in (teacher, student))
-    expected = torch.nn.functional.kl_div(hears, reads, reduction="none", log_target=True).sum(-1)
+def test_kl_is_that_of_torch(length: float) -> None:
+    head, teacher = draw_normal(30, 5), draw_normal(4, 5, seed=1)
+    student = teacher + length * draw_normal(4, 5, seed=2)
+    teacher_logp, student_logp = ((states @ head.T).log_softmax(-1) for states in (teacher, student))
+    expected = torch.nn.functional.kl_div(student_logp, teacher_logp, reduction="none", log_target=True).sum(
+        -1
+    )
     assert_close(heads.compute_kl(head, teacher, student), expected, rtol=1e-6, atol=1e-15)
 
 
-def test_curvature_is_that_of_the_divergence() -> None:
-    head, teacher = drawn(30, 5), drawn(3, 5, seed=1)
+def test_curvature_is_that_of_kl() -> None:
+    head, teacher = draw_normal(30, 5), draw_normal(3, 5, seed=1)
     values, vectors = heads.compute_curvatures(head, teacher)
     for which in range(5):
         moved = teacher + 1e-4 * vectors[:, :, which]
@@ -138,8 +140,8 @@ def test_curvature_is_that_of_the_divergence() -> None:
 
 
 def test_a_silent_direction_changes_no_distribution() -> None:
-    head, silent = heads.add_silent_direction(drawn(30, 5), torch.Generator().manual_seed(3))
-    teacher = drawn(4, 5, seed=1)
+    head, silent = heads.add_silent_direction(draw_normal(30, 5), torch.Generator().manual_seed(3))
+    teacher = draw_normal(4, 5, seed=1)
     assert heads.compute_kl(head, teacher, teacher + 10 * silent).max() < 1e-12
     assert_close(head @ silent, torch.ones(30, dtype=torch.float64))
 
@@ -149,23 +151,23 @@ def test_a_silent_direction_changes_no_distribution() -> None:
 
 def test_noise_scale_of_known_gradients() -> None:
     """Batches of 4 from gradients with mean 1 and deviation 3 in each of 1,000 weights: 9 clips."""
-    rows = 1 + drawn(400, 1_000, scale=3 / 4**0.5)
+    rows = 1 + draw_normal(400, 1_000, scale=3 / 4**0.5)
     assert gradients.compute_noise_scale(rows @ rows.T, 4) == pytest.approx(9, rel=0.02)
 
 
-def test_noise_scale_where_there_is_no_mean() -> None:
-    pull = drawn(1, 100)
-    rows = torch.cat([pull, -pull])
+def test_noise_scale_without_a_mean_is_infinite() -> None:
+    gradient = draw_normal(1, 100)
+    rows = torch.cat([gradient, -gradient])
     assert gradients.compute_noise_scale(rows @ rows.T, 4) == float("inf")
 
 
-def test_mean_cosine_whatever_the_lengths() -> None:
-    """Two batches pull alike, a third the other way: one pair of three at 1, two at -1."""
-    rows = torch.tensor([[1.0], [5.0], [-2.0]]) * drawn(1, 100)
+def test_mean_cosine_does_not_depend_on_lengths() -> None:
+    """Two batches are parallel, a third is opposite: one pair of three at 1, two at -1."""
+    rows = torch.tensor([[1.0], [5.0], [-2.0]]) * draw_normal(1, 100)
     assert gradients.compute_mean_cosine(rows.double() @ rows.double().T) == pytest.approx(-1 / 3)
 
 
-def test_ranks_agree_whatever_the_scale() -> None:
-    x = drawn(50)
+def test_rank_correlation_does_not_depend_on_scale() -> None:
+    x = draw_normal(50)
     assert samples.compute_rank_correlation(x, x.exp()) == pytest.approx(1)
     assert samples.compute_rank_correlation(x, -(x**3)) == pytest.approx(-1)
