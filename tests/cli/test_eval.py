@@ -62,7 +62,7 @@ def test_answers_are_kept_if_the_report_cannot_be_written(
 
     argv = ["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "reports/full.json"]
     with monkeypatch.context() as patch:
-        patch.setattr("ossicle.evaluation.report.write._write_to_disk", raise_disk_full)
+        patch.setattr("ossicle.atomic_io.fsync_text", raise_disk_full)
         assert main(argv) == 1
     assert "full.json cannot be written: No space left" in capsys.readouterr().err
     assert Path("reports/.full.json.answers").read_text().count("answering audio") == len(TRANSCRIPTS)
