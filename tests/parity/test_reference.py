@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import check_reference
 import numpy as np
 import pytest
 import torch
+from parity import check_reference
 
 from ossicle.config import ObjectiveSettings
 from ossicle.training.batch import Batch
