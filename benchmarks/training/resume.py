@@ -181,6 +181,8 @@ def train_logged(recipe_file: Path, stop_step: int, dtype_name: str) -> None:
     from ossicle.config import load_recipe
     from ossicle.ear import Ear
     from ossicle.training import StopRequested, train, trainer
+    from ossicle.training.run import RankBatch, Run
+    from ossicle.training.train_step import StepResult
 
     new_ear, train_step = Ear.new, trainer.train_step
     dtype: torch.dtype = getattr(torch, dtype_name)
@@ -191,9 +193,9 @@ def train_logged(recipe_file: Path, stop_step: int, dtype_name: str) -> None:
         ear.connector.to(dtype)
         return ear
 
-    def logged_step(run: Any, step: int, rank_batch: Any) -> Any:
+    def logged_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
         result = train_step(run, step, rank_batch)
-        rows = [(draw.row, draw.epoch) for piece in run.pieces(step) for draw in piece]
+        rows = [(draw.row, draw.epoch) for chunk in run.draw_chunks(step) for draw in chunk]
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "loss": float(result.terms["loss"])}) + "\n")
         if step + 1 == stop_step:
