@@ -132,14 +132,14 @@ def test_an_integer_is_accepted_as_a_number() -> None:
         ("[data]\nmax_invalid_ratio = 2", "data.max_invalid_ratio is 2.0, expected a ratio between 0 and 1"),
         ("[data]\nconcat_ratio = -1", "data.concat_ratio is -1.0, expected a ratio between 0 and 1"),
         ("[data]\nn_workers = -1", "data.n_workers is -1, expected zero or more"),
-        ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or no such key"),
+        ('[data]\nteacher_cache = ""', "data.teacher_cache is '', expected a folder, or to be left out"),
         (
             '[data]\nfeature_cache = "f"\nteacher_cache = "f"',
             "data.teacher_cache is 'f', expected another folder than data.feature_cache",
         ),
         (
             '[data]\nconcat_ratio = 0.5\nfeature_cache = "f"',
-            "data.feature_cache is 'f', expected no such key",
+            "data.feature_cache is 'f', expected to be left out",
         ),
         (
             "[augment]\nspeed = [1.1, 0.9]",

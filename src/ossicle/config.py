@@ -264,7 +264,7 @@ class DataSettings:
         _check_ratio("data.max_invalid_ratio", self.max_invalid_ratio)
         _check_ratio("data.concat_ratio", self.concat_ratio)
         for name in ("feature_cache", "teacher_cache"):
-            check(getattr(self, name) != "", f"data.{name}", "", "a folder, or no such key")
+            check(getattr(self, name) != "", f"data.{name}", "", "a folder, or to be left out")
         check(
             self.teacher_cache is None or self.teacher_cache != self.feature_cache,
             "data.teacher_cache",
@@ -307,7 +307,7 @@ class AugmentSettings:
         check(
             self.speed[0] >= 0.5 and self.speed[1] <= 2, "augment.speed", self.speed, "factors from 0.5 to 2"
         )
-        check(self.noise != "", "augment.noise", "", "a folder, or no such key")
+        check(self.noise != "", "augment.noise", "", "a folder, or to be left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +362,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid numbers."""
-        check(self.start != "", "train.start", "", "an ear's folder, or no such key")
+        check(self.start != "", "train.start", "", "an ear's folder, or to be left out")
         for name in ("n_steps", "batch_size", "save_every"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         if self.microbatch_gb is not None:
@@ -409,7 +409,7 @@ class Recipe:
             self.data.concat_ratio == 0 or self.data.feature_cache is None,
             "data.feature_cache",
             self.data.feature_cache,
-            "no such key: data.concat_ratio draws new examples in each pass, and stored features would fix them",
+            "to be left out: data.concat_ratio draws new examples in each pass, and stored features would fix them",
         )
 
 
