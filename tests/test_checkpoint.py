@@ -18,6 +18,7 @@ from support.tiny_tokenizers import tiny_tokenizer
 import ossicle
 from ossicle import checkpoint, checkpoint_v1
 from ossicle.atomic_io import atomic_write
+from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
@@ -279,7 +280,7 @@ def test_another_backbone_is_refused_with_both_fingerprints(folder: Path, ear: E
     other.tokenizer.save_pretrained(tmp_path / "whisper")
     message = refusal(folder, encoder=str(tmp_path / "whisper"))
     assert f"another encoder: it expects fingerprint {recorded['encoder']}, but" in message
-    assert f"has {checkpoint.fingerprint_model(other.model.model.encoder)}" in message
+    assert f"has {fingerprint_model(other.model.model.encoder)}" in message
     llm = save_tiny_llm("llama", tmp_path / "llm")
     assert f"another llm: it expects fingerprint {recorded['llm']}, but {llm!r} has" in refusal(
         folder, llm=llm
@@ -311,12 +312,12 @@ def test_another_decoder_vocabulary_is_refused_by_ears_that_use_it(
 
 def test_one_changed_weight_changes_the_fingerprint(ear: Ear) -> None:
     layer = torch.nn.Linear(3, 2)
-    before = checkpoint.fingerprint_model(layer)
-    assert checkpoint.fingerprint_model(torch.nn.Linear(3, 2)) != before
+    before = fingerprint_model(layer)
+    assert fingerprint_model(torch.nn.Linear(3, 2)) != before
     with torch.no_grad():
         layer.bias[1] += 1
-    assert checkpoint.fingerprint_model(layer) != before
-    assert checkpoint.fingerprint_model(layer.to(torch.bfloat16)) == checkpoint.fingerprint_model(layer)
+    assert fingerprint_model(layer) != before
+    assert fingerprint_model(layer.to(torch.bfloat16)) == fingerprint_model(layer)
 
 
 def test_a_missing_device_is_a_clear_error(folder: Path) -> None:
@@ -381,7 +382,7 @@ def test_an_ear_without_its_llm_embeds_and_transcribes_the_same() -> None:
 
 
 def test_an_ear_without_its_llm_still_checks_its_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    fingerprint = checkpoint.fingerprint_tokenizer
+    fingerprint = fingerprint_tokenizer
     monkeypatch.setattr(
         checkpoint,
         "fingerprint_tokenizer",

@@ -130,6 +130,20 @@ def test_structure_names_files_that_exist() -> None:
     assert [path for path in named if not (ROOT / "src/ossicle" / path).exists()] == []
 
 
+def test_only_the_changelog_the_log_and_the_reader_of_old_ears_have_the_old_name() -> None:
+    """The package was renamed because another package has its old name."""
+    old = b"ear" + b"shot"
+    folders = (*ROOT_FOLDERS, ".ci", ".github")
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts
+    ]
+    files += [path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".txt", ".cff", ".yaml", "")]
+    found = {
+        str(path.relative_to(ROOT)) for path in files if path.is_file() and old in path.read_bytes().lower()
+    }
+    assert found == {"CHANGELOG.md", "dev/LOG.md", "src/ossicle/checkpoint_v1.py"}
+
+
 def read_lines(page: Path) -> list[str]:
     return page.read_text(encoding="utf-8").splitlines()
 

@@ -1,6 +1,5 @@
 """An ear on disk: its settings, the trained weights, and fingerprints of the backbones it was trained with."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,14 @@ from ossicle import checkpoint_v1
 from ossicle.atomic_io import atomic_write
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.embedding_table import open_embedding_table
+from ossicle.backbones.fingerprints import (
+    fingerprint_backbones,
+    fingerprint_decoder_vocabulary,
+    fingerprint_model,
+    fingerprint_tokenizer,
+)
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import (
-    Whisper,
     build_meta_llm,
     load_llm,
     load_tokenizer,
@@ -38,50 +42,8 @@ FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
 _KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
 _OPTIONAL = {"ossicle_version"}
-_SAMPLED_VALUES = 4_096
 RUN_EAR = "ear"
 """Folder of the ear within the folder of a run."""
-
-
-def fingerprint_backbones(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
-    """Hashes the frozen backbones: the encoder, the vocabulary of its decoder, the LLM and the LLM's tokenizer."""
-    return {
-        "encoder": fingerprint_model(whisper.model.model.encoder),
-        "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
-        "llm": fingerprint_model(llm),
-        "tokenizer": fingerprint_tokenizer(tokenizer),
-    }
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """Hashes a model's weights: the name and shape of every tensor, and values spread evenly over each.
-
-    Values are sampled so that a model of many gigabytes takes a second; rounding to another dtype changes the hash
-    only where that dtype is coarser than bfloat16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // _SAMPLED_VALUES)
-        sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_decoder_vocabulary(whisper: Whisper) -> str:
-    """Hashes a Whisper's tokens: their embeddings in its decoder, and its tokenizer."""
-    embeddings_hash = fingerprint_model(whisper.model.model.decoder.embed_tokens)
-    return hashlib.sha256(
-        f"{embeddings_hash} {fingerprint_tokenizer(whisper.tokenizer)}".encode()
-    ).hexdigest()[:16]
-
-
-def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """Hashes a tokenizer's vocabulary and chat template."""
-    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
-    digest.update(str(tokenizer.chat_template).encode())
-    return digest.hexdigest()[:16]
 
 
 def save(

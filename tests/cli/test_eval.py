@@ -10,8 +10,8 @@ import pytest
 from support.tiny_commands import TRANSCRIPTS
 
 import ossicle
-from ossicle import checkpoint
 from ossicle.audio.waveform import AudioSource
+from ossicle.backbones.fingerprints import fingerprint_model
 from ossicle.cli import main
 from ossicle.evaluation import read_report
 
@@ -43,7 +43,7 @@ def test_the_cascade_can_use_another_asr_model(
         (
             ear,
             own_ear.transcribe_audio_tokens(sounds),
-            f"the ear {ear} ({checkpoint.fingerprint_model(own_ear.connector)})",
+            f"the ear {ear} ({fingerprint_model(own_ear.connector)})",
         ),
     ):
         assert main(["eval", ear, "--suite", suite, "--asr", asr]) == 0

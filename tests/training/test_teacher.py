@@ -13,8 +13,8 @@ from support.training_runs import FORMS
 from torch import Tensor
 from torch.testing import assert_close
 
-from ossicle import checkpoint
 from ossicle.backbones.causal_lm import compute_logits
+from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
 from ossicle.config import ObjectiveSettings
 from ossicle.connectors import Transcripts
 from ossicle.ear import Ear
@@ -85,8 +85,8 @@ def fill_teacher_cache(
 
 def compute_fingerprint(ear: Ear) -> dict[str, str]:
     backbone_fingerprints = {
-        "llm": checkpoint.fingerprint_model(ear.llm),
-        "tokenizer": checkpoint.fingerprint_tokenizer(ear.tokenizer),
+        "llm": fingerprint_model(ear.llm),
+        "tokenizer": fingerprint_tokenizer(ear.tokenizer),
     }
     return compute_teacher_fingerprint(backbone_fingerprints, ear, "a rule")
 

@@ -70,13 +70,13 @@ class Eval:
             return EXIT_INTERRUPTED
 
     def _evaluate(self, ear: "Ear", suite: "Suite", options: "EvaluationSettings", command_line: str) -> int:
-        from ossicle import checkpoint
+        from ossicle.backbones.fingerprints import fingerprint_backbones, fingerprint_model
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report
 
         base = ear.settings.base
-        fingerprints = checkpoint.fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer)
-        connector_fingerprint = checkpoint.fingerprint_model(ear.connector)
+        fingerprints = fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer)
+        connector_fingerprint = fingerprint_model(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector_fingerprint})",
             "LLM": f"{base.llm} ({fingerprints['llm']})",

@@ -2,6 +2,7 @@
 
 from ossicle import checkpoint
 from ossicle.audio.waveform import AudioSource
+from ossicle.backbones.fingerprints import fingerprint_model
 from ossicle.backbones.pretrained import load_whisper
 from ossicle.ear import Ear
 
@@ -23,7 +24,7 @@ class AsrModel:
     def __init__(self, name: str, ear: Ear) -> None:
         if checkpoint.is_ear(name):
             asr_ear = checkpoint.load(name)
-            self.name = f"the ear {name} ({checkpoint.fingerprint_model(asr_ear.connector)})"
+            self.name = f"the ear {name} ({fingerprint_model(asr_ear.connector)})"
             self._transcribe = asr_ear.transcribe_audio_tokens
         else:
             whisper = load_whisper(name, None, ear.device)

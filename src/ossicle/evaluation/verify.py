@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from ossicle import checkpoint
+from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import load_llm
 from ossicle.console_progress import ProgressCallback
@@ -243,9 +244,9 @@ def _run_ear(name: str, prompts: Sequence[str], max_new_tokens: int, progress: P
         settings=ear.settings,
         dtype=str(ear.llm.dtype).removeprefix("torch."),
         weights=hash_weights(ear.llm, lambda n_done, n: progress("hashing the ear's LLM", n_done, n)),
-        tokenizer=checkpoint.fingerprint_tokenizer(ear.tokenizer),
+        tokenizer=fingerprint_tokenizer(ear.tokenizer),
         recorded_fingerprint=_read_recorded_fingerprint(name),
-        fingerprint=checkpoint.fingerprint_model(ear.llm),
+        fingerprint=fingerprint_model(ear.llm),
         prompts=tuple(
             tuple(ear.build_prompts([conversation])[0].ids.tolist()) for conversation in conversations
         ),
@@ -292,7 +293,7 @@ def _run_reference(
         llm, _ = load_llm(base.llm, base.llm_revision, device)
     return ReferenceResult(
         weights=hash_weights(llm, lambda n_done, n: progress("hashing the reference LLM", n_done, n)),
-        tokenizer=checkpoint.fingerprint_tokenizer(tokenizer),
+        tokenizer=fingerprint_tokenizer(tokenizer),
         prompts=tuple(prompt_ids),
         answers=tuple(answers),
         texts=tuple(str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers),

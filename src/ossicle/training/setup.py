@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ossicle import checkpoint
+from ossicle.backbones.fingerprints import fingerprint_backbones
 from ossicle.config import BaseSettings, ObjectiveSettings, Recipe, TrainSettings
 from ossicle.connectors import Connector
 from ossicle.data.dataset import SpeechDataset, open_speech
@@ -98,7 +99,7 @@ def _build_ear(recipe: Recipe, ranks: Ranks) -> Ear:
 def _fingerprint_backbones(ear: Ear, base: BaseSettings, llm_bits: int) -> dict[str, str]:
     """Returns fingerprints of the frozen models as they are on disk."""
     llm = load_unquantized_llm(ear.llm, base, llm_bits, ear.device)
-    return checkpoint.fingerprint_backbones(ear.whisper, llm, ear.tokenizer)
+    return fingerprint_backbones(ear.whisper, llm, ear.tokenizer)
 
 
 def _open_teacher_cache(

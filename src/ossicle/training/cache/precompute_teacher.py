@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ossicle import checkpoint
 from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
 from ossicle.backbones.pretrained import load_llm, resolve_device
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import BaseSettings, ObjectiveSettings, PromptSettings, Recipe
@@ -198,8 +198,8 @@ def _load_llm(
     standalone = StandaloneLlm(llm, tokenizer, ChatTemplate(tokenizer, prompt))
     check_tokenizer_fits(llm, tokenizer, standalone.template)
     fingerprints = {
-        "llm": checkpoint.fingerprint_model(load_unquantized_llm(llm, base, llm_bits, device)),
-        "tokenizer": checkpoint.fingerprint_tokenizer(tokenizer),
+        "llm": fingerprint_model(load_unquantized_llm(llm, base, llm_bits, device)),
+        "tokenizer": fingerprint_tokenizer(tokenizer),
     }
     return standalone, fingerprints
 

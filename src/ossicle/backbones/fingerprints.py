@@ -1,0 +1,53 @@
+"""Short hashes that tell one frozen model from another; they know nothing of ears or runs."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from ossicle.backbones.pretrained import Whisper
+
+_SAMPLED_VALUES = 4_096
+"""Values of a tensor that enter its hash, at most about twice as many."""
+
+
+def fingerprint_backbones(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
+    """Hashes the frozen backbones: the encoder, the vocabulary of its decoder, the LLM and the LLM's tokenizer."""
+    return {
+        "encoder": fingerprint_model(whisper.model.model.encoder),
+        "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
+        "llm": fingerprint_model(llm),
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+    }
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """Hashes a model's weights: the name and shape of every tensor, and values spread evenly over each.
+
+    Values are sampled so that a model of many gigabytes takes a second; rounding to another dtype changes the hash
+    only where that dtype is coarser than bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, len(flat) // _SAMPLED_VALUES)
+        sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_decoder_vocabulary(whisper: Whisper) -> str:
+    """Hashes a Whisper's tokens: their embeddings in its decoder, and its tokenizer."""
+    embeddings_hash = fingerprint_model(whisper.model.model.decoder.embed_tokens)
+    return hashlib.sha256(
+        f"{embeddings_hash} {fingerprint_tokenizer(whisper.tokenizer)}".encode()
+    ).hexdigest()[:16]
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """Hashes a tokenizer's vocabulary and chat template."""
+    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    return digest.hexdigest()[:16]
