@@ -374,7 +374,7 @@ def test_wrong_inputs_are_clear_errors(query_ear: Ear) -> None:
         query_ear.chat([])
     with pytest.raises(RequestError, match="messages is"):
         query_ear.stream([])
-    with pytest.raises(RequestError, match="'max_tokens' is no option"):
+    with pytest.raises(RequestError, match="'max_tokens' is not an option"):
         query_ear.stream(said(tone(0.5)), max_tokens=5)
     with pytest.raises(AudioError, match=r"nowhere\.wav"):
         query_ear.stream(said("nowhere.wav"))  # ty: ignore[invalid-argument-type]

@@ -47,13 +47,13 @@ RUN_EAR = "ear"
 
 
 def save(
-    ear: Ear, folder: Path | str, *, card: str | None = None, bases: dict[str, str] | None = None
+    ear: Ear, folder: Path | str, *, card: str | None = None, fingerprints: dict[str, str] | None = None
 ) -> None:
     """Writes the folder of an ear, completely or not at all.
 
     Args:
         card: Markdown for the model card, such as the three numbers of an evaluation
-        bases: fingerprints of the backbones, if these have changed since they were loaded: quantized, or sharded
+        fingerprints: those of the backbones, if these have changed since they were loaded: quantized, or sharded
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to
@@ -62,7 +62,7 @@ def save(
         "format": FORMAT,
         "ossicle_version": __version__,
         **to_table(replace(ear.settings, base=_pin_revisions(ear))),
-        "fingerprints": bases or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
+        "fingerprints": fingerprints or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
@@ -130,7 +130,7 @@ def load(
             weights are not compared with the fingerprint
 
     Raises:
-        CheckpointError: not an ear, a damaged one, or other backbones than those it was trained with
+        CheckpointError: not an ear, a damaged one, or backbones other than those it was trained with
     """
     folder = _resolve_ear_folder(Path(resolve_model_path(str(folder))))
     config, weights = _read_ear(folder)
@@ -153,7 +153,7 @@ def load(
         }
     if not settings.connector.uses_shared_vocabulary:
         del found["decoder_vocabulary"]  # the connector does not use it
-    _check_bases(found, config["fingerprints"], base, folder)
+    _check_fingerprints(found, config["fingerprints"], base, folder)
     try:
         shared = build_shared_vocabulary(settings.connector, whisper, model, tokenizer)
         connector = build_connector(
@@ -173,21 +173,21 @@ def load(
     return Ear(whisper, model, tokenizer, connector.to(on_device), settings)
 
 
-def _load_embeddings(outline: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:
+def _load_embeddings(meta_llm: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:
     """Loads the one table of an LLM that hearing may need: the embeddings of the tokens that a connector shares."""
-    stored = open_embedding_table(outline, base.llm, base.llm_revision)
-    table = get_input_embeddings(outline)
-    table.weight = nn.Parameter(stored.read_all().to(device, outline.dtype), requires_grad=False)
+    stored = open_embedding_table(meta_llm, base.llm, base.llm_revision)
+    table = get_input_embeddings(meta_llm)
+    table.weight = nn.Parameter(stored.read_all().to(device, meta_llm.dtype), requires_grad=False)
     for name, _ in list(table.named_buffers()):  # transformers' own copy of the scale
         table.register_buffer(name, torch.tensor(table.scalar_embed_scale, device=device), persistent=False)
 
 
-def load_connector(ear: Ear, folder: str, bases: dict[str, str]) -> None:
+def load_connector(ear: Ear, folder: str, fingerprints: dict[str, str]) -> None:
     """Loads the trained connector of another ear on the same backbones into this one.
 
     Args:
         folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
-        bases: fingerprints of the backbones of `ear`
+        fingerprints: those of the backbones of `ear`
 
     Raises:
         CheckpointError: not an ear, a damaged one, one on other backbones or with another connector
@@ -195,7 +195,7 @@ def load_connector(ear: Ear, folder: str, bases: dict[str, str]) -> None:
     path = _resolve_ear_folder(Path(resolve_model_path(folder)))
     config, weights = _read_ear(path)
     settings = _parse_settings(config, path)
-    _check_bases(bases, config["fingerprints"], ear.settings.base, path)
+    _check_fingerprints(fingerprints, config["fingerprints"], ear.settings.base, path)
     try:
         ear.connector.load_state_dict(weights)
     except RuntimeError as error:
@@ -270,7 +270,7 @@ def _relocate(settings: EarSettings, encoder: str | None, llm: str | None) -> Ea
     return replace(settings, base=base)
 
 
-def _check_bases(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
+def _check_fingerprints(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:
     """Raises CheckpointError for backbones whose fingerprints differ from those recorded."""
     names = {
         "encoder": base.encoder,

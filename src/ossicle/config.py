@@ -426,7 +426,9 @@ def load_recipe(path: Path) -> Recipe:
             f"{path}: cannot be read ({error}); expected a recipe such as recipes/pocket.toml"
         ) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from error
+        raise ConfigError(
+            f"{path}: not TOML ({error}); expected a recipe such as recipes/pocket.toml"
+        ) from error
     try:
         return from_table(Recipe, table, renamed=RENAMED_SETTINGS)
     except ConfigError as error:

@@ -301,9 +301,9 @@ class Ear:
         parsed = [parse_conversation(messages) for messages in conversations]
         sounds = [[load_audio(sound) for sound in conversation.sounds] for conversation in parsed]
         layouts = [self.template.render(conversation) for conversation in parsed]
-        heard = iter(self.embed_audio([sound for row in sounds for sound in row]))
+        audio_tokens = iter(self.embed_audio([sound for row in sounds for sound in row]))
         return [
-            self.build_prompt(pieces, [next(heard) for _ in row])
+            self.build_prompt(pieces, [next(audio_tokens) for _ in row])
             for pieces, row in zip(layouts, sounds, strict=True)
         ]
 
@@ -351,7 +351,7 @@ class Ear:
         options: dict[str, Any] = {}
         if not model.generation_config.max_length:
             options["max_length"] = config.max_target_positions
-        with silence_transformers():  # of advice about flags that published Whispers carry
+        with silence_transformers():  # its warnings are about flags in published Whispers' configs
             ids = model.generate(
                 input_features=mel.to(self.device, model.dtype),
                 attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=self.device),

@@ -1,7 +1,7 @@
 """The terms of the training loss: pure functions, each with a zero gradient at zero distance.
 
-This file alone decides which audio token corresponds to which token of the transcript. Distances are computed in float32
-at least, whatever dtype the models have.
+`slot_targets` alone decides which audio token corresponds to which token of the transcript. Distances are computed in
+float32 at least, whatever dtype the models have.
 """
 
 from typing import Literal
@@ -82,21 +82,21 @@ def token_ce(
 def hidden_l2(
     student: Float[Tensor, "B P D"],
     teacher: Float[Tensor, "B P D"],
-    counts: Bool[Tensor, "B P"] | None = None,
+    mask: Bool[Tensor, "B P"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over clips of the mean L2 distance between final hidden states at the selected positions.
 
     Each clip has the same weight, however long it is.
 
     Args:
-        counts: selects positions; by default all
+        mask: selects positions; by default all
 
     Source: the output loss of DiVA, arXiv 2410.02678, there at the last position (P = 1).
     """
     distances = _l2(student, teacher)
-    if counts is None:
+    if mask is None:
         return distances.mean()
-    return ((distances * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
+    return ((distances * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 def _l2(student: Float[Tensor, "... D"], teacher: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
@@ -109,11 +109,11 @@ def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Floa
     Slots beyond T are never reached at inference and are left out.
     """
     slots = torch.arange(end_logits.shape[1], device=end_logits.device)
-    counts = slots <= n_text[:, None]
+    mask = slots <= n_text[:, None]
     logits = upcast(end_logits)
     is_past = (slots >= n_text[:, None]).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, is_past, reduction="none")
-    return (losses * counts).sum() / counts.sum()
+    return (losses * mask).sum() / mask.sum()
 
 
 def forward_kl(

@@ -161,7 +161,7 @@ def _load_noises(folder: Path) -> list[Float32[np.ndarray, " _"] | Path]:
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"augment.noise is {str(folder)!r}, which is no folder; expected a folder of sound files"
+            f"augment.noise is {str(folder)!r}, which is not a folder; expected a folder of sound files"
         )
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SOUND_SUFFIXES)
     if not files:

@@ -180,7 +180,7 @@ def _check_options(given: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close and close[0] != name else "leave it out"
             raise RequestError(
-                f"{name!r} is no option of an answer, expected one of transformers' generate such as"
+                f"{name!r} is not an option of generation, expected one of transformers' generate such as"
                 f" max_new_tokens or temperature: {hint}"
             )
     for name in ("max_new_tokens", "max_length"):

@@ -54,7 +54,8 @@ class Verify:
         if report.differences:
             raise CheckpointError(
                 f"the LLM in {self.ear} is not {report.in_ear.settings.base.llm} as transformers loads it. These"
-                f" differ: {'; '.join(report.differences)}. Download or copy both again, or report it"
+                f" differ: {'; '.join(report.differences)}. Download or copy both"
+                " again; if that does not help, report a bug"
             )
         return 0
 

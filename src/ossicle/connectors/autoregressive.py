@@ -38,8 +38,8 @@ class AutoregressiveConnector(QueryConnector):
     ) -> None:
         super().__init__(whisper, settings, d_llm)
         d_encoder = whisper.d_model
-        # The published projection, one linear layer, is little for a decoder that is to stay what it was.
         self.end_head: nn.Linear
+        # One linear layer, as published, is too weak here: the decoder starts as Whisper's and should change little.
         self.projection = build_mlp(d_encoder, 4 * d_encoder, d_llm)
         self.feedback = nn.Sequential()
         # The embeddings of LLMs differ in size by a factor of a hundred.
@@ -50,7 +50,7 @@ class AutoregressiveConnector(QueryConnector):
             self._init_from_vocabulary(vocabulary)
 
     def _init_from_vocabulary(self, vocabulary: SharedVocabulary) -> None:
-        """Makes the shared tokens all that is said and seen at first: the learned parts start as zero."""
+        """Adds the vocabulary head and sets the learned parts to zero, so that at first only shared tokens count."""
         self.vocabulary_head = VocabularyHead(vocabulary)
         for part in (self.projection, self.feedback, self.end_head):
             last = [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
@@ -65,7 +65,7 @@ class AutoregressiveConnector(QueryConnector):
             self.queries[0].copy_(start)
 
     def init_queries(self, token_embeddings: Float[Tensor, "V E"]) -> None:
-        """Draws queries as the published form does, unless the previous token says all that is needed."""
+        """Draws queries as the published form does, unless the previous token replaces them."""
         if self.vocabulary_head is None:
             super().init_queries(token_embeddings)
 

@@ -29,11 +29,11 @@ _SPARE_SLOTS = 2
 
 
 class QueryConnector(Connector):
-    """Whisper's complete decoder stack over learned queries in place of token embeddings, then a projection."""
+    """Whisper's decoder stack over learned queries in place of token embeddings, then a projection."""
 
     def __init__(self, whisper: WhisperConfig, settings: ConnectorSettings, d_llm: int) -> None:
         super().__init__(settings)
-        decoder = WhisperDecoder(decoder_config(whisper, settings))  # with random weights
+        decoder = WhisperDecoder(decoder_config(whisper, settings))  # weights are random here
         self.layers, self.layer_norm = decoder.layers, decoder.layer_norm
         self.queries = nn.Parameter(torch.randn(settings.n_queries, whisper.d_model) * whisper.init_std)
         self.positions = nn.Parameter(decoder.embed_positions.weight[: settings.n_queries].detach().clone())
@@ -75,7 +75,7 @@ class QueryConnector(Connector):
         return self.layer_norm(hidden)
 
     def count_slots(self, features: Features, transcripts: Transcripts | None) -> int:
-        """Slots to decode for this batch."""
+        """Counts the slots to decode for this batch."""
         if self.alignment == "right":
             return self.settings.n_queries
         if transcripts is None:
@@ -89,7 +89,11 @@ class QueryConnector(Connector):
         n_slots: int,
         transcripts: Transcripts | None,
     ) -> Int[Tensor, " B"]:
-        """Slots of each clip to read: all; or the transcript's length in training, else those before the end."""
+        """Counts the slots of each clip that the LLM is given.
+
+        Without an end head these are all. With one, they are as many as the transcript has tokens in training, and
+        those before the end at inference.
+        """
         if end_logits is None:
             return torch.full((len(features.mask),), n_slots, device=features.mask.device)
         if transcripts is not None:
@@ -98,7 +102,7 @@ class QueryConnector(Connector):
         return n_before_end.clamp(min=1).minimum(self.max_tokens(features))
 
     def max_tokens(self, features: Features) -> Int[Tensor, " B"]:
-        """The most audio tokens that each clip may have, by the duration that the encoder was given."""
+        """Returns the most audio tokens that each clip may have, from the duration of its sound."""
         duration_s = features.mask.sum(1) / POSITIONS_PER_SECOND
         n_tokens = (duration_s * self.settings.slots_per_second).long() + _SPARE_SLOTS
         return n_tokens.clamp(max=self.settings.n_queries)

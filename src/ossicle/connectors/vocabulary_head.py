@@ -40,7 +40,7 @@ class SharedVocabulary:
     def empty(
         cls, *, n_words: int, n_others: int, n_prompt: int, n_languages: int, d_encoder: int, d_llm: int
     ) -> "SharedVocabulary":
-        """Tensors of these sizes on the meta device."""
+        """Returns tensors of these sizes on the meta device."""
         sizes = {
             "decoder_embeddings": (n_words, d_encoder),
             "other_decoder_embeddings": (n_others, d_encoder),
@@ -126,9 +126,9 @@ class VocabularyHead(nn.Module):
     ) -> Float[Tensor, " B"]:
         """Log-likelihood of each transcript in nats, over those of its tokens that are shared."""
         slots = torch.arange(logits.shape[1], device=logits.device)
-        counts = targets.is_exact & (slots < n_tokens[:, None])
+        is_scored = targets.is_exact & (slots < n_tokens[:, None])
         log_probs = logits.log_softmax(-1).gather(2, targets.index[..., None])[..., 0]
-        return (log_probs * counts).sum(1)
+        return (log_probs * is_scored).sum(1)
 
     @torch.no_grad()
     def nearest_tokens(self, points: Float[Tensor, "*N D"]) -> NearestTokens:
@@ -140,7 +140,7 @@ class VocabularyHead(nn.Module):
         return NearestTokens(best.indices, distances < _EXACT * norms.mean())
 
     def embed_previous(self, nearest: NearestTokens) -> Float[Tensor, "*N E"]:
-        """Looks up Whisper's embeddings of those tokens."""
+        """Looks up Whisper's embeddings of the nearest tokens."""
         return self.decoder_embeddings[nearest.index]
 
     @torch.no_grad()

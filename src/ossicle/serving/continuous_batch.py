@@ -133,8 +133,8 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
         first, second = single.add([embed(llm, texts[2])]), single.step([1])
         if not (is_expected(first[0], 2, 0) and is_expected(second[0], 2, 1)):
             raise CheckpointError(
-                "this LLM computes other logits with its key-value cache than without, so the local engine cannot serve"
-                " it: serve it with vLLM and use --engine vllm"
+                "this LLM computes different logits with its key-value cache than without it, so the local engine"
+                " cannot serve it: serve it with vLLM and use --engine vllm"
             )
         batch = ContinuousBatch(llm)
         added = [batch.add([embed(llm, text)])[0] for text in texts[:2]]

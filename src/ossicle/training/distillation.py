@@ -63,7 +63,7 @@ def distillation_loss(
         scales: factor of each term, for a batch that is a part of a larger one; by default 1
     """
     weights, terms = objective.term_weights, {}
-    # The teacher comes first: ids are waited for, which is best before more work is queued on the device.
+    # The teacher comes first: reading its ids waits for the device, which should not have more work queued by then.
     needs_llm = not align_only and bool(objective.hidden_weight or objective.kl_weight)
     targets = _teacher_states(ear, batch, objective, teacher) if needs_llm else None
     transcripts = _embed_transcripts(ear, batch, candidates)

@@ -96,7 +96,7 @@ def train_run(run: Run, progress: TrainingProgress | None = None) -> Ear:
                 raise StopRequested(step, n_steps)
     with run.ranks.sync_errors():
         if run.ranks.is_first:
-            checkpoint.save(run.ear, run.folder / checkpoint.RUN_EAR, bases=run.backbone_fingerprints)
+            checkpoint.save(run.ear, run.folder / checkpoint.RUN_EAR, fingerprints=run.backbone_fingerprints)
     return run.ear
 
 

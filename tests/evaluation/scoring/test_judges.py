@@ -171,9 +171,9 @@ def test_an_endpoint_that_stays_busy_is_an_error() -> None:
         (refuses(401, '{"error": {"message": "no such key"}}'), "HTTP 401: no such key"),
         (refuses(404, '{"error": "no such model"}'), "HTTP 404: no such model"),
         (refuses(400, ""), "HTTP 400: Bad Request"),
-        (refuses(200, "<html>Welcome</html>"), "no chat completion but '<html>Welcome"),
-        (refuses(200, '{"choices": []}'), "no chat completion"),
-        (refuses(200, '{"choices": [{"message": {"content": [1]}}]}'), "no chat completion"),
+        (refuses(200, "<html>Welcome</html>"), "not a chat completion: '<html>Welcome"),
+        (refuses(200, '{"choices": []}'), "not a chat completion"),
+        (refuses(200, '{"choices": [{"message": {"content": [1]}}]}'), "not a chat completion"),
     ],
 )
 def test_an_endpoint_that_refuses_is_not_tried_again(reply: Any, message: str) -> None:

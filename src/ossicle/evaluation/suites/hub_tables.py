@@ -107,7 +107,8 @@ def read_audio(row: dict[str, Any], column: str, row_name: str, source: str) -> 
         if file.is_file():
             return file
         raise DataError(
-            f"{row_name}: {column} has no bytes, and there is no file {str(file)[:_MAX_SHOWN_CHARS]}"
+            f"{row_name}: {column} has no bytes, and there is no file {str(file)[:_MAX_SHOWN_CHARS]};"
+            " download the data again"
         )
     raise DataError(f"{row_name}: {column} is {_shorten(value)}, expected a sound; download the data again")
 

@@ -108,7 +108,7 @@ class EndpointJudge:
         """Returns the message of a reply.
 
         Raises:
-            RequestError: a reply that is no chat completion
+            RequestError: a reply that is not a chat completion
         """
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
@@ -116,7 +116,7 @@ class EndpointJudge:
             content = 0
         if not isinstance(content, str | None):
             shown = body[:_MAX_SHOWN_CHARS].decode("utf-8", "replace")
-            raise self._build_error(f"the reply is no chat completion but {shown!r}")
+            raise self._build_error(f"the reply is not a chat completion: {shown!r}")
         return content or ""
 
     def _build_error(self, reason: str) -> RequestError:
