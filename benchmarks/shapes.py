@@ -50,9 +50,9 @@ class Shape:
     n_vocabulary: int
     n_mels: int = 128
     n_encoder_positions: int = 1500
-    """Of the encoder's full window; 1500 are 30 s."""
+    """Positions of the encoder's full window; 1500 are 30 s."""
     n_decoder_positions: int = 448
-    """Of Whisper's decoder: the most audio tokens of the forms with a fixed number."""
+    """Positions of Whisper's decoder: the most audio tokens of the forms with a fixed number."""
 
     @property
     def window_s(self) -> float:

@@ -19,7 +19,7 @@ from ossicle.evaluation import Item, load_suite
 
 MODEL = "pocket/ear"
 _HISS = 1e-4
-"""Of full scale: inaudible, but it makes every file different, so that the server has none in its cache."""
+"""Amplitude relative to full scale: inaudible, but each file is different, so that none is in the server's cache."""
 _N_LONG_QUESTIONS = 3
 """Questions in a long sound, which is sometimes longer than the pocket encoder's window of 6 s."""
 

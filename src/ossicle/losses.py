@@ -44,7 +44,7 @@ def alignment_l2(
     n_text: Int[Tensor, " B"],
     alignment: Literal["left", "right"],
 ) -> Float[Tensor, ""]:
-    """Mean L2 distance between audio tokens and the transcripts' embeddings, over all slots with a target.
+    """Computes the mean L2 distance between audio tokens and the transcripts' embeddings, over all slots with a target.
 
     Args:
         audio: slots from n_audio on are ignored
@@ -64,7 +64,9 @@ def token_ce(
     n_audio: Int[Tensor, " B"],
     alignment: Literal["left", "right"],
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of classifying each slot as its target among the candidates, by distance.
+    """Computes the mean cross-entropy of classifying each slot as its target among the candidates, in nats.
+
+    Candidates are scored by their distance to the slot.
 
     The alignment distance alone stays for long at the mean of all embeddings; this loss does not, as the mean classifies
     nothing.
@@ -84,7 +86,7 @@ def hidden_l2(
     teacher: Float[Tensor, "B P D"],
     mask: Bool[Tensor, "B P"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over clips of the mean L2 distance between final hidden states at the selected positions.
+    """Computes the mean over clips of the mean L2 distance between final hidden states at the selected positions.
 
     Each clip has the same weight, however long it is.
 
@@ -104,7 +106,7 @@ def _l2(student: Float[Tensor, "... D"], teacher: Float[Tensor, "... D"]) -> Flo
 
 
 def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Binary cross-entropy of "this slot is past the last token" over the slots 0 to T of each clip, in nats.
+    """Computes the binary cross-entropy of "this slot is past the last token" over the slots 0 to T of a clip, in nats.
 
     Slots beyond T are never reached at inference and are left out.
     """
@@ -119,7 +121,7 @@ def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Floa
 def forward_kl(
     student_logits: Float[Tensor, "B V"], teacher_logits: Float[Tensor, "B V"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Mean over clips of KL(teacher || student) of the next-token distribution, in nats, times temperature².
+    """Computes the mean over clips of KL(teacher || student) of the next token, in nats, times temperature².
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, for the factor,
     which keeps the size of the gradient independent of the temperature.

@@ -67,7 +67,7 @@ VISION = {
 
 @dataclass(frozen=True)
 class LlmFamily:
-    """How a tiny LLM of one family is family_spec."""
+    """The config, the tokenizer and the options of a tiny LLM of one family."""
 
     config: Callable[..., Any]
     model: Callable[..., Any]

@@ -19,7 +19,7 @@ from ossicle.training.setup import build_run
 from ossicle.training.trainer import train
 
 MIN_COSINE = 0.99
-"""Of the gradients through 8 and through 32 bits."""
+"""Lowest cosine of the gradients through 8 and through 32 bits."""
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, which quantizes weights, exists only for Linux")
 

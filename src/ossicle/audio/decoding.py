@@ -61,7 +61,7 @@ class AudioStream:
     """Audio that is being decoded."""
 
     name: str
-    """What error messages call it."""
+    """Its name in error messages."""
     sample_rate: int
     """Samples per second."""
     blocks: Iterator[np.ndarray]

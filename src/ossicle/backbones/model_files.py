@@ -78,7 +78,7 @@ class ModelFiles:
     """A model that was found, in a local folder or on the hub."""
 
     role: str
-    """What error messages call it: "encoder" or "LLM"."""
+    """Its name in error messages: "encoder" or "LLM"."""
     name: str
     """Its name as the user gave it."""
     path: str

@@ -31,7 +31,7 @@ ROW_LENGTH = 64
 MAX_GATHER_RATIO = 0.5
 """If more of the positions are needed, the last layer computes all of them: most of its work is keys and values."""
 _UNSUPPORTED = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
-"""What an LLM may raise that lacks one of the features above."""
+"""Errors that an LLM may raise if it lacks one of the features above."""
 
 
 class PrefixCache(Cache):
@@ -116,7 +116,10 @@ class PackedLlm:
 
     @cached_property
     def _supported(self) -> tuple[PrefixCache | None, bool]:
-        """What the LLM supports, found by comparison with the plain forward."""
+        """The prefix cache if the LLM supports one, and whether its last layer may gather.
+
+        Both are found by comparison with the plain forward.
+        """
         if not self.prefix or not self.attends_to_all(ROW_LENGTH):
             return None, False
         embeddings = embed(self.llm, torch.arange(8) + 1)

@@ -1,4 +1,4 @@
-"""How likely an LLM finds answers that are given to it, read off its states in one pass without generation."""
+"""Scores given answers by their likelihood under an LLM, in one pass and without generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ossicle.errors import RequestError
 
 @dataclass(frozen=True)
 class ContinuationScores:
-    """What the LLM predicts after a prompt, and after each token of an answer that is given to it."""
+    """The LLM's predictions after a prompt, and after each token of a given answer."""
 
     states: Float[Tensor, "A D"]
     """Final hidden states, after the last norm, at the positions that predict the answer's tokens: the first is the

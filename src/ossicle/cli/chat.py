@@ -34,7 +34,7 @@ class Chat:
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens. Without it, 256."""
     temperature: NumberOption = None
     """Sample the answer at this temperature. Without it, decoding is greedy."""
     top_p: NumberOption = None

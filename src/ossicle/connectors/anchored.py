@@ -130,5 +130,5 @@ class AnchoredConnector(QueryConnector):
         )
 
     def modules_without_gradient(self, objective: ObjectiveSettings) -> tuple[str, ...]:
-        """The detector's heads, where the likelihood of the transcript has no weight."""
+        """Names the detector's heads, if the likelihood of the transcript has no weight."""
         return () if objective.asr_weight else ("token_detector.is_spoken", "token_detector.token")

@@ -151,7 +151,7 @@ class AutoregressiveConnector(QueryConnector):
         return (self.queries + self.positions[len(self.positions) - len(self.queries) :])[:n_slots]
 
     def _embed_prompt(self, features: Features) -> Float[Tensor, "B P E"]:
-        """Whisper's decoder prompt before the first slot, with the language that it detects in the sound."""
+        """Embeds Whisper's decoder prompt before the first slot, with the language that it detects in the sound."""
         if self.vocabulary_head is None or self.prompt_embeddings is None:
             return features.states.new_zeros(len(features.states), 0, features.states.shape[2])
         rows = self.prompt_embeddings + self.positions[: len(self.prompt_embeddings)]

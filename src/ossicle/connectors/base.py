@@ -1,4 +1,4 @@
-"""What every connector form takes and gives. It knows no form, no Whisper and no LLM."""
+"""The interface of all connector forms. It knows no form, no Whisper and no LLM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

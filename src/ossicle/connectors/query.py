@@ -131,12 +131,12 @@ class QueryConnector(Connector):
         self.queries.copy_(mean + 0.1 * noise if self.alignment == "left" else noise)
 
     def modules_without_gradient(self, objective: ObjectiveSettings) -> tuple[str, ...]:
-        """The head of the end, where the loss of the end has no weight."""
+        """Names the end head, if the loss of the end has no weight."""
         return ("end_head",) if self.end_head is not None and not objective.end_weight else ()
 
 
 def decoder_config(whisper: WhisperConfig, settings: ConnectorSettings) -> WhisperConfig:
-    """The config of the connector's decoder stack: the encoder's own decoder, with as many layers as asked for.
+    """Returns the config of the connector's decoder stack: that of the encoder's own decoder, with `settings.n_layers`.
 
     Raises:
         ConfigError: more queries than that decoder has positions, or more layers than it has

@@ -115,7 +115,7 @@ class VocabularyHead(nn.Module):
     def end_logits(
         self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q W"]
     ) -> Float[Tensor, "B Q"]:
-        """Log-odds of the end of the text against all tokens together."""
+        """Computes the log-odds of the end of the text against all tokens together."""
         sharpness = self.log_sharpness.exp()
         with _no_autocast(hidden):
             end = upcast(hidden) @ upcast(self.end_embedding)
@@ -124,7 +124,7 @@ class VocabularyHead(nn.Module):
     def log_likelihood(
         self, logits: Float[Tensor, "B Q W"], targets: NearestTokens, n_tokens: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        """Log-likelihood of each transcript in nats, over those of its tokens that are shared."""
+        """Computes the log-likelihood of each transcript in nats, over those of its tokens that are shared."""
         slots = torch.arange(logits.shape[1], device=logits.device)
         is_scored = targets.is_exact & (slots < n_tokens[:, None])
         log_probs = logits.log_softmax(-1).gather(2, targets.index[..., None])[..., 0]

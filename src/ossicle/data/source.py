@@ -14,7 +14,7 @@ from ossicle.data.transcript import normalize_transcript
 from ossicle.errors import DataError
 
 CHARACTERS_PER_SECOND = 15.0
-"""Of speech read at a usual pace: estimates the duration where nothing better is known."""
+"""Pace of speech that is read aloud: estimates the duration where nothing better is known."""
 _MAX_SHOWN = 200
 """Characters of a value in a message: what was meant as a path may be as long as an audio file."""
 

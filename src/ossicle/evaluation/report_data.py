@@ -35,7 +35,7 @@ class CorruptedItemResult:
     cascade_answer: str
     ear_answer: str
     scores: Mapping[str, ItemScore]
-    """Of "cascade" and "ear"."""
+    """The scores of "cascade" and "ear"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class ScoreTable:
     difference: Estimate
     """Ear - cascade, paired: an item that both answer alike adds nothing to the interval's width."""
     kept: float | None
-    """Of the items answered correctly from the text, the ratio that the ear answers correctly; None without any."""
+    """Ratio of the items answered correctly from the text that the ear answers correctly; None without any."""
 
     @property
     def of_ceiling(self) -> float | None:

@@ -91,7 +91,7 @@ class Usage:
     """Token counts of a completion."""
 
     prompt_tokens: int
-    """Of the whole conversation, audio tokens included."""
+    """Tokens of the whole conversation, audio tokens included."""
     audio_tokens: int
     completion_tokens: int
 

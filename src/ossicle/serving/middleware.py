@@ -29,7 +29,7 @@ class BodyLimits:
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self.app, self.limits = app, limits
         self.n_bytes = 0
-        """Of all bodies in memory."""
+        """Bytes of all bodies in memory."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Counts the bytes that are received; errors are raised where the body is read."""

@@ -47,10 +47,10 @@ class ScheduledRequest:
 
     conversation: Conversation
     audio_tokens: list[Tensor]
-    """Of each sound of the conversation."""
+    """The audio tokens of each sound of the conversation."""
     params: SamplingParams
     loop: asyncio.AbstractEventLoop
-    """Where the events are read."""
+    """The event loop in which the events are read."""
     is_canceled: bool = False
     _events: asyncio.Queue[StreamEvent] = field(default_factory=asyncio.Queue)
 

@@ -96,7 +96,7 @@ def distillation_loss(
 def _teacher_states(
     ear: Ear, batch: Batch, objective: ObjectiveSettings, teacher: Teacher | TeacherTargets | None
 ) -> TeacherTargets:
-    """The LLM's states on the transcripts: given, looked up or computed."""
+    """Returns the LLM's states on the transcripts: given, looked up or computed."""
     if isinstance(teacher, TeacherTargets):
         return teacher
     rows = zip(batch.text_ids.cpu(), batch.text_lengths, strict=True)
@@ -106,7 +106,7 @@ def _teacher_states(
 def student_states(
     ear: Ear, audio: AudioTokens, batch: Batch, targets: TeacherTargets
 ) -> Float[Tensor, "B P D"]:
-    """The LLM's states on the audio tokens, at the positions of the teacher's: both end together."""
+    """Computes the LLM's states on the audio tokens, at the positions of the teacher's: both end together."""
     return ear.llm_states(
         audio.tokens,
         count_audio_tokens(ear.connector.settings, batch.text_lengths, batch.audio_lengths),
@@ -128,6 +128,6 @@ def _embed_transcripts(ear: Ear, batch: Batch, candidates: Int[Tensor, " C"] | N
 def _first_response_logits(
     ear: Ear, states: Float[Tensor, "B P D"], targets: TeacherTargets
 ) -> Float[Tensor, "B V"]:
-    """Next-token logits at the position that predicts the response's first token."""
+    """Computes next-token logits at the position that predicts the response's first token."""
     position = targets.first_answer_index[:, None, None].expand(-1, 1, states.shape[2])
     return ear.next_token_logits(states.gather(1, position)[:, 0])

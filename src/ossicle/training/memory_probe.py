@@ -49,7 +49,7 @@ class ProbeResult:
     device: str
     n_ranks: int
     fingerprint: str
-    """Of everything in a run that changes the memory of a microbatch, or what else the device has to hold."""
+    """Hash of everything in a run that changes the memory of a microbatch, or what else the device has to hold."""
     microbatch_gb: float | None
     budget: float
     """Predicted bytes of a microbatch."""

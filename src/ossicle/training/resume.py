@@ -31,7 +31,7 @@ STATES_FOLDER, ORIGIN_FILE = "state", "origin.json"
 _PROGRESS_FILE = "progress.json"
 """Written last into a state's folder: step, samples, recipe, and the sizes of the other files."""
 _OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for a weight; its step is not the run's where a weight had no gradient at first."""
+"""AdamW's state of a weight; its step is not the run's where a weight had no gradient at first."""
 _STATE_NAME = re.compile(r"step-(\d+)")
 _READ_ERRORS = (
     OSError,
@@ -43,7 +43,7 @@ _READ_ERRORS = (
     RuntimeError,
     AssertionError,
 )
-"""What torch and safetensors raise for a damaged file."""
+"""Errors that torch and safetensors raise for a damaged file."""
 _NOT_IDENTITY = {
     "out",
     "train.save_every",

@@ -100,7 +100,7 @@ class TargetPositions:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the student is compared with: padded states that end together, and the responses they belong to."""
+    """The student's targets: padded states that end together, and the responses they belong to."""
 
     states: Float[Tensor, "B P D"]
     n_states: Int[Tensor, " B"]

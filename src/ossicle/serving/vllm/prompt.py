@@ -85,7 +85,7 @@ class PromptLayout:
     """A conversation that can be sent as soon as the audio tokens of its sounds are there."""
 
     messages: tuple[Any, ...]
-    """As they are sent, but the content of a message with sound is a tuple of segments."""
+    """The messages as they are sent, but the content of a message with sound is a tuple of segments."""
     sounds: tuple[Sound, ...]
     """In the order of the indices of the sound segments."""
 

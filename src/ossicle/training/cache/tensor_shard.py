@@ -27,7 +27,7 @@ _FINGERPRINT = "fingerprint"
 _TABLES = ("crc32", "ids", "id_offsets", "keys", "offsets", "without")
 """Names of the tensors in the file, but for the states; "without" holds the keys that have no entry."""
 _READ_ERRORS = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError)
-"""What safetensors, JSON and torch raise for a file that is damaged or something else."""
+"""Errors that safetensors, JSON and torch raise for a file that is damaged or something else."""
 
 
 @dataclass(frozen=True)
