@@ -1,5 +1,6 @@
 """Laws of the ear: audio tokens do not depend on the batch, and the frozen models never change."""
 
+import functools
 import hashlib
 import logging
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from support.tiny_models import tiny_ear, tiny_llama, tiny_whisper
 from support.tiny_tokenizers import tiny_tokenizer
 from torch import nn
-from transformers import GenerationConfig
 
 from ossicle.audio.waveform import AudioSource, split_at_quiet
+from ossicle.backbones.pretrained import Whisper
+from ossicle.backbones.transcription import Transcript
 from ossicle.chat.messages import parse_conversation
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.connectors import Transcripts
@@ -344,29 +346,69 @@ def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", ["multilingual", "old", "without"])
-def test_whispers_of_every_kind_of_generation_config_transcribe(
+def multilingual_whisper() -> Whisper:
+    """Returns a Whisper of English and German; which of the two it detects depends on the sound alone."""
+    whisper = tiny_whisper(seed=3)
+    whisper.tokenizer.add_special_tokens({"additional_special_tokens": ["<|de|>"]})
+    model: Any = whisper.model
+    model.resize_token_embeddings(len(whisper.tokenizer), mean_resizing=False)
+    vocabulary = whisper.tokenizer.get_vocab()
+    model.generation_config.is_multilingual = True
+    model.generation_config.lang_to_id = {f"<|{code}|>": vocabulary[f"<|{code}|>"] for code in ("en", "de")}
+    return whisper
+
+
+@pytest.mark.parametrize("kind", ["published", "old", "bare"])
+def test_whispers_of_every_kind_of_generation_config_transcribe_alike(
     kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """OpenAI's of today, OpenAI's older ones, and none at all, as after fine-tuning."""
-    whisper = tiny_whisper(seed=3)
+    """OpenAI's of today, OpenAI's older ones, and fine-tuned or converted ones with next to nothing."""
+    whisper = multilingual_whisper()
     vocabulary = whisper.tokenizer.get_vocab()
+    ids = {name: vocabulary[f"<|{name}|>"] for name in ("transcribe", "translate", "notimestamps")}
+    sounds = [tone(1.0), tone(0.1)]
+    prompts: list[list[int]] = []
+    forward = whisper.model.forward
+
+    @functools.wraps(forward)
+    def record(*args: Any, decoder_input_ids: Any = None, **options: Any) -> Any:
+        prompts.extend(row for row in decoder_input_ids.tolist() if len(row) > 1)
+        return forward(*args, decoder_input_ids=decoder_input_ids, **options)
+
     own: Any = whisper.model.generation_config
-    ids = {name: vocabulary[f"<|{name}|>"] for name in ("en", "transcribe", "translate", "notimestamps")}
-    if kind == "multilingual":
-        own.is_multilingual = True
-        own.lang_to_id = {"<|en|>": ids["en"]}
+    if kind == "published":
         own.task_to_id = {"transcribe": ids["transcribe"], "translate": ids["translate"]}
     if kind == "old":
-        own.forced_decoder_ids = [[1, ids["en"]], [2, ids["transcribe"]], [3, ids["notimestamps"]]]
+        own.forced_decoder_ids = [[1, None], [2, ids["transcribe"]]]
         own.suppress_tokens = own.begin_suppress_tokens = [1, 2, 220]
-    if kind == "without":
-        whisper.model.generation_config = GenerationConfig.from_model_config(whisper.config)
+    if kind == "bare":
+        del own.no_timestamps_token_id
     ear = tiny_ear(whisper=whisper)
-    transcripts = ear.transcribe([tone(1.0), tone(0.1)])
-    assert len(transcripts) == 2
-    assert all("<|" not in transcript for transcript in transcripts)
+    whisper.model.forward = record
+    transcripts = ear.transcribe_with_language(sounds)
+    assert all("<|" not in transcript.text for transcript in transcripts)
+    languages = [vocabulary[f"<|{transcript.language}|>"] for transcript in transcripts]
+    start = whisper.config.decoder_start_token_id
+    expected = [[start, language, ids["transcribe"], ids["notimestamps"]] for language in languages]
+    assert prompts[: len(sounds)] == expected
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_long_sound_keeps_the_language_of_its_first_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = tiny_ear(whisper=multilingual_whisper())
+    given: list[tuple[str | None, ...]] = []
+
+    def transcribe(whisper: Whisper, sounds: Any, languages: tuple[str | None, ...]) -> list[Transcript]:
+        given.append(languages)
+        return [Transcript("hallo", language or "de") for language in languages]
+
+    monkeypatch.setattr("ossicle.ear.transcribe_windows", transcribe)
+    window_s = ear.whisper.window_samples / 16_000
+    (transcript,) = ear.transcribe_with_language([tone(2.5 * window_s)])
+    assert transcript == Transcript("hallo hallo hallo", "de")
+    assert given == [(None,), ("de", "de")]
+    assert transcript.language_name == "german"
+    assert ear.transcribe_with_language([]) == []
 
 
 def test_wrong_inputs_are_clear_errors(query_ear: Ear) -> None:

@@ -56,7 +56,7 @@ def main() -> None:
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=timeout_s))
     with server.bind_socket("127.0.0.1", 0) as listener:
         ear = checkpoint.load("pocket/ear", device="cpu")
-        app = create_app(LocalEngine(ear, metrics), settings, metrics, language="english")
+        app = create_app(LocalEngine(ear, metrics), settings, metrics)
 
         def start() -> None:
             sys.addaudithook(audit)

@@ -20,9 +20,9 @@ from ossicle.audio.batching import batch_by_length
 from ossicle.audio.waveform import SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
 from ossicle.backbones.encoder import Features, build_mel_batch, encode
-from ossicle.backbones.model_files import silence_transformers
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
+from ossicle.backbones.transcription import Transcript, transcribe_windows
 from ossicle.chat import choice_scoring, generation
 from ossicle.chat.choice_scoring import ContinuationScores
 from ossicle.chat.generation import Prompt
@@ -36,6 +36,7 @@ from ossicle.errors import CheckpointError
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
+_In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _WINDOWS_PER_BATCH = 16
 """Encoder batches hold at most this many full windows of sound, so that an hour of sound does not fill the memory."""
@@ -215,13 +216,22 @@ class Ear:
         """
         windows_of = [self._split_into_windows(sound) for sound in sounds]
         windows = [window for own in windows_of for window in own]
-        window_samples = self.whisper.window_samples
-        lengths = [window_samples if full_window else len(window) for window in windows]
-        results: dict[int, _Out] = {}
-        for batch in batch_by_length(lengths, _WINDOWS_PER_BATCH * window_samples):
-            results |= zip(batch, function([windows[number] for number in batch]), strict=True)
-        in_order = (results[number] for number in range(len(windows)))
+        lengths = [self.whisper.window_samples if full_window else len(window) for window in windows]
+        in_order = iter(self._map_batches(windows, lengths, function))
         return [list(islice(in_order, len(own))) for own in windows_of]
+
+    def _map_batches(
+        self, windows: Sequence[_In], lengths: Sequence[int], function: Callable[[Sequence[_In]], list[_Out]]
+    ) -> list[_Out]:
+        """Calls a function on windows in batches of bounded size and similar length; returns its results in order.
+
+        Args:
+            lengths: samples of each window, as the function pads it
+        """
+        results: dict[int, _Out] = {}
+        for batch in batch_by_length(lengths, _WINDOWS_PER_BATCH * self.whisper.window_samples):
+            results |= zip(batch, function([windows[number] for number in batch]), strict=True)
+        return [results[number] for number in range(len(windows))]
 
     def _split_into_windows(self, sound: np.ndarray) -> list[np.ndarray]:
         """Splits a sound into windows, without those that are silent: Whisper would hear words in them."""
@@ -335,29 +345,37 @@ class Ear:
 
     # The cascade
 
-    @torch.inference_mode()
     def transcribe(self, sources: Sequence[AudioSource]) -> list[str]:
         """Transcribes sounds with Whisper's own decoder: the first half of the plain cascade.
 
         Long sound is split as `hear` splits it, so that both are compared on equal terms.
         """
-        sounds = [load_audio(source) for source in sources]
-        texts = self._map_windows(sounds, self._transcribe_windows, full_window=True)
-        return [_join_texts(windows) for windows in texts]
+        return [transcript.text for transcript in self.transcribe_with_language(sources)]
 
-    def _transcribe_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
-        model, config = self.whisper.model, self.whisper.config
-        mel, _ = build_mel_batch(windows, config.num_mel_bins, self.whisper.window_frames, full_window=True)
-        options: dict[str, Any] = {}
-        if not model.generation_config.max_length:
-            options["max_length"] = config.max_target_positions
-        with silence_transformers():  # its warnings are about flags in published Whispers' configs
-            ids = model.generate(
-                input_features=mel.to(self.device, model.dtype),
-                attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=self.device),
-                **options,
-            )
-        return [text.strip() for text in self.whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def transcribe_with_language(self, sources: Sequence[AudioSource]) -> list[Transcript]:
+        """Transcribes as `transcribe`, and names the language of each sound, detected in its first window."""
+        windows_of = [self._split_into_windows(load_audio(source)) for source in sources]
+        first = self._transcribe_windows([(windows[0], None) for windows in windows_of])
+        languages = [transcript.language for transcript in first]
+        following = [
+            (window, language)
+            for windows, language in zip(windows_of, languages, strict=True)
+            for window in windows[1:]
+        ]
+        rest = iter(self._transcribe_windows(following))
+        return [
+            Transcript(_join_texts([start.text, *(next(rest).text for _ in windows[1:])]), start.language)
+            for start, windows in zip(first, windows_of, strict=True)
+        ]
+
+    def _transcribe_windows(self, windows: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
+        """Transcribes windows in batches, each in its language if there is one with it."""
+
+        def transcribe(batch: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
+            return transcribe_windows(self.whisper, *zip(*batch, strict=True))
+
+        lengths = [self.whisper.window_samples] * len(windows)
+        return self._map_batches(windows, lengths, transcribe)
 
     # Student and teacher
 

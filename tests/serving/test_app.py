@@ -70,7 +70,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture(scope="module")
 def url(ear: Ear, metrics: Metrics) -> Iterator[str]:
-    app = create_app(LocalEngine(ear, metrics), ServerSettings(model=MODEL), metrics, language="english")
+    app = create_app(LocalEngine(ear, metrics), ServerSettings(model=MODEL), metrics)
     with serve_app(app) as address:
         yield address
 

@@ -32,6 +32,7 @@ from support.tiny_tokenizers import tiny_tokenizer
 import ossicle
 from ossicle import checkpoint
 from ossicle.audio.waveform import load_audio
+from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import load_suite
@@ -107,14 +108,14 @@ def test_an_ear_without_its_llm_is_enough(ear: Ear) -> None:
     meta_ear = checkpoint.load(MODEL, device="cpu", with_llm=False)
     messages = CONVERSATIONS["text around sounds"]
 
-    async def work(engine: VllmEngine) -> tuple[dict[str, Any], str]:
+    async def work(engine: VllmEngine) -> tuple[dict[str, Any], Transcript]:
         return await engine.complete(build_request(messages)), await engine.transcribe(sound(0)["audio"])
 
     answer, transcript = run_with_engine(meta_ear, transport_to(FakeVllm(ear)), work)
     assert answer["choices"][0]["message"]["content"] == ear.chat(
         to_ear_messages(messages), max_new_tokens=24
     )
-    assert [transcript] == ear.transcribe([ITEMS[0]])
+    assert [transcript] == ear.transcribe_with_language([ITEMS[0]])
 
 
 def test_the_official_client_is_answered_through_the_server(ear: Ear) -> None:

@@ -25,6 +25,7 @@ from ossicle.audio.waveform import HOP_LENGTH
 from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, extract_causal_lm, get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.backbones.model_files import ModelFiles, find_model, format_one_line
+from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
 from ossicle.errors import CheckpointError, ConfigError
 
 
@@ -41,9 +42,9 @@ class Whisper:
         return self.model.config
 
     @property
-    def is_multilingual(self) -> bool:
-        """Whether it transcribes more languages than English."""
-        return bool(getattr(self.model.generation_config, "is_multilingual", False))
+    def prompt(self) -> WhisperPrompt:
+        """The tokens that its decoder starts with."""
+        return read_whisper_prompt(self.model.generation_config, self.config, self.tokenizer)
 
     @property
     def window_frames(self) -> int:

@@ -78,8 +78,7 @@ class Serve:
         with server.bind_socket(self.host, self.port) as socket:
             ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
             metrics = Metrics()
-            language = get_transcript_language(ear)
-            app = create_app(self.build_engine(ear, metrics), settings, metrics, language=language)
+            app = create_app(self.build_engine(ear, metrics), settings, metrics)
             # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster here.
             torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
             port = socket.getsockname()[1]
@@ -147,11 +146,6 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     if not keys:
         raise ConfigError(f"the key file {file} is empty, expected one API key per line")
     return keys
-
-
-def get_transcript_language(ear: "Ear") -> str:
-    """Returns the language of transcripts: English for an English-only Whisper, else unknown."""
-    return "unknown" if ear.whisper.is_multilingual else "english"
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,22 +103,8 @@ def build_shared_vocabulary(
 
 def _decoder_prompt(whisper: Whisper) -> tuple[list[int], list[int | None]]:
     """Returns the languages to choose from, and the decoder prompt with None in place of the spoken one."""
-    options, tokenizer = whisper.model.generation_config, whisper.tokenizer
-    start, no_times = whisper.config.decoder_start_token_id, getattr(options, "no_timestamps_token_id", None)
-    end = [] if no_times is None else [no_times]
-    if not whisper.is_multilingual:
-        return [], [start, *end]
-    languages = _language_ids(options)
-    tasks = getattr(options, "task_to_id", None) or {}
-    task = tasks.get("transcribe", tokenizer.convert_tokens_to_ids("<|transcribe|>"))
-    return languages, [start, *([None] if languages else []), task, *end]
-
-
-def _language_ids(options: Any) -> list[int]:
-    """The language that a Whisper is set to, or all that it knows."""
-    known = getattr(options, "lang_to_id", None) or {}
-    forced = dict(getattr(options, "forced_decoder_ids", None) or ()).get(1)
-    language = getattr(options, "language", None)
-    if language and (chosen := known.get(f"<|{language}|>", known.get(language))) is not None:
-        return [chosen]
-    return [forced] if forced is not None else sorted(known.values())
+    prompt = whisper.prompt
+    languages = sorted(prompt.languages.values())
+    task = [] if prompt.transcribe is None else [prompt.transcribe]
+    end = [] if prompt.no_timestamps is None else [prompt.no_timestamps]
+    return languages, [prompt.start, *([None] if languages else []), *task, *end]

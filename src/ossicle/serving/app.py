@@ -48,15 +48,9 @@ class ServerSettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
 
 
-def create_app(
-    engine: Engine, settings: ServerSettings, metrics: Metrics, *, language: str = "unknown"
-) -> Starlette:
-    """Creates the application, which closes the engine when it shuts down.
-
-    Args:
-        language: of transcripts, for `verbose_json`
-    """
-    endpoints = _Endpoints(engine, settings, metrics, language)
+def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> Starlette:
+    """Creates the application, which closes the engine when it shuts down."""
+    endpoints = _Endpoints(engine, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
@@ -104,9 +98,8 @@ async def _get_health(request: Request) -> Response:
 class _Endpoints:
     """The endpoints that need the engine, the keys or the metrics."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings, metrics: Metrics, language: str) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
         self._engine, self._settings, self._metrics = engine, settings, metrics
-        self._language = language
         self._keys = ApiKeys(settings.keys)
         self._slots = RequestSlots(settings.max_active, metrics.active)
         self._decoders = asyncio.Semaphore(_MAX_DECODING)
@@ -146,10 +139,10 @@ class _Endpoints:
             decoding = self._run_in_thread(form.decode, self._settings.limits.audio_s)
             sound = await run_while_connected(request, decoding)
             self._metrics.audio_s.inc(sound.duration_s)
-            text = await run_while_connected(request, self._engine.transcribe(sound))
+            transcript = await run_while_connected(request, self._engine.transcribe(sound))
         finally:
             slot.release()
-        content = format_transcription(form.response_format, text, sound.duration_s, self._language)
+        content = format_transcription(form.response_format, transcript, sound.duration_s)
         if isinstance(content, str):
             self._count(request, 200)
             return Response(content, media_type="text/plain")

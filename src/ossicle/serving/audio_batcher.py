@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ossicle.audio.waveform import SAMPLE_RATE
+from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.serving.engine import Sound
 from ossicle.serving.metrics import Metrics
@@ -51,7 +52,7 @@ class AudioBatcher:
         self.ear, self.metrics, self.wake = ear, metrics, wake
         self.cache = _AudioTokenCache()
         self.to_embed: _Queue[Tensor] = OrderedDict()
-        self.to_transcribe: _Queue[str] = OrderedDict()
+        self.to_transcribe: _Queue[Transcript] = OrderedDict()
         self._lock = Lock()
 
     async def embed(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
@@ -67,10 +68,10 @@ class AudioBatcher:
         embedded = iter(await self._wait_for_results(self.to_embed, missing))
         return [next(embedded) if (tokens := cached[sound.key]) is None else tokens for sound in sounds]
 
-    async def transcribe(self, sound: Sound) -> str:
+    async def transcribe(self, sound: Sound) -> Transcript:
         """Returns the transcript of Whisper's own decoder."""
-        (text,) = await self._wait_for_results(self.to_transcribe, [sound])
-        return text
+        (transcript,) = await self._wait_for_results(self.to_transcribe, [sound])
+        return transcript
 
     async def _wait_for_results(self, queue: _Queue[_Result], sounds: Sequence[Sound]) -> list[_Result]:
         """Queues sounds and returns their results; a sound leaves the queue when its last waiter is canceled."""
@@ -96,7 +97,9 @@ class AudioBatcher:
             self.metrics.audio_batch_size.observe(len(to_embed))
             self._resolve(self.to_embed, to_embed, lambda sounds: self.ear.hear(list(sounds)), self.cache.put)
         if to_transcribe:
-            self._resolve(self.to_transcribe, to_transcribe, self.ear.transcribe, lambda key, text: None)
+            self._resolve(
+                self.to_transcribe, to_transcribe, self.ear.transcribe_with_language, lambda *_: None
+            )
         return bool(to_embed or to_transcribe)
 
     def _resolve(

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from ossicle.audio.waveform import SAMPLE_RATE
+from ossicle.backbones.transcription import Transcript
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def transcribe(self, sound: Sound) -> str:
+    async def transcribe(self, sound: Sound) -> Transcript:
         """Returns the transcript of Whisper's own decoder: the first half of a cascade.
 
         Raises:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from ossicle.backbones.transcription import Transcript
 from ossicle.chat.generation import check_context
 from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.ear import Ear
@@ -105,7 +106,7 @@ class LocalEngine:
         finally:
             scheduled.is_canceled = True
 
-    async def transcribe(self, sound: Sound) -> str:
+    async def transcribe(self, sound: Sound) -> Transcript:
         """Returns the transcript of Whisper's own decoder."""
         return await self.audio.transcribe(sound)
 

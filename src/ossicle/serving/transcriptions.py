@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ossicle.audio.decoding import FORMATS
+from ossicle.backbones.transcription import Transcript
 from ossicle.errors import AudioError
 from ossicle.serving.engine import Sound
 from ossicle.serving.errors import ApiError
@@ -84,9 +85,10 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes]:
 
 
 def format_transcription(
-    response_format: str, text: str, duration_s: float, language: str
+    response_format: str, transcript: Transcript, duration_s: float
 ) -> str | dict[str, Any]:
     """Returns a transcript in the requested format: text, or an object to send as JSON."""
+    text = transcript.text
     if response_format == "text":
         return text + "\n"
     if response_format == "json":
@@ -94,7 +96,7 @@ def format_transcription(
     segment = {"id": 0, "seek": 0, "start": 0.0, "end": duration_s, "text": text, "tokens": []}
     return {
         "task": "transcribe",
-        "language": language,
+        "language": transcript.language_name,
         "duration": duration_s,
         "text": text,
         "segments": [segment],

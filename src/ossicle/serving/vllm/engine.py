@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.embedding_table import open_embedding_table
+from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.serving.audio_batcher import AudioBatcher
@@ -111,7 +112,7 @@ class VllmEngine:
         await chunks.wait_for_first()
         return chunks
 
-    async def transcribe(self, sound: Sound) -> str:
+    async def transcribe(self, sound: Sound) -> Transcript:
         """Returns the transcript of Whisper's own decoder."""
         return await self.audio.transcribe(sound)
 

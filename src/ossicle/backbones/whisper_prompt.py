@@ -1,0 +1,80 @@
+"""The tokens that Whisper's decoder starts with: language, task, no timestamps.
+
+Published Whispers list them in generation_config.json. Fine-tuned, converted and older ones lack some of them, but their
+tokenizer has them all.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+_MULTILINGUAL_VOCABULARY = 51_865
+"""Whispers with at least this many tokens know more than English; the English ones have one token less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperPrompt:
+    """The token ids around a transcript, for transcription in the spoken language, without timestamps."""
+
+    start: int
+    """The first token of every prompt."""
+    languages: dict[str, int] = field(default_factory=dict)
+    """The languages to choose from, by their code such as "de": all that the Whisper knows, or the one that is set.
+    Empty if it knows only English."""
+    transcribe: int | None = None
+    """The task; None if it knows only English."""
+    no_timestamps: int | None = None
+    """The sign that the transcript has no timestamps."""
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the prompt names a language and a task."""
+        return self.transcribe is not None
+
+
+def read_whisper_prompt(
+    options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
+) -> WhisperPrompt:
+    """Returns a Whisper's prompt, from its settings where they have it, else from its tokenizer."""
+    vocabulary = tokenizer.get_vocab()
+    forced: dict[int, int | None] = dict(
+        getattr(options, "forced_decoder_ids", None) or getattr(config, "forced_decoder_ids", None) or ()
+    )
+    languages = {
+        name[2:-2]: id_
+        for name, id_ in (getattr(options, "lang_to_id", None) or _list_languages(vocabulary)).items()
+        if id_ < config.vocab_size
+    }
+    tasks = getattr(options, "task_to_id", None) or {}
+    start, no_timestamps = config.decoder_start_token_id, getattr(options, "no_timestamps_token_id", None)
+    prompt = WhisperPrompt(
+        start=start,
+        no_timestamps=vocabulary.get("<|notimestamps|>") if no_timestamps is None else no_timestamps,
+    )
+    is_multilingual = getattr(options, "is_multilingual", None)
+    if is_multilingual is None:
+        is_multilingual = config.vocab_size >= _MULTILINGUAL_VOCABULARY
+    if not (is_multilingual or forced.get(1) in languages.values()):
+        return prompt
+    return WhisperPrompt(
+        start=start,
+        languages=_select_languages(languages, getattr(options, "language", None), forced.get(1)),
+        transcribe=tasks.get("transcribe", vocabulary.get("<|transcribe|>")),
+        no_timestamps=prompt.no_timestamps,
+    )
+
+
+def _list_languages(vocabulary: dict[str, int]) -> dict[str, int]:
+    names = (f"<|{code}|>" for code in LANGUAGES)
+    return {name: vocabulary[name] for name in names if name in vocabulary}
+
+
+def _select_languages(known: dict[str, int], name: str | None, forced: int | None) -> dict[str, int]:
+    """Returns the language that a Whisper is set to, by its name, code or token, or all that it knows."""
+    codes = {language: code for code, language in LANGUAGES.items()}
+    code = (name or "").lower().removeprefix("<|").removesuffix("|>")
+    code = codes.get(code, code)
+    if code in known:
+        return {code: known[code]}
+    return {code: id_ for code, id_ in known.items() if id_ == forced} or known
