@@ -205,6 +205,19 @@ def load_connector(ear: Ear, folder: str, fingerprints: dict[str, str]) -> None:
         ) from error
 
 
+def read_fingerprints(folder: str) -> dict[str, str]:
+    """Reads the fingerprints of the backbones that an ear was trained with.
+
+    Args:
+        folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
+
+    Raises:
+        CheckpointError: not an ear, or a damaged one
+    """
+    config, _ = _read_ear(_resolve_ear_folder(Path(resolve_model_path(folder))))
+    return config["fingerprints"]
+
+
 def is_ear(name: str) -> bool:
     """Whether a name is the folder of an ear, or of a run that has one."""
     return (_resolve_ear_folder(Path(resolve_model_path(name))) / WEIGHTS).is_file()

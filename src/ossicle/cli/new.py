@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -12,6 +12,9 @@ from ossicle.cli.terminal import program_name
 from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.errors import ConfigError
 
+if TYPE_CHECKING:
+    from ossicle.ear import Ear
+
 ModelName = Annotated[str, arg(metavar="MODEL")]
 _SLOTS_PER_SECOND = 25.0
 """More tokens than any speech has. The cap stops a decoder that repeats itself without end."""
@@ -19,49 +22,84 @@ _SLOTS_PER_SECOND = 25.0
 
 @dataclass(frozen=True, kw_only=True)
 class New:
-    """Build an ear without training. It knows the tokens that Whisper's vocabulary and the LLM's share."""
+    """Build an ear without training: a new one, which knows the tokens that Whisper's vocabulary and the LLM's share, or
+    a trained one carried over to another LLM.
+    """
 
     out: Positional[Path]
     """Folder for the new ear."""
     llm: ModelName
     """A causal LM with a chat template: hub id, local folder, or pocket/llm for the embedded one."""
-    encoder: ModelName
-    """A Whisper: hub id, local folder, or pocket/whisper for the embedded one."""
-    encoder_window: Literal["full", "sound"] = "full"
-    """Input length of the encoder. full: always the whole window, as published Whispers were trained; sound: the clip's
-    own duration, which is faster, but works only with a Whisper that was trained for it."""
+    encoder: Annotated[str | None, arg(metavar="MODEL")] = None
+    """A Whisper: hub id, local folder, or pocket/whisper for the embedded one. With --from, the ear's own, here at
+    another location."""
+    source: Annotated[str | None, arg(name="from", metavar="EAR")] = None
+    """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
+    learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
+    encoder_window: Literal["full", "sound"] | None = None
+    """Input length of the encoder. full (default): always the whole window, as published Whispers were trained; sound:
+    the clip's own duration, which is faster, but works only with a Whisper that was trained for it. With --from, it is
+    that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
 
     def run(self, command_line: str) -> int:
         """Writes the ear and prints how many of the LLM's tokens it knows."""
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise ConfigError(f"{self.out} exists already: give the new ear an empty or a new folder")
+        if self.source is not None:
+            self._transfer(self.source)
+        elif self.encoder is not None:
+            self._build(self.encoder)
+        else:
+            raise ConfigError("expected --encoder and a Whisper for a new ear, or --from and a trained ear")
+        return 0
+
+    def _build(self, encoder: str) -> None:
         from ossicle import checkpoint
-        from ossicle.backbones.causal_lm import get_input_embeddings
         from ossicle.backbones.pretrained import build_meta_whisper
         from ossicle.ear import Ear, EarSettings
 
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise ConfigError(f"{self.out} exists already: give the new ear an empty or a new folder")
-        base = BaseSettings(encoder=self.encoder, llm=self.llm, encoder_window=self.encoder_window)
-        n_positions = build_meta_whisper(self.encoder, None).config.max_target_positions
+        base = BaseSettings(encoder=encoder, llm=self.llm, encoder_window=self.encoder_window or "full")
+        n_positions = build_meta_whisper(encoder, None).config.max_target_positions
         settings = ConnectorSettings(
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
         )
         ear = Ear.new(EarSettings(base=base, connector=settings), self.device)
-        vocabulary_head = ear.connector.vocabulary_head
-        if vocabulary_head is None:
+        if ear.connector.vocabulary_head is None:
             raise ConfigError(
-                f"{self.encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
+                f"{encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
                 " trained: use ossicle train"
             )
         checkpoint.save(ear, self.out)
+        self._print_result(ear, f"The ear is in {self.out}.")
+
+    def _transfer(self, source: str) -> None:
+        from ossicle import checkpoint
+        from ossicle.transfer import build_transfer_card, transfer_ear
+
+        if self.encoder_window is not None:
+            raise ConfigError(
+                f"--encoder-window {self.encoder_window} is not for --from: the window is that of {source}"
+            )
+        transferred = transfer_ear(source, self.llm, encoder=self.encoder, device=self.device)
+        checkpoint.save(transferred.ear, self.out, card=build_transfer_card(transferred))
+        self._print_result(
+            transferred.ear,
+            f"The ear is in {self.out}: what {source} learned for {transferred.source_llm}, refitted in"
+            f" {transferred.seconds:.1f} s on the {transferred.n_shared:,} tokens that all three vocabularies share.",
+        )
+
+    def _print_result(self, ear: "Ear", first: str) -> None:
+        from ossicle.backbones.causal_lm import get_input_embeddings
+
+        assert ear.connector.vocabulary_head is not None
+        n_known = len(ear.connector.vocabulary_head.llm_embeddings)
         n_tokens = get_input_embeddings(ear.llm).num_embeddings
         out = shlex.quote(str(self.out))
-        console = Console()
-        console.out(
-            f"The ear is in {self.out}. It knows {len(vocabulary_head.llm_embeddings):,} of the LLM's {n_tokens:,}"
-            f" tokens: those that {self.encoder} has too. Next:\n"
+        Console().out(
+            f"{first} It knows {n_known:,} of the LLM's {n_tokens:,} tokens: those that"
+            f" {ear.settings.base.encoder} has too. Next:\n"
             f"  {program_name()} chat {out} question.wav\n  {program_name()} eval {out} --suite FILE.jsonl",
             highlight=False,
         )
-        return 0

@@ -21,6 +21,9 @@ from ossicle.connectors.layers import build_mlp
 from ossicle.connectors.query import QueryConnector
 from ossicle.connectors.vocabulary_head import NearestTokens, SharedVocabulary, VocabularyHead
 
+FEEDBACK_NORM_EPS = 1e-12
+"""Epsilon of the norm before the feedback: the embeddings of LLMs differ in size by a factor of a hundred."""
+
 
 class AutoregressiveConnector(QueryConnector):
     """Whisper's decoder over learned queries plus the previous token, then a projection and a vocabulary head.
@@ -42,8 +45,7 @@ class AutoregressiveConnector(QueryConnector):
         # One linear layer, as published, is too weak here: the decoder starts as Whisper's and should change little.
         self.projection = build_mlp(d_encoder, 4 * d_encoder, d_llm)
         self.feedback = nn.Sequential()
-        # The embeddings of LLMs differ in size by a factor of a hundred.
-        self.feedback.add_module("norm", nn.LayerNorm(d_llm, eps=1e-12))
+        self.feedback.add_module("norm", nn.LayerNorm(d_llm, eps=FEEDBACK_NORM_EPS))
         self.feedback.add_module("token", build_mlp(d_llm, 4 * d_encoder, d_encoder))
         self.prompt_embeddings: nn.Parameter | None = None
         if vocabulary is not None:

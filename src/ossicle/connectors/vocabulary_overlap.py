@@ -73,6 +73,24 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
+def match_shared_tokens(
+    whisper: Whisper, tokenizer: PreTrainedTokenizerBase, n_rows: int
+) -> list[tuple[int, int]]:
+    """Pairs the tokens that a connector's vocabulary head has, in its order: (id in the LLM's, in Whisper's).
+
+    Args:
+        n_rows: number of the LLM's embeddings
+    """
+    return match_tokens(whisper.tokenizer, tokenizer, n_rows, _suppressed_ids(whisper))
+
+
+def _suppressed_ids(whisper: Whisper) -> set[int]:
+    """Tokens that Whisper never writes: suppressed ones, and those without an embedding."""
+    n_embeddings = len(whisper.model.model.decoder.embed_tokens.weight)
+    suppressed = {id_ for id_ in whisper.tokenizer.get_vocab().values() if id_ >= n_embeddings}
+    return suppressed | set(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
+
+
 def build_shared_vocabulary(
     settings: ConnectorSettings, whisper: Whisper, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> SharedVocabulary | None:
@@ -80,14 +98,12 @@ def build_shared_vocabulary(
     if not settings.uses_shared_vocabulary:
         return None
     decoder_table = whisper.model.model.decoder.embed_tokens.weight.detach()
-    ids = set(whisper.tokenizer.get_vocab().values())
-    suppressed = {id_ for id_ in ids if id_ >= len(decoder_table)}
-    suppressed.update(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
-    pairs = match_tokens(whisper.tokenizer, tokenizer, get_input_embeddings(llm).num_embeddings, suppressed)
+    pairs = match_shared_tokens(whisper, tokenizer, get_input_embeddings(llm).num_embeddings)
     if not pairs:
         return None
     llm_ids, whisper_ids = (list(ids) for ids in zip(*pairs, strict=True))
-    others = ids - set(whisper.tokenizer.all_special_ids) - suppressed - set(whisper_ids)
+    others = set(whisper.tokenizer.get_vocab().values()) - set(whisper.tokenizer.all_special_ids)
+    others -= _suppressed_ids(whisper) | set(whisper_ids)
     languages, prompt = _decoder_prompt(whisper)
     return SharedVocabulary(
         decoder_embeddings=decoder_table[whisper_ids],
