@@ -66,7 +66,8 @@ class BaseSettings:
     """The two frozen models that the connector joins."""
 
     encoder: str = "pocket/whisper"
-    """A Whisper: hub id, local folder, or the embedded "pocket/whisper"."""
+    """A Whisper: hub id, local folder (also one in CTranslate2's form, as faster-whisper has), or the embedded
+    "pocket/whisper"."""
 
     encoder_revision: str | None = None
     """Branch, tag or commit of the encoder on the hub."""

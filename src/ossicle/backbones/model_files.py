@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from ossicle.backbones import ctranslate2_whisper
 from ossicle.errors import CheckpointError
 
 POCKET_DIR = Path(__file__).parents[1] / "pocket"
@@ -86,6 +87,11 @@ class ModelFiles:
     options: dict[str, Any]
     """For `from_pretrained`: revision and local_files_only of a hub id."""
 
+    @property
+    def is_ctranslate2(self) -> bool:
+        """Whether it is a folder in CTranslate2's form, which transformers does not read."""
+        return ctranslate2_whisper.is_ctranslate2_folder(Path(self.path))
+
     def load(self, auto_class: Any, **options: Any) -> Any:
         """Returns what `auto_class.from_pretrained` loads; code from the folder is never run, nor a prompt shown.
 
@@ -132,6 +138,8 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     else:
         options = {"revision": revision or "main", "local_files_only": not _is_hub_reachable()}
     files = ModelFiles(role, name, path, options)
+    if files.is_ctranslate2:
+        return files, ctranslate2_whisper.read_config(Path(path))
     try:
         return files, files.load(AutoConfig)
     except CheckpointError as error:

@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     WhisperConfig,
     WhisperForConditionalGeneration,
+    WhisperTokenizer,
 )
 
 from ossicle.audio.waveform import HOP_LENGTH
+from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, extract_causal_lm, get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.backbones.model_files import ModelFiles, find_model, format_one_line
@@ -86,7 +89,7 @@ def get_frozen_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_whisper(name: str, revision: str | None, device: torch.device, *, on_host: bool = False) -> Whisper:
-    """Returns a frozen Whisper by hub id or local folder.
+    """Returns a frozen Whisper by hub id or local folder, also one in CTranslate2's form.
 
     Args:
         on_host: leaves it in the host's memory, ready to be sharded over several devices
@@ -97,6 +100,10 @@ def load_whisper(name: str, revision: str | None, device: torch.device, *, on_ho
     files, config = find_model("encoder", name, revision)
     _check_is_whisper(name, config)
     tokenizer = _load_tokenizer(files)
+    if files.is_ctranslate2:
+        model = ctranslate2_whisper.load_model(Path(files.path), tokenizer, get_frozen_dtype(device))
+        model = model.requires_grad_(False).eval()
+        return Whisper(model=model if on_host else model.to(device), tokenizer=tokenizer)
     model = _load_frozen(files, WhisperForConditionalGeneration, device, on_host=on_host)
     return Whisper(model=model, tokenizer=tokenizer)
 
@@ -169,7 +176,9 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
-    tokenizer = files.load(AutoTokenizer)
+    if files.is_ctranslate2:
+        ctranslate2_whisper.check_has_tokenizer(Path(files.path))
+    tokenizer = files.load(WhisperTokenizer if files.is_ctranslate2 else AutoTokenizer)
     # Some tokenizers load without their files and then hold special tokens only.
     if set(tokenizer.get_vocab()) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
         raise CheckpointError(

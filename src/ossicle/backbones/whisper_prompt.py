@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-_MULTILINGUAL_VOCABULARY = 51_865
+MULTILINGUAL_VOCABULARY = 51_865
 """Whispers with at least this many tokens know more than English; the English ones have one token less."""
 
 
@@ -54,7 +54,7 @@ def read_whisper_prompt(
     )
     is_multilingual = getattr(options, "is_multilingual", None)
     if is_multilingual is None:
-        is_multilingual = config.vocab_size >= _MULTILINGUAL_VOCABULARY
+        is_multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
     if not (is_multilingual or forced.get(1) in languages.values()):
         return prompt
     return WhisperPrompt(

@@ -31,8 +31,8 @@ class New:
     llm: ModelName
     """A causal LM with a chat template: hub id, local folder, or pocket/llm for the embedded one."""
     encoder: Annotated[str | None, arg(metavar="MODEL")] = None
-    """A Whisper: hub id, local folder, or pocket/whisper for the embedded one. With --from, the ear's own, here at
-    another location."""
+    """A Whisper: hub id, local folder (also one in CTranslate2's form), or pocket/whisper for the embedded one. With
+    --from, the ear's own, here at another location."""
     source: Annotated[str | None, arg(name="from", metavar="EAR")] = None
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
