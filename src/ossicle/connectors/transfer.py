@@ -15,7 +15,7 @@ from torch.nn.functional import layer_norm, linear
 
 from ossicle.connectors.autoregressive import FEEDBACK_NORM_EPS, AutoregressiveConnector
 
-_PENALTIES = tuple(10.0**exponent for exponent in range(-6, 2))
+_PENALTIES = tuple(10.0**exponent for exponent in range(-4, 2))
 """Ridge penalties to choose from, in units of the mean variance of the inputs."""
 _HELD_OUT_EVERY = 10
 """One word in ten is held out to choose the penalty."""
@@ -60,8 +60,8 @@ def transfer_connector(
     """
     assert source.vocabulary_head is not None
     assert target.vocabulary_head is not None
-    before = source.vocabulary_head.llm_embeddings[words.source].double()
-    after = target.vocabulary_head.llm_embeddings[words.target].double()
+    before = source.vocabulary_head.llm_embeddings[words.source]
+    after = target.vocabulary_head.llm_embeddings[words.target]
     weights = source.state_dict()
     residual = _refit_residual(weights, before, after)
     feedback = _refit_feedback(weights, before, after)
@@ -75,7 +75,7 @@ def _refit_residual(
     """Maps the learned residual, a displacement between embeddings, by the linear part of the map of embeddings."""
     fitted = fit_ridge(before, after)
     for name in ("projection.2.weight", "projection.2.bias"):
-        weights[name] = fitted.weight @ weights[name].double()
+        weights[name] = fitted.weight @ weights[name]
     return fitted
 
 
@@ -83,8 +83,8 @@ def _refit_feedback(
     weights: dict[str, Tensor], before: Float[Tensor, "C D1"], after: Float[Tensor, "C D2"]
 ) -> LinearMap:
     """Lets the first layer compute from the new LLM's normalized embeddings what it computed from the old ones'."""
-    scale, shift = weights["feedback.norm.weight"].double(), weights["feedback.norm.bias"].double()
-    weight, bias = weights["feedback.token.0.weight"].double(), weights["feedback.token.0.bias"].double()
+    scale, shift = weights["feedback.norm.weight"], weights["feedback.norm.bias"]
+    weight, bias = weights["feedback.token.0.weight"], weights["feedback.token.0.bias"]
     normalized = layer_norm(before, before.shape[1:], scale, shift, FEEDBACK_NORM_EPS)
     given = layer_norm(after, after.shape[1:], eps=FEEDBACK_NORM_EPS)
     fitted = fit_ridge(given, linear(normalized, weight, bias))
