@@ -55,7 +55,7 @@ class AutoregressiveConnector(QueryConnector):
         """Adds the vocabulary head and sets the learned parts to zero, so that at first only shared tokens count."""
         self.vocabulary_head = VocabularyHead(vocabulary)
         for part in (self.projection, self.feedback, self.end_head):
-            last = [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
+            last = _last_linear(part)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         prompt = vocabulary.prompt_embeddings.float().to(self.positions.device)
@@ -65,6 +65,24 @@ class AutoregressiveConnector(QueryConnector):
         with torch.no_grad():
             self.queries.zero_()
             self.queries[0].copy_(start)
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Scales the rate of the two learned residuals to the embeddings that they are added to.
+
+        Adam moves every weight by about the learning rate, whatever the loss. Embeddings of LLMs and Whispers have
+        standard deviations of 0.02 to 1: at the same rate, a residual to small ones would drown them in a few steps.
+        """
+        head = self.vocabulary_head
+        if head is None:
+            return {}
+        spreads = {"projection": head.llm_embeddings.std(), "feedback": head.decoder_embeddings.std()}
+        last = {id(_last_linear(self.get_submodule(name))): float(std) for name, std in spreads.items()}
+        return {
+            f"{name}.{kind}": last[id(module)]
+            for name, module in self.named_modules()
+            if id(module) in last
+            for kind in ("weight", "bias")
+        }
 
     def init_queries(self, token_embeddings: Float[Tensor, "V E"]) -> None:
         """Draws queries as the published form does, unless the previous token replaces them."""
@@ -187,3 +205,7 @@ class AutoregressiveConnector(QueryConnector):
             end_logits + self.vocabulary_head.end_logits(hidden, logits),
             logits,
         )
+
+
+def _last_linear(part: nn.Module) -> nn.Linear:
+    return [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]

@@ -66,6 +66,10 @@ class Connector(nn.Module):
         """Names the submodules that get no gradient because the only loss that trains them has no weight."""
         return ()
 
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Returns factors of the learning rate, by the name of a weight; by default none differs from 1."""
+        return {}
+
     @property
     def n_prompt(self) -> int:
         """Decoder positions before the first slot."""

@@ -6,19 +6,36 @@ import torch
 from torch import nn
 
 from ossicle.config import TrainSettings
+from ossicle.connectors import Connector
+
+_LR_SCALE = "lr_scale"
 
 
-def build_optimizer(connector: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+def build_optimizer(connector: Connector, settings: TrainSettings) -> torch.optim.AdamW:
     """Returns an AdamW with weight decay on the matrices of linear layers and convolutions only."""
     layers = [module for module in connector.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
-    matrices = [layer.weight for layer in layers]
-    is_matrix = set(map(id, matrices))
-    others = [weight for weight in connector.parameters() if id(weight) not in is_matrix]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=True)
+    is_matrix = {id(layer.weight) for layer in layers}
+    scales = connector.learning_rate_scales()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, weight in connector.named_parameters():
+        decay = settings.weight_decay if id(weight) in is_matrix else 0.0
+        groups.setdefault((decay, scales.get(name, 1.0)), []).append(weight)
+    return torch.optim.AdamW(
+        [
+            {"params": weights, "weight_decay": decay, _LR_SCALE: scale}
+            for (decay, scale), weights in groups.items()
+        ],
+        lr=settings.peak_lr,
+        betas=settings.betas,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> None:
+    """Sets the rate of a step, to which each group of weights has its own factor."""
+    rate = settings.peak_lr * compute_lr_factor(step, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_LR_SCALE]
 
 
 def compute_lr_factor(step: int, settings: TrainSettings) -> float:

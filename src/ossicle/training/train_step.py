@@ -21,7 +21,7 @@ from ossicle.training.batch import Clip, Microbatch, RankBatch, build_batch, bui
 from ossicle.training.cache.feature_cache import FEATURE_DTYPE
 from ossicle.training.distillation import TERMS, DistillationLoss, distillation_loss
 from ossicle.training.distributed import Ranks
-from ossicle.training.optimizer import compute_lr_factor
+from ossicle.training.optimizer import set_learning_rate
 from ossicle.training.run import Run
 from ossicle.training.teacher import TeacherTargets
 
@@ -59,8 +59,7 @@ def train_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
         OssicleError: a GPU's memory is too small for a microbatch
     """
     settings, microbatches = run.recipe.train, rank_batch.microbatches
-    for group in run.optimizer.param_groups:
-        group["lr"] = settings.peak_lr * compute_lr_factor(step, settings)
+    set_learning_rate(run.optimizer, step, settings)
     counts = [_count_term_items(run.recipe.connector, microbatch) for microbatch in microbatches]
     shared = run.ranks.all_reduce(_collect_counts(run, step, counts, rank_batch))
     totals = dict(zip(TERMS, shared, strict=False))
