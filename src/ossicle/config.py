@@ -285,8 +285,11 @@ class AugmentSettings:
     """Folder of audio files to take the noise from. Without it, noise of a random color (spectral slope) is
     generated."""
 
+    babble_ratio: float = 0.0
+    """Ratio of clips that get a babble of three to eight other clips of the training speech."""
+
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    """Lowest and highest signal-to-noise ratio, in decibels."""
+    """Lowest and highest ratio of speech to noise or babble, in decibels."""
 
     speed: tuple[float, float] = (1.0, 1.0)
     """Lowest and highest speed factor. The pitch changes with the speed."""
@@ -299,7 +302,7 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid ratios and ranges."""
-        for name in ("noise_ratio", "silence_ratio"):
+        for name in ("noise_ratio", "babble_ratio", "silence_ratio"):
             _check_ratio(f"augment.{name}", getattr(self, name))
         for name in ("noise_snr_db", "speed"):
             low, high = getattr(self, name)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,33 @@ from ossicle.training.dataset import ClipDataset
 from ossicle.training.setup import build_run
 
 
-@pytest.mark.parametrize(("name", "value"), [("concat_ratio", 0.5), ("n_augmented_views", 2)])
+@pytest.mark.parametrize(
+    ("table", "name", "value"),
+    [("data", "concat_ratio", 0.5), ("data", "n_augmented_views", 2), ("augment", "babble_ratio", 0.5)],
+)
 def test_a_stream_refuses_settings_that_need_random_access(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, table: str, name: str, value: float
 ) -> None:
     run = build_run(recipe)
     monkeypatch.setattr(run.dataset.speech, "is_sequential", True)
-    data = replace(recipe.data, **{"feature_cache": None, name: value})
-    with pytest.raises(ConfigError, match=rf"^data\.{name} is {value}, which draws clips from anywhere"):
-        ClipDataset(run.ear, run.dataset.speech, data, recipe.augment, 0)
+    asked = change_settings(change_settings(recipe, data={"feature_cache": None}), **{table: {name: value}})
+    with pytest.raises(ConfigError, match=rf"^{table}\.{name} is {value}, which draws clips from anywhere"):
+        ClipDataset(run.ear, run.dataset.speech, asked.data, asked.augment, 0)
+
+
+def test_babble_is_the_sum_of_other_clips_and_differs_between_epochs(recipe: Recipe) -> None:
+    babble = change_settings(
+        recipe,
+        data={"feature_cache": None},
+        augment={"babble_ratio": 1.0, "noise_snr_db": (0.0, 0.0)},
+    )
+    dataset = build_run(babble).dataset
+    plain = build_run(change_settings(recipe, data={"feature_cache": None})).dataset
+    clips = [dataset.load_clip(SampleIndex(3, epoch)).mel for epoch in (0, 0, 1)]
+    assert all(clip is not None for clip in clips)
+    assert torch.equal(clips[0], clips[1])  # ty: ignore[invalid-argument-type]
+    assert not torch.equal(clips[0], clips[2])  # ty: ignore[invalid-argument-type]
+    assert not torch.equal(clips[0], plain.load_clip(SampleIndex(3, 0)).mel)  # ty: ignore[invalid-argument-type]
 
 
 def test_each_view_augments_the_same_clips_in_another_way(recipe: Recipe) -> None:

@@ -1,5 +1,7 @@
 """Augmentation of samples: speed, silence and noise, as the settings of a run ask for."""
 
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
@@ -22,6 +24,8 @@ _TILT_RANGE = (-0.5, 2.0)
 """Exponents of generated noise: its power falls with frequency to this power; 0 is white, 1 pink, 2 brown."""
 _LOWEST_HZ = 60.0
 """The power of generated noise is constant below this frequency, or a slow swell would dominate."""
+_BABBLE_VOICES = (3, 8)
+"""Fewest and most voices of a babble: with fewer, single ones would be understood."""
 _MAX_SILENCE_S = 1.5
 """On either side of a clip: about the time between pressing a button and speaking."""
 _MAX_NOISE_S = 600.0
@@ -29,19 +33,24 @@ _MAX_CACHED_SAMPLES = 1 << 27
 """Noise that is cached in memory, which worker processes share: half a gigabyte, 2.3 hours."""
 _SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".webm", ".m4a", ".aif", ".aiff", ".au"}
 
+DrawVoice = Callable[[random.Random], Float32[np.ndarray, " _"]]
+
 
 class Augmenter:
     """Augments the clips of a run by its settings; each clip comes with the seed of its random draws.
 
     Args:
         max_samples: a slower speed makes no clip longer than this
+        draw_voice: returns the sound of a random clip, for babble
 
     Raises:
         ConfigError: the folder of noise is missing, has no sound files, or has one that cannot be used
     """
 
-    def __init__(self, settings: AugmentSettings, max_samples: int) -> None:
-        self.settings, self.max_samples = settings, max_samples
+    def __init__(
+        self, settings: AugmentSettings, max_samples: int, draw_voice: DrawVoice | None = None
+    ) -> None:
+        self.settings, self.max_samples, self._draw_voice = settings, max_samples, draw_voice
         is_from_files = settings.noise is not None and settings.noise_ratio > 0
         self.noises = _load_noises(Path(settings.noise)) if is_from_files else []
 
@@ -60,7 +69,7 @@ class Augmenter:
         return digest.hexdigest()
 
     def augment_samples(self, samples: Float32[np.ndarray, " N"], seed: int) -> Float32[np.ndarray, " _"]:
-        """Returns the clip at another speed, with silence and noise; the same array if nothing changes."""
+        """Returns the clip at another speed, with silence, babble and noise; the same array if nothing changes."""
         rng = np.random.default_rng((seed, 0))
         # All values are always drawn, so that the draws of one setting do not depend on the others.
         factor, is_noisy = rng.uniform(*self.settings.speed), rng.random() < self.settings.noise_ratio
@@ -68,6 +77,7 @@ class Augmenter:
         longest = max(len(samples), self.max_samples)
         augmented = change_speed(samples, max(factor, len(samples) / longest))[:longest]  # resampling rounds
         augmented = self._add_silence(augmented, longest, np.random.default_rng((seed, 1)))
+        augmented = self._add_babble(augmented, np.random.default_rng((seed, 2)))
         if not is_noisy:
             return augmented
         return add_noise(augmented, self._draw_noise(len(augmented), rng), snr_db)
@@ -90,6 +100,19 @@ class Augmenter:
         room = longest - len(samples)
         before = min(before, room)
         return np.pad(samples, (before, min(behind, room - before)))
+
+    def _add_babble(
+        self, samples: Float32[np.ndarray, " N"], rng: np.random.Generator
+    ) -> Float32[np.ndarray, " N"]:
+        is_babble, snr_db = (
+            rng.random() < self.settings.babble_ratio,
+            rng.uniform(*self.settings.noise_snr_db),
+        )
+        if not is_babble or self._draw_voice is None:
+            return samples
+        rows = random.Random(int(rng.integers(2**62)))
+        voices = [self._draw_voice(rows) for _ in range(int(rng.integers(*_BABBLE_VOICES, endpoint=True)))]
+        return add_noise(samples, mix_voices(voices, len(samples), rng), snr_db)
 
     def _draw_noise(self, n_samples: int, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
         if not self.noises:
@@ -119,6 +142,18 @@ def add_noise(
         return samples
     gain = np.sqrt(speech / noise_power * 10 ** (-snr_db / 10))
     return samples + noise * np.float32(gain)
+
+
+def mix_voices(
+    voices: Sequence[Float32[np.ndarray, " _"]], n_samples: int, rng: np.random.Generator
+) -> Float32[np.ndarray, " N"]:
+    """Returns the sum of all voices at equal power of their speech, each repeated from a random position."""
+    mixed = np.zeros(n_samples, np.float32)
+    for voice in voices:
+        power = measure_speech_power(voice)
+        if power > 0:
+            mixed += crop_or_loop(voice, n_samples, rng) * np.float32(power**-0.5)
+    return mixed
 
 
 def measure_speech_power(samples: Float32[np.ndarray, " N"]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float32
 
-from ossicle.audio.augment import add_noise, change_speed, crop_or_loop, measure_speech_power
+from ossicle.audio.augment import add_noise, change_speed, mix_voices
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.errors import ConfigError, DataError
 from ossicle.evaluation.suite import Item
@@ -191,12 +191,7 @@ def mix_babble(
             f"got {len(voices)} voice(s) for babble; expected at least {MIN_VOICES}, from other items with other"
             " words: evaluate more items, or leave babble out"
         )
-    mixed = np.zeros(n_samples, np.float32)
-    for voice in voices:
-        power = measure_speech_power(voice)
-        if power > 0:
-            mixed += crop_or_loop(voice, n_samples, rng) * np.float32(power**-0.5)
-    return mixed
+    return mix_voices(voices, n_samples, rng)
 
 
 def simulate_telephone(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:

@@ -53,13 +53,13 @@ class ClipDataset:
         seed: int,
         feature_cache: TensorCache | None = None,
     ) -> None:
-        _check_random_access(speech, data)
+        _check_random_access(speech, data, augment_settings)
         self.speech, self.data, self.seed, self.feature_cache = speech, data, seed, feature_cache
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
         self.is_full_window = ear.settings.base.encoder_window == "full"
-        self.augmenter = Augmenter(augment_settings, self.window_samples)
+        self.augmenter = Augmenter(augment_settings, self.window_samples, self._draw_voice)
         self._split_prompts: dict[str, SplitPrompt] = {}
 
     @property
@@ -126,7 +126,7 @@ class ClipDataset:
         if view:  # its seed, and the number of rows from which its background voice is drawn
             content += f"\n{self._compute_view_seed(row, view)}\n{len(self.speech)}"
         if self.augmenter.is_active:
-            content += f"\n{self.augmenter.fingerprint}\n{self.seed}"
+            content += f"\n{self.augmenter.fingerprint}\n{self.seed}\n{len(self.speech)}"
         return blake2b(content.encode(), digest_size=16).digest()
 
     def _load_text(self, row: int) -> str:
@@ -221,10 +221,13 @@ class ClipDataset:
 
     def _draw_background_mel(self, seed: int) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a random clip, as a voice in the background."""
-        rng = random.Random(seed)
+        return self._compute_mel(self._draw_voice(random.Random(seed)))
+
+    def _draw_voice(self, rng: random.Random) -> Float32[np.ndarray, " _"]:
+        """Returns the sound of a random clip."""
         for _ in range(_MAX_TRIES):
             with contextlib.suppress(DataError):
-                return self._compute_mel(self._load_sound(self.speech[self._draw_row(rng)]))
+                return self._load_sound(self.speech[self._draw_row(rng)])
         raise DataError(f"{_MAX_TRIES} clips drawn from the speech cannot be used: see skipped.jsonl")
 
     def _draw_row(self, rng: random.Random) -> int:
@@ -238,19 +241,20 @@ class ClipDataset:
         return compute_clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
 
 
-def _check_random_access(speech: SpeechDataset, data: DataSettings) -> None:
+def _check_random_access(speech: SpeechDataset, data: DataSettings, augment: AugmentSettings) -> None:
     """Refuses settings that draw clips from anywhere for a source that is read in order.
 
     Raises:
-        ConfigError: clips are concatenated, or views get background voices, from a stream
+        ConfigError: clips are concatenated, or get voices in the background, from a stream
     """
-    for name, draws_clips in {
-        "concat_ratio": data.concat_ratio > 0,
-        "n_augmented_views": data.n_augmented_views > 1,
-    }.items():
-        if speech.is_sequential and draws_clips:
+    for name, value, least in (
+        ("data.concat_ratio", data.concat_ratio, 0),
+        ("data.n_augmented_views", data.n_augmented_views, 1),
+        ("augment.babble_ratio", augment.babble_ratio, 0),
+    ):
+        if speech.is_sequential and value > least:
             raise ConfigError(
-                f"data.{name} is {getattr(data, name)}, which draws clips from anywhere, but a streamed source is read"
+                f"{name} is {value}, which draws clips from anywhere, but a streamed source is read"
                 " from front to back: leave the setting out, or pack the source first (ossicle data pack)"
             )
 
