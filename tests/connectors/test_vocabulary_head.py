@@ -196,13 +196,16 @@ def test_with_several_languages_the_prompt_has_a_gap() -> None:
         options.language = options.forced_decoder_ids = None
 
 
-def test_a_whisper_without_languages_has_no_language_in_its_prompt() -> None:
+def test_languages_that_the_settings_lack_come_from_the_tokenizer() -> None:
     whisper, tokenizer = multilingual(), tiny_tokenizer("llama")
     options: Any = whisper.model.generation_config
     options.lang_to_id = None
     found = build_shared_vocabulary(KNOWS, whisper, tiny_llama(tokenizer), tokenizer)
     assert found is not None
-    assert (len(found.prompt_embeddings), len(found.language_embeddings)) == (3, 0)
+    english = whisper.tokenizer.get_vocab()["<|en|>"]
+    known = whisper.model.model.decoder.embed_tokens.weight
+    assert torch.equal(found.language_embeddings, known[[english]])
+    assert len(found.prompt_embeddings) == 4
     assert tiny_ear("autoregressive", whisper=whisper).hear(spoken()[0]["audio"]["bytes"]).isfinite().all()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ossicle.connectors.layers import upcast
 
-_SHARPNESS = 3.0
+_SHARPNESS = 8.0
 """Initial inverse temperature of the softmax over words. An LLM reads one token better than a blend of two, so the
 distribution starts sharper than Whisper's; training adjusts it."""
 _EXACT = 1e-3
