@@ -156,7 +156,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
             '[train]\nfrozen_placement = "half"',
             "train.frozen_placement is 'half', expected one of 'auto', 'replicated', 'sharded'",
         ),
-        ('[base]\nllm = ""', "base.llm is '', expected a hub id or a local folder"),
+        ('[base]\nllm = ""', "base.llm is '', expected a hub id, a local folder or a GGUF file"),
         (
             "[prompt]\ndate = 2024-07-26",
             "prompt.date is datetime.date(2024, 7, 26), expected a string in quotes",

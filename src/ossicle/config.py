@@ -73,7 +73,8 @@ class BaseSettings:
     """Branch, tag or commit of the encoder on the hub."""
 
     llm: str = "pocket/llm"
-    """A causal LM with a chat template: hub id, local folder, or the embedded "pocket/llm"."""
+    """A causal LM with a chat template: hub id, local folder, GGUF file (dequantized; needs ossicle[gguf]), or the
+    embedded "pocket/llm"."""
 
     llm_revision: str | None = None
     """Branch, tag or commit of the LLM on the hub."""
@@ -85,7 +86,7 @@ class BaseSettings:
     def __post_init__(self) -> None:
         """Raise ConfigError for a model without a name."""
         check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
-        check(bool(self.llm), "base.llm", self.llm, "a hub id or a local folder")
+        check(bool(self.llm), "base.llm", self.llm, "a hub id, a local folder or a GGUF file")
 
 
 @dataclass(frozen=True, kw_only=True)

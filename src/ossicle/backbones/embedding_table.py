@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.gguf_file import is_gguf, open_gguf
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.errors import CheckpointError
 
@@ -37,7 +38,7 @@ class EmbeddingTable:
     """Input embeddings read from an LLM's files.
 
     Args:
-        llm: hub id or local folder
+        llm: hub id, local folder or GGUF file
         key: the table's name in transformers' model; names in the files may have a longer prefix
         meta_table: the table on the meta device
 
@@ -52,6 +53,10 @@ class EmbeddingTable:
                 f"LLM {llm!r} computes its input embeddings with a {type(meta_table).__name__}, expected a plain table"
                 " or a scaled one: load the ear with its LLM"
             )
+        self._gguf = None
+        if is_gguf(Path(resolve_model_path(llm))):
+            self._gguf = open_gguf(llm, Path(resolve_model_path(llm)))
+            return
         try:
             self._file, self._key = _find_table(llm, revision, key, tuple(meta_table.weight.shape))
         except (OSError, ValueError, SafetensorError, HfHubHTTPError) as error:
@@ -62,13 +67,18 @@ class EmbeddingTable:
 
     def __call__(self, ids: Sequence[int]) -> Float[Tensor, "T D"]:
         """Returns the rows of ids, scaled where the family does."""
-        with safe_open(self._file, framework="pt") as file:
-            table = file.get_slice(self._key)
-            rows = torch.cat([table[row : row + 1] for row in ids])
+        if self._gguf is not None:
+            rows = self._gguf.read_embeddings(ids)
+        else:
+            with safe_open(self._file, framework="pt") as file:
+                table = file.get_slice(self._key)
+                rows = torch.cat([table[row : row + 1] for row in ids])
         return rows if self._scale is None else rows * torch.tensor(self._scale, dtype=rows.dtype)
 
     def read_all(self) -> Float[Tensor, "V D"]:
-        """Returns all rows, as they are stored."""
+        """Returns all rows, as they are stored; those of a GGUF dequantized."""
+        if self._gguf is not None:
+            return self._gguf.read_embeddings()
         with safe_open(self._file, framework="pt") as file:
             return file.get_tensor(self._key)
 

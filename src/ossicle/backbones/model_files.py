@@ -18,13 +18,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from ossicle.backbones import ctranslate2_whisper
+from ossicle.backbones.gguf_file import GgufFile, open_gguf
 from ossicle.errors import CheckpointError
 
+ENCODER, LLM = "encoder", "LLM"
+"""The roles of models, as error messages name them."""
 POCKET_DIR = Path(__file__).parents[1] / "pocket"
 """The folder of the embedded models and speech."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 10.0
-# What transformers raises depends on which file is missing, damaged or of another kind.
+# What transformers raises depends on which file is missing, damaged or of another kind. For a GGUF it is anything.
 _LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
@@ -79,18 +82,26 @@ class ModelFiles:
     """A model that was found, in a local folder or on the hub."""
 
     role: str
-    """Its name in error messages: "encoder" or "LLM"."""
+    """Its name in error messages: `ENCODER` or `LLM`."""
     name: str
     """Its name as the user gave it."""
     path: str
-    """Its local folder or hub id."""
+    """Its local folder or file, or its hub id."""
     options: dict[str, Any]
     """For `from_pretrained`: revision and local_files_only of a hub id."""
+    gguf: GgufFile | None = None
+    """The checked file, if it is a GGUF."""
 
     @property
     def is_ctranslate2(self) -> bool:
         """Whether it is a folder in CTranslate2's form, which transformers does not read."""
         return ctranslate2_whisper.is_ctranslate2_folder(Path(self.path))
+
+    def _open(self) -> contextlib.AbstractContextManager[tuple[str, dict[str, Any]]]:
+        """Yields what `from_pretrained` takes."""
+        if self.gguf is not None:
+            return self.gguf.open_with_transformers()
+        return contextlib.nullcontext((self.path, self.options))
 
     def load(self, auto_class: Any, **options: Any) -> Any:
         """Returns what `auto_class.from_pretrained` loads; code from the folder is never run, nor a prompt shown.
@@ -99,11 +110,12 @@ class ModelFiles:
             CheckpointError: missing, damaged, of another kind, or in need of its own code
         """
         try:
-            with silence_transformers(show_progress=not Path(self.path).is_dir()):
-                return auto_class.from_pretrained(
-                    self.path, trust_remote_code=False, **self.options, **options
-                )
-        except _LOAD_ERRORS as error:
+            with (
+                silence_transformers(show_progress=not Path(self.path).exists()),
+                self._open() as (path, file_options),
+            ):
+                return auto_class.from_pretrained(path, trust_remote_code=False, **file_options, **options)
+        except (Exception,) if self.gguf is not None else _LOAD_ERRORS as error:  # noqa: B030
             if "trust_remote_code" in str(error):
                 raise CheckpointError(
                     f"{self.role} {self.name!r} needs code from its own folder, which ossicle does not run: expected a"
@@ -126,18 +138,24 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     """
     path = resolve_model_path(name)
     options: dict[str, Any] = {}
+    gguf = None
     if name and Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
             raise CheckpointError(
                 f"{role} {name!r} is a folder without a config.json, expected a Hugging Face model"
             )
+    elif name and Path(path).is_file():
+        if role != LLM:
+            raise CheckpointError(f"{role} {name!r} is a file, expected a local folder or a hub id")
+        gguf = open_gguf(name, Path(path))
     elif _is_meant_as_folder(name):
         raise CheckpointError(
-            f"{role} {name!r}: there is no such folder, expected a local folder or a hub id"
+            f"{role} {name!r}: there is no such {'file' if name.lower().endswith('.gguf') else 'folder'}, expected a"
+            f" local folder{', a GGUF file' if role == LLM else ''} or a hub id"
         )
     else:
         options = {"revision": revision or "main", "local_files_only": not _is_hub_reachable()}
-    files = ModelFiles(role, name, path, options)
+    files = ModelFiles(role, name, path, options, gguf)
     if files.is_ctranslate2:
         return files, ctranslate2_whisper.read_config(Path(path))
     try:

@@ -27,7 +27,7 @@ from ossicle.audio.waveform import HOP_LENGTH
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, extract_causal_lm, get_input_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
-from ossicle.backbones.model_files import ModelFiles, find_model, format_one_line
+from ossicle.backbones.model_files import ENCODER, LLM, ModelFiles, find_model, format_one_line
 from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
 from ossicle.errors import CheckpointError, ConfigError
 
@@ -97,7 +97,7 @@ def load_whisper(name: str, revision: str | None, device: torch.device, *, on_ho
     Raises:
         CheckpointError: nothing there, not a Whisper, or a damaged one
     """
-    files, config = find_model("encoder", name, revision)
+    files, config = find_model(ENCODER, name, revision)
     _check_is_whisper(name, config)
     tokenizer = _load_tokenizer(files)
     if files.is_ctranslate2:
@@ -121,17 +121,31 @@ def load_llm(
         CheckpointError: nothing there, not a causal LM, no chat template, or an LLM that does not read embeddings
         ConfigError: 8 or 4 bits, but the library for it is missing or gradients do not pass
     """
-    files, config = find_model("LLM", name, revision)
+    files, config = find_model(LLM, name, revision)
     _check_is_causal_lm(name, config)
     tokenizer = _load_tokenizer(files)
     if tokenizer.chat_template is None:
+        expected = (
+            "a GGUF with tokenizer.chat_template in its header" if files.gguf else "often called -Instruct"
+        )
         raise CheckpointError(
-            f"LLM {name!r} has no chat template: use the chat version of the model, often called -Instruct"
+            f"LLM {name!r} has no chat template: use the chat version of the model, {expected}"
         )
     quantized: dict[str, Any] = {}
-    if bits != 16:
+    if files.gguf is not None:
+        if bits != 16:
+            raise ConfigError(
+                f"train.llm_bits is {bits}, but the LLM {name!r} is a GGUF file, which is loaded dequantized: leave it"
+                " out, or name the model's folder or hub id"
+            )
+        _check_has_weights(files, config)
+        quantized = {**files.gguf.build_model_options(), "config": config}
+    elif bits != 16:
         quantized = {"quantization_config": _build_quantization(bits, device), "device_map": {"": device}}
     model = _load_frozen(files, AutoModelForCausalLM, device, on_host=on_host, **quantized)
+    if files.gguf is not None:
+        files.gguf.finish(model, tokenizer)
+        model = model if on_host else model.to(device)
     llm = extract_causal_lm(model)
     _check_reads_embeddings(name, llm)
     if bits != 16:
@@ -145,7 +159,7 @@ def build_meta_whisper(name: str, revision: str | None) -> WhisperForConditional
     Raises:
         CheckpointError: nothing there, or not a Whisper
     """
-    _, config = find_model("encoder", name, revision)
+    _, config = find_model(ENCODER, name, revision)
     _check_is_whisper(name, config)
     with torch.device("meta"):
         model = WhisperForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
@@ -158,7 +172,7 @@ def build_meta_llm(name: str, revision: str | None) -> PreTrainedModel:
     Raises:
         CheckpointError: nothing there, or not a causal LM
     """
-    _, config = find_model("LLM", name, revision)
+    _, config = find_model(LLM, name, revision)
     _check_is_causal_lm(name, config)
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
@@ -171,7 +185,7 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: nothing there, or no tokenizer
     """
-    files, _ = find_model("LLM", name, revision)
+    files, _ = find_model(LLM, name, revision)
     return _load_tokenizer(files)
 
 
@@ -179,6 +193,9 @@ def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     if files.is_ctranslate2:
         ctranslate2_whisper.check_has_tokenizer(Path(files.path))
     tokenizer = files.load(WhisperTokenizer if files.is_ctranslate2 else AutoTokenizer)
+    tokenizer.name_or_path = files.path
+    if files.gguf is not None:
+        files.gguf.drop_added_tokens(tokenizer)
     # Some tokenizers load without their files and then hold special tokens only.
     if set(tokenizer.get_vocab()) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
         raise CheckpointError(
@@ -207,6 +224,19 @@ def _load_frozen(
     model = model.requires_grad_(False).eval()
     is_placed = on_host or getattr(model, "is_quantized", False)
     return model if is_placed else model.to(device)
+
+
+def _check_has_weights(files: ModelFiles, config: PreTrainedConfig) -> None:
+    """Refuses a GGUF whose header describes a larger model than the file holds, before that is reserved."""
+    assert files.gguf is not None, "only a GGUF is asked about"
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    n_weights = sum(weight.numel() for weight in llm.parameters())
+    if n_weights > files.gguf.n_weights:
+        raise CheckpointError(
+            f"LLM {files.name!r} has {files.gguf.n_weights} weights, but its header describes a {type(llm).__name__} of"
+            f" {n_weights}: expected a complete one"
+        )
 
 
 def _build_quantization(bits: int, device: torch.device) -> BitsAndBytesConfig:

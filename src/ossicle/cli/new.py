@@ -29,7 +29,7 @@ class New:
     out: Positional[Path]
     """Folder for the new ear."""
     llm: ModelName
-    """A causal LM with a chat template: hub id, local folder, or pocket/llm for the embedded one."""
+    """A causal LM with a chat template: hub id, local folder, GGUF file, or pocket/llm for the embedded one."""
     encoder: Annotated[str | None, arg(metavar="MODEL")] = None
     """A Whisper: hub id, local folder (also one in CTranslate2's form), or pocket/whisper for the embedded one. With
     --from, the ear's own, here at another location."""

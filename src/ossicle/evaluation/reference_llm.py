@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ossicle.backbones.causal_lm import get_eos_ids
+from ossicle.backbones.gguf_file import is_gguf, open_gguf
 from ossicle.backbones.model_files import resolve_model_path, silence_transformers
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import BaseSettings, PromptSettings
@@ -27,15 +28,23 @@ _CLOCK_CALL = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
     """Returns the LLM and its tokenizer, from the same files as an ear on this computer."""
-    options: dict[str, Any] = {"local_files_only": True}
-    if not Path(resolve_model_path(base.llm)).is_dir():
-        options["revision"] = base.llm_revision or "main"
-    device = get_default_device()
+    path, device = Path(resolve_model_path(base.llm)), get_default_device()
+    options: dict[str, Any] = {"dtype": get_frozen_dtype(device), "use_safetensors": True}
+    if is_gguf(path):
+        file = open_gguf(base.llm, path)
+        with silence_transformers(), file.open_with_transformers() as (folder, named):
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **named)
+            options |= file.build_model_options()
+            llm = AutoModelForCausalLM.from_pretrained(folder, **named, **options)
+        file.drop_added_tokens(tokenizer)
+        file.finish(llm, tokenizer)
+        return llm.eval().to(device), tokenizer
+    located: dict[str, Any] = {"local_files_only": True}
+    if not path.is_dir():
+        located["revision"] = base.llm_revision or "main"
     with silence_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(base.llm), **options)
-        llm = AutoModelForCausalLM.from_pretrained(
-            resolve_model_path(base.llm), dtype=get_frozen_dtype(device), use_safetensors=True, **options
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **located)
+        llm = AutoModelForCausalLM.from_pretrained(str(path), **located, **options)
     return llm.eval().to(device), tokenizer
 
 
