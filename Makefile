@@ -1,4 +1,4 @@
-# make demo       distill the pocket LLM on this computer, evaluate it, write runs/pocket/report.html
+# make demo       distill an ear on this computer, evaluate it before and after, write runs/pocket/compare.html
 # make serve      talk to the pocket ear in a browser: http://127.0.0.1:8000/
 # make test       run the tests
 # make check      run what CI runs: format, lint, types, import layers, tests with coverage

@@ -193,8 +193,8 @@ def train_logged(recipe_file: Path, stop_step: int, dtype_name: str) -> None:
         ear.connector.to(dtype)
         return ear
 
-    def logged_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
-        result = train_step(run, step, rank_batch)
+    def logged_step(run: Run, step: int, rank_batch: RankBatch, elapsed_s: float) -> StepResult:
+        result = train_step(run, step, rank_batch, elapsed_s)
         rows = [(draw.row, draw.epoch) for chunk in run.draw_chunks(step) for draw in chunk]
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "rows": rows, "loss": float(result.terms["loss"])}) + "\n")

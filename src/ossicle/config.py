@@ -320,7 +320,12 @@ class TrainSettings:
     """The optimization of the connector."""
 
     n_steps: int = 4_300
-    """Number of optimizer steps."""
+    """Number of optimizer steps; with train.minutes, their highest number."""
+
+    minutes: float | None = None
+    """Minutes of training after which the run ends, for a run that takes as many steps as a computer manages in them.
+    Learning rate and objective.align_only_ratio then follow the time in place of the steps. Such a run can be stopped
+    and resumed, but not repeated bit for bit. Encoding for data.feature_cache comes before and is not counted."""
 
     batch_size: int = 512
     """Highest number of clips in an optimizer step, over all ranks. Batches of a pass differ by at most one clip."""
@@ -333,7 +338,7 @@ class TrainSettings:
     """Learning rate after warm-up."""
 
     warmup_ratio: float = 0.01
-    """Ratio of all steps in which the learning rate rises linearly."""
+    """Ratio of all steps, or of train.minutes, in which the learning rate rises linearly."""
 
     final_lr_ratio: float = 0.1
     """Learning rate at the end of the cosine schedule, relative to the peak."""
@@ -370,8 +375,9 @@ class TrainSettings:
         check(self.start != "", "train.start", "", "an ear's folder, or to be left out")
         for name in ("n_steps", "batch_size", "save_every"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        if self.microbatch_gb is not None:
-            _check_positive("train.microbatch_gb", self.microbatch_gb)
+        for name in ("minutes", "microbatch_gb"):
+            if getattr(self, name) is not None:
+                _check_positive(f"train.{name}", getattr(self, name))
         for name in ("peak_lr", "clip_norm"):
             _check_positive(f"train.{name}", getattr(self, name))
         for name in ("warmup_ratio", "final_lr_ratio"):

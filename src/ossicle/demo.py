@@ -1,48 +1,46 @@
-"""The whole method in a few minutes on two cores: distill the embedded LLM, evaluate it, ask it a spoken question."""
+"""The whole method in a few minutes on two cores: distill an ear, evaluate it before and after, ask it something."""
 
 import math
 import random
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
+from rich.table import Table
 
 from ossicle import checkpoint
-from ossicle.atomic_io import atomic_write, lock_folder
+from ossicle.atomic_io import atomic_write, lock_folder, write_text
 from ossicle.audio.microphone import Microphone
 from ossicle.audio.waveform import load_audio
-from ossicle.backbones.model_files import resolve_model_path
 from ossicle.config import Recipe, load_recipe
 from ossicle.console_progress import ConsoleProgress
+from ossicle.demo_task import DemoTask
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import (
     EvaluationSettings,
     Item,
     Report,
-    Suite,
     build_model_card_table,
     evaluate,
-    open_suite,
-    print_table,
     write_report,
 )
+from ossicle.evaluation.compare_reports import (
+    PairedDifference,
+    compute_corrupted_differences,
+    compute_paired_difference,
+)
+from ossicle.evaluation.report.comparison_page import render_comparison
+from ossicle.evaluation.report.formatting import format_number, format_points, format_points_interval
+from ossicle.evaluation.report.write import format_cell
 from ossicle.html_page import encode_wav
-from ossicle.training.run import with_n_steps
 from ossicle.training.run_log import TrainingProgress, read_metrics
-from ossicle.training.setup import build_run
-from ossicle.training.step_timing import count_steps_within
-from ossicle.training.trainer import train_run
-
-SHIPPED_EAR = "pocket/ear"
-CLIPS_PER_MINUTE = 2_500
-"""Training clips for each minute of the demo. With all clips, a short run would spend its time on encoding them."""
-EVAL_BATCH_SIZE = 64
-"""Items of the suite in one batch. It can be large, as items and answers are short."""
+from ossicle.training.trainer import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,38 +53,39 @@ class EvaluatedEar:
 
 
 def run_demo(
-    out: Path,
-    minutes: float,
+    build_task: Callable[[], DemoTask],
     console: Console,
     *,
+    out: Path,
     program: str,
     command: str,
     uses_microphone: bool = False,
 ) -> None:
-    """Distills an ear, evaluates it, writes the reports and answers one spoken question.
+    """Distills an ear, evaluates it before and after, writes the reports and answers one spoken question.
 
     Args:
+        build_task: is called before anything is written
         program: how to call ossicle on this computer, for the suggested next command
         command: the command line that the user typed, for the report
 
     Raises:
-        ConfigError: the minutes are out of range, or the folder has another run in it
+        ConfigError: the folder has another run in it
         CheckpointError: another process is training in the folder
         StopRequested: the user stopped the distillation; the same call resumes it
     """
-    if not 0 < minutes < math.inf:
-        raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
     microphone = Microphone() if uses_microphone else None
+    task = build_task()
+    _print_title(
+        console, "1. Distillation", "trains only the connector, on transcribed speech, most of it in noise"
+    )
+    ear = _distill(task.recipe, out, console)
+    _print_title(console, "2. Evaluation, before and after", task.measure)
     with lock_folder(out):
-        _print_title(console, "1. Distillation", "trains only the connector, on statements")
-        ear = _distill(out, minutes, console)
-        _print_title(
-            console, "2. Evaluation", "on spoken questions from unseen voices; training has no questions"
-        )
-        suite = open_suite("pocket")
-        ears = _evaluate_ears(ear, suite, out, console, command)
-    _print_title(console, "3. A spoken question", "yours" if microphone else "a random one of the suite")
-    question = microphone.record(console) if microphone else random.choice(suite.items)
+        ears = _evaluate_ears(task, ear, out, console, command)
+    _print_title(
+        console, "3. A spoken question", "yours" if microphone else "a random item of the evaluation"
+    )
+    question = microphone.record(console) if microphone else random.choice(task.suite.items)
     path = _ask_question(ears, question, out, console)
     files = shlex.join([str(out), str(path)])
     console.out(
@@ -96,23 +95,23 @@ def run_demo(
     )
 
 
+def check_minutes(minutes: float) -> float:
+    """Returns the minutes.
+
+    Raises:
+        ConfigError: they are out of range
+    """
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes is {minutes:g}, expected a number above 0")
+    return minutes
+
+
 def _print_title(console: Console, title: str, text: str) -> None:
     console.print(f"\n[bold]{title}[/bold]  [dim]{text}[/dim]", highlight=False)
 
 
-def build_demo_recipe(out: Path, minutes: float) -> Recipe:
-    """Returns the recipe of the demo, without its number of steps, which is set after a step has been timed.
-
-    Each clip has a single view: in a few minutes of training a clip is seen only a few times.
-    """
-    recipe = load_recipe(Path(resolve_model_path("pocket/recipe.toml")))
-    n_clips = max(recipe.train.batch_size, round(minutes * CLIPS_PER_MINUTE))
-    data = replace(recipe.data, n_clips=n_clips, n_augmented_views=1, feature_cache=str(out / "features"))
-    return replace(recipe, out=str(out), data=data)
-
-
 def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
-    """Returns the recipe of the demo's run in `out`; None if there is no run.
+    """Returns the recipe of the demo's run in `out`, which may have other minutes; None if there is no run.
 
     Raises:
         ConfigError: the run there is not the demo's
@@ -120,72 +119,119 @@ def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
     path = out / "recipe.toml"
     if not path.exists():
         return None
-    recipe = load_recipe(path)
+    recipe = replace(load_recipe(path), out=str(out))
     data = replace(new_recipe.data, n_clips=recipe.data.n_clips)
-    steps = replace(new_recipe.train, n_steps=recipe.train.n_steps)
-    recipe = replace(recipe, out=str(out))
-    if recipe != replace(new_recipe, data=data, train=steps):
+    minutes = replace(new_recipe.train, minutes=recipe.train.minutes)
+    if recipe != replace(new_recipe, data=data, train=minutes):
         raise ConfigError(f"--out {out} holds a run with other settings; remove it, or give another folder")
     return recipe
 
 
-def _distill(out: Path, minutes: float, console: Console) -> Ear:
+def _distill(new_recipe: Recipe, out: Path, console: Console) -> Ear:
     """Returns the ear of the run in `out`, after starting or resuming the run if it is not finished."""
-    new_recipe = build_demo_recipe(out, minutes)
     existing = _load_existing_recipe(out, new_recipe)
     if existing is not None and (out / checkpoint.RUN_EAR).is_dir():
         console.print(
-            f"{out} holds a finished ear ({existing.train.n_steps} steps); remove the folder to distill again"
+            f"{out} holds a finished ear ({_describe_training(out)}); remove the folder to distill again",
+            highlight=False,
         )
         return checkpoint.load(out)
     start_s = time.monotonic()
-    progress = TrainingProgress(console)
-    run = build_run(existing or new_recipe, progress)
-    if existing is None:
-        remaining_s = minutes * 60 - (time.monotonic() - start_s)
-        run = with_n_steps(run, count_steps_within(run, remaining_s))
-    ear = train_run(run, progress)
-    console.print(f"Distilled in {(time.monotonic() - start_s) / 60:.1f} minutes", highlight=False)
+    ear = train(existing or new_recipe, TrainingProgress(console))
+    minutes = (time.monotonic() - start_s) / 60
+    console.print(f"{_describe_training(out)}; {minutes:.1f} minutes with all preparations", highlight=False)
     return ear
 
 
-def _evaluate_ears(ear: Ear, suite: Suite, out: Path, console: Console, command: str) -> list[EvaluatedEar]:
-    """Evaluates the new ear and the shipped ear on the same items, prints their tables and writes their reports."""
-    n_steps = load_recipe(out / "recipe.toml").train.n_steps
-    name = f"distilled on this computer, {n_steps} steps"
-    report = _evaluate_ear(ear, suite, name, console, command)
-    checkpoint.save(ear, out / checkpoint.RUN_EAR, card=build_model_card_table(report))
-    ears = [EvaluatedEar(name=name, ear=ear, report=report)]
-    if Path(resolve_model_path(SHIPPED_EAR)).is_dir():
-        shipped = checkpoint.load(SHIPPED_EAR)
-        name = "shipped with ossicle, trained longer and on more speech"
-        report = _evaluate_ear(shipped, suite, name, console, command, reading=report)
-        ears.append(EvaluatedEar(name=name, ear=shipped, report=report))
-    else:
-        console.print(f"(this installation has no {SHIPPED_EAR} to compare with)")
-    for evaluated, path in zip(ears, (out / "report.json", out / "report-shipped.json"), strict=False):
-        metrics = read_metrics(out) if evaluated.ear is ear else None
-        written = write_report(evaluated.report, path, metrics=metrics)
-        console.print(f"\nThe ear [bold]{evaluated.name}[/bold]:", highlight=False)
-        print_table(evaluated.report, console)
-        console.out(f"{written.html}  (with plots and audio)\n{written.json}", highlight=False)
-    return ears
+def _describe_training(out: Path) -> str:
+    """Returns how many steps the run in `out` took in how many minutes."""
+    n_steps = int(read_metrics(out)[-1]["step"])
+    return f"{n_steps} steps in {load_recipe(out / 'recipe.toml').train.minutes:g} minutes"
+
+
+def _evaluate_ears(
+    task: DemoTask, ear: Ear, out: Path, console: Console, command: str
+) -> tuple[EvaluatedEar, EvaluatedEar]:
+    """Evaluates the untrained and the new ear on the same items, prints their numbers and writes their reports."""
+    torch.manual_seed(task.recipe.train.seed)
+    untrained = Ear.new(ear.settings)
+    before_name, after_name = "before training", f"after {_describe_training(out)}"
+    before = _evaluate_ear(task, untrained, before_name, console, command)
+    after = _evaluate_ear(task, ear, after_name, console, command, reuse_from=before)
+    checkpoint.save(ear, out / checkpoint.RUN_EAR, card=build_model_card_table(after))
+    before_files = write_report(before, out / "report-before.json")
+    after_files = write_report(after, out / "report.json", metrics=read_metrics(out))
+    page = out / "compare.html"
+    write_text(page, render_comparison([before_files.json, after_files.json], [before, after]))
+    _print_gains(before, after, console)
+    console.out(
+        f"{page}  (before and after, with plots and audio)\n{after_files.html}  (every answer, and the losses)\n"
+        f"{after_files.json}",
+        highlight=False,
+    )
+    return (
+        EvaluatedEar(name=before_name, ear=untrained, report=before),
+        EvaluatedEar(name=after_name, ear=ear, report=after),
+    )
 
 
 def _evaluate_ear(
-    ear: Ear, suite: Suite, name: str, console: Console, command: str, reading: Report | None = None
+    task: DemoTask, ear: Ear, name: str, console: Console, command: str, reuse_from: Report | None = None
 ) -> Report:
     base = ear.settings.base
     with ConsoleProgress(console) as progress:
         return evaluate(
-            ear,
-            suite,
-            EvaluationSettings(batch_size=EVAL_BATCH_SIZE),
+            task.get_model(ear),
+            task.suite,
+            EvaluationSettings(batch_size=task.batch_size, corruptions=task.corruptions),
             progress=progress,
             about={"ear": name, "LLM": base.llm, "encoder": base.encoder},
             command=command,
-            reuse_from=reading,
+            reuse_from=reuse_from,
         )
+
+
+def _print_gains(before: Report, after: Report, console: Console) -> None:
+    """Prints the numbers before and after, clean and under each corruption, and the paired differences."""
+    metric = after.overall.metric
+    clean = compute_paired_difference(before, after)
+    gains = dict([*([("clean", clean)] if clean else []), *compute_corrupted_differences(before, after)])
+    rows = [
+        ("clean", before.overall, after.overall),
+        *(
+            (corruption.name, own, other)
+            for (corruption, own), (_, other) in zip(before.robustness, after.robustness, strict=True)
+        ),
+    ]
+    caption = "95 % intervals; gain: after - before, in points, in pairs."
+    if not metric.is_error:
+        ceiling = format_number(after.overall.text_ceiling.value, metric)
+        caption += f" Text ceiling, the LLM reads what was said: {ceiling}."
+    table = Table(
+        title=f"{metric.title}: {after.overall.n} spoken items", caption=caption, caption_justify="left"
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("cascade", "ear before", "ear after", "gain"):
+        table.add_column(name, justify="right", style="bold" if name == "ear after" else "", no_wrap=True)
+    for name, own, other in rows:
+        estimates = (own.cascade, own.ear, other.ear)
+        gain = gains[name].difference
+        difference = (
+            f"{format_points(gain.value, metric)}\n[dim]{format_points_interval(gain.ci95, metric)}[/dim]"
+        )
+        table.add_row(name, *(format_cell(estimate, metric) for estimate in estimates), difference)
+    console.print(table)
+    if not any(_is_gain(gain) for gain in gains.values()):
+        console.print(
+            "No gain is clear of chance: this computer took few steps; give it more time with --minutes, and another"
+            " --out",
+            highlight=False,
+        )
+
+
+def _is_gain(gain: PairedDifference) -> bool:
+    low, high = gain.difference.ci95
+    return high < 0 if gain.metric.is_error else low > 0
 
 
 def _ask_question(

@@ -47,10 +47,10 @@ def test_ctrl_c_prints_the_command_that_resumes_training(
 
     train_step = trainer.train_step
 
-    def interrupt_second_step(run: trainer.Run, number: int, portions: Any) -> Any:
+    def interrupt_second_step(run: trainer.Run, number: int, portions: Any, elapsed_s: float) -> Any:
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return train_step(run, number, portions)
+        return train_step(run, number, portions, elapsed_s)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", interrupt_second_step)

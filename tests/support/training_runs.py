@@ -83,7 +83,7 @@ class SignalAfterStep(TrainingProgress):
         super().__init__()
         self.at, self.number, self.times = step, number, times
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, elapsed_s: float) -> None:
         """Sends the signal if this is the step."""
         if step == self.at:
             for _ in range(self.times):

@@ -104,13 +104,13 @@ def test_a_run_resumes_with_any_number_of_ranks_at_the_next_sample(
     log.mkdir()
     original, count = trainer.train_step, itertools.count()
 
-    def record(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
+    def record(run: Run, step: int, rank_batch: RankBatch, elapsed_s: float) -> StepResult:
         rows = [f"{step} {index.row} {index.epoch}\n" for chunk in run.draw_chunks(step) for index in chunk]
         with (log / f"{Path(run.recipe.out).name}-{run.ranks.rank}-{os.getpid()}-{next(count)}").open(
             "w"
         ) as file:
             file.writelines(rows)
-        return original(run, step, rank_batch)
+        return original(run, step, rank_batch, elapsed_s)
 
     monkeypatch.setattr(trainer, "train_step", record)
     whole = trainer.train(replace(longer, out=str(tmp_path / "whole")))

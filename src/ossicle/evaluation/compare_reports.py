@@ -1,7 +1,7 @@
 """Compares reports: the numbers of each, and the paired difference between two ears on the items that both have."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ossicle.errors import DataError
 from ossicle.evaluation.item_result import ItemResult
@@ -79,6 +79,23 @@ def compute_paired_difference(first: Report, other: Report) -> PairedDifference 
         return PairedDifference(n=len(pairs), metric=METRICS["mean"], difference=difference)
     difference = bootstrap_difference(metrics[0], *scores[0])
     return PairedDifference(n=len(pairs), metric=metrics[0], difference=difference)
+
+
+def compute_corrupted_differences(first: Report, other: Report) -> tuple[tuple[str, PairedDifference], ...]:
+    """Returns the paired difference of the ears under each corruption that both reports have, with its name."""
+    first_results, other_results = (
+        {
+            result.corruption: replace(report, items=result.apply_to(report.items), corruption_results=())
+            for result in report.corruption_results
+        }
+        for report in (first, other)
+    )
+    differences = {
+        corruption.name: compute_paired_difference(result, other_results[corruption])
+        for corruption, result in first_results.items()
+        if corruption in other_results
+    }
+    return tuple((name, difference) for name, difference in differences.items() if difference)
 
 
 def match_items(first: Report, other: Report) -> list[tuple[ItemResult, ItemResult]]:

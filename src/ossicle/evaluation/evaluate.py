@@ -75,7 +75,7 @@ def evaluate(
         about: what is evaluated, shown in the report: such as {"ear": ..., "LLM": ...}.
         command: the user's command line; by default that of the running program.
         reuse_from: a report on these items for another ear with the same encoder and LLM; its text ceiling and
-            cascade are reused, as they do not depend on the connector.
+            cascade are reused, under its corruptions too, as they do not depend on the connector.
 
     Raises:
         DataError: no items, two items with one id, sound that cannot be opened, or a text that cannot be sent to the
@@ -97,7 +97,9 @@ def evaluate(
         generate_kwargs=settings.generate_kwargs,
     )
     items = _evaluate_clean(stages, durations_s, reuse_from)
-    corrupted = tuple(_evaluate_corrupted(stages, items, corruption) for corruption in settings.corruptions)
+    corrupted = tuple(
+        _evaluate_corrupted(stages, items, corruption, reuse_from) for corruption in settings.corruptions
+    )
     return Report(
         suite=suite.name,
         items=items,
@@ -166,7 +168,7 @@ def _evaluate_clean(
 
 
 def _evaluate_corrupted(
-    stages: Stages, items: Sequence[ItemResult], corruption: Corruption
+    stages: Stages, items: Sequence[ItemResult], corruption: Corruption, reuse_from: Report | None
 ) -> CorruptionResult:
     """Returns the results of cascade and ear on corrupted sound; the expected answers are those for clean sound."""
     suite_items = stages.suite.items
@@ -177,9 +179,13 @@ def _evaluate_corrupted(
         return corrupt(load_audio(item.audio), corruption, seed=seed, voices=voices)
 
     name = corruption.name
-    transcripts = stages.transcribe_audio(f"{name}: transcribing", load_corrupted)
+    if (reused := _reuse_corrupted_answers(reuse_from, corruption)) is None:
+        transcripts = stages.transcribe_audio(f"{name}: transcribing", load_corrupted)
+        cascade_answers = stages.answer_texts(f"{name}: answering transcripts", transcripts)
+    else:
+        transcripts, cascade_answers = reused
     answers = {
-        "cascade": stages.answer_texts(f"{name}: answering transcripts", transcripts),
+        "cascade": cascade_answers,
         "ear": stages.answer_audio(f"{name}: answering audio", load_corrupted),
     }
     targets = _fill_own_targets(suite_items, {item.id: item.text_answer for item in items})
@@ -240,6 +246,20 @@ def _reuse_answers(
         for name in ("text_answer", "transcript", "cascade_answer")
     )
     return text_answers, transcripts, cascade_answers
+
+
+def _reuse_corrupted_answers(
+    report: Report | None, corruption: Corruption
+) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Returns another report's transcripts and answers to them under a corruption; None if it has none."""
+    if report is None:
+        return None
+    by_corruption = {result.corruption: result.items for result in report.corruption_results}
+    if corruption not in by_corruption:
+        return None
+    results = dict(zip((item.id for item in report.items), by_corruption[corruption], strict=True))
+    transcripts = {name: result.transcript for name, result in results.items()}
+    return transcripts, {name: result.cascade_answer for name, result in results.items()}
 
 
 def _check_audio(items: Sequence[Item], progress: ProgressCallback | None) -> tuple[list[float], str]:

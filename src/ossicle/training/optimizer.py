@@ -1,6 +1,4 @@
-"""The optimizer of the connector's weights, and its learning rate at each step."""
-
-import math
+"""The optimizer of the connector's weights."""
 
 import torch
 from torch import nn
@@ -31,18 +29,7 @@ def build_optimizer(connector: Connector, settings: TrainSettings) -> torch.opti
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of a step, to which each group of weights has its own factor."""
-    rate = settings.peak_lr * compute_lr_factor(step, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_LR_SCALE]
-
-
-def compute_lr_factor(step: int, settings: TrainSettings) -> float:
-    """Returns the learning rate as a factor of its peak: linear warm-up, then half a cosine to the final ratio."""
-    n_warmup_steps = max(1, round(settings.warmup_ratio * settings.n_steps))
-    if step < n_warmup_steps:
-        return (step + 1) / n_warmup_steps
-    progress = min((step - n_warmup_steps) / max(1, settings.n_steps - n_warmup_steps), 1.0)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * cosine

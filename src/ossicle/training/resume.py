@@ -66,6 +66,8 @@ class TrainerState:
     """Optimizer steps taken."""
     n_samples: int = 0
     """Samples that those steps took, skipped ones included: the position in the order of clips."""
+    elapsed_s: float = 0.0
+    """Seconds that those steps took."""
 
 
 def _build_identity(recipe: Recipe) -> dict[str, Any]:
@@ -142,6 +144,7 @@ def _write_progress(folder: Path, state: TrainerState, recipe: Recipe) -> None:
     progress = {
         "step": state.step,
         "n_samples": state.n_samples,
+        "elapsed_s": state.elapsed_s,
         "files": {path.name: path.stat().st_size for path in folder.iterdir()},
         "recipe": _build_identity(recipe),
     }
@@ -203,7 +206,9 @@ def load_state(
             moments["step"] = moments["step"].reshape(())
     except _READ_ERRORS as error:
         raise _damaged_error(path, error) from error
-    return TrainerState(step=progress["step"], n_samples=progress["n_samples"])
+    return TrainerState(
+        step=progress["step"], n_samples=progress["n_samples"], elapsed_s=progress["elapsed_s"]
+    )
 
 
 def _allocate_moments(weight: torch.Tensor, keys: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -281,7 +286,7 @@ def _find_newest_state(folder: Path) -> Path | None:
 
 
 def _read_progress(path: Path) -> dict[str, Any]:
-    """Reads step, samples and recipe of a state, and checks the sizes of its files."""
+    """Reads step, samples, time and recipe of a state, and checks the sizes of its files."""
     try:
         progress = json.loads((path / _PROGRESS_FILE).read_text(encoding="utf-8"))
         for name, size in progress["files"].items():
@@ -289,6 +294,7 @@ def _read_progress(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} has another size than when it was written")
         if not (isinstance(progress["step"], int) and isinstance(progress["n_samples"], int)):
             raise ValueError("its step is not a number")
+        progress["elapsed_s"] = float(progress.get("elapsed_s", 0.0))  # not in older states
         progress["recipe"]["train.n_steps"]
     except _READ_ERRORS as error:
         raise _damaged_error(path, error) from error

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,9 +55,9 @@ class Run:
         """Fingerprints of what the run learns from: files may change while their names in a recipe stay."""
         return {**self.backbone_fingerprints, "speech": self.dataset.speech.fingerprint}
 
-    def is_align_only(self, step: int) -> bool:
+    def is_align_only(self, scheduled_step: float) -> bool:
         """Whether a step belongs to the alignment-only warm-up, which leaves out the terms that need the LLM."""
-        return step < self.recipe.objective.align_only_ratio * self.recipe.train.n_steps
+        return scheduled_step < self.recipe.objective.align_only_ratio * self.recipe.train.n_steps
 
     def draw_chunks(self, step: int) -> list[list[SampleIndex]]:
         """Returns this rank's clips of a step, in the chunks that workers load; there may be none.
@@ -82,8 +82,3 @@ class Run:
         return build_rank_batch(
             worker_batches, self.memory_model, self.microbatch_budget, self.ranks, pin_memory=pin_memory
         )
-
-
-def with_n_steps(run: Run, n_steps: int) -> Run:
-    """Returns the same run with another number of steps."""
-    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, n_steps=n_steps)))

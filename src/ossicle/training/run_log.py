@@ -6,10 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ossicle.config import TrainSettings
 from ossicle.console_progress import ConsoleProgress
 from ossicle.errors import DataError
 from ossicle.jsonl_log import JsonlLog
 from ossicle.training.distillation import TERMS
+from ossicle.training.schedule import compute_scheduled_step, format_progress
 
 MetricsRow = dict[str, int | float]
 """The step, and means over the steps since the line before."""
@@ -126,7 +128,8 @@ class TrainingProgress(ConsoleProgress):
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)
-        self._step = self._n_steps = self._last_printed = 0
+        self._settings = TrainSettings()
+        self._step, self._elapsed_s, self._last_printed = 0, 0.0, 0.0
 
     def update_encoding(self, n_done: int, n: int) -> None:
         """Shows how many of n clips are encoded."""
@@ -135,19 +138,20 @@ class TrainingProgress(ConsoleProgress):
             self.close()
 
     @contextlib.contextmanager
-    def show_steps(self, step: int, n_steps: int) -> Generator[None]:
-        """Shows the steps from `step` to `n_steps` while the block runs."""
-        if 0 < step < n_steps:
-            self.console.print(f"resuming at step {step} of {n_steps}")
-        self._step, self._n_steps, self._last_printed = step, n_steps, step
+    def show_steps(self, step: int, elapsed_s: float, settings: TrainSettings) -> Generator[None]:
+        """Shows the steps that are left, or in a run of so many minutes the time, while the block runs."""
+        self._settings, self._step, self._elapsed_s = settings, step, elapsed_s
+        self._last_printed = self._scheduled_step
+        if step > 0 and not self._is_done:
+            self.console.print(f"resuming at {format_progress(step, elapsed_s, settings)}")
         with self:
-            self.update_bar("", step, n_steps)
+            self._update_steps()
             yield
 
-    def advance(self, step: int) -> None:
-        """Shows that the steps up to `step` are done."""
-        self._step = step
-        self.update_bar("", step, self._n_steps)
+    def advance(self, step: int, elapsed_s: float) -> None:
+        """Shows that the steps up to `step` are done, after so many seconds of training."""
+        self._step, self._elapsed_s = step, elapsed_s
+        self._update_steps()
 
     def log(self, row: MetricsRow) -> None:
         """Shows a line of metrics.jsonl."""
@@ -158,10 +162,26 @@ class TrainingProgress(ConsoleProgress):
         if "mfu" in row:
             speed.append(f"{row['mfu']:.0%} of peak")
         note = gap.join([*terms, *speed])
-        self.update_bar("", self._step, self._n_steps, note=note)
-        step = int(row["step"])
-        is_due = step - self._last_printed >= self._n_steps / _N_PRINTED_LINES or step == self._n_steps
+        self._update_steps(note)
+        settings, scheduled_step = self._settings, self._scheduled_step
+        is_due = scheduled_step - self._last_printed >= settings.n_steps / _N_PRINTED_LINES or self._is_done
         if not self.console.is_terminal and is_due:
-            self._last_printed = step
+            self._last_printed = scheduled_step
             loss = f"loss {row['loss']:.3f}" if "loss" in row else "no clip could be used"
-            self.console.print(f"step {step}/{self._n_steps}  {loss}  {note}", soft_wrap=True)
+            step = format_progress(self._step, self._elapsed_s, settings).replace(" of ", "/")
+            self.console.print(f"{step}  {loss}  {note}", soft_wrap=True)
+
+    @property
+    def _scheduled_step(self) -> float:
+        return compute_scheduled_step(self._step, self._elapsed_s, self._settings)
+
+    @property
+    def _is_done(self) -> bool:
+        return self._scheduled_step >= self._settings.n_steps
+
+    def _update_steps(self, note: str | None = None) -> None:
+        """Draws the bar of the steps, or of the seconds."""
+        if self._settings.minutes is None:
+            self.update_bar("", self._step, self._settings.n_steps, note=note)
+        else:
+            self.update_bar("seconds", round(self._elapsed_s), round(60 * self._settings.minutes), note=note)

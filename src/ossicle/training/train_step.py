@@ -23,6 +23,7 @@ from ossicle.training.distillation import TERMS, DistillationLoss, distillation_
 from ossicle.training.distributed import Ranks
 from ossicle.training.optimizer import set_learning_rate
 from ossicle.training.run import Run
+from ossicle.training.schedule import compute_lr_factor, compute_scheduled_step
 from ossicle.training.teacher import TeacherTargets
 
 
@@ -33,6 +34,8 @@ class StepResult:
     terms: dict[str, Tensor] = field(default_factory=dict)
     """The loss, its terms (both this rank's part of the sum) and the gradient's norm (the same on all ranks), still on
     the device, so that no step waits for them; empty if no clip of the batch could be used."""
+    lr: float = 0.0
+    """Learning rate of the step."""
     n_clips: int = 0
     """Clips that were learned from, on all ranks."""
     audio_s: float = 0.0
@@ -50,21 +53,28 @@ class StepResult:
         return not self.terms or math.isfinite(self.terms["grad_norm"].item())
 
 
-def train_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
+def train_step(run: Run, step: int, rank_batch: RankBatch, elapsed_s: float = 0.0) -> StepResult:
     """Updates the connector from the clips of a step, divided over ranks and microbatches.
 
     The result does not depend on how they are divided, up to rounding.
+
+    Args:
+        elapsed_s: seconds of training before the step, for a run whose schedule follows the time; the same on all ranks
 
     Raises:
         OssicleError: a GPU's memory is too small for a microbatch
     """
     settings, microbatches = run.recipe.train, rank_batch.microbatches
-    set_learning_rate(run.optimizer, step, settings)
+    scheduled_step = compute_scheduled_step(step, elapsed_s, settings)
+    lr = settings.peak_lr * compute_lr_factor(scheduled_step, settings)
+    is_align_only = run.is_align_only(scheduled_step)
+    set_learning_rate(run.optimizer, lr)
     counts = [_count_term_items(run.recipe.connector, microbatch) for microbatch in microbatches]
-    shared = run.ranks.all_reduce(_collect_counts(run, step, counts, rank_batch))
+    shared = run.ranks.all_reduce(_collect_counts(run, counts, rank_batch, is_align_only=is_align_only))
     totals = dict(zip(TERMS, shared, strict=False))
     n_clips, audio_s, flops, n_skipped, *sizes = shared[len(TERMS) :]
     result = StepResult(
+        lr=lr,
         n_clips=int(n_clips),
         audio_s=audio_s,
         flops=flops,
@@ -83,7 +93,7 @@ def train_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
         microbatch = microbatches[number] if len(microbatches[number]) else _build_placeholder(run)
         scales = {name: counts[number][name] / total if total else 0.0 for name, total in totals.items()}
         with _sync_gradients(run.connector, number == numbers[-1]), _report_out_of_memory(microbatch):
-            loss = _forward_backward(run, step, microbatch, candidates, scales)
+            loss = _forward_backward(run, microbatch, candidates, scales, is_align_only=is_align_only)
         for name, term in {"loss": loss.total, **loss.terms}.items():
             sums[name] = sums.get(name, 0.0) + term.detach()
     sums["grad_norm"] = nn.utils.clip_grad_norm_(run.ear.connector.parameters(), settings.clip_norm)
@@ -95,10 +105,11 @@ def train_step(run: Run, step: int, rank_batch: RankBatch) -> StepResult:
 
 def _forward_backward(
     run: Run,
-    step: int,
     microbatch: Microbatch,
     candidates: Int[Tensor, " C"],
     scales: Mapping[str, float],
+    *,
+    is_align_only: bool,
 ) -> DistillationLoss:
     """Returns a microbatch's part of the loss, after adding its gradients to those of the connector.
 
@@ -110,8 +121,8 @@ def _forward_backward(
             run.ear,
             build_batch(run.ear, microbatch),
             run.recipe.objective,
-            align_only=run.is_align_only(step),
-            teacher=_compute_targets(run, step, microbatch),
+            align_only=is_align_only,
+            teacher=None if is_align_only else _compute_targets(run, microbatch),
             connector=run.connector,
             candidates=candidates,
             scales=scales,
@@ -138,16 +149,16 @@ def _report_out_of_memory(microbatch: Microbatch) -> Generator[None]:
         ) from error
 
 
-def _compute_targets(run: Run, step: int, microbatch: Microbatch) -> TeacherTargets | None:
-    """Returns the teacher's states on the transcripts; None if the step does not compare states."""
+def _compute_targets(run: Run, microbatch: Microbatch) -> TeacherTargets | None:
+    """Returns the teacher's states on the transcripts; None if no term compares states."""
     objective = run.recipe.objective
-    if run.is_align_only(step) or not (objective.hidden_weight or objective.kl_weight):
+    if not (objective.hidden_weight or objective.kl_weight):
         return None
     return run.teacher.compute_targets(microbatch.transcripts)
 
 
 def _collect_counts(
-    run: Run, step: int, counts: Sequence[Mapping[str, int]], rank_batch: RankBatch
+    run: Run, counts: Sequence[Mapping[str, int]], rank_batch: RankBatch, *, is_align_only: bool
 ) -> list[float | int]:
     """Returns this rank's part of the numbers that are summed over ranks before a step.
 
@@ -160,9 +171,7 @@ def _collect_counts(
         *(sum(count[name] for count in counts) for name in TERMS),
         len(n_text),
         sum(n_positions) / POSITIONS_PER_SECOND,
-        run.cost_model.count_flops(
-            np.array(n_positions), np.array(n_text), is_align_only=run.is_align_only(step)
-        ),
+        run.cost_model.count_flops(np.array(n_positions), np.array(n_text), is_align_only=is_align_only),
         len(rank_batch.skipped),
         *map(len, rank_batch.microbatches),
     ]

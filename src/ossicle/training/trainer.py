@@ -17,10 +17,10 @@ from ossicle.settings_io import to_toml
 from ossicle.training.batch import RankBatch
 from ossicle.training.dataloader import map_in_workers, report_dead_workers
 from ossicle.training.distributed import Ranks, join_process_group
-from ossicle.training.optimizer import compute_lr_factor
 from ossicle.training.resume import TrainerState, check_state, load_state, save_state, write_origin
 from ossicle.training.run import Run
 from ossicle.training.run_log import MetricsLog, MetricsRow, SkippedRows, TrainingProgress
+from ossicle.training.schedule import compute_scheduled_step, format_progress
 from ossicle.training.setup import build_run
 from ossicle.training.train_step import StepResult, train_step
 
@@ -29,17 +29,19 @@ LOG_EVERY = 10
 
 
 class StopRequested(KeyboardInterrupt):
-    """The user stopped the run after `step`; its state is saved."""
+    """The user stopped the run; its state is saved."""
 
-    def __init__(self, step: int, n_steps: int) -> None:
-        super().__init__(f"stopped after step {step} of {n_steps}; the same command resumes there")
-        self.step, self.n_steps = step, n_steps
+    def __init__(self, state: TrainerState, settings: TrainSettings) -> None:
+        progress = format_progress(state.step, state.elapsed_s, settings)
+        super().__init__(f"stopped after {progress}; the same command resumes there")
+        self.step = state.step
 
 
 def train(recipe: Recipe, progress: TrainingProgress | None = None) -> Ear:
-    """Trains an ear, from the state in its folder to the recipe's last step, and saves it there.
+    """Trains an ear, from the state in its folder to the end of the recipe's schedule, and saves it there.
 
-    Ctrl-C (or SIGTERM) saves the state first; the same call resumes, with the same result. Started by torchrun, all
+    Ctrl-C (or SIGTERM) saves the state first; the same call resumes, with the same result unless the schedule follows
+    the time. Started by torchrun, all
     processes share each batch; any number of them can resume what others began.
 
     Raises:
@@ -62,38 +64,39 @@ def train(recipe: Recipe, progress: TrainingProgress | None = None) -> Ear:
 
 def train_run(run: Run, progress: TrainingProgress | None = None) -> Ear:
     """Takes the steps that are left of a run, and saves the ear; for the errors it raises see `train`."""
-    progress, n_steps = progress or TrainingProgress(), run.recipe.train.n_steps
+    progress, settings = progress or TrainingProgress(), run.recipe.train
     state = load_state(run.folder, run.ear.connector, run.optimizer, run.recipe, run.ranks)
     metrics, skipped = _open_logs(run, state)
-    step, averager, last_result = state.step, MetricAverager(run.ranks), StepResult()
+    averager, last_result = MetricAverager(run.ranks), StepResult()
+    step, elapsed_s = state.step, state.elapsed_s
+    start_s = time.monotonic() - elapsed_s
     with (
         report_dead_workers(),
         run.ranks.report_lost_ranks(),
         catch_stop_signals() as is_stop_requested,
-        progress.show_steps(step, n_steps),
+        progress.show_steps(state.step, state.elapsed_s, settings),
         contextlib.closing(_load_rank_batches(run, step)) as rank_batches,
     ):
-        while step < n_steps:
-            result = train_step(run, step, next(rank_batches))
+        while compute_scheduled_step(step, elapsed_s, settings) < settings.n_steps:
+            result = train_step(run, step, next(rank_batches), elapsed_s)
             step += 1
+            elapsed_s = run.ranks.all_reduce([time.monotonic() - start_s])[0] / run.ranks.n_ranks
             last_result = result if result.terms else last_result  # a step without clips has no loss
             averager.add(result)
-            progress.advance(step)
-            is_last = step == n_steps
+            progress.advance(step, elapsed_s)
+            is_last = compute_scheduled_step(step, elapsed_s, settings) >= settings.n_steps
             if step % LOG_EVERY == 0 or is_last:
-                _check_finite(last_result, step, run.recipe.train)
-                _log_metrics(
-                    run, averager.compute_row(step, run.recipe.train, run.peak_flops), metrics, progress
-                )
+                _check_finite(last_result, step, settings)
+                _log_metrics(run, averager.compute_row(step, run.peak_flops), metrics, progress)
             data_error = _record_skipped(run, step, result, skipped)
             is_stopped = not is_last and run.ranks.all_reduce([is_stop_requested()])[0] > 0
-            if step % run.recipe.train.save_every == 0 or is_last or is_stopped or data_error:
-                _check_finite(last_result, step, run.recipe.train)
-                _save_state(run, step)
+            if step % settings.save_every == 0 or is_last or is_stopped or data_error:
+                _check_finite(last_result, step, settings)
+                state = _save_state(run, step, elapsed_s)
             if data_error:
                 raise data_error
             if is_stopped:
-                raise StopRequested(step, n_steps)
+                raise StopRequested(state, settings)
     with run.ranks.sync_errors():
         if run.ranks.is_first:
             checkpoint.save(run.ear, run.folder / checkpoint.RUN_EAR, fingerprints=run.backbone_fingerprints)
@@ -124,9 +127,10 @@ def _log_metrics(run: Run, row: MetricsRow, metrics: MetricsLog | None, progress
     progress.log(row)
 
 
-def _save_state(run: Run, step: int) -> None:
-    state = TrainerState(step=step, n_samples=run.sampler.count_samples_before(step))
+def _save_state(run: Run, step: int, elapsed_s: float) -> TrainerState:
+    state = TrainerState(step=step, n_samples=run.sampler.count_samples_before(step), elapsed_s=elapsed_s)
     save_state(run.folder, run.ear.connector, run.optimizer, state, run.recipe, run.ranks)
+    return state
 
 
 def _record_skipped(run: Run, step: int, result: StepResult, skipped: SkippedRows) -> DataError | None:
@@ -179,7 +183,7 @@ class MetricAverager:
         """Adds a step."""
         self.results.append(result)
 
-    def compute_row(self, step: int, settings: TrainSettings, peak_flops: float | None) -> MetricsRow:
+    def compute_row(self, step: int, peak_flops: float | None) -> MetricsRow:
         """Returns the means over these steps and their speed, and starts again; all ranks call it together.
 
         Args:
@@ -199,7 +203,7 @@ class MetricAverager:
         row: MetricsRow = {
             "step": step,
             **row_means,
-            "lr": settings.peak_lr * compute_lr_factor(step - 1, settings),
+            "lr": self.results[-1].lr,
             "clips_per_s": sum(result.n_clips for result in self.results) / elapsed_s,
             "audio_h_per_h": sum(result.audio_s for result in self.results) / elapsed_s,
         }

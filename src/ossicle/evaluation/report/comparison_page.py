@@ -11,6 +11,7 @@ from ossicle.evaluation.compare_reports import (
     ComparisonRow,
     PairedDifference,
     build_rows,
+    compute_corrupted_differences,
     compute_paired_difference,
     explain_no_difference,
     match_items,
@@ -71,6 +72,8 @@ class Disagreements:
     """None if they share no items with the same metric."""
     reason: str
     """The reason why there is no difference."""
+    corrupted: tuple[tuple[str, PairedDifference], ...]
+    """The differences under each corruption that both reports have, with its name."""
     counts: tuple[tuple[str, str, int], ...]
     """Label, color and number of the shared items that both, only one or neither of them answers correctly."""
     clips: tuple[Clip, ...]
@@ -165,6 +168,7 @@ def _find_disagreements(
         other=other,
         difference=compute_paired_difference(first.report, other.report),
         reason=explain_no_difference(first.report, other.report),
+        corrupted=compute_corrupted_differences(first.report, other.report),
         counts=(
             ("Both right", "both", flags.count((True, True))),
             (f"Only {other.name}", other.color, flags.count((False, True))),
