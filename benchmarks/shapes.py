@@ -176,6 +176,8 @@ class Backbones:
         shared = SharedVocabulary(
             decoder_embeddings=whisper_embeddings[:n_shared],
             other_decoder_embeddings=whisper_embeddings[n_shared:],
+            other_pieces=torch.full((len(whisper_embeddings) - n_shared, 1), -1),
+            piece_embeddings=llm_embeddings[:0],
             llm_embeddings=llm_embeddings[:n_shared],
             prompt_embeddings=whisper_embeddings[:2],
             end_embedding=whisper_embeddings[2],

@@ -301,7 +301,7 @@ def test_decoding_stops_at_the_end_of_the_last_clip() -> None:
     connector.end_head = Ends()
     audio = connector(features(200, 150))
     assert computed == [1] * 6
-    assert audio.tokens.shape == (2, 6, D_LLM)
+    assert audio.tokens.shape == (2, 5, D_LLM)
 
 
 def test_the_first_slot_past_the_end_ends_the_clip() -> None:

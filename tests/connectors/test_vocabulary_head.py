@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_ear, tiny_llama, tiny_whisper
 from support.tiny_tokenizers import tiny_tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ossicle import checkpoint
@@ -21,7 +22,7 @@ from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings, load_recipe
 from ossicle.connectors import Transcripts, build_connector
 from ossicle.connectors.vocabulary_head import SharedVocabulary, VocabularyHead
-from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary, match_tokens
+from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary, match_tokens, split_tokens
 from ossicle.ear import Ear, EarSettings
 
 KNOWS = ConnectorSettings(form="autoregressive", n_queries=32)
@@ -60,6 +61,8 @@ def random_words(
         **{
             "decoder_embeddings": torch.randn(n_words, d_encoder),
             "other_decoder_embeddings": torch.randn(2, d_encoder),
+            "other_pieces": torch.full((2, 1), -1),
+            "piece_embeddings": rows.get("llm_embeddings", torch.zeros(0, 16))[:0],
             "llm_embeddings": torch.randn(n_words, 16) * spread,
             "prompt_embeddings": torch.randn(2, d_encoder),
             "end_embedding": torch.randn(d_encoder),
@@ -370,6 +373,57 @@ def test_an_untrained_ear_hears_what_whisper_transcribes() -> None:
     written = zip(ear.transcribe_audio_tokens(sounds), ear.transcribe(sounds), strict=True)
     agree = sum(heard.lower() == transcript.lower() for heard, transcript in written)
     assert agree / len(rows) > 0.75
+
+
+def test_tokens_that_the_llm_lacks_are_split_into_its_own() -> None:
+    whisper_tokenizer = spelling({"\u0120Phil": 1, "\u0120Philip": 2, "ip": 3, "\u00c3": 4, "<|0.00|>": 5})
+    whisper_tokenizer.get_added_vocab = lambda: {"<|0.00|>": 5}
+    tokenizer = tiny_tokenizer("llama")
+    whole, none, broken, control = split_tokens(whisper_tokenizer, tokenizer, [2, 6, 4, 5])
+    assert tokenizer.decode(whole) == " Philip"
+    assert len(whole) > 1
+    assert none == broken == control == []
+    assert split_tokens(whisper_tokenizer, tokenizer, []) == []
+
+
+def test_a_token_that_the_llm_lacks_becomes_several_audio_tokens() -> None:
+    """Whisper goes on from its own token; the other clips of the batch are not changed."""
+    ear = tiny_ear("autoregressive")
+    connector: Any = ear.connector
+    head = connector.vocabulary_head
+    n_words, d_encoder = head.decoder_embeddings.shape
+    torch.manual_seed(0)
+    unshared = 1e-4 * torch.randn(2, d_encoder)
+    extra = torch.randn(1, head.llm_embeddings.shape[1])
+    features = ear.encode_sounds([load_audio(row["audio"]["bytes"]) for row in spoken()[:2]])
+    torch.nn.init.constant_(connector.end_head.bias, -100.0)
+    plain = connector(features)
+    head.other_decoder_embeddings, head.piece_embeddings = unshared, extra
+    head.other_pieces = torch.tensor([[3, n_words, 5], [-1, -1, -1]])
+    fed: list[Tensor] = []
+    logits, decode = head.logits, connector.decode
+    calls = iter(range(1_000))
+
+    def write_unshared_at_second_step(hidden: Tensor) -> Tensor:
+        scores = logits(hidden)
+        if next(calls) == 1:
+            scores[0, -1, n_words] = scores.max() + 1.0  # the first clip's: it has pieces
+            scores[1, -1, n_words + 1] = scores.max() + 1.0  # the second clip's: it has none
+        return scores
+
+    def record(queries: Tensor, *args: Any) -> Tensor:
+        fed.append(queries)
+        return decode(queries, *args)
+
+    head.logits, connector.decode = write_unshared_at_second_step, record
+    with torch.no_grad():
+        heard = connector(features)
+    table = torch.cat([head.llm_embeddings, extra])
+    torch.testing.assert_close(heard.tokens[0, 1:4], table[[3, n_words, 5]])
+    torch.testing.assert_close(heard.tokens[:, 0], plain.tokens[:, 0])
+    position = connector._slot_queries(3)[2]
+    torch.testing.assert_close(fed[2][0, 0] - position, unshared[0], rtol=1e-3, atol=1e-5)
+    assert torch.equal(heard.n_tokens, connector.max_tokens(features))
 
 
 def test_audio_tokens_are_the_same_without_the_llm(tmp_path: Path) -> None:

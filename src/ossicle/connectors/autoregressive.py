@@ -6,10 +6,11 @@ over the words that Whisper's and the LLM's vocabularies share, plus a learned r
 untrained ear already hears what Whisper would have transcribed, its output softened over those words.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig
@@ -114,10 +115,9 @@ class AutoregressiveConnector(QueryConnector):
         """Returns the audio tokens of a batch of clips: in training all slots in one pass, else one after the other."""
         n_slots = self.count_slots(features, transcripts)
         if transcripts is None:
-            tokens, end_logits = self._decode_greedily(features, n_slots)
-            log_likelihood = None
-        else:
-            tokens, end_logits, log_likelihood = self._decode_teacher_forced(features, transcripts, n_slots)
+            tokens, n_tokens = self._decode_greedily(features, n_slots)
+            return AudioTokens(tokens=tokens, n_tokens=n_tokens, end_logits=None, log_likelihood=None)
+        tokens, end_logits, log_likelihood = self._decode_teacher_forced(features, transcripts, n_slots)
         return AudioTokens(
             tokens=tokens,
             n_tokens=self.count_tokens(end_logits, features, n_slots, transcripts),
@@ -146,25 +146,68 @@ class AutoregressiveConnector(QueryConnector):
 
     def _decode_greedily(
         self, features: Features, n_slots: int
-    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"]]:
-        """Decodes slot after slot until every clip has ended or has all the tokens that it may have."""
+    ) -> tuple[Float[Tensor, "B Q D"], Int[Tensor, " B"]]:
+        """Decodes step after step until every clip has ended or has all the tokens that it may have.
+
+        A step gives one audio token, or several where Whisper writes a token that the LLM has only in pieces.
+
+        Returns: audio tokens, and their number for each clip
+        """
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         queries = self._slot_queries(n_slots).expand(len(features.states), -1, -1)
         max_tokens = self.max_tokens(features)
+        n_tokens = torch.zeros_like(max_tokens)
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
-        slots: list[tuple[Tensor, Tensor]] = []
+        steps: list[tuple[Tensor, Tensor]] = []
         query = torch.cat([self._embed_prompt(features), queries[:, :1]], dim=1)
-        for slot in range(n_slots):
+        for step in range(n_slots):
             hidden = self.decode(query, features.states, features.attention_mask, cache)
-            token, end_logit, _ = self._output_heads(hidden[:, -1:])
-            slots.append((token, end_logit))
-            has_ended = has_ended | (end_logit[:, 0] > 0) | (slot + 1 >= max_tokens)
+            tokens, end_logit, logits = self._output_heads(hidden[:, -1:])
+            has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
-            nearest = None if self.vocabulary_head is None else self.vocabulary_head.nearest_tokens(token)
-            query = queries[:, slot + 1, None] + self._embed_previous(token, nearest)
-        tokens, end_logits = zip(*slots, strict=True)
-        return torch.cat(tokens, dim=1), torch.cat(end_logits, dim=1)
+            tokens, n_new, unshared = self._write_pieces(tokens, logits)
+            n_new = n_new.where(~has_ended, 0)
+            steps.append((tokens, n_new))
+            n_tokens = n_tokens + n_new
+            has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
+            if bool(has_ended.all()) or step + 1 == n_slots:
+                break
+            query = queries[:, step + 1, None] + self._embed_written(tokens, n_new, unshared)
+        return _concatenate_ragged(steps), n_tokens.minimum(max_tokens)
+
+    def _write_pieces(
+        self, tokens: Float[Tensor, "B 1 D"], logits: Float[Tensor, "B 1 W"] | None
+    ) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"], Int[Tensor, " B"] | None]:
+        """Replaces audio tokens by the pieces of the unshared token that Whisper would write there.
+
+        Returns: audio tokens, how many there are for each clip, and the unshared token's number, -1 where there is none
+        """
+        n_tokens = torch.ones(len(tokens), dtype=torch.long, device=tokens.device)
+        if self.vocabulary_head is None or logits is None:
+            return tokens, n_tokens, None
+        is_unshared, index = self.vocabulary_head.find_unshared(logits[:, 0])
+        if not bool(is_unshared.any()):
+            return tokens, n_tokens, None
+        pieces, n_pieces = self.vocabulary_head.embed_pieces(index)
+        tokens = functional.pad(tokens, (0, 0, 0, pieces.shape[1] - 1))
+        tokens = torch.where(is_unshared[:, None, None], pieces.to(tokens.dtype), tokens)
+        return tokens, n_pieces.where(is_unshared, n_tokens), index.where(is_unshared, -1)
+
+    def _embed_written(
+        self, tokens: Float[Tensor, "B K D"], n_new: Int[Tensor, " B"], unshared: Int[Tensor, " B"] | None
+    ) -> Float[Tensor, "B 1 E"]:
+        """Turns what a step has written into the decoder's next input; for pieces, Whisper's own token."""
+        head = self.vocabulary_head
+        last = tokens.gather(1, (n_new - 1).clamp(min=0)[:, None, None].expand(-1, 1, tokens.shape[2]))
+        embedded = self._embed_previous(last, None if head is None else head.nearest_tokens(last))
+        if head is None or unshared is None:
+            return embedded
+        own = (
+            self.feedback(last.to(self.queries.dtype))
+            + head.other_decoder_embeddings[unshared.clamp(min=0), None]
+        )
+        return torch.where((unshared >= 0)[:, None, None], own, embedded)
 
     def _slot_queries(self, n_slots: int) -> Float[Tensor, "Q E"]:
         """Queries at their positions, which come after those of the prompt."""
@@ -209,3 +252,15 @@ class AutoregressiveConnector(QueryConnector):
 
 def _last_linear(part: nn.Module) -> nn.Linear:
     return [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
+
+
+def _concatenate_ragged(
+    steps: Sequence[tuple[Float[Tensor, "B _ D"], Int[Tensor, " B"]]],
+) -> Float[Tensor, "B Q D"]:
+    """Concatenates the first n rows of each clip from all steps, padded behind the last one."""
+    tokens = torch.cat([rows for rows, _ in steps], dim=1)
+    is_written = torch.cat(
+        [torch.arange(rows.shape[1], device=rows.device) < n_rows[:, None] for rows, n_rows in steps], dim=1
+    )
+    order = (~is_written).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(is_written.sum(1).max())]
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ossicle.connectors.layers import upcast
 
-_SHARPNESS = 8.0
-"""Initial inverse temperature of the softmax over words. An LLM reads one token better than a blend of two, so the
-distribution starts sharper than Whisper's; training adjusts it."""
+_SHARPNESS = 20.0
+"""Inverse temperature of the softmax over words, untrained: the LLM reads the very words that Whisper would write."""
+_TRAINING_SHARPNESS = 3.0
+"""The same where training begins, which adjusts it: between single words there would be next to no gradient."""
 _EXACT = 1e-3
 """Largest squared distance between an embedding and its copy in another dtype, relative to the mean squared norm."""
 
@@ -27,6 +28,11 @@ class SharedVocabulary:
     """Whisper's own embeddings of the shared tokens, for input and output alike."""
     other_decoder_embeddings: Float[Tensor, "U E"]
     """Whisper's embeddings of tokens that it may write and the LLM does not have."""
+    other_pieces: Int[Tensor, "U K"]
+    """The LLM's tokens for the same bytes as each of those: rows of `llm_embeddings` and, behind them, of
+    `piece_embeddings`; -1 behind the last one, and in the whole row where the LLM cannot write those bytes."""
+    piece_embeddings: Float[Tensor, "X D"]
+    """The LLM's input embeddings of pieces that are no shared tokens."""
     llm_embeddings: Float[Tensor, "C D"]
     """The LLM's input embeddings of the shared tokens, scaled as its first layer gets them."""
     prompt_embeddings: Float[Tensor, "P E"]
@@ -44,12 +50,15 @@ class SharedVocabulary:
         sizes = {
             "decoder_embeddings": (n_words, d_encoder),
             "other_decoder_embeddings": (n_others, d_encoder),
+            "other_pieces": (n_others, 1),
+            "piece_embeddings": (0, d_llm),
             "llm_embeddings": (n_words, d_llm),
             "prompt_embeddings": (n_prompt, d_encoder),
             "end_embedding": (d_encoder,),
             "language_embeddings": (n_languages, d_encoder),
         }
-        return cls(**{name: torch.empty(size, device="meta") for name, size in sizes.items()})
+        tensors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+        return cls(**tensors | {"other_pieces": tensors["other_pieces"].long()})
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class VocabularyHead(nn.Module):
 
     decoder_embeddings: Tensor
     other_decoder_embeddings: Tensor
+    other_pieces: Tensor
+    piece_embeddings: Tensor
     llm_embeddings: Tensor
     llm_square_norms: Tensor
     end_embedding: Tensor
@@ -90,13 +101,19 @@ class VocabularyHead(nn.Module):
             "decoder_embeddings",
             "other_decoder_embeddings",
             "llm_embeddings",
+            "piece_embeddings",
             "end_embedding",
             "language_embeddings",
         ):
             rows = getattr(shared, name).detach().float().clone()
             self.register_buffer(name, rows, persistent=False)
+        self.register_buffer("other_pieces", shared.other_pieces, persistent=False)
         self.register_buffer("llm_square_norms", self.llm_embeddings.square().sum(1), persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
+
+    def soften(self) -> None:
+        """Sets the sharpness from which it is trained."""
+        nn.init.constant_(self.log_sharpness, math.log(_TRAINING_SHARPNESS))
 
     def logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q W"]:
         """Computes Whisper's own logits from decoder states: the shared words first, then its other tokens."""
@@ -138,6 +155,23 @@ class VocabularyHead(nn.Module):
             best = (2 * points @ upcast(self.llm_embeddings).T - norms).max(-1)
             distances = points.square().sum(-1) - best.values
         return NearestTokens(best.indices, distances < _EXACT * norms.mean())
+
+    def find_unshared(self, logits: Float[Tensor, "B W"]) -> tuple[Bool[Tensor, " B"], Int[Tensor, " B"]]:
+        """Returns where Whisper would write a token that the LLM has only in pieces, and which one of those it is."""
+        n_words = len(self.llm_embeddings)
+        if not len(self.other_pieces):
+            return torch.zeros_like(logits[:, 0], dtype=torch.bool), torch.zeros_like(
+                logits[:, 0], dtype=torch.long
+            )
+        others = logits[:, n_words:].masked_fill(self.other_pieces[:, 0] < 0, -torch.inf)
+        best = others.max(1)
+        return best.values > logits[:, :n_words].amax(1), best.indices
+
+    def embed_pieces(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
+        """Returns the LLM's embeddings of the pieces of unshared tokens, and the number of pieces of each."""
+        pieces = self.other_pieces[index]
+        table = torch.cat([self.llm_embeddings, self.piece_embeddings])
+        return table[pieces.clamp(min=0)], (pieces >= 0).sum(1)
 
     def embed_previous(self, nearest: NearestTokens) -> Float[Tensor, "*N E"]:
         """Looks up Whisper's embeddings of the nearest tokens."""

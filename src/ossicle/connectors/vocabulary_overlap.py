@@ -1,9 +1,10 @@
 """Finds the tokens that Whisper and an LLM have in common, by the bytes that they stand for."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.backbones.causal_lm import embed, get_input_embeddings
@@ -104,10 +105,13 @@ def build_shared_vocabulary(
     llm_ids, whisper_ids = (list(ids) for ids in zip(*pairs, strict=True))
     others = set(whisper.tokenizer.get_vocab().values()) - set(whisper.tokenizer.all_special_ids)
     others -= _suppressed_ids(whisper) | set(whisper_ids)
+    pieces, extra_ids = _index_pieces(split_tokens(whisper.tokenizer, tokenizer, sorted(others)), llm_ids)
     languages, prompt = _decoder_prompt(whisper)
     return SharedVocabulary(
         decoder_embeddings=decoder_table[whisper_ids],
         other_decoder_embeddings=decoder_table[sorted(others)],
+        other_pieces=pieces.to(decoder_table.device),
+        piece_embeddings=embed(llm, extra_ids),
         llm_embeddings=embed(llm, llm_ids),
         prompt_embeddings=torch.stack(
             [torch.zeros_like(decoder_table[0]) if id_ is None else decoder_table[id_] for id_ in prompt]
@@ -115,6 +119,35 @@ def build_shared_vocabulary(
         end_embedding=decoder_table[whisper.config.eos_token_id],
         language_embeddings=decoder_table[languages],
     )
+
+
+def split_tokens(
+    whisper_tokenizer: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+) -> list[list[int]]:
+    """Splits tokens of Whisper into tokens of the LLM that stand for the same bytes.
+
+    Returns: the LLM's ids of each token; none for a token that is no text, or whose bytes the LLM cannot write
+    """
+    whisper_bytes, llm_bytes = _token_bytes(whisper_tokenizer), _token_bytes(tokenizer)
+    controls = set(whisper_tokenizer.get_added_vocab().values())
+    contents = [b"" if id_ in controls else whisper_bytes.get(id_, b"") for id_ in ids]
+    texts = [content.decode(errors="ignore") for content in contents]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [
+        pieces if content and b"".join(llm_bytes.get(piece, b"") for piece in pieces) == content else []
+        for content, pieces in zip(contents, encoded, strict=True)
+    ]
+
+
+def _index_pieces(split: Sequence[Sequence[int]], shared_ids: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Returns a padded table of rows in the LLM's embeddings of shared and of further tokens, and those further ones."""
+    rows = {id_: row for row, id_ in enumerate(shared_ids)}
+    extra_ids = sorted({id_ for pieces in split for id_ in pieces} - rows.keys())
+    rows |= {id_: len(shared_ids) + row for row, id_ in enumerate(extra_ids)}
+    table = torch.full((len(split), max(map(len, split), default=1) or 1), -1)
+    for row, pieces in enumerate(split):
+        table[row, : len(pieces)] = torch.tensor([rows[id_] for id_ in pieces], dtype=torch.long)
+    return table, extra_ids
 
 
 def _decoder_prompt(whisper: Whisper) -> tuple[list[int], list[int | None]]:

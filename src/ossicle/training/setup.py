@@ -89,11 +89,14 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
 
 def _build_ear(recipe: Recipe, ranks: Ranks) -> Ear:
     torch.manual_seed(recipe.train.seed)
-    return Ear.new(
+    ear = Ear.new(
         EarSettings(base=recipe.base, prompt=recipe.prompt, connector=recipe.connector),
         llm_bits=recipe.train.llm_bits,
         on_host=ranks.is_distributed and recipe.train.frozen_placement != "replicated",
     )
+    if ear.connector.vocabulary_head is not None:
+        ear.connector.vocabulary_head.soften()
+    return ear
 
 
 def _fingerprint_backbones(ear: Ear, base: BaseSettings, llm_bits: int) -> dict[str, str]:
