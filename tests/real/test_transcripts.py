@@ -1,0 +1,78 @@
+"""An untrained ear writes what its Whisper writes: short and long speech, in the languages that Whisper knows."""
+
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from support.real_ears import BASE, QWEN, SMOLLM, TINY, EarFolder, transcribe_by_transformers
+from support.real_speech import concatenate_clips, read_clips, select_clips, speak, word_error_rate
+
+from ossicle.audio.waveform import load_audio
+
+OpenEar = Callable[[str, str], EarFolder]
+
+SPANISH = (
+    "La ciudad tiene un museo muy grande cerca del río.",
+    "Mañana vamos a visitar a mis abuelos en el campo.",
+    "El tren sale a las ocho de la mañana.",
+    "Me gusta leer libros de historia por la noche.",
+    "¿Dónde está la estación más cercana?",
+    "Mi hermana trabaja en un hospital de Madrid.",
+)
+"""Sentences for a synthetic voice, where there are no recordings in Spanish."""
+MAX_MEMORY_GB = 3.0
+"""Memory that five minutes of speech may add to the process at its peak, in GB; the encoder takes most of it."""
+
+
+@pytest.mark.parametrize(("whisper", "llm", "n"), [(TINY, SMOLLM, 200), (BASE, SMOLLM, 50), (BASE, QWEN, 30)])
+def test_an_untrained_ear_writes_what_whisper_writes(
+    whisper: str, llm: str, n: int, open_ear: OpenEar, speech: Path
+) -> None:
+    sounds = [load_audio(clip.audio) for clip in select_clips(speech, n)]
+    expected = transcribe_by_transformers(whisper, sounds, "en")
+    ear = open_ear(whisper, llm).load()
+    assert ear.transcribe(sounds) == expected
+    assert word_error_rate(ear.transcribe_audio_tokens(sounds), expected) <= 0.01
+
+
+@pytest.mark.parametrize("llm", [SMOLLM, QWEN])
+def test_german_recordings_are_written_in_german(llm: str, open_ear: OpenEar, speech: Path) -> None:
+    clips = select_clips(speech, 20, "de")
+    check_language(open_ear(BASE, llm), [clip.audio for clip in clips], [clip.text for clip in clips], "de")
+
+
+@pytest.mark.parametrize("llm", [SMOLLM, QWEN])
+def test_a_spanish_voice_is_written_in_spanish(llm: str, open_ear: OpenEar, tmp_path: Path) -> None:
+    check_language(open_ear(BASE, llm), speak(tmp_path, SPANISH, "es"), SPANISH, "es")
+
+
+def check_language(folder: EarFolder, paths: Sequence[Path], texts: Sequence[str], language: str) -> None:
+    """Compares the ear with Whisper, which is given the language, and both with what was said."""
+    ear, sounds = folder.load(), [load_audio(path) for path in paths]
+    expected = transcribe_by_transformers(folder.whisper, sounds, language)
+    cascade = ear.transcribe_with_language(sounds)
+    assert [transcript.language for transcript in cascade] == [language] * len(sounds)
+    assert [transcript.text for transcript in cascade] == expected
+    written = ear.transcribe_audio_tokens(sounds)
+    assert word_error_rate(written, expected, language) <= 0.03
+    of_cascade = word_error_rate(expected, texts, language)
+    assert word_error_rate(written, texts, language) <= of_cascade + 0.03
+
+
+@pytest.mark.parametrize("duration_s", [60, 300])
+def test_minutes_of_speech_are_written_as_well_as_by_the_cascade(
+    duration_s: int, open_ear: OpenEar, speech: Path
+) -> None:
+    clips = [clip for manifest in read_clips(speech) for clip in manifest]
+    sound, text = concatenate_clips(clips, duration_s)
+    ear = open_ear(TINY, SMOLLM).load()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    written = ear.transcribe_audio_tokens([sound])
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kb * 1024 < MAX_MEMORY_GB * 1e9
+    of_cascade = word_error_rate(ear.transcribe([sound]), [text])
+    assert of_cascade < 0.2
+    assert word_error_rate(written, [text]) <= of_cascade + 0.02
+    question = {"role": "user", "content": [{"type": "audio", "audio": sound}]}
+    assert ear.chat([question], max_new_tokens=16)
