@@ -1,10 +1,11 @@
 """The tokens that Whisper's decoder starts with, from complete settings, from old ones and from none."""
 
+import copy
 from typing import Any
 
 import pytest
 from support.tiny_models import tiny_whisper, tiny_whisper_tokenizer
-from transformers import GenerationConfig, WhisperConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 
 from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
 
@@ -22,16 +23,17 @@ COMPLETE = WhisperPrompt(
 GERMAN = WhisperPrompt(start=50258, languages={"de": 50261}, transcribe=50359, no_timestamps=50363)
 
 
-class Vocabulary:
-    """A tokenizer as far as it is needed."""
-
-    def get_vocab(self) -> dict[str, int]:
-        return {"hello": 0, **IDS}
+def build_tokenizer() -> PreTrainedTokenizerBase:
+    """Returns a tokenizer with these special tokens."""
+    tokenizer: Any = copy.copy(tiny_whisper_tokenizer())
+    methods = {"get_vocab": lambda self: {"hello": 0, **IDS}}
+    tokenizer.__class__ = type("Tokenizer", (type(tokenizer),), methods)
+    return tokenizer
 
 
 def read(options: dict[str, Any], **config: Any) -> WhisperPrompt:
     whisper = WhisperConfig(vocab_size=51_865, decoder_start_token_id=50258, **config)
-    return read_whisper_prompt(GenerationConfig(**options), whisper, Vocabulary())  # ty: ignore[invalid-argument-type]
+    return read_whisper_prompt(GenerationConfig(**options), whisper, build_tokenizer())
 
 
 def test_settings_and_tokenizer_give_the_same_prompt() -> None:
@@ -63,6 +65,6 @@ def test_forced_tokens_of_old_configs_name_the_language() -> None:
 def test_an_english_whisper_has_neither_language_nor_task() -> None:
     assert read({"is_multilingual": False}) == WhisperPrompt(start=50258, no_timestamps=50363)
     english = WhisperConfig(vocab_size=51_864, decoder_start_token_id=50258)
-    assert not read_whisper_prompt(GenerationConfig(), english, Vocabulary()).is_multilingual  # ty: ignore[invalid-argument-type]
+    assert not read_whisper_prompt(GenerationConfig(), english, build_tokenizer()).is_multilingual
     tiny, tokenizer = tiny_whisper(), tiny_whisper_tokenizer()
     assert [tiny.prompt.start, tiny.prompt.no_timestamps] == tokenizer.prefix_tokens
