@@ -90,6 +90,25 @@ def test_ablations() -> None:
 # The ear that comes with ossicle
 
 
+def test_real_speech() -> None:
+    sets = json.loads((RESULTS / "2026-11-28-real-speech.json").read_text())["sets"]
+    names = {"LJ Speech": "ljspeech", "Arctic": "arctic-kathleen", "learners": "speechocean-dev"}
+    shown = read_table(RESULTS_PAGE, "word errors, % | n | cascade | untrained | trained | half-way")
+    assert len(shown) == sum(map(len, sets.values()))
+    for row, cells in shown.items():
+        name, _, condition = row.partition(", ")
+        result = sets[names[name]][condition]
+        ears = [
+            "{value:.1f} ({low:.1f} to {high:.1f})".format(
+                value=result["wer"][ear]["value"],
+                **dict(zip(("low", "high"), result["wer"][ear]["difference"]["ci95"], strict=True)),
+            ).replace("-", "−")
+            for ear in ("trained", "half-way")
+        ]
+        values = [f"{result['wer'][name]['value']:.1f}" for name in ("cascade", "untrained")]
+        assert cells == [str(result["n"]), *values, *ears], row
+
+
 def test_three_numbers() -> None:
     shown = read_table(
         RESULTS_PAGE, "right answers, 95 % interval | n | text ceiling | cascade | new ear | pocket/ear"
