@@ -30,11 +30,7 @@ from ossicle.evaluation import (
     evaluate,
     write_report,
 )
-from ossicle.evaluation.compare_reports import (
-    PairedDifference,
-    compute_corrupted_differences,
-    compute_paired_difference,
-)
+from ossicle.evaluation.gains import compute_gains
 from ossicle.evaluation.report.comparison_page import render_comparison
 from ossicle.evaluation.report.formatting import format_number, format_points, format_points_interval
 from ossicle.evaluation.report.write import format_cell
@@ -192,17 +188,9 @@ def _evaluate_ear(
 
 
 def _print_gains(before: Report, after: Report, console: Console) -> None:
-    """Prints the numbers before and after, clean and under each corruption, and the paired differences."""
+    """Prints the numbers before and after, clean and in noise, and the paired differences."""
+    gains = compute_gains(before, after)
     metric = after.overall.metric
-    clean = compute_paired_difference(before, after)
-    gains = dict([*([("clean", clean)] if clean else []), *compute_corrupted_differences(before, after)])
-    rows = [
-        ("clean", before.overall, after.overall),
-        *(
-            (corruption.name, own, other)
-            for (corruption, own), (_, other) in zip(before.robustness, after.robustness, strict=True)
-        ),
-    ]
     caption = "95 % intervals; gain: after - before, in points, in pairs."
     if not metric.is_error:
         ceiling = format_number(after.overall.text_ceiling.value, metric)
@@ -213,25 +201,19 @@ def _print_gains(before: Report, after: Report, console: Console) -> None:
     table.add_column("", no_wrap=True)
     for name in ("cascade", "ear before", "ear after", "gain"):
         table.add_column(name, justify="right", style="bold" if name == "ear after" else "", no_wrap=True)
-    for name, own, other in rows:
-        estimates = (own.cascade, own.ear, other.ear)
-        gain = gains[name].difference
-        difference = (
-            f"{format_points(gain.value, metric)}\n[dim]{format_points_interval(gain.ci95, metric)}[/dim]"
-        )
-        table.add_row(name, *(format_cell(estimate, metric) for estimate in estimates), difference)
+    for gain in gains:
+        estimates = (gain.cascade, gain.before, gain.after)
+        value = format_points(gain.difference.value, metric)
+        interval = format_points_interval(gain.difference.ci95, metric)
+        cells = [format_cell(estimate, metric) for estimate in estimates]
+        table.add_row(gain.name, *cells, f"{value}\n[dim]{interval}[/dim]")
     console.print(table)
-    if not any(_is_gain(gain) for gain in gains.values()):
+    if not any(gain.is_clear for gain in gains):
         console.print(
             "No gain is clear of chance: this computer took few steps; give it more time with --minutes, and another"
             " --out",
             highlight=False,
         )
-
-
-def _is_gain(gain: PairedDifference) -> bool:
-    low, high = gain.difference.ci95
-    return high < 0 if gain.metric.is_error else low > 0
 
 
 def _ask_question(
