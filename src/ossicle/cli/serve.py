@@ -2,9 +2,14 @@
 
 import asyncio
 import ipaddress
+import logging
+import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -33,7 +38,9 @@ class Serve:
     port: Annotated[int, arg(metavar="PORT")] = 8000
     """Port to listen on. 0: any free port."""
     name: Annotated[str | None, arg(metavar="NAME")] = None
-    """Model name in the API. Without it, the ear's name as given."""
+    """Model name in the API. Without it, the name of the ear's folder."""
+    device: Annotated[str | None, arg(metavar="NAME")] = None
+    """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     engine: Literal["local", "vllm"] = "local"
     """Engine that runs the LLM. local: this process; vllm: a vLLM server that serves the ear's LLM with
     --enable-prompt-embeds."""
@@ -46,7 +53,9 @@ class Serve:
     key_file: KeyFile = None
     """File with the API keys that this server accepts, one per line. Without it, requests need no key."""
     allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN")] = ()
-    """Origins of other sites whose pages may call the server (CORS), such as https://example.org."""
+    """Origins of other sites whose pages may call the server (CORS), such as https://example.org; *: all sites."""
+    access_log: bool = False
+    """Print a line for each request: time, client, method, path, status, duration, request id."""
     max_batch_size: CountOption = 32
     """Highest number of answers that the local engine decodes in one batch."""
     max_waiting: CountOption = 128
@@ -67,22 +76,32 @@ class Serve:
         from ossicle.serving.metrics import Metrics
         from ossicle.serving.request_body import RequestLimits
 
+        started_at = time.monotonic()
         settings = ServerSettings(
-            model=self.name or self.ear.rstrip("/"),
+            model=self.name or name_model(self.ear),
             keys=read_keys(self.key_file),
-            origins=self.allow_origin,
+            origins=tuple(map(normalize_origin, self.allow_origin)),
             max_active=self.max_batch_size + self.max_waiting,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
         )
         # The port is bound first: if it is taken, the error comes before the models are loaded.
         with server.bind_socket(self.host, self.port) as socket:
-            ear = checkpoint.load(self.ear, with_llm=self.engine == "local")
+            ear = checkpoint.load(self.ear, device=self.device, with_llm=self.engine == "local")
             metrics = Metrics()
             app = create_app(self.build_engine(ear, metrics), settings, metrics)
             # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster here.
             torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
             port = socket.getsockname()[1]
-            server.run(server.build_server(app), socket, lambda: self.print_address(settings.model, port))
+            if self.access_log:
+                _print_access_log()
+
+            def print_start() -> None:
+                self.print_address(settings.model, port)
+                self.print_models(ear, time.monotonic() - started_at)
+
+            server.run(server.build_server(app), socket, print_start)
+        minutes, n_requests, n_failed = (time.monotonic() - started_at) / 60, *metrics.count_requests()
+        _print(f"Stopped after {minutes:.1f} min: {n_requests} requests, {n_failed} failed")
         return 0
 
     def build_engine(self, ear: "Ear", metrics: "Metrics") -> "Engine":
@@ -124,11 +143,69 @@ class Serve:
     def print_address(self, model: str, port: int) -> None:
         """Prints the server's URL, and a warning if other machines can use it without a key."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        Console().print(f"Serving {model} at http://{host}:{port}/ (Ctrl-C stops it)", highlight=False)
+        _print(f"Serving {model} at http://{host}:{port}/ (Ctrl-C stops it)")
         if self.key_file is None and not _is_loopback(self.host):
             print_message(
                 "anyone who can reach this address can use the server; --key-file makes it require an API key"
             )
+
+    def print_models(self, ear: "Ear", duration_s: float) -> None:
+        """Prints what was loaded, where, and in how many seconds."""
+        base, weights = ear.settings.base, ear.whisper.model
+        place = f"on {ear.device}" if self.engine == "local" else f"at {self.url}"
+        _print(
+            f"{weights.device}, {str(weights.dtype).removeprefix('torch.')}; encoder {base.encoder}, LLM {base.llm}"
+            f" {place}; loaded in {duration_s:.1f} s"
+        )
+
+
+def name_model(ear: str) -> str:
+    """Returns the public name of an ear: that of its folder, or of its run's; no path of this machine."""
+    if ear.startswith("pocket/"):
+        return ear
+    path = Path(os.path.normpath(Path.cwd() / Path(ear).expanduser()))  # `resolve` would follow links
+    is_of_run = path.name == "ear" and (path.parent / "recipe.toml").is_file()
+    return (path.parent if is_of_run else path).name or "ear"
+
+
+def normalize_origin(text: str) -> str:
+    """Returns an origin as browsers send it: in small letters, with a port only where it is not the default one.
+
+    Raises:
+        ConfigError: not an origin
+    """
+    if text in ("*", "null"):
+        return text
+    try:
+        url = urlsplit(text)
+        host, port = (url.hostname or "").encode("idna").decode(), url.port
+    except ValueError as error:  # UnicodeError is one
+        raise ConfigError(
+            f"--allow-origin is {text!r} ({error}), expected such as https://example.org"
+        ) from error
+    is_origin = url.scheme and host and "*" not in host and url.username is None
+    if not is_origin or url.path not in ("", "/") or url.query or url.fragment:
+        raise ConfigError(
+            f"--allow-origin is {text!r}, expected scheme, host and port of a site without a path, such as"
+            " https://example.org or http://localhost:5173, or * for all sites"
+        )
+    is_default = port is None or port == {"http": 80, "https": 443}.get(url.scheme)
+    host = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{host}" if is_default else f"{url.scheme}://{host}:{port}"
+
+
+def _print_access_log() -> None:
+    from ossicle.serving.request_log import ACCESS_LOG
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    ACCESS_LOG.addHandler(handler)
+    ACCESS_LOG.setLevel(logging.INFO)
+    ACCESS_LOG.propagate = False
+
+
+def _print(line: str) -> None:
+    Console(soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:

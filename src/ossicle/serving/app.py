@@ -25,6 +25,7 @@ from ossicle.serving.metrics import CONTENT_TYPE, Metrics
 from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
 from ossicle.serving.page import get_page
 from ossicle.serving.request_body import RequestLimits, read_chat_request
+from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
 from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 from ossicle.serving.worker import LOG
 
@@ -68,9 +69,14 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
         ],
-        middleware=_build_middleware(settings),
+        middleware=[
+            Middleware(RequestLog),
+            *_build_cors(settings.origins),
+            Middleware(InternalErrors, handle_error=endpoints.handle_error),
+            Middleware(BodyLimits, limits=settings.limits),
+        ],
         exception_handlers=dict.fromkeys(
-            (OssicleError, HTTPException, ClientDisconnect, Exception), endpoints.handle_error
+            (OssicleError, HTTPException, ClientDisconnect), endpoints.handle_error
         ),
         lifespan=lifespan,
     )
@@ -78,17 +84,20 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
     return app
 
 
-def _build_middleware(settings: ServerSettings) -> list[Middleware]:
-    middleware = [Middleware(BodyLimits, limits=settings.limits)]
-    if settings.origins:
-        cors = Middleware(
+def _build_cors(origins: Sequence[str]) -> list[Middleware]:
+    """Returns the middleware that lets pages of other origins send any header and read the id of a request."""
+    if not origins:
+        return []
+    return [
+        Middleware(
             CORSMiddleware,
-            allow_origins=list(settings.origins),
+            allow_origins=list(origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=[REQUEST_ID, "retry-after"],
         )
-        middleware.insert(0, cors)
-    return middleware
+    ]
 
 
 async def _get_health(request: Request) -> Response:
@@ -176,7 +185,7 @@ class _Endpoints:
         elif isinstance(error, OssicleError):
             api_error = to_api_error(error)
         else:
-            LOG.error("a request failed", exc_info=error)
+            LOG.error("request %s failed", request.state.request_id, exc_info=error)
             api_error = build_internal_error()
         return self._build_json_response(
             request, api_error.body, api_error.status, headers | api_error.headers

@@ -64,6 +64,16 @@ class Metrics:
             registry=registry,
         )
 
+    def count_requests(self) -> tuple[int, int]:
+        """Returns the number of finished requests, and of those that failed here, with a status from 500."""
+        counts = [
+            (sample.labels["status"], int(sample.value))
+            for metric in self.requests.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        ]
+        return sum(n for _, n in counts), sum(n for status, n in counts if status >= "500")
+
     def to_text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,6 +1,7 @@
 """The listening server: uvicorn with time limits for slow clients, its socket, and its shutdown."""
 
 import asyncio
+import errno
 import json
 import signal
 import socket
@@ -119,11 +120,19 @@ def bind_socket(host: str, port: int) -> socket.socket:
             listener.listen(_BACKLOG)
             stack.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
-        raise ConfigError(
-            f"the server cannot listen at --host {host} --port {port} ({error}): give another --port, or a --host that"
-            " is an address of this machine"
-        ) from error
+        raise ConfigError(_explain_bind_error(error, host, port)) from error
     return listener
+
+
+def _explain_bind_error(error: Exception, host: str, port: int) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return f"Port {port} is in use; choose another with --port"
+    if number == errno.EACCES:
+        return f"Port {port} needs the rights of an administrator; choose one from 1024 with --port"
+    if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
+        return f"--host {host} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all its addresses"
+    return f"Cannot listen at {host}, port {port} ({error})"
 
 
 def build_server(app: Starlette) -> uvicorn.Server:

@@ -24,6 +24,8 @@ _QUICK_TIMEOUT_S = 30.0
 _KEEPALIVE_S = 2.0
 """Shorter than the 5 s after which vLLM closes an idle connection, so that no request is sent while it closes."""
 _MAX_MESSAGE_CHARACTERS = 2_000
+UPSTREAM_DOWN = "upstream_down"
+"""The code of the error for a vLLM to which there is no connection."""
 _NO_REASON = "it gives no reason"
 NOT_VLLM = "the server behind this one does not answer as vLLM does: check that --url leads to a vLLM"
 
@@ -251,7 +253,7 @@ def raise_connection_error(error: Exception, url: str) -> NoReturn:
             "vLLM cannot be reached: try again when it is up",
             status=503,
             error_type=SERVER_ERROR,
-            code="upstream_down",
+            code=UPSTREAM_DOWN,
             retry_after_s=5,
         ) from error
     if isinstance(error, httpx2.TimeoutException):

@@ -12,7 +12,7 @@ import torch
 from ossicle.chat.prompt_segments import Frame
 from ossicle.errors import ConfigError
 from ossicle.serving.errors import ApiError
-from ossicle.serving.vllm.client import VllmClient
+from ossicle.serving.vllm.client import UPSTREAM_DOWN, VllmClient
 from ossicle.serving.vllm.prompt import VllmTemplate, build_embeds_part
 
 LOG = logging.getLogger("ossicle.serving")
@@ -29,7 +29,9 @@ async def resolve_model(client: VllmClient, requested: str | None) -> str:
     try:
         response = await client.get(MODELS)
     except ApiError as error:
-        raise ConfigError(f"--url is {client.url!r}, expected a vLLM that is up: {error}") from error
+        if error.code == UPSTREAM_DOWN:
+            raise ConfigError(f"Cannot reach vLLM at {client.url}; is it running?") from error
+        raise ConfigError(f"--url is {client.url!r}: {error}") from error
     cards = response.get("data")
     cards = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
     names = [card["id"] for card in cards if isinstance(card.get("id"), str)]

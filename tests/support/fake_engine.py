@@ -1,0 +1,51 @@
+"""An engine without models, for tests of what stands in front of one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ossicle.backbones.transcription import Transcript
+from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, Usage
+from ossicle.serving.metrics import Metrics
+from support.serve_app import serve_app
+
+MODEL = "pocket/ear"
+
+
+class FakeEngine:
+    """Answers "yes" to everything.
+
+    Args:
+        failure: raised in place of an answer
+    """
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+
+    async def complete(self, request: ChatRequest) -> dict[str, Any]:
+        """Returns the answer."""
+        if self.failure:
+            raise self.failure
+        usage = Usage(prompt_tokens=3, audio_tokens=0, completion_tokens=1)
+        return ChatResponse(model=request.model).build_completion([("yes", "stop")], usage)
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
+        """Returns the answer in one chunk."""
+
+        async def build_chunks() -> AsyncIterator[dict[str, Any]]:
+            yield ChatResponse(model=request.model).build_chunk(0, {"content": "yes"}, "stop")
+
+        return build_chunks()
+
+    async def transcribe(self, sound: Sound) -> Transcript:
+        """Returns the transcript."""
+        return Transcript("yes", "en")
+
+    async def close(self) -> None:
+        """Does nothing."""
+
+
+def serve_fake_engine(failure: Exception | None = None, **settings: Any) -> AbstractContextManager[str]:
+    """Serves the engine, and yields its URL."""
+    return serve_app(create_app(FakeEngine(failure), ServerSettings(model=MODEL, **settings), Metrics()))
