@@ -1,8 +1,10 @@
 """Laws of the ear: audio tokens do not depend on the batch, and the frozen models never change."""
 
+import copy
 import functools
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +351,7 @@ def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
 def multilingual_whisper() -> Whisper:
     """Returns a Whisper of English and German; which of the two it detects depends on the sound alone."""
     whisper = tiny_whisper(seed=3)
+    whisper = replace(whisper, tokenizer=copy.deepcopy(whisper.tokenizer))
     whisper.tokenizer.add_special_tokens({"additional_special_tokens": ["<|de|>"]})
     model: Any = whisper.model
     model.resize_token_embeddings(len(whisper.tokenizer), mean_resizing=False)
