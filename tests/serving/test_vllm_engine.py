@@ -245,7 +245,7 @@ def test_the_url_may_end_in_v1_and_the_key_is_sent(ear: Ear) -> None:
 
 MODELS = httpx2.Response(200, json={"data": [{"id": "a"}, {"id": "b"}, {"id": 3}, "c"]})
 UNFIT: dict[str, tuple[list[httpx2.Response | Exception], dict[str, Any], str]] = {
-    "down": ([httpx2.ConnectError("refused")], {}, "Cannot reach vLLM at http://vllm.test; is it running"),
+    "down": ([httpx2.ConnectError("refused")], {}, "Cannot reach vLLM at http://vllm:8000; is it running"),
     "no vLLM": ([httpx2.Response(200, json={"data": None})], {}, "lists no models"),
     "another model": ([MODELS], {"model": "x"}, "--remote-model is 'x'.*expected one of a, b$"),
     "no embeddings": (
