@@ -1,7 +1,7 @@
 """Audio files -> blocks of samples as stored; sample rate, channels and length are those of the file.
 
 Every length that a file declares is compared with its content, so that a file cut short is not heard as a shorter
-sentence (see `truncation`).
+sentence, and files that were joined are all heard (see `containers`).
 
 Decoders trust the file: two kilobytes can ask for gigabytes of memory, for a decoder of any image format, or for
 another file. Hence the memory, decoders and files that they may use are limited.
@@ -9,30 +9,52 @@ another file. Hence the memory, decoders and files that they may use are limited
 
 import ctypes
 import io
+import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO, cast
 
 import av
 import av.container
 import numpy as np
 import soundfile
+import soxr
 
-from ossicle.audio.truncation import BinaryFile, count_missing_bytes
+from ossicle.audio.containers import find_parts
+from ossicle.audio.mpeg_frames import LENGTH_TAGS, skip_tags
+from ossicle.audio.parts import AudioPart, BinaryFile, PartFile
 from ossicle.errors import AudioError
 
 FORMATS = "wav, flac, mp3, ogg, opus, webm or m4a"
 BLOCK_SAMPLES = 1 << 17  # of all channels, decoded at a time: memory does not grow with their number
 MIN_RATE_HZ = 1_000  # a telephone has 8,000
 MAX_SAMPLES_PER_S = 768_000  # of all channels: four at 192 kHz, sixteen at 48 kHz
-MP3_LENGTH_TAGS = (b"Xing", b"Info", b"VBRI")  # in the first frame of an mp3 that declares its length
+CODEC_PADDING_S = 0.1  # a complete mp3 or ogg may be this much shorter than its header declares
 
+# Containers whose lengths `containers` knows, or libsndfile itself checks.
+_SOUNDFILE_FORMATS = (
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "W64",
+    "AIFF",
+    "AU",
+    "CAF",
+    "FLAC",
+    "OGG",
+    "MP3",
+    "NIST",
+    "SVX",
+    "VOC",
+    "HTK",
+)
 # Containers that hold their audio themselves: playlists, which open other files and addresses, are excluded.
 _FFMPEG_CONTAINERS = "matroska,webm,mov,mp4,m4a,3gp,aac,mp3,ogg,flac,wav,aiff,au,caf,asf,amr"
 # Codecs of speech. Images in the same file are not decoded, not even their size.
@@ -52,6 +74,7 @@ _FFMPEG_BYTES = 32 << 20
 """The largest single allocation of FFmpeg; an hour's packet table is a tenth of it."""
 _FFMPEG_FRAMES = 1 << 13
 """Samples of a channel in a block, however small the packets are."""
+_HEAD_BYTES = 4096
 _MIN_PACKET_S, _N_UNCHECKED_PACKETS = 0.002, 1000
 """The shortest mean duration of packets, checked after the first thousand; the shortest of Opus have 2.5 ms."""
 
@@ -84,12 +107,13 @@ def open_audio(source: object, name: str) -> Generator[AudioStream, None, None]:
         file = stack.enter_context(_open(source))
         if not file.read(1):
             raise AudioError(f"{name} is empty (0 bytes); expected {FORMATS}: record or export it again")
-        if n_missing := count_missing_bytes(file, name):
-            raise AudioError(
-                f"{name} is cut short: at least {n_missing} of the bytes that it declares are missing; copy or"
-                " export it again"
-            )
-        yield _decode(file, name, stack)
+        parts = find_parts(file, name)
+        first = _decode(_open_part(file, parts[0]), name, stack)
+        if len(parts) == 1:
+            yield first
+        else:
+            blocks = chain(first.blocks, _decode_others(file, parts[1:], first))
+            yield replace(first, blocks=blocks, declared_duration_s=None)
 
 
 @contextmanager
@@ -139,10 +163,34 @@ def _open_path(path: str | Path) -> BinaryFile:
     raise AudioError(f"'{path}' {problem}; expected a readable audio file: {FORMATS}")
 
 
-def _decode(file: BinaryFile, name: str, stack: ExitStack) -> AudioStream:
+def _open_part(file: BinaryFile, part: AudioPart) -> BinaryFile | PartFile:
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    is_whole = part == AudioPart(start=0, end=n_bytes)
+    return file if is_whole else PartFile(file, part)
+
+
+def _decode_others(file: BinaryFile, parts: Sequence[AudioPart], first: AudioStream) -> Iterator[np.ndarray]:
+    """Yields the mono samples of the parts after the first one, at its sample rate."""
+    for part in parts:
+        with ExitStack() as stack:
+            stream = _decode(_open_part(file, part), first.name, stack)
+            resampler = soxr.ResampleStream(stream.sample_rate, first.sample_rate, 1, dtype="float32")
+            is_resampled = stream.sample_rate != first.sample_rate
+            for block in stream.blocks:
+                mono = block.mean(axis=1, dtype=np.float32)
+                yield (resampler.resample_chunk(mono) if is_resampled else mono)[:, None]
+            if is_resampled:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)[:, None]
+
+
+def _decode(file: BinaryFile | PartFile, name: str, stack: ExitStack) -> AudioStream:
+    """Opens the decoder of one part."""
     has_length = _declares_length(file)
     try:
-        sound = stack.enter_context(soundfile.SoundFile(file))
+        sound = stack.enter_context(soundfile.SoundFile(cast(BinaryIO, file)))
+        if sound.format not in _SOUNDFILE_FORMATS:
+            raise TypeError
     except (soundfile.SoundFileError, TypeError):  # TypeError: a headerless .raw
         return _decode_with_ffmpeg(file, name, stack, None)
     if sound.format not in ("FLAC", "MP3"):
@@ -159,28 +207,26 @@ def _decode(file: BinaryFile, name: str, stack: ExitStack) -> AudioStream:
         while len(block := sound.read(n, dtype="float32", always_2d=True)):
             yield block
 
-    return AudioStream(
-        name=name,
-        sample_rate=sound.samplerate,
-        blocks=_convert_errors(blocks(), name),
-        declared_duration_s=declared_s,
-    )
+    padding_s = CODEC_PADDING_S if sound.format == "OGG" else 0.0
+    return _build_stream(name, sound.samplerate, blocks(), declared_s, padding_s)
 
 
-def _declares_length(file: BinaryFile) -> bool:
+def _declares_length(file: BinaryFile | PartFile) -> bool:
     """Whether a flac or mp3 declares its length: without it libsndfile fails or guesses (and cuts)."""
-    start = file.read(10)
-    sizes = start[6:] if start[:3] == b"ID3" else b""
-    file.seek(10 + sum(byte << 7 * i for i, byte in enumerate(reversed(sizes))) if sizes else 0)
-    head = file.read(4096)
+    head = file.read(_HEAD_BYTES)
+    if head.startswith((b"ID3", b"\0")):
+        file.seek(0)
+        content = file.read()
+        start = skip_tags(content, 0)
+        head = content[start : start + _HEAD_BYTES]
     file.seek(0)
     if head[:4] == b"fLaC":
         return int.from_bytes(head[18:26], "big") % (1 << 36) > 0  # the number of samples has 36 bits
-    return any(tag in head for tag in MP3_LENGTH_TAGS)
+    return any(tag in head for tag in LENGTH_TAGS)
 
 
 def _decode_with_ffmpeg(
-    file: BinaryFile, name: str, stack: ExitStack, declared_s: float | None
+    file: BinaryFile | PartFile, name: str, stack: ExitStack, declared_s: float | None
 ) -> AudioStream:
     file.seek(0)
     _limit_ffmpeg_memory()
@@ -203,6 +249,8 @@ def _decode_with_ffmpeg(
         raise AudioError(f"{name} has an audio track in an unknown encoding; expected {FORMATS}: convert it")
     n_channels = track.layout.nb_channels
     _check_sample_rate(name, track.rate, n_channels)
+    if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
+        declared_s = container.duration / av.time_base
 
     def blocks() -> Iterator[np.ndarray]:
         # Not planar: with eight channels or more PyAV (18.1) reads planes that do not exist and crashes the process.
@@ -211,12 +259,30 @@ def _decode_with_ffmpeg(
             for piece in to_float.resample(frame):
                 yield piece.to_ndarray().reshape(-1, n_channels)
 
-    return AudioStream(
-        name=name,
-        sample_rate=track.rate,
-        blocks=_convert_errors(blocks(), name),
-        declared_duration_s=declared_s,
-    )
+    return _build_stream(name, track.rate, blocks(), declared_s, CODEC_PADDING_S)
+
+
+def _build_stream(
+    name: str, rate: int, blocks: Iterator[np.ndarray], declared_s: float | None, padding_s: float
+) -> AudioStream:
+    """Returns a stream whose blocks raise AudioError where the decoder stops or the end comes too early.
+
+    Args:
+        padding_s: a complete file may be this much shorter than it declares
+    """
+
+    def checked_blocks() -> Iterator[np.ndarray]:
+        n_read = 0
+        for block in _convert_errors(blocks, name):
+            n_read += len(block)
+            yield block
+        if declared_s is not None and 0 < n_read / rate < declared_s - padding_s:
+            raise AudioError(
+                f"{name} is cut short: its header declares {declared_s:.2f} s of audio and it has"
+                f" {n_read / rate:.2f} s; copy or export it again"
+            )
+
+    return AudioStream(name=name, sample_rate=rate, blocks=checked_blocks(), declared_duration_s=declared_s)
 
 
 def _check_sample_rate(name: str, rate: int, n_channels: int) -> None:
