@@ -75,6 +75,8 @@ _FFMPEG_BYTES = 32 << 20
 _FFMPEG_FRAMES = 1 << 13
 """Samples of a channel in a block, however small the packets are."""
 _HEAD_BYTES = 4096
+_MATROSKA_DURATIONS = (b"\x44\x89\x84", b"\x44\x89\x88")
+"""Id and size of the element, a float of four or eight bytes."""
 _MIN_PACKET_S, _N_UNCHECKED_PACKETS = 0.002, 1000
 """The shortest mean duration of packets, checked after the first thousand; the shortest of Opus have 2.5 ms."""
 
@@ -249,7 +251,7 @@ def _decode_with_ffmpeg(
         raise AudioError(f"{name} has an audio track in an unknown encoding; expected {FORMATS}: convert it")
     n_channels = track.layout.nb_channels
     _check_sample_rate(name, track.rate, n_channels)
-    if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
+    if len(container.streams) == 1 and container.duration and _declares_matroska_duration(file):
         declared_s = container.duration / av.time_base
 
     def blocks() -> Iterator[np.ndarray]:
@@ -260,6 +262,15 @@ def _decode_with_ffmpeg(
                 yield piece.to_ndarray().reshape(-1, n_channels)
 
     return _build_stream(name, track.rate, blocks(), declared_s, CODEC_PADDING_S)
+
+
+def _declares_matroska_duration(file: BinaryFile | PartFile) -> bool:
+    """Whether a Matroska file (webm) has the element of its duration: FFmpeg guesses one where it does not."""
+    position = file.tell()
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    file.seek(position)
+    return head.startswith(b"\x1a\x45\xdf\xa3") and any(mark in head for mark in _MATROSKA_DURATIONS)
 
 
 def _build_stream(
