@@ -13,6 +13,7 @@ from ossicle.connectors import Transcripts
 from ossicle.connectors.layers import TOKEN_TEMPERATURE
 from ossicle.losses import (
     alignment_l2,
+    anchor_kl,
     end_bce,
     forward_kl,
     hidden_l2,
@@ -181,6 +182,17 @@ def test_forward_kl_equals_that_of_the_distributions(temperature: float, seed: i
     torch.testing.assert_close(found, divergences.mean() * temperature**2)
 
 
+@EXAMPLES
+@given(seed=seeds)
+def test_anchor_kl_is_the_mean_divergence_over_all_tokens(seed: int) -> None:
+    student, start, n_text = drawn(seed, 3, 4, 11), drawn(seed + 1, 3, 4, 11), [4, 1, 2]
+    divergences = kl_divergence(Categorical(logits=start), Categorical(logits=student))
+    expected = torch.cat([row[:n] for row, n in zip(divergences, n_text, strict=True)]).mean()
+    torch.testing.assert_close(anchor_kl(student, start, torch.tensor(n_text)), expected)
+    student[1, 1:] = 1e6
+    torch.testing.assert_close(anchor_kl(student, start, torch.tensor(n_text)), expected)
+
+
 def test_kl_is_zero_only_if_the_distributions_are_equal() -> None:
     teacher = drawn(0, 3, 11)
     student = (teacher + 7).requires_grad_()  # the same distribution by other logits
@@ -200,6 +212,7 @@ def test_losses_are_computed_in_float32_at_least(dtype: torch.dtype, expected: t
     assert alignment_l2(states, states, n, n, "left").dtype == expected
     assert end_bce(states[..., 0], n).dtype == expected
     assert forward_kl(states[:, 0], states[:, 1]).dtype == expected
+    assert anchor_kl(states, states + 1, n).dtype == expected
 
 
 @pytest.mark.parametrize("alignment", ["left", "right"])

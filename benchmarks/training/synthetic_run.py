@@ -155,6 +155,7 @@ def build_run(backbones: Backbones, recipe: Recipe, cache: TensorCache | None = 
         recipe=recipe,
         ear=ear,
         connector=ear.connector,
+        start=None,
         dataset=ClipDataset(ear, speech, recipe.data, AugmentSettings(), recipe.train.seed),
         teacher=Teacher(ear, recipe.objective, cache),
         optimizer=build_optimizer(ear.connector, recipe.train),

@@ -172,6 +172,11 @@ class ObjectiveSettings:
     anchored), or by the next-token distribution over the vocabulary that Whisper and the LLM share (form
     autoregressive)."""
 
+    anchor_weight: float = 0.0
+    """Weight of the KL divergence of the words that the ear hears from those that it heard before training, in the same
+    clip without noise (form autoregressive with init whisper). It keeps what Whisper knows of other speakers and longer
+    speech, and is what fine-tuning on a few hours of speech needs."""
+
     kl_weight: float = 0.0
     """Weight of the forward KL divergence between the next-token distributions of teacher and student, the usual
     distillation loss."""
@@ -216,6 +221,7 @@ class ObjectiveSettings:
             "token_ce": self.token_ce_weight,
             "end": self.end_weight,
             "asr": self.asr_weight,
+            "anchor": self.anchor_weight,
             "hidden": self.hidden_weight,
             "kl": self.kl_weight,
         }
@@ -415,6 +421,12 @@ class Recipe:
             "objective.hidden_positions",
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
+        )
+        check(
+            self.connector.uses_shared_vocabulary or self.objective.anchor_weight == 0,
+            "objective.anchor_weight",
+            self.objective.anchor_weight,
+            'zero: only form autoregressive with init "whisper" hears words before training',
         )
         check(
             self.data.concat_ratio == 0 or self.data.feature_cache is None,

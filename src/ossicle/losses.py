@@ -118,6 +118,20 @@ def end_bce(end_logits: Float[Tensor, "B Q"], n_text: Int[Tensor, " B"]) -> Floa
     return (losses * mask).sum() / mask.sum()
 
 
+def anchor_kl(
+    student_logits: Float[Tensor, "B T W"], start_logits: Float[Tensor, "B T W"], n_text: Int[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Computes the mean over all tokens of KL(start || student) of the words at each slot, in nats.
+
+    Args:
+        n_text: slots from n_text on are ignored
+    """
+    student, start = upcast(student_logits).log_softmax(-1), upcast(start_logits).log_softmax(-1)
+    divergence = functional.kl_div(student, start, reduction="none", log_target=True).sum(-1)  # (B, T)
+    is_token = torch.arange(divergence.shape[1], device=n_text.device) < n_text[:, None]
+    return (divergence * is_token).sum() / is_token.sum()
+
+
 def forward_kl(
     student_logits: Float[Tensor, "B V"], teacher_logits: Float[Tensor, "B V"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:

@@ -62,6 +62,10 @@ def count_with_torch(
     encoder = ear.whisper.model.model.encoder
     with torch.no_grad():
         features = count("encoder", lambda: encode(encoder, mel, torch.tensor([mel.shape[2]])))
+    if objective.anchor_weight:
+        with torch.no_grad():
+            count("anchor", lambda: encode(encoder, mel, torch.tensor([mel.shape[2]])))
+            count("anchor", lambda: ear.connector(features, transcripts))
     audio = count("connector forward", lambda: ear.connector(features, transcripts))
     text = ear.embed(ids)
     aligned = ear.connector.alignment
@@ -99,7 +103,8 @@ def test_flops_of_a_clip_equal_those_of_torchs_counter(form: str, window: Any) -
     base = BaseSettings(encoder="tiny/whisper", llm="tiny/llm", encoder_window=window)
     ear = tiny_ear(form, base=base, n_queries=24, n_stacked=7)
     ear.connector.train()
-    objective = ObjectiveSettings(token_ce_weight=0.5, kl_weight=0.5)
+    anchor_weight = 0.5 if form == "autoregressive" else 0.0
+    objective = ObjectiveSettings(token_ce_weight=0.5, kl_weight=0.5, anchor_weight=anchor_weight)
     costs = build_cost_model(build_small_recipe(ear, objective), ear)
     for n_tokens, length_s in ((1, 0.2), (4, 1.3), (19, 4.1), (23, 6.0)):
         expected, n_positions = count_with_torch(ear, objective, n_tokens, length_s)

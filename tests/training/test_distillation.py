@@ -3,6 +3,7 @@
 import pytest
 from support.training_runs import (
     FORMS,
+    assert_same_bits,
     change_settings,
     load_batch,
 )
@@ -12,6 +13,8 @@ from ossicle.config import (
     ObjectiveSettings,
     Recipe,
 )
+from ossicle.errors import ConfigError
+from ossicle.training import trainer
 from ossicle.training.distillation import distillation_loss
 from ossicle.training.setup import build_run
 
@@ -62,3 +65,40 @@ def test_a_transcript_longer_than_the_queries_is_aligned_at_its_end(recipe: Reci
     audio = run.ear.connector(batch.features).tokens[0]
     text = run.ear.embed(batch.text_ids)[0, -3:]
     assert_close(term, (audio - text).norm(dim=-1).mean())
+
+
+def test_the_anchor_compares_noisy_sound_with_what_the_start_hears_in_clean_sound(
+    recipe: Recipe,
+) -> None:
+    noise = {"noise_ratio": 1.0, "noise_snr_db": (0.0, 0.0)}
+    objective = {"anchor_weight": 1.0, "hidden_positions": "suffix"}
+    clean = build_run(change_settings(recipe, data={"feature_cache": None}, objective=objective))
+    noisy = build_run(
+        change_settings(recipe, data={"feature_cache": None}, augment=noise, objective=objective)
+    )
+    terms = {}
+    for name, run in {"clean": clean, "noisy": noisy}.items():
+        batch = load_batch(run, [0, 5, 9])
+        loss = distillation_loss(run.ear, batch, run.recipe.objective, start=run.start)
+        terms[name] = loss.terms["anchor"].item()
+    assert clean.start is not None
+    assert not any(weight.requires_grad for weight in clean.start.parameters())
+    assert abs(terms["clean"]) < 1e-6
+    assert terms["noisy"] > 1e-4
+
+
+def test_a_resumed_run_is_held_to_the_same_start(recipe: Recipe) -> None:
+    anchored = change_settings(recipe, data={"feature_cache": None}, objective={"anchor_weight": 1.0})
+    run = build_run(anchored)
+    assert run.start is not None
+    before = {name: weight.clone() for name, weight in run.start.named_parameters()}
+    trainer.train(change_settings(anchored, train={"n_steps": 2}))
+    again = build_run(anchored)
+    assert again.start is not None
+    assert_same_bits(dict(again.start.named_parameters()), before)
+
+
+@pytest.mark.parametrize("connector", [{"form": "query"}, {"init": "random"}])
+def test_an_anchor_needs_words_before_training(recipe: Recipe, connector: dict) -> None:
+    with pytest.raises(ConfigError, match=r"objective\.anchor_weight"):
+        change_settings(recipe, connector=connector, objective={"anchor_weight": 1.0})

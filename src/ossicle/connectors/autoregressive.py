@@ -117,17 +117,11 @@ class AutoregressiveConnector(QueryConnector):
         if transcripts is None:
             tokens, n_tokens = self._decode_greedily(features, n_slots)
             return AudioTokens(tokens=tokens, n_tokens=n_tokens, end_logits=None, log_likelihood=None)
-        tokens, end_logits, log_likelihood = self._decode_teacher_forced(features, transcripts, n_slots)
-        return AudioTokens(
-            tokens=tokens,
-            n_tokens=self.count_tokens(end_logits, features, n_slots, transcripts),
-            end_logits=end_logits,
-            log_likelihood=log_likelihood,
-        )
+        return self._decode_teacher_forced(features, transcripts, n_slots)
 
     def _decode_teacher_forced(
         self, features: Features, transcripts: Transcripts, n_slots: int
-    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, " B"] | None]:
+    ) -> AudioTokens:
         """Decodes all slots in one pass, each with the transcript's token before it."""
         head, prompt = self.vocabulary_head, self._embed_prompt(features)
         n_before = prompt.shape[1] + 1  # the first slot has no token before it
@@ -139,10 +133,17 @@ class AutoregressiveConnector(QueryConnector):
         hidden = self.decode(queries + seen, features.states, features.attention_mask)
         tokens, end_logits, logits = self._output_heads(hidden)
         tokens, end_logits = tokens[:, n_before - 1 :], end_logits[:, n_before - 1 :]
+        n_tokens = self.count_tokens(end_logits, features, n_slots, transcripts)
         if head is None or nearest is None or logits is None:
-            return tokens, end_logits, None
+            return AudioTokens(tokens=tokens, n_tokens=n_tokens, end_logits=end_logits, log_likelihood=None)
         logits, targets = logits[:, n_before - 1 : -1], nearest.skip(n_before)
-        return tokens, end_logits, head.log_likelihood(logits, targets, transcripts.n_tokens)
+        return AudioTokens(
+            tokens=tokens,
+            n_tokens=n_tokens,
+            end_logits=end_logits,
+            log_likelihood=head.log_likelihood(logits, targets, transcripts.n_tokens),
+            word_logits=logits,
+        )
 
     def _decode_greedily(
         self, features: Features, n_slots: int

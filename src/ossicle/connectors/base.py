@@ -36,6 +36,8 @@ class AudioTokens:
     log_likelihood: Float[Tensor, " B"] | None
     """In training: log-likelihood of each transcript in nats, by the alignment (form anchored) or by the shared
     vocabulary (form autoregressive)."""
+    word_logits: Float[Tensor, "B T W"] | None = None
+    """In training, with a shared vocabulary: Whisper's logits of its tokens at each slot of the transcript."""
 
 
 class Connector(nn.Module):

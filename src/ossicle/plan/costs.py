@@ -127,13 +127,16 @@ class CostModel:
         rows = slots + self.n_prompt
         n_audio_tokens = self.count_audio_tokens(n_positions, n_tokens)
         is_kl = self.objective.kl_weight > 0
+        connector_forward = self.connector.forward(rows, n_positions, n_candidates)
+        clean_encoder = 0.0 if self.are_features_cached else self.encoder.forward(n_positions)
         student = self.count_student_positions(n_audio_tokens, n_tokens)
         token_ce = 0.0
         if self.objective.token_ce_weight:
             token_ce = 2.0 * slots * n_candidates * self.d_llm
-        return {
+        parts = {"anchor": clean_encoder + connector_forward} if self.objective.anchor_weight else {}
+        return parts | {
             "encoder": self.encoder.forward(n_positions),
-            "connector forward": self.connector.forward(rows, n_positions, n_candidates) + token_ce,
+            "connector forward": connector_forward + token_ce,
             "connector backward": self.connector.backward(rows, n_positions, n_candidates) + token_ce,
             "student forward": self.llm.count_forward_flops(*student) + is_kl * self.head_flops,
             "student backward": self.llm.count_backward_flops(*student) + is_kl * self.head_flops,
@@ -314,4 +317,6 @@ def _sum_differentiable_outputs(
         total = total + audio.end_logits.sum()
     if audio.log_likelihood is not None and objective.asr_weight:
         total = total + audio.log_likelihood.sum()
+    if audio.word_logits is not None and objective.anchor_weight:
+        total = total + audio.word_logits.logsumexp(-1).sum()
     return total

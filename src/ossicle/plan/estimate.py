@@ -22,6 +22,8 @@ from ossicle.plan.shapes import ModelShapes, read_shapes
 
 CONCATENATED_FILL_RATIO = 0.75
 """Mean ratio of the window that concatenated examples fill: they are drawn to fill between half and all of it."""
+_WITHOUT_LLM = ("encoder", "anchor", "connector forward", "connector backward")
+"""The parts of a step whose objective needs no LLM."""
 _LONGEST_TO_MEAN = 3.0
 """Assumed length of the longest clips, relative to the mean clip."""
 
@@ -208,7 +210,7 @@ class _Planner:
             self.count_positions(length_s), n_tokens, n_candidates=self.n_candidates
         )
         if not self.costs.has_student:
-            parts = {name: flops for name, flops in parts.items() if "encoder" in name or "connector" in name}
+            parts = {name: flops for name, flops in parts.items() if name in _WITHOUT_LLM}
         return {name: float(flops) for name, flops in parts.items()}
 
     def count_run_flops(self, *, is_cached: bool) -> dict[str, float]:

@@ -23,6 +23,8 @@ class Clip:
     """Log-mel spectrogram, where the sound is yet to be encoded."""
     states: Float[Tensor, "S E"] | None
     """Encoder features, where they were cached."""
+    clean_mel: Float[Tensor, "M C"] | None = None
+    """Log-mel spectrogram of the same sound before augmentation, where the objective has an anchor."""
 
     @property
     def n_positions(self) -> int:
@@ -42,6 +44,8 @@ class WorkerBatch:
     text_ids: Int[Tensor, " T"]
     mel: Float[Tensor, "F M"] | None
     states: Float[Tensor, "S E"] | None
+    clean_mel: Float[Tensor, "C M"] | None
+    n_clean_frames: list[int]
     skipped: dict[str, str]
     """Rows that could not be used, with the reason."""
 
@@ -50,12 +54,15 @@ class WorkerBatch:
         """Concatenates clips; either all of them have encoder features, or none has."""
         mels = [clip.mel.T for clip in clips if clip.mel is not None]
         states = [clip.states for clip in clips if clip.states is not None]
+        clean_mels = [clip.clean_mel.T for clip in clips if clip.clean_mel is not None]
         return cls(
             n_text=[len(clip.ids) for clip in clips],
             n_positions=[clip.n_positions for clip in clips],
             text_ids=torch.cat([torch.zeros(0, dtype=torch.long), *(clip.ids for clip in clips)]),
             mel=torch.cat(mels) if mels else None,
             states=torch.cat(states) if states else None,
+            clean_mel=torch.cat(clean_mels) if clean_mels else None,
+            n_clean_frames=list(map(len, clean_mels)),
             skipped=skipped,
         )
 
@@ -67,7 +74,12 @@ class WorkerBatch:
         n_frames = [FRAMES_PER_POSITION * n for n in self.n_positions]
         mels = [None] * n if self.mel is None else [mel.T for mel in self.mel.split(n_frames)]
         states = [None] * n if self.states is None else self.states.split(self.n_positions)
-        return [Clip(ids=ids[row], mel=mels[row], states=states[row]) for row in range(n)]
+        clean = self.clean_mel
+        clean_mels = [None] * n if clean is None else [mel.T for mel in clean.split(self.n_clean_frames)]
+        return [
+            Clip(ids=ids[row], mel=mels[row], states=states[row], clean_mel=clean_mels[row])
+            for row in range(n)
+        ]
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,8 @@ class Microbatch:
     text_ids: Int[Tensor, "B T"]
     mel: Float[Tensor, "B M F"] | None
     states: Float[Tensor, "B S E"] | None
+    clean_mel: Float[Tensor, "B M C"] | None
+    n_clean_frames: list[int]
 
     def __len__(self) -> int:
         return len(self.n_text)
@@ -95,6 +109,7 @@ class Microbatch:
             text_ids=self.text_ids.pin_memory(),
             mel=None if self.mel is None else self.mel.pin_memory(),
             states=None if self.states is None else self.states.pin_memory(),
+            clean_mel=None if self.clean_mel is None else self.clean_mel.pin_memory(),
         )
 
 
@@ -102,6 +117,7 @@ def build_microbatch(clips: Sequence[Clip]) -> Microbatch:
     """Pads clips to the longest; either all of them have encoder features, or none has."""
     states = [clip.states for clip in clips if clip.states is not None]
     mels = [clip.mel for clip in clips if clip.mel is not None]
+    clean_mels = [clip.clean_mel for clip in clips if clip.clean_mel is not None]
     ids = [clip.ids for clip in clips]
     return Microbatch(
         n_text=list(map(len, ids)),
@@ -109,6 +125,8 @@ def build_microbatch(clips: Sequence[Clip]) -> Microbatch:
         text_ids=pad_sequence(ids, batch_first=True) if ids else torch.zeros(0, 1, dtype=torch.long),
         mel=pad_mels(mels)[0] if mels else None,
         states=pad_sequence(states, batch_first=True) if states else None,
+        clean_mel=pad_mels(clean_mels)[0] if clean_mels else None,
+        n_clean_frames=[mel.shape[1] for mel in clean_mels],
     )
 
 
@@ -179,6 +197,8 @@ class Batch:
     """n_text, on the host."""
     audio_lengths: Sequence[int]
     """Encoder positions of each clip, on the host."""
+    clean_features: Features | None = None
+    """Of the sound before augmentation, where the objective has an anchor and no features were cached."""
 
     @property
     def unique_ids(self) -> Int[Tensor, " C"]:
@@ -201,10 +221,14 @@ def build_batch(ear: Ear, microbatch: Microbatch) -> Batch:
     else:
         assert microbatch.mel is not None
         features = ear.encode_mels(microbatch.mel, torch.tensor(microbatch.n_positions) * FRAMES_PER_POSITION)
+    clean_mel, clean_features = microbatch.clean_mel, None
+    if clean_mel is not None:
+        clean_features = ear.encode_mels(clean_mel, torch.tensor(microbatch.n_clean_frames))
     return Batch(
         features=features,
         text_ids=microbatch.text_ids.to(device, non_blocking=True),
         n_text=torch.tensor(microbatch.n_text).to(device, non_blocking=True),
         text_lengths=microbatch.n_text,
         audio_lengths=microbatch.n_positions,
+        clean_features=clean_features,
     )

@@ -39,6 +39,7 @@ class ClipDataset:
 
     Args:
         feature_cache: encoder features that are used instead of the sound
+        needs_clean_sound: whether clips come with their sound before augmentation too
 
     Raises:
         ConfigError: noise files that cannot be used, or settings that need random access to a streamed source
@@ -52,9 +53,12 @@ class ClipDataset:
         augment_settings: AugmentSettings,
         seed: int,
         feature_cache: TensorCache | None = None,
+        *,
+        needs_clean_sound: bool = False,
     ) -> None:
         _check_random_access(speech, data, augment_settings)
         self.speech, self.data, self.seed, self.feature_cache = speech, data, seed, feature_cache
+        self.needs_clean_sound = needs_clean_sound
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
@@ -99,7 +103,8 @@ class ClipDataset:
         if n_samples is not None:
             sound, ids = self._append_clips(utterance, sound, ids, n_samples, seed)
         mel = self._compute_view_mel(self.augmenter.augment_samples(sound, seed), index.row, view)
-        return Clip(ids=ids, mel=self.augmenter.augment_mel(mel, seed), states=None)
+        clean_mel = self._compute_mel(sound) if self.needs_clean_sound else None
+        return Clip(ids=ids, mel=self.augmenter.augment_mel(mel, seed), states=None, clean_mel=clean_mel)
 
     def load_view_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a view for the feature cache: its random augmentation is the same in all epochs.

@@ -23,7 +23,7 @@ from ossicle.backbones.encoder import Features
 from ossicle.config import ObjectiveSettings
 from ossicle.connectors import AudioTokens, Transcripts, count_audio_tokens
 from ossicle.ear import Ear
-from ossicle.losses import alignment_l2, end_bce, forward_kl, hidden_l2, token_ce
+from ossicle.losses import alignment_l2, anchor_kl, end_bce, forward_kl, hidden_l2, token_ce
 from ossicle.training.batch import Batch
 from ossicle.training.teacher import Teacher, TeacherTargets
 
@@ -49,6 +49,7 @@ def distillation_loss(
     align_only: bool = False,
     teacher: Teacher | TeacherTargets | None = None,
     connector: ConnectorFunction | None = None,
+    start: ConnectorFunction | None = None,
     candidates: Int[Tensor, " C"] | None = None,
     scales: Mapping[str, float] | None = None,
 ) -> DistillationLoss:
@@ -58,6 +59,7 @@ def distillation_loss(
         align_only: leaves out the terms that need the LLM, as in the alignment-only warm-up
         teacher: computes or looks up the teacher's states, or the states themselves; by default the LLM computes them
         connector: called in place of the ear's own connector
+        start: the connector before training, which the anchor needs
         candidates: tokens that `token_ce` and the alignment tell from each other, in ascending order; by default those
             of the batch's transcripts
         scales: factor of each term, for a batch that is a part of a larger one; by default 1
@@ -79,6 +81,9 @@ def distillation_loss(
         terms["end"] = end_bce(audio.end_logits, batch.n_text)
     if objective.asr_weight and audio.log_likelihood is not None:
         terms["asr"] = -audio.log_likelihood.sum() / batch.n_text.sum()
+    if objective.anchor_weight and start is not None and audio.word_logits is not None:
+        words = _start_word_logits(start, batch, transcripts)  # (B, T, W)
+        terms["anchor"] = anchor_kl(audio.word_logits, words, batch.n_text)
 
     if targets is not None:
         student = student_states(ear, audio, batch, targets)  # (B, P, D)
@@ -114,6 +119,17 @@ def student_states(
         after=ear.embed(targets.answers) if targets.answers.shape[1] else None,
         n_after=targets.n_answers.tolist(),
     )
+
+
+@torch.no_grad()
+def _start_word_logits(
+    start: ConnectorFunction, batch: Batch, transcripts: Transcripts
+) -> Float[Tensor, "B T W"]:
+    """Computes which words the ear heard in the clean sound before training, each behind the transcript's own words."""
+    features = batch.features if batch.clean_features is None else batch.clean_features
+    logits = start(features, transcripts).word_logits
+    assert logits is not None
+    return logits
 
 
 def _embed_transcripts(ear: Ear, batch: Batch, candidates: Int[Tensor, " C"] | None) -> Transcripts:

@@ -181,12 +181,14 @@ def measure_microbatch(run: Run, n_clips: int, n_positions: int, n_tokens: int) 
     ear, config = run.ear, run.ear.whisper.config
     ids: Int[Tensor, " T"] = torch.arange(n_tokens) % ear.tokenizer.vocab_size
     silence = torch.zeros(config.num_mel_bins, 2 * n_positions)
-    batch = build_batch(ear, build_microbatch([Clip(ids=ids, mel=silence, states=None)] * n_clips))
+    clean_mel = None if run.start is None else silence
+    clip = Clip(ids=ids, mel=silence, states=None, clean_mel=clean_mel)
+    batch = build_batch(ear, build_microbatch([clip] * n_clips))
     targets = _build_zero_targets(ear, run.teacher.target_positions, n_clips, n_tokens)
 
     def forward() -> Tensor:
         with ear.autocast():
-            return distillation_loss(ear, batch, run.recipe.objective, teacher=targets).total
+            return distillation_loss(ear, batch, run.recipe.objective, teacher=targets, start=run.start).total
 
     return _measure_cuda(forward, ear.device) if ear.device.type == "cuda" else _measure_saved(forward, ear)
 

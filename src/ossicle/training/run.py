@@ -29,6 +29,8 @@ class Run:
     ear: Ear
     connector: nn.Module
     """The ear's connector; with several ranks, wrapped in what averages its gradients over them."""
+    start: nn.Module | None
+    """The connector as it was before training, if the objective has an anchor."""
     dataset: ClipDataset
     teacher: Teacher
     optimizer: torch.optim.Optimizer

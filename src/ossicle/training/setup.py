@@ -1,5 +1,6 @@
 """Everything before the first step: models and speech are loaded, features encoded, and a run is built of them."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,10 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
     fingerprints = ranks.all_gather(own)[0]
     with ranks.sync_errors():
         check_origin(Path(recipe.out), {**fingerprints, "speech": speech.fingerprint})
-        dataset = ClipDataset(ear, speech, recipe.data, recipe.augment, train.seed)
+        has_anchor = recipe.objective.anchor_weight > 0
+        dataset = ClipDataset(
+            ear, speech, recipe.data, recipe.augment, train.seed, needs_clean_sound=has_anchor
+        )
         teacher_cache = _open_teacher_cache(
             recipe.data.teacher_cache, ear, recipe.objective, train.llm_bits, fingerprints
         )
@@ -73,6 +77,7 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
     run = Run(
         recipe=recipe,
         ear=ear,
+        start=copy.deepcopy(ear.connector).eval().requires_grad_(False) if has_anchor else None,
         connector=_wrap_connector(ear.connector, recipe.objective, ranks),
         dataset=dataset,
         teacher=Teacher(ear, recipe.objective, teacher_cache, is_sharded=is_sharded),

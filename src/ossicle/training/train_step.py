@@ -124,6 +124,7 @@ def _forward_backward(
             align_only=is_align_only,
             teacher=None if is_align_only else _compute_targets(run, microbatch),
             connector=run.connector,
+            start=run.start,
             candidates=candidates,
             scales=scales,
         )
@@ -186,6 +187,7 @@ def _count_term_items(connector: ConnectorSettings, microbatch: Microbatch) -> d
         "token_ce": n_aligned,
         "end": sum(microbatch.n_text) + len(microbatch),
         "asr": sum(microbatch.n_text),
+        "anchor": sum(microbatch.n_text),
         "hidden": len(microbatch),
         "kl": len(microbatch),
     }
@@ -221,7 +223,8 @@ def _build_placeholder(run: Run) -> Microbatch:
         states = torch.zeros(POSITIONS_PER_SECOND, run.ear.whisper.config.d_model, dtype=FEATURE_DTYPE)
         return build_microbatch([Clip(ids=ids, mel=None, states=states)])
     mel = torch.zeros(run.ear.whisper.config.num_mel_bins, POSITIONS_PER_SECOND * FRAMES_PER_POSITION)
-    return build_microbatch([Clip(ids=ids, mel=mel, states=None)])
+    clean_mel = mel if run.dataset.needs_clean_sound else None
+    return build_microbatch([Clip(ids=ids, mel=mel, states=None, clean_mel=clean_mel)])
 
 
 def _sync_gradients(connector: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:

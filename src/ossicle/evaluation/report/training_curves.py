@@ -27,6 +27,7 @@ LOSS_TITLES = {
     "token_ce": "Token cross-entropy",
     "end": "Sentence end",
     "asr": "Transcript likelihood",
+    "anchor": "Distance to its start",
 }
 """Titles of the loss and its terms, in the order of their panels, which come first."""
 _OTHER_TITLES = {"lr": "Learning rate", "clips_per_s": "Clips per second"}
