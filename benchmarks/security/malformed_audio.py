@@ -89,9 +89,10 @@ def _draw_broken_base64(draw: random.Random, inputs: AttackInputs) -> AttackRequ
     location = draw.randrange(len(text) - 4)
     bad = draw.choice(("\n", "=", " ", "é", "\ud800", "-_", "\0", "data:audio/wav;base64,"))
     data = draw.choice((text[:location] + bad + text[location:], text[: location | 1], bad + text, "===="))
-    return attack_with_message(
-        build_user_message({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
-    )
+    message = build_user_message({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    return AttackRequest(
+        sends=(build_chat_request(messages=[message]),), may_be_answered=True
+    )  # line breaks and missing padding are read
 
 
 @KINDS.add("huge base64", max_requests=4)
@@ -122,12 +123,13 @@ def _draw_role(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     return attack_with_message({"role": role, "content": [build_audio_part(inputs.sounds["flac"], "flac")]})
 
 
-@KINDS.add("unknown formats")
+@KINDS.add("labels of other formats")
 def _draw_unknown_format(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
-    value = draw.choice(
-        ("raw", "", "WAV", None, 7, ["wav"], {}, "../wav", "wav\0", "hls", "concat", "x" * 100_000)
-    )
-    return attack_with_audio(inputs.sounds["wav"], value)
+    label = draw.choice(("pcm16", "exe", "../../etc/passwd", "wav\0", 7, None, [], "wav" * 1000))
+    message = build_user_message(build_audio_part(inputs.sounds["wav"], label))
+    return AttackRequest(
+        sends=(build_chat_request(messages=[message]),), may_be_answered=True
+    )  # the content says what it is
 
 
 # Forms

@@ -48,9 +48,16 @@ SOUND = {"type": "audio", "audio": "question.wav"}
             "messages[1], the last, has the role 'assistant'",
         ),
         (
-            [{"role": "user", "content": "hello"}, {"role": "system", "content": "Be brief."}],
-            "messages[1].role is 'system'",
+            [
+                {"role": "user", "content": "hello"},
+                {"role": "assistant"},
+                {"role": "system", "content": "Be brief."},
+            ],
+            "messages[1], the last, has the role 'assistant'",
         ),
+        ([{"role": "system"}, {"role": "user", "content": "hello"}], "messages[0] is {'role': 'system'}"),
+        ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "messages[0].content[0] is"),
+        ([{"role": "user", "content": "hello", "timestamp": 7}], "messages[0] has 'timestamp'"),
         ([{"role": "user", "content": "hello", "tool_calls": [1]}], "messages[0] has 'tool_calls'"),
     ],
 )
@@ -70,3 +77,29 @@ def test_sounds_keep_their_order():
     )
     assert conversation.sounds == ("a.wav", "b.wav", "c.wav")
     assert [turn.content for turn in conversation.turns] == [(0, " ", 1), ("hi",), ("and", " ", 2)]
+
+
+def test_what_stock_clients_send_with_an_answer_is_no_error():
+    answered = [
+        {"content": "hi", "refusal": None, "annotations": [], "audio": None, "tool_calls": None},
+        {
+            "content": "hi",
+            "reasoning_content": "They greet me.",
+            "reasoning": "They greet me.",
+            "name": "bot",
+        },
+        {"content": [{"type": "text", "text": "hi"}], "annotations": [{"type": "url_citation"}]},
+        {"content": None, "refusal": "hi"},
+        {"content": [{"type": "refusal", "refusal": "hi"}]},
+    ]
+    for answer in answered:
+        user = {"role": "user", "content": "hello", "name": "Ada"}
+        conversation = parse_conversation([user, {"role": "assistant", **answer}, user])
+        assert [turn.content for turn in conversation.turns] == [("hello",), ("hi",), ("hello",)]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"content": None}, {"content": ""}, {"content": []}])
+def test_an_assistant_may_have_said_nothing(nothing):
+    user = {"role": "user", "content": "hello"}
+    turns = parse_conversation([user, {"role": "assistant", **nothing}, user]).turns
+    assert [(turn.role, "".join(map(str, turn.content))) for turn in turns][1] == ("assistant", "")

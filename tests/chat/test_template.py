@@ -303,6 +303,43 @@ def test_the_system_prompt_of_a_conversation_comes_first(family):
     assert template_of(family, system="Answer in spanish.").tokenize(parse_conversation(messages)) == expected
 
 
+@every_family
+def test_system_messages_may_stand_anywhere(family):
+    """Where the template shows them only at the start, or not at all, their texts join what a user says."""
+    late = [
+        ("user", "hello"),
+        ("assistant", "hi"),
+        ("system", "Be brief."),
+        ("system", "Be a cat."),
+        ("user", "the cat"),
+        ("system", "Answer in spanish."),
+    ]
+    merged = [*late[:2], ("user", "Be brief.\n\nBe a cat.\n\nthe cat\n\nAnswer in spanish.")]
+    shows_all = family in ("llama", "qwen2", "qwen3", "phi3", "phi4", "parts", "characters")
+    for plain in (late, [("system", "You are a cat."), *late]):
+        expected = plain if shows_all else as_stock(family, [*plain[: len(plain) - len(late)], *merged])
+        conversation = parse_conversation([{"role": role, "content": text} for role, text in plain])
+        assert template_of(family).tokenize(conversation) == stock_ids(family, expected)
+
+
+@pytest.mark.parametrize("family", ["gemma", "mistral", "qwen2"])
+def test_a_late_system_message_leaves_the_frame_of_a_sound(family):
+    template = template_of(family)
+    segments = template.render(
+        parse_conversation(
+            [
+                {"role": "user", "content": [SOUND]},
+                {"role": "assistant", "content": "hi"},
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [SOUND]},
+            ]
+        )
+    )
+    assert [segment.index for segment in segments if isinstance(segment, AudioSegment)] == [0, 1]
+    assert segments[0] == TextSegment(template.frame.prefix)
+    assert segments[-1] == TextSegment(template.frame.suffix)
+
+
 def test_an_empty_system_prompt_replaces_the_default_one():
     conversation = parse_conversation([{"role": "user", "content": "hello"}])
     expected = stock_ids("qwen2", [("system", ""), ("user", "hello")])

@@ -279,9 +279,9 @@ def test_models_health_and_metrics(client: openai.OpenAI, url: str, ear: Ear) ->
         ({"n": 1000}, 400, "n is 1000, expected a whole number from 1 to 16"),
         ({"stop": [""]}, 400, "expected a string or a list of at most 16"),
         ({"seed": 1.5}, 400, "seed is 1.5, expected a whole number"),
-        ({"logprobs": True}, 400, "logprobs is True, which the local engine does not support"),
+        ({"logprobs": True}, 400, "Parameter 'logprobs' is not supported"),
         ({"tools": [{"type": "function"}]}, 400, "--engine vllm"),
-        ({"color": "red"}, 400, "the field 'color' is unknown"),
+        ({"color": "red"}, 400, "Unknown parameter 'color'; supported: max_completion_tokens,"),
         ({"stream_options": {"include_usage": True}}, 400, "only together with stream: true"),
         ({"messages": user_messages("a " * 4000)}, 400, "the context of the LLM"),
         ({"messages": user_messages({"type": "audio", "audio": "/etc/passwd"})}, 400, "expected sound as"),
@@ -310,9 +310,17 @@ def test_invalid_requests_get_an_error_object_that_says_why(
 
 
 def test_the_path_the_method_and_the_content_type_are_checked(url: str) -> None:
-    assert httpx2.get(f"{url}/v1/nothing").json()["error"]["message"] == "GET '/v1/nothing': Not Found"
+    for path in ("/v1/nothing", "/v1/models//", "/v1/chat/completions/", "/chat/completions"):
+        missing = httpx2.get(f"{url}{path}")
+        assert missing.status_code == 404
+        if "models" not in path:
+            message = missing.json()["error"]["message"]
+            assert message.startswith(
+                f"No such endpoint: GET '{path}'; available: GET /v1/models, POST /v1/chat/"
+            )
     wrong = httpx2.get(f"{url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["message"] == "GET '/v1/chat/completions' is not possible; use POST"
     plain = httpx2.post(f"{url}/v1/chat/completions", content="{}", headers={"content-type": "text/plain"})
     assert plain.status_code == 415  # pages of other sites may send it without a preflight
 

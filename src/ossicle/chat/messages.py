@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from ossicle.errors import RequestError
 
 ROLES = ("system", "user", "assistant")
+_IGNORED_KEYS = ("role", "content", "name", "refusal", "reasoning_content", "reasoning", "annotations")
+"""What stock clients send with a message: the names of speakers, and what came with an answer of the LLM. A refusal is
+read where there is no content."""
 
 
 class Turn(NamedTuple):
@@ -29,7 +32,8 @@ def parse_conversation(messages: Any) -> Conversation:
     """Returns messages in OpenAI's form as a `Conversation`.
 
     Content is a string or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}; the
-    parts of a message are joined by one space, unless there is white space already.
+    parts of a message are joined by one space, unless there is white space already. Messages of the system may stand
+    anywhere; an assistant's may have no content.
 
     Raises:
         RequestError: malformed messages; the error names messages[i].content[j] and what is wrong there
@@ -38,26 +42,26 @@ def parse_conversation(messages: Any) -> Conversation:
         raise RequestError(f"messages is {reprlib.repr(messages)}, expected a list of one message or more")
     sounds: list[Any] = []
     turns = [_parse_message(message, i, sounds) for i, message in enumerate(messages)]
-    if turns[-1].role != "user":
-        raise RequestError(
-            f"messages[{len(turns) - 1}], the last, has the role {turns[-1].role!r}, expected 'user'"
-        )
+    last = max((i for i, turn in enumerate(turns) if turn.role != "system"), default=0)
+    if turns[last].role != "user":
+        raise RequestError(f"messages[{last}], the last, has the role {turns[last].role!r}, expected 'user'")
     return Conversation(tuple(turns), tuple(sounds))
 
 
 def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
     """Returns message number `i` as a turn, and appends its sounds to `sounds`."""
     where = f"messages[{i}]"
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role is None or not (role == "assistant" or "content" in message):
         raise RequestError(f"{where} is {reprlib.repr(message)}, expected a dict with 'role' and 'content'")
-    role, content = message["role"], message["content"]
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"{where}.role is {reprlib.repr(role)}, expected one of {', '.join(ROLES)}")
-    if role == "system" and i > 0:
-        raise RequestError(f"{where}.role is 'system', which only the first message can be: move it there")
+    content = message.get("content")
+    if content is None and role == "assistant":
+        content = message.get("refusal") or ""
     for key, value in message.items():
         is_unset = value is None or (isinstance(value, str | list | dict) and not value)
-        if key not in ("role", "content") and not is_unset:
+        if key not in _IGNORED_KEYS and not is_unset:
             raise RequestError(
                 f"{where} has {reprlib.repr(key)}, which ossicle does not know: send role and content only"
             )
@@ -76,10 +80,10 @@ def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
 def _parse_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int:
     """Returns the text of a part, or the number of its sound, which is appended to `sounds`."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
-        text = part.get("text")
+    if kind == "text" or (kind == "refusal" and role == "assistant"):
+        text = part.get(kind)
         if not isinstance(text, str):
-            raise RequestError(f"{where}.text is {reprlib.repr(text)}, expected a string")
+            raise RequestError(f"{where}.{kind} is {reprlib.repr(text)}, expected a string")
         return text
     if kind != "audio":
         raise RequestError(f"{where} is {reprlib.repr(part)}, expected a dict with 'type': 'text' or 'audio'")

@@ -47,8 +47,9 @@ class ChatTemplate:
     """A tokenizer's chat template, with its date pinned, as constant ids around sound.
 
     A template without a system role (it raises, or leaves the text out) gets the system text at the head of
-    the first user message, with an empty line in between. Control tokens in a text or transcript are refused: the LLM
-    would take them for the end of the turn, or for another speaker.
+    the first user message, with an empty line in between; one that has it only at the start gets later system texts at
+    the head of the next user message, or at the end of the last one. Control tokens in a text or transcript are
+    refused: the LLM would take them for the end of the turn, or for another speaker.
 
     Raises:
         CheckpointError: the tokenizer has no chat template, or one that cannot be split around sound
@@ -69,6 +70,7 @@ class ChatTemplate:
         self._date_kwargs = _build_date_kwargs(settings.date)
         try:
             self._content_forms = self._find_content_forms()
+            self._has_late_system = self._find_late_system()
             self._control_tokens = self._find_control_tokens(template)
             self._refuse_control_tokens("system", settings.system or "", "prompt.system", ConfigError)
             self._single_audio = self._place_system(Conversation((Turn("user", (0,)),), ("a sound",)))
@@ -128,6 +130,8 @@ class ChatTemplate:
             self._refuse_control_tokens(role, text, f"messages[{i}].content", RequestError)
         if turns[0].role != "system" and self.settings.system is not None:
             turns.insert(0, Turn("system", (self.settings.system,)))
+        if not self._has_late_system:
+            turns = _merge_late_system(turns)
         if turns[0].role == "system" and "system" not in self._content_forms:
             system = "".join(map(str, turns.pop(0).content)).strip()
             first = next(i for i, turn in enumerate(turns) if turn.role == "user")
@@ -193,6 +197,19 @@ class ChatTemplate:
             self._apply([{"role": "user", "content": "a"}])
             raise RequestError("it leaves out what the user says")
         return forms
+
+    def _find_late_system(self) -> bool:
+        """Whether the template shows system messages between the others and after the last one."""
+        if "system" not in self._content_forms:
+            return False
+        user, system = Turn("user", ("a",)), Turn("system", (_name_placeholder(0),))
+        try:
+            return all(
+                self._render(turns, ()).count(_name_placeholder(0)) == 1
+                for turns in ([user, system], [user, Turn("assistant", ("b",)), system, user])
+            )
+        except RequestError:
+            return False
 
     def _find_control_tokens(self, template: str) -> dict[str, re.Pattern[str]]:
         """Returns what texts may not hold: special tokens and, for users, any added token that the template writes."""
@@ -268,6 +285,25 @@ class ChatTemplate:
                 islands.append([literal[cut:]])
         islands[-1].append(literals[-1])
         return islands
+
+
+def _merge_late_system(turns: Sequence[Turn]) -> list[Turn]:
+    """Returns the turns with at most one of the system, at the start; the texts of later ones join a user's turn."""
+    merged: list[Turn] = []
+    waiting: list[str] = []
+    for turn in turns:
+        role, content = turn
+        if role == "system" and merged and any(content):
+            waiting.append("".join(map(str, content)).strip())
+        elif role == "user" and waiting:
+            merged.append(Turn("user", ("\n\n".join([*waiting, ""]), *content)))
+            waiting = []
+        elif role != "system" or not merged:
+            merged.append(turn)
+    if waiting:
+        last = max(i for i, turn in enumerate(merged) if turn.role == "user")
+        merged[last] = Turn("user", (*merged[last].content, "\n\n".join(["", *waiting])))
+    return merged
 
 
 def _name_placeholder(index: int) -> str:

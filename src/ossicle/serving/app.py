@@ -24,13 +24,16 @@ from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_e
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
 from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
 from ossicle.serving.page import get_page
-from ossicle.serving.request_body import RequestLimits, read_chat_request
+from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
 from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 from ossicle.serving.worker import LOG
 
 _MAX_DECODING = 2
 """Requests whose sounds are decoded at the same time, each in a thread."""
+_ENDPOINTS = (
+    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, GET /health, GET /metrics"
+)
 _Result = TypeVar("_Result")
 
 
@@ -66,6 +69,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/health", _get_health),
             Route("/metrics", endpoints.metrics),
             Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
         ],
@@ -112,7 +116,12 @@ class _Endpoints:
         self._keys = ApiKeys(settings.keys)
         self._slots = RequestSlots(settings.max_active, metrics.active)
         self._decoders = asyncio.Semaphore(_MAX_DECODING)
-        self._started_at = int(time.time())
+        self._model_card = {
+            "id": settings.model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "ossicle",
+        }
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -160,13 +169,13 @@ class _Endpoints:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         self._keys.check(request.headers)
-        model = {
-            "id": self._settings.model,
-            "object": "model",
-            "created": self._started_at,
-            "owned_by": "ossicle",
-        }
-        return self._build_json_response(request, {"object": "list", "data": [model]})
+        return self._build_json_response(request, {"object": "list", "data": [self._model_card]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        self._keys.check(request.headers)
+        check_model(request.path_params["name"], self._settings.model)
+        return self._build_json_response(request, self._model_card)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
@@ -178,8 +187,7 @@ class _Endpoints:
         headers: dict[str, str] = {}
         if isinstance(error, HTTPException):
             headers = dict(error.headers or {})
-            path = reprlib.repr(request.scope["path"])
-            api_error = ApiError(f"{request.method} {path}: {error.detail}", status=error.status_code)
+            api_error = _explain_http_error(request, error)
         elif isinstance(error, ClientDisconnect):
             api_error = build_disconnect_error()
         elif isinstance(error, OssicleError):
@@ -205,6 +213,17 @@ class _Endpoints:
     ) -> Response:
         self._count(request, status)
         return Response(json.dumps(content), status, headers, "application/json")
+
+
+def _explain_http_error(request: Request, error: HTTPException) -> ApiError:
+    """Returns the error for a path that does not exist, or a method that the path does not have."""
+    given = f"{request.method} {reprlib.repr(request.scope['path'])}"
+    if error.status_code == 404:
+        return ApiError(f"No such endpoint: {given}; available: {_ENDPOINTS}", status=404)
+    if error.status_code == 405:
+        methods = (error.headers or {}).get("Allow", "another method")
+        return ApiError(f"{given} is not possible; use {methods}", status=405)
+    return ApiError(f"{given}: {error.detail}", status=error.status_code)
 
 
 def _check_content_type(request: Request, expected: str) -> None:

@@ -4,13 +4,14 @@ Whatever a network sends ends in a request or an `ApiError`: JSON of any depth, 
 """
 
 import base64
-import binascii
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import unquote, unquote_to_bytes
 
 from ossicle.audio.decoding import FORMATS
 from ossicle.audio.waveform import load_audio
@@ -23,7 +24,10 @@ MAX_SOUNDS, MAX_SOUNDS_PER_MESSAGE = 256, 32
 """In a conversation and in one message: the cost of finding their positions in the prompt grows faster than n."""
 MAX_JSON_VALUES = 1 << 18
 """Estimated from the commas and brackets of the body; in memory a value takes up to fifty times its bytes."""
-_AUDIO_FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "webm", "m4a", "mp4", "aac")
+_SOUND_PARTS = ("input_audio", "audio_url")
+"""OpenAI's part for a sound, and vLLM's, whose URL must hold the sound itself."""
+_DATA_URL_HEAD = re.compile(r'\s*data:(?:"[^"]*"|[^,"]){0,200}?(?P<base64>;\s*base64\s*)?,', re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,7 @@ class _SoundDecoder:
             raise ApiError(
                 f"{where}.content has {len(content)} parts, expected at most {MAX_PARTS}", param=where
             )
-        n_sounds = sum(isinstance(part, dict) and part.get("type") == "input_audio" for part in content)
+        n_sounds = sum(isinstance(part, dict) and part.get("type") in _SOUND_PARTS for part in content)
         self._n_remaining -= n_sounds
         if n_sounds > MAX_SOUNDS_PER_MESSAGE or self._n_remaining < 0:
             raise ApiError(
@@ -172,18 +176,19 @@ class _SoundDecoder:
 
     def _decode_part(self, part: Any, where: str) -> Any:
         part_type = part.get("type") if isinstance(part, dict) else None
-        if part_type in ("audio", "audio_url", "prompt_embeds"):
+        if part_type in ("audio", "prompt_embeds"):
             raise ApiError(
                 f"{where} is of type {part_type!r}; expected sound as"
                 ' {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}',
                 param=where,
             )
-        if part_type != "input_audio":
+        if part_type not in _SOUND_PARTS:
             return part
-        return {"type": "audio", "audio": self._decode(part.get("input_audio"), f"{where}.input_audio")}
+        read = _read_input_audio if part_type == "input_audio" else _read_audio_url
+        data = read(part.get(part_type), f"{where}.{part_type}")
+        return {"type": "audio", "audio": self._decode(data, f"{where}.{part_type}")}
 
-    def _decode(self, input_audio: Any, where: str) -> Sound:
-        data = _read_input_audio(input_audio, where)
+    def _decode(self, data: bytes, where: str) -> Sound:
         if self._remaining_s <= 0:
             raise ApiError(
                 f"{where} comes after {self._limits.audio_s:g} s of sound, the most that a conversation may have on"
@@ -199,26 +204,70 @@ class _SoundDecoder:
 
 
 def _read_input_audio(input_audio: Any, where: str) -> bytes:
-    """Returns the file of an `input_audio` object.
+    """Returns the file of an `input_audio` object; what the file is, its content says and not its label.
 
     Raises:
-        ApiError: not an object, an unknown format, or not base64
+        ApiError: not an object, or not base64
     """
     if not isinstance(input_audio, dict) or not isinstance(input_audio.get("data"), str):
         raise ApiError(
             f"{where} is {reprlib.repr(input_audio)}, expected an object with data in base64 and a format",
             param=where,
         )
-    if input_audio.get("format") not in _AUDIO_FORMATS:
+    data = input_audio["data"]
+    return (_read_data_url if _is_data_url(data) else _decode_base64)(data, f"{where}.data")
+
+
+def _read_audio_url(audio_url: Any, where: str) -> bytes:
+    """Returns the file in an `audio_url` object.
+
+    Raises:
+        ApiError: not an object with a data: URL
+    """
+    url = audio_url.get("url") if isinstance(audio_url, dict) else None
+    if not isinstance(url, str) or not _is_data_url(url):
         raise ApiError(
-            f"{where}.format is {reprlib.repr(input_audio.get('format'))}, expected one of"
-            f" {', '.join(_AUDIO_FORMATS)}",
-            param=f"{where}.format",
+            f"{where}.url is {reprlib.repr(url)}, expected the sound itself as data:audio/wav;base64,...: this server"
+            " opens no address",
+            param=f"{where}.url",
         )
+    return _read_data_url(url, f"{where}.url")
+
+
+def _is_data_url(text: str) -> bool:
+    return text[:16].lstrip()[:5].lower() == "data:"
+
+
+def _read_data_url(url: str, where: str) -> bytes:
+    """Returns the bytes of a data: URL.
+
+    Raises:
+        ApiError: a URL without data, or not base64
+    """
+    found = _DATA_URL_HEAD.match(url)
+    if not found:
+        raise ApiError(f"{where} is no data: URL, expected such as data:audio/wav;base64,...", param=where)
+    data = url[found.end() :]
+    if found["base64"]:
+        return _decode_base64(unquote(data) if "%" in data else data, where)
+    return unquote_to_bytes(data.encode("utf-8", "surrogatepass"))
+
+
+def _decode_base64(data: str, where: str) -> bytes:
+    """Returns the bytes of base64 with or without line breaks and padding, also in the alphabet of URLs.
+
+    Raises:
+        ApiError: not base64
+    """
     try:
-        return base64.b64decode(input_audio["data"], validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(data, validate=True)
+    except ValueError:  # binascii.Error is one
+        pass
+    data = "".join(data.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
+    except ValueError as error:
         raise ApiError(
-            f"{where}.data is not base64 ({error}); expected the bytes of an audio file ({FORMATS})",
-            param=f"{where}.data",
+            f"{where} is not base64 ({error}); expected the bytes of an audio file ({FORMATS})",
+            param=where,
         ) from error

@@ -15,8 +15,11 @@ MAX_CHOICES = 16
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
 _SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
 _READ_ELSEWHERE = {"model", "messages", "stream", "stream_options"}
-_IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-"""Information about the client, which changes no answer."""
+_IGNORED = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "prediction",
+}  # fmt: skip
+"""What changes no answer: information about the client, and what may only make OpenAI's servers faster."""
 _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "frequency_penalty": lambda value: value == 0,
     "presence_penalty": lambda value: value == 0,
@@ -30,6 +33,8 @@ _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "parallel_tool_calls": lambda value: isinstance(value, bool),
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
+    "verbosity": lambda value: value == "medium",
+    **dict.fromkeys(("audio", "moderation", "reasoning_effort", "web_search_options"), lambda value: False),
 }
 """Unsupported fields, which are accepted only with a value that changes nothing."""
 
@@ -72,15 +77,15 @@ def _check_names(fields: Mapping[str, Any]) -> None:
             continue
         if name not in _IS_NEUTRAL:
             raise ApiError(
-                f"the field {reprlib.repr(name)} is unknown, expected {', '.join(sorted(_SUPPORTED))}: leave it out,"
-                " or serve the ear with --engine vllm, which takes all fields of vLLM",
+                f"Unknown parameter {reprlib.repr(name)}; supported: {', '.join(sorted(_SUPPORTED | _READ_ELSEWHERE))}"
+                " (with --engine vllm: all of vLLM's)",
                 param=name[:64],
                 code="unknown_parameter",
             )
         if not _IS_NEUTRAL[name](value):
             raise ApiError(
-                f"{name} is {reprlib.repr(value)}, which the local engine does not support: leave it out, or serve the"
-                " ear with --engine vllm",
+                f"Parameter '{name}' is not supported with this value by the local engine; leave it out, or start the"
+                " server with --engine vllm",
                 param=name,
                 code="unsupported_parameter",
             )
