@@ -18,6 +18,7 @@ from torch import nn
 from ossicle.audio.waveform import AudioSource, split_at_quiet
 from ossicle.backbones.pretrained import Whisper
 from ossicle.backbones.transcription import Transcript
+from ossicle.backbones.whisper_prompt import find_language
 from ossicle.chat.messages import parse_conversation
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.connectors import Transcripts
@@ -401,17 +402,58 @@ def test_a_long_sound_keeps_the_language_of_its_first_window(monkeypatch: pytest
     ear = tiny_ear(whisper=multilingual_whisper())
     given: list[tuple[str | None, ...]] = []
 
-    def transcribe(whisper: Whisper, sounds: Any, languages: tuple[str | None, ...]) -> list[Transcript]:
+    def transcribe(
+        whisper: Whisper, sounds: Any, languages: tuple[str | None, ...], **_: Any
+    ) -> list[Transcript]:
         given.append(languages)
         return [Transcript("hallo", language or "de") for language in languages]
 
     monkeypatch.setattr("ossicle.ear.transcribe_windows", transcribe)
     window_s = ear.whisper.window_samples / 16_000
-    (transcript,) = ear.transcribe_with_language([tone(2.5 * window_s)])
-    assert transcript == Transcript("hallo hallo hallo", "de")
+    sound = tone(2.5 * window_s)
+    (transcript,) = ear.transcribe_with_language([sound])
+    assert (transcript.text, transcript.language) == ("hallo hallo hallo", "de")
+    lengths = [len(window) / 16_000 for window in split_at_quiet(sound, ear.whisper.window_samples)]
+    assert [segment.end_s - segment.start_s for segment in transcript.segments] == pytest.approx(lengths)
+    assert [segment.start_s for segment in transcript.segments] == pytest.approx(
+        [0.0, lengths[0], sum(lengths[:2])]
+    )
     assert given == [(None,), ("de", "de")]
     assert transcript.language_name == "german"
     assert ear.transcribe_with_language([]) == []
+
+
+@pytest.mark.parametrize("name", ["de", "DE", "de-AT", "de_DE", "German", "german"])
+def test_a_language_is_named_by_its_code_or_name(name: str) -> None:
+    assert find_language(multilingual_whisper().prompt, name) == "de"
+
+
+@pytest.mark.parametrize("name", ["fr", "klingon", "", "d", "deu"])
+def test_an_unknown_language_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="which this Whisper does not know; expected en, de"):
+        find_language(multilingual_whisper().prompt, name)
+    with pytest.raises(RequestError, match="expected en"):
+        find_language(tiny_whisper().prompt, name)
+
+
+def test_a_transcript_continues_a_text_and_has_the_given_language() -> None:
+    whisper = multilingual_whisper()
+    ear, prompts = tiny_ear(whisper=whisper), list[list[int]]()
+    forward = whisper.model.forward
+
+    @functools.wraps(forward)
+    def record(*args: Any, decoder_input_ids: Any = None, **options: Any) -> Any:
+        prompts.extend(row for row in decoder_input_ids.tolist() if len(row) > 1)
+        return forward(*args, decoder_input_ids=decoder_input_ids, **options)
+
+    whisper.model.forward = record
+    ear.transcribe_with_language([tone(1.0)], languages=["german"], previous=" the cat ")
+    names = whisper.tokenizer.convert_ids_to_tokens(prompts[0])
+    assert names[0] == "<|startofprev|>"
+    assert whisper.tokenizer.decode(prompts[0][1:-4]) == " the cat"
+    assert names[-4:] == ["<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+    with pytest.raises(RequestError, match=r"prompt holds '<\|de\|>', a control token"):
+        ear.transcribe_with_language([tone(1.0)], previous="a <|de|> b")
 
 
 def test_wrong_inputs_are_clear_errors(query_ear: Ear) -> None:

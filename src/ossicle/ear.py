@@ -7,7 +7,7 @@ not know how answers are generated from a prompt (`chat.generation`) or how the 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.batching import batch_by_length
-from ossicle.audio.waveform import SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
+from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
 from ossicle.backbones.encoder import Features, build_mel_batch, encode
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
-from ossicle.backbones.transcription import Transcript, transcribe_windows
+from ossicle.backbones.transcription import Transcript, TranscriptSegment, transcribe_windows
+from ossicle.backbones.whisper_prompt import find_language
 from ossicle.chat import choice_scoring, generation
 from ossicle.chat.choice_scoring import ContinuationScores
 from ossicle.chat.generation import Prompt
@@ -234,9 +235,17 @@ class Ear:
         return [results[number] for number in range(len(windows))]
 
     def _split_into_windows(self, sound: np.ndarray) -> list[np.ndarray]:
-        """Splits a sound into windows, without those that are silent: Whisper would hear words in them."""
-        windows = split_at_quiet(sound, self.whisper.window_samples)
-        return [window for window in windows if np.abs(window).max() >= SILENCE_PEAK] or windows[:1]
+        return [window for _, window in self._locate_windows(sound)]
+
+    def _locate_windows(self, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Splits a sound into windows with their first samples' numbers.
+
+        Silent windows are left out: Whisper would hear words in them.
+        """
+        pieces = split_at_quiet(sound, self.whisper.window_samples)
+        starts = accumulate(map(len, pieces), initial=0)
+        windows = list(zip(starts, pieces, strict=False))
+        return [window for window in windows if np.abs(window[1]).max() >= SILENCE_PEAK] or windows[:1]
 
     def autocast(self) -> torch.autocast:
         """The precision of the connector in training and at inference: bfloat16 on a GPU."""
@@ -352,30 +361,50 @@ class Ear:
         """
         return [transcript.text for transcript in self.transcribe_with_language(sources)]
 
-    def transcribe_with_language(self, sources: Sequence[AudioSource]) -> list[Transcript]:
-        """Transcribes as `transcribe`, and names the language of each sound, detected in its first window."""
-        windows_of = [self._split_into_windows(load_audio(source)) for source in sources]
-        first = self._transcribe_windows([(windows[0], None) for windows in windows_of])
-        languages = [transcript.language for transcript in first]
+    def transcribe_with_language(
+        self,
+        sources: Sequence[AudioSource],
+        *,
+        languages: Sequence[str | None] | None = None,
+        previous: str = "",
+        temperature: float = 0.0,
+    ) -> list[Transcript]:
+        """Transcribes as `transcribe`, and names the language of each sound and the times of its windows.
+
+        Args:
+            languages: the language of each sound, as a code or name; None to detect it in the first window
+            previous: a text whose style and spelling Whisper continues, such as names
+            temperature: of sampling; 0 is greedy
+
+        Raises:
+            RequestError: a language that the Whisper does not know, or a previous text that it cannot take
+        """
+        sounds = [load_audio(source) for source in sources]
+        windows_of = [self._locate_windows(sound) for sound in sounds]
+        given = languages or [None] * len(sounds)
+        codes = [find_language(self.whisper.prompt, name) if name else None for name in given]
+
+        def transcribe_batch(batch: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
+            windows, spoken = zip(*batch, strict=True)
+            return transcribe_windows(
+                self.whisper, windows, spoken, previous=previous, temperature=temperature
+            )
+
+        def transcribe(windows: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
+            lengths = [self.whisper.window_samples] * len(windows)
+            return self._map_batches(windows, lengths, transcribe_batch)
+
+        first = transcribe([(windows[0][1], code) for windows, code in zip(windows_of, codes, strict=True)])
         following = [
-            (window, language)
-            for windows, language in zip(windows_of, languages, strict=True)
-            for window in windows[1:]
+            (window, start.language)
+            for windows, start in zip(windows_of, first, strict=True)
+            for _, window in windows[1:]
         ]
-        rest = iter(self._transcribe_windows(following))
+        rest = iter(transcribe(following))
         return [
-            Transcript(_join_texts([start.text, *(next(rest).text for _ in windows[1:])]), start.language)
-            for start, windows in zip(first, windows_of, strict=True)
+            _join_transcripts(windows, [start, *(next(rest) for _ in windows[1:])])
+            for windows, start in zip(windows_of, first, strict=True)
         ]
-
-    def _transcribe_windows(self, windows: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
-        """Transcribes windows in batches, each in its language if there is one with it."""
-
-        def transcribe(batch: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
-            return transcribe_windows(self.whisper, *zip(*batch, strict=True))
-
-        lengths = [self.whisper.window_samples] * len(windows)
-        return self._map_batches(windows, lengths, transcribe)
 
     # Student and teacher
 
@@ -423,6 +452,19 @@ class Ear:
     def next_token_logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Computes next-token logits from last hidden states, as the LLM itself does."""
         return compute_logits(self.llm, states)
+
+
+def _join_transcripts(
+    windows: Sequence[tuple[int, np.ndarray]], transcripts: Sequence[Transcript]
+) -> Transcript:
+    """Returns the transcript of a sound from those of its windows."""
+    segments = tuple(
+        TranscriptSegment(transcript.text, start / SAMPLE_RATE, (start + len(window)) / SAMPLE_RATE)
+        for (start, window), transcript in zip(windows, transcripts, strict=True)
+        if transcript.text
+    )
+    text = _join_texts([segment.text for segment in segments])
+    return Transcript(text, transcripts[0].language, segments)
 
 
 def _join_texts(windows: Sequence[str]) -> str:

@@ -241,10 +241,13 @@ def test_transcriptions_are_those_of_whisper_s_decoder(client: openai.OpenAI, ea
     verbose = ask(response_format="verbose_json")
     assert (verbose.text, verbose.language) == (text, "english")
     assert verbose.duration == pytest.approx(len(load_audio(data)) / 16_000)
-    with pytest.raises(openai.BadRequestError, match="expected one of json, text, verbose_json"):
-        ask(response_format="srt")
-    with pytest.raises(openai.BadRequestError, match="has no effect on Whisper's decoder"):
+    assert text in ask(response_format="srt")
+    assert ask(language="en", prompt="Ask.", temperature=0).text
+    with pytest.raises(
+        openai.BadRequestError, match="language is 'de', which this Whisper does not know"
+    ) as refused:
         ask(language="de")
+    assert refused.value.param == "language"
     with pytest.raises(openai.BadRequestError, match="not audio that can be read"):
         client.audio.transcriptions.create(model=MODEL, file=("a.flac", b"this is not audio"))
 

@@ -9,11 +9,12 @@ import pytest
 
 import ossicle
 from benchmarks.security import attack_kinds, audio_files
+from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, RequestError
 from ossicle.serving import middleware
 from ossicle.serving.audio_batcher import AudioBatcher
-from ossicle.serving.engine import ChatRequest, Sound
+from ossicle.serving.engine import ChatRequest, Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
@@ -120,10 +121,10 @@ def test_sounds_that_no_request_waits_for_are_not_encoded(ear: Ear) -> None:
             for sounds in ([build_sound(1), build_sound(2)], [build_sound(2)])
         ]
         await asyncio.sleep(0)
-        assert list(batcher.to_embed) == ["1", "2"]
+        assert [pending.sound.key for pending in batcher.to_embed.values()] == ["1", "2"]
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
-        remaining = list(batcher.to_embed)
+        remaining = [pending.sound.key for pending in batcher.to_embed.values()]
         batcher.step()
         assert len((await tasks[1])[0])
         return remaining
@@ -151,3 +152,46 @@ def test_a_sound_that_cannot_be_encoded_fails_alone(ear: Ear, monkeypatch: pytes
     failed, audio_tokens = asyncio.run(run())
     assert isinstance(failed, AudioError)
     assert len(audio_tokens[0])
+
+
+def test_transcripts_with_one_prompt_share_a_batch_and_fail_alone(ear: Ear) -> None:
+    """Whisper takes one prompt for a whole batch, and a language for each sound."""
+    batcher, batches = AudioBatcher(ear, Metrics(), lambda: None), list[tuple[int, str]]()
+
+    class Transcriber:
+        whisper = ear.whisper
+
+        def transcribe_with_language(
+            self, sounds: Any, *, languages: Any, previous: str, temperature: float
+        ) -> list[Transcript]:
+            batches.append((len(sounds), previous))
+            if previous == "bad":
+                raise RequestError("prompt holds a control token")
+            return [
+                Transcript(f"{previous}{len(samples)}", language)
+                for samples, language in zip(sounds, languages, strict=True)
+            ]
+
+    batcher.ear = Transcriber()  # ty: ignore[invalid-assignment]
+
+    async def run() -> list[Any]:
+        prompts = ("", "a", "", "bad", "a")
+        tasks = [
+            asyncio.create_task(
+                batcher.transcribe(
+                    build_sound(number), TranscriptionOptions(prompt=prompt, language="English")
+                )
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        await asyncio.sleep(0)
+        while batcher.step():
+            pass
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    *transcripts, bad, last = asyncio.run(run())
+    assert [transcript.text for transcript in (*transcripts, last)] == ["1600", "a1600", "1600", "a1600"]
+    assert {transcript.language for transcript in transcripts} == {"en"}
+    assert isinstance(bad, ApiError)
+    assert bad.param == "prompt"
+    assert batches == [(2, ""), (2, "a"), (1, "bad")]

@@ -37,7 +37,7 @@ from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.evaluation import load_suite
 from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.engine import Sound
+from ossicle.serving.engine import Sound, TranscriptionOptions
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.vllm.engine import VllmEngine
 
@@ -109,7 +109,8 @@ def test_an_ear_without_its_llm_is_enough(ear: Ear) -> None:
     messages = CONVERSATIONS["text around sounds"]
 
     async def work(engine: VllmEngine) -> tuple[dict[str, Any], Transcript]:
-        return await engine.complete(build_request(messages)), await engine.transcribe(sound(0)["audio"])
+        transcript = await engine.transcribe(sound(0)["audio"], TranscriptionOptions())
+        return await engine.complete(build_request(messages)), transcript
 
     answer, transcript = run_with_engine(meta_ear, transport_to(FakeVllm(ear)), work)
     assert answer["choices"][0]["message"]["content"] == ear.chat(

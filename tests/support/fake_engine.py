@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ossicle.backbones.transcription import Transcript
+from ossicle.backbones.transcription import Transcript, TranscriptSegment
 from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, Usage
+from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.metrics import Metrics
 from support.serve_app import serve_app
 
@@ -22,6 +22,7 @@ class FakeEngine:
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
+        self.options: list[TranscriptionOptions] = []
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """Returns the answer."""
@@ -38,14 +39,19 @@ class FakeEngine:
 
         return build_chunks()
 
-    async def transcribe(self, sound: Sound) -> Transcript:
-        """Returns the transcript."""
-        return Transcript("yes", "en")
+    async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
+        """Returns a transcript of two windows, and keeps the options."""
+        self.options.append(options)
+        segments = (TranscriptSegment("yes, --> and", 0.0, 28.35), TranscriptSegment("no", 28.35, 3_725.5))
+        return Transcript("yes, --> and no", "de", segments)
 
     async def close(self) -> None:
         """Does nothing."""
 
 
-def serve_fake_engine(failure: Exception | None = None, **settings: Any) -> AbstractContextManager[str]:
+def serve_fake_engine(
+    failure: Exception | None = None, *, engine: FakeEngine | None = None, **settings: Any
+) -> AbstractContextManager[str]:
     """Serves the engine, and yields its URL."""
-    return serve_app(create_app(FakeEngine(failure), ServerSettings(model=MODEL, **settings), Metrics()))
+    app = create_app(engine or FakeEngine(failure), ServerSettings(model=MODEL, **settings), Metrics())
+    return serve_app(app)

@@ -1,4 +1,4 @@
-"""Transcription by Whisper's own decoder, greedily and without timestamps: the first half of the cascade."""
+"""Transcription by Whisper's own decoder, without timestamps and by default greedily: the first half of the cascade."""
 
 import copy
 from collections.abc import Sequence
@@ -13,8 +13,18 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from ossicle.backbones.encoder import build_mel_batch
 from ossicle.backbones.model_files import silence_transformers
 from ossicle.backbones.pretrained import Whisper
+from ossicle.backbones.whisper_prompt import encode_previous_text
 
 ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class TranscriptSegment:
+    """What was said in one window of a sound."""
+
+    text: str
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class Transcript:
     text: str
     language: str
     """Code such as "de"."""
+    segments: tuple[TranscriptSegment, ...] = ()
+    """The windows in which something was said."""
 
     @property
     def language_name(self) -> str:
@@ -33,16 +45,30 @@ class Transcript:
 
 @torch.inference_mode()
 def transcribe_windows(
-    whisper: Whisper, sounds: Sequence[np.ndarray], languages: Sequence[str | None]
+    whisper: Whisper,
+    sounds: Sequence[np.ndarray],
+    languages: Sequence[str | None],
+    *,
+    previous: str = "",
+    temperature: float = 0.0,
 ) -> list[Transcript]:
     """Transcribes sounds at 16 kHz, each at most as long as the encoder's window.
 
     Args:
         languages: the language of each sound; None to detect it
+        previous: a text that came before each sound: Whisper continues its style and spelling
+        temperature: of sampling; 0 is greedy
+
+    Raises:
+        RequestError: a previous text that holds control tokens, or a Whisper that takes none
     """
     model, prompt = whisper.model, whisper.prompt
     mel, _ = build_mel_batch(sounds, whisper.config.num_mel_bins, whisper.window_frames, full_window=True)
     options = _build_options(whisper)
+    before: dict[str, Any] = {}
+    if previous.strip():
+        ids = encode_previous_text(whisper.tokenizer, previous)
+        before["prompt_ids"] = torch.tensor(ids, device=model.device)
     with silence_transformers():  # its warnings are about flags in published Whispers' configs
         encoded = model.model.encoder(mel.to(model.device, model.dtype))
         spoken: dict[str, Any] = {}
@@ -56,7 +82,9 @@ def transcribe_windows(
             encoder_outputs=encoded,
             attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=model.device),
             generation_config=options,
+            temperature=temperature,
             **spoken,
+            **before,
         )
     texts = whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [

@@ -4,11 +4,17 @@ Published Whispers list them in generation_config.json. Fine-tuned, converted an
 tokenizer has them all.
 """
 
+import re
+import reprlib
 from dataclasses import dataclass, field
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
+from ossicle.errors import RequestError
+
+START_OF_PREVIOUS = "<|startofprev|>"
+"""The sign before a text that came before the sound, which a transcript then continues in style and spelling."""
 MULTILINGUAL_VOCABULARY = 51_865
 """Whispers with at least this many tokens know more than English; the English ones have one token less."""
 
@@ -31,6 +37,39 @@ class WhisperPrompt:
     def is_multilingual(self) -> bool:
         """Whether the prompt names a language and a task."""
         return self.transcribe is not None
+
+
+def find_language(prompt: WhisperPrompt, name: str) -> str:
+    """Returns the code of a language that a Whisper transcribes, by its code, such as "de" or "de-AT", or its name.
+
+    Raises:
+        RequestError: a language that it does not know
+    """
+    known = prompt.languages or {"en": 0}
+    text = name.strip().lower()
+    code = TO_LANGUAGE_CODE.get(text, re.split("[-_]", text)[0])
+    if code not in known:
+        few = ", ".join(known) if len(known) < 10 else "a code such as en or de"
+        raise RequestError(
+            f"language is {reprlib.repr(name)}, which this Whisper does not know; expected {few}"
+        )
+    return code
+
+
+def encode_previous_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the tokens of a text that came before the sound.
+
+    Raises:
+        RequestError: it holds a control token, or the Whisper has no sign for such a text
+    """
+    start = tokenizer.get_vocab().get(START_OF_PREVIOUS)
+    if start is None:
+        raise RequestError("this Whisper takes no prompt: leave it out")
+    ids = tokenizer(" " + text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
+    if control := tokenizer.added_tokens_decoder.keys() & set(ids):
+        token = tokenizer.convert_ids_to_tokens(min(control))
+        raise RequestError(f"prompt holds {token!r}, a control token of Whisper: remove it")
+    return [start, *ids]
 
 
 def read_whisper_prompt(

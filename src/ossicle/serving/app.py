@@ -26,7 +26,11 @@ from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
 from ossicle.serving.page import get_page
 from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
-from ossicle.serving.transcriptions import format_transcription, read_transcription_request
+from ossicle.serving.transcriptions import (
+    format_transcription,
+    read_transcription_request,
+    stream_transcription,
+)
 from ossicle.serving.worker import LOG
 
 _MAX_DECODING = 2
@@ -157,10 +161,14 @@ class _Endpoints:
             decoding = self._run_in_thread(form.decode, self._settings.limits.audio_s)
             sound = await run_while_connected(request, decoding)
             self._metrics.audio_s.inc(sound.duration_s)
-            transcript = await run_while_connected(request, self._engine.transcribe(sound))
+            transcribing = self._engine.transcribe(sound, form.options)
+            transcript = await run_while_connected(request, transcribing)
+            if form.is_streamed:
+                self._count(request, 200)
+                return EventStreamResponse(stream_transcription(transcript), slot.transfer())
         finally:
             slot.release()
-        content = format_transcription(form.response_format, transcript, sound.duration_s)
+        content = format_transcription(form, transcript, sound.duration_s)
         if isinstance(content, str):
             self._count(request, 200)
             return Response(content, media_type="text/plain")

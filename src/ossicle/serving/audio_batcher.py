@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
+from ossicle.backbones.whisper_prompt import find_language
 from ossicle.ear import Ear
-from ossicle.serving.engine import Sound
+from ossicle.errors import OssicleError, RequestError
+from ossicle.serving.engine import Sound, TranscriptionOptions
+from ossicle.serving.errors import ApiError
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.worker import LOG
 
@@ -25,6 +28,8 @@ _MAX_BATCH_S = 60.0
 _CACHE_BYTES = 64 << 20
 """Audio tokens that are kept for the next turn of their conversation."""
 _Result = TypeVar("_Result")
+_Key = tuple[str, TranscriptionOptions | None]
+"""The key of a sound, and how it is transcribed."""
 
 
 @dataclass(eq=False)
@@ -32,12 +37,26 @@ class _PendingSound(Generic[_Result]):
     """A sound that waits, and the future of its result."""
 
     sound: Sound
+    options: TranscriptionOptions | None = None
+    """How it is transcribed; None for a sound that is embedded."""
     n_waiters: int = 0
     """Requests that wait for the result."""
     future: Future[_Result] = field(default_factory=Future)
 
+    @property
+    def key(self) -> _Key:
+        """What two requests have in common that wait for the same result."""
+        return self.sound.key, self.options
 
-_Queue = OrderedDict[str, _PendingSound[_Result]]
+    def shares_batch(self, other: "_PendingSound[_Result]") -> bool:
+        """Whether both can be computed at once: Whisper takes one prompt for a whole batch."""
+        return not (self.options and other.options) or (
+            (self.options.prompt, self.options.temperature)
+            == (other.options.prompt, other.options.temperature)
+        )
+
+
+_Queue = OrderedDict[_Key, _PendingSound[_Result]]
 """Waiting sounds by their key, in order of arrival."""
 
 
@@ -65,18 +84,34 @@ class AudioBatcher:
             cached = {sound.key: self.cache.get(sound.key) for sound in sounds}
         self.metrics.audio_cache_hits.inc(sum(cached[sound.key] is not None for sound in sounds))
         missing = [sound for sound in sounds if cached[sound.key] is None]
-        embedded = iter(await self._wait_for_results(self.to_embed, missing))
+        pending = [_PendingSound(sound) for sound in missing]
+        embedded = iter(await self._wait_for_results(self.to_embed, pending))
         return [next(embedded) if (tokens := cached[sound.key]) is None else tokens for sound in sounds]
 
-    async def transcribe(self, sound: Sound) -> Transcript:
-        """Returns the transcript of Whisper's own decoder."""
-        (transcript,) = await self._wait_for_results(self.to_transcribe, [sound])
+    async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
+        """Returns the transcript of Whisper's own decoder.
+
+        Raises:
+            ApiError: a language or a prompt that the Whisper does not take
+        """
+        try:
+            if options.language:
+                code = find_language(self.ear.whisper.prompt, options.language)
+                options = replace(options, language=code)
+        except RequestError as error:
+            raise ApiError(str(error), param="language", code="invalid_language_format") from error
+        try:
+            (transcript,) = await self._wait_for_results(self.to_transcribe, [_PendingSound(sound, options)])
+        except RequestError as error:
+            raise ApiError(str(error), param="prompt") from error
         return transcript
 
-    async def _wait_for_results(self, queue: _Queue[_Result], sounds: Sequence[Sound]) -> list[_Result]:
+    async def _wait_for_results(
+        self, queue: _Queue[_Result], sounds: Sequence[_PendingSound[_Result]]
+    ) -> list[_Result]:
         """Queues sounds and returns their results; a sound leaves the queue when its last waiter is canceled."""
         with self._lock:
-            pending = [queue.setdefault(sound.key, _PendingSound(sound)) for sound in sounds]
+            pending = [queue.setdefault(sound.key, sound) for sound in sounds]
             for each in pending:
                 each.n_waiters += 1
         self.wake()
@@ -95,30 +130,41 @@ class AudioBatcher:
             to_embed, to_transcribe = _select_batch(self.to_embed), _select_batch(self.to_transcribe)
         if to_embed:
             self.metrics.audio_batch_size.observe(len(to_embed))
-            self._resolve(self.to_embed, to_embed, lambda sounds: self.ear.hear(list(sounds)), self.cache.put)
+            self._resolve(self.to_embed, to_embed, self._embed_batch, self.cache.put)
         if to_transcribe:
-            self._resolve(
-                self.to_transcribe, to_transcribe, self.ear.transcribe_with_language, lambda *_: None
-            )
+            self._resolve(self.to_transcribe, to_transcribe, self._transcribe_batch, lambda *_: None)
         return bool(to_embed or to_transcribe)
+
+    def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor]:
+        return self.ear.hear([pending.sound.samples for pending in batch])
+
+    def _transcribe_batch(self, batch: Sequence[_PendingSound[Transcript]]) -> list[Transcript]:
+        options = [pending.options or TranscriptionOptions() for pending in batch]
+        return self.ear.transcribe_with_language(
+            [pending.sound.samples for pending in batch],
+            languages=[each.language for each in options],
+            previous=options[0].prompt,
+            temperature=options[0].temperature,
+        )
 
     def _resolve(
         self,
         queue: _Queue[_Result],
         batch: Sequence[_PendingSound[_Result]],
-        compute: Callable[[Sequence], list[_Result]],
+        compute: Callable[[Sequence[_PendingSound[_Result]]], list[_Result]],
         store: Callable[[str, _Result], None],
     ) -> None:
         """Computes a batch and sets its futures; if it fails, each sound is tried alone and gets its own error."""
         results, failure = [], None
         try:
-            results = compute([pending.sound.samples for pending in batch])
+            results = compute(batch)
         except Exception as error:
             if len(batch) > 1:
                 for pending in batch:
                     self._resolve(queue, [pending], compute, store)
                 return
-            LOG.exception("a sound could not be processed")
+            if not isinstance(error, OssicleError):
+                LOG.exception("a sound could not be processed")
             failure = error
         with self._lock:
             for index, pending in enumerate(batch):
@@ -131,8 +177,8 @@ class AudioBatcher:
 
 
 def _remove(queue: _Queue[_Result], pending: _PendingSound[_Result]) -> None:
-    if queue.get(pending.sound.key) is pending:
-        del queue[pending.sound.key]
+    if queue.get(pending.key) is pending:
+        del queue[pending.key]
 
 
 def _select_batch(queue: _Queue[_Result]) -> list[_PendingSound[_Result]]:
@@ -140,6 +186,8 @@ def _select_batch(queue: _Queue[_Result]) -> list[_PendingSound[_Result]]:
     batch: list[_PendingSound[_Result]] = []
     n_remaining = _MAX_BATCH_S * SAMPLE_RATE
     for pending in queue.values():
+        if batch and not pending.shares_batch(batch[0]):
+            continue
         n_remaining -= len(pending.sound.samples)
         if batch and (n_remaining < 0 or len(batch) == _MAX_BATCH):
             break

@@ -29,6 +29,17 @@ class Sound:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TranscriptionOptions:
+    """How a sound is transcribed; sounds with the same prompt and temperature can share a batch."""
+
+    language: str | None = None
+    """Its code or name; None to detect it."""
+    prompt: str = ""
+    """A text whose style and spelling the transcript continues."""
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatRequest:
     """A chat request whose sounds are decoded; the engine checks its other fields."""
 
@@ -74,11 +85,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def transcribe(self, sound: Sound) -> Transcript:
+    async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
         """Returns the transcript of Whisper's own decoder: the first half of a cascade.
 
         Raises:
-            ApiError: too much is waiting
+            ApiError: a language or a prompt that the Whisper does not take
         """
         ...
 

@@ -14,7 +14,7 @@ from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.ear import Ear
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.continuous_batch import supports_continuous_batching
-from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, Usage
+from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
@@ -106,9 +106,9 @@ class LocalEngine:
         finally:
             scheduled.is_canceled = True
 
-    async def transcribe(self, sound: Sound) -> Transcript:
+    async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
         """Returns the transcript of Whisper's own decoder."""
-        return await self.audio.transcribe(sound)
+        return await self.audio.transcribe(sound, options)
 
     async def close(self) -> None:
         """Ends the worker after its current step."""

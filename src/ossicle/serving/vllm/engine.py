@@ -19,7 +19,7 @@ from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
 from ossicle.serving.audio_batcher import AudioBatcher
-from ossicle.serving.engine import ChatRequest, Sound
+from ossicle.serving.engine import ChatRequest, Sound, TranscriptionOptions
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.vllm.client import NOT_VLLM, ServerSentEvents, VllmClient, bad_gateway
 from ossicle.serving.vllm.handshake import check_prompt_frame, resolve_model
@@ -112,9 +112,9 @@ class VllmEngine:
         await chunks.wait_for_first()
         return chunks
 
-    async def transcribe(self, sound: Sound) -> Transcript:
+    async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
         """Returns the transcript of Whisper's own decoder."""
-        return await self.audio.transcribe(sound)
+        return await self.audio.transcribe(sound, options)
 
     async def close(self) -> None:
         """Closes all connections to vLLM and ends the worker."""
