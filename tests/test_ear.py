@@ -16,7 +16,7 @@ from support.tiny_tokenizers import tiny_tokenizer
 from torch import nn
 
 from ossicle.audio.waveform import AudioSource, split_at_quiet
-from ossicle.backbones.pretrained import Whisper
+from ossicle.backbones.pretrained import Whisper, resolve_device
 from ossicle.backbones.transcription import Transcript
 from ossicle.backbones.whisper_prompt import find_language
 from ossicle.chat.messages import parse_conversation
@@ -479,7 +479,26 @@ def test_a_system_prompt_of_the_settings_is_part_of_the_frame() -> None:
     assert "answer in spanish." in ear.tokenizer.decode(list(ear.template.frame.prefix))
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", "banana"])
-def test_a_missing_device_is_a_clear_error(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device is '{name}'"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tpu", "device is 'tpu', expected cpu or cuda"),
+        ("banana", "device is 'banana', expected cpu or cuda"),
+        ("meta", "device is 'meta', expected cpu or cuda"),
+        ("cuda:99", "No CUDA GPU( 99)? found"),
+    ],
+)
+def test_a_missing_device_is_a_clear_error(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Ear.new(EarSettings(), name)
+
+
+def test_a_gpu_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch, "empty", raise_no_gpu)
+    with pytest.raises(ConfigError, match="No CUDA GPU found; use --device cpu"):
+        resolve_device("cuda")
+
+
+def raise_no_gpu(*_: Any, **__: Any) -> None:
+    raise AssertionError("Torch not compiled with CUDA enabled")

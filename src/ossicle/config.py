@@ -9,6 +9,7 @@ from typing import Literal
 
 from ossicle.errors import ConfigError
 from ossicle.settings_io import check, from_table
+from ossicle.text_file import read_text_file
 
 RENAMED_SETTINGS: dict[str | tuple[str, str], str] = {
     "augment.noise_share": "augment.noise_ratio",
@@ -443,14 +444,17 @@ def load_recipe(path: Path) -> Recipe:
         ConfigError: the file is missing or is not TOML, or a key or a value in it is invalid
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text_file(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}); expected a recipe such as recipes/pocket.toml"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: of an impossible date, too
+        reason = "tables or lists too deep" if isinstance(error, RecursionError) else error
         raise ConfigError(
-            f"{path}: not TOML ({error}); expected a recipe such as recipes/pocket.toml"
+            f"{path}: not TOML ({reason}); expected a recipe such as recipes/pocket.toml"
         ) from error
     try:
         return from_table(Recipe, table, renamed=RENAMED_SETTINGS)

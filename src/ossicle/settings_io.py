@@ -2,6 +2,7 @@
 here by name."""
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -25,24 +26,33 @@ def check(is_valid: bool, name: str, value: object, expected: str) -> None:
 
 
 def from_table(
-    settings_type: type[Settings], table: Mapping[str, Any], prefix: str = "", renamed: Renamed | None = None
+    settings_type: type[Settings],
+    table: Mapping[str, Any],
+    prefix: str = "",
+    renamed: Renamed | None = None,
+    root: type | None = None,
 ) -> Settings:
     """Returns settings from a table of plain values. Keys that are missing keep their defaults.
 
     Args:
         prefix: of the table's keys in messages, such as "train."
         renamed: old keys and values, which get an error that says the new one
+        root: settings whose tables are searched for the name of an unknown key; `settings_type` if left out
 
     Raises:
         ConfigError: an unknown or missing key, or a value of the wrong type, with its dotted name
     """
-    renamed = {} if renamed is None else renamed
+    renamed, root = renamed or {}, root or settings_type
     hints = typing.get_type_hints(settings_type)
     for key in sorted(set(table) - set(hints)):
         if (new_key := renamed.get(prefix + key)) is not None:
             raise ConfigError(f"{prefix}{key} has a new name: write {new_key}")
-        raise ConfigError(f"unknown key {prefix}{key}; expected one of {', '.join(hints)}")
-    values = {key: _parse_value(hints[key], value, prefix + key, renamed) for key, value in table.items()}
+        raise ConfigError(
+            f"unknown key {prefix}{key}; expected one of {', '.join(hints)}" + _suggest_key(prefix, key, root)
+        )
+    values = {
+        key: _parse_value(hints[key], value, prefix + key, renamed, root) for key, value in table.items()
+    }
     for field in dataclasses.fields(settings_type):  # ty: ignore[invalid-argument-type]
         has_default = (
             field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
@@ -54,27 +64,50 @@ def from_table(
     return settings_type(**values)
 
 
-def _parse_value(hint: Any, value: Any, name: str, renamed: Renamed) -> Any:
+def _suggest_key(prefix: str, key: str, root: type) -> str:
+    """Returns ", did you mean" with the most similar key, of the same table first; empty if there is none."""
+    tables = _list_keys(root)
+    own = difflib.get_close_matches(key, tables.get(prefix, ()), n=1)
+    leaves = {name: table + name for table, names in tables.items() for name in names}
+    other = difflib.get_close_matches(key, leaves, n=1)
+    suggestions = [*(prefix + name for name in own), *(leaves[name] for name in other)]
+    return f"; did you mean {suggestions[0]}?" if suggestions else ""
+
+
+def _list_keys(settings_type: type, prefix: str = "") -> dict[str, list[str]]:
+    """Returns the keys of each table of settings, by the table's prefix."""
+    hints = typing.get_type_hints(settings_type)
+    tables = {prefix: list(hints)}
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            tables |= _list_keys(hint, f"{prefix}{name}.")
+    return tables
+
+
+def _parse_value(hint: Any, value: Any, name: str, renamed: Renamed, root: type) -> Any:
     """Returns a plain value as the type of its field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         check(isinstance(value, dict), name, value, f"a table: [{name}] and its keys below")
-        return from_table(hint, value, name + ".", renamed)
+        return from_table(hint, value, name + ".", renamed, root)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return _parse_literal(args, value, name, renamed)
     if origin is tuple and args[-1] is ...:
         items = [value] if isinstance(value, str) else value  # a single item needs no list
         check(isinstance(items, list | tuple), name, value, "a string in quotes, or a list of them")
-        return tuple(_parse_value(args[0], item, f"{name}[{n}]", renamed) for n, item in enumerate(items))
+        return tuple(
+            _parse_value(args[0], item, f"{name}[{n}]", renamed, root) for n, item in enumerate(items)
+        )
     if origin is tuple:
         has_length = isinstance(value, list | tuple) and len(value) == len(args)
         check(has_length, name, value, f"a list of {len(args)} numbers")
         pairs = enumerate(zip(args, value, strict=True))
-        return tuple(_parse_value(arg, item, f"{name}[{n}]", renamed) for n, (arg, item) in pairs)
+        return tuple(_parse_value(arg, item, f"{name}[{n}]", renamed, root) for n, (arg, item) in pairs)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _parse_value(next(arg for arg in args if arg is not types.NoneType), value, name, renamed)
+        hint = next(arg for arg in args if arg is not types.NoneType)
+        return _parse_value(hint, value, name, renamed, root)
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     check(type(value) is hint, name, value, _describe_type(hint))

@@ -128,9 +128,10 @@ def test_an_unreachable_hub_is_reported_quickly(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     message = read_error(pretrained.load_llm, "nobody/no-model-of-ours")
     assert (
-        "neither a local folder nor in the local cache, and http://127.0.0.1:9 cannot be reached" in message
+        "there is no such folder, and no model of that name in the local cache; http://127.0.0.1:9 cannot be"
+        in message
     )
-    assert "give the path of a local copy" in message
+    assert "check the path" in message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "cannot be reached" in read_error(pretrained.load_whisper, "nobody/no-model-of-ours")
 
@@ -245,3 +246,87 @@ def test_a_whisper_without_a_tokenizer_is_refused(whisper: Path) -> None:
 def test_a_tokenizer_without_a_chat_template_is_refused(llm: Path) -> None:
     (llm / "chat_template.jinja").unlink()
     assert "has no chat template: use the chat version of the model" in read_error(pretrained.load_llm, llm)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table["pre_tokenizer"].update(type="Sometimes"),
+        lambda table: table["model"].update(type="Unknown"),
+        lambda table: table["model"].update(merges=[["a", "no such token"]]),
+        lambda table: table["model"].update(merges=7),
+        lambda table: table.update(normalizer={"type": "Replace"}),
+        lambda table: table.update(decoder=[]),
+        lambda table: table.pop("model"),
+        lambda table: table.update(added_tokens=[{"id": 0}]),
+        lambda table: table["model"].update(vocab={"a": -1}),
+    ],
+)
+def test_a_tokenizer_that_the_library_cannot_read_is_refused_in_one_line(
+    llm: Path, change: Callable[[dict], object]
+) -> None:
+    path = llm / "tokenizer.json"
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    assert f"LLM {str(llm)!r}" in read_error(pretrained.load_llm, llm)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b"null"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_file_is_refused_in_one_line(llm: Path, name: str, content: bytes) -> None:
+    (llm / name).write_bytes(content)
+    assert f"LLM {str(llm)!r}" in read_error(pretrained.load_llm, llm)
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words_is_refused(llm: Path) -> None:
+    table = json.loads((llm / "tokenizer.json").read_text())
+    table["model"] = {"type": "WordLevel", "vocab": {"hello": 0, "[UNK]": 1}, "unk_token": "[NONE]"}
+    (llm / "tokenizer.json").write_text(json.dumps(table))
+    assert "has a tokenizer that cannot encode all text" in read_error(pretrained.load_llm, llm)
+
+
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+
+
+def keep_templates(llm: Path, **files: object) -> None:
+    """Replaces all chat templates of a folder by the given files."""
+    (llm / "chat_template.jinja").unlink()
+    for name, content in files.items():
+        path = llm / name.replace("__", "/").replace("_json", ".json").replace("_jinja", ".jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"chat_template_json": {"chat_template": TEMPLATE}},
+        {"chat_template_json": {"chat_template": {"default": TEMPLATE, "tool_use": "tools"}}},
+        {"chat_template_json": {"chat_template": [{"name": "default", "template": TEMPLATE}]}},
+        {"chat_template_json": {"default": TEMPLATE}},
+        {"chat_template_json": TEMPLATE.join('""')},
+        {"chat_template_json": "\ufeff" + json.dumps({"chat_template": TEMPLATE})},
+        {"chat_template_jinja": TEMPLATE},
+        {"chat_template_jinja": "\ufeff" + TEMPLATE},
+        {"additional_chat_templates__chat_jinja": TEMPLATE},
+        {"additional_chat_templates__chat_jinja": TEMPLATE, "additional_chat_templates__rag_jinja": "rag"},
+        {"additional_chat_templates__tool_use_jinja": TEMPLATE},
+    ],
+    ids=str,
+)
+def test_a_chat_template_is_found_wherever_a_folder_keeps_it(llm: Path, files: dict[str, object]) -> None:
+    keep_templates(llm, **files)
+    _, tokenizer = pretrained.load_llm(str(llm), None, CPU)
+    assert tokenizer.get_chat_template() == TEMPLATE
+
+
+def test_several_chat_templates_and_damaged_ones_are_refused(llm: Path) -> None:
+    keep_templates(llm, additional_chat_templates__a_jinja=TEMPLATE, additional_chat_templates__b_jinja="b")
+    assert "has several chat templates (a, b), expected one of the name default" in read_error(
+        pretrained.load_llm, llm
+    )
+    shutil.rmtree(llm / "additional_chat_templates")
+    for content in ("{", "", "\0", '{"chat_template": 3}', "[]", "null"):
+        (llm / "chat_template.json").write_text(content)
+        assert "template" in read_error(pretrained.load_llm, llm)

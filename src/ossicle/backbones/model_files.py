@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, get_session
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,8 +28,6 @@ POCKET_DIR = Path(__file__).parents[1] / "pocket"
 """The folder of the embedded models and speech."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 10.0
-# What transformers raises depends on which file is missing, damaged or of another kind. For a GGUF it is anything.
-_LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 def resolve_model_path(name: str) -> str:
@@ -115,7 +114,15 @@ class ModelFiles:
                 self._open() as (path, file_options),
             ):
                 return auto_class.from_pretrained(path, trust_remote_code=False, **file_options, **options)
-        except (Exception,) if self.gguf is not None else _LOAD_ERRORS as error:  # noqa: B030
+        except (SafetensorError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.role} {self.name!r} is damaged: {format_one_line(error)}; copy or download it again"
+            ) from error
+        except BaseException as error:
+            # What transformers and its Rust libraries raise depends on which file is missing, damaged or of another
+            # kind: any exception, and Rust's own panics, which are not an Exception.
+            if not (isinstance(error, Exception) or is_rust_panic(error)):
+                raise
             if "trust_remote_code" in str(error):
                 raise CheckpointError(
                     f"{self.role} {self.name!r} needs code from its own folder, which ossicle does not run: expected a"
@@ -124,10 +131,18 @@ class ModelFiles:
             raise CheckpointError(
                 f"{self.role} {self.name!r} cannot be loaded: {format_one_line(error)}"
             ) from error
-        except (SafetensorError, EOFError) as error:
-            raise CheckpointError(
-                f"{self.role} {self.name!r} is damaged: {format_one_line(error)}; copy or download it again"
-            ) from error
+
+    def find_file(self, name: str) -> Path | None:
+        """Returns the local path of one of the model's files, downloaded if need be; None if there is none."""
+        if self.gguf is not None:
+            return None
+        if Path(self.path).is_dir():
+            path = Path(self.path) / name
+            return path if path.is_file() else None
+        try:
+            return Path(hf_hub_download(self.path, name, **self.options))
+        except (OSError, ValueError, HfHubHTTPError):  # there is none, or it is not in the cache
+            return None
 
 
 def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, PreTrainedConfig]:
@@ -163,8 +178,13 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     except CheckpointError as error:
         if options.get("local_files_only"):
             raise CheckpointError(
-                f"{role} {name!r} is neither a local folder nor in the local cache, and"
-                f" {constants.ENDPOINT} cannot be reached: connect, or give the path of a local copy"
+                f"{role} {name!r}: there is no such folder, and no model of that name in the local cache;"
+                f" {constants.ENDPOINT} cannot be reached: check the path, or connect to download a model of that name"
+            ) from error
+        if options and isinstance(error.__cause__, OSError) and "valid model identifier" in str(error):
+            raise CheckpointError(
+                f"{role} {name!r}: there is no such folder, and no public model of that name on {constants.ENDPOINT}:"
+                " check the name, or log in to the hub if the model is private"
             ) from error
         raise
 
@@ -184,6 +204,11 @@ def _is_hub_reachable() -> bool:
     except Exception:  # the class depends on the installed HTTP library
         return False
     return True
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Whether an error is a failed assertion of a library in Rust, such as tokenizers."""
+    return type(error).__name__ == "PanicException"
 
 
 def format_one_line(error: BaseException) -> str:

@@ -26,10 +26,21 @@ from transformers import (
 from ossicle.audio.waveform import HOP_LENGTH
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, extract_causal_lm, get_input_embeddings
+from ossicle.backbones.chat_template_file import find_chat_template
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
-from ossicle.backbones.model_files import ENCODER, LLM, ModelFiles, find_model, format_one_line
+from ossicle.backbones.model_files import (
+    ENCODER,
+    LLM,
+    ModelFiles,
+    find_model,
+    format_one_line,
+    is_rust_panic,
+)
 from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
 from ossicle.errors import CheckpointError, ConfigError
+
+_ANY_TEXT = "Hello, \u00e9cole 12.5%:\n\t\u597d\u3002 \U0001f642 \u007f"
+"""Letters, digits, white space, and characters that many vocabularies lack."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,22 @@ def resolve_device(name: torch.device | str | None) -> torch.device:
         return get_default_device()
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {str(name)!r}, expected cpu or cuda") from error
+    if device.type == "meta":
+        raise ConfigError("device is 'meta', expected cpu or cuda")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        n_gpus = torch.cuda.device_count()
+        if device.type == "cuda" and n_gpus:
+            raise ConfigError(
+                f"No CUDA GPU {device.index} found, there are {n_gpus}; use --device cuda"
+            ) from error
+        if device.type == "cuda":
+            raise ConfigError("No CUDA GPU found; use --device cpu") from error
         raise ConfigError(
-            f'device is {str(name)!r}, which this machine does not have, expected "cpu" or a GPU such as "cuda"'
+            f"device is {str(name)!r}, which this machine does not have; use --device {get_default_device()}"
         ) from error
     return device
 
@@ -194,6 +217,8 @@ def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         ctranslate2_whisper.check_has_tokenizer(Path(files.path))
     tokenizer = files.load(WhisperTokenizer if files.is_ctranslate2 else AutoTokenizer)
     tokenizer.name_or_path = files.path
+    if files.role == LLM:
+        tokenizer.chat_template = find_chat_template(files, tokenizer)
     if files.gguf is not None:
         files.gguf.drop_added_tokens(tokenizer)
     # Some tokenizers load without their files and then hold special tokens only.
@@ -202,7 +227,21 @@ def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
             f"{files.role} {files.name!r} has no tokenizer: expected its files, such as tokenizer.json,"
             " next to the weights"
         )
+    _check_encodes(files, tokenizer)
     return tokenizer
+
+
+def _check_encodes(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that loads but fails on text, such as one without a token for unknown words."""
+    try:
+        tokenizer.decode(tokenizer(_ANY_TEXT, add_special_tokens=False, verbose=False)["input_ids"])
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_rust_panic(error)):
+            raise
+        raise CheckpointError(
+            f"{files.role} {files.name!r} has a tokenizer that cannot encode all text ({format_one_line(error)}):"
+            " expected the tokenizer that the model was trained with"
+        ) from error
 
 
 def _load_frozen(

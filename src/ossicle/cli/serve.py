@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from ossicle.cli.terminal import EarName, print_message
 from ossicle.errors import ConfigError
+from ossicle.text_file import read_text_file
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear
@@ -217,8 +218,8 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        keys = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
+        keys = tuple(filter(None, map(str.strip, read_text_file(file).splitlines())))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the key file {file} cannot be read ({error})") from error
     if not keys:
         raise ConfigError(f"the key file {file} is empty, expected one API key per line")

@@ -15,8 +15,9 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ossicle.backbones.causal_lm import get_eos_ids
+from ossicle.backbones.chat_template_file import find_chat_template
 from ossicle.backbones.gguf_file import is_gguf, open_gguf
-from ossicle.backbones.model_files import resolve_model_path, silence_transformers
+from ossicle.backbones.model_files import LLM, find_model, resolve_model_path, silence_transformers
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 from ossicle.config import BaseSettings, PromptSettings
 from ossicle.errors import CheckpointError
@@ -45,6 +46,7 @@ def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
     with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(str(path), **located)
         llm = AutoModelForCausalLM.from_pretrained(str(path), **located, **options)
+    tokenizer.chat_template = find_chat_template(find_model(LLM, base.llm, base.llm_revision)[0], tokenizer)
     return llm.eval().to(device), tokenizer
 
 

@@ -1,0 +1,35 @@
+"""Text files in the encodings of editors: UTF-8 with and without a byte order mark, and others that are refused."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from ossicle.cli.serve import read_keys
+from ossicle.config import load_recipe
+from ossicle.errors import ConfigError
+from ossicle.text_file import read_text_file
+
+TEXT = 'out = "runs/hören"\n'
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(mark + TEXT.encode())
+    assert read_text_file(path) == TEXT
+    assert load_recipe(path).out == "runs/hören"
+    path.write_bytes(mark + b"first\r\n\r\n second \n")
+    assert read_keys(path) == ("first", "second")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "latin-1"])
+def test_other_encodings_are_named_and_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "file"
+    path.write_text(TEXT, encoding=encoding)
+    for read in (load_recipe, read_keys):
+        with pytest.raises(ConfigError, match="cannot be read.*save it as UTF-8") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    if encoding in ("utf-16", "utf-32"):
+        assert f"it is in {encoding.upper()}, expected UTF-8" in str(caught.value)
