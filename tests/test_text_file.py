@@ -28,7 +28,7 @@ def test_other_encodings_are_named_and_refused(tmp_path: Path, encoding: str) ->
     path = tmp_path / "file"
     path.write_text(TEXT, encoding=encoding)
     for read in (load_recipe, read_keys):
-        with pytest.raises(ConfigError, match="cannot be read.*save it as UTF-8") as caught:
+        with pytest.raises(ConfigError, match=r"cannot be read.*save it as UTF-8") as caught:
             read(path)
         assert "\n" not in str(caught.value)
     if encoding in ("utf-16", "utf-32"):

@@ -7,8 +7,6 @@ have it in chat_template.json alone, where processors look.
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from ossicle.backbones.model_files import ModelFiles
 from ossicle.errors import CheckpointError
 from ossicle.text_file import read_text_file
@@ -19,7 +17,7 @@ _FOR_OTHER_USES = {"rag", "tool_use"}
 """Names of templates that are not for a plain conversation."""
 
 
-def find_chat_template(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Any:
+def find_chat_template(files: ModelFiles, tokenizer: Any) -> Any:
     """Returns what a tokenizer's `chat_template` should be; None if there is none.
 
     Templates by name stay as they are if one is the default: they are part of a tokenizer's fingerprint.

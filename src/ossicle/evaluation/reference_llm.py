@@ -44,10 +44,11 @@ def load_reference_llm(base: BaseSettings) -> tuple[Any, Any]:
     if not path.is_dir():
         located["revision"] = base.llm_revision or "main"
     with silence_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **located)
+        own_tokenizer: Any = AutoTokenizer.from_pretrained(str(path), **located)
         llm = AutoModelForCausalLM.from_pretrained(str(path), **located, **options)
-    tokenizer.chat_template = find_chat_template(find_model(LLM, base.llm, base.llm_revision)[0], tokenizer)
-    return llm.eval().to(device), tokenizer
+    files, _ = find_model(LLM, base.llm, base.llm_revision)
+    own_tokenizer.chat_template = find_chat_template(files, own_tokenizer)
+    return llm.eval().to(device), own_tokenizer
 
 
 def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> TokenIds:
