@@ -239,6 +239,34 @@ def test_an_uncertain_state_gives_the_expected_embedding() -> None:
     torch.testing.assert_close(words.end_logits(hidden, words.logits(hidden)).sigmoid(), shares[..., -1])
 
 
+def test_the_likeliest_words_stand_for_all_of_them() -> None:
+    """Their expectation differs by at most the probability of the others, times twice the largest norm."""
+    shared = random_words(500)
+    words = VocabularyHead(shared)
+    words.soften()
+    logits = words.logits(torch.randn(2, 5, 24) / 3)
+    whole, likeliest = words.expected_embedding(logits), words.expected_embedding_of_likeliest(logits)
+    probabilities = (words.log_sharpness.exp() * logits[..., :500]).softmax(-1)
+    left_out = 1 - probabilities.sort(-1, descending=True).values[..., :64].sum(-1)
+    bound = 2 * left_out * shared.llm_embeddings.norm(dim=1).max()
+    distances = (whole - likeliest).norm(dim=-1)
+    assert (left_out > 1e-3).any()
+    assert (distances <= bound + 1e-5).all()
+    few = VocabularyHead(random_words(5))
+    logits = few.logits(torch.randn(1, 3, 24))
+    torch.testing.assert_close(few.expected_embedding_of_likeliest(logits), few.expected_embedding(logits))
+
+
+def test_the_next_input_is_the_word_that_was_written() -> None:
+    shared = random_words(9)
+    words = VocabularyHead(shared)
+    logits = words.logits(10 * shared.decoder_embeddings[None, [4, 2, 7]])[0]
+    assert torch.equal(words.embed_likeliest(logits, None), shared.decoder_embeddings[[4, 2, 7]])
+    own = words.embed_likeliest(logits, torch.tensor([-1, 0, -1]))
+    assert torch.equal(own[[0, 2]], shared.decoder_embeddings[[4, 7]])
+    assert torch.equal(own[1], shared.other_decoder_embeddings[0])
+
+
 def test_the_likelihood_is_that_of_an_asr_model() -> None:
     """Against transformers' own loss, over the tokens that are shared."""
     shared = random_words(9)
@@ -256,11 +284,11 @@ def test_the_likelihood_is_that_of_an_asr_model() -> None:
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
-def test_the_previous_token_is_the_nearest_word(spread: float) -> None:
+def test_the_nearest_word_is_found_at_every_scale(spread: float) -> None:
     shared = random_words(spread=spread)
     words = VocabularyHead(shared)
     beside = shared.llm_embeddings + 0.2 * spread * torch.randn_like(shared.llm_embeddings)
-    assert torch.equal(words.embed_previous(words.nearest_tokens(beside)), shared.decoder_embeddings)
+    assert torch.equal(words.nearest_tokens(beside).index, torch.arange(len(beside)))
     assert not words.nearest_tokens(beside).is_exact.any()
     assert words.nearest_tokens(shared.llm_embeddings.bfloat16()).is_exact.all()
 
@@ -342,9 +370,19 @@ def test_training_and_inference_see_the_same_previous_tokens() -> None:
     made: Any = ear.connector
     features = ear.encode_sounds([load_audio(row["audio"]["bytes"]) for row in spoken()[:3]])
     torch.nn.init.constant_(made.end_head.bias, -100.0)
+    head = made.vocabulary_head
+    head.expected_embedding_of_likeliest = head.expected_embedding  # unlikely words count in training only
+    embed, n_words = head.embed_likeliest, len(head.llm_embeddings)
+    written: list[torch.Tensor] = []
+
+    def embed_and_record(logits: torch.Tensor, unshared: torch.Tensor | None) -> torch.Tensor:
+        written.append(logits[:, :n_words].argmax(1))
+        return embed(logits, unshared)
+
+    head.embed_likeliest = embed_and_record
     with torch.no_grad():
         heard = made(features)
-        words = made.vocabulary_head.nearest_tokens(heard.tokens).index
+        words = torch.stack([*written, torch.zeros_like(written[0])], dim=1)  # the last one is not read again
         transcripts = Transcripts(heard.n_tokens, words, made.vocabulary_head.llm_embeddings)
         learned = made(features, transcripts)
     assert heard.tokens.shape[1] > 5

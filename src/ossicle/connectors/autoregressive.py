@@ -20,7 +20,7 @@ from ossicle.config import ConnectorSettings
 from ossicle.connectors.base import AudioTokens, Transcripts
 from ossicle.connectors.layers import build_mlp
 from ossicle.connectors.query import QueryConnector
-from ossicle.connectors.vocabulary_head import NearestTokens, SharedVocabulary, VocabularyHead
+from ossicle.connectors.vocabulary_head import SharedVocabulary, VocabularyHead
 
 FEEDBACK_NORM_EPS = 1e-12
 """Epsilon of the norm before the feedback: the embeddings of LLMs differ in size by a factor of a hundred."""
@@ -125,10 +125,12 @@ class AutoregressiveConnector(QueryConnector):
         """Decodes all slots in one pass, each with the transcript's token before it."""
         head, prompt = self.vocabulary_head, self._embed_prompt(features)
         n_before = prompt.shape[1] + 1  # the first slot has no token before it
-        previous = functional.pad(transcripts.candidates[transcripts.targets], (0, 0, n_before, 0))
-        previous = previous[:, : n_before - 1 + n_slots]
-        nearest = None if head is None else head.nearest_tokens(previous)
-        seen = functional.pad(self._embed_previous(previous, nearest)[:, n_before:], (0, 0, n_before, 0))
+        targets = transcripts.targets[:, : n_slots - 1]
+        previous = self.feedback(transcripts.candidates.to(self.queries.dtype))[targets]
+        nearest = None if head is None else head.nearest_tokens(transcripts.candidates).select(targets)
+        if head is not None and nearest is not None:
+            previous = previous + head.decoder_embeddings[nearest.index]
+        seen = functional.pad(previous, (0, 0, n_before, 0))
         queries = torch.cat([prompt, self._slot_queries(n_slots).expand(len(previous), -1, -1)], dim=1)
         hidden = self.decode(queries + seen, features.states, features.attention_mask)
         tokens, end_logits, logits = self._output_heads(hidden)
@@ -136,12 +138,12 @@ class AutoregressiveConnector(QueryConnector):
         n_tokens = self.count_tokens(end_logits, features, n_slots, transcripts)
         if head is None or nearest is None or logits is None:
             return AudioTokens(tokens=tokens, n_tokens=n_tokens, end_logits=end_logits, log_likelihood=None)
-        logits, targets = logits[:, n_before - 1 : -1], nearest.skip(n_before)
+        logits = logits[:, n_before - 1 : -1]
         return AudioTokens(
             tokens=tokens,
             n_tokens=n_tokens,
             end_logits=end_logits,
-            log_likelihood=head.log_likelihood(logits, targets, transcripts.n_tokens),
+            log_likelihood=head.log_likelihood(logits, nearest, transcripts.n_tokens),
             word_logits=logits,
         )
 
@@ -154,16 +156,18 @@ class AutoregressiveConnector(QueryConnector):
 
         Returns: audio tokens, and their number for each clip
         """
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        sound_cache = DynamicCache()  # the layers' keys and values of the sound, computed once
+        prompt = self._embed_prompt(features, EncoderDecoderCache(DynamicCache(), sound_cache))
+        cache = EncoderDecoderCache(DynamicCache(), sound_cache)
         queries = self._slot_queries(n_slots).expand(len(features.states), -1, -1)
         max_tokens = self.max_tokens(features)
         n_tokens = torch.zeros_like(max_tokens)
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
         steps: list[tuple[Tensor, Tensor]] = []
-        query = torch.cat([self._embed_prompt(features), queries[:, :1]], dim=1)
+        query = torch.cat([prompt, queries[:, :1]], dim=1)
         for step in range(n_slots):
             hidden = self.decode(query, features.states, features.attention_mask, cache)
-            tokens, end_logit, logits = self._output_heads(hidden[:, -1:])
+            tokens, end_logit, logits = self._output_heads(hidden[:, -1:], likeliest_only=True)
             has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
@@ -174,7 +178,7 @@ class AutoregressiveConnector(QueryConnector):
             has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
             if bool(has_ended.all()) or step + 1 == n_slots:
                 break
-            query = queries[:, step + 1, None] + self._embed_written(tokens, n_new, unshared)
+            query = queries[:, step + 1, None] + self._embed_written(tokens, n_new, logits, unshared)
         return _concatenate_ragged(steps), n_tokens.minimum(max_tokens)
 
     def _write_pieces(
@@ -196,26 +200,31 @@ class AutoregressiveConnector(QueryConnector):
         return tokens, n_pieces.where(is_unshared, n_tokens), index.where(is_unshared, -1)
 
     def _embed_written(
-        self, tokens: Float[Tensor, "B K D"], n_new: Int[Tensor, " B"], unshared: Int[Tensor, " B"] | None
+        self,
+        tokens: Float[Tensor, "B K D"],
+        n_new: Int[Tensor, " B"],
+        logits: Float[Tensor, "B 1 W"] | None,
+        unshared: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "B 1 E"]:
-        """Turns what a step has written into the decoder's next input; for pieces, Whisper's own token."""
-        head = self.vocabulary_head
+        """Turns what a step has written into the decoder's next input: Whisper's own token plus a learned residual."""
         last = tokens.gather(1, (n_new - 1).clamp(min=0)[:, None, None].expand(-1, 1, tokens.shape[2]))
-        embedded = self._embed_previous(last, None if head is None else head.nearest_tokens(last))
-        if head is None or unshared is None:
+        embedded: Any = self.feedback(last.to(self.queries.dtype))
+        if self.vocabulary_head is None or logits is None:
             return embedded
-        own = (
-            self.feedback(last.to(self.queries.dtype))
-            + head.other_decoder_embeddings[unshared.clamp(min=0), None]
-        )
-        return torch.where((unshared >= 0)[:, None, None], own, embedded)
+        return embedded + self.vocabulary_head.embed_likeliest(logits[:, 0], unshared)[:, None]
 
     def _slot_queries(self, n_slots: int) -> Float[Tensor, "Q E"]:
         """Queries at their positions, which come after those of the prompt."""
         return (self.queries + self.positions[len(self.positions) - len(self.queries) :])[:n_slots]
 
-    def _embed_prompt(self, features: Features) -> Float[Tensor, "B P E"]:
-        """Embeds Whisper's decoder prompt before the first slot, with the language that it detects in the sound."""
+    def _embed_prompt(
+        self, features: Features, cache: EncoderDecoderCache | None = None
+    ) -> Float[Tensor, "B P E"]:
+        """Embeds Whisper's decoder prompt before the first slot, with the language that it detects in the sound.
+
+        Args:
+            cache: filled if the first row is decoded, for the language
+        """
         if self.vocabulary_head is None or self.prompt_embeddings is None:
             return features.states.new_zeros(len(features.states), 0, features.states.shape[2])
         rows = self.prompt_embeddings + self.positions[: len(self.prompt_embeddings)]
@@ -223,32 +232,21 @@ class AutoregressiveConnector(QueryConnector):
         if not len(self.vocabulary_head.language_embeddings):
             return rows
         with torch.no_grad():
-            first = self.decode(rows[:, :1], features.states, features.attention_mask)
+            first = self.decode(rows[:, :1], features.states, features.attention_mask, cache)
         language = self.vocabulary_head.detect_language(first[:, 0])[:, None]
         return torch.cat([rows[:, :1], rows[:, 1:2] + language, rows[:, 2:]], dim=1)
 
-    def _embed_previous(
-        self, previous: Float[Tensor, "B Q D"], nearest: NearestTokens | None
-    ) -> Float[Tensor, "B Q E"]:
-        """Turns LLM embeddings or audio tokens into decoder inputs: the nearest shared word plus a learned residual."""
-        embedded: Any = self.feedback(previous.to(self.queries.dtype))
-        if self.vocabulary_head is None or nearest is None:
-            return embedded
-        return embedded + self.vocabulary_head.embed_previous(nearest)
-
     def _output_heads(
-        self, hidden: Float[Tensor, "B Q E"]
+        self, hidden: Float[Tensor, "B Q E"], *, likeliest_only: bool = False
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, "B Q C"] | None]:
         """Returns audio tokens, logits of the end, and logits of the shared words if there are any."""
         tokens, end_logits = self.projection(hidden), self.end_head(hidden)[..., 0]
         if self.vocabulary_head is None:
             return tokens, end_logits, None
-        logits = self.vocabulary_head.logits(hidden)
-        return (
-            tokens + self.vocabulary_head.expected_embedding(logits),
-            end_logits + self.vocabulary_head.end_logits(hidden, logits),
-            logits,
-        )
+        head = self.vocabulary_head
+        logits = head.logits(hidden)
+        expect = head.expected_embedding_of_likeliest if likeliest_only else head.expected_embedding
+        return tokens + expect(logits), end_logits + head.end_logits(hidden, logits), logits
 
 
 def _last_linear(part: nn.Module) -> nn.Linear:
