@@ -64,7 +64,7 @@ def query_ear() -> Ear:
 
 
 def test_a_batch_of_sounds_equals_each_alone(ear: Ear) -> None:
-    sounds: list[AudioSource] = [tone(0.5), tone(3.0, 0.2), tone(0.01), tone(6.0, 0.05)]
+    sounds: list[AudioSource] = [tone(0.5), tone(3.0, 0.2), tone(0.1), tone(6.0, 0.05)]
     heard = ear.hear(sounds)
     assert [tokens.shape[1] for tokens in heard] == [48] * 4
     for sound, tokens in zip(sounds, heard, strict=True):
@@ -236,7 +236,7 @@ def test_more_windows_than_one_batch_holds_keep_their_order(
 
 
 def test_a_short_sound_is_not_padded_to_a_long_one(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
-    sounds = [tone(length) for length in (0.3, 6.0, 2.0, 0.5, 5.5, 1.1, 0.05, 3.1, 2.2)]
+    sounds = [tone(length) for length in (0.3, 6.0, 2.0, 0.5, 5.5, 1.1, 0.1, 3.1, 2.2)]
     alone = [ear.hear(sound) for sound in sounds]
     batches = padded_lengths(ear, monkeypatch)
     for tokens, own in zip(ear.hear([*sounds]), alone, strict=True):
@@ -339,7 +339,7 @@ def test_transcripts_are_the_same_alone_and_in_a_batch_and_nothing_is_logged(
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        sounds = [tone(0.001), tone(1.0), tone(6.0)]
+        sounds = [tone(0.1), tone(1.0), tone(6.0)]
         together = query_ear.transcribe(sounds)
         assert together == [query_ear.transcribe([sound])[0] for sound in sounds]
         assert query_ear.transcribe([]) == []

@@ -82,7 +82,7 @@ class Corpus:
         ]
         conversation = [
             build_user_message(
-                build_audio_part(audio_files.build_wav(b"\1\2" * 200)),
+                build_audio_part(audio_files.build_wav(bytes(range(256)) * 13)),
                 {"type": "text", "text": "Answer in Spanish."},
             ),
             {"role": "assistant", "content": "Tokio."},

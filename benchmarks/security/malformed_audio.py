@@ -108,7 +108,7 @@ def _draw_huge_base64(draw: random.Random, inputs: AttackInputs) -> AttackReques
 
 @KINDS.add("too many sounds", max_requests=20)
 def _draw_many_sounds(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
-    crumb = build_audio_part(audio_files.build_wav(b"\1\2" * 50))
+    crumb = build_audio_part(audio_files.build_wav(bytes(range(256)) * 13))
     n = draw.choice((300, 1000, 1001, 20_000))
     turns = [build_user_message(*[crumb] * 30), {"role": "assistant", "content": "a"}] * (n // 30)
     messages = draw.choice(([], turns)) or [build_user_message(*[crumb] * n)]

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.batching import batch_by_length
-from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, AudioSource, load_audio, split_at_quiet
+from ossicle.audio.speech import load_speech
+from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, AudioSource, split_at_quiet
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
 from ossicle.backbones.encoder import Features, build_mel_batch, encode
 from ossicle.backbones.packed_forward import PackedLlm
@@ -151,10 +152,10 @@ class Ear:
             source: one sound gives one tensor; a list of sounds gives a list, computed in batches
 
         Raises:
-            AudioError: not audio, or longer than an hour
+            AudioError: not audio, longer than an hour, or too short or too even for speech
         """
         sources = source if isinstance(source, list) else [source]
-        tokens = self.embed_audio([load_audio(item) for item in sources])
+        tokens = self.embed_audio([load_speech(item) for item in sources])
         return tokens if isinstance(source, list) else tokens[0]
 
     def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
@@ -176,11 +177,11 @@ class Ear:
         target, as in the right-aligned forms diva and stack, are transcribed too.
 
         Raises:
-            AudioError: not audio, or longer than an hour
+            AudioError: not audio, longer than an hour, or too short or too even for speech
             CheckpointError: an ear that was loaded without its LLM
         """
         self._check_llm_is_loaded()
-        sounds = [load_audio(source) for source in sources]
+        sounds = [load_speech(source) for source in sources]
         texts = self._map_windows(sounds, self._decode_windows, full_window=self._uses_full_window)
         return [_join_texts(windows) for windows in texts]
 
@@ -318,7 +319,7 @@ class Ear:
         """
         self._check_llm_is_loaded()
         parsed = [parse_conversation(messages) for messages in conversations]
-        sounds = [[load_audio(sound) for sound in conversation.sounds] for conversation in parsed]
+        sounds = [[load_speech(sound) for sound in conversation.sounds] for conversation in parsed]
         layouts = [self.template.render(conversation) for conversation in parsed]
         audio_tokens = iter(self.embed_audio([sound for row in sounds for sound in row]))
         return [
@@ -379,7 +380,7 @@ class Ear:
         Raises:
             RequestError: a language that the Whisper does not know, or a previous text that it cannot take
         """
-        sounds = [load_audio(source) for source in sources]
+        sounds = [load_speech(source) for source in sources]
         windows_of = [self._locate_windows(sound) for sound in sounds]
         given = languages or [None] * len(sounds)
         codes = [find_language(self.whisper.prompt, name) if name else None for name in given]

@@ -143,6 +143,14 @@ def test_int16_equals_the_wav_it_was_written_to():
     np.testing.assert_array_equal(load_audio(samples), load_audio(file.getvalue()))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_rate_may_come_before_its_samples(kind):
+    """As scipy.io.wavfile and Gradio have them."""
+    samples, expected = kind(build_tone(8_000)), load_audio(build_tone(8_000), sample_rate=8_000)
+    np.testing.assert_array_equal(load_audio((samples, 8_000)), expected)
+    np.testing.assert_array_equal(load_audio((8_000, samples)), expected)
+
+
 def test_tensors_of_any_dtype_are_loaded():
     sound = torch.rand(800) - 0.5
     np.testing.assert_array_equal(load_audio(sound.bfloat16()), sound.bfloat16().float().numpy())

@@ -31,7 +31,7 @@ def test_every_row_is_counted_once(tmp_path: Path) -> None:
     assert max(summary.reason_counts.values()) == 2  # two files of different lengths that are not audio
     assert summary.durations_s.tolist() == pytest.approx([0.1, 0.11, 0.12])
     assert summary.hours == pytest.approx(0.33 / 3600)
-    assert summary.n_characters.tolist() == [11, 10, 15, 5, 9]
+    assert summary.n_characters.tolist() == [11, 10, 15]
 
 
 def test_hours_are_an_estimate_when_not_all_is_decoded(tmp_path: Path) -> None:
@@ -113,6 +113,16 @@ def test_inspect_prints_counts_and_exits_with_zero(
     ):
         assert expected in printed
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("decode", ["2", "1000"])
+def test_inspect_fails_where_no_row_that_was_read_is_usable(
+    decode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path, [Clip(b"x", "noise")] * 3)
+    assert main(["data", "inspect", source, "--decode", decode]) == 1
+    assert "no row that was read can be used" in capsys.readouterr().err
+    assert main(["data", "inspect", source, "--decode", "0"]) == 0
 
 
 def test_reasons_of_one_kind_are_counted_together(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_packed_speech_equals_its_source(kind: str, tmp_path: Path) -> None:
 
 def test_samples_are_within_a_step_of_16_bits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    loud = encode_wav(rng.uniform(-1, 1, 900).astype(np.float32), "FLOAT")
-    over = encode_wav(np.array([1.7, -1.7, 1.0, -1.0, 0.1] * 9, np.float32), "FLOAT")
+    loud = encode_wav(rng.uniform(-1, 1, 1_900).astype(np.float32), "FLOAT")
+    over = encode_wav(np.array([1.7, -1.7, 1.0, -1.0, 0.1] * 400, np.float32), "FLOAT")
     rows = [*make_clips(3), Clip(loud, "loud"), Clip(over, "over")]
     dataset = open_speech([write_jsonl(tmp_path, rows)])
     packed = pack(dataset, tmp_path / "packed", pcm=True)
@@ -263,7 +263,8 @@ def test_too_many_invalid_rows_stop_it_and_a_larger_ratio_resumes_it(tmp_path: P
 
 
 def test_audio_too_quiet_for_16_bits_is_skipped(tmp_path: Path) -> None:
-    quiet = encode_wav((1e-6 * load_audio(encode_tone(4_000))).astype(np.float32), "FLOAT")
+    fading = np.linspace(0, 1e-6, 4_000) * load_audio(encode_tone(4_000))
+    quiet = encode_wav(fading.astype(np.float32), "FLOAT")
     dataset = open_speech([write_jsonl(tmp_path, [*make_clips(1), Clip(quiet, "quiet")])])
     assert pack(dataset, tmp_path / "bytes").n_skipped == 0
     assert pack(dataset, tmp_path / "samples", pcm=True).n_skipped == 1

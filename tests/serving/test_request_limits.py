@@ -100,7 +100,7 @@ def test_a_prompt_far_beyond_the_context_is_refused_before_rendering(
 
 @pytest.mark.parametrize(("n_turns", "n_sounds"), [(1, 33), (9, 29)])
 def test_too_many_sounds_are_refused(n_turns: int, n_sounds: int) -> None:
-    sounds = [attack_kinds.build_audio_part(audio_files.build_wav(b"\1\2" * 50))] * n_sounds
+    sounds = [attack_kinds.build_audio_part(audio_files.build_wav(bytes(range(256)) * 13))] * n_sounds
     body = attack_kinds.build_chat_body({"messages": [attack_kinds.build_user_message(*sounds)] * n_turns})
     with pytest.raises(
         ApiError, match=f"{n_sounds} sounds, expected at most 32 in a message and 256 in a conv"
@@ -109,7 +109,9 @@ def test_too_many_sounds_are_refused(n_turns: int, n_sounds: int) -> None:
 
 
 def build_sound(number: int) -> Sound:
-    return Sound(samples=np.full(1600, 0.1 * number, np.float32), key=str(number))
+    return Sound(
+        samples=np.resize([1.0, -1.0], 1600).astype(np.float32) * np.float32(0.1 * number), key=str(number)
+    )
 
 
 def test_sounds_that_no_request_waits_for_are_not_encoded(ear: Ear) -> None:

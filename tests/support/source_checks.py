@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,7 +13,7 @@ from ossicle.errors import DataError
 
 def read_audio(utterance: Utterance) -> bytes:
     """Returns the encoded audio of an utterance."""
-    assert not isinstance(utterance.audio, np.ndarray)
+    assert isinstance(utterance.audio, bytes | Path)
     return utterance.audio if isinstance(utterance.audio, bytes) else utterance.audio.read_bytes()
 
 

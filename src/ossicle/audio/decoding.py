@@ -12,9 +12,9 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -93,6 +93,8 @@ class AudioStream:
     """Float samples of shape (n, channels)."""
     declared_duration_s: float | None
     """The duration in the header, if there is one."""
+    skip: Callable[[int], int] = lambda n: 0
+    """Skips up to so many samples of each channel without decoding them, and returns how many it has skipped."""
 
 
 @contextmanager
@@ -115,7 +117,9 @@ def open_audio(source: object, name: str) -> Generator[AudioStream, None, None]:
             yield first
         else:
             blocks = chain(first.blocks, _decode_others(file, parts[1:], first))
-            yield replace(first, blocks=blocks, declared_duration_s=None)
+            yield AudioStream(
+                name=name, sample_rate=first.sample_rate, blocks=blocks, declared_duration_s=None
+            )
 
 
 @contextmanager
@@ -210,7 +214,8 @@ def _decode(file: BinaryFile | PartFile, name: str, stack: ExitStack) -> AudioSt
             yield block
 
     padding_s = CODEC_PADDING_S if sound.format == "OGG" else 0.0
-    return _build_stream(name, sound.samplerate, blocks(), declared_s, padding_s)
+    seek = sound.seek if sound.format != "OGG" and sound.seekable() else None  # in Ogg it is not exact
+    return _build_stream(name, sound.samplerate, blocks(), declared_s, padding_s, seek)
 
 
 def _declares_length(file: BinaryFile | PartFile) -> bool:
@@ -274,16 +279,27 @@ def _declares_matroska_duration(file: BinaryFile | PartFile) -> bool:
 
 
 def _build_stream(
-    name: str, rate: int, blocks: Iterator[np.ndarray], declared_s: float | None, padding_s: float
+    name: str,
+    rate: int,
+    blocks: Iterator[np.ndarray],
+    declared_s: float | None,
+    padding_s: float,
+    seek: Callable[[int], int] | None = None,
 ) -> AudioStream:
     """Returns a stream whose blocks raise AudioError where the decoder stops or the end comes too early.
 
     Args:
         padding_s: a complete file may be this much shorter than it declares
     """
+    n_read = 0
+
+    def skip(n: int) -> int:
+        nonlocal n_read
+        n_read = seek(n) if seek else 0
+        return n_read
 
     def checked_blocks() -> Iterator[np.ndarray]:
-        n_read = 0
+        nonlocal n_read
         for block in _convert_errors(blocks, name):
             n_read += len(block)
             yield block
@@ -293,7 +309,9 @@ def _build_stream(
                 f" {n_read / rate:.2f} s; copy or export it again"
             )
 
-    return AudioStream(name=name, sample_rate=rate, blocks=checked_blocks(), declared_duration_s=declared_s)
+    return AudioStream(
+        name=name, sample_rate=rate, blocks=checked_blocks(), declared_duration_s=declared_s, skip=skip
+    )
 
 
 def _check_sample_rate(name: str, rate: int, n_channels: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ossicle.audio.waveform import load_audio
+from ossicle.audio.speech import load_speech
 from ossicle.errors import AudioError, ConfigError
 
 
@@ -59,4 +59,4 @@ class Microphone:
             raise AudioError(f"the microphone cannot be used ({error}); give a sound file") from error
         if not blocks:
             raise AudioError("the microphone recorded nothing; speak, then press Enter")
-        return load_audio((np.concatenate(blocks), self.sample_rate))
+        return load_speech((np.concatenate(blocks), self.sample_rate))

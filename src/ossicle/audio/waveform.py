@@ -5,9 +5,13 @@ Audio that cannot be decoded completely is refused with a one-line error: nothin
 
 import io
 import math
+import reprlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -16,6 +20,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from ossicle.audio.decoding import BLOCK_SAMPLES, AudioStream, open_audio
+from ossicle.audio.excerpt import AudioExcerpt, open_excerpt
 from ossicle.errors import AudioError, ConfigError
 
 SAMPLE_RATE = 16_000  # samples per second
@@ -35,8 +40,13 @@ SILENCE_PEAK = 2.0**-24  # below the last bit of 24-bit audio: lossy codecs deco
 _QUIET_RADII = (400, 800, 1_600, 3_200)
 _MEL_PER_LOG_HZ = 27.0 / math.log(6.4)
 
-AudioSource = str | Path | bytes | io.IOBase | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int]
-"""A path, the bytes of an audio file, a file open for binary reading, samples, or (samples, rate in Hz)."""
+
+_Samples = np.ndarray | Tensor
+AudioSource = (
+    str | Path | bytes | io.IOBase | _Samples | tuple[_Samples, int] | tuple[int, _Samples] | AudioExcerpt
+)
+"""A path, the bytes of an audio file, a file open for binary reading, samples, (samples, rate in Hz) in any order, or a
+stretch of one of them."""
 
 
 def load_audio(
@@ -62,14 +72,16 @@ def load_audio(
                 f"got a tuple of {len(source)} with sample_rate={sample_rate}; expected (samples, rate in Hz)"
                 " and no sample_rate"
             )
-        source, sample_rate = source
+        source, sample_rate = _order_pair(*source)
     if isinstance(source, (Tensor, np.ndarray)):
         if isinstance(source, Tensor):  # numpy has no bfloat16
             source = source.float() if source.dtype == torch.bfloat16 else source
         array = source.numpy(force=True) if isinstance(source, Tensor) else source
         rate = SAMPLE_RATE if sample_rate is None else sample_rate
         return _to_mono_16k(_read_array(array, rate), max_duration_s)
-    name = _name(source)
+    if isinstance(source, AudioExcerpt):
+        return _load_excerpt(source, max_duration_s)
+    name = name_source(source)
     if sample_rate is not None:
         raise AudioError(
             f"sample_rate={sample_rate} was given for {name}; expected it for arrays only, as files have"
@@ -77,6 +89,25 @@ def load_audio(
         )
     with open_audio(source, name) as stream:
         return _to_mono_16k(stream, max_duration_s)
+
+
+def _load_excerpt(excerpt: AudioExcerpt, max_duration_s: float) -> Float32[np.ndarray, " N"]:
+    """Returns the samples of a stretch, which alone must not be too long."""
+    source, name = excerpt.source, name_source(excerpt)
+
+    def open_stream() -> AbstractContextManager[AudioStream]:
+        if isinstance(source, np.ndarray):
+            return nullcontext(replace(_read_array(source, SAMPLE_RATE), name=name))
+        return open_audio(source, name)
+
+    with open_excerpt(open_stream, excerpt) as stream:
+        return _to_mono_16k(stream, max_duration_s)
+
+
+def _order_pair(first: Any, second: Any) -> tuple[Any, Any]:
+    """Returns samples before their rate; scipy and Gradio have the rate first."""
+    is_swapped = isinstance(second, (Tensor, np.ndarray)) and not getattr(first, "ndim", 0)
+    return (second, first) if is_swapped else (first, second)
 
 
 def log_mel_spectrogram(
@@ -175,9 +206,11 @@ def _find_quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) ->
 
 def _read_array(array: np.ndarray, rate: int) -> AudioStream:
     """Returns samples in memory as a stream of blocks, as of a file."""
-    name = _name(array)
+    name = name_source(array)
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
-        raise AudioError(f"{name} came with sample rate {rate!r}; expected a positive whole number of Hz")
+        raise AudioError(
+            f"{name} came with sample rate {reprlib.repr(rate)}; expected a positive whole number of Hz"
+        )
     if array.ndim not in (1, 2) or (array.ndim == 2 and min(array.shape) > MAX_CHANNELS):
         raise AudioError(f"got {name}; expected samples of shape (n,), (n, channels) or (channels, n)")
     is_integer = array.dtype in (np.int8, np.int16, np.int32, np.uint8)
@@ -265,8 +298,11 @@ def _format_duration(n_samples: int) -> str:
     return f"{n_samples / SAMPLE_RATE:.2f} s ({n_samples} samples)"
 
 
-def _name(source: object) -> str:
+def name_source(source: object) -> str:
     """Returns what error messages call the source."""
+    if isinstance(source, AudioExcerpt):
+        end = "the end" if source.end_s is None else f"{source.end_s:g} s"
+        return f"{name_source(source.source)} from {source.start_s:g} s to {end}"
     if isinstance(source, (str, Path)):
         return f"'{source}'"
     if isinstance(source, np.ndarray):

@@ -48,11 +48,11 @@ class Chat:
             raise ConfigError("ossicle chat takes one audio file or --mic: give exactly one of them")
         from ossicle import checkpoint
         from ossicle.audio.microphone import Microphone
-        from ossicle.audio.waveform import load_audio
+        from ossicle.audio.speech import load_speech
 
         options = self.build_generation_options()
         # Audio and microphone come before the models, so that their errors are reported without delay.
-        audio = load_audio(self.audio) if self.audio else None
+        audio = load_speech(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
         ear = checkpoint.load(self.ear)
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -35,7 +35,7 @@ class Inspect:
     """HTML page to write, with the same numbers and with audio to play."""
 
     def run(self, command_line: str) -> int:
-        """Prints the summary; invalid rows do not make the command fail."""
+        """Prints the summary; invalid rows make the command fail only if none that was read is usable."""
         from ossicle.atomic_io import write_text
         from ossicle.data.dataset import open_speech
         from ossicle.data.inspect import inspect_dataset
@@ -61,7 +61,9 @@ class Inspect:
         if self.html:
             write_text(self.html, render_page(summary, " + ".join(self.source)))
             console.out(str(self.html), highlight=False)
-        return 0
+        if not summary.has_usable_row:
+            print_message("no row that was read can be used")
+        return 0 if summary.has_usable_row else 1
 
 
 @dataclass(frozen=True, kw_only=True)

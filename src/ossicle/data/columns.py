@@ -1,10 +1,11 @@
 """Finds the columns of a source that hold audio, transcript and duration: by the option given, else by known names."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Flag, auto
 
 from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import NO_COLUMN, TimeColumns, find_time_columns
 from ossicle.errors import DataError
 
 AUDIO_NAMES = (
@@ -36,6 +37,8 @@ DURATION_NAMES = (
     "duration_seconds",
     "audio_duration",
     "length_s",
+    "duration_ms",
+    "audio_duration_ms",
 )
 """Known names, tried in this order without regard to case."""
 
@@ -46,6 +49,8 @@ class ColumnRole(Flag):
     AUDIO = auto()
     TEXT = auto()
     DURATION = auto()
+    TIME = auto()
+    """Set where the type can hold the start or end of a stretch, or both."""
     IS_AUDIO = auto()
     """Set where the type can hold nothing but audio, whatever the column's name."""
     ONLY_AUDIO = AUDIO | IS_AUDIO
@@ -58,6 +63,19 @@ class Columns:
     audio: str
     text: str
     duration: str | None
+    times: TimeColumns = field(default_factory=TimeColumns)
+    """The columns of the stretch of a recording that a row is."""
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns of duration and times."""
+        names = (self.duration, *self.times.names)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def of_row(self) -> list[str]:
+        """The columns that make a row: all, but the duration where rows are no stretches."""
+        return list(dict.fromkeys([self.audio, self.text, *(self.numbers if self.times.names else ())]))
 
 
 def find_columns(label: str, roles: Mapping[str, ColumnRole], spec: SourceSpec) -> Columns:
@@ -89,7 +107,20 @@ def find_columns(label: str, roles: Mapping[str, ColumnRole], spec: SourceSpec) 
     duration = duration or _find_by_name(
         label, roles, DURATION_NAMES, "duration", ColumnRole.DURATION, is_required=False
     )
-    return Columns(audio=audio, text=text, duration=duration)
+    for option, name in (("start", spec.start), ("end", spec.end)):
+        _check_named(label, roles, option, None if name == NO_COLUMN else name, ColumnRole.TIME)
+    used = (audio, text, duration)
+    time_names = [name for name, allowed in roles.items() if ColumnRole.TIME in allowed and name not in used]
+    times = find_time_columns(time_names, spec.start, spec.end)
+    if times.names and duration is None:  # as text, which is not good enough for durations alone
+        duration = find_duration_name(time_names)
+    return Columns(audio=audio, text=text, duration=duration, times=times)
+
+
+def find_duration_name(names: Iterable[str]) -> str | None:
+    """Returns the first known name of a duration among those of a row's values."""
+    by_lowercase = {name.lower(): name for name in names}
+    return next((by_lowercase[name] for name in DURATION_NAMES if name in by_lowercase), None)
 
 
 def _check_named(

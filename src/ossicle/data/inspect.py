@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Int64
 
-from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.audio.speech import load_speech
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.data.dataset import SpeechDataset
 from ossicle.errors import AudioError, DataError
 
@@ -63,7 +65,7 @@ class DatasetSummary:
     durations_s: Float32[np.ndarray, " valid"]
     """Seconds of the clips that were decoded."""
     n_characters: Int64[np.ndarray, " texts"]
-    """Lengths of the transcripts that are known."""
+    """Lengths of the transcripts that are known, of rows that are not known to be invalid."""
     examples: tuple[Example, ...]
 
     @property
@@ -75,6 +77,11 @@ class DatasetSummary:
     def n_usable(self) -> int:
         """Number of rows that are not known to be invalid."""
         return self.n_rows - len(self.invalid_rows)
+
+    @property
+    def has_usable_row(self) -> bool:
+        """Whether a row is known to be usable; where none was decoded, whether one may be."""
+        return bool(len(self.durations_s) if self.n_decoded else self.n_usable)
 
     @property
     def hours(self) -> float | None:
@@ -104,7 +111,7 @@ def inspect_dataset(
         name = dataset.row_name(row)
         try:
             utterance = dataset[row]
-            samples = load_audio(utterance.audio)
+            samples = load_speech(utterance.audio)
         except (DataError, AudioError) as error:
             reasons[row] = str(error).removeprefix(f"{name}: ")
         else:
@@ -115,7 +122,10 @@ def inspect_dataset(
                 examples.append(Example(name=name, text=utterance.text, samples=samples))
         progress(n_done, len(decoded_rows))
     invalid = tuple(InvalidRow(name=dataset.row_name(row), reason=reasons[row]) for row in sorted(reasons))
-    known = pc.call_function("utf8_length", [dataset.texts.drop_null()]).to_numpy().astype(np.int64)
+    is_usable = np.ones(len(dataset), bool)
+    is_usable[list(reasons)] = False
+    usable_texts = dataset.texts.filter(pa.array(is_usable)).drop_null()
+    known = pc.call_function("utf8_length", [usable_texts]).to_numpy().astype(np.int64)
     return DatasetSummary(
         n_rows=len(dataset),
         n_decoded=len(decoded_rows),

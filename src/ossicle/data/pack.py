@@ -1,5 +1,6 @@
 """Packs speech into our sharded format; shards appear whole, so that a killed run resumes after the last one."""
 
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from ossicle.atomic_io import write_text
-from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.audio.excerpt import AudioExcerpt
+from ossicle.audio.speech import load_speech
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.formats.packed import INDEX_FILE, PACKED_FORMAT, Shard, map_shard, read_index
 from ossicle.data.shard_writer import (
@@ -195,7 +199,7 @@ def _read_tasks(dataset: SpeechDataset, first_row: int) -> Iterator[list[tuple[s
             utterance = dataset[number]
             audio = utterance.audio
             audio = audio.read_bytes() if isinstance(audio, Path) else audio
-            n_bytes += len(audio) if isinstance(audio, bytes) else audio.nbytes
+            n_bytes += _count_bytes(audio)
             rows.append((name, replace(utterance, audio=audio)))
         except DataError as error:
             rows.append((name, str(error).removeprefix(f"{name}: ")))
@@ -206,6 +210,14 @@ def _read_tasks(dataset: SpeechDataset, first_row: int) -> Iterator[list[tuple[s
             rows, n_bytes = [], 0
     if rows:
         yield rows
+
+
+def _count_bytes(audio: bytes | np.ndarray | AudioExcerpt) -> int:
+    if isinstance(audio, AudioExcerpt):
+        return (
+            len(audio.source) if isinstance(audio.source, bytes) else 0
+        )  # a path is read where it is decoded
+    return len(audio) if isinstance(audio, bytes) else audio.nbytes
 
 
 def _combine(
@@ -225,20 +237,28 @@ def _check_audio_batch(audio: list[Any], pcm: bool) -> list[StoredAudio | str]:
     return [_check_audio(one, pcm) for one in audio]
 
 
-def _check_audio(audio: bytes | np.ndarray, pcm: bool) -> StoredAudio | str:
+def _check_audio(audio: bytes | np.ndarray | AudioExcerpt, pcm: bool) -> StoredAudio | str:
     try:
-        samples = load_audio(audio)
+        samples = load_speech(audio)
     except AudioError as error:
         return str(error)
     duration_s = len(samples) / SAMPLE_RATE
     if not pcm:
         if isinstance(audio, bytes):
             return StoredAudio(audio, duration_s)
+        if isinstance(audio, AudioExcerpt):  # the stretch alone
+            return StoredAudio(_encode_flac(samples), duration_s)
         return "the row holds samples, which have no encoded form; pack with --pcm"
     rounded = np.clip(np.rint(samples * 32_768), -32_768, 32_767).astype(np.int16)
     if not rounded.any():
         return "the audio is too quiet for 16 bits: all samples round to zero"
     return StoredAudio(rounded, duration_s)
+
+
+def _encode_flac(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_24")
+    return file.getvalue()
 
 
 def _finish(folder: Path, identity: dict[str, str]) -> PackSummary:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Int
 
+from ossicle.audio.excerpt import AudioExcerpt
+from ossicle.data.stretches import Stretch
 from ossicle.data.transcript import normalize_transcript
 from ossicle.errors import DataError
 
@@ -25,8 +27,8 @@ class Utterance:
 
     name: str
     """File and row, for messages."""
-    audio: bytes | Path | np.ndarray
-    """An encoded audio file, the path of one, or samples: mono float32 at 16 kHz."""
+    audio: bytes | Path | np.ndarray | AudioExcerpt
+    """An encoded audio file, the path of one, a stretch of one, or samples: mono float32 at 16 kHz."""
     text: str
     """The normalized transcript."""
 
@@ -63,12 +65,15 @@ class Source(ABC):
         """
 
 
-def build_utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance:
+def build_utterance(
+    name: str, folder: Path, audio: Any, text: Any, stretch: Stretch | None = None
+) -> Utterance:
     """Validates the values of a row and returns them as an utterance.
 
     Args:
         folder: where relative paths of audio files begin
         audio: encoded bytes, the path of a file, or a dict of both as Hugging Face has them
+        stretch: the part of the audio that the transcript belongs to; None for all of it
 
     Raises:
         DataError: the transcript or the audio is missing or of another type
@@ -85,7 +90,7 @@ def build_utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance
             f"{name}: the audio is {_format_value(audio)}, expected the path or the bytes of an audio file"
         )
     if isinstance(audio, bytes):
-        return Utterance(name=name, audio=audio, text=transcript)
+        return Utterance(name=name, audio=_cut(audio, stretch), text=transcript)
     path = folder / audio
     try:
         is_file = path.is_file()
@@ -93,7 +98,13 @@ def build_utterance(name: str, folder: Path, audio: Any, text: Any) -> Utterance
         is_file = False
     if not is_file:
         raise DataError(f"{name}: the audio file {_format_value(str(path))} does not exist")
-    return Utterance(name=name, audio=path, text=transcript)
+    return Utterance(name=name, audio=_cut(path, stretch), text=transcript)
+
+
+def _cut(audio: bytes | Path, stretch: Stretch | None) -> bytes | Path | AudioExcerpt:
+    if stretch is None:
+        return audio
+    return AudioExcerpt(source=audio, start_s=stretch.start_s, end_s=stretch.end_s)
 
 
 def is_valid_unicode(text: str) -> bool:

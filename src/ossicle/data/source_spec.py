@@ -13,8 +13,8 @@ from ossicle.errors import ConfigError, DataError
 POCKET_SPEECH = "pocket/speech"
 """The name of the embedded speech."""
 SOURCE_KINDS = (
-    f"a .parquet, .jsonl or .tar file (or a pattern for several), a packed folder, a Hugging Face dataset by hub id"
-    f" or local folder, or {POCKET_SPEECH}"
+    f"a .parquet, .jsonl, .tar, .tsv or .csv file (or a pattern for several), a packed folder, a Hugging Face dataset"
+    f" by hub id or local folder, or {POCKET_SPEECH}"
 )
 """The kinds of sources, for messages."""
 
@@ -41,6 +41,9 @@ class SourceSpec:
     """Column of the audio, where its name is not a known one; `text` and `duration` likewise."""
     text: str | None = None
     duration: str | None = None
+    start: str | None = None
+    """Column of the second at which a row's stretch of a longer recording begins, or "none"; `end` likewise."""
+    end: str | None = None
     weight: float | None = None
     """How often the source is drawn from, relative to the weights of the others."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, load_audio
 from ossicle.console_progress import ProgressCallback
 from ossicle.errors import AudioError, ConfigError, DataError
@@ -271,7 +272,7 @@ def _check_audio(items: Sequence[Item], progress: ProgressCallback | None) -> tu
     durations_s, digest = [], blake2b(digest_size=12)
     for index, item in enumerate(items):
         try:
-            samples = load_audio(item.audio)
+            samples = load_speech(item.audio)
         except AudioError as error:
             raise build_item_error(item, error) from error
         durations_s.append(len(samples) / SAMPLE_RATE)

@@ -12,8 +12,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ossicle.audio.excerpt import AudioExcerpt
 from ossicle.audio.waveform import AudioSource
 from ossicle.backbones.model_files import resolve_model_path
+from ossicle.data.columns import find_duration_name
+from ossicle.data.stretches import TimeColumns, find_time_columns, read_stretch
+from ossicle.data.text_encoding import decode_text
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
 
@@ -123,6 +127,7 @@ def load_suite(name: str | Path) -> tuple[Item, ...]:
 def _iterate_jsonl(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
     """Yields the position of each line that is not blank, and a function that reads its item."""
     for number, line in enumerate(_read_file(path).split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # of files that were joined
         if line.strip():
             yield (
                 f"{path}:{number}",
@@ -138,7 +143,8 @@ def _iterate_parquet(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
         _check_keys(names)
         if missing := [key for key in ("audio", "text") if key not in names]:
             raise DataError(f"no column {missing[0]!r}; every suite needs audio and text")
-        rows = file.read(columns=[key for key in ITEM_KEYS if key in names]).to_pylist()
+        numbers = [*_find_times(names).names, find_duration_name(names)]
+        rows = file.read(columns=[name for name in names if name in (*ITEM_KEYS, *numbers)]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error})") from None
     except DataError as error:
@@ -159,7 +165,7 @@ def _parse_row(fields: dict[str, Any], *, default_id: str) -> Item:
         raise DataError("audio holds no bytes; store the sound itself in the table")
     values = _select_values(fields, default_id)
     _check_texts(values, required=("text",))
-    return Item(**values, audio=encoded)
+    return Item(**values, audio=_cut(encoded, fields))
 
 
 def validate_items(items: tuple[Item, ...]) -> None:
@@ -179,9 +185,11 @@ def validate_items(items: tuple[Item, ...]) -> None:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}; a suite is a JSONL file") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -208,7 +216,19 @@ def _parse_line(line: str, *, default_id: str, folder: Path) -> Item:
         raise DataError(
             f"no audio file {str(audio)[:_MAX_SHOWN_CHARS]}; paths are relative to the suite's own folder"
         )
-    return Item(**_select_values(fields, default_id), audio=audio)
+    return Item(**_select_values(fields, default_id), audio=_cut(audio, fields))
+
+
+def _find_times(names: Iterable[str]) -> TimeColumns:
+    return find_time_columns(name for name in names if name not in ITEM_KEYS)
+
+
+def _cut(audio: Path | bytes, fields: Mapping[str, Any]) -> AudioSource:
+    """Returns the stretch of a recording that a line or row names; without times, the whole."""
+    stretch = read_stretch("its times", fields, _find_times(fields), find_duration_name(fields))
+    return (
+        audio if stretch is None else AudioExcerpt(source=audio, start_s=stretch.start_s, end_s=stretch.end_s)
+    )
 
 
 def _select_values(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
 
 from ossicle.audio.decoding import FORMATS
-from ossicle.audio.waveform import load_audio
+from ossicle.audio.speech import load_speech
 from ossicle.errors import AudioError
 from ossicle.serving.engine import ChatRequest, Sound
 from ossicle.serving.errors import ApiError
@@ -134,7 +134,7 @@ def decode_sound(data: bytes, max_duration_s: float) -> Sound:
     Raises:
         AudioError: not audio, damaged, silent or too long
     """
-    samples = load_audio(data, max_duration_s=max_duration_s)
+    samples = load_speech(data, max_duration_s=max_duration_s)
     return Sound(samples=samples, key=hashlib.sha256(data).hexdigest())
 
 

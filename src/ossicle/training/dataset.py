@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ossicle.audio.augment import Augmenter
 from ossicle.audio.spec_augment import augment_mel
-from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.audio.speech import load_speech
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.encoder import compute_clip_mel
 from ossicle.chat.prompt_segments import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
@@ -173,7 +174,7 @@ class ClipDataset:
 
     def _load_sound(self, utterance: Utterance) -> Float32[np.ndarray, " N"]:
         try:
-            sound = load_audio(utterance.audio)
+            sound = load_speech(utterance.audio)
         except AudioError as error:
             raise DataError(f"{utterance.name}: {error}") from error
         if len(sound) > self.window_samples:

@@ -76,9 +76,17 @@ def test_a_folder_of_loose_audio_files_is_read_by_its_jsonl_file(tmp_path: Path)
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     assert read_audio(open_speech([str(tmp_path / "metadata.jsonl")])[2]) == make_clips(3)[2].audio
-    if importlib.util.find_spec("torchcodec") is None:
-        with pytest.raises(DataError, match=r"needs torchcodec; give its metadata\.jsonl"):
-            open_speech([str(tmp_path)])
+    assert read_audio(open_speech([str(tmp_path)])[2]) == make_clips(3)[2].audio
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is not None, reason="torchcodec reads them")
+def test_loose_audio_files_without_transcripts_are_rejected_in_one_line(tmp_path: Path) -> None:
+    for name in ("yes", "no"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.flac").write_bytes(encode_tone())
+    with pytest.raises(DataError, match=r"with the transcripts in metadata\.csv or \.jsonl") as caught:
+        open_speech([str(tmp_path)])
+    assert "torchcodec" not in str(caught.value)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -1,8 +1,11 @@
 """One module per format of speech data, and the function that picks the format by a source's name."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from ossicle.data.formats.delimited import DelimitedSource
+from ossicle.data.formats.folders import find_tables
 from ossicle.data.formats.huggingface import open_huggingface
 from ossicle.data.formats.jsonl import JsonlSource
 from ossicle.data.formats.packed import PackedSource, is_packed
@@ -14,7 +17,7 @@ from ossicle.errors import DataError
 
 _HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
 _HUB_OPTIONS = ("config", "split", "revision", "streaming")
-_FILE_SUFFIXES = (".parquet", ".jsonl", ".tar")
+_FILE_SUFFIXES = (".parquet", ".jsonl", ".tar", ".tsv", ".csv")
 _COMPRESSED_SUFFIXES = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -44,19 +47,29 @@ def open_source(spec: SourceSpec, row_groups: RowGroupCache, n_clips: int | None
     if name.endswith(_COMPRESSED_SUFFIXES):
         raise DataError(
             f"source {name!r} is a compressed tar, in which no clip can be found without reading everything before"
-            " it; expected a .tar file: decompress it (compression hardly makes audio smaller)"
+            " it; expected a .tar file: decompress it (compression hardly makes audio smaller); unpack that of Common"
+            " Voice, and give the folder of the language"
         )
-    suffix = path.suffix
-    if suffix in _FILE_SUFFIXES:
+    if path.suffix in _FILE_SUFFIXES:
         spec.reject_options(*_HUB_OPTIONS)
-        files = expand_files(str(path))
-        if suffix == ".parquet":
-            return ParquetSource(files, spec, row_groups)
-        return JsonlSource(files, spec) if suffix == ".jsonl" else WebDatasetSource(files, spec)
+        return _open_files(expand_files(str(path)), spec, row_groups)
+    if path.is_dir() and (files := find_tables(path, spec)):
+        spec.reject_options("revision", "streaming")
+        return _open_files(files, spec, row_groups)
     if path.is_dir() or (_HUB_ID.fullmatch(name) and not path.exists()):
         return open_huggingface(spec, n_clips)
     problem = "this file is not a dataset" if path.exists() else "there is no such file"
     raise DataError(f"source {name!r}: {problem}; expected {SOURCE_KINDS}")
+
+
+def _open_files(files: Sequence[Path], spec: SourceSpec, row_groups: RowGroupCache) -> Source:
+    """Opens files of one form."""
+    suffix = files[0].suffix
+    if suffix == ".parquet":
+        return ParquetSource(files, spec, row_groups)
+    if suffix == ".jsonl":
+        return JsonlSource(files, spec)
+    return WebDatasetSource(files, spec) if suffix == ".tar" else DelimitedSource(files, spec)
 
 
 def is_local_source(source: str) -> bool:

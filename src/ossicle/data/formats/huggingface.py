@@ -17,6 +17,7 @@ from ossicle.data.columns import ColumnRole, Columns, find_columns
 from ossicle.data.formats.parquet import arrow_type_roles, read_durations
 from ossicle.data.source import Source, Utterance, build_utterance, estimate_durations
 from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import read_stretch
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import ConfigError, DataError, OssicleError
 
@@ -55,12 +56,11 @@ class HuggingFaceSource(Source):
     def __init__(self, spec: SourceSpec, dataset: Any, columns: Columns) -> None:
         self._label, self._folder = _label(spec), Path(spec.name)
         self._columns = columns
-        self._dataset = dataset.select_columns([columns.audio, columns.text])
+        self._dataset = dataset.select_columns(columns.of_row)
         with _explain_errors_of(spec):
-            metadata_columns = [columns.text, *filter(None, [columns.duration])]
-            table = dataset.select_columns(metadata_columns).with_format("arrow")[:]
+            table = dataset.select_columns([columns.text, *columns.numbers]).with_format("arrow")[:]
             self.texts = normalize_transcripts(table[columns.text])
-            self.durations_s = estimate_durations(self.texts, read_durations(table, columns.duration))
+            self.durations_s = estimate_durations(self.texts, read_durations(table, columns))
         # Stored fingerprints contain this text: it must not change.
         self.content_id = f"data set of {len(dataset)}"
 
@@ -75,7 +75,7 @@ class HuggingFaceSource(Source):
             values = self._dataset[row]
         except Exception as error:  # each file format's library raises its own
             raise DataError(f"{name}: the row cannot be read: {summarize_error(error)}") from error
-        return build_utterance(name, self._folder, values[self._columns.audio], values[self._columns.text])
+        return _build_utterance(name, self._folder, values, self._columns)
 
 
 class HuggingFaceStream(Source):
@@ -85,7 +85,7 @@ class HuggingFaceStream(Source):
 
     def __init__(self, spec: SourceSpec, dataset: Any, columns: Columns, n_clips: int | None) -> None:
         self._label, self._folder, self._columns = _label(spec), Path(spec.name), columns
-        self._dataset = dataset.select_columns([columns.audio, columns.text])
+        self._dataset = dataset.select_columns(columns.of_row)
         splits = dataset.info.splits or {}
         n_known = splits[str(dataset.split)].num_examples if str(dataset.split) in splits else None
         n_rows = min(filter(None, (n_known, n_clips)), default=None)
@@ -125,7 +125,7 @@ class HuggingFaceStream(Source):
             self._reset_stream()
             raise DataError(f"{name}: the row cannot be read: {summarize_error(error)}") from error
         values = self._buffer[row]
-        return build_utterance(name, self._folder, values[self._columns.audio], values[self._columns.text])
+        return _build_utterance(name, self._folder, values, self._columns)
 
     def _buffer_row(self, values: dict[str, Any]) -> None:
         self._buffer[self._next_row] = values
@@ -156,6 +156,11 @@ class HuggingFaceStream(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._init_stream()
+
+
+def _build_utterance(name: str, folder: Path, values: dict[str, Any], columns: Columns) -> Utterance:
+    stretch = read_stretch(name, values, columns.times, columns.duration)
+    return build_utterance(name, folder, values[columns.audio], values[columns.text], stretch)
 
 
 @contextmanager
@@ -260,8 +265,8 @@ def _check_encodable(spec: SourceSpec, builder: Any) -> None:
     form = type(builder).__module__.rpartition(".")[2]
     if form in ("audiofolder", "webdataset") and importlib.util.find_spec("torchcodec") is None:
         raise DataError(
-            f"source {spec.name!r} has its audio in {form} form, for which datasets needs torchcodec; give its"
-            " metadata.jsonl or its .tar files themselves as the source, or install torchcodec"
+            f"source {spec.name!r} has its audio in loose files or tars, which are read from a local folder only:"
+            " download it and give its folder, with the transcripts in metadata.csv or .jsonl, or in the tars"
         )
 
 

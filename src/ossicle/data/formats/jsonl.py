@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from jaxtyping import Float32, Int64
 
-from ossicle.data.columns import ColumnRole, Columns, find_columns
+from ossicle.audio.excerpt import AudioExcerpt
+from ossicle.data.columns import ColumnRole, Columns, find_columns, find_duration_name
 from ossicle.data.formats.file_reader import FileReader
 from ossicle.data.formats.parquet import read_durations
 from ossicle.data.source import (
@@ -25,11 +26,14 @@ from ossicle.data.source import (
     is_valid_unicode,
 )
 from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import TimeColumns, find_time_columns, read_stretch, to_seconds
+from ossicle.data.text_encoding import check_encoding, count_mark_bytes, decode_text
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
 _N_SAMPLED_LINES = 1_000
 """Lines at the beginning of a file whose keys count as its columns."""
+_START_BYTES = 200
 _CHUNK_BYTES = 16 * 2**20
 _MAX_SECONDS = 1e9
 _DEFAULT_COLUMNS = Columns(audio="audio", text="text", duration=None)
@@ -55,7 +59,7 @@ class JsonlSource(Source):
     """
 
     def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
-        self._paths, self._reader = tuple(paths), FileReader()
+        self._paths, self._spec, self._reader = tuple(paths), spec, FileReader()
         files = [_read_file(path, spec) for path in self._paths]
         self._columns = [file.columns for file in files]
         self._spans = np.concatenate([file.spans for file in files])
@@ -75,11 +79,14 @@ class JsonlSource(Source):
         """Returns size and modification time of the row's audio file."""
         try:
             audio = self[row].audio
+            stretch = ""
+            if isinstance(audio, AudioExcerpt):
+                audio, stretch = audio.source, f" {audio.start_s} {audio.end_s}"
             assert isinstance(audio, Path)
             status = audio.stat()
         except (DataError, OSError):
             return ""
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}{stretch}"
 
     def __getitem__(self, row: int) -> Utterance:
         """Reads one line."""
@@ -96,7 +103,14 @@ class JsonlSource(Source):
         for column in (columns.audio, columns.text):
             if column not in values:
                 raise DataError(f"{name}: the line has no {column}, expected {expected}")
-        return build_utterance(name, path.parent, values[columns.audio], values[columns.text])
+        duration = columns.duration or find_duration_name(values)
+        stretch = read_stretch(name, values, self._find_times(values, columns), duration)
+        return build_utterance(name, path.parent, values[columns.audio], values[columns.text], stretch)
+
+    def _find_times(self, values: dict[str, Any], columns: Columns) -> TimeColumns:
+        """Returns the columns of a line's stretch: not every line need have them."""
+        names = [name for name in values if name not in (columns.audio, columns.text, columns.duration)]
+        return find_time_columns(names, self._spec.start, self._spec.end)
 
 
 def _read_file(path: Path, spec: SourceSpec) -> _JsonlFile:
@@ -106,7 +120,10 @@ def _read_file(path: Path, spec: SourceSpec) -> _JsonlFile:
     try:
         columns = _find_file_columns(path, spec)
         with path.open("rb") as file:
-            offset, n_lines_before = 0, 0
+            start = file.read(_START_BYTES)
+            check_encoding(start)
+            offset, n_lines_before = count_mark_bytes(start), 0
+            file.seek(offset)
             while chunk := file.read(_CHUNK_BYTES):
                 chunk += file.readline()  # to the end of the line
                 chunk_spans, n_lines = _find_lines(chunk)
@@ -120,6 +137,8 @@ def _read_file(path: Path, spec: SourceSpec) -> _JsonlFile:
                 offset, n_lines_before = offset + len(chunk), n_lines_before + n_lines
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected JSON lines in UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     return _JsonlFile(
         columns=columns,
         spans=np.concatenate(spans),
@@ -169,7 +188,9 @@ def _parse_with_arrow(
     # as many values as lines, each line is one value.
     if (characters[spans[:, 1]] != ord("{")).any() or (characters[ends] != ord("}")).any():
         return None
-    fields = [(columns.text, pa.string()), *([(columns.duration, pa.float64())] if columns.duration else [])]
+    if columns.times.pair:
+        return None
+    fields = [(columns.text, pa.string()), *((name, pa.float64()) for name in columns.numbers)]
     parse_options = pa_json.ParseOptions(
         explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
     )
@@ -181,7 +202,7 @@ def _parse_with_arrow(
     if len(table) != len(spans):
         return None
     texts = table[columns.text].combine_chunks()
-    durations = read_durations(table, columns.duration)
+    durations = read_durations(table, columns)
     return texts, np.where(np.abs(durations) < _MAX_SECONDS, durations, np.float32("nan"))
 
 
@@ -209,11 +230,13 @@ def _iterate_lines(file: BinaryIO) -> Iterator[bytes]:
 def _value_roles(value: object) -> ColumnRole:
     """Returns the roles that a column with this value can have; null allows all."""
     if value is None:
-        return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION
+        return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION | ColumnRole.TIME
     if isinstance(value, str):
-        return ColumnRole.AUDIO | ColumnRole.TEXT
+        return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.TIME
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return ColumnRole.DURATION if is_number else ColumnRole(0)
+    if is_number:
+        return ColumnRole.DURATION | ColumnRole.TIME
+    return ColumnRole.TIME if isinstance(value, list | dict) else ColumnRole(0)
 
 
 def _parse_line(line: bytes) -> Any:
@@ -223,7 +246,7 @@ def _parse_line(line: bytes) -> Any:
         ValueError: the line is not JSON, or not UTF-8
     """
     try:
-        return json.loads(line.decode())
+        return json.loads(decode_text(line))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -236,7 +259,18 @@ def _parse_text_and_duration(line: bytes, columns: Columns) -> tuple[str | None,
         values = None
     if not isinstance(values, dict):
         return None, np.nan
-    text, duration = values.get(columns.text), values.get(columns.duration) if columns.duration else None
+    text = values.get(columns.text)
     is_valid_text = isinstance(text, str) and is_valid_unicode(text)
-    is_valid_duration = isinstance(duration, int | float) and abs(duration) < _MAX_SECONDS
-    return text if is_valid_text else None, float(duration) if is_valid_duration else np.nan
+    duration_s = _measure_row(values, columns)
+    return text if is_valid_text else None, duration_s if abs(duration_s) < _MAX_SECONDS else np.nan
+
+
+def _measure_row(values: dict[str, Any], columns: Columns) -> float:
+    """Returns the seconds of a line or of its stretch; NaN where they are not known."""
+    try:
+        stretch = read_stretch("", values, columns.times, columns.duration)
+    except DataError:  # reading the row reports it
+        return np.nan
+    if stretch is not None and stretch.end_s is not None:
+        return stretch.end_s - stretch.start_s
+    return to_seconds(values.get(columns.duration), columns.duration) if columns.duration else np.nan

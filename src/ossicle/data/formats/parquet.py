@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from ossicle.data.columns import ColumnRole, Columns, find_columns
 from ossicle.data.source import Source, Utterance, build_utterance, estimate_durations, find_part
 from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import find_time_columns, read_stretch, seconds_per_unit
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
@@ -74,10 +75,10 @@ class ParquetSource(Source):
             with _explain_damage(path), pq.ParquetFile(path) as file:
                 columns = find_columns(str(path), _column_roles(file.schema_arrow), spec)
                 self._columns.append(columns)
-                table = file.read([columns.text, *filter(None, [columns.duration])])
+                table = file.read([columns.text, *columns.numbers])
                 texts += normalize_transcripts(table[columns.text]).chunks
-                durations.append(read_durations(table, columns.duration))
-                reads_sizes = is_small and columns.duration is None
+                durations.append(read_durations(table, columns))
+                reads_sizes = is_small and not columns.numbers
                 audio_sizes.append(
                     _read_audio_sizes(file, columns.audio)
                     if reads_sizes
@@ -113,14 +114,15 @@ class ParquetSource(Source):
         file_index, group = self._groups[index].tolist()
         columns, path = self._columns[file_index], self._paths[file_index]
         try:
-            table = self._row_groups.get(path, group, [columns.audio, columns.text])
+            table = self._row_groups.get(path, group, columns.of_row)
             group_row = row - int(self._starts[index])
-            audio, text = table[columns.audio][group_row].as_py(), table[columns.text][group_row].as_py()
+            values = {column: table[column][group_row].as_py() for column in columns.of_row}
         except _READ_ERRORS as error:
             raise DataError(
                 f"{name}: its row group cannot be read: {_first_line(error)}; copy the file again"
             ) from error
-        return build_utterance(name, path.parent, audio, text)
+        stretch = read_stretch(name, values, columns.times, columns.duration)
+        return build_utterance(name, path.parent, values[columns.audio], values[columns.text], stretch)
 
 
 @contextmanager
@@ -149,13 +151,21 @@ def arrow_type_roles(kind: pa.DataType) -> ColumnRole:
         names = {field.name for field in kind.fields}
         if "bytes" in names:
             return ColumnRole.ONLY_AUDIO
+        if find_time_columns(names).names:
+            return ColumnRole.TIME
         return ColumnRole.AUDIO if "path" in names else ColumnRole(0)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return ColumnRole.AUDIO | ColumnRole.TEXT
+        return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.TIME
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return ColumnRole.AUDIO
-    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-    return ColumnRole.DURATION if is_number else ColumnRole(0)
+    if _is_number(kind):
+        return ColumnRole.DURATION | ColumnRole.TIME
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return ColumnRole.TIME if is_list and _is_number(kind.value_type) else ColumnRole(0)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
 
 
 def _read_audio_sizes(file: pq.ParquetFile, column: str) -> Float32[np.ndarray, " n"]:
@@ -186,9 +196,22 @@ def _scale_audio_sizes(
     return np.where(is_known, audio_sizes * seconds_per_byte, durations_s).astype(np.float32)
 
 
-def read_durations(table: pa.Table, column: str | None) -> Float32[np.ndarray, " n"]:
-    """Returns a column of seconds; NaN where a value is missing, and everywhere if there is no such column."""
+def read_durations(table: pa.Table, columns: Columns) -> Float32[np.ndarray, " n"]:
+    """Returns the seconds of each row or of its stretch; NaN where they are not known."""
+    durations_s = _read_seconds(table, columns.duration)
+    lengths_s = _read_seconds(table, columns.times.end)
+    if columns.times.start is not None:
+        lengths_s = lengths_s - np.nan_to_num(_read_seconds(table, columns.times.start))
+    return np.where(np.isnan(lengths_s), durations_s, lengths_s)
+
+
+def _read_seconds(table: pa.Table, column: str | None) -> Float32[np.ndarray, " n"]:
+    """Returns a column of seconds; NaN where a value is missing, and everywhere if it is no column of numbers."""
     if column is None:
         return np.full(len(table), np.nan, np.float32)
-    numbers: Any = pc.cast(table[column], pa.float32(), safe=False)
-    return pc.fill_null(numbers, float("nan")).to_numpy().astype(np.float32)
+    try:
+        numbers: Any = pc.cast(table[column], pa.float32(), safe=False)
+    except pa.ArrowException:  # of texts some of which are no numbers
+        return np.full(len(table), np.nan, np.float32)
+    seconds = pc.fill_null(numbers, float("nan")).to_numpy().astype(np.float32)
+    return seconds * np.float32(seconds_per_unit(column))

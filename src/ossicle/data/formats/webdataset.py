@@ -1,6 +1,7 @@
 """Speech in tar files of the webdataset layout: members of the same name are one clip; nothing is extracted to disk."""
 
 import json
+import math
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ossicle.data.columns import DURATION_NAMES, TEXT_NAMES
+from ossicle.data.columns import TEXT_NAMES, find_duration_name
 from ossicle.data.formats.file_reader import FileReader
 from ossicle.data.source import (
     Source,
@@ -22,6 +23,8 @@ from ossicle.data.source import (
     is_valid_unicode,
 )
 from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import Stretch, find_time_columns, read_stretch, to_seconds
+from ossicle.data.text_encoding import decode_text
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 
@@ -41,6 +44,7 @@ BYTES_PER_SECOND = {
 }
 """Extensions of audio files, and roughly their bytes per second of speech: enough to batch similar lengths."""
 _TEXT_EXTENSIONS = ("txt", "json")
+_MAX_SECONDS = 1e9
 _END_MARKER = "its end"
 """Name of the row that stands for the missing end of a truncated file."""
 
@@ -65,6 +69,7 @@ class _Row:
     n_bytes: int
     text: str | None
     duration_s: float
+    stretch: Stretch | None
     problem: str | None
 
 
@@ -80,6 +85,7 @@ class WebDatasetSource(Source):
     def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
         self._paths, self._reader = tuple(paths), FileReader()
         self._problems: dict[int, str] = {}
+        self._stretches: dict[int, Stretch] = {}
         keys, texts, spans, durations, starts = [], [], [], [], [0]
         digest = blake2b(digest_size=8)
         for path in self._paths:
@@ -90,6 +96,9 @@ class WebDatasetSource(Source):
                 if row.problem:
                     self._problems[number] = row.problem
                 digest.update(f"{row.key}\n{row.offset} {row.n_bytes}\n".encode())
+                if row.stretch:
+                    self._stretches[number] = row.stretch
+                    digest.update(repr(row.stretch).encode())
             keys.append(pa.array([row.key for row in rows], pa.string()))
             texts.append(pa.array([row.text for row in rows], pa.string()))
             spans.append(np.array([(row.offset, row.n_bytes) for row in rows], np.int64))
@@ -116,7 +125,7 @@ class WebDatasetSource(Source):
             audio = self._reader.read(path, offset, n_bytes)
         except OSError as error:
             raise DataError(f"{name}: the tar cannot be read: {error.strerror}") from error
-        return build_utterance(name, path.parent, audio, self.texts[row].as_py())
+        return build_utterance(name, path.parent, audio, self.texts[row].as_py(), self._stretches.get(row))
 
 
 def _read_clips(path: Path) -> list[_Clip]:
@@ -192,10 +201,22 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def _build_row(clip: _Clip, spec: SourceSpec) -> _Row:
     (offset, n_bytes), extension = _select_audio(clip, spec)
-    text, duration = _parse_text_and_duration(clip, spec)
-    duration_s = duration or n_bytes / BYTES_PER_SECOND.get(extension, 16_000.0)
+    values = _parse_json(clip)
+    text = _find_text(clip, values, spec)
+    duration_name = spec.duration or find_duration_name(values)
+    duration_s = to_seconds(values.get(duration_name), duration_name) if duration_name else math.nan
+    stretch = None
+    try:
+        names = [name for name in values if name != duration_name]
+        stretch = read_stretch("", values, find_time_columns(names, spec.start, spec.end), duration_name)
+    except DataError as error:
+        clip.problem = clip.problem or str(error).removeprefix(": ")
+    if stretch and stretch.end_s:
+        duration_s = stretch.end_s - stretch.start_s
+    if not 0 < duration_s < _MAX_SECONDS:
+        duration_s = n_bytes / BYTES_PER_SECOND.get(extension, 16_000.0)
     key = clip.key if is_valid_unicode(clip.key) else ascii(clip.key)
-    return _Row(key, offset, n_bytes, text, duration_s, clip.problem)
+    return _Row(key, offset, n_bytes, text, duration_s, stretch, clip.problem)
 
 
 def _select_audio(clip: _Clip, spec: SourceSpec) -> tuple[tuple[int, int], str]:
@@ -216,25 +237,27 @@ def _select_audio(clip: _Clip, spec: SourceSpec) -> tuple[tuple[int, int], str]:
     return clip.audio_spans[extensions[0]], extensions[0].rpartition(".")[2]
 
 
-def _parse_text_and_duration(clip: _Clip, spec: SourceSpec) -> tuple[str | None, float | None]:
-    """Returns transcript and seconds of a clip; records a problem if they cannot be parsed."""
+def _parse_json(clip: _Clip) -> dict[str, Any]:
+    """Returns the values of a clip's .json; records a problem if it cannot be parsed."""
     try:
-        values = json.loads(clip.texts["json"].decode()) if "json" in clip.texts else {}
-        values = values if isinstance(values, dict) else {}
-        duration_names = (spec.duration,) if spec.duration else DURATION_NAMES
-        duration = _find_first(values, duration_names, (int, float))
-        if "txt" in clip.texts and spec.text in (None, "txt"):
-            text = clip.texts["txt"].decode()
-        else:
-            text = _find_first(values, (spec.text,) if spec.text else TEXT_NAMES, (str,))
+        values = json.loads(decode_text(clip.texts["json"])) if "json" in clip.texts else {}
     except (ValueError, RecursionError) as error:
-        clip.problem = clip.problem or f"its text is not UTF-8, or its .json is not JSON ({error})"
-        return None, None
+        clip.problem = clip.problem or f"its .json is not JSON in UTF-8 ({error})"
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _find_text(clip: _Clip, values: dict[str, Any], spec: SourceSpec) -> str | None:
+    """Returns the transcript of a clip; records a problem if it is not Unicode."""
+    names = (spec.text,) if spec.text else TEXT_NAMES
+    text = next((values[name] for name in names if isinstance(values.get(name), str)), None)
+    if "txt" in clip.texts and spec.text in (None, "txt"):
+        try:
+            text = decode_text(clip.texts["txt"])
+        except ValueError as error:
+            clip.problem = clip.problem or f"its text is not UTF-8 ({error})"
+            return None
     if text is not None and not is_valid_unicode(text):
         clip.problem = clip.problem or "its transcript has half of a surrogate pair; write the text as UTF-8"
-        return None, None
-    return text, float(min(duration, 1e9)) if duration is not None and duration > 0 else None
-
-
-def _find_first(values: dict[str, Any], names: Sequence[str], kinds: tuple[type, ...]) -> Any:
-    return next((values[name] for name in names if isinstance(values.get(name), kinds)), None)
+        return None
+    return text

@@ -1,0 +1,177 @@
+"""Speech in tables of text: TSV as Common Voice has it, CSV as Hugging Face and LJSpeech have it; one row a clip."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ossicle.data.columns import AUDIO_NAMES, ColumnRole, Columns, find_columns
+from ossicle.data.source import (
+    Source,
+    Utterance,
+    build_utterance,
+    estimate_durations,
+    find_part,
+    is_valid_unicode,
+)
+from ossicle.data.source_spec import SourceSpec
+from ossicle.data.stretches import read_stretch, to_seconds
+from ossicle.data.text_encoding import check_encoding
+from ossicle.data.transcript import normalize_transcripts
+from ossicle.errors import DataError
+
+SUFFIXES = (".tsv", ".csv")
+_START_BYTES = 200
+_ALL_ROLES = ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION | ColumnRole.TIME
+_LJSPEECH_COLUMNS = ["file", "text"]
+"""LJSpeech's table has no header, names its files without folder and extension, and has two transcripts of each."""
+_AUDIO_FOLDERS = (".", "clips", "wavs", "wav", "audio")
+_AUDIO_SUFFIXES = ("", ".wav", ".mp3", ".flac")
+_MAX_SECONDS = 1e9
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file's columns and the values of its rows, in the order of `Columns.of_row` and then the duration."""
+
+    names: tuple[str, ...]
+    columns: Columns
+    lines: list[int]
+    values: list[list[str] | None]
+    """None for a row with another number of fields than the header."""
+
+
+class DelimitedSource(Source):
+    """The rows of TSV and CSV files; paths are relative to the file, or to the folder `clips` or `wavs` beside it.
+
+    Raises:
+        DataError: a file that cannot be read, or lacks a column of audio or text
+    """
+
+    def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
+        self._paths = tuple(paths)
+        tables = [_read_table(path, spec) for path in self._paths]
+        self._columns = [table.columns for table in tables]
+        self._names = [table.names for table in tables]
+        self._starts = np.cumsum([0, *(len(table.lines) for table in tables)])
+        self._lines = np.array([line for table in tables for line in table.lines], np.int64)
+        rows = [values for table in tables for values in table.values]
+        self._rows = pa.array(rows, pa.list_(pa.string()))
+        texts = [
+            values[table.names.index(table.columns.text)] if values else None
+            for table in tables
+            for values in table.values
+        ]
+        self.texts = normalize_transcripts(pa.chunked_array([pa.array(texts, pa.string())]))
+        durations = [_measure_row(table, values) for table in tables for values in table.values]
+        self.durations_s = estimate_durations(self.texts, np.array(durations, np.float32))
+        digest = blake2b(digest_size=8)
+        for values in rows:
+            digest.update(repr(values).encode())
+        self.content_id = f"table {digest.hexdigest()}"
+
+    def row_name(self, row: int) -> str:
+        """Returns file and line number, counted from 1."""
+        return f"{self._paths[find_part(self._starts, row)]}, line {self._lines[row]}"
+
+    def __getitem__(self, row: int) -> Utterance:
+        """Reads one row."""
+        name, file_index = self.row_name(row), find_part(self._starts, row)
+        columns, names, folder = (
+            self._columns[file_index],
+            self._names[file_index],
+            self._paths[file_index].parent,
+        )
+        fields = self._rows[row].as_py()
+        if fields is None:
+            raise DataError(
+                f"{name}: the row is not UTF-8, or has not the {len(names)} fields {', '.join(names)}"
+            )
+        values = dict(zip(names, fields, strict=True))
+        stretch = read_stretch(name, values, columns.times, columns.duration)
+        audio = _find_audio(folder, values[columns.audio])
+        return build_utterance(name, folder, audio, values[columns.text], stretch)
+
+
+def _find_audio(folder: Path, name: str) -> str:
+    """Returns the path of an audio file that a table names without its folder or extension."""
+    for suffix in _AUDIO_SUFFIXES:
+        for subfolder in _AUDIO_FOLDERS:
+            path = Path(subfolder) / f"{name}{suffix}"
+            try:
+                if name and (folder / path).is_file():
+                    return str(path)
+            except (OSError, ValueError):  # a string that cannot be a path
+                return name
+    return name
+
+
+def _measure_row(table: _Table, fields: list[str] | None) -> float:
+    """Returns the seconds of a row or of its stretch; NaN where they are not known."""
+    if fields is None:
+        return math.nan
+    columns, values = table.columns, dict(zip(table.names, fields, strict=True))
+    try:
+        stretch = read_stretch("", values, columns.times, columns.duration)
+    except DataError:  # reading the row reports it
+        return math.nan
+    if stretch is not None and stretch.end_s is not None:
+        return stretch.end_s - stretch.start_s
+    duration_s = to_seconds(values[columns.duration], columns.duration) if columns.duration else math.nan
+    return duration_s if abs(duration_s) < _MAX_SECONDS else math.nan
+
+
+def _read_table(path: Path, spec: SourceSpec) -> _Table:
+    """Reads the columns of a file that rows are made of."""
+    line = 0
+    try:
+        with path.open("rb") as file:
+            check_encoding(file.read(_START_BYTES))
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            delimiter = next((character for character in "\t|;," if character in first), ",")
+            header = next(csv.reader([first], delimiter=delimiter), [])
+            is_ljspeech = delimiter == "|" and not {name.lower() for name in header} & set(AUDIO_NAMES)
+            if is_ljspeech:
+                header = _LJSPEECH_COLUMNS
+                file.seek(0)
+            columns = find_columns(str(path), dict.fromkeys(header, _ALL_ROLES), spec)
+            is_quoted = path.suffix == ".csv" and not is_ljspeech
+            quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            n_before = 0 if is_ljspeech else 1
+            lines, rows = [], []
+            for fields in reader:
+                line = reader.line_num + n_before
+                if any(fields):
+                    lines.append(line)
+                    rows.append(_read_ljspeech(fields) if is_ljspeech else fields)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a table in UTF-8") from error
+    except (ValueError, csv.Error) as error:
+        where = f" behind line {line}" if line else ""
+        raise DataError(f"{path} cannot be read{where}: {error}") from error
+    names = tuple(dict.fromkeys([*columns.of_row, *columns.numbers]))
+    positions = [header.index(name) for name in names]
+    return _Table(
+        names=names,
+        columns=columns,
+        lines=lines,
+        values=[_select(fields, positions, len(header)) for fields in rows],
+    )
+
+
+def _read_ljspeech(fields: list[str]) -> list[str]:
+    """Returns a clip's name and the normalized transcript, or the raw one where that is missing."""
+    return [fields[0], next(filter(str.strip, reversed(fields[1:])), "")]
+
+
+def _select(fields: list[str], positions: Sequence[int], n_fields: int) -> list[str] | None:
+    """Returns the values of a row's columns; None for a row with another number of fields, or that is not UTF-8."""
+    values = [fields[position] for position in positions] if len(fields) == n_fields else None
+    return values if values is not None and all(map(is_valid_unicode, values)) else None
