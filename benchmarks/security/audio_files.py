@@ -17,6 +17,13 @@ SOUNDFILE_FORMATS = {
     "ogg": ("OGG", "VORBIS"),
     "opus": ("OGG", "OPUS"),
     "mp3": ("MP3", None),
+    "aiff": ("AIFF", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"),
+    "nist": ("NIST", "PCM_16"),
+    "voc": ("VOC", "PCM_16"),
 }
 FFMPEG_FORMATS = {
     "webm": ("webm", "libopus", {}),

@@ -103,6 +103,8 @@ class Corpus:
         data = draw.choice(self.sounds)
         if draw.random() < 0.05:
             data = audio_files.build_lying_wav(draw, draw.randbytes(2000))
+        if draw.random() < 0.1:  # joined to another file
+            data = data + bytes(draw.choice((0, 0, 1, 300))) + draw.choice(self.sounds)
         if draw.random() < 0.1:  # the beginning of another file
             other = draw.choice(self.sounds)
             data = other[: draw.randrange(len(other))] + data[draw.randrange(len(data)) :]

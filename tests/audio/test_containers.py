@@ -1,5 +1,6 @@
 """Lengths that containers declare, files that were joined, headers that were never finished, and holes."""
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable
@@ -253,6 +254,17 @@ def test_a_wav_with_any_sizes_of_an_earlier_moment_is_loaded() -> None:
         np.testing.assert_array_equal(load_audio(unfinished), tone)
     unfinished = replace_at(replace_at(quiet_start, 4, bytes(4)), 40, bytes(4))
     assert measure_s(unfinished) == 3.5
+
+
+def test_sizes_beyond_any_file_are_refused() -> None:
+    for name, behind, offset in (
+        ("w64", b"riff.\x91\xcf\x11", 40),
+        ("caf", b"desc", 0),
+        ("rf64", b"ds64", 12),
+    ):
+        for size in ((1 << 64) - 1, (1 << 63) + 7, 1 << 62, 1 << 40):
+            with contextlib.suppress(AudioError):
+                load_audio(change_size(name, size, 8, behind, offset))
 
 
 def test_bytes_behind_the_samples_are_not_loaded() -> None:

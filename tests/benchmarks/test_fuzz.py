@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.security import audio_bombs, audio_files, containers, fuzz
+from benchmarks.security import audio_bombs, audio_files, containers, fuzz, fuzz_sources
 from ossicle.audio import containers as audio_containers
 from ossicle.audio.waveform import load_audio
 from ossicle.errors import AudioError
@@ -68,6 +68,14 @@ def test_damaged_inputs_are_read_or_refused() -> None:
         "json read",
         "json refused",
     }
+
+
+def test_damaged_sources_and_suites_are_read_or_refused(tmp_path: Path) -> None:
+    files = fuzz_sources.build_files()
+    for kind, content in files.items():
+        assert fuzz_sources.read_input(kind, content, tmp_path) == f"{kind} read"
+    for number in range(150):
+        fuzz_sources.read_input(*fuzz_sources.build_input(files, 0, number), tmp_path)
 
 
 def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

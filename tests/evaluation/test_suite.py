@@ -72,6 +72,8 @@ GOOD = {"audio": "a.wav", "text": "Yes"}
     [
         ("{", "not JSON at column 2"),
         ("[1]", "this is a list"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5_000, "not JSON"),
         ("null", "this is null"),
         ({"text": "Yes"}, "no 'audio'"),
         ({"audio": "a.wav"}, "no 'text'"),

@@ -166,7 +166,7 @@ class _Reader:
     n_chunks: int = 0
 
     def read(self, position: int, n: int) -> bytes:
-        return read_at(self.file, position, n)
+        return read_at(self.file, min(position, self.n_bytes), n)  # a position may be of any size
 
     def count_chunk(self) -> None:
         self.n_chunks += 1
@@ -236,7 +236,7 @@ def _find_chunked_part(reader: _Reader, *, form: _ChunkForm) -> AudioPart:
             size = _correct_size(reader, form, chunk, is_plain=is_plain)
             if size != chunk.size:
                 declared = size + form.counts_header * form.chunk_header_bytes
-                size_fields = ((size_at, declared.to_bytes(n_size, form.byteorder)),)
+                size_fields = ((size_at, _pack_size(declared, n_size, form.byteorder)),)
             samples = chunk = replace(chunk, size=size)
             if chunk.payload + size > reader.n_bytes:
                 return reader.build_part(chunk.payload + size)
@@ -281,6 +281,11 @@ def _correct_size(reader: _Reader, form: _ChunkForm, chunk: _Chunk, *, is_plain:
     return n_available if is_unfinished else chunk.size
 
 
+def _pack_size(size: int, n_bytes: int, byteorder: Literal["little", "big"]) -> bytes:
+    """Returns the bytes of a size; of one that has no room in them, an open size."""
+    return min(size, (1 << 8 * n_bytes) - 1).to_bytes(n_bytes, byteorder)
+
+
 def _read_file_size(reader: _Reader, form: _ChunkForm) -> int:
     """Returns the bytes of the whole part by its first header; 0 where they are not known."""
     if form in (_W64, _CAF):
@@ -310,7 +315,7 @@ def _find_au_part(reader: _Reader) -> AudioPart:
         return _take_rest(reader)
     n_available = reader.n_bytes - reader.start - offset
     if size == 0 < n_available:
-        fields = ((reader.start + 8, n_available.to_bytes(4, byteorder)),)
+        fields = ((reader.start + 8, _pack_size(n_available, 4, byteorder)),)
         return reader.build_part(reader.n_bytes, fields)
     return reader.build_part(reader.start + offset + size)
 

@@ -9,7 +9,6 @@ another file. Hence the memory, decoders and files that they may use are limited
 
 import ctypes
 import io
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -112,7 +111,7 @@ def open_audio(source: object, name: str) -> Generator[AudioStream, None, None]:
         if not file.read(1):
             raise AudioError(f"{name} is empty (0 bytes); expected {FORMATS}: record or export it again")
         parts = find_parts(file, name)
-        first = _decode(_open_part(file, parts[0]), name, stack)
+        first = _decode(PartFile(file, parts[0]), name, stack)
         if len(parts) == 1:
             yield first
         else:
@@ -169,18 +168,11 @@ def _open_path(path: str | Path) -> BinaryFile:
     raise AudioError(f"'{path}' {problem}; expected a readable audio file: {FORMATS}")
 
 
-def _open_part(file: BinaryFile, part: AudioPart) -> BinaryFile | PartFile:
-    n_bytes = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    is_whole = part == AudioPart(start=0, end=n_bytes)
-    return file if is_whole else PartFile(file, part)
-
-
 def _decode_others(file: BinaryFile, parts: Sequence[AudioPart], first: AudioStream) -> Iterator[np.ndarray]:
     """Yields the mono samples of the parts after the first one, at its sample rate."""
     for part in parts:
         with ExitStack() as stack:
-            stream = _decode(_open_part(file, part), first.name, stack)
+            stream = _decode(PartFile(file, part), first.name, stack)
             resampler = soxr.ResampleStream(stream.sample_rate, first.sample_rate, 1, dtype="float32")
             is_resampled = stream.sample_rate != first.sample_rate
             for block in stream.blocks:
@@ -190,7 +182,7 @@ def _decode_others(file: BinaryFile, parts: Sequence[AudioPart], first: AudioStr
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)[:, None]
 
 
-def _decode(file: BinaryFile | PartFile, name: str, stack: ExitStack) -> AudioStream:
+def _decode(file: PartFile, name: str, stack: ExitStack) -> AudioStream:
     """Opens the decoder of one part."""
     has_length = _declares_length(file)
     try:
@@ -218,7 +210,7 @@ def _decode(file: BinaryFile | PartFile, name: str, stack: ExitStack) -> AudioSt
     return _build_stream(name, sound.samplerate, blocks(), declared_s, padding_s, seek)
 
 
-def _declares_length(file: BinaryFile | PartFile) -> bool:
+def _declares_length(file: PartFile) -> bool:
     """Whether a flac or mp3 declares its length: without it libsndfile fails or guesses (and cuts)."""
     head = file.read(_HEAD_BYTES)
     if head.startswith((b"ID3", b"\0")):
@@ -232,9 +224,7 @@ def _declares_length(file: BinaryFile | PartFile) -> bool:
     return any(tag in head for tag in LENGTH_TAGS)
 
 
-def _decode_with_ffmpeg(
-    file: BinaryFile | PartFile, name: str, stack: ExitStack, declared_s: float | None
-) -> AudioStream:
+def _decode_with_ffmpeg(file: PartFile, name: str, stack: ExitStack, declared_s: float | None) -> AudioStream:
     file.seek(0)
     _limit_ffmpeg_memory()
     try:
@@ -269,7 +259,7 @@ def _decode_with_ffmpeg(
     return _build_stream(name, track.rate, blocks(), declared_s, CODEC_PADDING_S)
 
 
-def _declares_matroska_duration(file: BinaryFile | PartFile) -> bool:
+def _declares_matroska_duration(file: PartFile) -> bool:
     """Whether a Matroska file (webm) has the element of its duration: FFmpeg guesses one where it does not."""
     position = file.tell()
     file.seek(0)
@@ -295,7 +285,8 @@ def _build_stream(
 
     def skip(n: int) -> int:
         nonlocal n_read
-        n_read = seek(n) if seek else 0
+        with _explain_errors(name):
+            n_read = seek(n) if seek else 0
         return n_read
 
     def checked_blocks() -> Iterator[np.ndarray]:
@@ -346,8 +337,14 @@ def _limit_ffmpeg_memory() -> None:
 
 def _convert_errors(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
     """Yields blocks, and turns the errors of a decoder into an `AudioError`."""
-    try:
+    with _explain_errors(name):
         yield from blocks
+
+
+@contextmanager
+def _explain_errors(name: str) -> Generator[None, None, None]:
+    try:
+        yield
     except (soundfile.SoundFileError, av.FFmpegError, ValueError) as error:
         raise AudioError(
             f"{name} is damaged or cut short: its decoder stopped with '{error}'; copy or export it again"

@@ -24,7 +24,10 @@ BinaryFile = io.BufferedReader | io.BytesIO
 
 
 class PartFile:
-    """A part of a file, to be read like a file of its own, with its sizes filled in."""
+    """A part of a file, to be read like a file of its own, with its sizes filled in.
+
+    Decoders seek to places before its start; a file would raise an error inside of them.
+    """
 
     def __init__(self, file: BinaryFile, part: AudioPart) -> None:
         self._file, self._part, self._position = file, part, 0

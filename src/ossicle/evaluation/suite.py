@@ -145,8 +145,9 @@ def _iterate_parquet(path: Path) -> Iterator[tuple[str, Callable[[], Item]]]:
             raise DataError(f"no column {missing[0]!r}; every suite needs audio and text")
         numbers = [*_find_times(names).names, find_duration_name(names)]
         rows = file.read(columns=[name for name in names if name in (*ITEM_KEYS, *numbers)]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a parquet file that can be read ({error})") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise DataError(f"{path}: not a parquet file that can be read ({reason})") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     for number, row in enumerate(rows, start=1):
@@ -206,6 +207,8 @@ def _parse_line(line: str, *, default_id: str, folder: Path) -> Item:
         raise DataError(
             f"not JSON at column {error.colno} ({error.msg}); write one JSON object per line"
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
+        raise DataError(f"not JSON ({error}); write one JSON object per line") from None
     if not isinstance(fields, dict):
         raise DataError(
             f'a JSON object with "audio" and "text" is expected, this is {_describe_type(fields)}'
