@@ -54,6 +54,12 @@ def test_sound_that_changes_is_loaded_however_quiet_it_is(volume: float) -> None
     np.testing.assert_array_equal(load_speech(samples), samples)
 
 
+def test_a_short_word_in_long_quiet_noise_is_loaded() -> None:
+    samples = 1e-3 * np.tile(NOISE, 10)
+    samples[16_000:17_600] *= 5
+    assert len(load_speech(samples)) == len(samples)
+
+
 def test_loud_noise_and_the_shortest_clip_are_loaded() -> None:
     assert len(load_speech(0.1 * NOISE)) == len(NOISE)
     assert len(load_speech(build_tone(duration_s=MIN_SPEECH_S))) == MIN_SPEECH_S * SAMPLE_RATE

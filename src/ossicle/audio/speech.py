@@ -22,7 +22,7 @@ MIN_SPEECH_S = 0.1
 _QUIET_DB = -50.0
 """Below full scale; the noise of a room is hardly ever louder, and speech hardly ever quieter."""
 _EVEN_DB = 6.0
-"""Between loud and quiet frames; those of speech differ by 15 dB and more, those of noise by one or two."""
+"""Between the loudest and the quiet frames; those of speech differ by 20 dB and more, those of noise by two or three."""
 
 
 def load_speech(source: AudioSource, *, max_duration_s: float = MAX_DURATION_S) -> Float32[np.ndarray, " N"]:
@@ -55,7 +55,7 @@ def check_speech(samples: Float32[np.ndarray, " N"], name: str) -> None:
 
 
 def _measure_frames(samples: Float32[np.ndarray, " N"]) -> tuple[float, float]:
-    """Returns the level of the loud frames in dB of full scale, and by how much they are louder than the quiet ones.
+    """Returns the level of the loudest frame in dB of full scale, and by how much it is louder than the quiet ones.
 
     Differences of samples are measured, so that hum and an offset do not count; digital silence counts neither.
     """
@@ -66,5 +66,5 @@ def _measure_frames(samples: Float32[np.ndarray, " N"]) -> tuple[float, float]:
     frames = frames[frames > 0]
     if not len(frames):
         return -np.inf, 0.0
-    quiet_db, loud_db = 10 * np.log10(np.quantile(frames, (0.05, 0.95)))
+    quiet_db, loud_db = 10 * np.log10((np.quantile(frames, 0.05), frames.max()))
     return float(loud_db), float(loud_db - quiet_db)
