@@ -117,6 +117,8 @@ def mutate_json(draw: random.Random, body: bytes) -> bytes:
         return audio_files.damage(draw, body)
     tokens = _TOKENS.findall(body)
     for _ in range(draw.choice((1, 1, 2, 5))):
+        if not tokens:
+            break
         index = draw.randrange(len(tokens))
         match draw.randrange(4):
             case 0 | 1:

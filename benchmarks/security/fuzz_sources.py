@@ -92,7 +92,7 @@ def build_input(files: dict[str, bytes], seed: int, number: int) -> tuple[str, b
     if kind in _TEXT_KINDS and draw.random() < 0.6:
         lines = content.split(b"\n")
         index = draw.randrange(len(lines))
-        lines[index] = mutate_json(draw, lines[index] or b"{}")
+        lines[index] = mutate_json(draw, lines[index])
         content = b"\n".join(lines)
     else:
         content = damage(draw, content)
