@@ -19,7 +19,7 @@ from ossicle.evaluation.report.formatting import (
     format_points_interval,
 )
 from ossicle.evaluation.report.robustness import build_robustness_section
-from ossicle.evaluation.report.training_curves import build_panels
+from ossicle.evaluation.report.training_curves import build_panels, count_few_steps
 from ossicle.evaluation.report_data import ASR_MODEL, Report
 from ossicle.evaluation.score_table import ScoreTable
 from ossicle.html_page import load_templates
@@ -64,6 +64,7 @@ def render_report(report: Report, *, metrics: Sequence[Mapping[str, object]] | N
             fidelity={system: vars(summary) for system, summary in report.fidelity.items()},
             robustness_section=build_robustness_section(_list_robustness_tables(report)),
             panels=build_panels(metrics or []),
+            few_steps=count_few_steps(metrics or []),
             panel_layout=training_curves,
             compare_words=compare_words,
             mean_duration_s=sum(item.duration_s for item in report.items) / len(report.items),

@@ -17,6 +17,17 @@ MAX_POINTS = 240
 SMOOTHING_RATIO = 0.05
 """Part of the run that each point of the smoothed curve averages."""
 
+MAX_DOTS = 40
+"""A curve of so few values is drawn as dots: there is nothing to smooth."""
+
+MIN_RANGE_RATIO = 0.1
+"""The axis of a quantity that hardly changes spans at least this ratio of it, so that it looks flat."""
+
+MAX_DIGITS = 12
+
+MIN_STEPS = 50
+"""A run of fewer steps shows that training works, and nothing about the ear that it leads to."""
+
 MIN_LOG_RATIO = 8.0
 """A curve that falls by more than this factor is drawn on a logarithmic scale."""
 
@@ -28,9 +39,17 @@ LOSS_TITLES = {
     "end": "Sentence end",
     "asr": "Transcript likelihood",
     "anchor": "Distance to its start",
+    "kl": "Divergence of answers",
 }
 """Titles of the loss and its terms, in the order of their panels, which come first."""
-_OTHER_TITLES = {"lr": "Learning rate", "clips_per_s": "Clips per second"}
+_OTHER_TITLES = {
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+    "clips_per_s": "Clips per second",
+    "audio_h_per_h": "Hours of audio per hour",
+    "tflops": "TFLOP/s per device",
+    "mfu": "Use of the device’s peak FLOP/s",
+}
 _NOT_CURVES = frozenset(
     {"step", "epoch", "time", "time_s", "elapsed_s", "left_s", "n_clips", "clips", "seed"}
 )
@@ -53,9 +72,12 @@ class Panel:
     first: str
     """The first value."""
     last: str
-    """The last value of the smoothed curve."""
+    """The last value of the smoothed curve, or of the dots."""
     raw_path: str
     smooth_path: str
+    """Empty for a curve of dots."""
+    dots: tuple[tuple[float, float], ...]
+    """Few values, by their coordinates."""
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     is_log: bool
@@ -73,6 +95,12 @@ def build_panels(records: Sequence[Mapping[str, object]]) -> tuple[Panel, ...]:
     return tuple(panel for panel in panels if panel)
 
 
+def count_few_steps(records: Sequence[Mapping[str, object]]) -> int | None:
+    """Returns the number of steps of a run that has too few to judge its ear by; None if it has enough."""
+    steps = [step for record in records if (step := _to_finite(record.get("step"))) is not None]
+    return int(max(steps)) if steps and max(steps) < MIN_STEPS else None
+
+
 def _build_panel(name: str, records: Sequence[Mapping[str, object]]) -> Panel | None:
     """Returns the panel of a quantity; None if it has no values."""
     pairs = [(_to_finite(record.get("step")), _to_finite(record.get(name))) for record in records]
@@ -80,9 +108,12 @@ def _build_panel(name: str, records: Sequence[Mapping[str, object]]) -> Panel | 
     if not points:
         return None
     steps, values = _downsample(np.array(points))
-    smooth = _smooth(values)
+    has_dots = len(values) <= MAX_DOTS
+    smooth = values if has_dots else _smooth(values)
     is_log = bool(values.min() > 0 and smooth[0] > MIN_LOG_RATIO * smooth[-1])
     low, high = float(values.min()), float(values.max())
+    if not is_log:
+        low, high = _widen(low, high)
     y_values = _compute_log_ticks(low, high) if is_log else _compute_ticks(low, high, n=4)
     low, high = min(low, *y_values), max(high, *y_values)
     x_low, x_high = float(steps.min()), float(steps.max())
@@ -100,15 +131,21 @@ def _build_panel(name: str, records: Sequence[Mapping[str, object]]) -> Panel | 
         corners = [f"{step_to_x(float(s))} {value_to_y(float(v))}" for s, v in zip(steps, curve, strict=True)]
         return "M" + "L".join(corners) + ("h0" if len(corners) == 1 else "")
 
-    x_values = [value for value in _compute_ticks(x_low, x_high, n=4) if x_low <= value <= x_high] or [x_low]
+    x_ticks = _compute_ticks(x_low, x_high, n=4, min_step=1.0)
+    x_values = [value for value in x_ticks if x_low <= value <= x_high] or [x_low]
+    dots = [(step_to_x(float(s)), value_to_y(float(v))) for s, v in zip(steps, values, strict=True)]
     return Panel(
-        title=(LOSS_TITLES | _OTHER_TITLES).get(name, name),
+        title=(LOSS_TITLES | _OTHER_TITLES).get(name, name.replace("_", " ").capitalize()),
         first=_format_value(float(values[0])),
         last=_format_value(float(smooth[-1])),
         raw_path=draw_path(values),
-        smooth_path=draw_path(smooth),
+        smooth_path="" if has_dots else draw_path(smooth),
+        dots=tuple(dots) if has_dots else (),
         x_ticks=tuple(Tick(at=step_to_x(value), label=f"{value:,.0f}") for value in x_values),
-        y_ticks=tuple(Tick(at=value_to_y(value), label=_format_value(value)) for value in y_values),
+        y_ticks=tuple(
+            Tick(at=value_to_y(value), label=label)
+            for value, label in zip(y_values, _format_ticks(y_values), strict=True)
+        ),
         is_log=is_log,
     )
 
@@ -133,11 +170,17 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
-def _compute_ticks(low: float, high: float, *, n: int) -> list[float]:
+def _widen(low: float, high: float) -> tuple[float, float]:
+    """Returns a range around values that hardly differ."""
+    missing = MIN_RANGE_RATIO * max(abs(low), abs(high)) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)
+
+
+def _compute_ticks(low: float, high: float, *, n: int, min_step: float = 0.0) -> list[float]:
     """Returns about n round numbers that span a range."""
     if high <= low:
         return [low]
-    rough = (high - low) / n
+    rough = max((high - low) / n, min_step)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -154,8 +197,25 @@ def _compute_log_ticks(low: float, high: float) -> list[float]:
     return inside or [low]
 
 
-def _format_value(value: float) -> str:
+def _format_ticks(values: Sequence[float]) -> list[str]:
+    """Returns the numbers of an axis, in one notation and with as many digits as they need to differ."""
+    as_powers = any(value and _needs_power(value) for value in values)
+    for n_digits in range(3, MAX_DIGITS):
+        labels = [_format_value(value, n_digits, as_power=as_powers) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _needs_power(value: float) -> bool:
+    return not 0.001 <= abs(value) < 100_000
+
+
+def _format_value(value: float, n_digits: int = 3, *, as_power: bool = False) -> str:
     """Returns a number as a short text."""
-    if value == 0 or 0.01 <= abs(value) < 10_000:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if value else "0"
+    if value == 0:
+        return "0"
+    if as_power or _needs_power(value):
+        mantissa, exponent = f"{value:.{n_digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:,.{n_digits - 3}f}" if abs(value) >= 1000 else f"{value:.{n_digits}g}"
