@@ -8,7 +8,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 360, 190
 """Size of a panel in SVG units, which are CSS pixels if the page is wide enough."""
-LEFT, RIGHT, TOP, BOTTOM = 44, 18, 12, 24
+LEFT, RIGHT, TOP, BOTTOM = 50, 18, 12, 24
 """Margins around the curve; the left one holds the tick labels."""
 
 MAX_POINTS = 240
@@ -46,7 +46,7 @@ _OTHER_TITLES = {
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",
     "clips_per_s": "Clips per second",
-    "audio_h_per_h": "Hours of audio per hour",
+    "audio_h_per_h": "Hours heard per hour",
     "tflops": "TFLOP/s per device",
     "mfu": "Use of the device’s peak FLOP/s",
 }
