@@ -2,16 +2,19 @@
 
     python -m benchmarks.security.fuzz                                       # a minute
     python -m benchmarks.security.fuzz --seconds 3600 --seed 7               # an hour of other inputs
+    python -m benchmarks.security.fuzz --kinds json form                     # requests alone
     python -m benchmarks.security.fuzz --again fuzz-findings/7-1234.sound    # one input once more
 
-Valid files of every format that libsndfile and FFmpeg write here, lying files, and requests as JSON are damaged at
-random and read by the server's own functions, which must read or refuse them. Anything else is a finding, and so is an
-input that takes too much memory or CPU time. Inputs are read in a process of its own, so that one which ends it is
-found as well. Each input depends on the seed, its number and the valid files; some of these have random serial numbers,
-so findings are kept byte by byte. The exit code is 1 if there are any. The last line is JSON.
+Valid files of every format that libsndfile and FFmpeg write here, lying files, and requests as JSON and as forms are
+damaged at random and read by the server's own functions, which must read or refuse them. Anything else is a finding,
+and so is an input that takes too much memory or CPU time. Inputs are read in a process of its own, so that one which
+ends it is found as well. Each input depends on the seed, its number and the valid files; some of these have random
+serial numbers, so findings are kept byte by byte. The exit code is 1 if there are any. The last line is JSON.
 """
 
 import argparse
+import asyncio
+import base64
 import contextlib
 import faulthandler
 import json
@@ -23,7 +26,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,12 +34,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from starlette.requests import Request
 
 from benchmarks.meters import describe_run, read_status_bytes, reset_peak_memory
 from benchmarks.security import audio_files, containers
-from benchmarks.security.attack_kinds import build_audio_part, build_chat_body, build_user_message
-from ossicle.errors import OssicleError
+from benchmarks.security.attack_kinds import (
+    BOUNDARY,
+    build_audio_part,
+    build_chat_body,
+    build_form,
+    build_user_message,
+)
+from ossicle.backbones.transcription import Transcript, TranscriptSegment
+from ossicle.chat.messages import parse_conversation
+from ossicle.errors import OssicleError, RequestError
 from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_request
+from ossicle.serving.sampling_params import read_sampling_params
+from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
 LIMITS = RequestLimits(audio_s=60.0)
@@ -51,9 +65,25 @@ _VALUES = (
 )  # fmt: skip
 
 
+KINDS = ("json", "sound", "form", "sound")
+_STOCK_OPTIONS = {
+    "user": "a", "metadata": {"a": "b"}, "prediction": {"type": "content", "content": "a"}, "tools": [],
+    "response_format": {"type": "text"}, "logit_bias": {}, "verbosity": "medium", "max_completion_tokens": 5,
+}  # fmt: skip
+_STOCK_FORMS = (
+    (("language", "en"), ("prompt", "Ossicle."), ("temperature", "0.2"), ("response_format", "srt")),
+    (
+        ("timestamp_granularities[]", "segment"),
+        ("response_format", "verbose_json"),
+        ("chunking_strategy", "auto"),
+    ),
+    (("stream", "true"), ("include[]", "")),
+)
+
+
 @dataclass(frozen=True)
 class FuzzInput:
-    """Bytes to read, as sound or as JSON."""
+    """Bytes to read, as sound, as JSON or as a form."""
 
     kind: str
     data: bytes
@@ -64,10 +94,32 @@ class FuzzInput:
         Raises:
             OssicleError: it is refused
         """
-        if self.kind == "sound":
-            decode_sound(self.data, LIMITS.audio_s)
-        else:
-            read_chat_request(self.data, "pocket/ear", LIMITS)
+        match self.kind:
+            case "sound":
+                decode_sound(self.data, LIMITS.audio_s)
+            case "form":
+                asyncio.run(read_form(self.data))
+            case _:
+                body = read_chat_request(self.data, "pocket/ear", LIMITS).body
+                read_sampling_params(body)
+                parse_conversation(body["messages"])
+
+
+async def read_form(data: bytes) -> None:
+    """Reads the body of a transcription request, whose content type is its first line."""
+    content_type, _, body = data.partition(b"\n")
+    if content_type.partition(b";")[0].strip().lower() != b"multipart/form-data":
+        raise RequestError("the application refuses other content types before the body is read")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", content_type)]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    transcription = await read_transcription_request(request, "pocket/ear")
+    sound = transcription.decode(LIMITS.audio_s)
+    segments = (TranscriptSegment("yes", 0.0, sound.duration_s),)
+    json.dumps(format_transcription(transcription, Transcript("yes", "en", segments), sound.duration_s))
 
 
 class Corpus:
@@ -91,15 +143,20 @@ class Corpus:
         options = {"temperature": 0.5, "top_p": 0.9, "n": 2, "stop": ["a"], "seed": 7, "max_tokens": 10}
         stream = {"stream": True, "stream_options": {"include_usage": True}}
         self.bodies = [
-            json.dumps(build_chat_body({"messages": conversation, **more})).encode()
-            for more in (options, stream)
+            json.dumps(build_chat_body({"messages": messages, **more})).encode()
+            for messages in (conversation, _build_stock_conversation())
+            for more in (options, stream, _STOCK_OPTIONS)
         ]
+        self.forms = [_build_transcription_form(fields) for fields in _STOCK_FORMS]
 
-    def build_input(self, seed: int, number: int) -> FuzzInput:
+    def build_input(self, seed: int, number: int, kinds: Sequence[str] = KINDS) -> FuzzInput:
         """Builds an input from the seed and its number."""
         draw = random.Random(f"{seed}/{number}")
-        if number % 3 == 0:
-            return FuzzInput("json", mutate_json(draw, draw.choice(self.bodies)))
+        match kinds[number % len(kinds)]:
+            case "json":
+                return FuzzInput("json", mutate_json(draw, draw.choice(self.bodies)))
+            case "form":
+                return FuzzInput("form", mutate_form(draw, draw.choice(self.forms)))
         data = draw.choice(self.sounds)
         if draw.random() < 0.05:
             data = audio_files.build_lying_wav(draw, draw.randbytes(2000))
@@ -109,6 +166,53 @@ class Corpus:
             other = draw.choice(self.sounds)
             data = other[: draw.randrange(len(other))] + data[draw.randrange(len(data)) :]
         return FuzzInput("sound", audio_files.damage(draw, data))
+
+
+def _build_stock_conversation() -> list[dict[str, Any]]:
+    """Returns messages with everything that stock clients add to them."""
+    wav = base64.encodebytes(audio_files.build_wav(b"\1\2" * 200)).decode()
+    answer = {
+        "role": "assistant",
+        "content": None,
+        "refusal": "no",
+        "annotations": [{}],
+        "reasoning_content": "a",
+    }
+    return [
+        {"role": "system", "content": "Be brief.", "name": "rules"},
+        build_user_message({"type": "input_audio", "input_audio": {"data": wav, "format": "aiff"}}),
+        answer,
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        build_user_message({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{wav}"}}),
+    ]
+
+
+def _build_transcription_form(fields: Sequence[tuple[str, str]]) -> bytes:
+    parts = [(f'name="{name}"', value.encode()) for name, value in fields]
+    file = ('name="file"; filename="a.wav"', audio_files.build_wav(b"\1\2" * 200))
+    body = build_form(file, ('name="model"', b"pocket/ear"), *parts)
+    return f"multipart/form-data; boundary={BOUNDARY}\n".encode() + body
+
+
+def mutate_form(draw: random.Random, form: bytes) -> bytes:
+    """Exchanges, drops or repeats lines of a form, or damages its bytes."""
+    if draw.random() < 0.2:
+        return audio_files.damage(draw, form)
+    lines = form.split(b"\r\n")
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        index = draw.randrange(len(lines))
+        match draw.randrange(4):
+            case 0:
+                lines[index] = draw.choice(_VALUES)
+            case 1:
+                lines[index] = draw.choice(lines)
+            case 2:
+                lines[index] = audio_files.damage(draw, lines[index] or b"x")
+            case _:
+                lines[index : index + draw.choice((0, 1, 4))] = lines[index : index + 4] * draw.choice(
+                    (0, 1, 2, 30)
+                )
+    return b"\r\n".join(lines)
 
 
 def mutate_json(draw: random.Random, body: bytes) -> bytes:
@@ -135,7 +239,7 @@ def mutate_json(draw: random.Random, body: bytes) -> bytes:
 # The process that reads
 
 
-def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None:
+def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int, kinds: Sequence[str]) -> None:
     """Reads one input after the other from a number on, and sends the outcome of each."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the watching process ends this one
@@ -143,7 +247,7 @@ def read_inputs(pipe: Connection, corpus: Corpus, seed: int, first: int) -> None
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     for number in range(first, sys.maxsize):
         try:
-            pipe.send((number, *run_input(corpus.build_input(seed, number))))
+            pipe.send((number, *run_input(corpus.build_input(seed, number, kinds))))
         except BrokenPipeError:
             return
 
@@ -177,6 +281,7 @@ class FuzzRun:
 
     seed: int
     folder: Path
+    kinds: Sequence[str] = KINDS
     corpus: Corpus = field(default_factory=Corpus)
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
@@ -188,7 +293,9 @@ class FuzzRun:
         while not is_done():
             here, there = context.Pipe(duplex=False)
             process = context.Process(
-                target=read_inputs, args=(there, self.corpus, self.seed, self.next_number), daemon=True
+                target=read_inputs,
+                args=(there, self.corpus, self.seed, self.next_number, self.kinds),
+                daemon=True,
             )
             process.start()
             there.close()
@@ -216,7 +323,7 @@ class FuzzRun:
 
     def _keep(self, fault: str) -> None:
         """Writes the current input to a file, and goes to the next one."""
-        finding = self.corpus.build_input(self.seed, self.next_number)
+        finding = self.corpus.build_input(self.seed, self.next_number, self.kinds)
         name = f"{self.seed}-{self.next_number}.{finding.kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_bytes(finding.data)
@@ -230,12 +337,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to run")
     parser.add_argument("--seed", type=int, default=0, help="draws the inputs")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder for findings")
+    parser.add_argument("--kinds", nargs="+", choices=sorted(set(KINDS)), default=KINDS, help="of inputs")
     parser.add_argument("--again", type=Path, help="a finding to read again, in this process")
     args = parser.parse_args(argv)
     if args.again is not None:
         print(*run_input(FuzzInput(args.again.suffix[1:], args.again.read_bytes())))
         return 0
-    run, ends_at = FuzzRun(args.seed, args.findings), time.monotonic() + args.seconds
+    run, ends_at = FuzzRun(args.seed, args.findings, args.kinds), time.monotonic() + args.seconds
     with contextlib.suppress(KeyboardInterrupt):
         run.run(lambda: time.monotonic() > ends_at)
     for outcome, n in sorted(run.outcomes.items()):

@@ -67,6 +67,8 @@ def test_damaged_inputs_are_read_or_refused() -> None:
         "sound refused",
         "json read",
         "json refused",
+        "form read",
+        "form refused",
     }
 
 

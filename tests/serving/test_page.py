@@ -98,7 +98,7 @@ class Visit:
         self.page.get_by_label("Sound file").set_input_files(path)
 
     def send_text(self, text: str) -> None:
-        self.page.get_by_label("Text to send").fill(text)
+        self.page.get_by_label("Type a message").fill(text)
         self.page.get_by_role("button", name="Send text").click()
 
 
@@ -242,7 +242,7 @@ def test_a_click_starts_recording_and_a_second_click_sends(
     levels: list[float] = []
 
     def speak() -> None:
-        visit.page.get_by_label("Text to send").fill("Answer in capital letters.")
+        visit.page.get_by_label("Type a message").fill("Answer in capital letters.")
         visit.talk.click()
         expect(visit.talk).to_have_attribute("aria-pressed", "true")
         expect(visit.page.locator("#time")).to_have_text(QUESTION_OVER)
@@ -255,7 +255,7 @@ def test_a_click_starts_recording_and_a_second_click_sends(
     assert max(levels) > 0.5
     assert [part["type"] for part in site.last_messages[-1]["content"]] == ["audio", "text"]
     expect(visit.talk).to_have_attribute("aria-pressed", "false")
-    expect(visit.page.get_by_label("Text to send")).to_be_empty()
+    expect(visit.page.get_by_label("Type a message")).to_be_empty()
     expect(visit.answer()).to_contain_text(re.compile(r"First token after \d"))
     expect(visit.answer()).to_contain_text(re.compile(r"\d+ tokens in, \d+ of them audio; \d+ out"))
     expect(visit.page.get_by_role("status")).to_have_text(f"From audio: {question.answer.upper()}")
@@ -318,10 +318,10 @@ def test_the_page_can_be_used_with_the_keyboard_alone(
     expect(visit.page.locator("#time")).to_have_text(QUESTION_OVER)
     visit.page.keyboard.up(" ")
     wait_for_answer(site, ear, visit.answer())
-    tab_to(visit.page.get_by_role("button", name="Compare with the cascade"))
+    tab_to(visit.page.get_by_role("button", name="Compare with transcribe-then-answer"))
     visit.page.keyboard.press("Enter")
-    expect(visit.answer(name="Cascade")).to_have_attribute("data-state", "done")
-    tab_to(visit.page.get_by_label("Text to send"))
+    expect(visit.answer(name="Transcribe-then-answer")).to_have_attribute("data-state", "done")
+    tab_to(visit.page.get_by_label("Type a message"))
     visit.page.keyboard.type("What is the plural of leaf?")
     visit.page.keyboard.press("Enter")
     assert wait_for_answer(site, ear, visit.answer(name="From text")) == "The plural of leaf is leaves."
@@ -367,8 +367,8 @@ def test_the_cascade_answers_on_request(
     visit.send_file(outside)
     wait_for_answer(site, ear, visit.answer(1))
     system, _, reply, _ = site.last_messages
-    visit.page.get_by_role("button", name="Compare with the cascade").nth(1).click()
-    cascade = visit.answer(name="Cascade")
+    visit.page.get_by_role("button", name="Compare with transcribe-then-answer").nth(1).click()
+    cascade = visit.answer(name="Transcribe-then-answer")
     wait_for_answer(site, ear, cascade)
     transcripts = ear.transcribe([cow, outside])
     turns = [{"role": "user", "content": [{"type": "text", "text": text}]} for text in transcripts]
@@ -383,7 +383,7 @@ def test_text_alone_is_answered(open_page: Callable[..., Visit], site: Site, ear
     expect(visit.page.get_by_role("button", name="Send text")).to_be_disabled()
     visit.send_text("What is the plural of leaf?")
     assert wait_for_answer(site, ear, visit.answer(name="From text")) == "The plural of leaf is leaves."
-    expect(visit.page.get_by_role("button", name="Compare with the cascade")).to_be_hidden()
+    expect(visit.page.get_by_role("button", name="Compare with transcribe-then-answer")).to_be_hidden()
 
 
 def test_a_new_conversation_forgets_earlier_turns(
@@ -477,8 +477,9 @@ def test_the_api_key_is_asked_for_until_it_is_valid(open_page: Callable[..., Vis
         visit = open_page(site.url)
         visit.expected_console.append(LOAD_ERROR)
         dialog = visit.page.get_by_role("dialog", name="This server needs an API key")
-        for key in ("a guess", KEY):
-            expect(dialog).to_contain_text("the API key is missing or unknown")
+        reasons = ("Ask whoever runs this server for one.", "That key was not accepted.")
+        for key, reason in zip(("a guess", KEY), reasons, strict=True):
+            expect(dialog).to_contain_text(reason)
             dialog.get_by_label("API key").fill(key)
             with visit.page.expect_response(MODELS_ROUTE):
                 dialog.get_by_role("button", name="Use this key").click()
@@ -492,6 +493,7 @@ def test_the_api_key_is_asked_for_until_it_is_valid(open_page: Callable[..., Vis
         visit.send_text("What is the plural of dog?")
         dialog.get_by_role("button", name="Cancel").click()
         expect(visit.page.get_by_role("alert")).to_contain_text("An API key is needed")
+        expect(visit.page.get_by_role("alert")).not_to_contain_text("Bearer")
         visit.page.context.close()
 
 
@@ -504,8 +506,8 @@ def test_the_page_fits_narrow_screens(
     visit = open_page(site.url, width=320)
     visit.expected_console.append(LOAD_ERROR)
     visit.send_file(files["what does the cow say"])
-    visit.page.get_by_role("button", name="Compare with the cascade").click()
-    expect(visit.answer(name="Cascade")).to_have_attribute("data-state", "done")
+    visit.page.get_by_role("button", name="Compare with transcribe-then-answer").click()
+    expect(visit.answer(name="Transcribe-then-answer")).to_have_attribute("data-state", "done")
     visit.send_text("a" * 200)
     visit.send_file(files["no sound"])
     expect(visit.page.get_by_role("alert")).to_be_visible()
