@@ -115,7 +115,8 @@ async def read_form(data: bytes) -> None:
         return {"type": "http.request", "body": body, "more_body": False}
 
     headers = [(b"content-type", content_type)]
-    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    scope = {"type": "http", "method": "POST", "headers": headers, "app": None}  # as in an application
+    request = Request(scope, receive)
     transcription = await read_transcription_request(request, "pocket/ear")
     sound = transcription.decode(LIMITS.audio_s)
     segments = (TranscriptSegment("yes", 0.0, sound.duration_s),)
@@ -182,7 +183,7 @@ def _build_stock_conversation() -> list[dict[str, Any]]:
         {"role": "system", "content": "Be brief.", "name": "rules"},
         build_user_message({"type": "input_audio", "input_audio": {"data": wav, "format": "aiff"}}),
         answer,
-        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
         build_user_message({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{wav}"}}),
     ]
 

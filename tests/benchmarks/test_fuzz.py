@@ -98,7 +98,7 @@ def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.Captur
         "KeyError: 7",
         "the process ended with -11",
     ]
-    assert {file.name for file in run.folder.iterdir()} == {"3-6.json", "3-7.sound"}
+    assert {file.name for file in run.folder.iterdir()} == {"3-6.form", "3-7.sound"}
     assert (run.folder / "3-7.sound").read_bytes() == run.corpus.build_input(3, 7).data
     assert fuzz.main(["--again", str(run.folder / "3-7.sound")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "sound refused None"
