@@ -261,3 +261,69 @@ def test_answer_ids_hold_no_padding_beyond_the_context(tokenizer: PreTrainedToke
     prompts = build_prompts(llm, tokenizer)[:2]
     rows = generation.generate_answer_ids(llm, tokenizer, prompts, min_new_tokens=100)
     assert [len(row) for row in rows] == [24 - len(prompt.ids) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+        {"output_hidden_states": True, "output_attentions": True},
+        {"num_return_sequences": 3, "num_beams": 3},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"eos_token_id": []},
+        {"eos_token_id": ["</s>"]},
+        {"eos_token_id": -1, "pad_token_id": -1},
+        {"eos_token_id": 2.5, "pad_token_id": []},
+        {"cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": 4}},
+        {"cache_implementation": "offloaded"},
+        {"cache_implementation": "offloaded_static"},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_early_exit": 1},
+        {"prefill_chunk_size": 2},
+        {"token_healing": True},
+        {"compile_config": {"dynamic": True}},
+        {"max_length": 3, "min_length": 1},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"temperature": 0.0, "top_k": 0, "do_sample": True},
+        {"transformers_version": "9.9.9", "some_field": [1]},
+    ],
+    ids=str,
+)
+def test_whatever_the_own_generation_config_says_an_answer_is_given(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: dict[str, Any]
+) -> None:
+    prompts = build_prompts(llm, tokenizer)
+    beams = {"num_beams": own["num_beams"]} if "num_beams" in own else {}
+    expected = generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=6, **beams)
+    for name, value in own.items():
+        setattr(llm.generation_config, name, value)
+    assert generation.generate_answers(llm, tokenizer, prompts, max_new_tokens=6) == expected
+    assert "".join(generation.stream_answer(llm, tokenizer, prompts[0], max_new_tokens=6)) == expected[0]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"num_beam_groups": 2, "num_beams": 2, "diversity_penalty": 1.0},
+        {"dola_layers": "high"},
+        {"force_words_ids": [[5]], "num_beams": 2},
+        {"repetition_penalty": "much"},
+        {"repetition_penalty": -1.0},
+        {"num_beams": "three"},
+        {"sequence_bias": 3},
+        {"min_length": "a"},
+        {"max_time": "soon"},
+    ],
+    ids=str,
+)
+def test_an_own_generation_config_that_cannot_be_used_is_named_in_one_line(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: dict[str, Any]
+) -> None:
+    for name, value in own.items():
+        setattr(llm.generation_config, name, value)
+    with pytest.raises(RequestError, match="its own generation_config") as caught:
+        generation.generate_answers(llm, tokenizer, build_prompts(llm, tokenizer), max_new_tokens=6)
+    assert "\n" not in str(caught.value)
+    assert next(iter(own)) in str(caught.value)

@@ -9,8 +9,8 @@ from support.tiny_families import FAMILIES, tiny_llm
 
 from ossicle.backbones.causal_lm import CACHE_NAME, embed
 from ossicle.chat.sampling import SamplingSettings, TokenSampler
-from ossicle.errors import CheckpointError
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
+from ossicle.serving.single_sequence import SingleSequence, can_use_cache
 
 
 def draw_prompt_ids(seed: int) -> list[int]:
@@ -79,7 +79,7 @@ def test_an_llm_whose_rows_depend_on_each_other_does_not_support_it(monkeypatch:
     assert not supports_continuous_batching(llm)
 
 
-def test_an_llm_whose_cache_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_llm_whose_cache_is_wrong_is_served_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     llm, _ = tiny_llm("llama")
     forward = llm.base_model.forward
 
@@ -90,8 +90,14 @@ def test_an_llm_whose_cache_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch)
         return forward(**inputs)
 
     monkeypatch.setattr(llm.base_model, "forward", erase_cache)
-    with pytest.raises(CheckpointError, match="serve it with vLLM"):
-        supports_continuous_batching(llm)
+    assert not supports_continuous_batching(llm)
+    assert not can_use_cache(llm)
+    batch, prompt = SingleSequence(llm, uses_cache=False), draw_prompt_ids(3)
+    tokens = [int(batch.add([embed(llm, prompt)]).argmax())]
+    while len(tokens) < 5:
+        tokens.append(int(batch.step(tokens[-1:]).argmax()))
+    monkeypatch.undo()
+    assert tokens == generate_alone(llm, prompt, 5)
 
 
 def test_the_model_s_repetition_penalty_applies_as_in_generate() -> None:

@@ -3,6 +3,8 @@
 It takes an LLM that is already loaded, and knows neither where it came from nor what it is asked.
 """
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -45,7 +47,12 @@ def get_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def compute_logits(llm: PreTrainedModel, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-    """Returns the next-token logits of final hidden states: the head, then the scaling of Gemma, Cohere and Granite."""
+    """Returns the next-token logits of final hidden states: the head, then the scaling of Gemma, Cohere and Granite.
+
+    An LLM that computes them in another way does it by its own forward; see `set_logits_by_forward`.
+    """
+    if llm in _LOGITS_BY_FORWARD:
+        return _compute_logits_by_forward(llm, states)
     head = llm.get_output_embeddings()
     assert head is not None, "a causal LM has a head"
     logits = head(states)
@@ -59,17 +66,50 @@ def compute_logits(llm: PreTrainedModel, states: Float[Tensor, "... D"]) -> Floa
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+_LOGITS_BY_FORWARD: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
+
+
+def set_logits_by_forward(llm: PreTrainedModel, is_by_forward: bool) -> None:
+    """Says whether an LLM's logits are those of its own forward, with the states in place of its body's."""
+    (_LOGITS_BY_FORWARD.add if is_by_forward else _LOGITS_BY_FORWARD.discard)(llm)
+
+
+class _GivenStates(nn.Module):
+    """A body that returns the states that it is given as embeddings."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        return _BodyOutput(last_hidden_state=inputs_embeds)
+
+
+class _BodyOutput(BaseModelOutputWithPast):
+    """Final states; what else some families ask their body for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _compute_logits_by_forward(
+    llm: PreTrainedModel, states: Float[Tensor, "... D"]
+) -> Float[Tensor, "... V"]:
+    head: Any = copy.copy(llm)
+    head._modules = {**llm._modules, llm.base_model_prefix: _GivenStates()}
+    rows = states.reshape(1, -1, states.shape[-1])
+    return head(inputs_embeds=rows, use_cache=False).logits.reshape(*states.shape[:-1], -1)
+
+
 def get_eos_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the ids that end an answer: those of the generation config, else the tokenizer's; may be empty."""
-    eos_token_id = llm.generation_config.eos_token_id
-    return to_id_list(tokenizer.eos_token_id if eos_token_id is None else eos_token_id)
+    return to_id_list(llm.generation_config.eos_token_id) or to_id_list(tokenizer.eos_token_id)
 
 
-def to_id_list(ids: int | list[int] | None) -> list[int]:
-    """Returns one id, several or none as a list, as transformers' configs hold any of the three."""
-    if ids is None:
-        return []
-    return ids if isinstance(ids, list) else [ids]
+def to_id_list(ids: Any) -> list[int]:
+    """Returns one id, several or none as a list, as transformers' configs hold any of the three.
+
+    What is no id is left out: configs are written by hand, too.
+    """
+    several = ids if isinstance(ids, list | tuple) else [ids]
+    return [id_ for id_ in several if isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0]
 
 
 def extract_causal_lm(model: PreTrainedModel) -> PreTrainedModel:

@@ -25,8 +25,9 @@ from transformers import (
 
 from ossicle.audio.waveform import HOP_LENGTH
 from ossicle.backbones import ctranslate2_whisper
-from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, extract_causal_lm, get_input_embeddings
+from ossicle.backbones.causal_lm import extract_causal_lm, get_input_embeddings
 from ossicle.backbones.chat_template_file import find_chat_template
+from ossicle.backbones.embeds_check import check_reads_embeddings
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.backbones.model_files import (
     ENCODER,
@@ -170,7 +171,7 @@ def load_llm(
         files.gguf.finish(model, tokenizer)
         model = model if on_host else model.to(device)
     llm = extract_causal_lm(model)
-    _check_reads_embeddings(name, llm)
+    check_reads_embeddings(name, llm)
     if bits != 16:
         _check_passes_gradient(llm, bits)
     return llm, tokenizer
@@ -319,32 +320,6 @@ def _check_is_causal_lm(name: str, config: PreTrainedConfig) -> None:
         kind = f"a {architectures[0]}" if is_known and architectures else f"of type {config.model_type!r}"
         raise CheckpointError(
             f"LLM {name!r} is {kind}, expected a causal LM such as meta-llama/Llama-3.1-8B-Instruct"
-        )
-
-
-@torch.inference_mode()
-def _check_reads_embeddings(name: str, llm: PreTrainedModel) -> None:
-    """Refuses an LLM that reads embeddings differently from ids, or that looks ahead, by trying both."""
-    ids = torch.tensor([[1, 2, 3], [1, 2, 0]], device=llm.device)
-    try:
-        by_ids = llm(input_ids=ids).logits.float()
-        embeds = get_input_embeddings(llm)(ids)
-        by_embeds = llm(inputs_embeds=embeds).logits.float()
-        d_states = llm.base_model(inputs_embeds=embeds).last_hidden_state.shape[2]
-    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError) as error:
-        raise CheckpointError(
-            f"LLM {name!r} cannot be given embeddings ({format_one_line(error)}), expected one whose layers need"
-            " nothing else"
-        ) from error
-    tolerance = RELATIVE_TOLERANCE[llm.dtype] * float(by_ids.abs().max())
-    if d_states != embeds.shape[2] or (by_ids - by_embeds).abs().max() > tolerance:
-        raise CheckpointError(
-            f"LLM {name!r} does not read embeddings as it reads ids (its layers use the ids, too), so it"
-            " cannot hear: expected one whose layers need nothing else"
-        )
-    if (by_ids[0, :2] - by_ids[1, :2]).abs().max() > tolerance:
-        raise CheckpointError(
-            f"LLM {name!r} reads in both directions, expected a causal LM, which never looks ahead"
         )
 
 

@@ -23,6 +23,10 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ossicle.backbones.causal_lm import get_eos_ids, to_id_list
+from ossicle.backbones.embeds_generation import generate_from_embeds
+from ossicle.backbones.generation_defaults import list_own_defaults, with_own_defaults
+from ossicle.backbones.llm_traits import find_traits
+from ossicle.backbones.model_files import format_one_line
 from ossicle.chat.incremental_text import IncrementalDetokenizer, count_until_eos, decode_answer
 from ossicle.errors import RequestError
 
@@ -85,7 +89,7 @@ def generate_answers(
         return []
     resolved = _resolve_options(llm, tokenizer, options)
     eos_ids = to_id_list(resolved["eos_token_id"])
-    rows = _generate(llm, tokenizer, prompts, resolved)
+    rows = _generate_all(llm, tokenizer, prompts, resolved)
     return [decode_answer(tokenizer, row, eos_ids) for row in rows]
 
 
@@ -101,7 +105,7 @@ def generate_answer_ids(
         return []
     resolved = _resolve_options(llm, tokenizer, options)
     eos_ids = to_id_list(resolved["eos_token_id"])
-    rows = _generate(llm, tokenizer, prompts, resolved)
+    rows = _generate_all(llm, tokenizer, prompts, resolved)
     return [row[: count_until_eos(row, eos_ids) + 1] for row in rows]
 
 
@@ -117,6 +121,11 @@ def stream_answer(
     """
     resolved = _resolve_options(llm, tokenizer, options)
     check_context(llm, len(prompt.ids), resolved.get("max_length"))
+    own_n_beams = llm.generation_config.num_beams
+    if "num_beams" not in options and isinstance(own_n_beams, int) and own_n_beams > 1:
+        return iter(
+            generate_answers(llm, tokenizer, [prompt], **options)
+        )  # beams have no tokens before their end
     return _stream_pieces(llm, tokenizer, prompt, resolved)
 
 
@@ -163,13 +172,17 @@ def _resolve_options(
         options |= dict.fromkeys(_SAMPLING)
     if options.get("eos_token_id") is None:
         options["eos_token_id"] = get_eos_ids(llm, tokenizer) or None
+    elif not to_id_list(options["eos_token_id"]):
+        raise RequestError(
+            f"eos_token_id is {options['eos_token_id']!r}, expected the id of a token, or several"
+        )
     if eos_ids := to_id_list(
         options["eos_token_id"]
     ):  # the padding of a finished row is cut off with its end
         options["pad_token_id"] = eos_ids[0]
     elif options.get("pad_token_id") is None:
         candidates = (llm.generation_config.pad_token_id, tokenizer.pad_token_id, 0)
-        options["pad_token_id"] = next(token for token in candidates if token is not None)
+        options["pad_token_id"] = next(ids[0] for ids in map(to_id_list, candidates) if ids)
     return options
 
 
@@ -187,6 +200,20 @@ def _check_options(given: dict[str, Any]) -> None:
         value = given.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RequestError(f"{name} is {value!r}, expected a whole number of at least 1")
+
+
+def _generate_all(
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    resolved: dict[str, Any],
+) -> list[list[int]]:
+    """Returns `_generate` in one batch, or one prompt at a time if the LLM computes a padded row in another way."""
+    if len(prompts) == 1 or find_traits(llm).is_batchable:
+        return _generate(llm, tokenizer, prompts, resolved)
+    for prompt in prompts:
+        check_context(llm, len(prompt.ids), resolved.get("max_length"))
+    return [row for prompt in prompts for row in _generate(llm, tokenizer, [prompt], resolved)]
 
 
 @torch.inference_mode()
@@ -209,18 +236,22 @@ def _generate(
     row_limits = _RowLimits(n_prompt, batch.mask.sum(1), limit, is_closed or Event())
     criteria = StoppingCriteriaList([*(resolved.get("stopping_criteria") or ()), row_limits])
     try:
-        ids = llm.generate(  # ty: ignore[not-callable]
-            input_ids=batch.ids,
-            inputs_embeds=batch.embeds,
-            attention_mask=batch.mask,
+        ids = generate_from_embeds(
+            with_own_defaults(llm),
+            find_traits(llm).decoding,
+            ids=batch.ids,
+            embeds=batch.embeds,
+            mask=batch.mask,
             tokenizer=tokenizer,
             streamer=streamer,
             **{**resolved, "stopping_criteria": criteria},
         )
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # an option of the request or of the LLM's own config may fail in any way
         used = {name: value for name, value in resolved.items() if value is not None}
+        own = list_own_defaults(llm)
+        where = f" and {own} of its own generation_config.json" if own else ""
         raise RequestError(
-            f"the LLM cannot generate with {used}: {' '.join(str(error).split())}; change these options"
+            f"the LLM cannot generate with {used}{where}: {format_one_line(error)}; change these options"
         ) from error
     rows = ids[:, n_prompt:].tolist()
     return rows if limit is None else [row[: limit - n] for row, n in zip(rows, lengths, strict=True)]

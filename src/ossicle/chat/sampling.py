@@ -18,6 +18,10 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.model_files import format_one_line
+from ossicle.errors import CheckpointError
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
@@ -29,6 +33,23 @@ class SamplingSettings:
     """Sampling is limited to the likeliest tokens with this total probability; None takes the model's defaults."""
     seed: int = 0
     """The same seed samples the same answer."""
+
+
+def check_sampling_defaults(llm: PreTrainedModel) -> None:
+    """Tries the sampling defaults of an LLM's own generation config.
+
+    Raises:
+        CheckpointError: they cannot be used
+    """
+    logits = torch.zeros(get_input_embeddings(llm).num_embeddings)
+    for temperature in (0.0, 1.0):
+        try:
+            TokenSampler(llm, SamplingSettings(temperature=temperature), [0]).sample(logits)
+        except Exception as error:  # any field may hold anything
+            raise CheckpointError(
+                f"the LLM's generation_config.json cannot be used ({format_one_line(error)}): correct or remove"
+                " repetition_penalty, top_k or top_p there"
+            ) from error
 
 
 class TokenSampler:

@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from ossicle.backbones.causal_lm import CACHE_NAME, RELATIVE_TOLERANCE, compute_logits, embed
-from ossicle.errors import CheckpointError
 
 
 class ContinuousBatch:
@@ -116,9 +115,6 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
     """Whether an LLM computes a row in a batch as it computes it alone.
 
     It is tried out, because some families keep more than keys and values.
-
-    Raises:
-        CheckpointError: the cache alone is wrong, even for a single row
     """
     texts = [[1, 2, 3, 2, 1], [2, 1], [3, 3, 1, 2, 2, 1, 3]]
     expected = [[_compute_logits(llm, text), _compute_logits(llm, [*text, 1])] for text in texts]
@@ -132,17 +128,14 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
         single = ContinuousBatch(llm)
         first, second = single.add([embed(llm, texts[2])]), single.step([1])
         if not (is_expected(first[0], 2, 0) and is_expected(second[0], 2, 1)):
-            raise CheckpointError(
-                "this LLM computes different logits with its key-value cache than without it, so the local engine"
-                " cannot serve it: serve it with vLLM and use --engine vllm"
-            )
+            return False
         batch = ContinuousBatch(llm)
         added = [batch.add([embed(llm, text)])[0] for text in texts[:2]]
         stepped = batch.step([1, 1])
         last = batch.add([embed(llm, texts[2])])[0]
         batch.evict({0})
         after_evict = batch.step([1, 1])
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
+    except Exception:  # a family may fail in any way
         return False
     are_expected = [is_expected(added[row], row, 0) and is_expected(stepped[row], row, 1) for row in (0, 1)]
     two_steps = _compute_logits(llm, [*texts[1], 1, 1])

@@ -6,18 +6,21 @@ waiting completions to the batch, decode one token of each.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from ossicle.backbones.transcription import Transcript
 from ossicle.chat.generation import check_context
 from ossicle.chat.messages import Conversation, parse_conversation
+from ossicle.chat.sampling import check_sampling_defaults
 from ossicle.ear import Ear
 from ossicle.serving.audio_batcher import AudioBatcher
-from ossicle.serving.continuous_batch import supports_continuous_batching
+from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
+from ossicle.serving.single_sequence import SingleSequence, can_use_cache
 from ossicle.serving.worker import Worker
 
 MAX_BATCH_SIZE = 32
@@ -30,18 +33,23 @@ class LocalEngine:
     """Answers with the ear's own LLM.
 
     Args:
-        max_batch_size: completions that are decoded in one batch; 1 for an LLM whose rows depend on each other
+        max_batch_size: completions that are decoded in one batch; 1 for an LLM whose rows depend on each other or whose
+            cache is not only keys and values
 
     Raises:
-        CheckpointError: the LLM's key-value cache cannot be used
+        CheckpointError: the LLM's own generation config cannot be used
     """
 
     def __init__(self, ear: Ear, metrics: Metrics, *, max_batch_size: int = MAX_BATCH_SIZE) -> None:
         self.ear = ear
-        batch_size = max_batch_size if supports_continuous_batching(ear.llm) else 1
+        check_sampling_defaults(ear.llm)
+        build_batch = partial(ContinuousBatch, ear.llm)
+        if not supports_continuous_batching(ear.llm):
+            max_batch_size = 1
+            build_batch = partial(SingleSequence, ear.llm, uses_cache=can_use_cache(ear.llm))
         self._worker = Worker(())
         self.audio = AudioBatcher(ear, metrics, self._worker.wake)
-        self._scheduler = Scheduler(ear, metrics, batch_size)
+        self._scheduler = Scheduler(ear, metrics, max_batch_size, build_batch)
         self._worker.stages = (self.audio, self._scheduler)
         self._worker.start()
 

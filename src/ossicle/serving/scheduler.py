@@ -7,7 +7,7 @@ batch, as each samples its own tokens.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -25,6 +25,7 @@ from ossicle.serving.engine import Usage
 from ossicle.serving.generation import Completion, TextDelta
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.sampling_params import SamplingParams
+from ossicle.serving.single_sequence import SingleSequence
 from ossicle.serving.worker import LOG
 
 _SEED_MASK = (1 << 63) - 1
@@ -94,11 +95,18 @@ class Scheduler:
 
     Args:
         max_batch_size: completions that are decoded in one batch
+        build_batch: returns an empty batch
     """
 
-    def __init__(self, ear: Ear, metrics: Metrics, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        ear: Ear,
+        metrics: Metrics,
+        max_batch_size: int,
+        build_batch: Callable[[], ContinuousBatch | SingleSequence],
+    ) -> None:
         self.ear, self.metrics, self.max_batch_size = ear, metrics, max_batch_size
-        self.batch = ContinuousBatch(ear.llm)
+        self.build_batch, self.batch = build_batch, build_batch()
         self.submitted: deque[ScheduledRequest] = deque()
         self.waiting: deque[_Sequence] = deque()
         self.running: list[_Sequence] = []
@@ -223,4 +231,4 @@ class Scheduler:
         for sequence in sequences:
             sequence.request.publish(StreamEvent(error=error))
             sequence.request.is_canceled = True
-        self.running, self.batch = [], ContinuousBatch(self.ear.llm)
+        self.running, self.batch = [], self.build_batch()
