@@ -213,15 +213,17 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_ear_is_refused(folder: Path, tmp_path: Path) -> None:
-    assert "is not an ear: config.json cannot be read (No such file" in refusal(tmp_path / "nowhere")
+    assert f"No such folder: {tmp_path / 'nowhere'}; expected that of an ear" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is not an ear" in refusal(tmp_path / "empty")
-    assert "is not an ear" in refusal(folder / "config.json")
+    assert "is not an ear: config.json cannot be read" in refusal(tmp_path / "empty")
+    assert "is not an ear: a file" in refusal(folder / "config.json")
     (folder / "config.json").write_text("{ not json")
     assert "config.json is damaged" in refusal(folder)
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")
     assert "config.json is damaged" in refusal(folder)
-    for other in ("[]", "{}", '{"model_type": "llama"}'):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert "is not an ear but a model (llama): build an ear for it with `ossicle new`" in refusal(folder)
+    for other in ("[]", "{}"):
         (folder / "config.json").write_text(other)
         assert "is not an ear's: expected the keys base, connector, fingerprints, format, prompt" in refusal(
             folder

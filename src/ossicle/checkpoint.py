@@ -1,6 +1,7 @@
 """An ear on disk: its settings, the trained weights, and fingerprints of the backbones it was trained with."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from ossicle.backbones.pretrained import (
     load_whisper,
     resolve_device,
 )
+from ossicle.base_paths import from_portable, name_base, to_portable
 from ossicle.config import BaseSettings
 from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
+from ossicle.run_checkpoint import has_state, is_run, read_unfinished_run
 from ossicle.settings_io import from_table, to_table
 from ossicle.version import __version__
 
@@ -61,7 +64,7 @@ def save(
     config = {
         "format": FORMAT,
         "ossicle_version": __version__,
-        **to_table(replace(ear.settings, base=_pin_revisions(ear))),
+        **to_table(replace(ear.settings, base=_make_portable(_pin_revisions(ear), Path(folder)))),
         "fingerprints": fingerprints or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
     }
     weights = {
@@ -87,6 +90,15 @@ def _pin_revisions(ear: Ear) -> BaseSettings:
     )
 
 
+def _make_portable(base: BaseSettings, folder: Path) -> BaseSettings:
+    """Returns the backbones' settings as the ear's own folder keeps them."""
+    encoder, encoder_revision = to_portable(base.encoder, base.encoder_revision, folder)
+    llm, llm_revision = to_portable(base.llm, base.llm_revision, folder)
+    return replace(
+        base, encoder=encoder, encoder_revision=encoder_revision, llm=llm, llm_revision=llm_revision
+    )
+
+
 def _check_replaceable(folder: Path) -> Path:
     """Returns the folder, which is going to be replaced, if it is empty or holds an ear."""
     if folder.exists() and not folder.is_dir():
@@ -103,8 +115,9 @@ def build_model_card(ear: Ear, numbers: str | None) -> str:
     base, connector = ear.settings.base, ear.settings.connector
     n_trained = sum(weight.numel() for weight in ear.connector.parameters())
     return (
-        f"# An ear for {base.llm}\n\n"
-        f"It lets `{base.llm}` hear through the encoder of `{base.encoder}`. The LLM is unchanged:\n"
+        f"# An ear for {name_base(base.llm)}\n\n"
+        f"It lets `{name_base(base.llm)}` hear through the encoder of `{name_base(base.encoder)}`. The LLM is"
+        " unchanged:\n"
         f"ossicle added a connector (form `{connector.form}`, {n_trained / 1e6:.1f} M weights) and nothing else.\n\n"
         f'```python\nimport ossicle\n\near = ossicle.load("this folder")\n```\n\n'
         + (numbers or "It has not been evaluated; `ossicle eval` measures it.\n")
@@ -118,8 +131,9 @@ def load(
     llm: str | None = None,
     device: str | None = None,
     with_llm: bool = True,
+    notify: Callable[[str], None] | None = None,
 ) -> Ear:
-    """Loads an ear and the backbones that it was trained with.
+    """Loads an ear and the backbones that it was trained with; of a run that is not finished, its newest state.
 
     Args:
         folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
@@ -128,13 +142,14 @@ def load(
         device: "cpu" or "cuda"; by default the first GPU if there is one
         with_llm: whether to load the LLM's weights; without them the ear hears and another program answers, whose
             weights are not compared with the fingerprint
+        notify: is told in a sentence if the ear is that of an unfinished run
 
     Raises:
         CheckpointError: not an ear, a damaged one, or backbones other than those it was trained with
     """
     folder = _resolve_ear_folder(Path(resolve_model_path(str(folder))))
-    config, weights = _read_ear(folder)
-    settings = _relocate(_parse_settings(config, folder), encoder, llm)
+    config, weights = _read_ear(folder, notify)
+    settings = _locate(_parse_settings(config, folder), folder, encoder, llm)
     on_device = resolve_device(device)
     base = settings.base
     whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
@@ -220,7 +235,8 @@ def read_fingerprints(folder: str) -> dict[str, str]:
 
 def is_ear(name: str) -> bool:
     """Whether a name is the folder of an ear, or of a run that has one."""
-    return (_resolve_ear_folder(Path(resolve_model_path(name))) / WEIGHTS).is_file()
+    folder = _resolve_ear_folder(Path(resolve_model_path(name)))
+    return (folder / WEIGHTS).is_file() or has_state(folder)
 
 
 def _resolve_ear_folder(folder: Path) -> Path:
@@ -229,8 +245,15 @@ def _resolve_ear_folder(folder: Path) -> Path:
     return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
 
 
-def _read_ear(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read_ear(
+    folder: Path, notify: Callable[[str], None] | None = None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Reads the config and the weights of an ear, those of format 1 under today's names."""
+    if is_run(folder) and not (folder / CONFIG).exists():
+        run = read_unfinished_run(folder)
+        if notify is not None:
+            notify(run.describe(folder))
+        return {**run.settings, "fingerprints": run.fingerprints}, run.weights
     config = _read_json(folder)
     if isinstance(config, dict) and config.get("format") == checkpoint_v1.FORMAT:
         config = checkpoint_v1.upgrade_config(config, FORMAT)
@@ -243,15 +266,23 @@ def _read_json(folder: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if not folder.exists():
+            raise CheckpointError(
+                f"No such folder: {folder}; expected that of an ear or of a run on this computer, or pocket/ear"
+            ) from error
+        reason = "a file" if folder.is_file() else f"{CONFIG} cannot be read ({error.strerror})"
         raise CheckpointError(
-            f"{folder} is not an ear: {CONFIG} cannot be read ({error.strerror}); expected a folder that"
-            " `ossicle train` or `ossicle new` wrote"
+            f"{folder} is not an ear: {reason}; expected a folder that `ossicle train` or `ossicle new` wrote"
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the ear again") from error
 
 
 def _check_config(config: Any, folder: Path) -> dict[str, Any]:
+    if isinstance(config, dict) and "model_type" in config:
+        raise CheckpointError(
+            f"{folder} is not an ear but a model ({config['model_type']}): build an ear for it with `ossicle new`"
+        )
     if not isinstance(config, dict) or config.keys() - _OPTIONAL != _KEYS:
         found = ", ".join(sorted(config)) if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
@@ -273,9 +304,18 @@ def _parse_settings(config: dict[str, Any], folder: Path) -> EarSettings:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
-def _relocate(settings: EarSettings, encoder: str | None, llm: str | None) -> EarSettings:
-    """Returns the settings with the backbones at other locations, whose revisions are then not known."""
+def _locate(
+    settings: EarSettings, folder: Path, encoder: str | None = None, llm: str | None = None
+) -> EarSettings:
+    """Returns the settings with the backbones where they lie; at given locations, their revisions are not known."""
     base = settings.base
+    base = replace(base, encoder=from_portable(base.encoder, folder), llm=from_portable(base.llm, folder))
+    for role, name, given in (("encoder", base.encoder, encoder), ("LLM", base.llm, llm)):
+        if name.startswith(("./", "../")) and not given:
+            raise CheckpointError(
+                f"{folder} needs the {role} {name!r}, which lay beside it: copy it there, too, or name it:"
+                f" ossicle.load({str(folder)!r}, {role.lower()}=...)"
+            )
     if encoder:
         base = replace(base, encoder=encoder, encoder_revision=None)
     if llm:

@@ -75,18 +75,39 @@ def test_temperature_zero_is_greedy_decoding(
     assert answers[0] == answers[1]
 
 
+def test_a_run_that_is_not_finished_answers_with_its_newest_state(
+    world: Path, ear: str, capsys: pytest.CaptureFixture[str], expect_error: Callable[..., str]
+) -> None:
+    sound, limit = str(world / "0.wav"), ("--max-new-tokens", "3")
+    assert main(["chat", ear, sound, *limit]) == 0
+    answer = capsys.readouterr().out
+    shutil.copytree(ear, "running")
+    shutil.rmtree("running/ear")
+    assert main(["chat", "running", sound, *limit]) == 0
+    out, err = capsys.readouterr()
+    assert out == answer
+    assert err == (
+        "ossicle: running has not finished training: this is its newest state, after step 3 of 3\n"
+    )
+    shutil.rmtree("running/state")
+    assert "running is a run that has no finished ear and no saved state yet: wait" in expect_error(
+        1, "chat", "running", sound
+    )
+
+
 def test_a_folder_without_an_ear_and_an_ear_for_other_models_are_errors(
     expect_error: Callable[..., str], ear: str, world: Path
 ) -> None:
     sound = str(world / "0.wav")
-    assert "nowhere is not an ear" in expect_error(1, "chat", "nowhere", sound)
-    assert "is not an ear" in expect_error(1, "chat", str(world / "llm"), sound)
+    assert "No such folder: nowhere" in expect_error(1, "chat", "nowhere", sound)
+    assert "is not an ear but a model" in expect_error(1, "chat", str(world / "llm"), sound)
 
     other = Path("other")
     shutil.copytree(ear, other)
     config = json.loads((other / "ear/config.json").read_text())
     ours = config["fingerprints"]["llm"]
     config["fingerprints"]["llm"] = "0123456789abcdef"
+    config["base"] |= {"encoder": str(world / "whisper"), "llm": str(world / "llm")}
     (other / "ear/config.json").write_text(json.dumps(config))
     line = expect_error(1, "chat", "other", sound)
     assert ours in line

@@ -75,7 +75,7 @@ def test_an_ear_that_cannot_be_carried_over_is_refused(
     assert "expected --encoder and a Whisper for a new ear, or --from and a trained ear" in expect_error(
         2, "new", "carried", "--llm", other
     )
-    assert "nowhere is not an ear" in expect_error(1, "new", "carried", "--from", "nowhere", "--llm", other)
+    assert "No such folder: nowhere" in expect_error(1, "new", "carried", "--from", "nowhere", "--llm", other)
     assert "is not an ear" in expect_error(1, "new", "carried", "--from", other, "--llm", other)
     assert "there is no such folder" in expect_error(
         1, "new", "carried", "--from", ear, "--llm", "no/llm/here"

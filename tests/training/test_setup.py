@@ -38,7 +38,7 @@ def test_a_run_starts_from_a_trained_ear(recipe: Recipe, tmp_path: Path) -> None
     [
         ({"connector": {"form": "anchored"}}, "has another connector"),
         ({"connector": {"n_layers": 1}}, "has another connector"),
-        ({"train": {"start": "nowhere"}}, "nowhere is not an ear"),
+        ({"train": {"start": "nowhere"}}, "No such folder: nowhere"),
     ],
 )
 def test_a_run_starts_only_from_an_ear_of_the_same_kind(

@@ -1,6 +1,7 @@
 """How an LLM can be run, found once by trying it on a few tokens: no family is known by name."""
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,11 @@ def find_traits(llm: PreTrainedModel) -> LlmTraits:
 
 
 def _try_out(llm: PreTrainedModel) -> LlmTraits:
+    llm = with_usual_defaults(llm)
+    llm._forward_pre_hooks, llm._forward_hooks = (
+        OrderedDict(),
+        OrderedDict(),
+    )  # nobody asked for these forwards
     ways: tuple[Decoding, ...] = ("generate", "substitute")
     for decoding in ways:
         if _is_right(llm, decoding, _PROMPTS):
@@ -60,7 +66,7 @@ def _is_right(llm: PreTrainedModel, decoding: Decoding, prompts: Sequence[Sequen
     ids, device = torch.tensor(rows, device=llm.device), llm.device
     try:
         output: Any = generate_from_embeds(
-            with_usual_defaults(llm),
+            llm,
             decoding,
             ids=ids,
             embeds=embed(llm, ids),

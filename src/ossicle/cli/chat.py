@@ -54,7 +54,7 @@ class Chat:
         # Audio and microphone come before the models, so that their errors are reported without delay.
         audio = load_speech(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
-        ear = checkpoint.load(self.ear)
+        ear = checkpoint.load(self.ear, notify=print_message)
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         if microphone:
             self.run_conversation(ear, microphone, messages, options)

@@ -54,7 +54,7 @@ class Eval:
         suite = open_suite(self.suite, self.data)
         judge = None if self.judge is None else open_judge(self.judge)
         check_judge(suite, judge)
-        ear = checkpoint.load(self.ear)
+        ear = checkpoint.load(self.ear, notify=print_message)
         options = EvaluationSettings(
             batch_size=self.batch_size,
             corruptions=tuple(c for c in CORRUPTIONS if c.kind != "clean") if self.robustness else (),

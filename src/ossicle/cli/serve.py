@@ -87,7 +87,9 @@ class Serve:
         )
         # The port is bound first: if it is taken, the error comes before the models are loaded.
         with server.bind_socket(self.host, self.port) as socket:
-            ear = checkpoint.load(self.ear, device=self.device, with_llm=self.engine == "local")
+            ear = checkpoint.load(
+                self.ear, device=self.device, with_llm=self.engine == "local", notify=print_message
+            )
             metrics = Metrics()
             app = create_app(self.build_engine(ear, metrics), settings, metrics)
             # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster here.
@@ -152,11 +154,13 @@ class Serve:
 
     def print_models(self, ear: "Ear", duration_s: float) -> None:
         """Prints what was loaded, where, and in how many seconds."""
+        from ossicle.base_paths import name_base
+
         base, weights = ear.settings.base, ear.whisper.model
         place = f"on {ear.device}" if self.engine == "local" else f"at {self.url}"
         _print(
-            f"{weights.device}, {str(weights.dtype).removeprefix('torch.')}; encoder {base.encoder}, LLM {base.llm}"
-            f" {place}; loaded in {duration_s:.1f} s"
+            f"{weights.device}, {str(weights.dtype).removeprefix('torch.')}; encoder {name_base(base.encoder)},"
+            f" LLM {name_base(base.llm)} {place}; loaded in {duration_s:.1f} s"
         )
 
 

@@ -24,12 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ossicle.atomic_io import fsync_text, raise_as_checkpoint_error, replace_folder, write_text
 from ossicle.config import Recipe
 from ossicle.errors import CheckpointError
+from ossicle.run_checkpoint import ORIGIN_FILE, STATES_FOLDER
+from ossicle.run_checkpoint import PROGRESS_FILE as _PROGRESS_FILE
 from ossicle.settings_io import to_table
 from ossicle.training.distributed import Ranks
 
-STATES_FOLDER, ORIGIN_FILE = "state", "origin.json"
-_PROGRESS_FILE = "progress.json"
-"""Written last into a state's folder: step, samples, recipe, and the sizes of the other files."""
 _OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of a weight; its step is not the run's where a weight had no gradient at first."""
 _STATE_NAME = re.compile(r"step-(\d+)")
