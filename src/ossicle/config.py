@@ -1,11 +1,13 @@
 """The settings of a run, as frozen values. This file does not know how the settings are used."""
 
+import json
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ossicle.errors import ConfigError
 from ossicle.settings_io import check, from_table
@@ -57,9 +59,44 @@ class PromptSettings:
     """The current date (YYYY-MM-DD) for chat templates that print one. It is fixed, so that stored teacher states stay
     valid."""
 
+    template_variables: tuple[str, ...] | None = None
+    """Variables of the chat template, such as "enable_thinking=false" for LLMs that think before they answer."""
+
     def __post_init__(self) -> None:
-        """Raise ConfigError for an invalid date."""
+        """Raise ConfigError for an invalid date and for variables that are none."""
         check(_is_date(self.date), "prompt.date", self.date, "a date such as '2024-07-26' (YYYY-MM-DD)")
+        parse_template_variables(self.template_variables or ())
+
+
+RESERVED_VARIABLES = frozenset(
+    "add_generation_prompt chat_template continue_final_message conversation date_string documents max_length messages"
+    " padding pinned_date return_assistant_tokens_mask return_dict return_tensors strftime_now tokenize"
+    " tokenizer_kwargs tools truncation".split()
+)
+"""Names of the chat template's variables that are set otherwise, and of the renderer's own arguments."""
+
+
+def parse_template_variables(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns variables of a chat template from texts such as "enable_thinking=false"; values are JSON or plain text.
+
+    Raises:
+        ConfigError: no name, or the name of something else
+    """
+    variables: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        is_variable = bool(equals) and name.isidentifier() and name not in RESERVED_VARIABLES
+        check(
+            is_variable,
+            "prompt.template_variables",
+            text,
+            "a variable of the template, as enable_thinking=false",
+        )
+        try:
+            variables[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            variables[name] = value
+    return variables
 
 
 @dataclass(frozen=True, kw_only=True)

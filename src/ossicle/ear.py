@@ -4,7 +4,7 @@ It knows how sound and text become prompt embeddings, for the student, who hears
 not know how answers are generated from a prompt (`chat.generation`) or how the connector is trained (`training`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
@@ -258,7 +258,8 @@ class Ear:
         """Answers a conversation whose user messages may contain sound; greedy by default.
 
         Args:
-            options: passed to transformers' `generate`: max_new_tokens, do_sample, temperature, stop_strings, ...
+            options: passed to transformers' `generate`: max_new_tokens, do_sample, temperature, stop_strings, ...;
+                `chat_template_kwargs` holds variables of the chat template, such as {"enable_thinking": False}
 
         Raises:
             RequestError: a malformed conversation, one longer than the LLM's context, or an option that `generate`
@@ -268,11 +269,16 @@ class Ear:
         """
         return self.chat_batch([messages], **options)[0]
 
-    def chat_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
+    def chat_batch(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> list[str]:
         """Answers several conversations in one batch; each answer is the same as alone."""
-        return generation.generate_answers(
-            self.llm, self.tokenizer, self.build_prompts(conversations), **options
-        )
+        prompts = self.build_prompts(conversations, chat_template_kwargs)
+        return generation.generate_answers(self.llm, self.tokenizer, prompts, **options)
 
     def read_batch(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
         """Answers conversations of text, as the stock LLM does: the text ceiling of an evaluation."""
@@ -299,17 +305,21 @@ class Ear:
         """Scores given answers, as token ids, under the LLM's next-token distributions after each conversation."""
         return choice_scoring.score_continuation(self.llm, self.build_prompts(conversations), answers)
 
-    def stream(self, messages: Messages, **options: Any) -> Iterator[str]:
+    def stream(
+        self, messages: Messages, *, chat_template_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Iterator[str]:
         """Yields pieces of the answer while it is generated; joined, they equal `chat`.
 
         The conversation is checked and its sound encoded before the first piece is requested.
         """
         return generation.stream_answer(
-            self.llm, self.tokenizer, self.build_prompts([messages])[0], **options
+            self.llm, self.tokenizer, self.build_prompts([messages], chat_template_kwargs)[0], **options
         )
 
     @torch.inference_mode()
-    def build_prompts(self, conversations: Sequence[Messages]) -> list[Prompt]:
+    def build_prompts(
+        self, conversations: Sequence[Messages], chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[Prompt]:
         """Builds the prompt embeddings of each conversation: text embeddings and audio tokens in order.
 
         Raises:
@@ -320,7 +330,8 @@ class Ear:
         self._check_llm_is_loaded()
         parsed = [parse_conversation(messages) for messages in conversations]
         sounds = [[load_speech(sound) for sound in conversation.sounds] for conversation in parsed]
-        layouts = [self.template.render(conversation) for conversation in parsed]
+        template = self.template.with_variables(chat_template_kwargs)
+        layouts = [template.render(conversation) for conversation in parsed]
         audio_tokens = iter(self.embed_audio([sound for row in sounds for sound in row]))
         return [
             self.build_prompt(pieces, [next(audio_tokens) for _ in row])

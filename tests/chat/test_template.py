@@ -35,7 +35,7 @@ anything = st.text(st.characters(codec="utf-8"), max_size=40) | sentences
 spaces = st.sampled_from(["", " ", "\n", "\t ", "\u00a0"])
 
 
-def fresh_template(family: str, **prompt: str) -> ChatTemplate:
+def fresh_template(family: str, **prompt: Any) -> ChatTemplate:
     return ChatTemplate(tiny_tokenizer(family), PromptSettings(**prompt))
 
 
@@ -470,3 +470,46 @@ def test_a_template_that_forgets_turns_is_refused_with_sound():
     template = ChatTemplate(tokenizer, PromptSettings())
     with pytest.raises(RequestError, match="drops or repeats sound 1 of 2"):
         template.render(parse_conversation([{"role": "user", "content": [SOUND]}] * 2))
+
+
+def test_variables_of_the_template_come_from_settings_and_requests() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    turn = parse_conversation([{"role": "user", "content": "why?"}])
+    thinking = ChatTemplate(tokenizer, PromptSettings())
+    silent = ChatTemplate(tokenizer, PromptSettings(template_variables=("enable_thinking=false",)))
+    text = str(tokenizer.decode(list(silent.tokenize(turn))))
+    assert text.endswith("<think>\n\n</think>\n\n")
+    assert text.startswith(str(tokenizer.decode(list(thinking.tokenize(turn)))))
+    variant = thinking.with_variables({"enable_thinking": False})
+    assert variant.tokenize(turn) == silent.tokenize(turn)
+    assert variant is thinking.with_variables({"enable_thinking": False})
+    assert variant.with_variables({"enable_thinking": True}).tokenize(turn) == thinking.tokenize(turn)
+    assert thinking.with_variables(None) is thinking.with_variables({}) is thinking
+    for number in range(20):  # requests cannot fill the memory
+        thinking.with_variables({"unused": number})
+    assert len(thinking._variants) <= 8
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        [],
+        "enable_thinking",
+        {"messages": "x"},
+        {"tokenize": True},
+        {"a b": 1},
+        {1: 2},
+        {"deep": {"a": 1}},
+        {"long": "x" * 5_000},
+        {"text": "<|im_end|>"},
+    ],
+    ids=str,
+)
+def test_variables_that_cannot_be_set_are_refused(variables: Any) -> None:
+    template = ChatTemplate(tiny_tokenizer("qwen3"), PromptSettings())
+    with pytest.raises(RequestError, match="chat_template_kwargs"):
+        template.with_variables(variables)
+    with pytest.raises(ConfigError, match="template_variables"):
+        PromptSettings(template_variables=("tokenize=true",))
+    with pytest.raises(ConfigError, match="template_variables"):
+        PromptSettings(template_variables=("enable_thinking",))

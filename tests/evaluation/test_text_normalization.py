@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossicle.evaluation.text_normalization import compute_word_error_rate, is_correct, normalize_text
+from ossicle.evaluation.text_normalization import (
+    compute_word_error_rate,
+    is_correct,
+    normalize_text,
+    strip_thoughts,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,23 @@ def test_the_word_error_rate_is_computed_over_all_words() -> None:
         ["say the word", "its hot"], ["say a word", "its"]
     )
     assert compute_word_error_rate([], []) == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Paris",
+        "<think>\nFrance, so Lyon?\n</think>\n\nParis",
+        "<think></think>Paris",
+        "so it is Lyon, no</think>Paris",
+        "<thinking>a <b> c</thinking> Paris ",
+        "<think>a</think><think>b</think>Paris",
+        "<THINK>a</THINK>Paris",
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(answer: str) -> None:
+    assert strip_thoughts(answer) == "Paris"
+
+
+def test_a_thought_that_was_cut_off_leaves_no_answer() -> None:
+    assert strip_thoughts("<think>Paris, or") == ""

@@ -6,14 +6,15 @@ template around probe words and comparing ids. It does not know what sound is: h
 
 import functools
 import itertools
+import json
 import operator
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ossicle.chat.messages import Conversation, Turn
@@ -30,9 +31,11 @@ from ossicle.chat.prompt_segments import (
     cut_out_audio,
     merge_segments,
 )
-from ossicle.config import PromptSettings
+from ossicle.config import RESERVED_VARIABLES, PromptSettings, parse_template_variables
 from ossicle.errors import CheckpointError, ConfigError, DataError, OssicleError, RequestError
 
+_MAX_VARIANTS, _MAX_VARIABLE_CHARACTERS = 8, 1_000
+"""Sets of variables whose templates are kept, and their size."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Shadows the renderer's own strftime_now, which reads the clock; a function could not be passed in.
 _PINNED_CLOCK = (
@@ -59,6 +62,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
+        self._variants: dict[tuple[str, ...], ChatTemplate] = {}
         name = f"the tokenizer {tokenizer.name_or_path!r}"
         try:
             template = tokenizer.get_chat_template()
@@ -68,6 +72,8 @@ class ChatTemplate:
             ) from error
         self._template = _PINNED_CLOCK + template if "strftime_now" in template else template
         self._date_kwargs = _build_date_kwargs(settings.date)
+        self.variables = parse_template_variables(settings.template_variables or ())
+        """Variables of the template that the settings give."""
         try:
             self._content_forms = self._find_content_forms()
             self._has_late_system = self._find_late_system()
@@ -78,6 +84,42 @@ class ChatTemplate:
             """The constant ids around a single sound, the generation prompt included."""
         except RequestError as error:
             raise CheckpointError(f"the chat template of {name} cannot be used: {error}") from error
+
+    def with_variables(self, variables: Any) -> "ChatTemplate":
+        """Returns the template with further variables, as requests name them in `chat_template_kwargs`.
+
+        Raises:
+            RequestError: no names with values, or variables that the template cannot be rendered with
+        """
+        if variables is None or variables == {}:
+            return self
+        is_valid = (
+            isinstance(variables, Mapping)
+            and all(isinstance(name, str) and name.isidentifier() for name in variables)
+            and not RESERVED_VARIABLES & variables.keys()
+            and all(isinstance(value, str | bool | int | float | None) for value in variables.values())
+            and sum(len(f"{name}{value}") for name, value in variables.items()) <= _MAX_VARIABLE_CHARACTERS
+        )
+        if not is_valid:
+            raise RequestError(
+                f"chat_template_kwargs is {reprlib.repr(variables)}, expected a table of the template's variables, such"
+                " as enable_thinking: false"
+            )
+        for value in variables.values():
+            if isinstance(value, str):
+                self._refuse_control_tokens("user", value, "chat_template_kwargs", RequestError)
+        own = {**self.variables, **variables}
+        texts = tuple(f"{name}={json.dumps(value)}" for name, value in own.items())
+        key = tuple(sorted(texts))
+        if key not in self._variants:
+            if len(self._variants) >= _MAX_VARIANTS:
+                self._variants.pop(next(iter(self._variants)))
+            settings = replace(self.settings, template_variables=texts)
+            try:
+                self._variants[key] = ChatTemplate(self.tokenizer, settings)
+            except CheckpointError as error:
+                raise RequestError(f"chat_template_kwargs cannot be used: {error}") from error
+        return self._variants[key]
 
     def split_prompt(self, text: str) -> SplitPrompt:
         """Returns the ids of a user turn that is only `text`, split around it; joined, those of apply_chat_template.
@@ -170,10 +212,11 @@ class ChatTemplate:
         return self._apply(messages)
 
     def _apply(self, messages: list[dict[str, Any]]) -> str:
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, **self._date_kwargs}
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+        options |= {**self.variables, **self._date_kwargs}
         try:
             return str(self.tokenizer.apply_chat_template(messages, chat_template=self._template, **options))
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program
             raise RequestError(f"the chat template refuses these messages: {error}") from error
 
     def _find_content_forms(self) -> dict[str, Callable[[str], Any]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ossicle.cli.terminal import EarName, NumberOption, print_message
+from ossicle.config import parse_template_variables
 from ossicle.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Chat:
     """Text that goes with the audio of each turn, such as "Answer in Spanish"."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
+    template_variable: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """Variables of the chat template, such as enable_thinking=false for LLMs that think before they answer."""
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None
     """Longest answer, in tokens. Without it, 256."""
     temperature: NumberOption = None
@@ -102,6 +105,8 @@ class Chat:
             raise ConfigError(f"--top-p is {self.top_p:g}, expected more than 0 and at most 1")
         flags = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p")}
         options = {name: value for name, value in flags.items() if value is not None}
+        if self.template_variable:
+            options["chat_template_kwargs"] = parse_template_variables(self.template_variable)
         if {"temperature", "top_p"} & options.keys():
             import torch
 

@@ -19,7 +19,7 @@ from ossicle.backbones.chat_template_file import find_chat_template
 from ossicle.backbones.gguf_file import is_gguf, open_gguf
 from ossicle.backbones.model_files import LLM, find_model, resolve_model_path, silence_transformers
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
-from ossicle.config import BaseSettings, PromptSettings
+from ossicle.config import BaseSettings, PromptSettings, parse_template_variables
 from ossicle.errors import CheckpointError
 
 TokenIds = tuple[int, ...]
@@ -69,6 +69,7 @@ def encode_prompt(tokenizer: Any, prompt: str, settings: PromptSettings) -> Toke
             text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
+                **parse_template_variables(settings.template_variables or ()),
                 date_string=date.strftime("%d %b %Y"),
                 add_generation_prompt=True,
                 tokenize=False,

@@ -1,7 +1,7 @@
 """The stages of an evaluation: what the model is asked about all items, and how the answers are scored."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ossicle.audio.waveform import AudioSource
@@ -11,6 +11,7 @@ from ossicle.evaluation.scoring import RULES, Judge, Rule
 from ossicle.evaluation.stage_runner import StageRunner
 from ossicle.evaluation.statistics import ItemScore
 from ossicle.evaluation.suite import Item, Suite
+from ossicle.evaluation.text_normalization import strip_thoughts
 
 T = TypeVar("T")
 Transcribe = Callable[[list[AudioSource]], list[str]]
@@ -78,7 +79,10 @@ class Stages:
         for name in dict.fromkeys(item.rule for item in items):
 
             def score_batch(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[ItemScore]:
-                return rule.score([item for item, _ in batch], [answer for _, answer in batch], self.judge)
+                items = [
+                    replace(item, answer=item.answer and strip_thoughts(item.answer)) for item, _ in batch
+                ]
+                return rule.score(items, [strip_thoughts(answer) for _, answer in batch], self.judge)
 
             inputs = {item.id: (item, answers[item.id]) for item in items if item.rule == name}
             scores |= self.runner.run(stage, score_batch, inputs)

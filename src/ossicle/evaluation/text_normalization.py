@@ -14,6 +14,22 @@ _KEPT_PUNCTUATION = frozenset("%&@")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
+_THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_START = re.compile(r"<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
+
+
+def strip_thoughts(answer: str) -> str:
+    """Returns an answer without what an LLM thinks first, between <think> and </think>.
+
+    A template may write the beginning itself, so that the answer has the end alone; a thought that was cut off has no
+    end, and nothing follows it.
+    """
+    for pattern in (_THOUGHT, _THOUGHT_END, _THOUGHT_START):
+        answer = pattern.sub("", answer)
+    return answer.strip()
+
+
 def normalize_text(text: str, *, fold_case: bool = True) -> str:
     """Returns the words of a text, without punctuation, extra white space and, by default, case.
 

@@ -133,6 +133,7 @@ class LocalEngine:
             conversation=conversation,
             audio_tokens=audio_tokens,
             params=params,
+            chat_template_kwargs=request.body.get("chat_template_kwargs"),
             loop=asyncio.get_running_loop(),
         )
         self._scheduler.submit(scheduled)

@@ -14,7 +14,7 @@ MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
 _SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
-_READ_ELSEWHERE = {"model", "messages", "stream", "stream_options"}
+_READ_ELSEWHERE = {"model", "messages", "stream", "stream_options", "chat_template_kwargs"}
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "prediction",

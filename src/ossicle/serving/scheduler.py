@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import Any
 
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class ScheduledRequest:
     audio_tokens: list[Tensor]
     """The audio tokens of each sound of the conversation."""
     params: SamplingParams
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template."""
     loop: asyncio.AbstractEventLoop
     """The event loop in which the events are read."""
     is_canceled: bool = False
@@ -149,7 +152,8 @@ class Scheduler:
     def _build_sequences(self, request: ScheduledRequest) -> list[_Sequence]:
         ear, n_audio_tokens = self.ear, sum(map(len, request.audio_tokens))
         check_context(ear.llm, n_audio_tokens)  # before the text around the sounds is tokenized
-        prompt = ear.build_prompt(ear.template.render(request.conversation), request.audio_tokens)
+        template = ear.template.with_variables(request.chat_template_kwargs)
+        prompt = ear.build_prompt(template.render(request.conversation), request.audio_tokens)
         n_prompt = len(prompt.ids)
         context = check_context(ear.llm, n_prompt)
         max_tokens = request.params.max_tokens

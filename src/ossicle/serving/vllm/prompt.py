@@ -52,9 +52,9 @@ class VllmTemplate(ChatTemplate):
         super().__init__(own.tokenizer, replace(own.settings, system=None, date=date or own.settings.date))
 
     @property
-    def pinned_kwargs(self) -> dict[str, str]:
-        """The `chat_template_kwargs` with the ear's date; templates that take no date ignore them."""
-        return {"date_string": self._date_kwargs["date_string"]}
+    def pinned_kwargs(self) -> dict[str, Any]:
+        """The `chat_template_kwargs` with the ear's variables and date; templates that take no date ignore it."""
+        return {**self.variables, "date_string": self._date_kwargs["date_string"]}
 
     @property
     def has_system(self) -> bool:
