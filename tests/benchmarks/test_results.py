@@ -87,6 +87,21 @@ def test_ablations() -> None:
         assert cells == [str(arm["n"]), *expected, f"{arm['mean']['training TFLOP']:.1f}"], name
 
 
+# The published form by steps
+
+
+def test_step_curve() -> None:
+    (run,) = json.loads((RESULTS / "2026-11-28-diva.json").read_text())["runs"].values()
+    shown = read_table(
+        RESULTS_PAGE,
+        "steps of 32 clips | right of 828 | unseen voices | by flite | tokens named | naming, nats, in training",
+    )
+    assert list(shown) == [f"{point['step']:,}" for point in run["curve"]]
+    for cells, point in zip(shown.values(), run["curve"], strict=True):
+        ratios = ("ear", "ear, unseen voices (espeak-ng)", "ear, unseen engine (flite)", "tokens named")
+        assert cells == [*(format_percent(point[name]) for name in ratios), f"{point['loss, token_ce']:.2f}"]
+
+
 # The ear that comes with ossicle
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tools.pocket.__main__ import (
     OPENING_CLIPS,
     PAIR_CLIPS,
 )
+from tools.pocket.more_speech import MORE_CLIPS
 from tools.pocket.noise import N_BABBLE_FILES, N_STEADY_FILES, write_noise_files
 from tools.pocket.speech import draw_training_text, write_jsonl_source
 from tools.pocket.whisper import (
@@ -145,9 +147,20 @@ def test_clip_sets_are_disjoint():
             OPENING_CLIPS,
             DISTILLATION_CLIPS,
             MANY_VOICES_CLIPS,
+            MORE_CLIPS,
         )
     ]
     assert len(set.union(*chunks)) == sum(map(len, chunks))
+
+
+def test_a_clip_set_draws_voices_of_its_engines_only():
+    rng = random.Random(5)
+    engines = Counter(MORE_CLIPS.draw_voice(rng).engine for _ in range(600))
+    assert set(engines) == {"espeak-ng", "festival"}
+    assert engines["festival"] > 60
+    rng, other = random.Random(6), random.Random(6)
+    drawn = [DISTILLATION_CLIPS.draw_voice(rng) for _ in range(50)]
+    assert drawn == [voices.draw_training_voice(other, DISTILLATION_CLIPS.idiolect_ratio) for _ in range(50)]
 
 
 def test_noise_files_are_written_and_used_for_augmentation(clip_set_dir, tmp_path):

@@ -90,16 +90,22 @@ class ClipSet:
     """Ratio of espeak-ng's voices with an individual pronunciation."""
     mbrola_ratio: float = 0.0
     """Ratio of MBROLA's voices among all voices."""
+    engines: tuple[str, ...] = ("espeak-ng", "festival", "mbrola", "pico")
+    """Speech engines to take voices from. Those of other engines are drawn again."""
+
+    def draw_voice(self, rng: random.Random) -> voices.Voice:
+        """Draws a training voice by one of the engines."""
+        while True:
+            voice = voices.draw_training_voice(rng, self.idiolect_ratio, self.mbrola_ratio)
+            if voice.engine in self.engines:
+                return voice
 
 
 def speak_chunk(seed: int, clips: ClipSet) -> list[tuple[np.ndarray, str, voices.Voice]]:
     """Returns samples, text and voice of `CLIPS_PER_CHUNK` training clips, drawn from one seed."""
     rng = random.Random(f"heard {seed}")
     lines = [
-        (
-            draw_training_text(rng, clips.pair_ratio, clips.opening_ratio),
-            voices.draw_training_voice(rng, clips.idiolect_ratio, clips.mbrola_ratio),
-        )
+        (draw_training_text(rng, clips.pair_ratio, clips.opening_ratio), clips.draw_voice(rng))
         for _ in range(CLIPS_PER_CHUNK)
     ]
     finished = map(finish_clip, speak_lines(lines))
