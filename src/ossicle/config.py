@@ -400,6 +400,10 @@ class TrainSettings:
     """An ear on the same base models whose connector to start from: an ear's folder, a run's folder, or the embedded
     "pocket/ear". Without it, training starts from a new connector."""
 
+    start_ratio: float = 0.0
+    """Share of the weights before training in the weights of the finished ear. Half of them keeps most of what the ear
+    knew of other speech, and half of what it learned; the state to resume from is not averaged."""
+
     seed: int = 0
     """Seed of the order of clips, of augmentation and of new weights."""
 
@@ -424,7 +428,7 @@ class TrainSettings:
                 _check_positive(f"train.{name}", getattr(self, name))
         for name in ("peak_lr", "clip_norm"):
             _check_positive(f"train.{name}", getattr(self, name))
-        for name in ("warmup_ratio", "final_lr_ratio"):
+        for name in ("warmup_ratio", "final_lr_ratio", "start_ratio"):
             _check_ratio(f"train.{name}", getattr(self, name))
         check(0 <= self.weight_decay < math.inf, "train.weight_decay", self.weight_decay, "zero or more")
         check(

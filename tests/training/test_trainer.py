@@ -85,6 +85,22 @@ def test_runs_with_the_same_seed_are_identical(recipe: Recipe, tmp_path: Path) -
     assert not torch.equal(copy_weights(first)["queries"], copy_weights(other)["queries"])
 
 
+def test_the_finished_ear_is_the_mean_of_its_weights_and_those_before_training(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    short = change_settings(recipe, train={"n_steps": 3})
+    before = copy_weights(build_run(short).ear)
+    trained = copy_weights(trainer.train(short))
+    shared = change_settings(replace(short, out=str(tmp_path / "mean")), train={"start_ratio": 0.25})
+    mean = copy_weights(trainer.train(shared))
+    for name, weight in mean.items():
+        assert_close(weight, 0.75 * trained[name] + 0.25 * before[name])
+    run = build_run(shared)
+    load_saved_state(run)
+    assert_same_bits(copy_weights(run.ear), trained)
+    assert_same_bits(mean, copy_weights(trainer.train(shared)))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_connector_changes(recipe: Recipe, form: str) -> None:
     objective = {"hidden_positions": "suffix", "align_only_ratio": 0.0, "kl_weight": 1.0}

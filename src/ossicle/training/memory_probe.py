@@ -181,7 +181,7 @@ def measure_microbatch(run: Run, n_clips: int, n_positions: int, n_tokens: int) 
     ear, config = run.ear, run.ear.whisper.config
     ids: Int[Tensor, " T"] = torch.arange(n_tokens) % ear.tokenizer.vocab_size
     silence = torch.zeros(config.num_mel_bins, 2 * n_positions)
-    clean_mel = None if run.start is None else silence
+    clean_mel = silence if run.dataset.needs_clean_sound else None
     clip = Clip(ids=ids, mel=silence, states=None, clean_mel=clean_mel)
     batch = build_batch(ear, build_microbatch([clip] * n_clips))
     targets = _build_zero_targets(ear, run.teacher.target_positions, n_clips, n_tokens)

@@ -30,7 +30,7 @@ class Run:
     connector: nn.Module
     """The ear's connector; with several ranks, wrapped in what averages its gradients over them."""
     start: nn.Module | None
-    """The connector as it was before training, if the objective has an anchor."""
+    """The connector as it was before training, for the anchor and the final average; None where neither is asked for."""
     dataset: ClipDataset
     teacher: Teacher
     optimizer: torch.optim.Optimizer

@@ -77,7 +77,7 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
     run = Run(
         recipe=recipe,
         ear=ear,
-        start=copy.deepcopy(ear.connector).eval().requires_grad_(False) if has_anchor else None,
+        start=_copy_frozen(ear.connector) if has_anchor or train.start_ratio else None,
         connector=_wrap_connector(ear.connector, recipe.objective, ranks),
         dataset=dataset,
         teacher=Teacher(ear, recipe.objective, teacher_cache, is_sharded=is_sharded),
@@ -102,6 +102,10 @@ def _build_ear(recipe: Recipe, ranks: Ranks) -> Ear:
     if ear.connector.vocabulary_head is not None:
         ear.connector.vocabulary_head.soften()
     return ear
+
+
+def _copy_frozen(connector: Connector) -> Connector:
+    return copy.deepcopy(connector).eval().requires_grad_(False)
 
 
 def _fingerprint_backbones(ear: Ear, base: BaseSettings, llm_bits: int) -> dict[str, str]:

@@ -97,10 +97,23 @@ def train_run(run: Run, progress: TrainingProgress | None = None) -> Ear:
                 raise data_error
             if is_stopped:
                 raise StopRequested(state, settings)
+    _average_with_start(run)
     with run.ranks.sync_errors():
         if run.ranks.is_first:
             checkpoint.save(run.ear, run.folder / checkpoint.RUN_EAR, fingerprints=run.backbone_fingerprints)
     return run.ear
+
+
+def _average_with_start(run: Run) -> None:
+    """Moves the trained weights towards those before training, by `train.start_ratio`.
+
+    Source: WiSE-FT, arXiv 2109.01903, for fine-tuned image classifiers.
+    """
+    if run.start is None:
+        return
+    with torch.no_grad():
+        for weight, before in zip(run.ear.connector.parameters(), run.start.parameters(), strict=True):
+            weight.lerp_(before, run.recipe.train.start_ratio)
 
 
 def _open_logs(run: Run, state: TrainerState) -> tuple[MetricsLog | None, SkippedRows]:
