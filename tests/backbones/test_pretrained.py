@@ -1,5 +1,6 @@
 """Unusable backbones are refused in one line, quickly and without output from transformers."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -330,3 +331,13 @@ def test_several_chat_templates_and_damaged_ones_are_refused(llm: Path) -> None:
     for content in ("{", "", "\0", '{"chat_template": 3}', "[]", "null"):
         (llm / "chat_template.json").write_text(content)
         assert "template" in read_error(pretrained.load_llm, llm)
+
+
+@pytest.mark.parametrize("architectures", [[None], [3], [{}], 3, {}, "LlamaForCausalLM"])
+def test_architectures_that_are_no_names_are_no_obstacle_or_one_line(
+    llm: Path, architectures: object
+) -> None:
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    with contextlib.suppress(CheckpointError):
+        pretrained.load_llm(str(llm), None, CPU)

@@ -312,7 +312,8 @@ def _check_is_whisper(name: str, config: PreTrainedConfig) -> None:
 def _check_is_causal_lm(name: str, config: PreTrainedConfig) -> None:
     """Refuses a model that is not a causal LM by its config, before gigabytes are loaded."""
     is_known = type(config) in AutoModelForCausalLM._model_mapping
-    architectures = config.architectures or []
+    named = config.architectures if isinstance(config.architectures, list) else []
+    architectures = [name for name in named if isinstance(name, str)]
     is_other = architectures and not any(
         re.search("CausalLM|LMHead|ConditionalGeneration", architecture) for architecture in architectures
     )
