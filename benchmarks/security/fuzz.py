@@ -53,6 +53,7 @@ from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 
 SAMPLES = 0.3 * np.sin(np.arange(12_000) / 20).astype(np.float32)
+TONE = (32_767 * SAMPLES[:2_000]).astype("<i2").tobytes()
 LIMITS = RequestLimits(audio_s=60.0)
 MAX_MB, MAX_CPU_S = 200.0, 10.0
 """Limits of memory and CPU time for one input."""
@@ -171,7 +172,7 @@ class Corpus:
 
 def _build_stock_conversation() -> list[dict[str, Any]]:
     """Returns messages with everything that stock clients add to them."""
-    wav = base64.encodebytes(audio_files.build_wav(b"\1\2" * 200)).decode()
+    wav = base64.encodebytes(audio_files.build_wav(TONE)).decode()
     answer = {
         "role": "assistant",
         "content": None,
@@ -190,7 +191,7 @@ def _build_stock_conversation() -> list[dict[str, Any]]:
 
 def _build_transcription_form(fields: Sequence[tuple[str, str]]) -> bytes:
     parts = [(f'name="{name}"', value.encode()) for name, value in fields]
-    file = ('name="file"; filename="a.wav"', audio_files.build_wav(b"\1\2" * 200))
+    file = ('name="file"; filename="a.wav"', audio_files.build_wav(TONE))
     body = build_form(file, ('name="model"', b"pocket/ear"), *parts)
     return f"multipart/form-data; boundary={BOUNDARY}\n".encode() + body
 

@@ -239,7 +239,7 @@ class PerfectEar(Ear):
     def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
         audio_tokens = []
         for sound in sounds:
-            ids = list(self.template.split_prompt(self.texts[len(sound) // 1_000 - 1]).text)
+            ids = list(self.template.split_prompt(self.texts[len(sound) // 2_000 - 1]).text)
             noise = torch.randn(self.n_noise, 192, generator=torch.Generator().manual_seed(0))
             audio_tokens.append(torch.cat([noise, self.embed(ids[: len(ids) - self.n_lost])]))
         return audio_tokens
@@ -253,8 +253,9 @@ def build_perfect_ear(form: Any, *, n_noise: int = 0, n_lost: int = 0) -> Perfec
 
 
 def build_items() -> list[Item]:
+    tone = np.sin(np.arange(2_000 * len(TEXTS)) / 9).astype(np.float32)
     return [
-        Item(id=str(n), audio=np.full(1_000 * (n + 1), 0.1, np.float32), text=text, instruction=instruction)
+        Item(id=str(n), audio=tone[: 2_000 * (n + 1)], text=text, instruction=instruction)
         for n, (text, instruction) in enumerate(zip(TEXTS, (None, "Answer in Spanish.", None), strict=True))
     ]
 
