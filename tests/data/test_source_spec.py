@@ -56,7 +56,7 @@ def test_patterns_expand_in_order(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_source_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "speech.csv").write_text("audio,text")
+    (tmp_path / "speech.xlsx").write_text("audio,text")
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "text.parquet").write_text("audio,text")
@@ -67,7 +67,7 @@ def test_what_is_not_a_source_is_rejected(tmp_path: Path) -> None:
     for name, message in {
         "gone.parquet": "no such file",
         "gone-*.jsonl": "no such file",
-        "speech.csv": "this file is not a dataset",
+        "speech.xlsx": "this file is not a dataset",
         "folder.jsonl": "this is a folder, not a file",
         "text.parquet": "damaged or not a parquet file",
         "nothing.parquet": "(none)",

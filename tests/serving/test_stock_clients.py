@@ -177,7 +177,8 @@ def test_parameters_that_would_change_it_are_refused_by_name_and_never_by_value(
 @pytest.mark.parametrize("name", ["top_k", "min_p", "repetition_penalty", "guided_json", "nonsense"])
 def test_unknown_parameters_are_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(
-        ApiError, match=f"Unknown parameter '{name}'; supported: max_completion_tokens, max_to"
+        ApiError,
+        match=f"Unknown parameter '{name}'; supported: chat_template_kwargs, max_completion_tokens, max_to",
     ) as refused:
         read_sampling_params({"model": MODEL, "messages": [USER], name: SECRET})
     assert SECRET not in str(refused.value)

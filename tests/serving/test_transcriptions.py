@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
@@ -12,7 +13,7 @@ from support.fake_engine import MODEL, FakeEngine, serve_fake_engine
 from benchmarks.security.audio_files import build_wav
 from ossicle.serving.engine import TranscriptionOptions
 
-WAV = build_wav(b"\1\2" * 20_000)
+WAV = build_wav((9_000 * np.sin(np.arange(20_000) / 9)).astype("<i2").tobytes())
 TEXT = "yes, --> and no"
 SRT = """1
 00:00:00,000 --> 00:00:28,350
