@@ -43,7 +43,7 @@ def invalid(recipe: Recipe, speech: Path, tmp_path: Path) -> Callable[..., Recip
         for name, content in INVALID_CLIPS.items():
             file = tmp_path / f"{name}.wav"
             if content is None:
-                soundfile.write(file, np.full(96_001, 0.1), 16_000)
+                soundfile.write(file, np.sin(np.arange(96_001) / 9), 16_000)
             else:
                 file.write_bytes(content)
             lines.append(json.dumps({"audio": file.name, "text": "red"}))
