@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ossicle.errors import ConfigError
 from ossicle.settings_io import check, from_table
-from ossicle.text_file import read_text_file
+from ossicle.text_encoding import read_text_file
 
 RENAMED_SETTINGS: dict[str | tuple[str, str], str] = {
     "augment.noise_share": "augment.noise_ratio",

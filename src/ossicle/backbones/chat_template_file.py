@@ -9,7 +9,7 @@ from typing import Any
 
 from ossicle.backbones.model_files import ModelFiles
 from ossicle.errors import CheckpointError
-from ossicle.text_file import read_text_file
+from ossicle.text_encoding import read_text_file
 
 _FILE, _KEY = "chat_template.json", "chat_template"
 _BYTE_ORDER_MARK = "\ufeff"

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from ossicle.cli.terminal import EarName, print_message
 from ossicle.errors import ConfigError
-from ossicle.text_file import read_text_file
+from ossicle.text_encoding import read_text_file
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear

@@ -24,6 +24,8 @@ _IN_MS = re.compile(r".*(?:ms|msecs?|millis|milliseconds?)", re.IGNORECASE)
 _STEMS = ("start", "begin", "onset", "end", "stop", "offset")
 """In order of precedence; an offset is the start of a stretch, except beside an onset."""
 _PAIRS = ("timestamp", "timestamps", "segment", "interval", "span", "time_range")
+MAX_SECONDS = 1e9
+"""No sound is as long."""
 _ROUNDING_S = 0.1
 """A start may be this much below zero."""
 
@@ -118,6 +120,23 @@ def read_stretch(
             " expected a start of zero or more, and a later end"
         )
     return None if start == 0 and end is None else Stretch(start, end)
+
+
+def measure_row(values: Mapping[str, Any], columns: TimeColumns, duration: str | None) -> float:
+    """Returns the seconds of a row or of its stretch; NaN where they are not known, or are more than any sound has.
+
+    Args:
+        duration: the column of its duration
+    """
+    try:
+        stretch = read_stretch("", values, columns, duration)
+    except DataError:  # reading the row reports it
+        return math.nan
+    if stretch is not None and stretch.end_s is not None:
+        duration_s = stretch.end_s - stretch.start_s
+    else:
+        duration_s = to_seconds(values.get(duration), duration) if duration else math.nan
+    return duration_s if abs(duration_s) < MAX_SECONDS else math.nan
 
 
 def _read_times(

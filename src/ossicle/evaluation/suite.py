@@ -17,9 +17,9 @@ from ossicle.audio.waveform import AudioSource
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.data.columns import find_duration_name
 from ossicle.data.stretches import TimeColumns, find_time_columns, read_stretch
-from ossicle.data.text_encoding import decode_text
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
+from ossicle.text_encoding import decode_text
 
 ITEM_KEYS = ("audio", "text", "instruction", "answer", "id", "group")
 """The keys of an item in a file; the first two are required."""

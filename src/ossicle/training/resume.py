@@ -24,8 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ossicle.atomic_io import fsync_text, raise_as_checkpoint_error, replace_folder, write_text
 from ossicle.config import Recipe
 from ossicle.errors import CheckpointError
-from ossicle.run_checkpoint import ORIGIN_FILE, STATES_FOLDER
-from ossicle.run_checkpoint import PROGRESS_FILE as _PROGRESS_FILE
+from ossicle.run_checkpoint import ORIGIN_FILE, PROGRESS_FILE, STATES_FOLDER
 from ossicle.settings_io import to_table
 from ossicle.training.distributed import Ranks
 
@@ -147,7 +146,7 @@ def _write_progress(folder: Path, state: TrainerState, recipe: Recipe) -> None:
         "files": {path.name: path.stat().st_size for path in folder.iterdir()},
         "recipe": _build_identity(recipe),
     }
-    fsync_text(folder / _PROGRESS_FILE, json.dumps(progress, indent=1) + "\n")
+    fsync_text(folder / PROGRESS_FILE, json.dumps(progress, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -287,7 +286,7 @@ def _find_newest_state(folder: Path) -> Path | None:
 def _read_progress(path: Path) -> dict[str, Any]:
     """Reads step, samples, time and recipe of a state, and checks the sizes of its files."""
     try:
-        progress = json.loads((path / _PROGRESS_FILE).read_text(encoding="utf-8"))
+        progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         for name, size in progress["files"].items():
             if (path / name).stat().st_size != size:
                 raise ValueError(f"{name} has another size than when it was written")

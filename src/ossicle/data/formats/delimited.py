@@ -20,10 +20,10 @@ from ossicle.data.source import (
     is_valid_unicode,
 )
 from ossicle.data.source_spec import SourceSpec
-from ossicle.data.stretches import read_stretch, to_seconds
-from ossicle.data.text_encoding import check_encoding
+from ossicle.data.stretches import measure_row, read_stretch
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
+from ossicle.text_encoding import check_encoding
 
 SUFFIXES = (".tsv", ".csv")
 _START_BYTES = 200
@@ -32,7 +32,6 @@ _LJSPEECH_COLUMNS = ["file", "text"]
 """LJSpeech's table has no header, names its files without folder and extension, and has two transcripts of each."""
 _AUDIO_FOLDERS = (".", "clips", "wavs", "wav", "audio")
 _AUDIO_SUFFIXES = ("", ".wav", ".mp3", ".flac")
-_MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,15 @@ class DelimitedSource(Source):
             for values in table.values
         ]
         self.texts = normalize_transcripts(pa.chunked_array([pa.array(texts, pa.string())]))
-        durations = [_measure_row(table, values) for table in tables for values in table.values]
+        durations = [
+            math.nan
+            if values is None
+            else measure_row(
+                dict(zip(table.names, values, strict=True)), table.columns.times, table.columns.duration
+            )
+            for table in tables
+            for values in table.values
+        ]
         self.durations_s = estimate_durations(self.texts, np.array(durations, np.float32))
         digest = blake2b(digest_size=8)
         for values in rows:
@@ -109,21 +116,6 @@ def _find_audio(folder: Path, name: str) -> str:
             except (OSError, ValueError):  # a string that cannot be a path
                 return name
     return name
-
-
-def _measure_row(table: _Table, fields: list[str] | None) -> float:
-    """Returns the seconds of a row or of its stretch; NaN where they are not known."""
-    if fields is None:
-        return math.nan
-    columns, values = table.columns, dict(zip(table.names, fields, strict=True))
-    try:
-        stretch = read_stretch("", values, columns.times, columns.duration)
-    except DataError:  # reading the row reports it
-        return math.nan
-    if stretch is not None and stretch.end_s is not None:
-        return stretch.end_s - stretch.start_s
-    duration_s = to_seconds(values[columns.duration], columns.duration) if columns.duration else math.nan
-    return duration_s if abs(duration_s) < _MAX_SECONDS else math.nan
 
 
 def _read_table(path: Path, spec: SourceSpec) -> _Table:

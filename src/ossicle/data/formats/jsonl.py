@@ -26,16 +26,21 @@ from ossicle.data.source import (
     is_valid_unicode,
 )
 from ossicle.data.source_spec import SourceSpec
-from ossicle.data.stretches import TimeColumns, find_time_columns, read_stretch, to_seconds
-from ossicle.data.text_encoding import check_encoding, count_mark_bytes, decode_text
+from ossicle.data.stretches import (
+    MAX_SECONDS,
+    TimeColumns,
+    find_time_columns,
+    measure_row,
+    read_stretch,
+)
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
+from ossicle.text_encoding import check_encoding, count_mark_bytes, decode_text
 
 _N_SAMPLED_LINES = 1_000
 """Lines at the beginning of a file whose keys count as its columns."""
 _START_BYTES = 200
 _CHUNK_BYTES = 16 * 2**20
-_MAX_SECONDS = 1e9
 _DEFAULT_COLUMNS = Columns(audio="audio", text="text", duration=None)
 
 
@@ -203,7 +208,7 @@ def _parse_with_arrow(
         return None
     texts = table[columns.text].combine_chunks()
     durations = read_durations(table, columns)
-    return texts, np.where(np.abs(durations) < _MAX_SECONDS, durations, np.float32("nan"))
+    return texts, np.where(np.abs(durations) < MAX_SECONDS, durations, np.float32("nan"))
 
 
 def _find_file_columns(path: Path, spec: SourceSpec) -> Columns:
@@ -261,16 +266,4 @@ def _parse_text_and_duration(line: bytes, columns: Columns) -> tuple[str | None,
         return None, np.nan
     text = values.get(columns.text)
     is_valid_text = isinstance(text, str) and is_valid_unicode(text)
-    duration_s = _measure_row(values, columns)
-    return text if is_valid_text else None, duration_s if abs(duration_s) < _MAX_SECONDS else np.nan
-
-
-def _measure_row(values: dict[str, Any], columns: Columns) -> float:
-    """Returns the seconds of a line or of its stretch; NaN where they are not known."""
-    try:
-        stretch = read_stretch("", values, columns.times, columns.duration)
-    except DataError:  # reading the row reports it
-        return np.nan
-    if stretch is not None and stretch.end_s is not None:
-        return stretch.end_s - stretch.start_s
-    return to_seconds(values.get(columns.duration), columns.duration) if columns.duration else np.nan
+    return text if is_valid_text else None, measure_row(values, columns.times, columns.duration)

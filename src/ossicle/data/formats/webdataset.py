@@ -23,10 +23,10 @@ from ossicle.data.source import (
     is_valid_unicode,
 )
 from ossicle.data.source_spec import SourceSpec
-from ossicle.data.stretches import Stretch, find_time_columns, read_stretch, to_seconds
-from ossicle.data.text_encoding import decode_text
+from ossicle.data.stretches import MAX_SECONDS, Stretch, find_time_columns, read_stretch, to_seconds
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
+from ossicle.text_encoding import decode_text
 
 BYTES_PER_SECOND = {
     "wav": 32_000.0,
@@ -44,7 +44,6 @@ BYTES_PER_SECOND = {
 }
 """Extensions of audio files, and roughly their bytes per second of speech: enough to batch similar lengths."""
 _TEXT_EXTENSIONS = ("txt", "json")
-_MAX_SECONDS = 1e9
 _END_MARKER = "its end"
 """Name of the row that stands for the missing end of a truncated file."""
 
@@ -213,7 +212,7 @@ def _build_row(clip: _Clip, spec: SourceSpec) -> _Row:
         clip.problem = clip.problem or str(error).removeprefix(": ")
     if stretch and stretch.end_s:
         duration_s = stretch.end_s - stretch.start_s
-    if not 0 < duration_s < _MAX_SECONDS:
+    if not 0 < duration_s < MAX_SECONDS:
         duration_s = n_bytes / BYTES_PER_SECOND.get(extension, 16_000.0)
     key = clip.key if is_valid_unicode(clip.key) else ascii(clip.key)
     return _Row(key, offset, n_bytes, text, duration_s, stretch, clip.problem)
