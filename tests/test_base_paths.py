@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from support.tiny_models import save_tiny_backbones, tiny_ear
 
 import ossicle
@@ -70,9 +71,31 @@ def test_an_older_ear_finds_its_bases_where_they_were_and_beside_it(
 def test_an_ear_without_its_bases_says_which_it_needs(place: Path, tmp_path: Path) -> None:
     alone = tmp_path / "x" / "y" / "z" / "alone"
     shutil.copytree(place / "mine", alone)
-    with pytest.raises(CheckpointError, match=r"needs the encoder .*which lay beside it"):
+    encoder, llm = str(place / "models/whisper"), str(place / "models/llm")
+    with pytest.raises(CheckpointError, match=r"encoder '\.\./models/whisper': .* name it with --encoder"):
         ossicle.load(alone, device="cpu")
-    ossicle.load(alone, encoder=str(place / "models/whisper"), llm=str(place / "models/llm"), device="cpu")
+    for with_llm in (True, False):
+        with pytest.raises(CheckpointError, match=r"LLM '\.\./models/llm': .* name it with --llm"):
+            ossicle.load(alone, encoder=encoder, device="cpu", with_llm=with_llm)
+    with pytest.raises(CheckpointError, match=r"'nowhere/': there is no such folder, .*hub id$"):
+        ossicle.load(alone, encoder=encoder, llm="nowhere/", device="cpu")
+    assert ossicle.load(alone, encoder=encoder, llm=llm, device="cpu").settings.base.llm == llm
+
+
+def test_a_base_with_a_path_or_id_that_leads_nowhere_can_be_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    alone = tmp_path / "x" / "y" / "z" / "alone"
+    shutil.copytree(place / "mine", alone)
+    path = alone / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("/gone/llm", "a/gone-llm", "gone-llm"):
+        config["base"] |= {"encoder": str(place / "models/whisper"), "llm": name}
+        path.write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=f"LLM '{name}': .* name it with --llm"):
+            ossicle.load(alone, device="cpu")
+        ossicle.load(alone, llm=str(place / "models/llm"), device="cpu")
 
 
 def test_hub_ids_and_embedded_bases_keep_their_names(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +130,12 @@ def read_input(kind: str, content: bytes, folder: Path) -> str:
             try:
                 utterance = dataset[row]
             except OssicleError as error:
-                _check_message(error, name)
+                check_message(error, name)
                 continue
             utterance.text.encode()
             _load(utterance.audio)
     except OssicleError as error:
-        _check_message(error)
+        check_message(error)
         return f"{kind} refused"
     return f"{kind} read"
 
@@ -142,30 +144,45 @@ def _load(sound: object) -> None:
     try:
         load_speech(sound)  # ty: ignore[invalid-argument-type]
     except OssicleError as error:
-        _check_message(error)
+        check_message(error)
 
 
-def _check_message(error: OssicleError, start: str = "") -> None:
+def check_message(error: OssicleError, start: str = "") -> None:
+    """Asserts that an error is one line that begins with the name of what is wrong."""
     message = str(error)
     assert "\n" not in message, message
     assert message.startswith(start), message
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def run_fuzzer(
+    argv: Sequence[str] | None,
+    description: str,
+    build_input: Callable[[int, int], tuple[str, bytes]],
+    read_input: Callable[[str, bytes, Path], str],
+) -> int:
+    """Reads inputs for as long as the arguments say, and keeps those that end in anything but an error of ours.
+
+    Args:
+        description: for --help
+        build_input: returns the kind and the content of an input by seed and number
+        read_input: returns the outcome
+
+    Returns: the exit code
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to run")
     parser.add_argument("--seed", type=int, default=0, help="draws the inputs")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder for findings")
     args = parser.parse_args(argv)
-    files, outcomes, findings, number = build_files(), Counter(), [], 0
+    outcomes, findings, number = Counter[str](), list[str](), 0
     ends_at = time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < ends_at:
-            kind, content = build_input(files, args.seed, number)
+            kind, content = build_input(args.seed, number)
             try:
                 outcomes[read_input(kind, content, Path(folder))] += 1
             except Exception as error:
-                name = f"{args.seed}-{number}.{kind}"
+                name = f"{args.seed}-{number}.{kind.replace('/', '.')}"
                 args.findings.mkdir(parents=True, exist_ok=True)
                 (args.findings / name).write_bytes(content)
                 findings.append(f"{name}: {type(error).__name__}: {error}"[:300])
@@ -174,9 +191,13 @@ def main(argv: list[str] | None = None) -> int:
                 )
             number += 1
     for outcome, n in sorted(outcomes.items()):
-        print(f"{outcome:24}{n:8}")
+        print(f"{outcome:40}{n:8}")
     print(json.dumps({"seed": args.seed, "inputs": number, "outcomes": dict(outcomes), "findings": findings}))
     return 1 if findings else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_fuzzer(argv, __doc__.split("\n", 1)[0], partial(build_input, build_files()), read_input)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """An ear on disk: its settings, the trained weights, and fingerprints of the backbones it was trained with."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from ossicle.config import BaseSettings
 from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
-from ossicle.errors import CheckpointError, ConfigError
+from ossicle.errors import CheckpointError, ConfigError, ModelNotFoundError
 from ossicle.run_checkpoint import has_state, is_run, read_unfinished_run
 from ossicle.settings_io import from_table, to_table
 from ossicle.version import __version__
@@ -152,15 +153,19 @@ def load(
     settings = _locate(_parse_settings(config, folder), folder, encoder, llm)
     on_device = resolve_device(device)
     base = settings.base
-    whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
+    with _name_option(folder, "encoder", is_given=encoder is not None):
+        whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
+    with _name_option(folder, "llm", is_given=llm is not None):
+        if with_llm:
+            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device)
+        else:
+            model = build_meta_llm(base.llm, base.llm_revision)
+            if settings.connector.uses_shared_vocabulary:
+                _load_embeddings(model, base, on_device)
+            tokenizer = load_tokenizer(base.llm, base.llm_revision)
     if with_llm:
-        model, tokenizer = load_llm(base.llm, base.llm_revision, on_device)
         found = fingerprint_backbones(whisper, model, tokenizer)
     else:
-        model = build_meta_llm(base.llm, base.llm_revision)
-        if settings.connector.uses_shared_vocabulary:
-            _load_embeddings(model, base, on_device)
-        tokenizer = load_tokenizer(base.llm, base.llm_revision)
         found = {
             "encoder": fingerprint_model(whisper.model.model.encoder),
             "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
@@ -310,17 +315,24 @@ def _locate(
     """Returns the settings with the backbones where they lie; at given locations, their revisions are not known."""
     base = settings.base
     base = replace(base, encoder=from_portable(base.encoder, folder), llm=from_portable(base.llm, folder))
-    for role, name, given in (("encoder", base.encoder, encoder), ("LLM", base.llm, llm)):
-        if name.startswith(("./", "../")) and not given:
-            raise CheckpointError(
-                f"{folder} needs the {role} {name!r}, which lay beside it: copy it there, too, or name it:"
-                f" ossicle.load({str(folder)!r}, {role.lower()}=...)"
-            )
     if encoder:
         base = replace(base, encoder=encoder, encoder_revision=None)
     if llm:
         base = replace(base, llm=llm, llm_revision=None)
     return replace(settings, base=base)
+
+
+@contextmanager
+def _name_option(folder: Path, option: str, *, is_given: bool) -> Generator[None]:
+    """Says how a base is named that is not where the ear in `folder` expects it."""
+    try:
+        yield
+    except ModelNotFoundError as error:
+        if is_given:
+            raise
+        raise ModelNotFoundError(
+            f"{error}; {folder} needs it: if it lies elsewhere, name it with --{option} (in Python: {option}=...)"
+        ) from error
 
 
 def _check_fingerprints(found: dict[str, str], recorded: Any, base: BaseSettings, folder: Path) -> None:

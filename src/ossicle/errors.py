@@ -5,6 +5,7 @@
     ├── AudioError             audio cannot be used: not audio, truncated, silent, too long
     ├── DataError              a dataset, suite or transcript is invalid
     ├── CheckpointError        an ear or a base model cannot be loaded, saved or combined with the others
+    │   └── ModelNotFoundError a base model is not there
     ├── CacheError             stored teacher states are incomplete or belong to another model
     └── RequestError           a conversation or request cannot be answered
 
@@ -37,6 +38,10 @@ class DataError(OssicleError):
 
 class CheckpointError(OssicleError):
     """An ear or a base model cannot be loaded, saved or combined with the other parts."""
+
+
+class ModelNotFoundError(CheckpointError):
+    """There is no model of that name on this computer or on the hub."""
 
 
 class CacheError(OssicleError):

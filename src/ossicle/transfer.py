@@ -14,7 +14,7 @@ from ossicle.connectors.autoregressive import AutoregressiveConnector
 from ossicle.connectors.transfer import SharedRows, TransferFit, transfer_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary, match_shared_tokens
 from ossicle.ear import Ear
-from ossicle.errors import CheckpointError
+from ossicle.errors import CheckpointError, ModelNotFoundError
 
 _MIN_WORDS = 100
 """Fewest words that all three vocabularies must share for a fit."""
@@ -47,7 +47,12 @@ def transfer_ear(
         CheckpointError: not an ear, one of another form, another encoder, the same LLM, or an LLM that shares too few
             words
     """
-    source = checkpoint.load(folder, encoder=encoder, device=device, with_llm=False)
+    try:
+        source = checkpoint.load(folder, encoder=encoder, device=device, with_llm=False)
+    except ModelNotFoundError as error:
+        if "--encoder" in str(error):
+            raise
+        raise CheckpointError(f"{error.__cause__}; {folder} was made for it: copy it there first") from error
     before = source.connector
     if not isinstance(before, AutoregressiveConnector) or before.vocabulary_head is None:
         raise CheckpointError(

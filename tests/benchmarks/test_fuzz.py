@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.security import audio_bombs, audio_files, containers, fuzz, fuzz_sources
+from benchmarks.security import audio_bombs, audio_files, containers, fuzz, fuzz_files, fuzz_sources
 from ossicle.audio import containers as audio_containers
 from ossicle.audio.waveform import load_audio
 from ossicle.errors import AudioError
@@ -80,6 +80,14 @@ def test_damaged_sources_and_suites_are_read_or_refused(tmp_path: Path) -> None:
         assert fuzz_sources.read_input(kind, content, tmp_path) == f"{kind} read"
     for number in range(150):
         fuzz_sources.read_input(*fuzz_sources.build_input(files, 0, number), tmp_path)
+
+
+def test_damaged_recipes_and_models_are_read_or_refused(tmp_path: Path) -> None:
+    for kind in fuzz_files.KINDS:
+        path = fuzz_files.list_files(kind)[0]
+        assert fuzz_files.read_input(f"{kind}/{path.name}", path.read_bytes(), tmp_path).endswith(" read")
+    for number in range(12):
+        fuzz_files.read_input(*fuzz_files.build_input(fuzz_files.KINDS, 0, number), tmp_path)
 
 
 def test_findings_are_kept_with_their_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,28 @@ def test_a_folder_without_an_ear_and_an_ear_for_other_models_are_errors(
     assert "0123456789abcdef" in line
 
 
+def test_a_moved_ear_is_told_where_its_bases_are(
+    expect_error: Callable[..., str], ear: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = str(world / "0.wav")
+    shutil.copytree(Path(ear) / "ear", "moved")
+    path = Path("moved/config.json")
+    config = json.loads(path.read_text())
+    config["base"] |= {"encoder": "./gone/whisper", "llm": "./gone/llm"}
+    path.write_text(json.dumps(config))
+    bases = ["--encoder", str(world / "whisper"), "--llm", str(world / "llm")]
+    suite = ["--suite", str(world / "speech.jsonl")]
+    for command in (["chat", "moved", sound], ["serve", "moved", "--port", "0"], ["eval", "moved", *suite]):
+        assert "name it with --encoder" in expect_error(1, *command)
+        assert "name it with --llm" in expect_error(1, *command, *bases[:2])
+    assert "name it with --llm" in expect_error(1, "verify", "moved", *bases[:2])
+    assert main(["chat", ear, sound]) == main(["chat", "moved", sound, *bases]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert main(["eval", "moved", *suite, *bases, "--out", "moved.json"]) == 0
+    assert main(["verify", "moved", *bases, "--n-prompts", "1", "--max-new-tokens", "2"]) == 0
+
+
 def test_chat_records_from_the_microphone(
     expect_error: Callable[..., str],
     ear: str,

@@ -44,6 +44,7 @@ def test_columns_are_found_by_option_or_by_name(
             "text=words: there is no such column; its columns are audio, text",
         ),
         ({"audio": b"x", "text": "one"}, "?text=audio", "text=audio: that column has another type"),
+        ({"a\x1b\nb": b"x", "text": "one"}, "", r"has the columns 'a\x1b\nb', text; none"),
         ({"AUDIO": b"x", "Audio": b"y", "text": "one"}, "", "AUDIO and Audio could both hold its audio"),
     ],
 )

@@ -139,6 +139,8 @@ def test_other_places_of_sound_are_refused(part: dict[str, Any], message: str) -
             "parallel_tool_calls": False,
             "response_format": {"type": "text"},
         },
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"functions": [{"name": "f"}], "function_call": "none"},
         {"logprobs": False, "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0.0, "n": None},
     ],
 )
@@ -168,8 +170,9 @@ SECRET = "my secret"
 def test_parameters_that_would_change_it_are_refused_by_name_and_never_by_value(
     name: str, value: Any
 ) -> None:
+    choice = {"tool_choice": "auto"} if name == "tools" else {}
     with pytest.raises(ApiError, match=f"Parameter '{name}' is not supported") as refused:
-        read_sampling_params({"model": MODEL, "messages": [USER], name: value})
+        read_sampling_params({"model": MODEL, "messages": [USER], name: value, **choice})
     assert SECRET not in str(refused.value)
     assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.gguf_file import GgufFile, open_gguf
-from ossicle.errors import CheckpointError
+from ossicle.errors import CheckpointError, ModelNotFoundError
 
 ENCODER, LLM = "encoder", "LLM"
 """The roles of models, as error messages name them."""
@@ -149,7 +149,8 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     """Returns where a model lies, and its config.
 
     Raises:
-        CheckpointError: there is no such model, or the hub cannot be reached
+        ModelNotFoundError: there is no such model, or the hub cannot be reached
+        CheckpointError: it cannot be read
     """
     path = resolve_model_path(name)
     options: dict[str, Any] = {}
@@ -164,7 +165,7 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
             raise CheckpointError(f"{role} {name!r} is a file, expected a local folder or a hub id")
         gguf = open_gguf(name, Path(path))
     elif _is_meant_as_folder(name):
-        raise CheckpointError(
+        raise ModelNotFoundError(
             f"{role} {name!r}: there is no such {'file' if name.lower().endswith('.gguf') else 'folder'}, expected a"
             f" local folder{', a GGUF file' if role == LLM else ''} or a hub id"
         )
@@ -177,12 +178,12 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
         return files, files.load(AutoConfig)
     except CheckpointError as error:
         if options.get("local_files_only"):
-            raise CheckpointError(
+            raise ModelNotFoundError(
                 f"{role} {name!r}: there is no such folder, and no model of that name in the local cache;"
                 f" {constants.ENDPOINT} cannot be reached: check the path, or connect to download a model of that name"
             ) from error
         if options and isinstance(error.__cause__, OSError) and "valid model identifier" in str(error):
-            raise CheckpointError(
+            raise ModelNotFoundError(
                 f"{role} {name!r}: there is no such folder, and no public model of that name on {constants.ENDPOINT}:"
                 " check the name, or log in to the hub if the model is private"
             ) from error

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import EarName, print_message
+from ossicle.cli.terminal import BaseName, EarName, print_message
 from ossicle.errors import ConfigError
 from ossicle.text_encoding import read_text_file
 
@@ -34,6 +34,10 @@ class Serve:
 
     ear: Positional[EarName]
     """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    encoder: BaseName = None
+    """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
+    llm: BaseName = None
+    """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
     host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
     """Address to listen on. 0.0.0.0 accepts requests from other machines."""
     port: Annotated[int, arg(metavar="PORT")] = 8000
@@ -88,7 +92,12 @@ class Serve:
         # The port is bound first: if it is taken, the error comes before the models are loaded.
         with server.bind_socket(self.host, self.port) as socket:
             ear = checkpoint.load(
-                self.ear, device=self.device, with_llm=self.engine == "local", notify=print_message
+                self.ear,
+                encoder=self.encoder,
+                llm=self.llm,
+                device=self.device,
+                with_llm=self.engine == "local",
+                notify=print_message,
             )
             metrics = Metrics()
             app = create_app(self.build_engine(ear, metrics), settings, metrics)

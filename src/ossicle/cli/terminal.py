@@ -13,6 +13,7 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 EarName = Annotated[str, arg(metavar="EAR")]
+BaseName = Annotated[str | None, arg(metavar="MODEL")]
 RecipeFile = Annotated[Path, arg(metavar="RECIPE.toml")]
 NumberOption = Annotated[float | None, arg(metavar="NUMBER")]
 

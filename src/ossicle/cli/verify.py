@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ossicle.atomic_io import write_text
-from ossicle.cli.terminal import EarName
+from ossicle.cli.terminal import BaseName, EarName
 from ossicle.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Verify:
 
     ear: Positional[EarName]
     """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    encoder: BaseName = None
+    """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
+    llm: BaseName = None
+    """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
     n_prompts: CountOption = None
     """Number of prompts. Without it, 20 of those that come with ossicle, or all of --prompts."""
     prompts: FileOption = None
@@ -47,7 +51,14 @@ class Verify:
         from ossicle.evaluation.verify import verify
 
         with ConsoleProgress(Console(stderr=True)) as progress:
-            report = verify(self.ear, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
+            report = verify(
+                self.ear,
+                prompts,
+                encoder=self.encoder,
+                llm=self.llm,
+                max_new_tokens=self.max_new_tokens,
+                progress=progress,
+            )
         if self.json is not None:
             write_text(self.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
         _print_report(report, Console())

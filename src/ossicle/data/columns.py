@@ -161,4 +161,5 @@ def _check_unique(label: str, roles: Mapping[str, ColumnRole], option: str, foun
 
 
 def _list_names(roles: Mapping[str, ColumnRole]) -> str:
-    return ", ".join(roles) or "(none)"
+    """Returns the names as a message shows them: on one line, whatever the file has in its header."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in roles) or "(none)"

@@ -21,7 +21,7 @@ from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokeni
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import load_llm
 from ossicle.console_progress import ProgressCallback
-from ossicle.ear import EarSettings
+from ossicle.ear import Ear, EarSettings
 from ossicle.evaluation import reference_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
 
@@ -175,6 +175,8 @@ def verify(
     ear: str,
     prompts: Sequence[str] = PROMPTS,
     *,
+    encoder: str | None = None,
+    llm: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: ProgressCallback | None = None,
 ) -> VerificationReport:
@@ -185,6 +187,8 @@ def verify(
     Args:
         ear: its folder or a run's, or "pocket/ear" for the embedded one
         prompts: one user turn each
+        encoder: another location of the ear's encoder
+        llm: another location of its LLM
         progress: called before and after each item of each stage
 
     Raises:
@@ -192,7 +196,9 @@ def verify(
         RequestError: a prompt that cannot be asked, such as one with a control token
     """
     report_progress = progress or (lambda stage, n_done, n: None)
-    in_ear = _run_ear(ear, prompts, max_new_tokens, report_progress)
+    loaded = checkpoint.load(ear, encoder=encoder, llm=llm)
+    in_ear = _run_ear(ear, loaded, prompts, max_new_tokens, report_progress)
+    del loaded
     _free_memory()
     reference = _run_reference(in_ear.settings, prompts, max_new_tokens, report_progress)
     return VerificationReport(ear=ear, prompts=tuple(prompts), reference=reference, in_ear=in_ear)
@@ -226,8 +232,9 @@ def _hash_tensor(tensor: Shaped[Tensor, "..."]) -> str:
     return digest.hexdigest()
 
 
-def _run_ear(name: str, prompts: Sequence[str], max_new_tokens: int, progress: ProgressCallback) -> EarResult:
-    ear = checkpoint.load(name)
+def _run_ear(
+    name: str, ear: Ear, prompts: Sequence[str], max_new_tokens: int, progress: ProgressCallback
+) -> EarResult:
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
 
     def answer_all(stage: str) -> tuple[TokenIds, ...]:

@@ -37,6 +37,8 @@ _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("audio", "moderation", "reasoning_effort", "web_search_options"), lambda value: False),
 }
 """Unsupported fields, which are accepted only with a value that changes nothing."""
+_SWITCHES = {"tools": "tool_choice", "functions": "function_call"}
+"""Unsupported fields that another one switches off by "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ def _check_names(fields: Mapping[str, Any]) -> None:
                 param=name[:64],
                 code="unknown_parameter",
             )
-        if not _IS_NEUTRAL[name](value):
+        is_off = fields.get(_SWITCHES.get(name, "")) == "none"
+        if not (is_off or _IS_NEUTRAL[name](value)):
             raise ApiError(
                 f"Parameter '{name}' is not supported with this value by the local engine; leave it out, or start the"
                 " server with --engine vllm",
