@@ -70,6 +70,15 @@ def test_it_is_the_whisper_that_was_converted(whisper: Whisper, folder: Path) ->
     assert transcribe_windows(loaded, sounds, [None] * 2) == transcribe_windows(whisper, sounds, [None] * 2)
 
 
+def test_output_embeddings_of_their_own_are_read(tmp_path: Path) -> None:
+    whisper = tiny_whisper()
+    whisper.model.proj_out.weight = torch.nn.Parameter(whisper.model.proj_out.weight + 1, requires_grad=False)
+    whisper.config.tie_word_embeddings = False
+    loaded = load(save_as_ctranslate2(whisper, tmp_path))
+    assert not loaded.config.tie_word_embeddings
+    assert_close(loaded.model.state_dict(), whisper.model.state_dict(), rtol=0, atol=0)
+
+
 def test_its_settings_are_those_of_the_files(whisper: Whisper, folder: Path) -> None:
     loaded = load(folder)
     options = loaded.model.generation_config.to_dict()

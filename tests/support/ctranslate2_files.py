@@ -31,7 +31,8 @@ def save_as_ctranslate2(whisper: Whisper, folder: Path, form: str = "float32") -
     variables = {}
     for name, values in collect_variables(whisper).items():
         variables |= convert(name, values, form)
-    aliases = {"decoder/projection/weight": "decoder/embeddings/weight"}
+    is_tied = whisper.config.tie_word_embeddings
+    aliases = {"decoder/projection/weight": "decoder/embeddings/weight"} if is_tied else {}
     (folder / "model.bin").write_bytes(write_model_file(variables, aliases))
     ids = {"suppress_ids": [1, 2], "suppress_ids_begin": [3, whisper.config.eos_token_id], "lang_ids": [4]}
     (folder / "config.json").write_text(json.dumps({**ids, "alignment_heads": [[0, 1]]}))
@@ -48,6 +49,8 @@ def collect_variables(whisper: Whisper) -> dict[str, Tensor]:
         "decoder/num_heads": torch.tensor(whisper.config.decoder_attention_heads, dtype=torch.int16),
         "decoder/embeddings/weight": weights["decoder.embed_tokens.weight"],
     }
+    if not whisper.config.tie_word_embeddings:
+        variables["decoder/projection/weight"] = whisper.model.proj_out.weight.detach()
 
     def join(variable: str, source: str, letters: str) -> None:
         names = [f"{source}.{letter}_proj" for letter in letters]

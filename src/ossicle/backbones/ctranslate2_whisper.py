@@ -23,6 +23,8 @@ from ossicle.backbones.whisper_prompt import MULTILINGUAL_VOCABULARY
 from ossicle.errors import CheckpointError
 
 WEIGHTS, CONFIG, TOKENIZER = "model.bin", "config.json", "tokenizer.json"
+_EMBEDDINGS, _OUTPUT = "decoder/embeddings/weight", "decoder/projection/weight"
+"""Of most Whispers the same variable; not of those that ossicle export writes."""
 
 
 def is_ctranslate2_folder(folder: Path) -> bool:
@@ -73,8 +75,8 @@ def load_model(
     sources = _map_weights(config)
     weights = {}
     for name, expected in model.state_dict().items():
-        if name == "proj_out.weight":
-            continue  # the same as the embeddings
+        if name == "proj_out.weight" and config.tie_word_embeddings:
+            continue
         variable, part, n_parts = sources[name]
         shape = (expected.shape[0] * n_parts, *expected.shape[1:])
         if file[variable].shape != shape:
@@ -82,7 +84,7 @@ def load_model(
                 f"{file.path} has {variable} of shape {file[variable].shape}, expected {shape}"
             )
         weights[name] = file.read(variable).chunk(n_parts)[part].to(dtype, copy=n_parts > 1)
-    weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
+    weights.setdefault("proj_out.weight", weights["model.decoder.embed_tokens.weight"])
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     model.generation_config = _build_generation_config(table, config, vocabulary)
@@ -111,10 +113,11 @@ def _build_config(file: ModelFile) -> WhisperConfig:
             raise CheckpointError(f"{file.path} has {name} {n_heads}, expected a divisor of {d_model}")
         return n_heads
 
-    n_tokens, d_model = (size("decoder/embeddings/weight", axis, 2) for axis in (0, 1))
+    n_tokens, d_model = (size(_EMBEDDINGS, axis, 2) for axis in (0, 1))
     n_layers = {part: count_layers(part) for part in ("encoder", "decoder")}
     if not all(n_layers.values()):
         raise CheckpointError(f"{file.path} has no layers, expected a complete Whisper of CTranslate2")
+    embeddings = file[_EMBEDDINGS]
     return WhisperConfig(
         vocab_size=n_tokens,
         num_mel_bins=size("encoder/conv1/weight", 1, 3),
@@ -127,6 +130,7 @@ def _build_config(file: ModelFile) -> WhisperConfig:
         decoder_ffn_dim=size("decoder/layer_0/ffn/linear_0/weight", 0, 2),
         max_source_positions=size("encoder/position_encodings/encodings", 0, 2),
         max_target_positions=size("decoder/position_encodings/encodings", 0, 2),
+        tie_word_embeddings=file.variables.get(_OUTPUT, embeddings) is embeddings,
         pad_token_id=0,  # token ids are the tokenizer's
         suppress_tokens=None,
         begin_suppress_tokens=None,
@@ -139,7 +143,8 @@ def _map_weights(config: WhisperConfig) -> dict[str, tuple[str, int, int]]:
         f"model.{part}.embed_positions.weight": (f"{part}/position_encodings/encodings", 0, 1)
         for part in ("encoder", "decoder")
     }
-    sources["model.decoder.embed_tokens.weight"] = ("decoder/embeddings/weight", 0, 1)
+    sources["model.decoder.embed_tokens.weight"] = (_EMBEDDINGS, 0, 1)
+    sources["proj_out.weight"] = (_OUTPUT, 0, 1)
 
     def add(weight: str, variable: str, part: int = 0, n_parts: int = 1) -> None:
         for name in ("weight", "bias"):

@@ -64,7 +64,7 @@ def transcribe_windows(
     """
     model, prompt = whisper.model, whisper.prompt
     mel, _ = build_mel_batch(sounds, whisper.config.num_mel_bins, whisper.window_frames, full_window=True)
-    options = _build_options(whisper)
+    options = build_generation_config(whisper)
     before: dict[str, Any] = {}
     if previous.strip():
         ids = encode_previous_text(whisper.tokenizer, previous)
@@ -92,7 +92,7 @@ def transcribe_windows(
     ]
 
 
-def _build_options(whisper: Whisper) -> GenerationConfig:
+def build_generation_config(whisper: Whisper) -> GenerationConfig:
     """Returns the Whisper's own generation settings, with its prompt in the form that `generate` reads."""
     options: Any = copy.deepcopy(whisper.model.generation_config)
     prompt = whisper.prompt

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import program_name
+from ossicle.cli.terminal import check_is_new, program_name
 from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.errors import ConfigError
 
@@ -45,8 +45,7 @@ class New:
 
     def run(self, command_line: str) -> int:
         """Writes the ear and prints how many of the LLM's tokens it knows."""
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise ConfigError(f"{self.out} exists already: give the new ear an empty or a new folder")
+        check_is_new(self.out)
         if self.source is not None:
             self._transfer(self.source)
         elif self.encoder is not None:

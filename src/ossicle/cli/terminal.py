@@ -9,6 +9,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from ossicle.errors import ConfigError
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
@@ -35,6 +37,16 @@ def program_name() -> str:
 def print_message(text: str) -> None:
     """Prints one line on stderr."""
     sys.stderr.write(f"ossicle: {' '.join(text.split())}\n")
+
+
+def check_is_new(folder: Path) -> None:
+    """Refuses to write into a folder that has other files.
+
+    Raises:
+        ConfigError: a file, or a folder that is not empty
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists already: give an empty or a new folder")
 
 
 def format_bytes(n_bytes: int) -> str:

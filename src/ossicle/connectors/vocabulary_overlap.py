@@ -11,6 +11,7 @@ from ossicle.backbones.causal_lm import embed, get_input_embeddings
 from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.vocabulary_head import SharedVocabulary
+from ossicle.errors import CheckpointError
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
@@ -95,26 +96,37 @@ def _suppressed_ids(whisper: Whisper) -> set[int]:
 def build_shared_vocabulary(
     settings: ConnectorSettings, whisper: Whisper, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> SharedVocabulary | None:
-    """Collects what a connector needs of both vocabularies; None if its form needs nothing or they share no token."""
+    """Collects what a connector needs of both vocabularies; None if its form needs nothing or they share no token.
+
+    Raises:
+        CheckpointError: a Whisper whose decoder reads other embeddings than it writes
+    """
     if not settings.uses_shared_vocabulary:
         return None
+    if not whisper.config.tie_word_embeddings:
+        raise CheckpointError(
+            f"encoder {whisper.tokenizer.name_or_path!r} is a Whisper that ossicle export wrote: its input embeddings"
+            " differ from its output ones; build the ear on the Whisper that it came from"
+        )
     decoder_table = whisper.model.model.decoder.embed_tokens.weight.detach()
     pairs = match_shared_tokens(whisper, tokenizer, get_input_embeddings(llm).num_embeddings)
     if not pairs:
         return None
     llm_ids, whisper_ids = (list(ids) for ids in zip(*pairs, strict=True))
-    others = set(whisper.tokenizer.get_vocab().values()) - set(whisper.tokenizer.all_special_ids)
-    others -= _suppressed_ids(whisper) | set(whisper_ids)
-    pieces, extra_ids = _index_pieces(split_tokens(whisper.tokenizer, tokenizer, sorted(others)), llm_ids)
-    languages, prompt = _decoder_prompt(whisper)
+    others = list_unshared_ids(whisper, whisper_ids)
+    pieces, extra_ids = _index_pieces(split_tokens(whisper.tokenizer, tokenizer, others), llm_ids)
+    languages = sorted(whisper.prompt.languages.values())
     return SharedVocabulary(
         decoder_embeddings=decoder_table[whisper_ids],
-        other_decoder_embeddings=decoder_table[sorted(others)],
+        other_decoder_embeddings=decoder_table[others],
         other_pieces=pieces.to(decoder_table.device),
         piece_embeddings=embed(llm, extra_ids),
         llm_embeddings=embed(llm, llm_ids),
         prompt_embeddings=torch.stack(
-            [torch.zeros_like(decoder_table[0]) if id_ is None else decoder_table[id_] for id_ in prompt]
+            [
+                torch.zeros_like(decoder_table[0]) if id_ is None else decoder_table[id_]
+                for id_ in list_prompt_ids(whisper)
+            ]
         ),
         end_embedding=decoder_table[whisper.config.eos_token_id],
         language_embeddings=decoder_table[languages],
@@ -150,10 +162,15 @@ def _index_pieces(split: Sequence[Sequence[int]], shared_ids: Sequence[int]) -> 
     return table, extra_ids
 
 
-def _decoder_prompt(whisper: Whisper) -> tuple[list[int], list[int | None]]:
-    """Returns the languages to choose from, and the decoder prompt with None in place of the spoken one."""
+def list_unshared_ids(whisper: Whisper, shared_ids: Collection[int]) -> list[int]:
+    """Lists the tokens that Whisper may write and does not share with the LLM, in the vocabulary head's order."""
+    ordinary = set(whisper.tokenizer.get_vocab().values()) - set(whisper.tokenizer.all_special_ids)
+    return sorted(ordinary - _suppressed_ids(whisper) - set(shared_ids))
+
+
+def list_prompt_ids(whisper: Whisper) -> list[int | None]:
+    """Lists the tokens of the decoder prompt, with None in place of the spoken language."""
     prompt = whisper.prompt
-    languages = sorted(prompt.languages.values())
     task = [] if prompt.transcribe is None else [prompt.transcribe]
     end = [] if prompt.no_timestamps is None else [prompt.no_timestamps]
-    return languages, [prompt.start, *([None] if languages else []), *task, *end]
+    return [prompt.start, *([None] if prompt.languages else []), *task, *end]
