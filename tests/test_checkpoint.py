@@ -93,7 +93,7 @@ def test_an_ear_on_a_vision_language_llm_is_saved_and_loaded(base: BaseSettings,
 
 def test_a_folder_holds_settings_weights_and_a_readable_card(folder: Path, ear: Ear) -> None:
     files = {path.name: path for path in folder.iterdir()}
-    assert files.keys() == {"config.json", "connector.safetensors", "README.md"}
+    assert files.keys() == {"config.json", "connector.safetensors", "README.md", "modeling_ossicle.py"}
     umask = os.umask(0)
     os.umask(umask)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~umask}

@@ -37,15 +37,17 @@ from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ossicle.hub_download import find_ear_folder
 from ossicle.run_checkpoint import has_state, is_run, read_unfinished_run
 from ossicle.settings_io import from_table, to_table
+from ossicle.transformers_files import CONFIG_KEYS, MODEL_TYPE, SHIM, SHIM_TEXT
 from ossicle.version import __version__
 
 FORMAT = 2
 """Version of the folder's layout; `checkpoint_v1` reads the one before it."""
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
 _KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
-_OPTIONAL = {"ossicle_version"}
+_OPTIONAL = {"ossicle_version", "transformers_version", "dtype", *CONFIG_KEYS}
 RUN_EAR = "ear"
 """Folder of the ear within the folder of a run."""
 
@@ -65,6 +67,7 @@ def save(
     config = {
         "format": FORMAT,
         "ossicle_version": __version__,
+        **CONFIG_KEYS,
         **to_table(replace(ear.settings, base=_make_portable(_pin_revisions(ear), Path(folder)))),
         "fingerprints": fingerprints or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
     }
@@ -75,6 +78,7 @@ def save(
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, temporary / WEIGHTS)
         (temporary / CARD).write_text(build_model_card(ear, card), encoding="utf-8")
+        (temporary / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
 
 
 def _pin_revisions(ear: Ear) -> BaseSettings:
@@ -132,23 +136,29 @@ def load(
     llm: str | None = None,
     device: str | None = None,
     with_llm: bool = True,
+    llm_bits: int = 16,
+    revision: str | None = None,
+    token: str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Ear:
     """Loads an ear and the backbones that it was trained with; of a run that is not finished, its newest state.
 
     Args:
-        folder: folder of an ear or of a run, or "pocket/ear" for the embedded one
+        folder: folder of an ear or of a run, hub id of an ear, or "pocket/ear" for the embedded one
         encoder: another location of the same encoder, such as a local copy
         llm: another location of the same LLM
         device: "cpu" or "cuda"; by default the first GPU if there is one
         with_llm: whether to load the LLM's weights; without them the ear hears and another program answers, whose
             weights are not compared with the fingerprint
+        llm_bits: 8 or 4 quantizes the weights of the LLM's layers, which are then not compared either
+        revision: branch, tag or commit of an ear on the hub
+        token: for a private ear, in place of that of the hub's login
         notify: is told in a sentence if the ear is that of an unfinished run
 
     Raises:
         CheckpointError: not an ear, a damaged one, or backbones other than those it was trained with
     """
-    folder = _resolve_ear_folder(Path(resolve_model_path(str(folder))))
+    folder = _resolve_ear_folder(find_ear_folder(str(folder), WEIGHTS, revision, token))
     config, weights = _read_ear(folder, notify)
     settings = _locate(_parse_settings(config, folder), folder, encoder, llm)
     on_device = resolve_device(device)
@@ -238,6 +248,25 @@ def read_fingerprints(folder: str) -> dict[str, str]:
     return config["fingerprints"]
 
 
+def read_config(name: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
+    """Reads the config.json of an ear, one of format 1 as today's has it; for the arguments see `load`.
+
+    Raises:
+        CheckpointError: not an ear, or a damaged one
+    """
+    return _read_ear(_resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token)))[0]
+
+
+def read_settings(name: str, revision: str | None = None, token: str | None = None) -> EarSettings:
+    """Reads the settings of an ear, with the backbones where they lie; for the arguments see `load`.
+
+    Raises:
+        CheckpointError: not an ear, a damaged one, or one whose backbones lay beside it and are not there
+    """
+    folder = _resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token))
+    return _locate(_parse_settings(read_config(name, revision, token), folder), folder)
+
+
 def is_ear(name: str) -> bool:
     """Whether a name is the folder of an ear, or of a run that has one."""
     folder = _resolve_ear_folder(Path(resolve_model_path(name)))
@@ -284,7 +313,7 @@ def _read_json(folder: Path) -> Any:
 
 
 def _check_config(config: Any, folder: Path) -> dict[str, Any]:
-    if isinstance(config, dict) and "model_type" in config:
+    if isinstance(config, dict) and config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         raise CheckpointError(
             f"{folder} is not an ear but a model ({config['model_type']}): build an ear for it with `ossicle new`"
         )

@@ -7,7 +7,7 @@ not know how answers are generated from a prompt (`chat.generation`) or how the 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.batching import batch_by_length
 from ossicle.audio.speech import load_speech
-from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, AudioSource, split_at_quiet
+from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, locate_windows
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
 from ossicle.backbones.encoder import Features, build_mel_batch, encode
 from ossicle.backbones.packed_forward import PackedLlm
@@ -165,7 +165,12 @@ class Ear:
 
     def _embed_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         with self.autocast():
-            audio = self.connector(self.encode_sounds(windows))
+            return self.embed_features(self.encode_sounds(windows))
+
+    def embed_features(self, features: Features) -> list[Float[Tensor, "_ D"]]:
+        """Returns the audio tokens of encoded clips."""
+        with self.autocast():
+            audio = self.connector(features)
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
 
@@ -216,7 +221,8 @@ class Ear:
 
         Returns: the results of each sound's windows
         """
-        windows_of = [self._split_into_windows(sound) for sound in sounds]
+        n_samples = self.whisper.window_samples
+        windows_of = [[window for _, window in locate_windows(sound, n_samples)] for sound in sounds]
         windows = [window for own in windows_of for window in own]
         lengths = [self.whisper.window_samples if full_window else len(window) for window in windows]
         in_order = iter(self._map_batches(windows, lengths, function))
@@ -234,19 +240,6 @@ class Ear:
         for batch in batch_by_length(lengths, _WINDOWS_PER_BATCH * self.whisper.window_samples):
             results |= zip(batch, function([windows[number] for number in batch]), strict=True)
         return [results[number] for number in range(len(windows))]
-
-    def _split_into_windows(self, sound: np.ndarray) -> list[np.ndarray]:
-        return [window for _, window in self._locate_windows(sound)]
-
-    def _locate_windows(self, sound: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Splits a sound into windows with their first samples' numbers.
-
-        Silent windows are left out: Whisper would hear words in them.
-        """
-        pieces = split_at_quiet(sound, self.whisper.window_samples)
-        starts = accumulate(map(len, pieces), initial=0)
-        windows = list(zip(starts, pieces, strict=False))
-        return [window for window in windows if np.abs(window[1]).max() >= SILENCE_PEAK] or windows[:1]
 
     def autocast(self) -> torch.autocast:
         """The precision of the connector in training and at inference: bfloat16 on a GPU."""
@@ -392,7 +385,7 @@ class Ear:
             RequestError: a language that the Whisper does not know, or a previous text that it cannot take
         """
         sounds = [load_speech(source) for source in sources]
-        windows_of = [self._locate_windows(sound) for sound in sounds]
+        windows_of = [locate_windows(sound, self.whisper.window_samples) for sound in sounds]
         given = languages or [None] * len(sounds)
         codes = [find_language(self.whisper.prompt, name) if name else None for name in given]
 

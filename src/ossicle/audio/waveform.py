@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,18 @@ def split_at_quiet(samples: Float32[np.ndarray, " N"], max_samples: int) -> list
         pieces.append(rest[:cut])
         start += cut
     return [*pieces, samples[start:]]
+
+
+def locate_windows(
+    samples: Float32[np.ndarray, " N"], max_samples: int
+) -> list[tuple[int, Float32[np.ndarray, " _"]]]:
+    """Splits a sound as `split_at_quiet` does and returns each piece with its first sample's number.
+
+    Silent pieces are left out: Whisper would hear words in them.
+    """
+    pieces = split_at_quiet(samples, max_samples)
+    windows = list(zip(accumulate(map(len, pieces), initial=0), pieces, strict=False))
+    return [window for window in windows if np.abs(window[1]).max() >= SILENCE_PEAK] or windows[:1]
 
 
 def _find_quietest(samples: Float32[np.ndarray, " N"], first: int, last: int) -> int:

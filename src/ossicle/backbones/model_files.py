@@ -164,13 +164,13 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
         if role != LLM:
             raise CheckpointError(f"{role} {name!r} is a file, expected a local folder or a hub id")
         gguf = open_gguf(name, Path(path))
-    elif _is_meant_as_folder(name):
+    elif is_meant_as_folder(name):
         raise ModelNotFoundError(
             f"{role} {name!r}: there is no such {'file' if name.lower().endswith('.gguf') else 'folder'}, expected a"
             f" local folder{', a GGUF file' if role == LLM else ''} or a hub id"
         )
     else:
-        options = {"revision": revision or "main", "local_files_only": not _is_hub_reachable()}
+        options = {"revision": revision or "main", "local_files_only": not is_hub_reachable()}
     files = ModelFiles(role, name, path, options, gguf)
     if files.is_ctranslate2:
         return files, ctranslate2_whisper.read_config(Path(path))
@@ -190,13 +190,13 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
         raise
 
 
-def _is_meant_as_folder(name: str) -> bool:
+def is_meant_as_folder(name: str) -> bool:
     """Whether a name without a folder was meant as one: it is no hub id, or the folder above it exists."""
     is_hub_id = _HUB_ID.fullmatch(name) and not name.startswith((".", "pocket/"))
     return not is_hub_id or ("/" in name and Path(name).parent.is_dir())
 
 
-def _is_hub_reachable() -> bool:
+def is_hub_reachable() -> bool:
     """Whether the hub answers: asked once here, where transformers would try six times for each file."""
     if constants.HF_HUB_OFFLINE:
         return False

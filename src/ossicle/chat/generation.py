@@ -94,9 +94,17 @@ def generate_answers(
 
 
 def generate_answer_ids(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **options: Any
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """Returns the tokens of the same answers, including the end of sequence where the LLM came to an end.
+
+    Args:
+        streamer: is given the tokens of a single prompt's answer while they are generated
 
     Raises:
         RequestError: as `generate_answers`
@@ -105,7 +113,7 @@ def generate_answer_ids(
         return []
     resolved = _resolve_options(llm, tokenizer, options)
     eos_ids = to_id_list(resolved["eos_token_id"])
-    rows = _generate_all(llm, tokenizer, prompts, resolved)
+    rows = _generate_all(llm, tokenizer, prompts, resolved, streamer)
     return [row[: count_until_eos(row, eos_ids) + 1] for row in rows]
 
 
@@ -207,10 +215,11 @@ def _generate_all(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     resolved: dict[str, Any],
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """Returns `_generate` in one batch, or one prompt at a time if the LLM computes a padded row in another way."""
     if len(prompts) == 1 or find_traits(llm).is_batchable:
-        return _generate(llm, tokenizer, prompts, resolved)
+        return _generate(llm, tokenizer, prompts, resolved, streamer=streamer)
     for prompt in prompts:
         check_context(llm, len(prompt.ids), resolved.get("max_length"))
     return [row for prompt in prompts for row in _generate(llm, tokenizer, [prompt], resolved)]

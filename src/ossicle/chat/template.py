@@ -147,11 +147,25 @@ class ChatTemplate:
             RequestError: a message holds a control token, or the template does not accept the messages
             DataError: not one transcript for each sound, or a transcript that holds a control token
         """
-        turns, n_sounds = self._place_system(conversation), len(conversation.sounds)
+        n_sounds = len(conversation.sounds)
         if n_sounds and transcripts is None:
-            return merge_segments(self._cut_out_probes(self._render_literals(turns, n_sounds)))
-        texts = self._check_transcripts(transcripts or (), n_sounds)
+            return self.cut(self.render_literals(conversation))
+        turns, texts = self._place_system(conversation), self._check_transcripts(transcripts or (), n_sounds)
         return merge_segments(cut_out_audio(lambda fills: self._encode(self._render(turns, fills)), texts))
+
+    def render_literals(self, conversation: Conversation) -> list[str]:
+        """Returns the text of a conversation, ready for the LLM's answer, before, between and after its sounds.
+
+        Raises:
+            RequestError: a message holds a control token, or the template does not accept the messages
+        """
+        return self._render_literals(self._place_system(conversation), len(conversation.sounds))
+
+    def cut(self, literals: Sequence[str]) -> tuple[Segment, ...]:
+        """Returns the segments of a text that was rendered around sounds; see `render`."""
+        if len(literals) == 1:
+            return (TextSegment(self._encode(literals[0])),)
+        return merge_segments(self._cut_out_probes(list(literals)))
 
     def tokenize(self, conversation: Conversation, transcripts: Sequence[str] = ()) -> Ids:
         """Returns the ids of a conversation with a transcript in place of each sound: those of apply_chat_template.

@@ -1,0 +1,42 @@
+"""Sounds that chat messages name by path or address, in transformers' ways of writing them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from ossicle.errors import AudioError
+
+_MAX_BYTES = 256 * 2**20
+_TIMEOUT_S = 30.0
+
+
+def read_audio_part(part: Any) -> Any:
+    """Returns a part of a message with its sound under "audio": a path, or the bytes at an address.
+
+    Raises:
+        AudioError: an address that cannot be read
+    """
+    if not isinstance(part, Mapping) or part.get("type") != "audio":
+        return part
+    found = [part[name] for name in ("audio", "path", "url") if part.get(name) is not None]
+    if len(found) != 1:
+        return part  # the messages' own check says what is wrong
+    sound = found[0]
+    if isinstance(sound, str) and sound.startswith(("http://", "https://")):
+        sound = _download(sound)
+    return {"type": "audio", "audio": sound}
+
+
+def _download(address: str) -> bytes:
+    try:
+        with httpx2.stream("GET", address, follow_redirects=True, timeout=_TIMEOUT_S) as answer:
+            answer.raise_for_status()
+            content = bytearray()
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) > _MAX_BYTES:
+                    raise AudioError(f"{address} has more than {_MAX_BYTES >> 20} MB: send a shorter sound")
+    except httpx2.HTTPError as error:
+        raise AudioError(f"{address} cannot be read ({error}): check the address, or give a file") from error
+    return bytes(content)

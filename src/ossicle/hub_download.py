@@ -1,0 +1,83 @@
+"""Ears on the hub, in the local cache once they are asked for; it knows their file names only."""
+
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ossicle.backbones.model_files import (
+    format_one_line,
+    is_hub_reachable,
+    is_meant_as_folder,
+    resolve_model_path,
+)
+from ossicle.errors import CheckpointError
+
+_CONFIG = "config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Forms of weights that can run code when they are loaded."""
+
+
+def find_ear_folder(name: str, weights: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Returns the folder of an ear: a local one as it is named, else the downloaded one of that hub id.
+
+    Args:
+        weights: name of the file that an ear's weights are in
+        revision: branch, tag or commit, for the hub
+
+    Raises:
+        CheckpointError: the hub has no such ear, cannot be reached, or does not give it
+    """
+    path = Path(resolve_model_path(name))
+    if path.exists() or name.startswith(("pocket/", "~")) or is_meant_as_folder(name) or "/" not in name:
+        return path
+    is_reachable = is_hub_reachable()
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            allow_patterns=[_CONFIG, weights],
+            local_files_only=not is_reachable,
+        )
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"No such folder: {name}; {constants.ENDPOINT} cannot be reached to look for an ear of that name: check the"
+            " path, or connect"
+        ) from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated on {constants.ENDPOINT}: accept its terms there, and log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{name} has no revision {revision!r} on {constants.ENDPOINT}") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"No such folder: {name}, and no public model of that name on {constants.ENDPOINT}: check the name, or log"
+            " in with `hf auth login` if it is private"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{name} cannot be downloaded: {format_one_line(error)}") from error
+    if is_reachable and not (Path(folder) / weights).is_file():
+        raise CheckpointError(_describe_other(name, weights, revision, token))
+    return Path(folder)
+
+
+def _describe_other(name: str, weights: str, revision: str | None, token: str | None) -> str:
+    """Returns what a repository has in place of an ear's weights."""
+    from huggingface_hub import HfApi
+
+    files = HfApi(token=token).list_repo_files(name, revision=revision)
+    if pickles := [file for file in files if file.endswith(_PICKLES)]:
+        return (
+            f"{name} has its weights as a pickle ({pickles[0]}), which can run code and is not loaded: ask for"
+            f" {weights}"
+        )
+    found = ", ".join(sorted(Path(file).name for file in files)[:8]) or "nothing"
+    return f"{name} is not an ear: it has no {weights}, but {found}"
