@@ -157,6 +157,10 @@ class ConnectorSettings:
     n_stacked: int = 16
     """Encoder positions that are stacked into one audio token (form stack)."""
 
+    n_merged: int | None = None
+    """Decoder states that are joined into one audio token (form diva); left out, each state is one. A published variant
+    makes 112 audio tokens of 448 states."""
+
     def __post_init__(self) -> None:
         """Raise ConfigError for impossible sizes."""
         check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
@@ -164,6 +168,10 @@ class ConnectorSettings:
         _check_positive("connector.slots_per_second", self.slots_per_second)
         check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a rate from 0 to below 1")
         check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
+        divides = self.n_merged is None or (self.n_merged >= 1 and self.n_queries % self.n_merged == 0)
+        expected = "a divisor of connector.n_queries, in form diva only"
+        check(divides, "connector.n_merged", self.n_merged, expected)
+        check(self.n_merged is None or self.form == "diva", "connector.n_merged", self.n_merged, expected)
 
     @property
     def is_one_to_one(self) -> bool:

@@ -1,5 +1,6 @@
 """Ears on the hub, in the local cache once they are asked for; it knows their file names only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -37,18 +38,34 @@ def find_ear_folder(name: str, weights: str, revision: str | None = None, token:
     path = Path(resolve_model_path(name))
     if path.exists() or name.startswith(("pocket/", "~")) or is_meant_as_folder(name) or "/" not in name:
         return path
+    folder = download_files(name, (_CONFIG, weights), revision, token)
+    if not (folder / weights).is_file() and is_hub_reachable():
+        raise CheckpointError(_describe_other(name, weights, revision, token))
+    return folder
+
+
+def download_files(
+    name: str, patterns: Sequence[str], revision: str | None = None, token: str | None = None
+) -> Path:
+    """Returns the folder of a model on the hub with some of its files; a local folder is returned unchanged.
+
+    Raises:
+        CheckpointError: the hub has no such model, cannot be reached, or does not give it
+    """
+    if Path(name).exists() or is_meant_as_folder(name):
+        return Path(name)
     is_reachable = is_hub_reachable()
     try:
         folder = snapshot_download(
             name,
             revision=revision,
             token=token,
-            allow_patterns=[_CONFIG, weights],
+            allow_patterns=list(patterns),
             local_files_only=not is_reachable,
         )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"No such folder: {name}; {constants.ENDPOINT} cannot be reached to look for an ear of that name: check the"
+            f"No such folder: {name}; {constants.ENDPOINT} cannot be reached to look for a model of that name: check the"
             " path, or connect"
         ) from error
     except GatedRepoError as error:
@@ -64,8 +81,6 @@ def find_ear_folder(name: str, weights: str, revision: str | None = None, token:
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{name} cannot be downloaded: {format_one_line(error)}") from error
-    if is_reachable and not (Path(folder) / weights).is_file():
-        raise CheckpointError(_describe_other(name, weights, revision, token))
     return Path(folder)
 
 

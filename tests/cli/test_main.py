@@ -19,7 +19,19 @@ def test_help_lists_the_existing_commands_and_loads_no_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "new", "train", "teacher", "plan", "data", "chat", "serve", "eval", "export"):
+    for command in (
+        "demo",
+        "new",
+        "train",
+        "teacher",
+        "plan",
+        "data",
+        "chat",
+        "serve",
+        "eval",
+        "import",
+        "export",
+    ):
         assert f"• {command} " in done.stdout
 
 

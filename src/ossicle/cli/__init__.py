@@ -17,7 +17,7 @@ from ossicle.cli.compare import Compare
 from ossicle.cli.data import Data
 from ossicle.cli.demo import Demo
 from ossicle.cli.eval import Eval
-from ossicle.cli.exchange import Export
+from ossicle.cli.exchange import Export, Import
 from ossicle.cli.new import New
 from ossicle.cli.plan import Plan
 from ossicle.cli.serve import Serve
@@ -40,6 +40,7 @@ OTHER_COMMANDS = {
     "compare": Compare,
     "verify": Verify,
     "data": Data,
+    "import": Import,
     "export": Export,
 }
 

@@ -93,7 +93,7 @@ def count_audio_tokens(
         n_positions: encoder positions of each clip
     """
     if settings.form == "diva":
-        return [settings.n_queries] * len(n_text)
+        return [settings.n_queries // (settings.n_merged or 1)] * len(n_text)
     if settings.form == "stack":
         return [-(-n // settings.n_stacked) for n in n_positions]
     return [min(n, settings.n_queries) for n in n_text]

@@ -37,7 +37,7 @@ class QueryConnector(Connector):
         self.layers, self.layer_norm = decoder.layers, decoder.layer_norm
         self.queries = nn.Parameter(torch.randn(settings.n_queries, whisper.d_model) * whisper.init_std)
         self.positions = nn.Parameter(decoder.embed_positions.weight[: settings.n_queries].detach().clone())
-        self.projection: nn.Module = nn.Linear(whisper.d_model, d_llm)
+        self.projection: nn.Module = nn.Linear(whisper.d_model * (settings.n_merged or 1), d_llm)
         self.end_head = nn.Linear(whisper.d_model, 1) if settings.learns_end else None
         self.alignment: Literal["left", "right"] = "right" if settings.form == "diva" else "left"
 
@@ -48,6 +48,11 @@ class QueryConnector(Connector):
         queries = queries.expand(len(features.states), -1, -1)  # (B, Q, E)
         hidden = self.decode(queries, features.states, features.attention_mask)  # (B, Q, E)
         end_logits = None if self.end_head is None else self.end_head(hidden)[..., 0]  # (B, Q)
+        if self.settings.n_merged:
+            hidden = hidden.unflatten(1, (-1, self.settings.n_merged)).flatten(
+                2
+            )  # (B, Q, E) -> (B, Q/n, n E)
+            n_slots = hidden.shape[1]
         return AudioTokens(
             tokens=self.projection(hidden),  # (B, Q, D)
             n_tokens=self.count_tokens(end_logits, features, n_slots, transcripts),

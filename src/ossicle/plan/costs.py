@@ -161,12 +161,14 @@ class CostModel:
         """Returns the number of slots that the connector computes for a clip."""
         if self.settings.learns_end:  # one more slot to learn the end
             return np.minimum(np.asarray(n_tokens) + 1, self.settings.n_queries)
+        if self.settings.form == "diva":
+            return np.full(np.shape(n_tokens), float(self.settings.n_queries))
         return self.count_audio_tokens(n_positions, n_tokens)
 
     def count_audio_tokens(self, n_positions: Numbers, n_tokens: Numbers) -> Numbers:
         """Returns the number of audio tokens that the LLM receives."""
         if self.settings.form == "diva":
-            return np.full(np.shape(n_tokens), float(self.settings.n_queries))
+            return self.count_slots(n_positions, n_tokens) / (self.settings.n_merged or 1)
         if self.settings.form == "stack":
             return np.ceil(np.asarray(n_positions) / self.settings.n_stacked)
         return np.minimum(n_tokens, self.settings.n_queries)
@@ -283,10 +285,11 @@ def _trace_connector(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
     settings, config = shapes.settings, copy.deepcopy(shapes.whisper.config)
     if settings.form == "stack":
         n_positions = n_rows * settings.n_stacked
-    # The counts need `n_rows` queries. A recipe may have fewer, which does not change the cost of one slot.
+    # Joined states cost as much to project as single ones. The counts need `n_rows` queries. A recipe may have fewer,
+    # which does not change the cost of one slot.
     config.max_target_positions = max(config.max_target_positions, n_rows)
     connector = build_meta_connector(
-        config, replace(settings, n_queries=n_rows), shapes.d_llm, shapes.vocabulary
+        config, replace(settings, n_queries=n_rows, n_merged=None), shapes.d_llm, shapes.vocabulary
     )
     n_text = n_rows - shapes.n_prompt - settings.learns_end
     dtype = shapes.llm.dtype
