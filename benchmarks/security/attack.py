@@ -28,7 +28,13 @@ from typing import Any
 import torch
 
 from benchmarks.meters import describe_run
-from benchmarks.security import audio_bombs, malformed_audio, malformed_http, malformed_json
+from benchmarks.security import (
+    audio_bombs,
+    malformed_audio,
+    malformed_http,
+    malformed_json,
+    malformed_socket,
+)
 from benchmarks.security.attack_kinds import (
     AttackInputs,
     AttackKinds,
@@ -44,7 +50,9 @@ from benchmarks.security.raw_client import RawResponse, send
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.evaluation import load_suite
 
-KINDS = AttackKinds(malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS)
+KINDS = AttackKinds(
+    malformed_audio.KINDS | malformed_json.KINDS | malformed_http.KINDS | malformed_socket.KINDS
+)
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 2.0
 N_CLIENTS = 8

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--timeout-s", type=float, default=2.0, help="timeout of headers, bodies and writes")
     timeout_s = parser.parse_args().timeout_s
     server._REQUEST_TIMEOUT_S, server._KEEPALIVE_TIMEOUT_S, server._WRITE_TIMEOUT_S = [timeout_s] * 3
+    server._PING_S = timeout_s
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES))
     metrics = Metrics()
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=timeout_s))

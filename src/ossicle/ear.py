@@ -191,8 +191,15 @@ class Ear:
         return [_join_texts(windows) for windows in texts]
 
     def _decode_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
-        audio = self._embed_windows(windows)
-        nearest = self.nearest_tokens(torch.cat(audio)).split([len(tokens) for tokens in audio])
+        return self.decode_audio_tokens(self._embed_windows(windows))
+
+    def decode_audio_tokens(self, audio: Sequence[Float[Tensor, "_ D"]]) -> list[str]:
+        """Returns the text of the LLM's tokens that are nearest to the audio tokens of each sound.
+
+        Raises:
+            CheckpointError: an ear that was loaded without its LLM
+        """
+        nearest = self.nearest_tokens(torch.cat(list(audio))).split([len(tokens) for tokens in audio])
         texts = self.tokenizer.batch_decode([ids.tolist() for ids in nearest], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

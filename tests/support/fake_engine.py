@@ -45,6 +45,10 @@ class FakeEngine:
         segments = (TranscriptSegment("yes, --> and", 0.0, 28.35), TranscriptSegment("no", 28.35, 3_725.5))
         return Transcript("yes, --> and no", "de", segments)
 
+    async def transcribe_audio_tokens(self, sound: Sound) -> str:
+        """Returns what was heard."""
+        return "yes"
+
     async def close(self) -> None:
         """Does nothing."""
 

@@ -65,6 +65,8 @@ class Serve:
     """Highest number of answers that the local engine decodes in one batch."""
     max_waiting: CountOption = 128
     """Highest number of further requests that may wait. More get status 429."""
+    max_sessions: CountOption = 32
+    """Highest number of Realtime sessions (WebSocket /v1/realtime) at a time. More get status 429."""
     max_audio_s: Annotated[float, arg(metavar="SECONDS")] = 600.0
     """Longest audio of a conversation in total, in seconds."""
     max_body_mb: CountOption = 64
@@ -87,6 +89,7 @@ class Serve:
             keys=read_keys(self.key_file),
             origins=tuple(map(normalize_origin, self.allow_origin)),
             max_active=self.max_batch_size + self.max_waiting,
+            max_sessions=self.max_sessions,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
         )
         # The port is bound first: if it is taken, the error comes before the models are loaded.
@@ -138,6 +141,7 @@ class Serve:
         for flag, value in {
             "--max-batch-size": self.max_batch_size,
             "--max-waiting": self.max_waiting,
+            "--max-sessions": self.max_sessions,
             "--max-audio-s": self.max_audio_s,
             "--max-body-mb": self.max_body_mb,
         }.items():

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import Engine
@@ -24,6 +24,9 @@ from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_e
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
 from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
 from ossicle.serving.page import get_page
+from ossicle.serving.realtime.endpoint import RealtimeEndpoint
+from ossicle.serving.realtime.session import SessionContext
+from ossicle.serving.realtime.voice_activity import DetectorPool
 from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
 from ossicle.serving.transcriptions import (
@@ -36,7 +39,8 @@ from ossicle.serving.worker import LOG
 _MAX_DECODING = 2
 """Requests whose sounds are decoded at the same time, each in a thread."""
 _ENDPOINTS = (
-    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, GET /health, GET /metrics"
+    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, WebSocket /v1/realtime, GET /health,"
+    " GET /metrics"
 )
 _Result = TypeVar("_Result")
 
@@ -53,6 +57,8 @@ class ServerSettings:
     """Origins of other sites whose pages may call the server."""
     max_active: int = 160
     """Requests that wait or are answered at a time; further ones get a 429."""
+    max_sessions: int = 32
+    """Realtime sessions at a time; further ones get a 429."""
     limits: RequestLimits = field(default_factory=RequestLimits)
 
 
@@ -76,6 +82,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
+            WebSocketRoute("/v1/realtime", endpoints.realtime.serve),
         ],
         middleware=[
             Middleware(RequestLog),
@@ -120,6 +127,17 @@ class _Endpoints:
         self._keys = ApiKeys(settings.keys)
         self._slots = RequestSlots(settings.max_active, metrics.active)
         self._decoders = asyncio.Semaphore(_MAX_DECODING)
+        context = SessionContext(
+            engine=engine,
+            model=settings.model,
+            max_audio_s=settings.limits.audio_s,
+            slots=self._slots,
+            detectors=DetectorPool(),
+            count_audio=metrics.audio_s.inc,
+        )
+        self.realtime = RealtimeEndpoint(
+            context, self._keys, settings.origins, settings.max_sessions, metrics.sessions
+        )
         self._model_card = {
             "id": settings.model,
             "object": "model",

@@ -39,6 +39,8 @@ class _PendingSound(Generic[_Result]):
     sound: Sound
     options: TranscriptionOptions | None = None
     """How it is transcribed; None for a sound that is embedded."""
+    audio_tokens: Float[Tensor, "_ D"] | None = None
+    """Of a sound whose words are to be found."""
     n_waiters: int = 0
     """Requests that wait for the result."""
     future: Future[_Result] = field(default_factory=Future)
@@ -72,6 +74,7 @@ class AudioBatcher:
         self.cache = _AudioTokenCache()
         self.to_embed: _Queue[Tensor] = OrderedDict()
         self.to_transcribe: _Queue[Transcript] = OrderedDict()
+        self.to_decode: _Queue[str] = OrderedDict()
         self._lock = Lock()
 
     async def embed(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
@@ -106,6 +109,16 @@ class AudioBatcher:
             raise ApiError(str(error), param="prompt") from error
         return transcript
 
+    async def transcribe_audio_tokens(self, sound: Sound) -> str:
+        """Returns the words nearest to the audio tokens of a sound, which are embedded once for this and the LLM.
+
+        Raises:
+            OssicleError: as `embed`
+        """
+        (tokens,) = await self.embed([sound])
+        (text,) = await self._wait_for_results(self.to_decode, [_PendingSound(sound, audio_tokens=tokens)])
+        return text
+
     async def _wait_for_results(
         self, queue: _Queue[_Result], sounds: Sequence[_PendingSound[_Result]]
     ) -> list[_Result]:
@@ -128,15 +141,22 @@ class AudioBatcher:
         """Embeds one batch of waiting sounds, then transcribes one; returns whether there were any."""
         with self._lock:
             to_embed, to_transcribe = _select_batch(self.to_embed), _select_batch(self.to_transcribe)
+            to_decode = _select_batch(self.to_decode)
+        if to_decode:
+            self._resolve(self.to_decode, to_decode, self._decode_batch, lambda *_: None)
         if to_embed:
             self.metrics.audio_batch_size.observe(len(to_embed))
             self._resolve(self.to_embed, to_embed, self._embed_batch, self.cache.put)
         if to_transcribe:
             self._resolve(self.to_transcribe, to_transcribe, self._transcribe_batch, lambda *_: None)
-        return bool(to_embed or to_transcribe)
+        return bool(to_embed or to_transcribe or to_decode)
 
     def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor]:
         return self.ear.hear([pending.sound.samples for pending in batch])
+
+    def _decode_batch(self, batch: Sequence[_PendingSound[str]]) -> list[str]:
+        tokens = [pending.audio_tokens for pending in batch]
+        return self.ear.decode_audio_tokens([rows for rows in tokens if rows is not None])
 
     def _transcribe_batch(self, batch: Sequence[_PendingSound[Transcript]]) -> list[Transcript]:
         options = [pending.options or TranscriptionOptions() for pending in batch]

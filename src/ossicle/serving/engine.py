@@ -48,6 +48,8 @@ class ChatRequest:
     is_streamed: bool
     include_usage: bool
     """Whether the last chunk of a stream has the token counts."""
+    default_max_tokens: int | None = None
+    """Longest answer where the body names none; None for the engine's own default."""
 
     @property
     def model(self) -> str:
@@ -90,6 +92,14 @@ class Engine(Protocol):
 
         Raises:
             ApiError: a language or a prompt that the Whisper does not take
+        """
+        ...
+
+    async def transcribe_audio_tokens(self, sound: Sound) -> str:
+        """Returns the words that the LLM hears in a sound, as far as the ear can tell them.
+
+        Raises:
+            OssicleError: a sound that cannot be embedded
         """
         ...
 

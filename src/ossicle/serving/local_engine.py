@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ossicle.backbones.transcription import Transcript
-from ossicle.chat.generation import check_context
+from ossicle.chat.generation import MAX_NEW_TOKENS, check_context
 from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.chat.sampling import check_sampling_defaults
 from ossicle.ear import Ear
@@ -25,6 +25,8 @@ from ossicle.serving.worker import Worker
 
 MAX_BATCH_SIZE = 32
 """Completions that are decoded in one batch."""
+_FORMS_OF_WORDS = ("query", "anchored", "autoregressive")
+"""Connectors with an audio token for each token of the transcript."""
 _MAX_CHARACTERS_PER_TOKEN = 16
 """No text has more on average."""
 
@@ -118,12 +120,18 @@ class LocalEngine:
         """Returns the transcript of Whisper's own decoder."""
         return await self.audio.transcribe(sound, options)
 
+    async def transcribe_audio_tokens(self, sound: Sound) -> str:
+        """Returns the ear's own words, or those of Whisper's decoder where its audio tokens are not words."""
+        if self.ear.settings.connector.form not in _FORMS_OF_WORDS:
+            return (await self.transcribe(sound, TranscriptionOptions())).text
+        return await self.audio.transcribe_audio_tokens(sound)
+
     async def close(self) -> None:
         """Ends the worker after its current step."""
         await asyncio.to_thread(self._worker.close)
 
     async def _schedule(self, request: ChatRequest) -> ScheduledRequest:
-        params = read_sampling_params(request.body)
+        params = read_sampling_params(request.body, request.default_max_tokens or MAX_NEW_TOKENS)
         conversation = parse_conversation(
             [_rename_developer(message) for message in request.body["messages"]]
         )

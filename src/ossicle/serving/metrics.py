@@ -24,6 +24,9 @@ class Metrics:
         self.active = Gauge(
             "ossicle_requests_active", "Requests that wait or are being answered.", registry=registry
         )
+        self.sessions = Gauge(
+            "ossicle_realtime_sessions", "Open sessions of the Realtime protocol.", registry=registry
+        )
         self.waiting = Gauge(
             "ossicle_queue_length", "Completions that wait for room in the decoding batch.", registry=registry
         )

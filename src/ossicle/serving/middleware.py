@@ -149,10 +149,11 @@ class RequestSlots:
 
     Args:
         active: the gauge that shows how many there are
+        noun: what they are
     """
 
-    def __init__(self, n_slots: int, active: Gauge) -> None:
-        self.n_slots, self._active = n_slots, active
+    def __init__(self, n_slots: int, active: Gauge, noun: str = "requests") -> None:
+        self.n_slots, self._active, self._noun = n_slots, active, noun
         self.n_active = 0
 
     def acquire(self) -> "RequestSlot":
@@ -163,7 +164,7 @@ class RequestSlots:
         """
         if self.n_active >= self.n_slots:
             raise ApiError(
-                f"the server already has {self.n_active} requests, as many as it accepts: try again in a moment",
+                f"the server already has {self.n_active} {self._noun}, as many as it accepts: try again in a moment",
                 status=429,
                 error_type=RATE_LIMIT,
                 code="queue_full",

@@ -41,8 +41,11 @@ class RequestLimits:
     """Seconds in which the body must arrive."""
 
 
-def read_json(body: bytes) -> dict[str, Any]:
+def read_json(body: bytes, expected: str = "an object with model and messages") -> dict[str, Any]:
     """Returns the JSON object of a body.
+
+    Args:
+        expected: what errors ask for
 
     Raises:
         ApiError: the body is not JSON, or not an object
@@ -65,13 +68,9 @@ def read_json(body: bytes) -> dict[str, Any]:
         value = json.loads(body, parse_constant=refuse_constant, object_pairs_hook=build_object)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ApiError(
-            f"the body cannot be read as JSON: {reason}; expected an object with model and messages"
-        ) from error
+        raise ApiError(f"the body cannot be read as JSON: {reason}; expected {expected}") from error
     if not isinstance(value, dict):
-        raise ApiError(
-            f"the body is a JSON {type(value).__name__}, expected an object with model and messages"
-        )
+        raise ApiError(f"the body is a JSON {type(value).__name__}, expected {expected}")
     return value
 
 

@@ -52,8 +52,11 @@ class SamplingParams:
     """Number of completions."""
 
 
-def read_sampling_params(body: Mapping[str, Any]) -> SamplingParams:
+def read_sampling_params(body: Mapping[str, Any], default_max_tokens: int = MAX_NEW_TOKENS) -> SamplingParams:
     """Returns the sampling parameters of a request: greedy, unless temperature or top_p asks for sampling.
+
+    Args:
+        default_max_tokens: of a request that names none
 
     Raises:
         ApiError: an unknown field, or a value that is not supported
@@ -67,7 +70,7 @@ def read_sampling_params(body: Mapping[str, Any]) -> SamplingParams:
     ]
     return SamplingParams(
         sampling=_read_sampling(fields),
-        max_tokens=min(limits, default=MAX_NEW_TOKENS),
+        max_tokens=min(limits, default=default_max_tokens),
         stop=_read_stop(fields.get("stop", [])),
         n=_read_int(fields, "n", 1, MAX_CHOICES, 1),
     )

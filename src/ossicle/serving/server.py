@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ossicle.errors import ConfigError
 from ossicle.serving.errors import ApiError
@@ -27,6 +28,12 @@ _SHUTDOWN_TIMEOUT_S = 20
 """Seconds that running responses have to finish when the server is stopped."""
 _MAX_HEADER_BYTES = 32 << 10
 _BACKLOG = 1_024
+_MAX_MESSAGE_BYTES = 24 << 20
+"""Of a WebSocket: an event with 15 MiB of sound in base64, the most that OpenAI takes, and some more."""
+_PING_S = 20.0
+"""Seconds between two pings of a WebSocket, and in which each must be answered."""
+_MAX_UNREAD_BYTES = 1 << 20
+"""Answers to pings that may wait for a client that does not read them."""
 
 
 class _TimeoutProtocol(H11Protocol):
@@ -41,6 +48,12 @@ class _TimeoutProtocol(H11Protocol):
         super().connection_made(transport)
         self._request_timer = self.loop.call_later(_REQUEST_TIMEOUT_S, self._abort_if_idle)
         self._write_timer: asyncio.TimerHandle | None = None
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        """Stops all timeouts: a WebSocket has its own."""
+        self._request_timer.cancel()
+        self._cancel(self._write_timer)
+        super().handle_websocket_upgrade(event)
 
     def on_response_complete(self) -> None:
         """Restarts the request timeout."""
@@ -84,6 +97,42 @@ class _TimeoutProtocol(H11Protocol):
     def _cancel(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
             timer.cancel()
+
+
+class _RealtimeProtocol(WebSocketsSansIOProtocol):
+    """Closes the WebSockets of clients that do not read.
+
+    uvicorn itself notices clients that are gone, by pings, and holds back what comes faster than it is handled.
+    """
+
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Starts the write timeout."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(_WRITE_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops the write timeout: the client reads again."""
+        self._stop_timer()
+        super().resume_writing()
+
+    def handle_ping(self) -> None:
+        """Answers a ping, unless the answers to earlier ones were never read."""
+        if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
+            self.transport.abort()
+            return
+        super().handle_ping()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the timeout."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
 
 class _Server(uvicorn.Server):
@@ -141,7 +190,11 @@ def build_server(app: Starlette) -> uvicorn.Server:
         uvicorn.Config(
             app,
             http=_TimeoutProtocol,
-            ws="none",
+            ws=_RealtimeProtocol,
+            ws_max_size=_MAX_MESSAGE_BYTES,
+            ws_ping_interval=_PING_S,
+            ws_ping_timeout=_PING_S,
+            ws_per_message_deflate=False,  # base64 of sound hardly shrinks, and a few bytes may unpack to many
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -116,6 +116,10 @@ class VllmEngine:
         """Returns the transcript of Whisper's own decoder."""
         return await self.audio.transcribe(sound, options)
 
+    async def transcribe_audio_tokens(self, sound: Sound) -> str:
+        """Returns the words of Whisper's own decoder: those of the audio tokens are in the LLM, which is elsewhere."""
+        return (await self.transcribe(sound, TranscriptionOptions())).text
+
     async def close(self) -> None:
         """Closes all connections to vLLM and ends the worker."""
         await self._client.close()

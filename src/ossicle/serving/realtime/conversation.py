@@ -1,0 +1,311 @@
+"""The items of a conversation, as clients see them and as messages for an engine.
+
+It knows OpenAI's items and messages, and neither events nor responses.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from ossicle.audio.speech import check_speech
+from ossicle.errors import AudioError
+from ossicle.serving.engine import Sound
+from ossicle.serving.errors import ApiError
+from ossicle.serving.realtime.fields import Fields, invalid
+from ossicle.serving.realtime.input_audio import AudioInput, decode_base64, encode_samples
+
+MAX_ITEMS, MAX_CHARACTERS = 1_000, 1 << 20
+"""Of a conversation; the oldest items are dropped."""
+MAX_AUDIO_CHARACTERS = 32 << 20
+_MAX_ID = 128
+_MAX_PARTS = 64
+_CHARACTERS_PER_S = 15.0
+"""How fast a voice speaks: about 150 words a minute."""
+ROOT = "root"
+"""The id that stands for the begin of the conversation."""
+
+
+@dataclass(eq=False)
+class HeardSound:
+    """The sound of a part."""
+
+    sound: Sound
+    is_speech: bool
+    """Whether somebody can be heard in it; what is not speech is not sent to the LLM."""
+
+
+@dataclass(eq=False)
+class Item:
+    """An item of a conversation."""
+
+    fields: dict[str, Any]
+    """OpenAI's object, without sound."""
+    sounds: dict[int, HeardSound] = field(default_factory=dict)
+    """By the number of their part."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.fields["id"])
+
+    @property
+    def content(self) -> list[dict[str, Any]]:
+        """The parts of a message; none of other items."""
+        return self.fields.get("content", [])
+
+    @property
+    def n_characters(self) -> int:
+        """Characters of all its texts."""
+        texts = [part.get("text") or part.get("transcript") or "" for part in self.content]
+        texts += [self.fields.get(name, "") for name in ("arguments", "output")]
+        return sum(map(len, texts))
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of its sounds."""
+        return sum((heard.sound.duration_s for heard in self.sounds.values()), 0.0)
+
+    def to_json(self, *, with_audio: bool = False) -> dict[str, Any]:
+        """Returns a copy of OpenAI's object."""
+        copy = dict(self.fields)
+        if "content" in copy:
+            copy["content"] = [dict(part) for part in self.content]
+        for index, heard in self.sounds.items() if with_audio else ():
+            copy["content"][index]["audio"] = encode_samples(heard.sound.samples)
+        return copy
+
+
+def new_id(prefix: str) -> str:
+    """Returns an id that no other object has."""
+    return f"{prefix}_{uuid.uuid4().hex[:24]}"
+
+
+def build_item(kind: str, *, id: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Returns OpenAI's object of an item."""
+    head = {"id": id or new_id("item"), "object": "realtime.item", "type": kind, "status": "completed"}
+    return {**head, **fields}
+
+
+def build_spoken_item(id: str, heard: HeardSound) -> Item:
+    """Returns a message of the user's that is one sound."""
+    content = [{"type": "input_audio", "transcript": None}]
+    return Item(build_item("message", id=id, role="user", content=content), {0: heard})
+
+
+class Conversation:
+    """The items in order.
+
+    Args:
+        max_audio_s: seconds of sound of all items together
+    """
+
+    def __init__(self, max_audio_s: float) -> None:
+        self.id = new_id("conv")
+        self.items: list[Item] = []
+        self._max_audio_s = max_audio_s
+
+    @property
+    def last_id(self) -> str | None:
+        """The id of the last item."""
+        return self.items[-1].id if self.items else None
+
+    def find(self, item_id: str) -> Item | None:
+        """Returns the item with an id."""
+        return next((item for item in self.items if item.id == item_id), None)
+
+    def get(self, item_id: str, *, param: str, code: str) -> Item:
+        """Returns the item with an id.
+
+        Raises:
+            ApiError: there is none
+        """
+        item = self.find(item_id)
+        if item is None:
+            raise ApiError(f"the conversation has no item with the id {item_id!r}", param=param, code=code)
+        return item
+
+    def insert(self, item: Item, previous_id: str | None = None) -> str | None:
+        """Inserts an item behind another, by default the last one; returns the id of the item before it.
+
+        Raises:
+            ApiError: there is no such item, or another one with the same id
+        """
+        if self.find(item.id):
+            raise ApiError(
+                f"the conversation already has an item with the id {item.id!r}",
+                param="item.id",
+                code="item_create_duplicate_item_id",
+            )
+        if previous_id == ROOT:
+            self.items.insert(0, item)
+            return None
+        if previous_id is None:
+            previous_id = self.last_id
+            self.items.append(item)
+            return previous_id
+        previous = self.get(
+            previous_id, param="previous_item_id", code="item_create_invalid_previous_item_id"
+        )
+        self.items.insert(self.items.index(previous) + 1, item)
+        return previous.id
+
+    def remove(self, item: Item) -> None:
+        """Removes an item."""
+        self.items.remove(item)
+
+    def drop_oldest(self) -> list[Item]:
+        """Drops the oldest items beyond what a conversation may hold, and returns them."""
+        kept, n_characters, duration_s = 0, 0, 0.0
+        for item in reversed(self.items):
+            n_characters += item.n_characters
+            duration_s += item.duration_s
+            is_too_much = kept == MAX_ITEMS or n_characters > MAX_CHARACTERS or duration_s > self._max_audio_s
+            if kept and is_too_much:
+                break
+            kept += 1
+        n_dropped = len(self.items) - kept
+        dropped, self.items = self.items[:n_dropped], self.items[n_dropped:]
+        return dropped
+
+
+def read_item(value: Any, audio_format: str, max_audio_s: float, where: str = "item") -> Item:
+    """Returns the item that a client sent.
+
+    Args:
+        audio_format: of its sounds
+        max_audio_s: longest sound
+
+    Raises:
+        ApiError: an item that is malformed or of a kind that this server does not know
+    """
+    fields = Fields(value, where)
+    for name in ("object", "status", "phase"):
+        fields.any(name)
+    kind = fields.choice("type", "", ("message", "function_call", "function_call_output"))
+    item_id = fields.text("id", None, max_characters=_MAX_ID)
+    if item_id == ROOT or item_id == "":
+        raise invalid(fields.name("id"), item_id, "another id")
+    if kind == "message":
+        item = _read_message(fields, item_id, audio_format, max_audio_s)
+    elif kind == "function_call":
+        call = {
+            name: fields.require_text(name, max_characters=MAX_CHARACTERS) for name in ("name", "arguments")
+        }
+        call_id = fields.text("call_id", new_id("call"), max_characters=_MAX_ID)
+        item = Item(build_item(kind, id=item_id, call_id=call_id, **call))
+    elif kind == "function_call_output":
+        call_id = fields.require_text("call_id", max_characters=_MAX_ID)
+        output = fields.require_text("output", max_characters=MAX_CHARACTERS)
+        item = Item(build_item(kind, id=item_id, call_id=call_id, output=output))
+    else:
+        raise invalid(fields.name("type"), kind, "message, function_call or function_call_output")
+    fields.finish()
+    return item
+
+
+def _read_message(fields: Fields, item_id: str | None, audio_format: str, max_audio_s: float) -> Item:
+    role = fields.choice("role", "", ("user", "assistant", "system"))
+    content, sounds = [], {}
+    for index, value in enumerate(fields.items("content", max_items=_MAX_PARTS)):
+        part = Fields(value, f"{fields.name('content')}[{index}]")
+        kind = part.any("type")
+        if role == "user" and kind == "input_audio":
+            data = part.require_text("audio", max_characters=MAX_AUDIO_CHARACTERS)
+            samples = AudioInput(audio_format).decode(decode_base64(data, part.name("audio")), is_last=True)
+            transcript = part.text("transcript", None, max_characters=MAX_CHARACTERS)
+            content.append({"type": "input_audio", "transcript": transcript})
+            sounds[index] = hear(samples, max_audio_s, part.name("audio"))
+        else:
+            content.append(_read_text_part(part, role, kind))
+        part.finish()
+    return Item(build_item("message", id=item_id, role=role, content=content), sounds)
+
+
+def _read_text_part(part: Fields, role: str, kind: Any) -> dict[str, Any]:
+    """Returns a part of text; what an assistant said aloud is its transcript."""
+    own = "output_text" if role == "assistant" else "input_text"
+    if role == "assistant" and kind in ("output_audio", "audio"):
+        part.any("audio")
+        return {"type": own, "text": part.require_text("transcript", max_characters=MAX_CHARACTERS)}
+    if kind not in (own, "text"):
+        raise invalid(part.name("type"), kind, f"{own}{' or input_audio' if role == 'user' else ''}")
+    return {"type": own, "text": part.require_text("text", max_characters=MAX_CHARACTERS)}
+
+
+def hear(samples: Float32[np.ndarray, " N"], max_audio_s: float, where: str) -> HeardSound:
+    """Returns samples at 16 kHz as a sound.
+
+    Raises:
+        ApiError: too long
+    """
+    sound = Sound(samples=samples, key=hashlib.sha256(samples.tobytes()).hexdigest())
+    if sound.duration_s > max_audio_s:
+        raise ApiError(
+            f"{where} has {sound.duration_s:.1f} s of sound, expected at most {max_audio_s:g} s",
+            param=where,
+            code="invalid_value",
+        )
+    try:
+        check_speech(samples, where)
+    except AudioError:
+        return HeardSound(sound, is_speech=False)
+    return HeardSound(sound, is_speech=True)
+
+
+def truncate(item: Item, audio_end_ms: int) -> None:
+    """Cuts an assistant's text to what a voice has spoken after some time, in whole words."""
+    n_left = int(audio_end_ms / 1_000 * _CHARACTERS_PER_S)
+    for part in item.content:
+        text = part["text"]
+        if len(text) > n_left:
+            is_inside_word = not (text[n_left].isspace() or text[:n_left][-1:].isspace())
+            kept = text[:n_left]
+            part["text"] = (kept.rpartition(" ")[0] if is_inside_word else kept).rstrip()
+        n_left = max(0, n_left - len(text))
+
+
+def to_messages(items: Iterable[Item], instructions: str) -> list[dict[str, Any]]:
+    """Returns the items as the messages of a chat request; neighbors with the same role are one message."""
+    messages: list[dict[str, Any]] = []
+    if instructions.strip():
+        messages.append({"role": "system", "content": instructions})
+    for item in items:
+        message = _to_message(item)
+        if message is None:
+            continue
+        last = messages[-1] if messages else {"role": None}
+        if message["role"] in ("user", "system") and last["role"] == message["role"]:
+            last["content"] = [*_to_parts(last["content"]), *_to_parts(message["content"])]
+        elif message.get("tool_calls") and last.get("role") == "assistant":
+            last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
+        else:
+            messages.append(message)
+    return messages
+
+
+def _to_message(item: Item) -> dict[str, Any] | None:
+    """Returns an item as a message; None for one in which there is nothing to hear or read."""
+    fields = item.fields
+    if fields["type"] == "function_call":
+        function = {"name": fields["name"], "arguments": fields["arguments"]}
+        call = {"id": fields["call_id"], "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+    if fields["type"] == "function_call_output":
+        return {"role": "tool", "tool_call_id": fields["call_id"], "content": fields["output"]}
+    parts: list[dict[str, Any]] = []
+    for index, part in enumerate(item.content):
+        heard = item.sounds.get(index)
+        if heard is not None and heard.is_speech:
+            parts.append({"type": "audio", "audio": heard.sound})
+        elif heard is None and part["text"].strip():
+            parts.append({"type": "text", "text": part["text"]})
+    return {"role": fields["role"], "content": parts} if parts else None
+
+
+def _to_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)

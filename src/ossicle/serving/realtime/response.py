@@ -1,0 +1,186 @@
+"""One response while it is generated: the engine's chunks become OpenAI's events in OpenAI's order.
+
+It knows no sockets, and nothing of turns.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from ossicle.serving.errors import ApiError
+from ossicle.serving.realtime.conversation import Conversation, Item, build_item, new_id
+from ossicle.serving.realtime.settings import ResponseSettings
+
+
+@runtime_checkable
+class PutEvent(Protocol):
+    """Queues a server event."""
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        """Queues an event of a type, with its fields."""
+        ...
+
+
+class Response:
+    """A response, from `start` to the first `finish`; later ones do nothing.
+
+    Args:
+        conversation: gets its items; None for a response that leaves no trace
+        put: queues an event
+    """
+
+    def __init__(self, settings: ResponseSettings, conversation: Conversation | None, put: PutEvent) -> None:
+        self.id = new_id("resp")
+        self.settings, self.conversation = settings, conversation
+        self.is_finished = False
+        self._put = put
+        self._output: list[Item] = []
+        self._open: Item | None = None
+        """The item that is being generated, the last one of the output."""
+        self._previous_id: str | None = None
+        """The id of the item before it."""
+        self._open_call: Any = None
+        """The engine's number of the function call that is being generated."""
+        self._finish_reason: str | None = None
+        self._usage: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        """Announces the response."""
+        self._put("response.created", response=self._to_json("in_progress"))
+
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
+        """Reads a `chat.completion.chunk`."""
+        if self.is_finished:
+            return
+        if chunk.get("usage"):
+            self._usage = _convert_usage(chunk["usage"])
+        for choice in chunk.get("choices", ()):
+            delta = choice.get("delta") or {}
+            if delta.get("content"):
+                self._add_text(delta["content"])
+            for call in delta.get("tool_calls") or ():
+                self._add_call(call)
+            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+
+    def complete(self) -> None:
+        """Ends the response as its last chunk says."""
+        match self._finish_reason:
+            case "length":
+                self._finish("incomplete", reason="max_output_tokens")
+            case "content_filter":
+                self._finish("incomplete", reason="content_filter")
+            case _:
+                self._finish("completed")
+
+    def cancel(self, reason: str) -> None:
+        """Ends the response before its time."""
+        self._finish("cancelled", reason=reason)
+
+    def fail(self, error: ApiError) -> None:
+        """Ends the response with an error."""
+        fields = {"type": error.error_type, "code": error.code, "message": str(error)}
+        self._finish("failed", error=fields)
+
+    def _add_text(self, text: str) -> None:
+        item = self._open
+        if item is None or item.fields["type"] != "message":
+            item = self._open_item(Item(build_item("message", role="assistant", content=[])))
+            item.content.append({"type": "output_text", "text": ""})
+            self._put_of(item, "response.content_part.added", content_index=0, part=_build_part(""))
+        item.content[0]["text"] += text
+        self._put_of(item, "response.output_text.delta", content_index=0, delta=text)
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        function, number = call.get("function") or {}, call.get("index", 0)
+        item = self._open
+        if item is None or item.fields["type"] != "function_call" or number != self._open_call:
+            call_id = call.get("id") or new_id("call")
+            name = function.get("name") or ""
+            item = self._open_item(
+                Item(build_item("function_call", call_id=call_id, name=name, arguments=""))
+            )
+            self._open_call = number
+        arguments = function.get("arguments") or ""
+        if arguments:
+            item.fields["arguments"] += arguments
+            fields = {"call_id": item.fields["call_id"], "delta": arguments}
+            self._put_of(item, "response.function_call_arguments.delta", **fields)
+
+    def _open_item(self, item: Item) -> Item:
+        self._close_item("completed")
+        item.fields["status"] = "in_progress"
+        self._open = item
+        self._output.append(item)
+        self._put_with_item("response.output_item.added", item)
+        if self.conversation is not None:
+            self._previous_id = self.conversation.insert(item)
+            self._put("conversation.item.added", previous_item_id=self._previous_id, item=item.to_json())
+        return item
+
+    def _close_item(self, status: str) -> None:
+        item, self._open = self._open, None
+        if item is None:
+            return
+        item.fields["status"] = status
+        if item.fields["type"] == "message":
+            text = item.content[0]["text"]
+            self._put_of(item, "response.output_text.done", content_index=0, text=text)
+            self._put_of(item, "response.content_part.done", content_index=0, part=_build_part(text))
+        else:
+            call = {name: item.fields[name] for name in ("call_id", "name", "arguments")}
+            self._put_of(item, "response.function_call_arguments.done", **call)
+        self._put_with_item("response.output_item.done", item)
+        if self.conversation is not None:
+            self._put("conversation.item.done", previous_item_id=self._previous_id, item=item.to_json())
+
+    def _finish(self, status: str, **details: Any) -> None:
+        if self.is_finished:
+            return
+        self._close_item("completed" if status == "completed" else "incomplete")
+        self.is_finished = True
+        self._put("response.done", response=self._to_json(status, {"type": status, **details}))
+
+    def _put_of(self, item: Item, kind: str, **fields: Any) -> None:
+        """Queues an event about an item of the response."""
+        place = {"response_id": self.id, "item_id": item.id, "output_index": self._output.index(item)}
+        self._put(kind, **place, **fields)
+
+    def _put_with_item(self, kind: str, item: Item) -> None:
+        place = {"response_id": self.id, "output_index": self._output.index(item)}
+        self._put(kind, **place, item=item.to_json())
+
+    def _to_json(self, status: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns OpenAI's response object."""
+        return {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": status,
+            "status_details": details,
+            "output": [item.to_json() for item in self._output],
+            "conversation_id": self.conversation.id if self.conversation is not None else None,
+            "output_modalities": ["text"],
+            "max_output_tokens": self.settings.max_output_json,
+            "usage": self._usage,
+            "metadata": self.settings.metadata,
+        }
+
+
+def _build_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _convert_usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the token counts of a chat completion as those of a response."""
+    n_input, n_output = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    details = usage.get("prompt_tokens_details") or {}
+    n_audio, n_cached = details.get("audio_tokens") or 0, details.get("cached_tokens") or 0
+    return {
+        "total_tokens": n_input + n_output,
+        "input_tokens": n_input,
+        "output_tokens": n_output,
+        "input_token_details": {
+            "text_tokens": n_input - n_audio,
+            "audio_tokens": n_audio,
+            "cached_tokens": n_cached,
+        },
+        "output_token_details": {"text_tokens": n_output, "audio_tokens": 0},
+    }

@@ -1,0 +1,504 @@
+"""One session: a client's events change its settings, its buffer and its conversation, and start responses.
+
+It knows an engine and an outbox, and no sockets.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ossicle.audio.waveform import SAMPLE_RATE
+from ossicle.errors import OssicleError
+from ossicle.serving.engine import ChatRequest, Engine, TranscriptionOptions
+from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
+from ossicle.serving.middleware import RequestSlots
+from ossicle.serving.realtime import conversation as items
+from ossicle.serving.realtime.conversation import Conversation, Item, new_id
+from ossicle.serving.realtime.fields import Fields, invalid
+from ossicle.serving.realtime.input_audio import (
+    AudioInput,
+    check_whole_samples,
+    count_bytes_per_second,
+    decode_base64,
+)
+from ossicle.serving.realtime.outbox import Outbox
+from ossicle.serving.realtime.response import Response
+from ossicle.serving.realtime.settings import (
+    MAX_OUTPUT_TOKENS,
+    ResponseSettings,
+    SessionSettings,
+    TurnDetection,
+    read_metadata,
+    read_response_settings,
+)
+from ossicle.serving.realtime.turns import SAMPLES_PER_MS, SoundBuffer, TurnDetector, TurnEdge
+from ossicle.serving.realtime.voice_activity import DetectorPool, VoiceActivityDetector
+from ossicle.serving.request_body import read_json
+from ossicle.serving.worker import LOG
+
+SESSION_S = 3_600.0
+"""OpenAI's longest session."""
+_MIN_COMMIT_MS = 100
+_MAX_TASKS = 16
+"""Responses and transcriptions of one session that may run; before more, its next event waits."""
+_MAX_ID = 512
+_IDLE_BUFFER_MS = 30_000
+"""Sound before any speech that is kept for a commit by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionContext:
+    """What the sessions of one server share."""
+
+    engine: Engine
+    model: str
+    max_audio_s: float
+    """Seconds of sound in a conversation."""
+    slots: RequestSlots
+    detectors: DetectorPool
+    count_audio: Callable[[float], None]
+    """Told the seconds of each turn."""
+
+
+class RealtimeSession:
+    """A session, from `start` to `close`."""
+
+    def __init__(self, context: SessionContext, outbox: Outbox) -> None:
+        self.id = new_id("sess")
+        self._context, self._outbox, self._put = context, outbox, outbox.put
+        self._expires_at = int(time.time() + SESSION_S)
+        self._settings = SessionSettings()
+        self._conversation = Conversation(context.max_audio_s)
+        self._input = AudioInput(self._settings.input_format)
+        self._buffer = SoundBuffer()
+        self._turn_id = new_id("item")
+        """The id of the item that the buffer will become."""
+        self._detector: VoiceActivityDetector | None = None
+        self._turns: TurnDetector | None = None
+        self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answers_turn = False
+        """Whether a turn waits for its response, because another response or its transcript is not done."""
+        self._handlers: Mapping[str, Callable[[Fields], Awaitable[None]]] = {
+            "session.update": self._update_session,
+            "input_audio_buffer.append": self._append,
+            "input_audio_buffer.commit": self._commit,
+            "input_audio_buffer.clear": self._clear,
+            "output_audio_buffer.clear": self._ignore,
+            "conversation.item.create": self._create_item,
+            "conversation.item.retrieve": self._retrieve_item,
+            "conversation.item.truncate": self._truncate_item,
+            "conversation.item.delete": self._delete_item,
+            "response.create": self._create_response,
+            "response.cancel": self._cancel_response,
+        }
+
+    def start(self) -> None:
+        """Greets the client."""
+        self._put("session.created", session=self._to_json())
+
+    async def close(self) -> None:
+        """Ends all work."""
+        self._answers_turn = False
+        tasks = self._running
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._detector is not None:
+            self._context.detectors.release(self._detector)
+
+    async def handle(self, text: str) -> None:
+        """Handles one client event; what is wrong with it becomes an error event."""
+        event_id = None
+        try:
+            event = read_json(text.encode("utf-8", "surrogatepass"), "a Realtime event with a type")
+            event_id = event.get("event_id") if isinstance(event.get("event_id"), str) else None
+            fields = Fields(event, "")
+            fields.text("event_id", None, max_characters=_MAX_ID)
+            kind = fields.require_text("type", max_characters=1 << 20)
+            if kind not in self._handlers:
+                raise invalid("type", kind, f"one of {', '.join(self._handlers)}")
+            await self._handlers[kind](fields)
+        except OssicleError as error:
+            self.report(to_api_error(error), event_id)
+        except Exception:
+            LOG.exception("an event of a Realtime session failed")
+            self.report(build_internal_error(), event_id)
+        while len(running := self._running) > _MAX_TASKS:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    def report(self, error: ApiError, event_id: str | None = None) -> None:
+        """Sends an error event.
+
+        Args:
+            event_id: of the client's event that is wrong
+        """
+        self._put("error", error={**error.body["error"], "event_id": event_id and event_id[:_MAX_ID]})
+
+    @property
+    def _running(self) -> list[asyncio.Task[None]]:
+        return [*self._tasks, *(task for _, task in self._responses.values())]
+
+    def _to_json(self) -> dict[str, Any]:
+        head = {"id": self.id, "model": self._context.model, "expires_at": self._expires_at}
+        return {**self._settings.to_json(), **head}
+
+    # Settings
+
+    async def _update_session(self, fields: Fields) -> None:
+        before = self._settings
+        self._settings = before.update(fields.any("session"), self._context.model)
+        fields.finish()
+        if self._settings.input_format != before.input_format:
+            self._input = AudioInput(self._settings.input_format)
+        if self._settings.turn_detection != before.turn_detection:
+            self._turns = None
+        self._put("session.updated", session=self._to_json())
+
+    async def _ignore(self, fields: Fields) -> None:
+        """Does nothing: there is no sound to play."""
+        fields.finish()
+
+    # Sound
+
+    async def _append(self, fields: Fields) -> None:
+        audio = fields.require_text("audio", max_characters=items.MAX_AUDIO_CHARACTERS)
+        fields.finish()
+        data = decode_base64(audio, "audio")
+        check_whole_samples(data, self._input.format)
+        n_bytes = count_bytes_per_second(self._input.format)
+        for start in range(0, len(data), n_bytes):  # a second, so that others get their turn
+            await self._hear(data[start : start + n_bytes])
+
+    async def _hear(self, data: bytes) -> None:
+        """Appends sound to the buffer, and looks for the edges of turns in it."""
+        samples = self._input.decode(data)
+        detection = self._settings.turn_detection
+        max_samples = int(self._context.max_audio_s * SAMPLE_RATE)
+        if detection is None:
+            if self._buffer.n_samples + len(samples) > max_samples:
+                raise ApiError(
+                    f"the input audio buffer holds {self._context.max_audio_s:g} s of sound, as much as a conversation"
+                    " may have on this server: commit or clear it",
+                    param="audio",
+                    code="input_audio_buffer_full",
+                )
+            self._buffer.append(samples)
+            return
+        turns = self._turns or await self._start_detection(detection)
+        self._buffer.append(samples)
+        for edge in await asyncio.to_thread(turns.feed, samples):
+            await self._pass_edge(edge, detection)
+        if not turns.is_speaking:
+            kept_ms = max(_IDLE_BUFFER_MS, detection.prefix_padding_ms)
+            self._buffer.drop_before(self._buffer.end - kept_ms * SAMPLES_PER_MS)
+        elif self._buffer.n_samples >= max_samples:
+            turns.end_turn()
+            await self._pass_edge(TurnEdge("end", self._buffer.end), detection)
+
+    async def _start_detection(self, detection: TurnDetection) -> TurnDetector:
+        if self._detector is None:
+            self._detector = await asyncio.to_thread(self._context.detectors.acquire)
+        else:
+            self._detector.reset()
+        self._turns = TurnDetector(self._detector.score, detection.thresholds, self._buffer.end)
+        return self._turns
+
+    async def _pass_edge(self, edge: TurnEdge, detection: TurnDetection) -> None:
+        if edge.kind == "start":
+            self._buffer.drop_before(edge.position)
+            start_ms = self._buffer.start // SAMPLES_PER_MS
+            self._put("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
+            if detection.interrupt_response:
+                self._answers_turn = False
+                self._cancel_active("turn_detected")
+            return
+        end_ms = edge.position // SAMPLES_PER_MS
+        self._put("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
+        await self._commit_until(edge.position, creates_response=detection.create_response)
+
+    async def _commit(self, fields: Fields) -> None:
+        fields.finish()
+        n_missing = _MIN_COMMIT_MS * SAMPLES_PER_MS - self._buffer.n_samples
+        tail = self._input.decode(b"", is_last=True)
+        self._buffer.append(tail)
+        if n_missing > len(tail):
+            raise ApiError(
+                f"Error committing input audio buffer: buffer too small. Expected at least {_MIN_COMMIT_MS}ms of audio,"
+                f" but buffer only has {self._buffer.n_samples / SAMPLES_PER_MS:.2f}ms of audio.",
+                code="input_audio_buffer_commit_empty",
+            )
+        await self._commit_until(self._buffer.end, creates_response=False)
+        self._turns = None
+
+    async def _clear(self, fields: Fields) -> None:
+        fields.finish()
+        self._input.reset()
+        self._buffer.drop_before(self._buffer.end)
+        self._turns = None
+        self._put("input_audio_buffer.cleared")
+
+    async def _commit_until(self, position: int, *, creates_response: bool) -> None:
+        """Makes the sound before a position an item of the user's, and answers it."""
+        samples = self._buffer.take_until(position)
+        heard = await asyncio.to_thread(items.hear, samples, math.inf, "audio")
+        self._context.count_audio(heard.sound.duration_s)
+        item = items.build_spoken_item(self._turn_id, heard)
+        self._turn_id = new_id("item")
+        previous_id = self._conversation.last_id
+        self._put("input_audio_buffer.committed", previous_item_id=previous_id, item_id=item.id)
+        self._add_item(item, None)
+        self._answers_turn = creates_response and heard.is_speech
+        self._run(self._react(item))
+
+    # Items
+
+    def _add_item(self, item: Item, previous_id: str | None) -> None:
+        previous_id = self._conversation.insert(item, previous_id)
+        self._put("conversation.item.added", previous_item_id=previous_id, item=item.to_json())
+        self._put("conversation.item.done", previous_item_id=previous_id, item=item.to_json())
+        for dropped in self._conversation.drop_oldest():
+            self._put("conversation.item.deleted", item_id=dropped.id)
+
+    async def _create_item(self, fields: Fields) -> None:
+        previous_id = fields.text("previous_item_id", None, max_characters=_MAX_ID)
+        item = await asyncio.to_thread(
+            items.read_item, fields.any("item"), self._settings.input_format, self._context.max_audio_s
+        )
+        fields.finish()
+        self._add_item(item, previous_id)
+        if item.sounds:
+            self._context.count_audio(item.duration_s)
+            self._run(self._react(item))
+
+    def _get_item(self, fields: Fields, code: str) -> Item:
+        item_id = fields.require_text("item_id", max_characters=_MAX_ID)
+        return self._conversation.get(item_id, param="item_id", code=code)
+
+    async def _retrieve_item(self, fields: Fields) -> None:
+        item = self._get_item(fields, "item_retrieve_invalid_item_id")
+        fields.finish()
+        copy = await asyncio.to_thread(item.to_json, with_audio=True)
+        self._put("conversation.item.retrieved", item=copy)
+
+    async def _truncate_item(self, fields: Fields) -> None:
+        item = self._get_item(fields, "item_truncate_invalid_item_id")
+        index = fields.integer("content_index", 0, 0, 0)
+        audio_end_ms = fields.integer("audio_end_ms", 0, 0, 1 << 31)
+        fields.finish()
+        if item.fields.get("role") != "assistant":
+            raise ApiError(
+                f"the item {item.id!r} is not the assistant's, expected one of its messages",
+                param="item_id",
+                code="item_truncate_invalid_item_id",
+            )
+        items.truncate(item, audio_end_ms)
+        place = {"item_id": item.id, "content_index": index, "audio_end_ms": audio_end_ms}
+        self._put("conversation.item.truncated", **place)
+
+    async def _delete_item(self, fields: Fields) -> None:
+        item = self._get_item(fields, "item_delete_invalid_item_id")
+        fields.finish()
+        self._conversation.remove(item)
+        self._put("conversation.item.deleted", item_id=item.id)
+
+    # Transcripts
+
+    async def _react(self, item: Item) -> None:
+        """Tells the client what was heard in an item, and answers it where the turn is to be answered."""
+        transcription = self._settings.transcription
+        if transcription is not None and transcription.is_guided:
+            self._answer_turn()  # Whisper's own decoder takes its time
+        if transcription is not None:
+            for index in item.sounds:
+                await self._transcribe(item, index)
+        self._answer_turn()
+
+    async def _transcribe(self, item: Item, index: int) -> None:
+        heard, place = item.sounds[index], {"item_id": item.id, "content_index": index}
+        kind = "conversation.item.input_audio_transcription"
+        try:
+            text = await self._find_words(heard) if heard.is_speech else ""
+        except Exception as error:
+            if not isinstance(error, OssicleError):
+                LOG.exception("a transcription of a Realtime session failed")
+            is_known = isinstance(error, OssicleError)
+            body = (to_api_error(error) if is_known else build_internal_error()).body["error"]
+            self._put(f"{kind}.failed", **place, error=body)
+            return
+        item.content[index]["transcript"] = text
+        if text:
+            self._put(f"{kind}.delta", **place, delta=text)
+        usage = {"type": "duration", "seconds": heard.sound.duration_s}
+        self._put(f"{kind}.completed", **place, transcript=text, usage=usage)
+
+    async def _find_words(self, heard: items.HeardSound) -> str:
+        settings = self._settings.transcription
+        if settings is None or not settings.is_guided:
+            return await self._context.engine.transcribe_audio_tokens(heard.sound)
+        options = TranscriptionOptions(language=settings.language, prompt=settings.prompt)
+        return (await self._context.engine.transcribe(heard.sound, options)).text
+
+    # Responses
+
+    @property
+    def _active(self) -> Response | None:
+        """The response that writes to the conversation, of which there is one at a time."""
+        running = (response for response, _ in self._responses.values())
+        return next(
+            (each for each in running if each.conversation is not None and not each.is_finished), None
+        )
+
+    def _answer_turn(self) -> None:
+        """Starts the response to a turn, unless another one is still being generated."""
+        if self._answers_turn and self._active is None:
+            self._answers_turn = False
+            response = Response(self._settings.response, self._conversation, self._put)
+            self._start_response(response, self._conversation.items)
+
+    async def _create_response(self, fields: Fields) -> None:
+        settings, is_stored, context = await self._read_response(fields)
+        active = self._active
+        if is_stored and active is not None:
+            raise ApiError(
+                f"Conversation already has an active response in progress: {active.id}. Wait until the response is"
+                " finished before creating a new one.",
+                code="conversation_already_has_active_response",
+            )
+        if is_stored:
+            self._answers_turn = False
+        response = Response(settings, self._conversation if is_stored else None, self._put)
+        self._start_response(response, context)
+
+    async def _read_response(self, fields: Fields) -> tuple[ResponseSettings, bool, list[Item]]:
+        """Returns the settings of a response, whether the conversation gets it, and the items that it answers."""
+        wanted = fields.object("response")
+        fields.finish()
+        base = self._settings.response
+        settings = replace(read_response_settings(wanted, base), metadata=read_metadata(wanted))
+        is_stored = wanted.choice("conversation", "auto", ("auto", "none")) == "auto"
+        wanted.refuse("prompt", "this server stores no prompts; set instructions")
+        wanted.any("audio")
+        context = self._conversation.items
+        if wanted.any("input") is not None:
+            context = [
+                await self._read_input(value, f"{wanted.name('input')}[{index}]")
+                for index, value in enumerate(wanted.items("input", max_items=items.MAX_ITEMS))
+            ]
+        wanted.finish()
+        return settings, is_stored, context
+
+    async def _read_input(self, value: Any, where: str) -> Item:
+        if isinstance(value, dict) and value.get("type") == "item_reference":
+            item_id = Fields(value, where).require_text("id", max_characters=_MAX_ID)
+            return self._conversation.get(item_id, param=f"{where}.id", code="invalid_value")
+        return await asyncio.to_thread(
+            items.read_item, value, self._settings.input_format, self._context.max_audio_s, where
+        )
+
+    async def _cancel_response(self, fields: Fields) -> None:
+        response_id = fields.text("response_id", None, max_characters=_MAX_ID)
+        fields.finish()
+        if response_id is None:
+            is_canceled = self._cancel_active("client_cancelled")
+        else:
+            response, task = self._responses.get(response_id, (None, None))
+            is_canceled = response is not None and not response.is_finished
+            self._cancel(response, task, "client_cancelled")
+        if not is_canceled:
+            raise ApiError("Cancellation failed: no active response found", code="response_cancel_not_active")
+
+    def _cancel_active(self, reason: str) -> bool:
+        active = self._active
+        if active is not None:
+            self._cancel(*self._responses[active.id], reason)
+        return active is not None
+
+    def _cancel(self, response: Response | None, task: asyncio.Task[None] | None, reason: str) -> None:
+        if response is not None and task is not None:
+            response.cancel(reason)
+            task.cancel()
+
+    def _start_response(self, response: Response, context: list[Item]) -> None:
+        response.start()
+        messages = items.to_messages(context, response.settings.instructions)
+        task = asyncio.create_task(self._generate(response, messages))
+        self._responses[response.id] = (response, task)
+        task.add_done_callback(lambda _: self._end_response(response))
+
+    def _end_response(self, response: Response) -> None:
+        del self._responses[response.id]
+        self._answer_turn()
+
+    async def _generate(self, response: Response, messages: list[dict[str, Any]]) -> None:
+        try:
+            slot = self._context.slots.acquire()
+            try:
+                request = self._build_request(response.settings, messages)
+                chunks = await self._context.engine.stream(request)
+                try:
+                    async for chunk in chunks:
+                        response.add_chunk(chunk)
+                        await self._outbox.wait_for_room()
+                finally:
+                    await chunks.aclose()  # ty: ignore[missing-attribute]
+            finally:
+                slot.release()
+            response.complete()
+        except OssicleError as error:
+            response.fail(to_api_error(error))
+        except Exception:
+            LOG.exception("a response of a Realtime session failed")
+            response.fail(build_internal_error())
+
+    def _build_request(self, settings: ResponseSettings, messages: list[dict[str, Any]]) -> ChatRequest:
+        messages = _ask_for_answer(messages, settings.instructions)
+        body: dict[str, Any] = {"model": self._context.model, "messages": messages}
+        if settings.max_output_tokens is not None:
+            body["max_completion_tokens"] = settings.max_output_tokens
+        if settings.tools and settings.tool_choice != "none":
+            body["tools"] = [_to_chat_tool(tool) for tool in settings.tools]
+            body["tool_choice"] = _to_chat_choice(settings.tool_choice)
+            body["parallel_tool_calls"] = settings.parallel_tool_calls
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return ChatRequest(
+            body=body, is_streamed=True, include_usage=True, default_max_tokens=MAX_OUTPUT_TOKENS
+        )
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _to_chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _to_chat_choice(choice: Any) -> Any:
+    if isinstance(choice, str):
+        return choice
+    return {"type": "function", "function": {"name": choice["name"]}}
+
+
+def _ask_for_answer(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
+    """Returns messages of which the last is somebody's who waits for an answer: else the instructions, as a user's.
+
+    Clients have the LLM greet its user that way.
+
+    Raises:
+        ApiError: nobody has said anything, and there are no instructions
+    """
+    spoken = [message for message in messages if message["role"] != "system"]
+    if spoken and (spoken[-1]["role"] != "assistant" or not instructions.strip()):
+        return messages
+    if not instructions.strip():
+        raise ApiError(
+            "there is nothing to answer: the conversation has no text and no sound in which somebody speaks, and there"
+            " are no instructions",
+            code="invalid_value",
+        )
+    return [*spoken, {"role": "user", "content": instructions}]
