@@ -261,10 +261,19 @@ def test_the_next_input_is_the_word_that_was_written() -> None:
     shared = random_words(9)
     words = VocabularyHead(shared)
     logits = words.logits(10 * shared.decoder_embeddings[None, [4, 2, 7]])[0]
-    assert torch.equal(words.embed_likeliest(logits, None), shared.decoder_embeddings[[4, 2, 7]])
-    own = words.embed_likeliest(logits, torch.tensor([-1, 0, -1]))
-    assert torch.equal(own[[0, 2]], shared.decoder_embeddings[[4, 7]])
-    assert torch.equal(own[1], shared.other_decoder_embeddings[0])
+    written = words.likeliest_tokens(logits)
+    assert written.tolist() == [4, 2, 7]
+    in_llm, in_whisper = words.embed_written(written)
+    assert torch.equal(in_llm, shared.llm_embeddings[[4, 2, 7]])
+    assert torch.equal(in_whisper, shared.decoder_embeddings[[4, 2, 7]])
+    words.other_pieces = torch.tensor([[3, 5], [-1, -1]])
+    logits[1, 9:] = logits.max() + 1  # the second unshared token has no pieces
+    written = words.likeliest_tokens(logits)
+    assert written.tolist() == [4, 9, 7]
+    assert words.is_unshared(written).tolist() == [False, True, False]
+    in_llm, in_whisper = words.embed_written(written)
+    assert torch.equal(in_llm, shared.llm_embeddings[[4, 5, 7]])
+    assert torch.equal(in_whisper[1], shared.other_decoder_embeddings[0])
 
 
 def test_the_likelihood_is_that_of_an_asr_model() -> None:
@@ -372,14 +381,14 @@ def test_training_and_inference_see_the_same_previous_tokens() -> None:
     torch.nn.init.constant_(made.end_head.bias, -100.0)
     head = made.vocabulary_head
     head.expected_embedding_of_likeliest = head.expected_embedding  # unlikely words count in training only
-    embed, n_words = head.embed_likeliest, len(head.llm_embeddings)
+    embed = head.embed_written
     written: list[torch.Tensor] = []
 
-    def embed_and_record(logits: torch.Tensor, unshared: torch.Tensor | None) -> torch.Tensor:
-        written.append(logits[:, :n_words].argmax(1))
-        return embed(logits, unshared)
+    def embed_and_record(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        written.append(tokens)
+        return embed(tokens)
 
-    head.embed_likeliest = embed_and_record
+    head.embed_written = embed_and_record
     with torch.no_grad():
         heard = made(features)
         words = torch.stack([*written, torch.zeros_like(written[0])], dim=1)  # the last one is not read again

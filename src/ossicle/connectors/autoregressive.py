@@ -91,6 +91,11 @@ class AutoregressiveConnector(QueryConnector):
             super().init_queries(token_embeddings)
 
     @property
+    def _head(self) -> VocabularyHead:
+        assert self.vocabulary_head is not None
+        return self.vocabulary_head
+
+    @property
     def n_prompt(self) -> int:
         """Decoder positions before the first slot."""
         return 0 if self.prompt_embeddings is None else len(self.prompt_embeddings)
@@ -171,47 +176,47 @@ class AutoregressiveConnector(QueryConnector):
             has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
-            tokens, n_new, unshared = self._write_pieces(tokens, logits)
+            written = None if logits is None else self._head.likeliest_tokens(logits[:, 0])
+            tokens, n_new = self._write_pieces(tokens, written)
             n_new = n_new.where(~has_ended, 0)
             steps.append((tokens, n_new))
             n_tokens = n_tokens + n_new
             has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
             if bool(has_ended.all()) or step + 1 == n_slots:
                 break
-            query = queries[:, step + 1, None] + self._embed_written(tokens, n_new, logits, unshared)
+            query = queries[:, step + 1, None] + self._embed_written(tokens, written)
         return _concatenate_ragged(steps), n_tokens.minimum(max_tokens)
 
     def _write_pieces(
-        self, tokens: Float[Tensor, "B 1 D"], logits: Float[Tensor, "B 1 W"] | None
-    ) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"], Int[Tensor, " B"] | None]:
+        self, tokens: Float[Tensor, "B 1 D"], written: Int[Tensor, " B"] | None
+    ) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
         """Replaces audio tokens by the pieces of the unshared token that Whisper would write there.
 
-        Returns: audio tokens, how many there are for each clip, and the unshared token's number, -1 where there is none
+        Returns: audio tokens, and how many there are for each clip
         """
         n_tokens = torch.ones(len(tokens), dtype=torch.long, device=tokens.device)
-        if self.vocabulary_head is None or logits is None:
-            return tokens, n_tokens, None
-        is_unshared, index = self.vocabulary_head.find_unshared(logits[:, 0])
+        if written is None:
+            return tokens, n_tokens
+        is_unshared = self._head.is_unshared(written)
         if not bool(is_unshared.any()):
-            return tokens, n_tokens, None
-        pieces, n_pieces = self.vocabulary_head.embed_pieces(index)
+            return tokens, n_tokens
+        pieces, n_pieces = self._head.embed_pieces(written)
         tokens = functional.pad(tokens, (0, 0, 0, pieces.shape[1] - 1))
         tokens = torch.where(is_unshared[:, None, None], pieces.to(tokens.dtype), tokens)
-        return tokens, n_pieces.where(is_unshared, n_tokens), index.where(is_unshared, -1)
+        return tokens, n_pieces.where(is_unshared, n_tokens)
 
     def _embed_written(
-        self,
-        tokens: Float[Tensor, "B K D"],
-        n_new: Int[Tensor, " B"],
-        logits: Float[Tensor, "B 1 W"] | None,
-        unshared: Int[Tensor, " B"] | None,
+        self, tokens: Float[Tensor, "B K D"], written: Int[Tensor, " B"] | None
     ) -> Float[Tensor, "B 1 E"]:
-        """Turns what a step has written into the decoder's next input: Whisper's own token plus a learned residual."""
-        last = tokens.gather(1, (n_new - 1).clamp(min=0)[:, None, None].expand(-1, 1, tokens.shape[2]))
-        embedded: Any = self.feedback(last.to(self.queries.dtype))
-        if self.vocabulary_head is None or logits is None:
-            return embedded
-        return embedded + self.vocabulary_head.embed_likeliest(logits[:, 0], unshared)[:, None]
+        """Turns what a step has written into the decoder's next input, as in training.
+
+        That is Whisper's own token plus a residual learned from the LLM's; without a shared vocabulary, what was
+        learned from the audio token.
+        """
+        if written is None:
+            return self.feedback(tokens[:, :1].to(self.queries.dtype))
+        in_llm, in_whisper = self._head.embed_written(written)
+        return (self.feedback(in_llm.to(self.queries.dtype)) + in_whisper)[:, None]
 
     def _slot_queries(self, n_slots: int) -> Float[Tensor, "Q E"]:
         """Queries at their positions, which come after those of the prompt."""

@@ -166,36 +166,44 @@ class VocabularyHead(nn.Module):
             distances = points.square().sum(-1) - best.values
         return NearestTokens(best.indices, distances < _EXACT * norms.mean())
 
-    def find_unshared(self, logits: Float[Tensor, "B W"]) -> tuple[Bool[Tensor, " B"], Int[Tensor, " B"]]:
-        """Returns where Whisper would write a token that the LLM has only in pieces, and which one of those it is."""
-        n_words = len(self.llm_embeddings)
-        if not len(self.other_pieces):
-            return torch.zeros_like(logits[:, 0], dtype=torch.bool), torch.zeros_like(
-                logits[:, 0], dtype=torch.long
-            )
-        others = logits[:, n_words:].masked_fill(self.other_pieces[:, 0] < 0, -torch.inf)
-        best = others.max(1)
-        return best.values > logits[:, :n_words].amax(1), best.indices
+    def likeliest_tokens(self, logits: Float[Tensor, "B W"]) -> Int[Tensor, " B"]:
+        """Returns the token that Whisper would write, among those that the LLM has, whole or in pieces.
 
-    def embed_pieces(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
+        Returns: numbers of shared words, and behind them those of unshared tokens, in the order of the logits
+        """
+        n_words = len(self.llm_embeddings)
+        best = logits[:, :n_words].max(1)
+        if not len(self.other_pieces):
+            return best.indices
+        others = logits[:, n_words:].masked_fill(self.other_pieces[:, 0] < 0, -torch.inf).max(1)
+        return torch.where(others.values > best.values, n_words + others.indices, best.indices)
+
+    def is_unshared(self, tokens: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Returns which of Whisper's tokens the LLM has only in pieces."""
+        return tokens >= len(self.llm_embeddings)
+
+    def embed_pieces(self, tokens: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
         """Returns the LLM's embeddings of the pieces of unshared tokens, and the number of pieces of each."""
-        pieces = self.other_pieces[index]
+        pieces = self.other_pieces[(tokens - len(self.llm_embeddings)).clamp(min=0)]
         table = torch.cat([self.llm_embeddings, self.piece_embeddings])
         return table[pieces.clamp(min=0)], (pieces >= 0).sum(1)
 
-    def embed_likeliest(
-        self, logits: Float[Tensor, "B W"], unshared: Int[Tensor, " B"] | None
-    ) -> Float[Tensor, "B E"]:
-        """Looks up Whisper's embeddings of the likeliest shared words, or of the unshared tokens written instead.
-
-        Args:
-            unshared: numbers of unshared tokens, -1 where a shared word was written; None if there were none
-        """
-        words = self.decoder_embeddings[logits[:, : len(self.llm_embeddings)].argmax(1)]
-        if unshared is None:
-            return words
-        others = self.other_decoder_embeddings[unshared.clamp(min=0)]
-        return torch.where((unshared >= 0)[:, None], others, words)
+    def embed_written(
+        self, tokens: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B E"]]:
+        """Looks up the LLM's embeddings of tokens, or of their last pieces, and Whisper's."""
+        is_unshared = self.is_unshared(tokens)
+        words = tokens.where(~is_unshared, 0)
+        in_llm, in_whisper = self.llm_embeddings[words], self.decoder_embeddings[words]
+        if not bool(is_unshared.any()):
+            return in_llm, in_whisper
+        pieces, n_pieces = self.embed_pieces(tokens)
+        last = pieces[torch.arange(len(pieces)), (n_pieces - 1).clamp(min=0)]
+        others = self.other_decoder_embeddings[(tokens - len(self.llm_embeddings)).clamp(min=0)]
+        return (
+            torch.where(is_unshared[:, None], last, in_llm),
+            torch.where(is_unshared[:, None], others, in_whisper),
+        )
 
     @torch.no_grad()
     def detect_language(self, first: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
