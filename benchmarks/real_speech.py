@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ossicle import checkpoint
 from ossicle.atomic_io import atomic_write, write_text
@@ -129,28 +130,22 @@ class FeatureStore:
         """Lets an ear look its features up."""
         if self.folder is not None:
             encode = ear.encode_sounds
-            ear.encode_sounds = lambda sounds: self._encode(encode, sounds)
+            ear.encode_sounds = lambda sounds: self._encode(ear, encode, sounds)
 
     def _encode(
-        self, encode: Callable[[Sequence[np.ndarray]], Features], sounds: Sequence[np.ndarray]
+        self, ear: Ear, encode: Callable[[Sequence[np.ndarray]], Features], sounds: Sequence[np.ndarray]
     ) -> Features:
-        rows = [self._load(sound) for sound in sounds]
+        suffix = {"full": "npy", "sound": "sound.npy", "sound+silence": "silence.npy"}[ear.window.kind]
+        paths = [self._path(sound, suffix) for sound in sounds]
+        rows = [_load_states(path) for path in paths]
         missing = [index for index, row in enumerate(rows) if row is None]
         if missing:
-            states = encode([sounds[index] for index in missing]).states
-            for index, row in zip(missing, states, strict=True):
-                rows[index] = row
-                self._save(sounds[index], row)
-        states = torch.stack([row for row in rows if row is not None])
-        return Features(states=states, mask=torch.ones(states.shape[:2], dtype=torch.bool), is_unpadded=True)
-
-    def _load(self, sound: np.ndarray) -> Tensor | None:
-        path = self._path(sound, "npy")
-        return torch.from_numpy(np.load(path, allow_pickle=False)).float() if path.exists() else None
-
-    def _save(self, sound: np.ndarray, states: Tensor) -> None:
-        with atomic_write(self._path(sound, "npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, states.half().numpy(), allow_pickle=False)
+            features = encode([sounds[index] for index in missing])
+            for index, states, n in zip(missing, features.states, features.mask.sum(1), strict=True):
+                rows[index] = states[:n]
+                _save_states(paths[index], states[:n])
+        found = [row for row in rows if row is not None]
+        return ear.wrap_states(pad_sequence(found, batch_first=True), torch.tensor([*map(len, found)]))
 
     def transcribe(self, ear: Ear, sounds: Sequence[np.ndarray]) -> list[str]:
         """Returns the cascade's transcripts."""
@@ -164,6 +159,15 @@ class FeatureStore:
     def _path(self, sound: np.ndarray, suffix: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{hashlib.blake2b(sound.tobytes(), digest_size=12).hexdigest()}.{suffix}"
+
+
+def _load_states(path: Path) -> Tensor | None:
+    return torch.from_numpy(np.load(path, allow_pickle=False)).float() if path.exists() else None
+
+
+def _save_states(path: Path, states: Tensor) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, states.half().numpy(), allow_pickle=False)
 
 
 def iterate_batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -31,6 +31,7 @@ from ossicle.backbones.pretrained import (
     load_whisper,
     resolve_device,
 )
+from ossicle.backbones.silence import Silence
 from ossicle.base_paths import from_portable, name_base, to_portable
 from ossicle.config import BaseSettings
 from ossicle.connectors import build_connector
@@ -46,6 +47,8 @@ from ossicle.version import __version__
 FORMAT = 2
 """Version of the folder's layout; `checkpoint_v1` reads the one before it."""
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
+SILENCE = "silence.safetensors"
+"""What the encoder makes of silence, with the window "sound+silence"; computed anew if it is missing."""
 _KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
 _OPTIONAL = {"ossicle_version", "transformers_version", "dtype", *CONFIG_KEYS}
 RUN_EAR = "ear"
@@ -77,6 +80,8 @@ def save(
     with atomic_write(_check_replaceable(Path(folder)), is_folder=True) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, temporary / WEIGHTS)
+        if ear.silence is not None:
+            save_file(ear.silence.to_tensors(), temporary / SILENCE)
         (temporary / CARD).write_text(build_model_card(ear, card), encoding="utf-8")
         (temporary / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
 
@@ -200,7 +205,7 @@ def load(
         if on_device.type == "cuda":
             torch.cuda.empty_cache()  # for the engine that answers on the same GPU
     connector.eval().requires_grad_(False)
-    return Ear(whisper, model, tokenizer, connector.to(on_device), settings)
+    return Ear(whisper, model, tokenizer, connector.to(on_device), settings, _read_silence(folder))
 
 
 def _load_embeddings(meta_llm: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:
@@ -388,4 +393,16 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS} is missing or damaged ({error}); expected safetensors: copy the ear again"
+        ) from error
+
+
+def _read_silence(folder: Path) -> Silence | None:
+    path = folder / SILENCE
+    if not path.exists():
+        return None
+    try:
+        return Silence(**load_file(path))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); copy the ear again, or delete that file: it is then computed anew"
         ) from error

@@ -99,6 +99,9 @@ def parse_template_variables(texts: Sequence[str]) -> dict[str, Any]:
     return variables
 
 
+WindowKind = Literal["sound", "full", "sound+silence"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaseSettings:
     """The two frozen models that the connector joins."""
@@ -117,9 +120,10 @@ class BaseSettings:
     llm_revision: str | None = None
     """Branch, tag or commit of the LLM on the hub."""
 
-    encoder_window: Literal["sound", "full"] = "sound"
-    """Input length of the encoder. sound: the clip's own duration; full: always the whole window (30 s in published
-    Whispers), padded with silence."""
+    encoder_window: WindowKind = "sound"
+    """Input length of the encoder. full: always the whole window (30 s in published Whispers), padded with silence;
+    sound: the clip's own duration, for a Whisper that was trained so; sound+silence: the clip's own duration in front of
+    silence that was encoded once, which published Whispers hardly tell from the whole window."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model without a name."""
@@ -187,6 +191,16 @@ class ConnectorSettings:
     def learns_end(self) -> bool:
         """Whether a head predicts which slot is past the last token."""
         return self.form in ("autoregressive", "query")
+
+
+def check_window(base: BaseSettings, connector: ConnectorSettings) -> None:
+    """Raises ConfigError for a connector that reads the encoder's positions one by one, as silence is stored in rows."""
+    check(
+        base.encoder_window != "sound+silence" or connector.form not in ("anchored", "stack"),
+        "base.encoder_window",
+        base.encoder_window,
+        f"sound or full: form {connector.form} reads position after position, and silence is stored in rows",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +486,7 @@ class Recipe:
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
         )
+        check_window(self.base, self.connector)
         check(
             self.connector.uses_shared_vocabulary or self.objective.anchor_weight == 0,
             "objective.anchor_weight",

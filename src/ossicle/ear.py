@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.batching import batch_by_length
 from ossicle.audio.speech import load_speech
-from ossicle.audio.waveform import SAMPLE_RATE, AudioSource, locate_windows
+from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, AudioSource, locate_windows
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
-from ossicle.backbones.encoder import Features, build_mel_batch, encode
+from ossicle.backbones.encoder import EncoderWindow, Features, build_mel_batch, encode
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
+from ossicle.backbones.silence import Silence, compute_silence
 from ossicle.backbones.transcription import Transcript, TranscriptSegment, transcribe_windows
 from ossicle.backbones.whisper_prompt import find_language
 from ossicle.chat import choice_scoring, generation
@@ -31,7 +32,7 @@ from ossicle.chat.generation import Prompt
 from ossicle.chat.messages import parse_conversation
 from ossicle.chat.prompt_segments import AudioSegment, Segment, TextSegment
 from ossicle.chat.template import ChatTemplate
-from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
+from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings, check_window
 from ossicle.connectors import Connector, build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.errors import CheckpointError
@@ -54,6 +55,10 @@ class EarSettings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
     connector: ConnectorSettings = field(default_factory=ConnectorSettings)
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for settings that exclude each other."""
+        check_window(self.base, self.connector)
+
 
 class Ear:
     """An open text LLM that hears.
@@ -68,9 +73,11 @@ class Ear:
         tokenizer: PreTrainedTokenizerBase,
         connector: Connector,
         settings: EarSettings,
+        silence: Silence | None = None,
     ) -> None:
         self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
         self.connector, self.settings = connector, settings
+        self._stored_silence = silence
         self.template = ChatTemplate(tokenizer, settings.prompt)
         check_tokenizer_fits(llm, tokenizer, self.template)
 
@@ -115,8 +122,18 @@ class Ear:
     # Hearing
 
     @property
-    def _uses_full_window(self) -> bool:
-        return self.settings.base.encoder_window == "full"
+    def window(self) -> EncoderWindow:
+        """How much of a window the encoder gets."""
+        return EncoderWindow(self.whisper.window_frames, self.settings.base.encoder_window)
+
+    @cached_property
+    def silence(self) -> Silence | None:
+        """What stands behind each clip, on the encoder's device; None with another window than "sound+silence"."""
+        if self.settings.base.encoder_window != "sound+silence":
+            return None
+        encoder = self.whisper.model.model.encoder
+        stored = compute_silence(encoder) if self._stored_silence is None else self._stored_silence
+        return stored.to(encoder.conv1.weight)
 
     def encode_sounds(self, sounds: Sequence[np.ndarray]) -> Features:
         """Encodes samples at 16 kHz.
@@ -124,14 +141,32 @@ class Ear:
         Raises:
             AudioError: a sound is longer than the encoder's window
         """
-        config, n_frames = self.whisper.config, self.whisper.window_frames
-        mel = build_mel_batch(sounds, config.num_mel_bins, n_frames, full_window=self._uses_full_window)
-        return self.encode_mels(*mel)
+        return self.encode_mels(*build_mel_batch(sounds, self.whisper.config.num_mel_bins, self.window))
 
     @torch.no_grad()
     def encode_mels(self, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
         """Encodes spectrograms, of which the first n_frames belong to each clip."""
-        return encode(self.whisper.model.model.encoder, mel.to(self.device, non_blocking=True), n_frames)
+        encoder = self.whisper.model.model.encoder
+        return encode(encoder, mel.to(self.device, non_blocking=True), n_frames, self.silence)
+
+    def wrap_states(self, states: Float[Tensor, "B S E"], n_positions: Int[Tensor, " B"]) -> Features:
+        """Returns stored states of clips as `encode_mels` does.
+
+        Args:
+            states: on the ear's device, padded to the longest clip
+            n_positions: those of each clip, on the host
+        """
+        mask = torch.arange(states.shape[1]) < n_positions[:, None]
+        bias = None
+        if self.silence is not None:
+            rows = self.silence.rows_behind(n_positions, states.shape[1])
+            states, bias = self.silence.append(states, rows), rows.bias
+        return Features(
+            states=states,
+            mask=mask.to(states.device, non_blocking=True),
+            is_unpadded=bool(mask.all()),
+            silence_bias=bias,
+        )
 
     @overload
     def hear(self, source: list[AudioSource]) -> list[Float[Tensor, "_ D"]]: ...
@@ -160,7 +195,7 @@ class Ear:
 
     def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         """Returns the audio tokens of samples at 16 kHz, each sound split into windows."""
-        windows = self._map_windows(sounds, self._embed_windows, full_window=self._uses_full_window)
+        windows = self._map_windows(sounds, self._embed_windows)
         return [torch.cat(tokens) for tokens in windows]
 
     def _embed_windows(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
@@ -187,7 +222,7 @@ class Ear:
         """
         self._check_llm_is_loaded()
         sounds = [load_speech(source) for source in sources]
-        texts = self._map_windows(sounds, self._decode_windows, full_window=self._uses_full_window)
+        texts = self._map_windows(sounds, self._decode_windows)
         return [_join_texts(windows) for windows in texts]
 
     def _decode_windows(self, windows: Sequence[np.ndarray]) -> list[str]:
@@ -218,20 +253,15 @@ class Ear:
         self,
         sounds: Sequence[np.ndarray],
         function: Callable[[Sequence[np.ndarray]], list[_Out]],
-        *,
-        full_window: bool,
     ) -> list[list[_Out]]:
         """Calls a function on the windows of all sounds, in batches of bounded size and similar length.
-
-        Args:
-            full_window: whether the function pads each of them to the encoder's full window
 
         Returns: the results of each sound's windows
         """
         n_samples = self.whisper.window_samples
         windows_of = [[window for _, window in locate_windows(sound, n_samples)] for sound in sounds]
         windows = [window for own in windows_of for window in own]
-        lengths = [self.whisper.window_samples if full_window else len(window) for window in windows]
+        lengths = [self.window.count_frames(len(window)) * HOP_LENGTH for window in windows]
         in_order = iter(self._map_batches(windows, lengths, function))
         return [list(islice(in_order, len(own))) for own in windows_of]
 

@@ -85,7 +85,7 @@ def transfer_ear(
     start_s = time.monotonic()
     fit = transfer_connector(before, connector, words)
     seconds = time.monotonic() - start_s
-    ear = Ear(source.whisper, model, tokenizer, connector, settings)
+    ear = Ear(source.whisper, model, tokenizer, connector, settings, source.silence)
     return TransferredEar(
         ear=ear, source=folder, source_llm=base.llm, n_shared=n_shared, fit=fit, seconds=seconds
     )

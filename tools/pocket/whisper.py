@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from ossicle.audio.spec_augment import augment_mel
-from ossicle.backbones.encoder import compute_clip_mel, encode, expand_attention_mask, pad_mels
+from ossicle.backbones.encoder import EncoderWindow, compute_clip_mel, encode, expand_attention_mask, pad_mels
 from tools.pocket import world
 from tools.pocket.llm import compute_lr_factor, print_progress
 from tools.pocket.tokens import N_BPE_TOKENS
@@ -119,8 +119,8 @@ class SpeechBatches(Dataset):
         rng = random.Random(f"batch {index} {self.rank}")
         clips = [self.clips[number] for number in self.batch_plan[index]]
         sounds = [self._load_padded(clip, rng) for clip in clips]
-        full_window = rng.random() < 0.02
-        clean = [compute_clip_mel(sound, N_MELS, WINDOW_FRAMES, full_window) for sound in sounds]
+        window = EncoderWindow(WINDOW_FRAMES, "full" if rng.random() < 0.02 else "sound")
+        clean = [compute_clip_mel(sound, N_MELS, window) for sound in sounds]
         background = [clean[-1], *clean[:-1]]  # background speech for each clip
         mel, n_frames = pad_mels(
             [

@@ -1,7 +1,8 @@
 """Log-mel frames through a frozen Whisper encoder, for as many seconds as there is sound.
 
 transformers' own forward requires the full window. Here the window may be shorter: positions are a prefix of
-the full ones, and in a batch each clip attends only to itself: its features do not depend on the others.
+the full ones, and in a batch each clip attends only to itself, and to the silence behind it where that is stored: its
+features do not depend on the others.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
+from ossicle.backbones.causal_lm import CACHE_NAME
+from ossicle.backbones.silence import Silence, count_positions
+from ossicle.config import WindowKind
 
 FRAMES_PER_POSITION = 2
 """Mel frames per encoder position: the stride of the second convolution."""
@@ -28,15 +32,40 @@ _MARGIN_FRAMES = 4
 class Features:
     """The encoder's states of a batch of clips; `mask` is true where a position belongs to the clip."""
 
-    states: Float[Tensor, "B S E"]
+    states: Float[Tensor, "B K E"]
+    """Of the clips' S positions and, with the window "sound+silence", of the silence behind them."""
     mask: Bool[Tensor, "B S"]
     is_unpadded: bool | None = None
     """Whether every position belongs to its clip; None reads it from the mask, which waits for the device."""
+    silence_bias: Float[Tensor, "B 1 1 K"] | None = None
+    """Added to the logits of attention, where there is silence behind the clips."""
 
     @property
-    def attention_mask(self) -> Bool[Tensor, "B 1 1 S"] | None:
+    def attention_mask(self) -> Bool[Tensor, "B 1 1 S"] | Float[Tensor, "B 1 1 K"] | None:
         """The mask in the shape that attention takes; None where it hides nothing, which has faster kernels."""
+        if self.silence_bias is not None:
+            return self.silence_bias
         return expand_attention_mask(self.mask, self.is_unpadded)
+
+
+@dataclass(frozen=True)
+class EncoderWindow:
+    """How many mel frames the encoder gets of a sound."""
+
+    n_frames: int
+    """Frames of the full window."""
+    kind: WindowKind
+
+    def count_frames(self, n_samples: int) -> int:
+        """Returns the mel frames of a sound: a whole number of encoder positions, or of rows of silence."""
+        if self.kind == "full":
+            return self.n_frames
+        n_frames = count_frames(n_samples)
+        if self.kind == "sound+silence":
+            n_positions = n_frames // FRAMES_PER_POSITION
+            n_window = self.n_frames // FRAMES_PER_POSITION
+            n_frames = FRAMES_PER_POSITION * count_positions(n_positions, n_window)
+        return min(n_frames, self.n_frames)
 
 
 def count_frames(n_samples: int) -> int:
@@ -46,15 +75,14 @@ def count_frames(n_samples: int) -> int:
 
 
 def compute_clip_mel(
-    sound: Float32[np.ndarray, " N"], n_mels: int, window_frames: int, full_window: bool
+    sound: Float32[np.ndarray, " N"], n_mels: int, window: EncoderWindow
 ) -> Float32[Tensor, "M F"]:
-    """Returns the log-mel spectrogram of one sound over its own frames, or over the full window.
+    """Returns the log-mel spectrogram of one sound over its part of the window.
 
     Raises:
         AudioError: the sound is longer than the window
     """
-    n_frames = window_frames if full_window else min(count_frames(len(sound)), window_frames)
-    return log_mel_spectrogram(sound, n_mels, n_frames)
+    return log_mel_spectrogram(sound, n_mels, window.count_frames(len(sound)))
 
 
 def pad_mels(
@@ -66,23 +94,29 @@ def pad_mels(
 
 
 def build_mel_batch(
-    sounds: Sequence[Float32[np.ndarray, " _"]], n_mels: int, window_frames: int, full_window: bool
+    sounds: Sequence[Float32[np.ndarray, " _"]], n_mels: int, window: EncoderWindow
 ) -> tuple[Float32[Tensor, "B M F"], Int[Tensor, " B"]]:
     """Returns `compute_clip_mel` of several sounds as a batch, padded as by `pad_mels`.
 
     Raises:
         AudioError: a sound is longer than the window
     """
-    return pad_mels([compute_clip_mel(sound, n_mels, window_frames, full_window) for sound in sounds])
+    return pad_mels([compute_clip_mel(sound, n_mels, window) for sound in sounds])
 
 
-def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
+def encode(
+    encoder: WhisperEncoder,
+    mel: Float[Tensor, "B M F"],
+    n_frames: Int[Tensor, " B"],
+    silence: Silence | None = None,
+) -> Features:
     """Returns the encoder's last hidden states of clips of different lengths, each the same as alone.
 
     Args:
         mel: F is at most the encoder's window
         n_frames: frames that belong to each clip; those beyond are ignored. Best on the CPU: reading them from a GPU
             waits for it
+        silence: stands behind each clip, up to the full window
     """
     is_unpadded = bool((n_frames >= mel.shape[2]).all())
     on_device = n_frames.to(mel.device, non_blocking=True)
@@ -95,10 +129,20 @@ def encode(encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[T
     hidden = functional.gelu(encoder.conv2(masked)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    attention_mask = expand_attention_mask(mask, is_unpadded)
-    for layer in encoder.layers:
-        hidden = layer(hidden, attention_mask)
-    return Features(states=encoder.layer_norm(hidden), mask=mask, is_unpadded=is_unpadded)
+    if silence is None:
+        attention_mask = expand_attention_mask(mask, is_unpadded)
+        for layer in encoder.layers:
+            hidden = layer(hidden, attention_mask)
+        return Features(states=encoder.layer_norm(hidden), mask=mask, is_unpadded=is_unpadded)
+    rows = silence.rows_behind(n_frames.cpu() // FRAMES_PER_POSITION, hidden.shape[1])
+    for number, layer in enumerate(encoder.layers):
+        hidden = layer(hidden, rows.bias, **{CACHE_NAME: silence.layer_cache(number, rows)})
+    return Features(
+        states=silence.append(encoder.layer_norm(hidden), rows),
+        mask=mask,
+        is_unpadded=is_unpadded,
+        silence_bias=rows.bias,
+    )
 
 
 def expand_attention_mask(

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ossicle.backbones.encoder import build_mel_batch
+from ossicle.backbones.encoder import EncoderWindow, build_mel_batch
 from ossicle.backbones.model_files import silence_transformers
 from ossicle.backbones.pretrained import Whisper
 from ossicle.backbones.whisper_prompt import encode_previous_text
@@ -63,7 +63,9 @@ def transcribe_windows(
         RequestError: a previous text that holds control tokens, or a Whisper that takes none
     """
     model, prompt = whisper.model, whisper.prompt
-    mel, _ = build_mel_batch(sounds, whisper.config.num_mel_bins, whisper.window_frames, full_window=True)
+    mel, _ = build_mel_batch(
+        sounds, whisper.config.num_mel_bins, EncoderWindow(whisper.window_frames, "full")
+    )
     options = build_generation_config(whisper)
     before: dict[str, Any] = {}
     if previous.strip():

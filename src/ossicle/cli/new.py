@@ -1,15 +1,15 @@
 """ossicle new."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ossicle.cli.terminal import check_is_new, program_name
-from ossicle.config import BaseSettings, ConnectorSettings
+from ossicle.config import BaseSettings, ConnectorSettings, WindowKind
 from ossicle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ class New:
     source: Annotated[str | None, arg(name="from", metavar="EAR")] = None
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
-    encoder_window: Literal["full", "sound"] | None = None
-    """Input length of the encoder. full (default): always the whole window, as published Whispers were trained; sound:
-    the clip's own duration, which is faster, but works only with a Whisper that was trained for it. With --from, it is
-    that of the ear."""
+    encoder_window: WindowKind | None = None
+    """Input length of the encoder. full: always the whole window, as published Whispers were trained; sound+silence: the
+    clip's own duration in front of silence that was encoded once; sound: the clip's own duration alone, which works
+    only with a Whisper that was trained for it. Without it, sound+silence where this Whisper writes the same with it as
+    with its whole window, else full. With --from, it is that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
 
@@ -57,6 +58,7 @@ class New:
     def _build(self, encoder: str) -> None:
         from ossicle import checkpoint
         from ossicle.backbones.pretrained import build_meta_whisper
+        from ossicle.backbones.silence_check import choose_window
         from ossicle.ear import Ear, EarSettings
 
         base = BaseSettings(encoder=encoder, llm=self.llm, encoder_window=self.encoder_window or "full")
@@ -70,6 +72,10 @@ class New:
                 f"{encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
                 " trained: use ossicle train"
             )
+        if self.encoder_window is None:
+            kind, silence = choose_window(ear.whisper)
+            settings_of_ear = replace(ear.settings, base=replace(base, encoder_window=kind))
+            ear = Ear(ear.whisper, ear.llm, ear.tokenizer, ear.connector, settings_of_ear, silence)
         checkpoint.save(ear, self.out)
         self._print_result(ear, f"The ear is in {self.out}.")
 

@@ -7,7 +7,6 @@ untrained ear already hears what Whisper would have transcribed, its output soft
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int

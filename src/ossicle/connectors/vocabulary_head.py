@@ -188,9 +188,7 @@ class VocabularyHead(nn.Module):
         table = torch.cat([self.llm_embeddings, self.piece_embeddings])
         return table[pieces.clamp(min=0)], (pieces >= 0).sum(1)
 
-    def embed_written(
-        self, tokens: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B E"]]:
+    def embed_written(self, tokens: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B E"]]:
         """Looks up the LLM's embeddings of tokens, or of their last pieces, and Whisper's."""
         is_unshared = self.is_unshared(tokens)
         words = tokens.where(~is_unshared, 0)

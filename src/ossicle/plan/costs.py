@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, Features, encode
 from ossicle.backbones.packed_forward import MAX_GATHER_RATIO, ROW_LENGTH, PackedLlm, PrefixCache
+from ossicle.backbones.silence import count_rows
 from ossicle.config import ConnectorSettings, ObjectiveSettings, Recipe
 from ossicle.connectors import Connector, Transcripts
 from ossicle.ear import Ear
@@ -58,13 +59,31 @@ class LlmCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SilenceCost:
+    """The cost of attending to the stored silence behind a clip."""
+
+    n_rows: int
+    """Rows of a silent window."""
+    n_window: int
+    """Encoder positions of the window."""
+    flops_per_pair: float
+    """FLOPs of one position and one row, in all layers of the encoder."""
+
+    def count_rows(self, n_positions: Numbers) -> Numbers:
+        """Returns the rows behind a clip, as if they were evenly spread."""
+        return self.n_rows * (1.0 - np.asarray(n_positions) / self.n_window)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostModel:
     """Counts the FLOPs for clips of given lengths, without padding and recomputation."""
 
     encoder: Cost
     """Cost by encoder positions."""
+    silence: "SilenceCost | None"
+    """Of the silence behind the clips, where it is stored."""
     connector: Cost
-    """Cost by positions of its decoder, encoder positions and candidate tokens."""
+    """Cost by positions of its decoder, positions that it attends to and candidate tokens."""
     llm: LlmCost
     is_llm_estimated: bool
     """Whether the LLM could not be traced; then 2 operations per weight and position are counted, without attention."""
@@ -127,21 +146,36 @@ class CostModel:
         rows = slots + self.n_prompt
         n_audio_tokens = self.count_audio_tokens(n_positions, n_tokens)
         is_kl = self.objective.kl_weight > 0
-        connector_forward = self.connector.forward(rows, n_positions, n_candidates)
-        clean_encoder = 0.0 if self.are_features_cached else self.encoder.forward(n_positions)
+        n_attended = self.count_attended(n_positions)
+        connector_forward = self.connector.forward(rows, n_attended, n_candidates)
+        encoder = self._count_encoder_flops(n_positions)
+        clean_encoder = 0.0 if self.are_features_cached else encoder
         student = self.count_student_positions(n_audio_tokens, n_tokens)
         token_ce = 0.0
         if self.objective.token_ce_weight:
             token_ce = 2.0 * slots * n_candidates * self.d_llm
         parts = {"anchor": clean_encoder + connector_forward} if self.objective.anchor_weight else {}
         return parts | {
-            "encoder": self.encoder.forward(n_positions),
+            "encoder": encoder,
             "connector forward": connector_forward + token_ce,
-            "connector backward": self.connector.backward(rows, n_positions, n_candidates) + token_ce,
+            "connector backward": self.connector.backward(rows, n_attended, n_candidates) + token_ce,
             "student forward": self.llm.count_forward_flops(*student) + is_kl * self.head_flops,
             "student backward": self.llm.count_backward_flops(*student) + is_kl * self.head_flops,
             "teacher": self._count_teacher_flops(np.asarray(n_tokens)) + is_kl * self.head_flops,
         }
+
+    def _count_encoder_flops(self, n_positions: Numbers) -> Numbers:
+        flops = self.encoder.forward(n_positions)
+        if self.silence is None:
+            return flops
+        n_rows = self.count_attended(n_positions) - np.asarray(n_positions)
+        return flops + self.silence.flops_per_pair * np.asarray(n_positions) * n_rows
+
+    def count_attended(self, n_positions: Numbers) -> Numbers:
+        """Returns the positions that a decoder attends to: those of the clip, and the rows of silence behind it."""
+        if self.silence is None:
+            return n_positions
+        return np.asarray(n_positions) + self.silence.count_rows(n_positions)
 
     def _count_teacher_flops(self, n_tokens: Numbers) -> Numbers:
         """Returns the FLOPs to read the transcript, and to generate and read the response tokens that are compared."""
@@ -193,6 +227,7 @@ def build_cost_model(recipe: Recipe, ear: Ear | ModelShapes | None = None) -> Co
     llm, is_estimated = _trace_llm(shapes)
     return CostModel(
         encoder=_trace_encoder(shapes),
+        silence=_build_silence_cost(shapes) if recipe.base.encoder_window == "sound+silence" else None,
         connector=_trace_connector(shapes, recipe.objective),
         llm=llm,
         is_llm_estimated=is_estimated,
@@ -216,6 +251,15 @@ def _trace_encoder(shapes: ModelShapes) -> Cost:
         return trace_cost(
             lambda: encode(encoder, mel, torch.tensor([n_frames])).states, encoder, [n_positions]
         )
+
+
+def _build_silence_cost(shapes: ModelShapes) -> SilenceCost:
+    n_products = 2 * len(shapes.encoder.layers)  # queries by keys, weights by values
+    return SilenceCost(
+        n_rows=count_rows(shapes.window_positions),
+        n_window=shapes.window_positions,
+        flops_per_pair=2.0 * n_products * shapes.d_encoder,
+    )
 
 
 def _trace_llm(shapes: ModelShapes) -> tuple[LlmCost, bool]:

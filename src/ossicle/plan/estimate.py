@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, count_frames
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, EncoderWindow
 from ossicle.config import Recipe
 from ossicle.errors import ConfigError
 from ossicle.plan.costs import CostModel, build_cost_model, estimate_n_distinct_tokens
@@ -178,10 +178,10 @@ class _Planner:
         )
 
     def count_positions(self, length_s: float) -> int:
-        if self.recipe.base.encoder_window == "full":
-            return self.shapes.window_positions
-        n_frames = count_frames(round(length_s * SAMPLE_RATE))
-        return min(n_frames // FRAMES_PER_POSITION, self.shapes.window_positions)
+        window = EncoderWindow(
+            FRAMES_PER_POSITION * self.shapes.window_positions, self.recipe.base.encoder_window
+        )
+        return window.count_frames(round(length_s * SAMPLE_RATE)) // FRAMES_PER_POSITION
 
     def count_tokens(self, length_s: float) -> float:
         """Returns the tokens of a transcript at the mean rate, at most as many as there are queries."""

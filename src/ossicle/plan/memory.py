@@ -66,7 +66,8 @@ class MicrobatchMemory:
         lengths = (longest.n_positions, rows, student[0])
         return {
             "connector activations": float(
-                n_clips * connector_bytes(rows, longest.n_positions, longest.n_candidates)
+                n_clips
+                * connector_bytes(rows, costs.count_attended(longest.n_positions), longest.n_candidates)
             ),
             "LLM activations": float(costs.llm.count_saved_bytes(*student, max(1, n_clips)))
             if costs.has_student

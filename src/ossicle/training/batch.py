@@ -211,13 +211,8 @@ def build_batch(ear: Ear, microbatch: Microbatch) -> Batch:
     """Moves a microbatch to the ear's device, and encodes its sound unless features were cached."""
     device = ear.device
     if microbatch.states is not None:
-        n_positions = torch.tensor(microbatch.n_positions)
-        mask = torch.arange(microbatch.states.shape[1]) < n_positions[:, None]
-        features = Features(
-            states=microbatch.states.to(device, non_blocking=True).to(ear.whisper.model.dtype),
-            mask=mask.to(device, non_blocking=True),
-            is_unpadded=bool(mask.all()),
-        )
+        states = microbatch.states.to(device, non_blocking=True).to(ear.whisper.model.dtype)
+        features = ear.wrap_states(states, torch.tensor(microbatch.n_positions))
     else:
         assert microbatch.mel is not None
         features = ear.encode_mels(microbatch.mel, torch.tensor(microbatch.n_positions) * FRAMES_PER_POSITION)

@@ -63,7 +63,7 @@ class ClipDataset:
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
-        self.is_full_window = ear.settings.base.encoder_window == "full"
+        self.window = ear.window
         self.augmenter = Augmenter(augment_settings, self.window_samples, self._draw_voice)
         self._split_prompts: dict[str, SplitPrompt] = {}
 
@@ -244,7 +244,7 @@ class ClipDataset:
         return source.first_row + rng.randrange(source.n_rows)
 
     def _compute_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
-        return compute_clip_mel(sound, self.n_mels, self.window_frames, full_window=self.is_full_window)
+        return compute_clip_mel(sound, self.n_mels, self.window)
 
 
 def _check_random_access(speech: SpeechDataset, data: DataSettings, augment: AugmentSettings) -> None:

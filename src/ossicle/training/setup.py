@@ -72,6 +72,7 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
             ear, dataset, folder, fingerprints["encoder"], ranks, progress or TrainingProgress()
         )
     if is_sharded:
+        _ = ear.silence  # computed while the encoder is whole
         shard_encoder(ear, ranks)
     is_cuda = ear.device.type == "cuda"
     run = Run(
