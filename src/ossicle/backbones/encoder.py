@@ -120,14 +120,9 @@ def encode(
     """
     is_unpadded = bool((n_frames >= mel.shape[2]).all())
     on_device = n_frames.to(mel.device, non_blocking=True)
-    frame_mask = torch.arange(mel.shape[2], device=mel.device) < on_device[:, None]
-    mask = frame_mask[:, ::FRAMES_PER_POSITION]
-    dtype = encoder.conv1.weight.dtype
-    # The convolutions must see zeros behind each clip, as they do at the end of a window.
-    masked = mel.to(dtype) * frame_mask[:, None]
-    masked = functional.gelu(encoder.conv1(masked)) * frame_mask[:, None]
-    hidden = functional.gelu(encoder.conv2(masked)).transpose(1, 2)  # (B, E, S) -> (B, S, E)
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    mask = torch.arange(0, mel.shape[2], FRAMES_PER_POSITION, device=mel.device) < on_device[:, None]
+    hidden = _convolve(encoder, mel, on_device, continues=silence is not None).transpose(1, 2)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]  # (B, S, E)
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
     if silence is None:
         attention_mask = expand_attention_mask(mask, is_unpadded)
@@ -143,6 +138,28 @@ def encode(
         is_unpadded=is_unpadded,
         silence_bias=rows.bias,
     )
+
+
+def _convolve(
+    encoder: WhisperEncoder, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"], *, continues: bool
+) -> Float[Tensor, "B E S"]:
+    """Runs the two convolutions, which must see behind each clip what a window has there.
+
+    Args:
+        continues: whether silence follows, the clip's last frame again and again, unless the clip fills the window; if
+            not, the window ends there, and zeros follow
+    """
+    n_window = FRAMES_PER_POSITION * encoder.config.max_source_positions
+    is_followed = (n_frames < n_window)[:, None] & continues
+    n_more = FRAMES_PER_POSITION if continues else 0
+    frames = torch.arange(mel.shape[2] + n_more, device=mel.device)
+    is_own = frames < n_frames[:, None]
+    last = mel.gather(2, (n_frames - 1)[:, None, None].expand(-1, mel.shape[1], 1))
+    behind = (last * is_followed[:, None]).expand(-1, -1, len(frames))
+    padded = torch.where(is_own[:, None], functional.pad(mel, (0, n_more)), behind)
+    hidden = functional.gelu(encoder.conv1(padded.to(encoder.conv1.weight.dtype)))
+    hidden = functional.gelu(encoder.conv2(hidden * (is_own | is_followed)[:, None]))
+    return hidden[:, :, : -(-mel.shape[2] // FRAMES_PER_POSITION)]
 
 
 def expand_attention_mask(

@@ -64,7 +64,7 @@ class QueryConnector(Connector):
         self,
         queries: Float[Tensor, "B Q E"],
         states: Float[Tensor, "B S E"],
-        attention_mask: Bool[Tensor, "B 1 1 S"] | None,
+        attention_mask: Bool[Tensor, "B 1 1 S"] | Float[Tensor, "B 1 1 S"] | None,
         cache: EncoderDecoderCache | None = None,
     ) -> Float[Tensor, "B Q E"]:
         """Runs the decoder: causal self-attention among the queries, unmasked cross-attention to the sound."""
