@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving.first_token                     # small shapes and the pocket models, on a CPU: minutes
     python -m benchmarks.serving.first_token --shape large-v3    # real ones, on a GPU
+    python -m benchmarks.serving.first_token --ear EAR --speech SPEECH.jsonl    # real models and people's recordings
 
 All ways share one Whisper and one LLM and take turns; medians count. The ear is asked by `Ear.chat`. The cascade is
 `Ear.transcribe`, which is Whisper's own generate, and `Ear.read_batch`. The text is the question as typed: nothing can
@@ -10,7 +11,8 @@ tokens in one pass. A published ear has a fixed number of audio tokens and encod
 
 Random weights write anything, so the number of tokens is set to that of a question of such a length, with the
 computation unchanged: what Whisper writes, what the cascade's LLM reads and how many audio tokens there are. Nothing is
-set where the pocket models answer questions of their suite. The last line is JSON.
+set where the pocket models answer questions of their suite, or an ear is asked by recordings, of which consecutive ones
+are joined to each length. The last line is JSON.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -32,18 +34,21 @@ from benchmarks.meters import describe_run
 from benchmarks.serving.answer_meter import Answer, measure_answers
 from benchmarks.shapes import CONNECTOR, SHAPES, TOKENS_PER_SECOND, Backbones, Shape
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.pretrained import get_default_device
 from ossicle.checkpoint import load
 from ossicle.config import ConnectorSettings
-from ossicle.connectors import anchored
+from ossicle.connectors import anchored, build_connector
 from ossicle.connectors.autoregressive import AutoregressiveConnector
 from ossicle.ear import Ear, Messages
 from ossicle.evaluation import load_suite
+from ossicle.evaluation.suite import Item
 
 _TARGETS = {"cascade": (2.0, 10.0, 0.5), "published": (3.0, 3.0, 0.3)}
 """From and to which seconds of speech there is a target, and the most that an ear's time may be to the other way's."""
 _POCKET_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Lengths of questions of the suite, few of which are longer."""
+_N_RECORDINGS = 64
 _WAYS = ("text", "ear", "anchored", "cascade", "published")
 
 
@@ -180,6 +185,59 @@ def measure_pocket_models(n_rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+# An ear and recordings
+
+
+def join_recordings(items: Sequence[Item], durations_s: Sequence[float]) -> Iterator[tuple[np.ndarray, str]]:
+    """Joins consecutive recordings to about each length, none longer; gives their sound and text."""
+    for duration_s in durations_s:
+        sounds, texts, n_left = [], [], round(duration_s * SAMPLE_RATE)
+        for item in items:
+            samples = load_audio(item.audio)
+            if len(samples) <= n_left:
+                sounds.append(samples)
+                texts.append(item.text)
+                n_left -= len(samples)
+        if sounds:
+            yield np.concatenate(sounds), " ".join(texts)
+
+
+def build_published(ear: Ear) -> Ear:
+    """Returns an untrained ear of the published form with the same models."""
+    n_slots = ear.whisper.config.max_target_positions
+    settings = replace(
+        ear.settings,
+        base=replace(ear.settings.base, encoder_window="full"),
+        connector=ConnectorSettings(form="diva", n_queries=n_slots),
+    )
+    d_llm = get_input_embeddings(ear.llm).embedding_dim
+    connector = build_connector(ear.whisper.config, settings.connector, d_llm)
+    return Ear(ear.whisper, ear.llm, ear.tokenizer, connector.to(ear.device).eval(), settings)
+
+
+def measure_ear(
+    ear: Ear, questions: Iterable[tuple[np.ndarray, str]], n_rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Measures an ear with questions, given by sound and text; no number of tokens is set."""
+    published = build_published(ear)
+    for sound, text in questions:
+
+        def answer_by_cascade(n_new: int, sound: np.ndarray = sound) -> None:
+            ear.read_batch([build_text_turn(ear.transcribe([sound])[0])], max_new_tokens=n_new)
+
+        ways: dict[str, Answer] = {
+            "text": lambda n_new, text=text: ear.read_batch([build_text_turn(text)], max_new_tokens=n_new),
+            "ear": lambda n_new, sound=sound: ear.chat(build_spoken_turn(sound), max_new_tokens=n_new),
+            "cascade": answer_by_cascade,
+            "published": lambda n_new, sound=sound: published.chat(
+                build_spoken_turn(sound), max_new_tokens=n_new
+            ),
+        }
+        n_tokens = len(ear.template.split_prompt(text).text)
+        duration_s = round(len(sound) / SAMPLE_RATE, 2)
+        yield {"seconds": duration_s, "tokens": n_tokens, **measure_answers(ways, ear, n_rounds)}
+
+
 # Results
 
 
@@ -232,19 +290,29 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         help="lengths of the questions",
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed turns; the median counts")
+    parser.add_argument("--ear", help="an ear to measure in place of random weights")
+    parser.add_argument("--speech", help="manifest of the recordings that it is asked")
     parser.add_argument("--no-pocket", action="store_true", help="measure only random weights")
     args = parser.parse_args(arguments)
+    if (args.ear is None) != (args.speech is None):
+        parser.error("--ear and --speech belong together")
     started, shape = time.perf_counter(), SHAPES[args.shape]
-    result: dict[str, Any] = {**describe_run("first_token", get_default_device()), "shape": shape.name}
-    print(f"{shape.name}: {result['machine']}")
+    result: dict[str, Any] = {**describe_run("first_token", get_default_device()), "lengths": []}
+    result["shape"] = shape.name if args.ear is None else args.ear
+    print(f"{result['shape']}: {result['machine']}")
     print("{:>5} {:10}{:>10}{:>9}{:>8}{:>10}{:>8}{:>9}{:>9}".format(*_HEAD), flush=True)
-    ears = Ears.build(shape)
-    result["lengths"] = []
-    for duration_s in (seconds for seconds in args.seconds if seconds <= shape.window_s):
-        result["lengths"].append(measure_length(ears, duration_s, args.rounds))
-        print_rows(result["lengths"][-1:])
+    if args.ear is not None:
+        questions = join_recordings(load_suite(args.speech)[:_N_RECORDINGS], args.seconds)
+        for row in measure_ear(load(args.ear), questions, args.rounds):
+            result["lengths"].append(row)
+            print_rows([row])
+    else:
+        ears = Ears.build(shape)
+        for duration_s in (seconds for seconds in args.seconds if seconds <= shape.window_s):
+            result["lengths"].append(measure_length(ears, duration_s, args.rounds))
+            print_rows(result["lengths"][-1:])
     result["ratios"] = compute_ratios(result["lengths"])
-    if not args.no_pocket:
+    if args.ear is None and not args.no_pocket:
         print("pocket models, questions of the suite")
         result["pocket"] = measure_pocket_models(args.rounds)
         print_rows(result["pocket"])

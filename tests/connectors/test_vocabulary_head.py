@@ -21,6 +21,7 @@ from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings, load_recipe
 from ossicle.connectors import Transcripts, build_connector
+from ossicle.connectors.quantized_table import QuantizedTable, is_quantization_available
 from ossicle.connectors.vocabulary_head import SharedVocabulary, VocabularyHead
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary, match_tokens, split_tokens
 from ossicle.ear import Ear, EarSettings
@@ -257,6 +258,45 @@ def test_the_likeliest_words_stand_for_all_of_them() -> None:
     torch.testing.assert_close(few.expected_embedding_of_likeliest(logits), few.expected_embedding(logits))
 
 
+needs_8_bits = pytest.mark.skipif(
+    not is_quantization_available(), reason="this CPU does not multiply in 8 bits"
+)
+
+
+@needs_8_bits
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_the_likeliest_tokens_are_found_in_8_bits_and_computed_exactly(scale: float) -> None:
+    words = VocabularyHead(random_words(3_000))
+    hidden = scale * torch.randn(3, 1, 24)
+    exact, found = words.logits(hidden), words.search_logits(hidden)
+    likeliest = exact.topk(64).indices
+    torch.testing.assert_close(found.gather(2, likeliest), exact.gather(2, likeliest))
+    assert (found - exact).abs().max() < 0.05 * exact.std()
+    assert torch.equal(words.likeliest_tokens(found[:, 0]), words.likeliest_tokens(exact[:, 0]))
+
+
+@needs_8_bits
+def test_a_product_in_8_bits_does_not_depend_on_its_batch() -> None:
+    table = QuantizedTable(torch.randn(100, 24))
+    rows = torch.randn(5, 24) * torch.tensor([[1e-3], [1.0], [50.0], [0.0], [1.0]])
+    together = table.multiply(rows)
+    torch.testing.assert_close(together, torch.cat([table.multiply(row[None]) for row in rows]))
+    assert not together[3].any()
+
+
+def test_without_8_bits_all_logits_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ossicle.connectors.vocabulary_head.is_quantization_available", lambda: False)
+    words, hidden = VocabularyHead(random_words(300)), torch.randn(2, 1, 24)
+    assert torch.equal(words.search_logits(hidden), words.logits(hidden))
+
+
+def test_a_sum_of_probabilities_is_the_same_without_a_gradient() -> None:
+    words, hidden = VocabularyHead(random_words()), torch.randn(2, 3, 24)
+    logits = words.logits(hidden)
+    trained = words.end_logits(hidden.requires_grad_(), logits.requires_grad_())
+    torch.testing.assert_close(words.end_logits(hidden.detach(), logits.detach()), trained.detach())
+
+
 def test_the_next_input_is_the_word_that_was_written() -> None:
     shared = random_words(9)
     words = VocabularyHead(shared)
@@ -448,7 +488,7 @@ def test_a_token_that_the_llm_lacks_becomes_several_audio_tokens() -> None:
     head.other_decoder_embeddings, head.piece_embeddings = unshared, extra
     head.other_pieces = torch.tensor([[3, n_words, 5], [-1, -1, -1]])
     fed: list[Tensor] = []
-    logits, decode = head.logits, connector.decode
+    logits, decode = head.search_logits, connector.decode
     calls = iter(range(1_000))
 
     def write_unshared_at_second_step(hidden: Tensor) -> Tensor:
@@ -462,7 +502,7 @@ def test_a_token_that_the_llm_lacks_becomes_several_audio_tokens() -> None:
         fed.append(queries)
         return decode(queries, *args)
 
-    head.logits, connector.decode = write_unshared_at_second_step, record
+    head.search_logits, connector.decode = write_unshared_at_second_step, record
     with torch.no_grad():
         heard = connector(features)
     table = torch.cat([head.llm_embeddings, extra])

@@ -248,7 +248,7 @@ class AutoregressiveConnector(QueryConnector):
         if self.vocabulary_head is None:
             return tokens, end_logits, None
         head = self.vocabulary_head
-        logits = head.logits(hidden)
+        logits = head.search_logits(hidden) if likeliest_only else head.logits(hidden)
         expect = head.expected_embedding_of_likeliest if likeliest_only else head.expected_embedding
         return tokens + expect(logits), end_logits + head.end_logits(hidden, logits), logits
 
