@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 README, RESULTS_PAGE = ROOT / "README.md", ROOT / "docs/explanation/results.md"
+PERFORMANCE_PAGE = ROOT / "docs/explanation/performance.md"
 ABLATIONS = json.loads((RESULTS / "2026-11-26-ablations.json").read_text())
 EARS = json.loads((RESULTS / "2026-11-27-robustness.json").read_text())["ears"]
 SHIPPED, NEW, NO_SILENCE = EARS["pocket/ear"], EARS["new ear"], EARS["pocket/ear, no silence learned"]
@@ -105,23 +106,56 @@ def test_step_curve() -> None:
 # The ear that comes with ossicle
 
 
+REAL_SETS = {"LJ Speech": "ljspeech", "Arctic": "arctic-kathleen", "learners": "speechocean-dev"}
+
+
+def format_wer(wer: Mapping[str, Any]) -> str:
+    low, high = wer["difference"]["ci95"]
+    return f"{wer['value']:.1f} ({low:.1f} to {high:.1f})".replace("-", "−")
+
+
 def test_real_speech() -> None:
     sets = json.loads((RESULTS / "2026-11-28-real-speech.json").read_text())["sets"]
-    names = {"LJ Speech": "ljspeech", "Arctic": "arctic-kathleen", "learners": "speechocean-dev"}
     shown = read_table(RESULTS_PAGE, "word errors, % | n | cascade | no anchor | anchored | half-way")
+    control = read_table(RESULTS_PAGE, "word errors, % | cascade | cross-entropy alone | its half-way")
+    assert len(shown) == len(control) == sum(map(len, sets.values()))
+    for row, cells in shown.items():
+        name, _, condition = row.partition(", ")
+        result = sets[REAL_SETS[name]][condition]
+        wer = result["wer"]
+        cascade = f"{wer['cascade']['value']:.1f}"
+        ears = [format_wer(wer[ear]) for ear in ("no anchor", "anchored", "half-way")]
+        assert cells == [str(result["n"]), cascade, *ears], row
+        assert control[row] == [cascade, format_wer(wer["ce"]), format_wer(wer["ce-half"])], row
+        assert wer["untrained"]["value"] == wer["cascade"]["value"]
+
+
+def test_windows_on_real_speech() -> None:
+    sets = json.loads((RESULTS / "2026-11-28-window-real.json").read_text())["sets"]
+    columns = "whole window | sound+silence | trained, whole window | trained, sound+silence"
+    shown = read_table(PERFORMANCE_PAGE, f"word errors, % (n = 32) | {columns}")
     assert len(shown) == sum(map(len, sets.values()))
     for row, cells in shown.items():
         name, _, condition = row.partition(", ")
-        result = sets[names[name]][condition]
-        ears = [
-            "{value:.1f} ({low:.1f} to {high:.1f})".format(
-                value=result["wer"][ear]["value"],
-                **dict(zip(("low", "high"), result["wer"][ear]["difference"]["ci95"], strict=True)),
-            ).replace("-", "−")
-            for ear in ("no anchor", "anchored", "half-way")
-        ]
-        assert cells == [str(result["n"]), f"{result['wer']['cascade']['value']:.1f}", *ears], row
-        assert result["wer"]["untrained"]["value"] == result["wer"]["cascade"]["value"]
+        wer = sets[REAL_SETS[name]][condition]["wer"]
+        ears = ("full", "silence", "trained-full", "trained-silence")
+        assert cells == [f"{wer[ear]['value']:.1f}" for ear in ears], row
+
+
+def test_first_token_on_real_models() -> None:
+    results = json.loads((RESULTS / "2026-11-28-first-token-real.json").read_text())
+    columns = "tokens | text, read | ear | cascade | 448 slots | ear / cascade | ear / 448 slots"
+    shown = read_table(PERFORMANCE_PAGE, f"Whisper, sound | {columns}")
+    assert len(shown) == 10
+    for name, cells in shown.items():
+        whisper, _, seconds = name.removesuffix(" s").partition(", ")
+        lengths = results[f"whisper-{whisper} with SmolLM2-135M-Instruct"]["lengths"]
+        (row,) = (row for row in lengths if f"{row['seconds']:.1f}" == seconds)
+        text, ear, cascade, fixed = (
+            row[way]["first_token_ms"] for way in ("text", "ear", "cascade", "published")
+        )
+        times = [f"{time:.0f}" for time in (text, ear, cascade, fixed)]
+        assert cells == [str(row["tokens"]), *times, f"{ear / cascade:.2f}", f"{ear / fixed:.2f}"], name
 
 
 def test_three_numbers() -> None:

@@ -275,6 +275,15 @@ def test_the_likeliest_tokens_are_found_in_8_bits_and_computed_exactly(scale: fl
     assert torch.equal(words.likeliest_tokens(found[:, 0]), words.likeliest_tokens(exact[:, 0]))
 
 
+def test_an_ear_that_has_heard_can_be_copied() -> None:
+    """As training does, for the anchor."""
+    ear = pocket_ear()
+    sound = load_audio(spoken()[0]["audio"]["bytes"])
+    heard = ear.hear(sound)
+    copied = Ear(ear.whisper, ear.llm, ear.tokenizer, copy.deepcopy(ear.connector), ear.settings)
+    assert torch.equal(copied.hear(sound), heard)
+
+
 @needs_8_bits
 def test_a_product_in_8_bits_does_not_depend_on_its_batch() -> None:
     table = QuantizedTable(torch.randn(100, 24))
@@ -340,6 +349,25 @@ def test_the_nearest_word_is_found_at_every_scale(spread: float) -> None:
     assert torch.equal(words.nearest_tokens(beside).index, torch.arange(len(beside)))
     assert not words.nearest_tokens(beside).is_exact.any()
     assert words.nearest_tokens(shared.llm_embeddings.bfloat16()).is_exact.all()
+
+
+def test_the_nearest_word_is_searched_once_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    words, table = VocabularyHead(random_words()), torch.randn(90, 16)
+    searched: list[int] = []
+    search = words.nearest_tokens
+
+    def record(points: torch.Tensor) -> Any:
+        searched.append(len(points))
+        return search(points)
+
+    monkeypatch.setattr(words, "nearest_tokens", record)
+    for ids in ([3, 80, 12], [12, 3], [89, 80, 7]):
+        index = torch.tensor(ids)
+        found, expected = words.recall_nearest_tokens(table[index], index), search(table[index])
+        assert torch.equal(found.index, expected.index)
+        assert torch.equal(found.is_exact, expected.is_exact)
+    assert searched == [3, 2]
 
 
 def test_rounding_does_not_change_the_nearest_token() -> None:

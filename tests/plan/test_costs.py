@@ -48,7 +48,12 @@ def count_with_torch(
     ids = torch.arange(n_tokens)[None] + 5
     n_text = torch.tensor([n_tokens])
     candidates = ear.embed(torch.arange(ids.numel() + 5))
-    transcripts = Transcripts(n_tokens=n_text, targets=ids - ids.min(), candidates=candidates[:n_tokens])
+    transcripts = Transcripts(
+        n_tokens=n_text,
+        targets=ids - ids.min(),
+        candidates=candidates[:n_tokens],
+        candidate_ids=torch.arange(n_tokens),
+    )
     counts: dict[str, int] = {}
 
     def count(name: str, run: Callable[[], Any]) -> Any:
@@ -62,6 +67,7 @@ def count_with_torch(
     _ = ear.silence  # computed once
     with torch.no_grad():
         features = count("encoder", lambda: ear.encode_mels(mel, n_frames))
+    ear.connector(features, transcripts)  # it recalls the candidates from then on
     if objective.anchor_weight:
         with torch.no_grad():
             count("anchor", lambda: ear.encode_mels(mel, n_frames))

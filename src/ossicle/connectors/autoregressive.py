@@ -131,7 +131,10 @@ class AutoregressiveConnector(QueryConnector):
         n_before = prompt.shape[1] + 1  # the first slot has no token before it
         targets = transcripts.targets[:, : n_slots - 1]
         previous = self.feedback(transcripts.candidates.to(self.queries.dtype))[targets]
-        nearest = None if head is None else head.nearest_tokens(transcripts.candidates).select(targets)
+        nearest = None
+        if head is not None:
+            found = head.recall_nearest_tokens(transcripts.candidates, transcripts.candidate_ids)
+            nearest = found.select(targets)
         if head is not None and nearest is not None:
             previous = previous + head.decoder_embeddings[nearest.index]
         seen = functional.pad(previous, (0, 0, n_before, 0))

@@ -22,6 +22,8 @@ class Transcripts:
     """Index of each token among the candidates, padded to the longest; values from n_tokens on are ignored."""
     candidates: Float[Tensor, "C D"]
     """LLM embeddings to tell from each other, such as those of all tokens in the batch's transcripts."""
+    candidate_ids: Int[Tensor, " C"] | None = None
+    """Their ids, by which a connector recalls what it has found out about them."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class QuantizedTable:
         self._scales = scales
         self._zeros = torch.zeros(len(table), dtype=torch.int32)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "QuantizedTable":
+        """Returns itself, as it never changes: torch cannot copy packed weights."""
+        return self
+
     def multiply(self, rows: Float[Tensor, "B E"]) -> Float[Tensor, "B N"]:
         """Returns the products of states with all rows of the table, to about a hundredth of their spread.
 

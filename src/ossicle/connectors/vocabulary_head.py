@@ -19,6 +19,7 @@ _TRAINING_SHARPNESS = 3.0
 """The same where training begins, which adjusts it: between single words there would be next to no gradient."""
 _N_LIKELIEST = 64
 """Words that count for an audio token at inference; to all others together a Whisper gives next to nothing."""
+_UNKNOWN = -1
 _N_EXACT = 256
 """Tokens whose logits are exact where those of all others are found in 8 bits."""
 _MAX_DIFFERENCE = 80.0
@@ -117,6 +118,7 @@ class VocabularyHead(nn.Module):
         self.register_buffer("other_pieces", shared.other_pieces, persistent=False)
         self.register_buffer("llm_square_norms", self.llm_embeddings.square().sum(1), persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
+        self._nearest = _empty_memory(self.llm_embeddings.device)
         self._quantized: tuple[Tensor, Tensor, Tensor, QuantizedTable] | None = None
 
     def soften(self) -> None:
@@ -188,6 +190,26 @@ class VocabularyHead(nn.Module):
             distances = points.square().sum(-1) - best.values
         return NearestTokens(best.indices, distances < _EXACT * norms.mean())
 
+    def recall_nearest_tokens(
+        self, candidates: Float[Tensor, "C D"], ids: Int[Tensor, " C"] | None
+    ) -> NearestTokens:
+        """Finds the shared tokens nearest to tokens of the LLM, once for each of their ids."""
+        if ids is None or not len(ids):
+            return self.nearest_tokens(candidates)
+        if ids.is_meta:  # a plan: it counts what a step costs once they are found
+            return NearestTokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        memory, n_ids = self._nearest, int(ids.max()) + 1
+        if memory.index.device != ids.device or len(memory.index) < n_ids:
+            larger = _empty_memory(ids.device, n_ids)
+            n = len(memory.index)
+            larger.index[:n], larger.is_exact[:n] = memory.index, memory.is_exact
+            self._nearest = memory = larger
+        unknown = memory.index[ids] == _UNKNOWN
+        if bool(unknown.any()):
+            found = self.nearest_tokens(candidates[unknown])
+            memory.index[ids[unknown]], memory.is_exact[ids[unknown]] = found.index, found.is_exact
+        return memory.select(ids)
+
     def likeliest_tokens(self, logits: Float[Tensor, "B W"]) -> Int[Tensor, " B"]:
         """Returns the token that Whisper would write, among those that the LLM has, whole or in pieces.
 
@@ -231,6 +253,12 @@ class VocabularyHead(nn.Module):
         with _no_autocast(first):
             likeliest = (upcast(first) @ upcast(self.language_embeddings).T).argmax(-1)
         return self.language_embeddings[likeliest]
+
+
+def _empty_memory(device: torch.device, n_ids: int = 0) -> NearestTokens:
+    """Returns a memory of the tokens nearest to those of the LLM, by their ids: none found yet."""
+    index = torch.full((n_ids,), _UNKNOWN, device=device)
+    return NearestTokens(index, torch.zeros_like(index, dtype=torch.bool))
 
 
 def _logsumexp(logits: Float[Tensor, "*N W"]) -> Float[Tensor, "*N"]:

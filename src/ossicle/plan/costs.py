@@ -341,6 +341,7 @@ def _trace_connector(shapes: ModelShapes, objective: ObjectiveSettings) -> Cost:
         n_tokens=torch.tensor([n_text]),
         targets=torch.zeros(1, n_text, dtype=torch.long),
         candidates=torch.empty(n_candidates, shapes.d_llm, device="meta", dtype=dtype),
+        candidate_ids=torch.empty(n_candidates, device="meta", dtype=torch.long),
     )
     states = torch.empty(1, n_positions, shapes.d_encoder, device="meta", dtype=dtype)
     features = Features(states, torch.ones(1, n_positions, dtype=torch.bool))

@@ -138,6 +138,7 @@ def _embed_transcripts(ear: Ear, batch: Batch, candidates: Int[Tensor, " C"] | N
         n_tokens=batch.n_text,
         targets=torch.searchsorted(candidates, batch.text_ids).clamp(max=len(candidates) - 1),
         candidates=ear.embed(candidates),
+        candidate_ids=candidates,
     )
 
 
