@@ -18,7 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 from ossicle import checkpoint
 from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, AudioSource, locate_windows
-from ossicle.backbones.encoder import FRAMES_PER_POSITION, build_mel_batch
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, EncoderWindow, build_mel_batch
 from ossicle.backbones.pretrained import build_meta_whisper, load_tokenizer
 from ossicle.chat.messages import parse_conversation
 from ossicle.chat.prompt_segments import Segment, TextSegment
@@ -202,8 +202,7 @@ class OssicleProcessor(ProcessorMixin):
         mel, n_frames = build_mel_batch(
             [window for own in windows for window in own],
             extractor.feature_size,
-            extractor.nb_max_frames,
-            full_window=self.settings.base.encoder_window == "full",
+            EncoderWindow(extractor.nb_max_frames, self.settings.base.encoder_window),
         )
         mask = torch.arange(mel.shape[2]) < n_frames[:, None]
         n_windows = torch.tensor([len(own) for own in windows])
