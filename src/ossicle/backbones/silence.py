@@ -6,7 +6,7 @@ positions, and one for each position that stands out, in which encoders keep wha
 positions of a clip attend to themselves and to those rows, as in a whole window.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -189,7 +189,7 @@ def _average_rows(
 
 
 @contextmanager
-def _record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def _record_outputs(modules: Sequence[nn.Module]) -> Generator[list[Tensor]]:
     """Records the output of each module, in the order in which they are called."""
     outputs: list[Tensor] = []
 
