@@ -17,6 +17,7 @@ from ossicle.version import __version__
 if TYPE_CHECKING:
     from ossicle.checkpoint import load, save
     from ossicle.ear import Ear, EarSettings
+    from ossicle.hub_upload import push_to_hub
 
 __all__ = [
     "AudioError",
@@ -30,6 +31,7 @@ __all__ = [
     "RequestError",
     "__version__",
     "load",
+    "push_to_hub",
     "save",
 ]
 
@@ -37,6 +39,7 @@ _LAZY_MODULES = {
     "Ear": "ossicle.ear",
     "EarSettings": "ossicle.ear",
     "load": "ossicle.checkpoint",
+    "push_to_hub": "ossicle.hub_upload",
     "save": "ossicle.checkpoint",
 }
 

@@ -163,9 +163,9 @@ def load(
     Raises:
         CheckpointError: not an ear, a damaged one, or backbones other than those it was trained with
     """
-    folder = _resolve_ear_folder(find_ear_folder(str(folder), WEIGHTS, revision, token))
+    folder = find_folder(str(folder), revision, token)
     config, weights = _read_ear(folder, notify)
-    settings = _locate(_parse_settings(config, folder), folder, encoder, llm)
+    settings = _locate(parse_settings(config, folder), folder, encoder, llm)
     on_device = resolve_device(device)
     base = settings.base
     with _name_option(folder, "encoder", is_given=encoder is not None):
@@ -227,9 +227,9 @@ def load_connector(ear: Ear, folder: str, fingerprints: dict[str, str]) -> None:
     Raises:
         CheckpointError: not an ear, a damaged one, one on other backbones or with another connector
     """
-    path = _resolve_ear_folder(Path(resolve_model_path(folder)))
+    path = find_folder(folder)
     config, weights = _read_ear(path)
-    settings = _parse_settings(config, path)
+    settings = parse_settings(config, path)
     _check_fingerprints(fingerprints, config["fingerprints"], ear.settings.base, path)
     try:
         ear.connector.load_state_dict(weights)
@@ -249,8 +249,17 @@ def read_fingerprints(folder: str) -> dict[str, str]:
     Raises:
         CheckpointError: not an ear, or a damaged one
     """
-    config, _ = _read_ear(_resolve_ear_folder(Path(resolve_model_path(folder))))
+    config, _ = _read_ear(find_folder(folder))
     return config["fingerprints"]
+
+
+def find_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Returns the folder of an ear, downloaded if need be; for the arguments see `load`.
+
+    Raises:
+        CheckpointError: the hub has no such ear, or cannot be reached
+    """
+    return _resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token))
 
 
 def read_config(name: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
@@ -259,7 +268,7 @@ def read_config(name: str, revision: str | None = None, token: str | None = None
     Raises:
         CheckpointError: not an ear, or a damaged one
     """
-    return _read_ear(_resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token)))[0]
+    return _read_ear(find_folder(name, revision, token))[0]
 
 
 def read_settings(name: str, revision: str | None = None, token: str | None = None) -> EarSettings:
@@ -268,8 +277,8 @@ def read_settings(name: str, revision: str | None = None, token: str | None = No
     Raises:
         CheckpointError: not an ear, a damaged one, or one whose backbones lay beside it and are not there
     """
-    folder = _resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token))
-    return _locate(_parse_settings(read_config(name, revision, token), folder), folder)
+    folder = find_folder(name, revision, token)
+    return _locate(parse_settings(read_config(name, revision, token), folder), folder)
 
 
 def is_ear(name: str) -> bool:
@@ -335,7 +344,12 @@ def _check_config(config: Any, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _parse_settings(config: dict[str, Any], folder: Path) -> EarSettings:
+def parse_settings(config: dict[str, Any], folder: Path) -> EarSettings:
+    """Returns the settings in the config.json of an ear.
+
+    Raises:
+        CheckpointError: settings that are none
+    """
     parts = {name: config[name] for name in ("base", "prompt", "connector")}
     try:
         return from_table(EarSettings, parts)

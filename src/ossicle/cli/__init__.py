@@ -20,6 +20,7 @@ from ossicle.cli.eval import Eval
 from ossicle.cli.exchange import Export, Import
 from ossicle.cli.new import New
 from ossicle.cli.plan import Plan
+from ossicle.cli.push import Push
 from ossicle.cli.serve import Serve
 from ossicle.cli.teacher import Teacher
 from ossicle.cli.terminal import EXIT_INTERRUPTED, print_message
@@ -42,6 +43,7 @@ OTHER_COMMANDS = {
     "data": Data,
     "import": Import,
     "export": Export,
+    "push": Push,
 }
 
 
