@@ -6,7 +6,7 @@ from typing import Any
 
 from ossicle.backbones.transcription import Transcript, TranscriptSegment
 from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
+from ossicle.serving.engine import Answer, ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.metrics import Metrics
 from support.serve_app import serve_app
 
@@ -29,7 +29,9 @@ class FakeEngine:
         if self.failure:
             raise self.failure
         usage = Usage(prompt_tokens=3, audio_tokens=0, completion_tokens=1)
-        return ChatResponse(model=request.model).build_completion([("yes", "stop")], usage)
+        return ChatResponse(model=request.model).build_completion(
+            [Answer(text="yes", finish_reason="stop")], usage
+        )
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """Returns the answer in one chunk."""

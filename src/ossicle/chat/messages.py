@@ -1,16 +1,28 @@
 """Messages as users send them, parsed once into a `Conversation`; it knows nothing about templates."""
 
+import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ossicle.errors import RequestError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 _IGNORED_KEYS = ("role", "content", "name", "refusal", "reasoning_content", "reasoning", "annotations")
 """What stock clients send with a message: the names of speakers, and what came with an answer of the LLM. A refusal is
 read where there is no content."""
+
+_ROLE_KEYS = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}
+"""What messages of these roles have further."""
+
+
+class ToolCall(NamedTuple):
+    """A call of a function, as an LLM asks for it."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
 
 
 class Turn(NamedTuple):
@@ -18,6 +30,10 @@ class Turn(NamedTuple):
 
     role: str
     content: tuple[str | int, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Functions that an assistant called."""
+    call_id: str = ""
+    """The call that a tool's message is the result of."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +42,19 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     sounds: tuple[Any, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the LLM may call, in OpenAI's form."""
 
 
-def parse_conversation(messages: Any) -> Conversation:
+def parse_conversation(messages: Any, tools: Sequence[Mapping[str, Any]] = ()) -> Conversation:
     """Returns messages in OpenAI's form as a `Conversation`.
 
     Content is a string or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}; the
     parts of a message are joined by one space, unless there is white space already. Messages of the system may stand
     anywhere; an assistant's may have no content.
+
+    Args:
+        tools: functions that the LLM may call
 
     Raises:
         RequestError: malformed messages; the error names messages[i].content[j] and what is wrong there
@@ -43,9 +64,9 @@ def parse_conversation(messages: Any) -> Conversation:
     sounds: list[Any] = []
     turns = [_parse_message(message, i, sounds) for i, message in enumerate(messages)]
     last = max((i for i, turn in enumerate(turns) if turn.role != "system"), default=0)
-    if turns[last].role != "user":
+    if turns[last].role not in ("user", "tool"):
         raise RequestError(f"messages[{last}], the last, has the role {turns[last].role!r}, expected 'user'")
-    return Conversation(tuple(turns), tuple(sounds))
+    return Conversation(tuple(turns), tuple(sounds), tuple(tools))
 
 
 def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
@@ -61,7 +82,7 @@ def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
         content = message.get("refusal") or ""
     for key, value in message.items():
         is_unset = value is None or (isinstance(value, str | list | dict) and not value)
-        if key not in _IGNORED_KEYS and not is_unset:
+        if key not in (*_IGNORED_KEYS, *_ROLE_KEYS.get(role, ())) and not is_unset:
             raise RequestError(
                 f"{where} has {reprlib.repr(key)}, which ossicle does not know: send role and content only"
             )
@@ -74,7 +95,36 @@ def _parse_message(message: Any, i: int, sounds: list[Any]) -> Turn:
     parts = [_parse_part(part, role, f"{where}.content[{j}]", sounds) for j, part in enumerate(content)]
     if role == "user" and not any(isinstance(part, int) or part.strip() for part in parts):
         raise RequestError(f"{where}.content is empty, expected text or sound from the user")
-    return Turn(role, _join_parts(parts))
+    calls = _parse_calls(message.get("tool_calls") or [], where) if role == "assistant" else ()
+    call_id = message.get("tool_call_id", "") if role == "tool" else ""
+    if not isinstance(call_id, str):
+        raise RequestError(f"{where}.tool_call_id is {reprlib.repr(call_id)}, expected a string")
+    return Turn(role, _join_parts(parts), calls, call_id)
+
+
+def _parse_calls(calls: Any, where: str) -> tuple[ToolCall, ...]:
+    """Returns the function calls of an assistant's message."""
+    if not isinstance(calls, list | tuple):
+        raise RequestError(f"{where}.tool_calls is {reprlib.repr(calls)}, expected a list")
+    return tuple(_parse_call(call, f"{where}.tool_calls[{j}]") for j, call in enumerate(calls))
+
+
+def _parse_call(call: Any, where: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str):
+        raise RequestError(
+            f"{where} is {reprlib.repr(call)}, expected a dict with 'function': 'name', 'arguments'"
+        )
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{where}.function.arguments is not a JSON object, expected such as '{{}}'")
+    return ToolCall(str(call.get("id") or ""), name, arguments)
 
 
 def _parse_part(part: Any, role: str, where: str, sounds: list[Any]) -> str | int:

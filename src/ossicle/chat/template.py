@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,15 @@ from ossicle.chat.prompt_segments import (
     count_common_suffix,
     cut_out_audio,
     merge_segments,
+)
+from ossicle.chat.tool_calls import (
+    PROBE_CALL,
+    PROBE_DESCRIPTION,
+    PROBE_TOOL,
+    ToolFormat,
+    build_template_call,
+    find_tool_format,
+    shorten_call_id,
 )
 from ossicle.config import RESERVED_VARIABLES, PromptSettings, parse_template_variables
 from ossicle.errors import CheckpointError, ConfigError, DataError, OssicleError, RequestError
@@ -151,7 +161,10 @@ class ChatTemplate:
         if n_sounds and transcripts is None:
             return self.cut(self.render_literals(conversation))
         turns, texts = self._place_system(conversation), self._check_transcripts(transcripts or (), n_sounds)
-        return merge_segments(cut_out_audio(lambda fills: self._encode(self._render(turns, fills)), texts))
+        tools = self._check_tools(conversation)
+        return merge_segments(
+            cut_out_audio(lambda fills: self._encode(self._render(turns, fills, tools)), texts)
+        )
 
     def render_literals(self, conversation: Conversation) -> list[str]:
         """Returns the text of a conversation, ready for the LLM's answer, before, between and after its sounds.
@@ -159,7 +172,8 @@ class ChatTemplate:
         Raises:
             RequestError: a message holds a control token, or the template does not accept the messages
         """
-        return self._render_literals(self._place_system(conversation), len(conversation.sounds))
+        turns, tools = self._place_system(conversation), self._check_tools(conversation)
+        return self._render_literals(turns, len(conversation.sounds), tools)
 
     def cut(self, literals: Sequence[str]) -> tuple[Segment, ...]:
         """Returns the segments of a text that was rendered around sounds; see `render`."""
@@ -176,12 +190,48 @@ class ChatTemplate:
         """
         turns = self._place_system(conversation)
         texts = self._check_transcripts(transcripts, len(conversation.sounds))
-        return self._encode(self._render(turns, texts))
+        return self._encode(self._render(turns, texts, self._check_tools(conversation)))
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """The form in which the template writes calls of functions; None if it takes no functions or no known form."""
+        user, result = Turn("user", ("a",)), Turn("tool", (_name_placeholder(0),), call_id=PROBE_CALL.id)
+        turns = [user, Turn("assistant", (), (PROBE_CALL,)), result]
+        try:
+            rendered = self._render(turns, (), (PROBE_TOOL,))
+        except RequestError:
+            return None
+        is_shown = PROBE_DESCRIPTION in rendered and _name_placeholder(0) in rendered
+        return find_tool_format(rendered) if is_shown else None
+
+    def _check_tools(self, conversation: Conversation) -> tuple[Mapping[str, Any], ...]:
+        """Returns the functions of a conversation.
+
+        Raises:
+            RequestError: the template cannot show them, or they hold a control token
+        """
+        uses_tools = conversation.tools or any(
+            turn.calls or turn.role == "tool" for turn in conversation.turns
+        )
+        if uses_tools and self.tool_format is None:
+            raise RequestError(
+                "the LLM's chat template has no functions, or writes their calls in a form that is not known: leave out"
+                " tools and their messages"
+            )
+        for turn in conversation.turns:
+            for call in turn.calls:
+                self._refuse_control_tokens(
+                    "user", json.dumps(call[1:]), "messages: tool_calls", RequestError
+                )
+        if conversation.tools:
+            text = json.dumps(conversation.tools, ensure_ascii=False)
+            self._refuse_control_tokens("user", text, "tools", RequestError)
+        return conversation.tools
 
     def _place_system(self, conversation: Conversation) -> list[Turn]:
         """Returns the turns, with the system text where the template shows it, after a check for control tokens."""
         turns = list(conversation.turns)
-        for i, (role, content) in enumerate(turns):
+        for i, (role, content, *_) in enumerate(turns):
             text = "".join(part if isinstance(part, str) else "\n" for part in content)
             self._refuse_control_tokens(role, text, f"messages[{i}].content", RequestError)
         if turns[0].role != "system" and self.settings.system is not None:
@@ -215,18 +265,28 @@ class ChatTemplate:
         # The template writes BOS itself where the model expects one; the tokenizer must not add another.
         return tuple(self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _render(self, turns: Sequence[Turn], fills: Sequence[str]) -> str:
+    def _render(
+        self, turns: Sequence[Turn], fills: Sequence[str], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """Returns the text of a conversation, generation prompt included, with `fills` in place of its sounds."""
         messages = []
-        for role, content in turns:
-            if role not in self._content_forms:
-                raise RequestError(f"the chat template shows no {role} messages: leave them out")
-            text = "".join(fills[part] if isinstance(part, int) else part for part in content)
-            messages.append({"role": role, "content": self._content_forms[role](text)})
-        return self._apply(messages)
+        for turn in turns:
+            form = self._content_forms.get("assistant" if turn.role == "tool" else turn.role)
+            if form is None:
+                raise RequestError(f"the chat template shows no {turn.role} messages: leave them out")
+            text = "".join(fills[part] if isinstance(part, int) else part for part in turn.content)
+            message: dict[str, Any] = {"role": turn.role, "content": form(text)}
+            if turn.calls:
+                message["tool_calls"] = [build_template_call(call) for call in turn.calls]
+            if turn.role == "tool":
+                message["tool_call_id"] = shorten_call_id(turn.call_id)
+            messages.append(message)
+        return self._apply(messages, tools)
 
-    def _apply(self, messages: list[dict[str, Any]]) -> str:
+    def _apply(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+        if tools:
+            options["tools"] = list(tools)
         options |= {**self.variables, **self._date_kwargs}
         try:
             return str(self.tokenizer.apply_chat_template(messages, chat_template=self._template, **options))
@@ -280,6 +340,7 @@ class ChatTemplate:
         control = special | {token for token in markup if token in written}
         return {
             "system": _compile_any_of(special),
+            "tool": _compile_any_of(control),
             "assistant": _compile_any_of(special),
             "user": _compile_any_of(control),
         }
@@ -294,9 +355,11 @@ class ChatTemplate:
             raise RequestError("it writes nothing after what the user says, so nothing asks for an answer")
         return Frame(rows[0][:n_prefix], rows[0][-n_suffix:])
 
-    def _render_literals(self, turns: Sequence[Turn], n_sounds: int) -> list[str]:
+    def _render_literals(
+        self, turns: Sequence[Turn], n_sounds: int, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[str]:
         """Returns the rendered text before, between and after the sounds."""
-        rest = self._render(turns, [_name_placeholder(i) for i in range(n_sounds)])
+        rest = self._render(turns, [_name_placeholder(i) for i in range(n_sounds)], tools)
         literals = []
         for i in range(n_sounds):
             literal, found, rest = rest.partition(_name_placeholder(i))
@@ -349,7 +412,7 @@ def _merge_late_system(turns: Sequence[Turn]) -> list[Turn]:
     merged: list[Turn] = []
     waiting: list[str] = []
     for turn in turns:
-        role, content = turn
+        role, content, *_ = turn
         if role == "system" and merged and any(content):
             waiting.append("".join(map(str, content)).strip())
         elif role == "user" and waiting:

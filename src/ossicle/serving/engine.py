@@ -137,6 +137,23 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    """In OpenAI's form."""
+    finish_reason: str
+
+    def to_message(self) -> dict[str, Any]:
+        """Returns OpenAI's message."""
+        message = {"role": "assistant", "content": self.text, "refusal": None}
+        if self.tool_calls:
+            message |= {"content": self.text or None, "tool_calls": list(self.tool_calls)}
+        return message
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatResponse:
     """Builds the response objects of one request, which share an id."""
 
@@ -145,16 +162,16 @@ class ChatResponse:
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time."""
 
-    def build_completion(self, answers: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
-        """Returns a `chat.completion` of pairs of text and finish reason."""
+    def build_completion(self, answers: Sequence["Answer"], usage: Usage) -> dict[str, Any]:
+        """Returns a `chat.completion`."""
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": answer.to_message(),
                 "logprobs": None,
-                "finish_reason": finish_reason,
+                "finish_reason": answer.finish_reason,
             }
-            for index, (text, finish_reason) in enumerate(answers)
+            for index, answer in enumerate(answers)
         ]
         return self._build("chat.completion", choices) | {"usage": usage.to_json()}
 

@@ -1,7 +1,8 @@
 """One completion while it is generated: tokens become text until it ends; it knows no batch and no network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from jaxtyping import Float
@@ -29,6 +30,7 @@ class Completion:
     Args:
         eos_ids: tokens that end it
         max_tokens: the most tokens that it may have
+        markers: special tokens that are text nevertheless
     """
 
     def __init__(
@@ -38,13 +40,10 @@ class Completion:
         eos_ids: frozenset[int],
         stop: Sequence[str],
         max_tokens: int,
+        markers: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        self.sampler, self.detokenizer, self.eos_ids, self.max_tokens = (
-            sampler,
-            detokenizer,
-            eos_ids,
-            max_tokens,
-        )
+        self.sampler, self.detokenizer, self.eos_ids = sampler, detokenizer, eos_ids
+        self.max_tokens, self.markers = max_tokens, markers
         self.buffer = StopStringBuffer(stop)
         self.n_tokens = 0
         """Generated so far, the one that ends it included."""
@@ -58,10 +57,18 @@ class Completion:
         """Samples the next token and returns the text that it adds."""
         token = self.sampler.sample(logits)
         self.n_tokens += 1
-        text = self.buffer.add(self.detokenizer.add(token))
+        text = self.buffer.add(self._decode(token))
         if not self.buffer.is_stopped and (token in self.eos_ids or self.n_tokens >= self.max_tokens):
             text += self.buffer.add(self.detokenizer.flush())
             text += self.buffer.flush()
             is_cut_off = not (self.buffer.is_stopped or token in self.eos_ids)
             return TextDelta(text=text, finish_reason="length" if is_cut_off else "stop")
         return TextDelta(text=text, finish_reason="stop" if self.buffer.is_stopped else None)
+
+    def _decode(self, token: int) -> str:
+        """Returns the text that a token adds, which for a marker is the marker itself."""
+        if token not in self.markers or token in self.eos_ids:
+            return self.detokenizer.add(token)
+        text = self.detokenizer.flush()
+        self.detokenizer = IncrementalDetokenizer(self.detokenizer.tokenizer, self.eos_ids)
+        return text + self.markers[token]

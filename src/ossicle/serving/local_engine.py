@@ -21,6 +21,7 @@ from ossicle.serving.metrics import Metrics
 from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
 from ossicle.serving.single_sequence import SingleSequence, can_use_cache
+from ossicle.serving.tool_params import AnswerReader, ToolParams, read_tool_params
 from ossicle.serving.worker import Worker
 
 MAX_BATCH_SIZE = 32
@@ -57,32 +58,31 @@ class LocalEngine:
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """Returns the whole answer."""
-        scheduled = await self._schedule(request)
-        texts = ["" for _ in range(scheduled.params.n)]
-        finish_reasons, usages = dict[int, str](), list[Usage]()
+        scheduled, tools = await self._schedule(request)
+        choices = [AnswerReader(tools.format, tools.max_calls) for _ in range(scheduled.params.n)]
+        usages: list[Usage] = []
         try:
             async for event in scheduled.read_events():
                 assert event.delta is not None, "an error was raised"
-                texts[event.choice] += event.delta.text
-                if event.delta.finish_reason:
-                    finish_reasons[event.choice] = event.delta.finish_reason
+                for _ in choices[event.choice].add(event.delta):
+                    pass
                 if event.usage:
                     usages.append(event.usage)
         finally:
             scheduled.is_canceled = True
-        answers = [(text, finish_reasons[choice]) for choice, text in enumerate(texts)]
+        answers = [choice.answer for choice in choices]
         return ChatResponse(model=request.model).build_completion(answers, Usage.sum_choices(usages))
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """Returns the chunks of the answer, once its first token is there."""
-        scheduled = await self._schedule(request)
+        scheduled, tools = await self._schedule(request)
         events = scheduled.read_events()
         try:
             first = await anext(events)
         except BaseException:
             scheduled.is_canceled = True
             raise
-        chunks = self._build_chunks(request, scheduled, first, events)
+        chunks = self._build_chunks(request, scheduled, tools, first, events)
         await anext(chunks)
         return chunks
 
@@ -90,21 +90,24 @@ class LocalEngine:
         self,
         request: ChatRequest,
         scheduled: ScheduledRequest,
+        tools: ToolParams,
         event: StreamEvent,
         events: AsyncIterator[StreamEvent],
     ) -> AsyncIterator[dict[str, Any]]:
         response = ChatResponse(model=request.model)
         usages: list[Usage] = []
+        choices = [AnswerReader(tools.format, tools.max_calls) for _ in range(scheduled.params.n)]
         try:
             yield {}  # taken by `stream`: a generator must have started, or closing it would not run `finally`
             for choice in range(scheduled.params.n):
                 yield response.build_chunk(choice, {"role": "assistant", "content": ""}, None)
             while True:
                 assert event.delta is not None, "an error was raised"
-                if event.delta.text:
-                    yield response.build_chunk(event.choice, {"content": event.delta.text}, None)
+                choice = choices[event.choice]
+                for delta in choice.add(event.delta):
+                    yield response.build_chunk(event.choice, delta, None)
                 if event.delta.finish_reason:
-                    yield response.build_chunk(event.choice, {}, event.delta.finish_reason)
+                    yield response.build_chunk(event.choice, {}, choice.answer.finish_reason)
                 if event.usage:
                     usages.append(event.usage)
                 try:
@@ -130,10 +133,11 @@ class LocalEngine:
         """Ends the worker after its current step."""
         await asyncio.to_thread(self._worker.close)
 
-    async def _schedule(self, request: ChatRequest) -> ScheduledRequest:
+    async def _schedule(self, request: ChatRequest) -> tuple[ScheduledRequest, ToolParams]:
         params = read_sampling_params(request.body, request.default_max_tokens or MAX_NEW_TOKENS)
+        tools = read_tool_params(request.body, self.ear.template.tool_format)
         conversation = parse_conversation(
-            [_rename_developer(message) for message in request.body["messages"]]
+            [_rename_developer(message) for message in request.body["messages"]], tools.tools
         )
         _check_n_characters(self.ear, conversation)
         audio_tokens = await self.audio.embed(conversation.sounds)
@@ -141,12 +145,13 @@ class LocalEngine:
             conversation=conversation,
             audio_tokens=audio_tokens,
             params=params,
+            reads_markers=tools.format is not None,
             chat_template_kwargs=request.body.get("chat_template_kwargs"),
             loop=asyncio.get_running_loop(),
         )
         self._scheduler.submit(scheduled)
         self._worker.wake()
-        return scheduled
+        return scheduled, tools
 
 
 def _check_n_characters(ear: Ear, conversation: Conversation) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from ossicle.chat.generation import MAX_NEW_TOKENS
 from ossicle.chat.sampling import SamplingSettings
 from ossicle.serving.errors import ApiError
+from ossicle.serving.tool_params import TOOL_FIELDS
 
 MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
 _SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
-_READ_ELSEWHERE = {"model", "messages", "stream", "stream_options", "chat_template_kwargs"}
+_READ_ELSEWHERE = {"model", "messages", "stream", "stream_options", "chat_template_kwargs", *TOOL_FIELDS}
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "prediction",
@@ -28,9 +29,6 @@ _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "top_logprobs": lambda value: value == 0,
     "response_format": lambda value: value == {"type": "text"},
     "modalities": lambda value: value == ["text"],
-    "tools": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
-    "parallel_tool_calls": lambda value: isinstance(value, bool),
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
     "verbosity": lambda value: value == "medium",

@@ -19,6 +19,7 @@ from ossicle.chat.generation import Prompt, check_context
 from ossicle.chat.incremental_text import IncrementalDetokenizer
 from ossicle.chat.messages import Conversation
 from ossicle.chat.sampling import TokenSampler
+from ossicle.chat.tool_calls import MARKERS
 from ossicle.ear import Ear
 from ossicle.errors import OssicleError
 from ossicle.serving.continuous_batch import ContinuousBatch
@@ -53,6 +54,8 @@ class ScheduledRequest:
     params: SamplingParams
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template."""
+    reads_markers: bool = False
+    """Whether the tokens that set calls of functions off are text, even where they are special."""
     loop: asyncio.AbstractEventLoop
     """The event loop in which the events are read."""
     is_canceled: bool = False
@@ -116,6 +119,11 @@ class Scheduler:
         """In the order of the batch's rows."""
         self._lock = Lock()
         self._eos_ids = frozenset(get_eos_ids(ear.llm, ear.tokenizer))
+        added = ear.tokenizer.added_tokens_decoder.items()
+        self._markers = {
+            index: token.content for index, token in added if token.special and token.content in MARKERS
+        }
+        """Special tokens that set calls of functions off, and their texts."""
 
     def submit(self, request: ScheduledRequest) -> None:
         """Queues a request; safe from any thread."""
@@ -166,14 +174,15 @@ class Scheduler:
                 choice=choice,
                 prompt=prompt,
                 n_audio_tokens=n_audio_tokens,
-                completion=self._start_completion(request.params, choice, prompt_ids, max_tokens),
+                completion=self._start_completion(request, choice, prompt_ids, max_tokens),
             )
             for choice in range(request.params.n)
         ]
 
     def _start_completion(
-        self, params: SamplingParams, choice: int, prompt_ids: list[int], max_tokens: int
+        self, request: ScheduledRequest, choice: int, prompt_ids: list[int], max_tokens: int
     ) -> Completion:
+        params = request.params
         sampling = replace(params.sampling, seed=params.sampling.seed + choice & _SEED_MASK)
         return Completion(
             TokenSampler(self.ear.llm, sampling, prompt_ids),
@@ -181,6 +190,7 @@ class Scheduler:
             self._eos_ids,
             params.stop,
             max_tokens,
+            self._markers if request.reads_markers else {},
         )
 
     def _evict_canceled(self) -> None:

@@ -1,0 +1,128 @@
+"""The functions of a chat request that the local engine lets its LLM call, and the calls in its answers."""
+
+import reprlib
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ossicle.chat.tool_calls import ToolCallParser, ToolFormat, WrittenCall
+from ossicle.serving.engine import Answer
+from ossicle.serving.errors import ApiError
+from ossicle.serving.generation import TextDelta
+
+TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
+MAX_TOOLS = 128
+_MAX_CALLS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolParams:
+    """The functions of a request."""
+
+    tools: tuple[Mapping[str, Any], ...] = ()
+    format: ToolFormat | None = None
+    """How the LLM writes calls; None where it is to call nothing."""
+    max_calls: int = _MAX_CALLS
+
+
+def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> ToolParams:
+    """Returns the functions of a request.
+
+    Args:
+        format: how the LLM writes calls; None for one that cannot
+
+    Raises:
+        ApiError: malformed functions, a choice that cannot be honored, or an LLM that takes none
+    """
+    tools = body.get("tools") or []
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise ApiError(
+            f"tools is {reprlib.repr(tools)}, expected a list of at most {MAX_TOOLS}", param="tools"
+        )
+    for index, tool in enumerate(tools):
+        _check_tool(tool, f"tools[{index}]")
+    is_parallel = body.get("parallel_tool_calls")
+    if not isinstance(is_parallel, bool | None):
+        raise ApiError(
+            f"parallel_tool_calls is {reprlib.repr(is_parallel)}, expected true or false",
+            param="parallel_tool_calls",
+        )
+    choice = body.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        raise ApiError(
+            "Parameter 'tool_choice' is not supported with this value by the local engine, which cannot force a call:"
+            " expected auto or none; or start the server with --engine vllm",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+    if not tools or choice == "none":
+        return ToolParams()
+    if format is None:
+        raise ApiError(
+            "tools: the LLM's chat template has no functions, or writes their calls in a form that is not known: leave"
+            " them out, or serve an LLM that was trained to call functions",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    return ToolParams(tools=tuple(tools), format=format, max_calls=1 if is_parallel is False else _MAX_CALLS)
+
+
+def _check_tool(tool: Any, where: str) -> None:
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not 0 < len(name) <= 128:
+        raise ApiError(
+            f'{where} is {reprlib.repr(tool)}, expected {{"type": "function", "function": {{"name": ..., "parameters":'
+            " {...}}}",
+            param=where,
+        )
+    if not isinstance(function.get("parameters"), dict | None):
+        raise ApiError(
+            f"{where}.function.parameters is {reprlib.repr(function['parameters'])}, expected a JSON schema",
+            param=f"{where}.function.parameters",
+        )
+
+
+class AnswerReader:
+    """Reads an answer while it comes: text, and calls of functions.
+
+    Args:
+        format: how the LLM writes calls; None for an answer that is only text
+        max_calls: further calls are dropped
+    """
+
+    def __init__(self, format: ToolFormat | None, max_calls: int) -> None:
+        self._parser = ToolCallParser(format) if format else None
+        self._max_calls = max_calls
+        self._text = ""
+        self._calls: list[dict[str, Any]] = []
+        self._finish_reason = "stop"
+
+    @property
+    def answer(self) -> Answer:
+        """The answer as far as it was read."""
+        is_call = self._calls and self._finish_reason == "stop"
+        finish_reason = "tool_calls" if is_call else self._finish_reason
+        return Answer(text=self._text, tool_calls=tuple(self._calls), finish_reason=finish_reason)
+
+    def add(self, delta: TextDelta) -> Iterator[dict[str, Any]]:
+        """Yields OpenAI's deltas for what a token adds."""
+        pieces: list[str | WrittenCall] = [delta.text] if delta.text else []
+        if self._parser:
+            pieces = self._parser.add(delta.text)
+            pieces += self._parser.flush() if delta.finish_reason else []
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._text += piece
+                yield {"content": piece}
+            elif len(self._calls) < self._max_calls:
+                call = {
+                    "id": secrets.token_hex(5)[:9],
+                    "type": "function",
+                    "function": {"name": piece.name, "arguments": piece.arguments},
+                }
+                self._calls.append(call)
+                yield {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+        if delta.finish_reason:
+            self._finish_reason = delta.finish_reason
