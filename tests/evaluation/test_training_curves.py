@@ -14,6 +14,7 @@ from ossicle.evaluation.report.training_curves import (
     MAX_POINTS,
     WIDTH,
     build_panels,
+    build_shared_panels,
 )
 from ossicle.training.distillation import TERMS
 from ossicle.training.distributed import Ranks
@@ -115,3 +116,15 @@ def test_the_page_of_a_short_run_says_so() -> None:
         page = render_report(report, metrics=[{"step": 10, "loss": 2.0}, {"step": last, "loss": 1.0}])
         assert (f"trained for {last} steps only" in page) == is_short
     assert "steps only" not in render_report(report)
+
+
+def test_runs_side_by_side_share_their_axes() -> None:
+    runs = [[{"step": s, "loss": 5.0 - s / 100} for s in range(n)] for n in (100, 200)]
+    ((first, second),) = build_shared_panels([*runs])
+    assert first is not None
+    assert second is not None
+    assert (first.x_ticks, first.y_ticks) == (second.x_ticks, second.y_ticks)
+    assert first.raw_path != second.raw_path
+    (row,) = build_shared_panels([runs[0], [{"step": 1}]])
+    assert row[1] is None
+    assert row[0] == build_panels(runs[0])[0]

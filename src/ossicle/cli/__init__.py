@@ -21,6 +21,7 @@ from ossicle.cli.exchange import Export, Import
 from ossicle.cli.new import New
 from ossicle.cli.plan import Plan
 from ossicle.cli.push import Push
+from ossicle.cli.report import Report
 from ossicle.cli.serve import Serve
 from ossicle.cli.teacher import Teacher
 from ossicle.cli.terminal import EXIT_INTERRUPTED, print_message
@@ -39,6 +40,7 @@ OTHER_COMMANDS = {
     "serve": Serve,
     "eval": Eval,
     "compare": Compare,
+    "report": Report,
     "verify": Verify,
     "data": Data,
     "import": Import,

@@ -83,16 +83,46 @@ class Panel:
     is_log: bool
 
 
+@dataclass(frozen=True)
+class _Curve:
+    """One quantity over the steps of a run."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    smooth: np.ndarray
+    """Smoothed values; the values themselves if there are few."""
+
+    @property
+    def has_dots(self) -> bool:
+        return len(self.values) <= MAX_DOTS
+
+
 def build_panels(records: Sequence[Mapping[str, object]]) -> tuple[Panel, ...]:
     """Returns a panel for every quantity in a run's metrics, the loss and its terms first.
 
     Args:
         records: lines of metrics.jsonl; lines without a step and values that are not finite numbers are left out.
     """
-    names = [name for name in LOSS_TITLES if any(name in record for record in records)]
-    names += [name for name in dict.fromkeys(k for record in records for k in record) if name not in names]
-    panels = (_build_panel(name, records) for name in names if name not in _NOT_CURVES)
-    return tuple(panel for panel in panels if panel)
+    return tuple(panel for row in build_shared_panels([records]) for panel in row if panel)
+
+
+def build_shared_panels(
+    runs: Sequence[Sequence[Mapping[str, object]]],
+) -> tuple[tuple[Panel | None, ...], ...]:
+    """Returns a row for every quantity in the metrics of several runs, with a panel for each run on the same axes.
+
+    A run that does not have the quantity has None there.
+    """
+    lines = [record for records in runs for record in records]
+    names = [name for name in LOSS_TITLES if any(name in record for record in lines)]
+    names += [name for name in dict.fromkeys(k for record in lines for k in record) if name not in names]
+    rows = []
+    for name in names:
+        curves = [_read_curve(name, records) for records in runs]
+        shown = [curve for curve in curves if curve is not None]
+        if name not in _NOT_CURVES and shown:
+            rows.append(tuple(_build_panel(name, curve, shown) if curve else None for curve in curves))
+    return tuple(rows)
 
 
 def count_few_steps(records: Sequence[Mapping[str, object]]) -> int | None:
@@ -101,22 +131,30 @@ def count_few_steps(records: Sequence[Mapping[str, object]]) -> int | None:
     return int(max(steps)) if steps and max(steps) < MIN_STEPS else None
 
 
-def _build_panel(name: str, records: Sequence[Mapping[str, object]]) -> Panel | None:
-    """Returns the panel of a quantity; None if it has no values."""
+def _read_curve(name: str, records: Sequence[Mapping[str, object]]) -> _Curve | None:
+    """Returns the values of a quantity; None if it has none."""
     pairs = [(_to_finite(record.get("step")), _to_finite(record.get(name))) for record in records]
     points = sorted((step, value) for step, value in pairs if step is not None and value is not None)
     if not points:
         return None
     steps, values = _downsample(np.array(points))
-    has_dots = len(values) <= MAX_DOTS
-    smooth = values if has_dots else _smooth(values)
-    is_log = bool(values.min() > 0 and smooth[0] > MIN_LOG_RATIO * smooth[-1])
-    low, high = float(values.min()), float(values.max())
+    return _Curve(steps, values, values if len(values) <= MAX_DOTS else _smooth(values))
+
+
+def _build_panel(name: str, curve: _Curve, shown: Sequence[_Curve]) -> Panel:
+    """Returns the panel of a quantity, on axes that hold the same quantity of all runs that are shown."""
+    steps, values, smooth, has_dots = curve.steps, curve.values, curve.smooth, curve.has_dots
+    low, high = (
+        float(edge) for edge in (min(c.values.min() for c in shown), max(c.values.max() for c in shown))
+    )
+    is_log = low > 0 and any(c.smooth[0] > MIN_LOG_RATIO * c.smooth[-1] for c in shown)
     if not is_log:
         low, high = _widen(low, high)
     y_values = _compute_log_ticks(low, high) if is_log else _compute_ticks(low, high, n=4)
     low, high = min(low, *y_values), max(high, *y_values)
-    x_low, x_high = float(steps.min()), float(steps.max())
+    x_low, x_high = (
+        float(edge) for edge in (min(c.steps.min() for c in shown), max(c.steps.max() for c in shown))
+    )
 
     def step_to_x(step: float) -> float:
         ratio = (step - x_low) / (x_high - x_low) if x_high > x_low else 0.5
