@@ -392,3 +392,50 @@ def test_an_ear_without_its_llm_still_checks_its_tokenizer(monkeypatch: pytest.M
     )
     with pytest.raises(CheckpointError, match="trained with another tokenizer"):
         ossicle.load("pocket/ear", with_llm=False)
+
+
+def test_what_was_computed_once_is_stored_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens that both vocabularies share, and silence."""
+    pocket = checkpoint.load("pocket/ear")
+    base = replace(pocket.settings.base, encoder_window="sound+silence")
+    settings = replace(pocket.settings, base=base)
+    ear = Ear(pocket.whisper, pocket.llm, pocket.tokenizer, pocket.connector, settings)
+    checkpoint.save(ear, tmp_path / "ear")
+    sound = synthesize_voice(1, 1.5)
+    heard = ear.hear((sound, 16_000))
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("computed anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ossicle.ear.compute_silence", refuse)
+        patch.setattr(SharedTokens, "find", refuse)
+        assert torch.equal(checkpoint.load(tmp_path / "ear").hear((sound, 16_000)), heard)
+    for name in (checkpoint.SILENCE, checkpoint.VOCABULARY):
+        (tmp_path / "ear" / name).unlink()
+    assert torch.equal(checkpoint.load(tmp_path / "ear").hear((sound, 16_000)), heard)
+
+
+def test_shared_tokens_that_do_not_fit_are_found_anew(tmp_path: Path) -> None:
+    ear = checkpoint.load("pocket/ear")
+    checkpoint.save(ear, tmp_path / "ear")
+    path = tmp_path / "ear" / checkpoint.VOCABULARY
+    stored = load_file(path)
+    for changed in (
+        {"llm_ids": stored["llm_ids"] + 100_000},
+        {"whisper_ids": -stored["whisper_ids"]},
+        {"suppressed_ids": stored["suppressed_ids"][:0] + 1 if len(stored["suppressed_ids"]) else torch.ones(1, dtype=torch.int32)},
+    ):
+        save_file(stored | changed, path)
+        loaded = checkpoint.load(tmp_path / "ear").connector.vocabulary_head
+        assert loaded is not None
+        assert torch.equal(loaded.ids["llm_ids"], stored["llm_ids"])
+
+
+@pytest.mark.parametrize("name", [checkpoint.SILENCE, checkpoint.VOCABULARY])
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damage_of_what_is_stored_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    checkpoint.save(checkpoint.load("pocket/ear"), tmp_path / "ear")
+    (tmp_path / "ear" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged.*delete that file"):
+        checkpoint.load(tmp_path / "ear")

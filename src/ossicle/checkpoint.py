@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +35,7 @@ from ossicle.backbones.silence import Silence
 from ossicle.base_paths import from_portable, name_base, to_portable
 from ossicle.config import BaseSettings
 from ossicle.connectors import build_connector
-from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
+from ossicle.connectors.vocabulary_overlap import SharedTokens, build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError, ModelNotFoundError
 from ossicle.hub_download import find_ear_folder
@@ -49,6 +49,9 @@ FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "connector.safetensors", "README.md"
 SILENCE = "silence.safetensors"
 """What the encoder makes of silence, with the window "sound+silence"; computed anew if it is missing."""
+VOCABULARY = "vocabulary.safetensors"
+"""Which tokens Whisper and the LLM share, for form autoregressive; found anew if it is missing or does not fit."""
+_Stored = TypeVar("_Stored")
 _KEYS = {"format", "base", "prompt", "connector", "fingerprints"}
 _OPTIONAL = {"ossicle_version", "transformers_version", "dtype", *CONFIG_KEYS}
 RUN_EAR = "ear"
@@ -82,6 +85,8 @@ def save(
         save_file(weights, temporary / WEIGHTS)
         if ear.silence is not None:
             save_file(ear.silence.to_tensors(), temporary / SILENCE)
+        if ear.connector.vocabulary_head is not None and ear.connector.vocabulary_head.ids:
+            save_file(dict(ear.connector.vocabulary_head.ids), temporary / VOCABULARY)
         (temporary / CARD).write_text(build_model_card(ear, card), encoding="utf-8")
         (temporary / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
 
@@ -172,7 +177,7 @@ def load(
         whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
     with _name_option(folder, "llm", is_given=llm is not None):
         if with_llm:
-            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device)
+            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device, bits=llm_bits)
         else:
             model = build_meta_llm(base.llm, base.llm_revision)
             if settings.connector.uses_shared_vocabulary:
@@ -180,6 +185,8 @@ def load(
             tokenizer = load_tokenizer(base.llm, base.llm_revision)
     if with_llm:
         found = fingerprint_backbones(whisper, model, tokenizer)
+        if llm_bits != 16:
+            del found["llm"]
     else:
         found = {
             "encoder": fingerprint_model(whisper.model.model.encoder),
@@ -189,12 +196,14 @@ def load(
     if not settings.connector.uses_shared_vocabulary:
         del found["decoder_vocabulary"]  # the connector does not use it
     _check_fingerprints(found, config["fingerprints"], base, folder)
+    silence, tokens = _read_silence(folder), _read_shared_tokens(folder)
     try:
-        shared = build_shared_vocabulary(settings.connector, whisper, model, tokenizer)
-        connector = build_connector(
-            whisper.config, settings.connector, get_input_embeddings(model).embedding_dim, shared
-        )
-        connector.load_state_dict(weights)
+        shared = build_shared_vocabulary(settings.connector, whisper, model, tokenizer, tokens)
+        with torch.device("meta"):  # its weights are read, not drawn
+            connector = build_connector(
+                whisper.config, settings.connector, get_input_embeddings(model).embedding_dim, shared
+            )
+        connector.load_state_dict(weights, assign=True)
     except (ConfigError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS} does not fit the connector that {CONFIG} describes:"
@@ -205,7 +214,7 @@ def load(
         if on_device.type == "cuda":
             torch.cuda.empty_cache()  # for the engine that answers on the same GPU
     connector.eval().requires_grad_(False)
-    return Ear(whisper, model, tokenizer, connector.to(on_device), settings, _read_silence(folder))
+    return Ear(whisper, model, tokenizer, connector.to(on_device), settings, silence)
 
 
 def _load_embeddings(meta_llm: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:
@@ -411,12 +420,22 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_silence(folder: Path) -> Silence | None:
-    path = folder / SILENCE
+    return _read_stored(folder / SILENCE, Silence)
+
+
+def _read_shared_tokens(folder: Path) -> SharedTokens | None:
+    return _read_stored(folder / VOCABULARY, SharedTokens)
+
+
+def _read_stored(path: Path, kind: Callable[..., _Stored]) -> _Stored | None:
+    """Reads what can be computed anew, and is not."""
     if not path.exists():
         return None
     try:
-        return Silence(**load_file(path))
+        stored = load_file(path)
+        return kind(**{name: ids.long() if ids.dtype == torch.int32 else ids for name, ids in stored.items()})
     except (OSError, SafetensorError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({error}); copy the ear again, or delete that file: it is then computed anew"
+            f"{path} is damaged ({' '.join(str(error).split())}); copy the ear again, or delete that file: it is then"
+            " computed anew"
         ) from error

@@ -58,19 +58,17 @@ def random_words(
     n_words: int = 40, *, spread: float = 1.0, d_encoder: int = 24, **rows: Any
 ) -> SharedVocabulary:
     torch.manual_seed(0)
-    return SharedVocabulary(
-        **{
-            "decoder_embeddings": torch.randn(n_words, d_encoder),
-            "other_decoder_embeddings": torch.randn(2, d_encoder),
-            "other_pieces": torch.full((2, 1), -1),
-            "piece_embeddings": rows.get("llm_embeddings", torch.zeros(0, 16))[:0],
-            "llm_embeddings": torch.randn(n_words, 16) * spread,
-            "prompt_embeddings": torch.randn(2, d_encoder),
-            "end_embedding": torch.randn(d_encoder),
-            "language_embeddings": torch.zeros(0, d_encoder),
-            **rows,
-        }
-    )
+    drawn: dict[str, Any] = {
+        "decoder_embeddings": torch.randn(n_words, d_encoder),
+        "other_decoder_embeddings": torch.randn(2, d_encoder),
+        "other_pieces": torch.full((2, 1), -1),
+        "piece_embeddings": rows.get("llm_embeddings", torch.zeros(0, 16))[:0],
+        "llm_embeddings": torch.randn(n_words, 16) * spread,
+        "prompt_embeddings": torch.randn(2, d_encoder),
+        "end_embedding": torch.randn(d_encoder),
+        "language_embeddings": torch.zeros(0, d_encoder),
+    }
+    return SharedVocabulary(**drawn | rows)
 
 
 # What is shared

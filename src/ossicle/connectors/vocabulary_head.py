@@ -4,7 +4,9 @@ It knows tensors only, not the models or tokenizers that they come from.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +52,9 @@ class SharedVocabulary:
     language_embeddings: Float[Tensor, "N E"]
     """Whisper's language tokens to choose from; none if there is only one language."""
 
+    ids: Mapping[str, Tensor] = field(default_factory=dict)
+    """The ids behind these embeddings, as they are stored with an ear."""
+
     @classmethod
     def empty(
         cls, *, n_words: int, n_others: int, n_prompt: int, n_languages: int, d_encoder: int, d_llm: int
@@ -65,7 +70,7 @@ class SharedVocabulary:
             "end_embedding": (d_encoder,),
             "language_embeddings": (n_languages, d_encoder),
         }
-        tensors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+        tensors: dict[str, Any] = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
         return cls(**tensors | {"other_pieces": tensors["other_pieces"].long()})
 
 
@@ -118,6 +123,7 @@ class VocabularyHead(nn.Module):
         self.register_buffer("other_pieces", shared.other_pieces, persistent=False)
         self.register_buffer("llm_square_norms", self.llm_embeddings.square().sum(1), persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
+        self.ids = shared.ids
         self._nearest = _empty_memory(self.llm_embeddings.device)
         self._quantized: tuple[Tensor, Tensor, Tensor, QuantizedTable] | None = None
 

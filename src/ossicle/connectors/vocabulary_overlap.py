@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -93,10 +95,74 @@ def _suppressed_ids(whisper: Whisper) -> set[int]:
     return suppressed | set(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
 
 
+@dataclass(frozen=True)
+class SharedTokens:
+    """Which tokens two vocabularies share, by their ids: it takes seconds to find, and is stored with an ear."""
+
+    llm_ids: Int[Tensor, " C"]
+    whisper_ids: Int[Tensor, " C"]
+    """Of the same tokens."""
+    other_ids: Int[Tensor, " U"]
+    """Of the tokens that Whisper may write and the LLM does not have."""
+    pieces: Int[Tensor, "U K"]
+    """The LLM's tokens for the bytes of each of those: rows of `llm_ids` and, behind them, of `piece_ids`, padded with
+    -1."""
+    piece_ids: Int[Tensor, " X"]
+    """Of pieces that are no shared tokens, in the LLM's vocabulary."""
+    suppressed_ids: Int[Tensor, " S"]
+    """Of the tokens that Whisper never writes."""
+
+    @classmethod
+    def find(cls, whisper: Whisper, tokenizer: PreTrainedTokenizerBase, n_rows: int) -> "SharedTokens | None":
+        """Compares the vocabularies token by token; None if they share none.
+
+        Args:
+            n_rows: number of the LLM's embeddings
+        """
+        pairs = match_shared_tokens(whisper, tokenizer, n_rows)
+        if not pairs:
+            return None
+        llm_ids, whisper_ids = (list(ids) for ids in zip(*pairs, strict=True))
+        others = list_unshared_ids(whisper, whisper_ids)
+        pieces, piece_ids = _index_pieces(split_tokens(whisper.tokenizer, tokenizer, others), llm_ids)
+        return cls(
+            llm_ids=_to_ids(llm_ids),
+            whisper_ids=_to_ids(whisper_ids),
+            other_ids=_to_ids(others),
+            pieces=pieces,
+            piece_ids=_to_ids(piece_ids),
+            suppressed_ids=_to_ids(sorted(_suppressed_ids(whisper))),
+        )
+
+    def fits(self, whisper: Whisper, n_rows: int) -> bool:
+        """Whether it may belong to a Whisper and an LLM, whose tokenizers are known to be the same."""
+        n_whisper = len(whisper.model.model.decoder.embed_tokens.weight)
+        below = [
+            (self.llm_ids, n_rows),
+            (self.piece_ids, n_rows),
+            (self.whisper_ids, n_whisper),
+            (self.other_ids, n_whisper),
+            (self.pieces + 1, len(self.llm_ids) + len(self.piece_ids) + 1),
+        ]
+        in_range = all(not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < n) for ids, n in below)
+        return in_range and self.suppressed_ids.tolist() == sorted(_suppressed_ids(whisper))
+
+
+def _to_ids(ids: Sequence[int]) -> Int[Tensor, " N"]:
+    return torch.tensor(ids, dtype=torch.long)
+
+
 def build_shared_vocabulary(
-    settings: ConnectorSettings, whisper: Whisper, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    settings: ConnectorSettings,
+    whisper: Whisper,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stored: SharedTokens | None = None,
 ) -> SharedVocabulary | None:
     """Collects what a connector needs of both vocabularies; None if its form needs nothing or they share no token.
+
+    Args:
+        stored: what was found for the same two vocabularies before
 
     Raises:
         CheckpointError: a Whisper whose decoder reads other embeddings than it writes
@@ -108,20 +174,19 @@ def build_shared_vocabulary(
             f"encoder {whisper.tokenizer.name_or_path!r} is a Whisper that ossicle export wrote: its input embeddings"
             " differ from its output ones; build the ear on the Whisper that it came from"
         )
-    decoder_table = whisper.model.model.decoder.embed_tokens.weight.detach()
-    pairs = match_shared_tokens(whisper, tokenizer, get_input_embeddings(llm).num_embeddings)
-    if not pairs:
+    n_rows = get_input_embeddings(llm).num_embeddings
+    if stored is None or not stored.fits(whisper, n_rows):
+        stored = SharedTokens.find(whisper, tokenizer, n_rows)
+    if stored is None:
         return None
-    llm_ids, whisper_ids = (list(ids) for ids in zip(*pairs, strict=True))
-    others = list_unshared_ids(whisper, whisper_ids)
-    pieces, extra_ids = _index_pieces(split_tokens(whisper.tokenizer, tokenizer, others), llm_ids)
+    decoder_table = whisper.model.model.decoder.embed_tokens.weight.detach()
     languages = sorted(whisper.prompt.languages.values())
     return SharedVocabulary(
-        decoder_embeddings=decoder_table[whisper_ids],
-        other_decoder_embeddings=decoder_table[others],
-        other_pieces=pieces.to(decoder_table.device),
-        piece_embeddings=embed(llm, extra_ids),
-        llm_embeddings=embed(llm, llm_ids),
+        decoder_embeddings=decoder_table[stored.whisper_ids],
+        other_decoder_embeddings=decoder_table[stored.other_ids],
+        other_pieces=stored.pieces.to(decoder_table.device),
+        piece_embeddings=embed(llm, stored.piece_ids),
+        llm_embeddings=embed(llm, stored.llm_ids),
         prompt_embeddings=torch.stack(
             [
                 torch.zeros_like(decoder_table[0]) if id_ is None else decoder_table[id_]
@@ -130,6 +195,7 @@ def build_shared_vocabulary(
         ),
         end_embedding=decoder_table[whisper.config.eos_token_id],
         language_embeddings=decoder_table[languages],
+        ids={name: ids.int() for name, ids in vars(stored).items()},
     )
 
 
