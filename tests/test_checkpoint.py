@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ import ossicle
 from ossicle import checkpoint, checkpoint_v1
 from ossicle.atomic_io import atomic_write
 from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
+from ossicle.backbones.silence import compute_silence, synthesize_voice
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
+from ossicle.connectors.vocabulary_overlap import SharedTokens
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
 
@@ -416,6 +420,15 @@ def test_what_was_computed_once_is_stored_and_read(tmp_path: Path, monkeypatch: 
     assert torch.equal(checkpoint.load(tmp_path / "ear").hear((sound, 16_000)), heard)
 
 
+def test_silence_of_another_encoder_is_computed_anew(tmp_path: Path) -> None:
+    pocket = checkpoint.load("pocket/ear")
+    settings = replace(pocket.settings, base=replace(pocket.settings.base, encoder_window="sound+silence"))
+    other = compute_silence(tiny_whisper().model.model.encoder)
+    ear = Ear(pocket.whisper, pocket.llm, pocket.tokenizer, pocket.connector, settings, other)
+    assert ear.silence is not None
+    assert ear.silence.states.shape[1] == pocket.whisper.config.d_model
+
+
 def test_shared_tokens_that_do_not_fit_are_found_anew(tmp_path: Path) -> None:
     ear = checkpoint.load("pocket/ear")
     checkpoint.save(ear, tmp_path / "ear")
@@ -424,7 +437,7 @@ def test_shared_tokens_that_do_not_fit_are_found_anew(tmp_path: Path) -> None:
     for changed in (
         {"llm_ids": stored["llm_ids"] + 100_000},
         {"whisper_ids": -stored["whisper_ids"]},
-        {"suppressed_ids": stored["suppressed_ids"][:0] + 1 if len(stored["suppressed_ids"]) else torch.ones(1, dtype=torch.int32)},
+        {"suppressed_ids": torch.full((1,), -5, dtype=torch.int32)},
     ):
         save_file(stored | changed, path)
         loaded = checkpoint.load(tmp_path / "ear").connector.vocabulary_head

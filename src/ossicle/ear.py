@@ -132,7 +132,9 @@ class Ear:
         if self.settings.base.encoder_window != "sound+silence":
             return None
         encoder = self.whisper.model.model.encoder
-        stored = compute_silence(encoder) if self._stored_silence is None else self._stored_silence
+        stored = self._stored_silence
+        if stored is None or not stored.fits(encoder):
+            stored = compute_silence(encoder)
         return stored.to(encoder.conv1.weight)
 
     def encode_sounds(self, sounds: Sequence[np.ndarray]) -> Features:

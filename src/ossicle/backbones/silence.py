@@ -54,6 +54,14 @@ class Silence:
     counts: Int[Tensor, " R"]
     """How many positions each row stands for; on the host."""
 
+    def fits(self, encoder: WhisperEncoder) -> bool:
+        """Whether it has the sizes of an encoder's."""
+        config, n_rows = encoder.config, len(self.starts)
+        sizes = (config.encoder_layers, n_rows, config.d_model)
+        n_positions = int(self.counts.sum()) if self.counts.shape == (n_rows,) else 0
+        is_sized = self.keys.shape == self.values.shape == sizes and self.states.shape == sizes[1:]
+        return is_sized and n_positions == config.max_source_positions
+
     def to(self, weight: Tensor) -> "Silence":
         """Returns it on the device and in the dtype of the encoder's weights."""
         moved = {name: getattr(self, name).to(weight) for name in ("keys", "values", "states")}
