@@ -42,8 +42,11 @@ def build_handshake(path: str = _PATH, **changed: str) -> bytes:
 def build_frame(payload: bytes, opcode: int = _TEXT, *, first: int = 0x80, mask: int = 0x80) -> bytes:
     """Builds a frame; the mask is zero, so that the payload is sent as it is."""
     n = len(payload)
-    length = bytes([mask | n]) if n < 126 else bytes([mask | 126]) + n.to_bytes(2, "big")
-    if n >= 1 << 16:
+    if n < 126:
+        length = bytes([mask | n])
+    elif n < 1 << 16:
+        length = bytes([mask | 126]) + n.to_bytes(2, "big")
+    else:
         length = bytes([mask | 127]) + n.to_bytes(8, "big")
     return bytes([first | opcode]) + length + (bytes(4) if mask else b"") + payload
 
@@ -69,7 +72,8 @@ def _draw_handshakes(draw: random.Random, inputs: AttackInputs) -> AttackRequest
     more = {"Sec_WebSocket_Protocol": draw.choice(("", "x", "realtime", ", ,", "openai-insecure-api-key."))}
     if draw.random() < 0.3:
         more["Origin"] = draw.choice(("https://evil.example", "null", "x" * 3_000))
-    request = build_handshake(path, **{name.replace("-", "_"): value}, **more, Connection="close, Upgrade")
+    changed = {"Connection": "close, Upgrade", name.replace("-", "_"): value, **more}
+    request = build_handshake(path, **changed)
     end = build_frame((1000).to_bytes(2, "big"), _CLOSE)
     return AttackRequest(sends=(request, end), may_be_answered=True, may_be_dropped=True, then="half-closes")
 

@@ -155,7 +155,6 @@ SECRET = "my secret"
     ("name", "value"),
     [
         ("functions", [{"name": SECRET}]),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": SECRET}}),
         ("logit_bias", {SECRET: 1}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": SECRET}),

@@ -1,5 +1,6 @@
 """Functions in chat completions and in Realtime sessions, with an LLM whose answer is dictated."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_call_is_an_answer_of_its_own(client: openai.OpenAI, dictate: Any) -> 
     options: Any = {"model": MODEL, "messages": [USER], "tools": [TOOL], "max_tokens": 500}
     (choice,) = client.chat.completions.create(**options).choices
     assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
-    calls = choice.message.tool_calls or []
+    calls: Any = choice.message.tool_calls
     assert [(call.type, call.function.name, call.function.arguments) for call in calls] == [
         ("function", "look", '{"at": "it"}')
     ] * 2
@@ -84,7 +85,8 @@ def test_a_stream_has_the_same_calls(client: openai.OpenAI, dictate: Any) -> Non
             pass
         (choice,) = stream.get_final_completion().choices
     assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
-    (call,) = choice.message.tool_calls or []
+    calls: Any = choice.message.tool_calls
+    (call,) = calls
     assert (call.function.name, call.function.arguments) == ("look", '{"at": "it"}')
 
 
@@ -114,6 +116,25 @@ def test_a_session_calls_a_function_and_gets_its_result(url: str, dictate: Any) 
         assert session.answer()["output"][0]["content"][0]["text"] == "There is a door."
 
 
+def test_a_call_can_be_forced(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    count: Any = {"type": "function", "function": {"name": "count", "parameters": parameters}}
+    named: Any = {"type": "function", "function": {"name": "count"}}
+    for choice in ("required", named):
+        completion = client.chat.completions.create(
+            model=MODEL, messages=[USER], tools=[count], tool_choice=choice, max_tokens=100
+        )
+        calls: Any = completion.choices[0].message.tool_calls
+        assert [call.function.name for call in calls] == ["count"]
+        assert json.loads(calls[0].function.arguments)["n"] in (1, 2)
+        assert completion.choices[0].finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -123,7 +144,9 @@ def test_a_session_calls_a_function_and_gets_its_result(url: str, dictate: Any) 
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": 7}}]},
             "tools[0].function.parameters",
         ),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "some"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": [TOOL], "parallel_tool_calls": 1}, "parallel_tool_calls"),
     ],
 )

@@ -20,6 +20,7 @@ from transformers.generation import (
 
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.model_files import format_one_line
+from ossicle.chat.grammar import TokenConstraint
 from ossicle.errors import CheckpointError
 
 
@@ -55,7 +56,14 @@ def check_sampling_defaults(llm: PreTrainedModel) -> None:
 class TokenSampler:
     """Samples the tokens of one answer, one after the other."""
 
-    def __init__(self, llm: PreTrainedModel, settings: SamplingSettings, prompt_ids: list[int]) -> None:
+    def __init__(
+        self,
+        llm: PreTrainedModel,
+        settings: SamplingSettings,
+        prompt_ids: list[int],
+        constraint: TokenConstraint | None = None,
+    ) -> None:
+        self.constraint = constraint
         self.is_greedy = settings.temperature == 0
         self.ids = list(prompt_ids)
         defaults = llm.generation_config
@@ -73,7 +81,10 @@ class TokenSampler:
 
     def sample(self, logits: Float[Tensor, " V"]) -> int:
         """Returns the next token, and appends it to `ids`."""
-        scores: Any = logits.float()[None]
+        scores: Any = logits.float()
+        if self.constraint is not None:
+            scores = self.constraint.mask(scores)
+        scores = scores[None]
         if self.processors:
             ids: Any = torch.tensor([self.ids], device=scores.device)
             scores = self.processors(ids, scores)
@@ -82,4 +93,6 @@ class TokenSampler:
         else:  # on the host, where its own generator samples the same on any device
             token = int(torch.multinomial(scores[0].softmax(-1).cpu(), 1, generator=self.generator))
         self.ids.append(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         return token

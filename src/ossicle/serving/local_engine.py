@@ -18,6 +18,7 @@ from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.metrics import Metrics
+from ossicle.serving.response_format import read_response_format
 from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
 from ossicle.serving.single_sequence import SingleSequence, can_use_cache
@@ -145,6 +146,7 @@ class LocalEngine:
             conversation=conversation,
             audio_tokens=audio_tokens,
             params=params,
+            grammar=tools.grammar or read_response_format(request.body),
             reads_markers=tools.format is not None,
             chat_template_kwargs=request.body.get("chat_template_kwargs"),
             loop=asyncio.get_running_loop(),

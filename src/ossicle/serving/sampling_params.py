@@ -15,7 +15,15 @@ MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
 _SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
-_READ_ELSEWHERE = {"model", "messages", "stream", "stream_options", "chat_template_kwargs", *TOOL_FIELDS}
+_READ_ELSEWHERE = {
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "chat_template_kwargs",
+    "response_format",
+    *TOOL_FIELDS,
+}
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "prediction",
@@ -27,7 +35,6 @@ _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "logit_bias": lambda value: value == {},
     "logprobs": lambda value: value is False,
     "top_logprobs": lambda value: value == 0,
-    "response_format": lambda value: value == {"type": "text"},
     "modalities": lambda value: value == ["text"],
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),

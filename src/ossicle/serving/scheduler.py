@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ossicle.backbones.causal_lm import get_eos_ids
+from ossicle.backbones.causal_lm import get_eos_ids, get_input_embeddings
 from ossicle.chat.generation import Prompt, check_context
+from ossicle.chat.grammar import AnswerGrammar, GrammarCompiler
 from ossicle.chat.incremental_text import IncrementalDetokenizer
 from ossicle.chat.messages import Conversation
 from ossicle.chat.sampling import TokenSampler
@@ -54,6 +55,8 @@ class ScheduledRequest:
     params: SamplingParams
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template."""
+    grammar: AnswerGrammar | None = None
+    """The shape of the answer."""
     reads_markers: bool = False
     """Whether the tokens that set calls of functions off are text, even where they are special."""
     loop: asyncio.AbstractEventLoop
@@ -119,6 +122,8 @@ class Scheduler:
         """In the order of the batch's rows."""
         self._lock = Lock()
         self._eos_ids = frozenset(get_eos_ids(ear.llm, ear.tokenizer))
+        n_vocab = get_input_embeddings(ear.llm).num_embeddings
+        self._grammars = GrammarCompiler(ear.tokenizer, n_vocab, sorted(self._eos_ids))
         added = ear.tokenizer.added_tokens_decoder.items()
         self._markers = {
             index: token.content for index, token in added if token.special and token.content in MARKERS
@@ -183,9 +188,10 @@ class Scheduler:
         self, request: ScheduledRequest, choice: int, prompt_ids: list[int], max_tokens: int
     ) -> Completion:
         params = request.params
+        constraint = self._grammars.compile(request.grammar) if request.grammar else None
         sampling = replace(params.sampling, seed=params.sampling.seed + choice & _SEED_MASK)
         return Completion(
-            TokenSampler(self.ear.llm, sampling, prompt_ids),
+            TokenSampler(self.ear.llm, sampling, prompt_ids, constraint),
             IncrementalDetokenizer(self.ear.tokenizer, self._eos_ids),
             self._eos_ids,
             params.stop,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ossicle.chat.grammar import AnswerGrammar, build_call_grammar
 from ossicle.chat.tool_calls import ToolCallParser, ToolFormat, WrittenCall
 from ossicle.serving.engine import Answer
 from ossicle.serving.errors import ApiError
@@ -24,6 +25,8 @@ class ToolParams:
     format: ToolFormat | None = None
     """How the LLM writes calls; None where it is to call nothing."""
     max_calls: int = _MAX_CALLS
+    grammar: AnswerGrammar | None = None
+    """The shape of an answer that must be a call."""
 
 
 def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> ToolParams:
@@ -49,13 +52,7 @@ def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> Tool
             param="parallel_tool_calls",
         )
     choice = body.get("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise ApiError(
-            "Parameter 'tool_choice' is not supported with this value by the local engine, which cannot force a call:"
-            " expected auto or none; or start the server with --engine vllm",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
+    forced = _find_forced(choice, tools)
     if not tools or choice == "none":
         return ToolParams()
     if format is None:
@@ -65,7 +62,41 @@ def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> Tool
             param="tools",
             code="unsupported_parameter",
         )
-    return ToolParams(tools=tuple(tools), format=format, max_calls=1 if is_parallel is False else _MAX_CALLS)
+    grammar = build_call_grammar(format, forced) if forced else None
+    if forced and grammar is None:
+        raise ApiError(
+            "Parameter 'tool_choice' is not supported with this value for this LLM: expected auto or none",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+    return ToolParams(
+        tools=tuple(tools),
+        format=format,
+        max_calls=1 if is_parallel is False else _MAX_CALLS,
+        grammar=grammar,
+    )
+
+
+def _find_forced(choice: Any, tools: list[Any]) -> list[Any]:
+    """Returns the functions of which one must be called; none where the LLM is free.
+
+    Raises:
+        ApiError: not a choice, or a function that the request does not have
+    """
+    if choice in (None, "none", "auto"):
+        return []
+    if choice == "required" and tools:
+        return tools
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        raise ApiError(
+            "tool_choice names none of the tools, expected auto, none, required, or"
+            ' {"type": "function", "function": {"name": ...}} with the name of one of them',
+            param="tool_choice",
+        )
+    return named
 
 
 def _check_tool(tool: Any, where: str) -> None:

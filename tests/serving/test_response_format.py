@@ -1,0 +1,87 @@
+"""Answers of a given shape: each is JSON that its schema allows, alone and in a batch."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from support.serve_app import serve_app
+
+import ossicle
+from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.local_engine import LocalEngine
+from ossicle.serving.metrics import Metrics
+
+MODEL = "pocket/ear"
+QUESTIONS = ["what is the capital of japan", "how many legs does a dog have"]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "word": {"enum": ["yes", "no"]},
+        "number": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["word", "number"],
+    "additionalProperties": False,
+}
+SHAPE: Any = {"type": "json_schema", "json_schema": {"name": "shape", "schema": SCHEMA, "strict": True}}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    metrics = Metrics()
+    engine = LocalEngine(ossicle.load(MODEL, device="cpu"), metrics)
+    with serve_app(create_app(engine, ServerSettings(model=MODEL), metrics)) as url:
+        yield openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0)
+
+
+def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
+    messages: Any = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model=MODEL, messages=messages, **options).choices[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 1}, {"temperature": 1.0, "top_p": 0.1}])
+def test_an_answer_is_what_its_schema_allows(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    choice = ask(client, QUESTIONS[0], response_format=SHAPE, max_tokens=100, **options)
+    value = json.loads(choice.message.content)
+    assert value["word"] in ("yes", "no")
+    assert 0 <= value["number"] <= 99
+    assert value.keys() == {"word", "number"}
+    assert choice.finish_reason == "stop"
+
+
+def test_shaped_and_free_answers_of_one_batch_are_those_of_each_alone(client: openai.OpenAI) -> None:
+    requests = [
+        (text, shape) for text in QUESTIONS for shape in ({"type": "text"}, SHAPE, {"type": "json_object"})
+    ]
+
+    def answer(request: tuple[str, Any]) -> str:
+        return ask(client, request[0], response_format=request[1], max_tokens=40).message.content
+
+    alone = list(map(answer, requests))
+    with ThreadPoolExecutor(len(requests)) as pool:
+        assert list(pool.map(answer, requests)) == alone
+    assert all(answer.startswith("{") for answer in alone[2::3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("json_object", "response_format is malformed"),
+        ({"type": "xml"}, "response_format is malformed"),
+        ({"type": "json_schema"}, "response_format is malformed"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": 7}}, "response_format is malformed"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objekt"}}},
+            "cannot be used",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}},
+            "more than 65536 characters",
+        ),
+    ],
+)
+def test_a_shape_that_is_none_is_refused(client: openai.OpenAI, shape: Any, message: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        ask(client, QUESTIONS[0], response_format=shape)
