@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.tiny_models import save_tiny_backbones, tiny_ear
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
@@ -221,6 +222,19 @@ def test_the_llm_has_the_dtype_that_is_asked_for(folder: Path, processor: Any) -
         assert model.language_model.dtype == torch.bfloat16
     inputs = encode(processor, conversations(folder)[0])
     assert model.generate(**inputs, max_new_tokens=2).shape == (1, 2)
+
+
+def test_the_llm_is_quantized_if_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, which quantizes weights, exists only for Linux")
+    ear = tiny_ear("query", base=save_tiny_backbones(tmp_path))
+    ossicle.save(ear, tmp_path / "ear")
+    bits = BitsAndBytesConfig(load_in_8bit=True)
+    model: Any = AutoModel.from_pretrained(tmp_path / "ear", device_map="cpu", quantization_config=bits)
+    assert any(type(module).__name__ == "Linear8bitLt" for module in model.language_model.modules())
+    inputs = encode(AutoProcessor.from_pretrained(tmp_path / "ear"), conversations(folder)[0])
+    assert model.generate(**inputs, max_new_tokens=2).shape == (1, 2)
+    model.save_pretrained(tmp_path / "again")  # with the fingerprints of the LLM as it was
+    assert ossicle.load(tmp_path / "again", device="cpu").settings.connector == ear.settings.connector
 
 
 def test_an_ear_from_the_hub_needs_no_import_of_ours(folder: Path, tmp_path: Path) -> None:
