@@ -499,6 +499,43 @@ def test_tokens_that_the_llm_lacks_are_split_into_its_own() -> None:
     assert split_tokens(whisper_tokenizer, tokenizer, []) == []
 
 
+@pytest.mark.parametrize("kind", ["right", "begun", "wrong", "wrong from the third", "too long", "empty"])
+def test_a_draft_changes_the_passes_and_not_the_result(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = pocket_ear()
+    connector: Any = ear.connector
+    features = ear.encode_sounds([load_audio(spoken()[0]["audio"]["bytes"])])
+    with torch.no_grad():
+        plain = connector(features)
+    said = plain.written[0]
+    assert len(said) > 4
+    other = (said + 1) % len(connector.vocabulary_head.llm_embeddings)
+    draft = {
+        "right": said,
+        "begun": said[:3],
+        "wrong": other,
+        "wrong from the third": torch.cat([said[:2], other[2:]]),
+        "too long": torch.cat([said, said, said]),
+        "empty": said[:0],
+    }[kind]
+    decode, n_passes = connector.decode, []
+
+    def count(*args: Any) -> Tensor:
+        n_passes.append(args[0].shape[1])
+        return decode(*args)
+
+    monkeypatch.setattr(connector, "decode", count)
+    with torch.no_grad():
+        found = connector(features, draft=draft)
+    assert torch.equal(found.written[0], said)
+    n = int(plain.n_tokens)
+    assert torch.equal(found.n_tokens, plain.n_tokens)
+    torch.testing.assert_close(found.tokens[:, :n], plain.tokens[:, :n], rtol=1e-4, atol=1e-5)
+    n_accepted = {"right": len(said), "too long": len(said), "begun": 3, "wrong from the third": 2}.get(
+        kind, 0
+    )
+    assert len(n_passes) <= len(said) + 2 - n_accepted
+
+
 def test_a_token_that_the_llm_lacks_becomes_several_audio_tokens() -> None:
     """Whisper goes on from its own token; the other clips of the batch are not changed."""
     ear = tiny_ear("autoregressive")

@@ -6,6 +6,7 @@ over the words that Whisper's and the LLM's vocabularies share, plus a learned r
 untrained ear already hears what Whisper would have transcribed, its output softened over those words.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -115,12 +116,21 @@ class AutoregressiveConnector(QueryConnector):
             d_llm=d_llm,
         )
 
-    def forward(self, features: Features, transcripts: Transcripts | None = None) -> AudioTokens:
-        """Returns the audio tokens of a batch of clips: in training all slots in one pass, else one after the other."""
+    def forward(
+        self,
+        features: Features,
+        transcripts: Transcripts | None = None,
+        draft: Int[Tensor, " T"] | None = None,
+    ) -> AudioTokens:
+        """Returns the audio tokens of a batch of clips: in training all slots in one pass, else one after the other.
+
+        Args:
+            draft: what a single clip may be expected to say, as in `AudioTokens.written` of a part of it: it is checked
+                in one pass, and the audio tokens are the same as without it
+        """
         n_slots = self.count_slots(features, transcripts)
         if transcripts is None:
-            tokens, n_tokens = self._decode_greedily(features, n_slots)
-            return AudioTokens(tokens=tokens, n_tokens=n_tokens, end_logits=None, log_likelihood=None)
+            return self._decode_greedily(features, n_slots, draft)
         return self._decode_teacher_forced(features, transcripts, n_slots)
 
     def _decode_teacher_forced(
@@ -155,13 +165,12 @@ class AutoregressiveConnector(QueryConnector):
         )
 
     def _decode_greedily(
-        self, features: Features, n_slots: int
-    ) -> tuple[Float[Tensor, "B Q D"], Int[Tensor, " B"]]:
+        self, features: Features, n_slots: int, draft: Int[Tensor, " T"] | None
+    ) -> AudioTokens:
         """Decodes step after step until every clip has ended or has all the tokens that it may have.
 
-        A step gives one audio token, or several where Whisper writes a token that the LLM has only in pieces.
-
-        Returns: audio tokens, and their number for each clip
+        A step gives one audio token, or several where Whisper writes a token that the LLM has only in pieces. The steps
+        of a draft are computed in one pass, and hold up to the first one that writes another token than it says.
         """
         sound_cache = DynamicCache()  # the layers' keys and values of the sound, computed once
         prompt = self._embed_prompt(features, EncoderDecoderCache(DynamicCache(), sound_cache))
@@ -171,14 +180,19 @@ class AutoregressiveConnector(QueryConnector):
         n_tokens = torch.zeros_like(max_tokens)
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
         steps: list[tuple[Tensor, Tensor]] = []
-        query = torch.cat([prompt, queries[:, :1]], dim=1)
+        written_before: list[Tensor] = []
+        expected = [] if draft is None or self.vocabulary_head is None else draft[: n_slots - 1].tolist()
+        query = torch.cat([prompt, queries[:, :1], *self._embed_draft(queries, expected)], dim=1)
+        hidden = self.decode(query, features.states, features.attention_mask, cache)[:, prompt.shape[1] :]
+        ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
         for step in range(n_slots):
-            hidden = self.decode(query, features.states, features.attention_mask, cache)
-            tokens, end_logit, logits = self._output_heads(hidden[:, -1:], likeliest_only=True)
+            tokens, end_logit, logits = ahead.popleft()
             has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
             written = None if logits is None else self._head.likeliest_tokens(logits[:, 0])
+            if written is not None:
+                written_before.append(written)
             tokens, n_new = self._write_pieces(tokens, written)
             n_new = n_new.where(~has_ended, 0)
             steps.append((tokens, n_new))
@@ -186,8 +200,29 @@ class AutoregressiveConnector(QueryConnector):
             has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
             if bool(has_ended.all()) or step + 1 == n_slots:
                 break
+            if ahead and written is not None and int(written) == expected[step]:
+                continue
+            if ahead:
+                cache.self_attention_cache.crop(-len(ahead))
             query = queries[:, step + 1, None] + self._embed_written(tokens, written)
-        return _concatenate_ragged(steps), n_tokens.minimum(max_tokens)
+            hidden = self.decode(query, features.states, features.attention_mask, cache)
+            ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
+        return AudioTokens(
+            tokens=_concatenate_ragged(steps),
+            n_tokens=n_tokens.minimum(max_tokens),
+            end_logits=None,
+            log_likelihood=None,
+            written=torch.stack(written_before, 1) if written_before else None,
+        )
+
+    def _embed_draft(
+        self, queries: Float[Tensor, "1 Q E"], draft: Sequence[int]
+    ) -> list[Float[Tensor, "1 T E"]]:
+        """Returns the queries of the slots that follow a draft's tokens; none without a draft."""
+        if not draft:
+            return []
+        written = torch.tensor(draft, device=queries.device)
+        return [queries[:, 1 : len(draft) + 1] + self._embed_written(None, written).transpose(0, 1)]
 
     def _write_pieces(
         self, tokens: Float[Tensor, "B 1 D"], written: Int[Tensor, " B"] | None
@@ -208,7 +243,7 @@ class AutoregressiveConnector(QueryConnector):
         return tokens, n_pieces.where(is_unshared, n_tokens)
 
     def _embed_written(
-        self, tokens: Float[Tensor, "B K D"], written: Int[Tensor, " B"] | None
+        self, tokens: Float[Tensor, "B K D"] | None, written: Int[Tensor, " B"] | None
     ) -> Float[Tensor, "B 1 E"]:
         """Turns what a step has written into the decoder's next input, as in training.
 
@@ -216,6 +251,7 @@ class AutoregressiveConnector(QueryConnector):
         learned from the audio token.
         """
         if written is None:
+            assert tokens is not None
             return self.feedback(tokens[:, :1].to(self.queries.dtype))
         in_llm, in_whisper = self._head.embed_written(written)
         return (self.feedback(in_llm.to(self.queries.dtype)) + in_whisper)[:, None]
@@ -254,6 +290,15 @@ class AutoregressiveConnector(QueryConnector):
         logits = head.search_logits(hidden) if likeliest_only else head.logits(hidden)
         expect = head.expected_embedding_of_likeliest if likeliest_only else head.expected_embedding
         return tokens + expect(logits), end_logits + head.end_logits(hidden, logits), logits
+
+
+def _split_slots(
+    tokens: Float[Tensor, "B Q D"], end_logits: Float[Tensor, "B Q"], logits: Float[Tensor, "B Q W"] | None
+) -> deque[tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1"], Float[Tensor, "B 1 W"] | None]]:
+    """Returns the outputs of the heads slot by slot."""
+    n = tokens.shape[1]
+    words = [None] * n if logits is None else logits.split(1, dim=1)
+    return deque(zip(tokens.split(1, dim=1), end_logits.split(1, dim=1), words, strict=True))
 
 
 def _last_linear(part: nn.Module) -> nn.Linear:

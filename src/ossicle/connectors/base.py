@@ -38,6 +38,9 @@ class AudioTokens:
     log_likelihood: Float[Tensor, " B"] | None
     """In training: log-likelihood of each transcript in nats, by the alignment (form anchored) or by the shared
     vocabulary (form autoregressive)."""
+    written: Int[Tensor, "B S"] | None = None
+    """At inference, with a shared vocabulary: the token that Whisper's decoder writes at each step, as its number in the
+    vocabulary head; those behind a clip's end do not matter."""
     word_logits: Float[Tensor, "B T W"] | None = None
     """In training, with a shared vocabulary: Whisper's logits of its tokens at each slot of the transcript."""
 

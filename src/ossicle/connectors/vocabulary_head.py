@@ -140,7 +140,7 @@ class VocabularyHead(nn.Module):
             ]
             return upcast(torch.cat(products, dim=-1))
 
-    def search_logits(self, hidden: Float[Tensor, "B 1 E"]) -> Float[Tensor, "B 1 W"]:
+    def search_logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q W"]:
         """Computes logits as `logits` does, on CPUs exactly for the likeliest tokens only and close to it for others."""
         if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not is_quantization_available():
             return self.logits(hidden)
@@ -151,10 +151,10 @@ class VocabularyHead(nn.Module):
             rows = torch.cat(tables)
             self._quantized = (*tables, rows, QuantizedTable(rows))
         *_, rows, quantized = self._quantized
-        logits = quantized.multiply(hidden[:, 0])
+        logits = quantized.multiply(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         likeliest = logits.topk(min(_N_EXACT, len(rows))).indices
-        exact = (rows[likeliest] @ hidden[:, 0, :, None])[..., 0]
-        return logits.scatter(1, likeliest, exact)[:, None]
+        exact = (rows[likeliest] @ hidden[..., None])[..., 0]
+        return logits.scatter(2, likeliest, exact)
 
     def expected_embedding(self, logits: Float[Tensor, "B Q W"]) -> Float[Tensor, "B Q D"]:
         """Computes the expected LLM embedding under the sharpened distribution over shared words."""
