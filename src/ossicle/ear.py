@@ -34,8 +34,10 @@ from ossicle.chat.prompt_segments import AudioSegment, Segment, TextSegment
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings, check_window
 from ossicle.connectors import Connector, build_connector
+from ossicle.connectors.autoregressive import AutoregressiveConnector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.errors import CheckpointError
+from ossicle.listening import REHEAR_S, HeardWindow, Listener
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
@@ -194,6 +196,32 @@ class Ear:
         sources = source if isinstance(source, list) else [source]
         tokens = self.embed_audio([load_speech(item) for item in sources])
         return tokens if isinstance(source, list) else tokens[0]
+
+    def listen(self, rehear_s: float = REHEAR_S) -> Listener:
+        """Returns a listener, which hears a sound while it is spoken: feed it samples, then finish it.
+
+        With form autoregressive, little is left to do when the sound ends: what was heard before is only checked.
+
+        Args:
+            rehear_s: new sound after which the sound so far is heard again
+        """
+        return Listener(
+            hear_window=self._hear_window,
+            decode=lambda tokens: self.decode_audio_tokens(tokens),
+            window_samples=self.whisper.window_samples,
+            rehear_s=rehear_s,
+        )
+
+    @torch.inference_mode()
+    def _hear_window(self, samples: np.ndarray, draft: Int[Tensor, " S"] | None) -> HeardWindow:
+        features = self.encode_sounds([samples])
+        with self.autocast():
+            if isinstance(self.connector, AutoregressiveConnector):
+                audio = self.connector(features, draft=draft)
+            else:
+                audio = self.connector(features)
+        tokens = audio.tokens[0, : int(audio.n_tokens)].to(self.llm.dtype)
+        return HeardWindow(tokens, None if audio.written is None else audio.written[0])
 
     def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         """Returns the audio tokens of samples at 16 kHz, each sound split into windows."""

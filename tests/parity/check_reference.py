@@ -106,7 +106,7 @@ class Reference(Ear):
             self.connector.queries.copy_(arrays["query_tokens"])
         self.template: Any = SimpleNamespace(frame=(prefix, suffix))
 
-    def listen(self, mel: Tensor) -> Features:
+    def encode_mel(self, mel: Tensor) -> Features:
         """The encoder's states for full windows."""
         return encode(self.encoder, mel, torch.full((len(mel),), mel.shape[2]))
 
@@ -173,7 +173,7 @@ def compare(arrays: Arrays, prefix: Ids = PREFIX, suffix: Ids = SUFFIX) -> list[
     """
     try:
         ear = Reference(arrays, prefix, suffix)
-        audio = ear.connector(ear.listen(arrays["mel"]))
+        audio = ear.connector(ear.encode_mel(arrays["mel"]))
         n_text = arrays["reversed_mask"].sum(1).long()
         text = ear.embed(arrays["input_ids"])
         student = ear.llm_states(audio.tokens, audio.n_tokens.tolist(), [1] * len(n_text))[:, 0]

@@ -29,7 +29,7 @@ def test_a_training_step_has_the_references_loss() -> None:
     arrays = check_reference.read_fixture(FIXTURE)
     ear = check_reference.Reference(arrays)
     n_text = arrays["reversed_mask"].sum(1).long()
-    heard = ear.listen(arrays["mel"])
+    heard = ear.encode_mel(arrays["mel"])
     batch = Batch(heard, arrays["input_ids"], n_text, n_text.tolist(), heard.mask.sum(1).tolist())
     settings = ObjectiveSettings()
     loss = distillation_loss(ear, batch, settings)

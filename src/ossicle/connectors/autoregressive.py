@@ -216,8 +216,8 @@ class AutoregressiveConnector(QueryConnector):
         )
 
     def _embed_draft(
-        self, queries: Float[Tensor, "1 Q E"], draft: Sequence[int]
-    ) -> list[Float[Tensor, "1 T E"]]:
+        self, queries: Float[Tensor, "B Q E"], draft: Sequence[int]
+    ) -> list[Float[Tensor, "B T E"]]:
         """Returns the queries of the slots that follow a draft's tokens; none without a draft."""
         if not draft:
             return []

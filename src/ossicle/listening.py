@@ -1,0 +1,132 @@
+"""Hearing while somebody speaks: the sound so far is heard again and again, and each time what was heard before is the
+draft that one pass of the connector checks. When the sound ends, little is left to do, and the audio tokens are those
+of the whole sound heard at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ossicle.audio.speech import load_speech
+from ossicle.audio.waveform import SAMPLE_RATE, load_audio, locate_windows
+from ossicle.errors import AudioError
+
+REHEAR_S = 0.5
+"""New sound after which a listener hears again, by default."""
+_MIN_S = 0.2
+"""Sound before which it does not begin."""
+
+
+@dataclass(frozen=True)
+class HeardWindow:
+    """A window of the sound, as it was heard."""
+
+    tokens: Float[Tensor, "n D"]
+    written: Int[Tensor, " S"] | None
+    """The steps of the decoder, as a draft for the same window with more sound in it."""
+
+
+HearWindow = Callable[[np.ndarray, "Int[Tensor, ' S'] | None"], HeardWindow]
+"""Hears one window of samples at 16 kHz, with a draft of what it may say."""
+
+
+@dataclass
+class Listener:
+    """Hears a sound that arrives in pieces; `Ear.listen` builds one.
+
+    Feed it from one thread at a time. What it has heard so far may change with every piece; what `finish` returns does
+    not depend on the pieces.
+    """
+
+    hear_window: HearWindow
+    decode: Callable[[list[Float[Tensor, "_ D"]]], list[str]]
+    """Turns the audio tokens of windows into text."""
+    window_samples: int
+    rehear_s: float = REHEAR_S
+    _pieces: list[np.ndarray] = field(default_factory=list)
+    _n_heard: int = 0
+    _windows: dict[tuple[int, int], HeardWindow] = field(default_factory=dict)
+    """By first sample and number of samples."""
+    _is_finished: bool = False
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of sound so far."""
+        return self._n_samples / SAMPLE_RATE
+
+    @property
+    def _n_samples(self) -> int:
+        return sum(map(len, self._pieces))
+
+    @property
+    def tokens(self) -> Float[Tensor, "n D"] | None:
+        """The audio tokens of what was heard so far; None if nothing was."""
+        if not self._windows:
+            return None
+        return torch.cat([window.tokens for _, window in sorted(self._windows.items())])
+
+    @property
+    def text(self) -> str:
+        """What was heard so far."""
+        windows = [window.tokens for _, window in sorted(self._windows.items())]
+        return " ".join(filter(None, self.decode(windows))) if windows else ""
+
+    def feed(self, samples: Any, sample_rate: int = SAMPLE_RATE) -> bool:
+        """Takes the next samples; hears again if there is enough new sound.
+
+        Args:
+            samples: mono, float from -1 to 1 or integers; pieces of another rate than 16 kHz are resampled one by one
+
+        Returns: whether `tokens` and `text` were computed anew
+
+        Raises:
+            AudioError: not samples, or the sound is finished
+        """
+        if self._is_finished:
+            raise AudioError("this sound is finished: call listen() for the next one")
+        piece = np.asarray(samples)
+        if not piece.size:
+            return False
+        if not piece.any():  # a pause between words is sound, though no file of it would be
+            piece = np.zeros(round(len(piece) * SAMPLE_RATE / sample_rate), np.float32)
+        else:
+            piece = load_audio((piece, sample_rate))
+        self._pieces.append(piece)
+        new_s = (self._n_samples - self._n_heard) / SAMPLE_RATE
+        if new_s < self.rehear_s or self.duration_s < _MIN_S or not any(map(np.any, self._pieces)):
+            return False
+        self._hear(np.concatenate(self._pieces))
+        return True
+
+    def finish(self) -> Float[Tensor, "n D"]:
+        """Returns the audio tokens of the whole sound, those of `Ear.hear`.
+
+        Raises:
+            AudioError: nothing was fed, or too short or too even for speech
+        """
+        if not self._pieces:
+            raise AudioError("no sound was fed; expected feed(samples) before finish()")
+        sound = load_speech(np.concatenate(self._pieces))
+        self._is_finished = True
+        self._hear(sound)
+        tokens = self.tokens
+        assert tokens is not None
+        return tokens
+
+    def _hear(self, sound: np.ndarray) -> None:
+        """Hears the windows that have changed, each with what was heard of it before as its draft."""
+        before = {start: window for (start, _), window in sorted(self._windows.items())}
+        windows: dict[tuple[int, int], HeardWindow] = {}
+        for start, samples in locate_windows(sound, self.window_samples):
+            key = (start, len(samples))
+            if key in self._windows:
+                windows[key] = self._windows[key]
+            else:
+                draft = before[start].written if start in before else None
+                windows[key] = self.hear_window(samples, draft)
+        self._windows, self._n_heard = windows, len(sound)
