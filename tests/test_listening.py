@@ -106,6 +106,20 @@ def test_other_forms_listen_too(form: str) -> None:
     torch.testing.assert_close(listener.finish(), ear.hear((sound, SAMPLE_RATE)))
 
 
+def test_a_listener_stands_for_its_sound_in_messages() -> None:
+    ear, sound = pocket_ear(), speech()
+    listener = ear.listen()
+    feed(listener, sound, 4_000)
+
+    def ask(audio: Any) -> list[dict[str, Any]]:
+        other = {"role": "user", "content": [{"type": "audio", "audio": (sound[::-1].copy(), SAMPLE_RATE)}]}
+        answer = {"role": "assistant", "content": "yes."}
+        return [other, answer, {"role": "user", "content": [{"type": "audio", "audio": audio}]}]
+
+    for _ in range(2):
+        assert ear.chat(ask(listener)) == ear.chat(ask((sound, SAMPLE_RATE)))
+
+
 def test_what_is_no_sound_is_refused() -> None:
     listener = pocket_ear().listen()
     assert listener.tokens is None

@@ -200,7 +200,8 @@ class Ear:
     def listen(self, rehear_s: float = REHEAR_S) -> Listener:
         """Returns a listener, which hears a sound while it is spoken: feed it samples, then finish it.
 
-        With form autoregressive, little is left to do when the sound ends: what was heard before is only checked.
+        With form autoregressive, little is left to do when the sound ends: what was heard before is only checked. In
+        messages, a listener stands for its sound: {"type": "audio", "audio": listener}.
 
         Args:
             rehear_s: new sound after which the sound so far is heard again
@@ -389,13 +390,17 @@ class Ear:
         """
         self._check_llm_is_loaded()
         parsed = [parse_conversation(messages) for messages in conversations]
-        sounds = [[load_speech(sound) for sound in conversation.sounds] for conversation in parsed]
+        sources = [sound for conversation in parsed for sound in conversation.sounds]
+        is_heard = [isinstance(source, Listener) for source in sources]
+        sounds = [load_speech(source) for source in sources if not isinstance(source, Listener)]
         template = self.template.with_variables(chat_template_kwargs)
         layouts = [template.render(conversation) for conversation in parsed]
-        audio_tokens = iter(self.embed_audio([sound for row in sounds for sound in row]))
+        heard = iter([source.finish() for source in sources if isinstance(source, Listener)])
+        embedded = iter(self.embed_audio(sounds))
+        tokens = iter([next(heard if is_before else embedded) for is_before in is_heard])
         return [
-            self.build_prompt(pieces, [next(audio_tokens) for _ in row])
-            for pieces, row in zip(layouts, sounds, strict=True)
+            self.build_prompt(pieces, [next(tokens) for _ in conversation.sounds])
+            for pieces, conversation in zip(layouts, parsed, strict=True)
         ]
 
     def build_prompt(self, segments: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:

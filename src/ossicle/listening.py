@@ -104,16 +104,17 @@ class Listener:
         return True
 
     def finish(self) -> Float[Tensor, "n D"]:
-        """Returns the audio tokens of the whole sound, those of `Ear.hear`.
+        """Returns the audio tokens of the whole sound, those of `Ear.hear`; it can be called again.
 
         Raises:
             AudioError: nothing was fed, or too short or too even for speech
         """
         if not self._pieces:
             raise AudioError("no sound was fed; expected feed(samples) before finish()")
-        sound = load_speech(np.concatenate(self._pieces))
-        self._is_finished = True
-        self._hear(sound)
+        if not self._is_finished:
+            sound = load_speech(np.concatenate(self._pieces))
+            self._hear(sound)
+            self._is_finished = True
         tokens = self.tokens
         assert tokens is not None
         return tokens
