@@ -26,6 +26,8 @@ class AttackRequest:
     """The client's action afterwards; "disconnects" means when the first bytes arrive."""
     may_be_answered: bool = False
     """The server may answer it: it is odd, but valid."""
+    may_be_plain: bool = False
+    """It may be refused below the API, without an error object: it is no WebSocket."""
     may_be_dropped: bool = False
     """The server may close the connection without an answer."""
 

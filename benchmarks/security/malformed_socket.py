@@ -75,7 +75,13 @@ def _draw_handshakes(draw: random.Random, inputs: AttackInputs) -> AttackRequest
     changed = {"Connection": "close, Upgrade", name.replace("-", "_"): value, **more}
     request = build_handshake(path, **changed)
     end = build_frame((1000).to_bytes(2, "big"), _CLOSE)
-    return AttackRequest(sends=(request, end), may_be_answered=True, may_be_dropped=True, then="half-closes")
+    return AttackRequest(
+        sends=(request, end),
+        may_be_answered=True,
+        may_be_plain=True,
+        may_be_dropped=True,
+        then="half-closes",
+    )
 
 
 @KINDS.add("broken frames")

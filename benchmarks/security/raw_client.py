@@ -50,7 +50,11 @@ class Outcome:
             return f"no end after {STUCK_S:g} s"
         if not self.responses:
             return None if request.may_be_dropped else "closed without an answer"
-        is_fine = [request.may_be_answered and answer.status in (101, 200) for answer in self.responses]
+        is_fine = [
+            (request.may_be_answered and answer.status in (101, 200))
+            or (request.may_be_plain and 400 <= answer.status < 500)
+            for answer in self.responses
+        ]
         faults = [
             answer.find_fault() for answer, fine in zip(self.responses, is_fine, strict=True) if not fine
         ]

@@ -155,7 +155,6 @@ SECRET = "my secret"
     ("name", "value"),
     [
         ("functions", [{"name": SECRET}]),
-        ("logit_bias", {SECRET: 1}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": SECRET}),
         ("reasoning_effort", "high"),
@@ -173,11 +172,11 @@ def test_parameters_that_would_change_it_are_refused_by_name_and_never_by_value(
     assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
 
 
-@pytest.mark.parametrize("name", ["top_k", "min_p", "repetition_penalty", "guided_json", "nonsense"])
+@pytest.mark.parametrize("name", ["best_of", "guided_json", "nonsense"])
 def test_unknown_parameters_are_refused_with_those_that_are_known(name: str) -> None:
     with pytest.raises(
         ApiError,
-        match=f"Unknown parameter '{name}'; supported: chat_template_kwargs, max_completion_tokens, max_to",
+        match=f"Unknown parameter '{name}'; supported: chat_template_kwargs, frequency_penalty, logit_bias",
     ) as refused:
         read_sampling_params({"model": MODEL, "messages": [USER], name: SECRET})
     assert SECRET not in str(refused.value)

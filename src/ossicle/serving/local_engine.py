@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.transcription import Transcript
 from ossicle.chat.generation import MAX_NEW_TOKENS, check_context
 from ossicle.chat.messages import Conversation, parse_conversation
@@ -17,9 +18,10 @@ from ossicle.ear import Ear
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
+from ossicle.serving.errors import ApiError
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.response_format import read_response_format
-from ossicle.serving.sampling_params import read_sampling_params
+from ossicle.serving.sampling_params import SamplingParams, read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
 from ossicle.serving.single_sequence import SingleSequence, can_use_cache
 from ossicle.serving.tool_params import AnswerReader, ToolParams, read_tool_params
@@ -136,6 +138,7 @@ class LocalEngine:
 
     async def _schedule(self, request: ChatRequest) -> tuple[ScheduledRequest, ToolParams]:
         params = read_sampling_params(request.body, request.default_max_tokens or MAX_NEW_TOKENS)
+        _check_token_ids(self.ear, params)
         tools = read_tool_params(request.body, self.ear.template.tool_format)
         conversation = parse_conversation(
             [_rename_developer(message) for message in request.body["messages"]], tools.tools
@@ -166,6 +169,20 @@ def _check_n_characters(ear: Ear, conversation: Conversation) -> None:
         len(part) for turn in conversation.turns for part in turn.content if isinstance(part, str)
     )
     check_context(ear.llm, n_characters // _MAX_CHARACTERS_PER_TOKEN)
+
+
+def _check_token_ids(ear: Ear, params: SamplingParams) -> None:
+    """Refuses a bias of tokens that the LLM does not have.
+
+    Raises:
+        ApiError: there is one
+    """
+    n_tokens = get_input_embeddings(ear.llm).num_embeddings
+    highest = max((token for token, _ in params.sampling.logit_bias), default=0)
+    if highest >= n_tokens:
+        raise ApiError(
+            f"logit_bias names the token {highest}, but the LLM has {n_tokens}", param="logit_bias"
+        )
 
 
 def _rename_developer(message: Any) -> Any:

@@ -14,7 +14,11 @@ from ossicle.serving.tool_params import TOOL_FIELDS
 MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
-_SUPPORTED = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n"}
+MAX_BIASED_TOKENS = 1_024
+_SUPPORTED = {
+    "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "top_k", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+}  # fmt: skip
 _READ_ELSEWHERE = {
     "model",
     "messages",
@@ -30,9 +34,6 @@ _IGNORED = {
 }  # fmt: skip
 """What changes no answer: information about the client, and what may only make OpenAI's servers faster."""
 _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
-    "frequency_penalty": lambda value: value == 0,
-    "presence_penalty": lambda value: value == 0,
-    "logit_bias": lambda value: value == {},
     "logprobs": lambda value: value is False,
     "top_logprobs": lambda value: value == 0,
     "modalities": lambda value: value == ["text"],
@@ -107,10 +108,39 @@ def _read_sampling(fields: Mapping[str, Any]) -> SamplingSettings:
     if top_p == 0:
         raise ApiError("top_p is 0, expected more than 0 and at most 1", param="top_p")
     temperature = _read_float(fields, "temperature", 0.0, 2.0)
+    top_k = max(_read_int(fields, "top_k", -1, 1 << 20, 0), 0) if "top_k" in fields else None
+    min_p = _read_float(fields, "min_p", 0.0, 1.0)
     seed = _read_int(fields, "seed", -(1 << 63), (1 << 63) - 1, secrets.randbits(62))
     if temperature is None:
-        temperature = 0.0 if top_p is None else 1.0
-    return SamplingSettings(temperature=temperature, top_p=top_p, seed=seed)
+        temperature = 0.0 if top_p is None and not (top_k or min_p) else 1.0
+    return SamplingSettings(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p or 0.0,
+        repetition_penalty=_read_float(fields, "repetition_penalty", 0.01, 10.0),
+        presence_penalty=_read_float(fields, "presence_penalty", -2.0, 2.0) or 0.0,
+        frequency_penalty=_read_float(fields, "frequency_penalty", -2.0, 2.0) or 0.0,
+        logit_bias=_read_logit_bias(fields.get("logit_bias", {})),
+        seed=seed,
+    )
+
+
+def _read_logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    is_valid = (
+        isinstance(value, dict)
+        and len(value) <= MAX_BIASED_TOKENS
+        and all(token.isascii() and token.isdecimal() and len(token) < 10 for token in value)
+        and all(isinstance(bias, int | float) and not isinstance(bias, bool) for bias in value.values())
+        and all(-100 <= bias <= 100 for bias in value.values())
+    )
+    if not is_valid:
+        raise ApiError(
+            f"logit_bias is malformed, expected at most {MAX_BIASED_TOKENS} ids of tokens, each with a number from -100"
+            " to 100",
+            param="logit_bias",
+        )
+    return tuple((int(token), float(bias)) for token, bias in value.items())
 
 
 def _read_float(fields: Mapping[str, Any], name: str, minimum: float, maximum: float) -> float | None:
