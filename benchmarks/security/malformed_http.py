@@ -206,7 +206,13 @@ def _draw_upgrades(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
     head = (
         f"GET {draw.choice((CHAT, '/nowhere', '/ws', '/v1/realtime'))} HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n"
     )
-    return AttackRequest(sends=(head.encode() + draw.randbytes(50),), then="half-closes", may_be_dropped=True)
+    return AttackRequest(
+        sends=(head.encode() + draw.randbytes(50),),
+        then="half-closes",
+        may_be_answered=True,
+        may_be_plain=True,
+        may_be_dropped=True,
+    )
 
 
 @KINDS.add("clients that disconnect")

@@ -24,7 +24,7 @@ from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_e
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
 from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
 from ossicle.serving.page import get_page
-from ossicle.serving.realtime.endpoint import RealtimeEndpoint
+from ossicle.serving.realtime.endpoint import RealtimeEndpoint, refuse_path
 from ossicle.serving.realtime.session import SessionContext
 from ossicle.serving.realtime.voice_activity import DetectorPool
 from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
@@ -83,6 +83,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
             WebSocketRoute("/v1/realtime", endpoints.realtime.serve),
+            WebSocketRoute("/{path:path}", refuse_path),
         ],
         middleware=[
             Middleware(RequestLog),

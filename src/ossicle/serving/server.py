@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ossicle.errors import ConfigError
@@ -116,6 +117,17 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
         """Stops the write timeout: the client reads again."""
         self._stop_timer()
         super().resume_writing()
+
+    async def send(self, message: Any) -> None:
+        """Sends a message, unless the client went while it was greeted: uvicorn would drop the greeting alone.
+
+        Raises:
+            ClientDisconnected: it went
+        """
+        if self.transport.is_closing() and not self.handshake_complete:
+            self.handshake_complete = True
+            raise ClientDisconnected
+        await super().send(message)
 
     def handle_ping(self) -> None:
         """Answers a ping, unless the answers to earlier ones were never read."""

@@ -333,7 +333,9 @@ def test_who_may_open_a_session() -> None:
         assert refuse(path, additional_headers={"Authorization": "Bearer other"})["status"] == 401
         assert refuse(path, subprotocols=["realtime", "openai-insecure-api-key.other"])["status"] == 401
         assert refuse(f"{path}?model=gpt-5", additional_headers=key)["code"] == "model_not_found"
-        assert refuse(path, additional_headers=key, origin="https://evil.example")["status"] == 403
+        for origin in ("https://evil.example", "null", "http://[", f"{url}.evil.example"):
+            assert refuse(path, additional_headers=key, origin=origin)["status"] == 403
+        assert refuse(f"{url}/v1/models", additional_headers=key)["status"] == 404
         with open_session(url, key="secret", origin="https://friend.example"):
             pass
         with open_session(url, key="secret", origin=url):

@@ -5,9 +5,9 @@ It knows sockets, and nothing of what sessions do.
 
 import asyncio
 import json
+import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from prometheus_client import Gauge
 from starlette.responses import Response
@@ -90,7 +90,7 @@ class RealtimeEndpoint:
         origin = websocket.headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        if urlsplit(origin).netloc != websocket.headers.get("host"):
+        if origin.partition("://")[2] != websocket.headers.get("host"):
             raise ApiError(
                 f"pages of {origin[:100]!r} may not open sessions; --allow-origin lets them",
                 status=403,
@@ -147,6 +147,12 @@ async def _receive(websocket: WebSocket, session: RealtimeSession, outbox: Outbo
             )
         else:
             await session.handle(text)
+
+
+async def refuse_path(websocket: WebSocket) -> None:
+    """Answers a WebSocket at any other path."""
+    path = reprlib.repr(websocket.scope["path"])
+    await _refuse(websocket, ApiError(f"No WebSocket at {path}; there is one at /v1/realtime", status=404))
 
 
 async def _refuse(websocket: WebSocket, error: ApiError) -> None:
