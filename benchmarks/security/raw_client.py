@@ -107,7 +107,7 @@ async def send(request: AttackRequest, port: int) -> Outcome:
         reading = asyncio.create_task(_read(reader, received, request))
         try:
             async with asyncio.timeout(STUCK_S):
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(OSError):  # a socket that was reset cannot be half-closed
                     await _write(writer, request, reading)
                 await reading
         except TimeoutError:

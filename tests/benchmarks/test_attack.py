@@ -77,7 +77,7 @@ def attacked(ear: Ear, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Att
     settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=TIMEOUT_S))
     app = create_app(LocalEngine(ear, metrics), settings, metrics)
     with pytest.MonkeyPatch.context() as patch, socket.socket() as trap:
-        for name in ("_REQUEST_TIMEOUT_S", "_KEEPALIVE_TIMEOUT_S", "_WRITE_TIMEOUT_S"):
+        for name in ("_REQUEST_TIMEOUT_S", "_KEEPALIVE_TIMEOUT_S", "_WRITE_TIMEOUT_S", "_PING_S"):
             patch.setattr(server, name, TIMEOUT_S)
         patch.setattr(raw_client, "STUCK_S", 30.0)
         trap.bind(("127.0.0.1", 0))
