@@ -5,6 +5,7 @@ of the whole sound heard at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ossicle.errors import AudioError
 
 REHEAR_S = 0.5
 """New sound after which a listener hears again, by default."""
+_MAX_BUSY = 0.5
+"""Part of the time that it may hear while it listens: on slow machines it hears again less often."""
 _MIN_S = 0.2
 """Sound before which it does not begin."""
 
@@ -53,6 +56,8 @@ class Listener:
     _windows: dict[tuple[int, int], HeardWindow] = field(default_factory=dict)
     """By first sample and number of samples."""
     _is_finished: bool = False
+    _last_hearing_s: float = 0.0
+    """How long it took."""
 
     @property
     def duration_s(self) -> float:
@@ -98,9 +103,12 @@ class Listener:
             piece = load_audio((piece, sample_rate))
         self._pieces.append(piece)
         new_s = (self._n_samples - self._n_heard) / SAMPLE_RATE
-        if new_s < self.rehear_s or self.duration_s < _MIN_S or not any(map(np.any, self._pieces)):
+        rehear_s = max(self.rehear_s, self._last_hearing_s / _MAX_BUSY)
+        if new_s < rehear_s or self.duration_s < _MIN_S or not any(map(np.any, self._pieces)):
             return False
+        started = perf_counter()
         self._hear(np.concatenate(self._pieces))
+        self._last_hearing_s = perf_counter() - started
         return True
 
     def finish(self) -> Float[Tensor, "n D"]:

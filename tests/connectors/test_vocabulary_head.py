@@ -499,7 +499,10 @@ def test_tokens_that_the_llm_lacks_are_split_into_its_own() -> None:
     assert split_tokens(whisper_tokenizer, tokenizer, []) == []
 
 
-@pytest.mark.parametrize("kind", ["right", "begun", "wrong", "wrong from the third", "too long", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    ["right", "begun", "wrong", "one wrong", "one missing", "wrong from the third", "too long", "empty"],
+)
 def test_a_draft_changes_the_passes_and_not_the_result(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ear = pocket_ear()
     connector: Any = ear.connector
@@ -515,6 +518,8 @@ def test_a_draft_changes_the_passes_and_not_the_result(kind: str, monkeypatch: p
         "begun": said[:3],
         "wrong": other,
         "wrong from the third": torch.cat([said[:2], other[2:]]),
+        "one wrong": torch.cat([said[:2], other[2:3], said[3:]]),
+        "one missing": torch.cat([other[:1], said]),
         "too long": torch.cat([said, said, said]),
         "empty": said[:0],
     }[kind]

@@ -26,6 +26,10 @@ FEEDBACK_NORM_EPS = 1e-12
 """Epsilon of the norm before the feedback: the embeddings of LLMs differ in size by a factor of a hundred."""
 
 
+_REALIGNMENT = 4
+"""Tokens of a draft among which one that was written in place of another is sought."""
+
+
 class AutoregressiveConnector(QueryConnector):
     """Whisper's decoder over learned queries plus the previous token, then a projection and a vocabulary head.
 
@@ -170,7 +174,8 @@ class AutoregressiveConnector(QueryConnector):
         """Decodes step after step until every clip has ended or has all the tokens that it may have.
 
         A step gives one audio token, or several where Whisper writes a token that the LLM has only in pieces. The steps
-        of a draft are computed in one pass, and hold up to the first one that writes another token than it says.
+        of a draft are computed in one pass, and hold up to the first one that writes another token than it says; what is
+        left of the draft is then checked in the next pass.
         """
         sound_cache = DynamicCache()  # the layers' keys and values of the sound, computed once
         prompt = self._embed_prompt(features, EncoderDecoderCache(DynamicCache(), sound_cache))
@@ -181,8 +186,9 @@ class AutoregressiveConnector(QueryConnector):
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
         steps: list[tuple[Tensor, Tensor]] = []
         written_before: list[Tensor] = []
-        expected = [] if draft is None or self.vocabulary_head is None else draft[: n_slots - 1].tolist()
-        query = torch.cat([prompt, queries[:, :1], *self._embed_draft(queries, expected)], dim=1)
+        expected = [] if draft is None or self.vocabulary_head is None else draft.tolist()
+        first = self._embed_draft(queries[:, 1:], expected)
+        query = torch.cat([prompt, queries[:, :1], *first], dim=1)
         hidden = self.decode(query, features.states, features.attention_mask, cache)[:, prompt.shape[1] :]
         ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
         for step in range(n_slots):
@@ -200,11 +206,14 @@ class AutoregressiveConnector(QueryConnector):
             has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
             if bool(has_ended.all()) or step + 1 == n_slots:
                 break
-            if ahead and written is not None and int(written) == expected[step]:
+            if ahead and written is not None and int(written) == expected[0]:
+                expected = expected[1:]
                 continue
-            if ahead:
+            if ahead and written is not None:
                 cache.self_attention_cache.crop(-len(ahead))
-            query = queries[:, step + 1, None] + self._embed_written(tokens, written)
+                expected = _realign(expected, int(written))
+            after = queries[:, step + 1, None] + self._embed_written(tokens, written)
+            query = torch.cat([after, *self._embed_draft(queries[:, step + 2 :], expected)], dim=1)
             hidden = self.decode(query, features.states, features.attention_mask, cache)
             ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
         return AudioTokens(
@@ -218,11 +227,11 @@ class AutoregressiveConnector(QueryConnector):
     def _embed_draft(
         self, queries: Float[Tensor, "B Q E"], draft: Sequence[int]
     ) -> list[Float[Tensor, "B T E"]]:
-        """Returns the queries of the slots that follow a draft's tokens; none without a draft."""
-        if not draft:
+        """Returns the queries of the slots that follow a draft's tokens, as far as there are any."""
+        written = torch.tensor(draft[: queries.shape[1]], device=queries.device, dtype=torch.long)
+        if not len(written):
             return []
-        written = torch.tensor(draft, device=queries.device)
-        return [queries[:, 1 : len(draft) + 1] + self._embed_written(None, written).transpose(0, 1)]
+        return [queries[:, : len(written)] + self._embed_written(None, written).transpose(0, 1)]
 
     def _write_pieces(
         self, tokens: Float[Tensor, "B 1 D"], written: Int[Tensor, " B"] | None
@@ -290,6 +299,14 @@ class AutoregressiveConnector(QueryConnector):
         logits = head.search_logits(hidden) if likeliest_only else head.logits(hidden)
         expect = head.expected_embedding_of_likeliest if likeliest_only else head.expected_embedding
         return tokens + expect(logits), end_logits + head.end_logits(hidden, logits), logits
+
+
+def _realign(draft: Sequence[int], written: int) -> list[int]:
+    """Returns how a draft may go on after another token than its first was written: behind that token if it comes soon,
+    else with its second token.
+    """
+    nearby = list(draft[1 : 1 + _REALIGNMENT])
+    return list(draft[nearby.index(written) + 2 :] if written in nearby else draft[1:])
 
 
 def _split_slots(

@@ -68,10 +68,16 @@ class QueryConnector(Connector):
         cache: EncoderDecoderCache | None = None,
     ) -> Float[Tensor, "B Q E"]:
         """Runs the decoder: causal self-attention among the queries, unmasked cross-attention to the sound."""
-        hidden = queries
+        hidden, n_queries = queries, queries.shape[1]
+        n_before = 0 if cache is None else cache.get_seq_length()
+        causal = None  # alone, or behind nothing, the queries need no mask
+        if n_before and n_queries > 1:
+            seen = torch.ones(n_queries, n_before + n_queries, dtype=torch.bool, device=queries.device)
+            causal = seen.tril(n_before)[None, None]
         for layer in self.layers:
             hidden = layer(
                 hidden,
+                attention_mask=causal,
                 encoder_hidden_states=states,
                 encoder_attention_mask=attention_mask,
                 use_cache=cache is not None,
