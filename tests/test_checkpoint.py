@@ -263,6 +263,15 @@ def test_invalid_settings_are_refused(folder: Path, keys: dict[str, object], mes
     assert message in refusal(folder)
 
 
+def test_a_config_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    path = folder / "config.json"
+    text = path.read_text()
+    path.write_bytes(text.encode("utf-8-sig"))
+    checkpoint.load(folder, device="cpu")
+    path.write_bytes(text.encode("utf-16"))
+    assert "config.json is damaged (it is in UTF-16, expected UTF-8" in refusal(folder)
+
+
 def test_damaged_missing_or_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / checkpoint.WEIGHTS
     whole = weights.read_bytes()

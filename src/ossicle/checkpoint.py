@@ -41,6 +41,7 @@ from ossicle.errors import CheckpointError, ConfigError, ModelNotFoundError
 from ossicle.hub_download import find_ear_folder
 from ossicle.run_checkpoint import has_state, is_run, read_unfinished_run
 from ossicle.settings_io import from_table, to_table
+from ossicle.text_encoding import read_text_file
 from ossicle.transformers_files import CONFIG_KEYS, MODEL_TYPE, SHIM, SHIM_TEXT
 from ossicle.version import __version__
 
@@ -321,7 +322,7 @@ def _read_ear(
 def _read_json(folder: Path) -> Any:
     path = folder / CONFIG
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text_file(path))
     except OSError as error:
         if not folder.exists():
             raise CheckpointError(
@@ -331,7 +332,7 @@ def _read_json(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} is not an ear: {reason}; expected a folder that `ossicle train` or `ossicle new` wrote"
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the ear again") from error
 
 

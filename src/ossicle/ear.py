@@ -14,17 +14,24 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.audio.batching import batch_by_length
-from ossicle.audio.speech import load_speech
+from ossicle.audio.speech import build_no_speech_error, load_speech
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, AudioSource, locate_windows
 from ossicle.backbones.causal_lm import compute_logits, embed, get_input_embeddings
 from ossicle.backbones.encoder import EncoderWindow, Features, build_mel_batch, encode
 from ossicle.backbones.packed_forward import PackedLlm
 from ossicle.backbones.pretrained import Whisper, load_llm, load_whisper, resolve_device
 from ossicle.backbones.silence import Silence, compute_silence
-from ossicle.backbones.transcription import Transcript, TranscriptSegment, transcribe_windows
+from ossicle.backbones.transcription import (
+    MIN_MEAN_LOG_PROB,
+    Transcript,
+    TranscriptSegment,
+    find_speechless_windows,
+    transcribe_windows,
+)
 from ossicle.backbones.whisper_prompt import find_language
 from ossicle.chat import choice_scoring, generation
 from ossicle.chat.choice_scoring import ContinuationScores
@@ -35,6 +42,7 @@ from ossicle.chat.template import ChatTemplate
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings, check_window
 from ossicle.connectors import Connector, build_connector
 from ossicle.connectors.autoregressive import AutoregressiveConnector
+from ossicle.connectors.base import AudioTokens
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.errors import CheckpointError
 from ossicle.listening import REHEAR_S, HeardWindow, Listener
@@ -224,6 +232,36 @@ class Ear:
         tokens = audio.tokens[0, : int(audio.n_tokens)].to(self.llm.dtype)
         return HeardWindow(tokens, None if audio.written is None else audio.written[0])
 
+    @torch.inference_mode()
+    def embed_speech(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"] | None]:
+        """Returns the audio tokens of samples at 16 kHz, without windows in which nobody speaks; None if all are such.
+
+        Nobody speaks where the connector is in doubt about the words, or has none, and the encoder's own decoder
+        expects it, too. So speech costs nothing more.
+        """
+        windows = self._map_windows(sounds, self._embed_spoken)
+        spoken = [[tokens for tokens in own if tokens is not None] for own in windows]
+        return [torch.cat(tokens) if tokens else None for tokens in spoken]
+
+    def _embed_spoken(self, windows: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"] | None]:
+        with self.autocast():
+            features = self.encode_sounds(windows)
+            audio = self.connector(features)
+        doubtful = list(range(len(windows)))
+        if audio.mean_log_prob is not None:
+            doubtful = (audio.mean_log_prob < MIN_MEAN_LOG_PROB).nonzero()[:, 0].tolist()
+        n_behind = features.states.shape[1] - features.mask.shape[1]
+        is_own = functional.pad(
+            features.mask, (0, n_behind), value=True
+        )  # with the silence behind, if it is stored
+        states = [own[kept] for own, kept in zip(features.states, is_own, strict=True)]
+        is_speechless = find_speechless_windows(
+            self.whisper, [windows[row] for row in doubtful], [states[row] for row in doubtful]
+        )
+        speechless = {row for row, speechless in zip(doubtful, is_speechless, strict=True) if speechless}
+        tokens = self._cut_tokens(audio)
+        return [None if row in speechless else own for row, own in enumerate(tokens)]
+
     def embed_audio(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
         """Returns the audio tokens of samples at 16 kHz, each sound split into windows."""
         windows = self._map_windows(sounds, self._embed_windows)
@@ -236,7 +274,9 @@ class Ear:
     def embed_features(self, features: Features) -> list[Float[Tensor, "_ D"]]:
         """Returns the audio tokens of encoded clips."""
         with self.autocast():
-            audio = self.connector(features)
+            return self._cut_tokens(self.connector(features))
+
+    def _cut_tokens(self, audio: AudioTokens) -> list[Float[Tensor, "_ D"]]:
         tokens = audio.tokens.to(self.llm.dtype)
         return [row[:n] for row, n in zip(tokens, audio.n_tokens.tolist(), strict=True)]
 
@@ -328,7 +368,8 @@ class Ear:
             AudioError: sound that cannot be decoded
             CheckpointError: an ear that was loaded without its LLM
         """
-        return self.chat_batch([messages], **options)[0]
+        prompts = self.build_prompts([messages], options.pop("chat_template_kwargs", None), only_speech=True)
+        return generation.generate_answers(self.llm, self.tokenizer, prompts, **options)[0]
 
     def chat_batch(
         self,
@@ -337,7 +378,10 @@ class Ear:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Answers several conversations in one batch; each answer is the same as alone."""
+        """Answers several conversations in one batch; each answer is the same as alone.
+
+        Sound in which nobody speaks is answered, too, as evaluations need it.
+        """
         prompts = self.build_prompts(conversations, chat_template_kwargs)
         return generation.generate_answers(self.llm, self.tokenizer, prompts, **options)
 
@@ -373,15 +417,22 @@ class Ear:
 
         The conversation is checked and its sound encoded before the first piece is requested.
         """
-        return generation.stream_answer(
-            self.llm, self.tokenizer, self.build_prompts([messages], chat_template_kwargs)[0], **options
-        )
+        (prompt,) = self.build_prompts([messages], chat_template_kwargs, only_speech=True)
+        return generation.stream_answer(self.llm, self.tokenizer, prompt, **options)
 
     @torch.inference_mode()
     def build_prompts(
-        self, conversations: Sequence[Messages], chat_template_kwargs: Mapping[str, Any] | None = None
+        self,
+        conversations: Sequence[Messages],
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        only_speech: bool = False,
     ) -> list[Prompt]:
         """Builds the prompt embeddings of each conversation: text embeddings and audio tokens in order.
+
+        Args:
+            chat_template_kwargs: variables of the chat template
+            only_speech: refuses sound in which nobody speaks
 
         Raises:
             CheckpointError: an ear that was loaded without its LLM
@@ -396,12 +447,18 @@ class Ear:
         template = self.template.with_variables(chat_template_kwargs)
         layouts = [template.render(conversation) for conversation in parsed]
         heard = iter([source.finish() for source in sources if isinstance(source, Listener)])
-        embedded = iter(self.embed_audio(sounds))
+        embedded = iter(self._embed_only_speech(sounds) if only_speech else self.embed_audio(sounds))
         tokens = iter([next(heard if is_before else embedded) for is_before in is_heard])
         return [
             self.build_prompt(pieces, [next(tokens) for _ in conversation.sounds])
             for pieces, conversation in zip(layouts, parsed, strict=True)
         ]
+
+    def _embed_only_speech(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
+        embedded = [tokens for tokens in self.embed_speech(sounds) if tokens is not None]
+        if len(embedded) < len(sounds):
+            raise build_no_speech_error()
+        return embedded
 
     def build_prompt(self, segments: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
         """Builds the prompt embeddings of a rendered conversation from the audio tokens of its sounds."""

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ossicle.errors import CheckpointError
+from ossicle.text_encoding import read_text_file
 
 STATES_FOLDER, PROGRESS_FILE, ORIGIN_FILE, RECIPE_FILE = (
     "state",
@@ -76,7 +77,7 @@ def _list_states(folder: Path) -> list[Path]:
 
 
 def _read_state(folder: Path, state: Path) -> UnfinishedRun:
-    recipe = tomllib.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    recipe = tomllib.loads(read_text_file(folder / RECIPE_FILE))
     origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
     progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
     weights: dict[str, Tensor] = {}

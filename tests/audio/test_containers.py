@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from support.audio_files import FORMATS, build_tone, encode_audio
 
+from ossicle.audio import mpeg_frames
 from ossicle.audio.containers import MAX_PARTS
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.errors import AudioError
@@ -159,6 +160,35 @@ def test_joined_and_padded_mp3_is_loaded(has_length: bool, between: bytes, behin
     expected = 2 * measure_s(content)
     assert expected == pytest.approx(2.0, abs=3 * LOSSY_S)
     assert measure_s(ID3 + content + between + content + behind) == pytest.approx(expected, abs=LOSSY_S)
+
+
+@pytest.mark.parametrize("n_joined", [1, 2])
+def test_mp3_that_ends_between_two_frames_is_cut_short(n_joined: int) -> None:
+    """No frame is damaged then, and decoders stop without a word; only the number in the first frame tells."""
+    content = encode_audio(build_tone(44_100), 44_100, "mp3")
+    ends = [0]
+    while length := mpeg_frames._measure_frame(content, ends[-1]):
+        ends.append(ends[-1] + length)
+    assert ends[-1] == len(content)
+    before = content * (n_joined - 1)
+    for n in (len(ends) // 2, len(ends) - 4):
+        with pytest.raises(AudioError, match=f"is cut short: its header declares .* and it has {n}"):
+            load_audio(before + content[: ends[n]])
+    load_audio(before + content)
+
+
+@pytest.mark.parametrize(
+    ("tag", "n_frames"),
+    [
+        (b"Xing" + bytes([0, 0, 0, 1]) + (77).to_bytes(4, "big"), 77),
+        (b"Info" + bytes([0, 0, 0, 14]) + (77).to_bytes(4, "big"), 0),
+        (b"VBRI" + bytes(10) + (77).to_bytes(4, "big"), 77),
+        (b"Xing", 0),
+        (b"none", 0),
+    ],
+)
+def test_the_number_of_frames_is_read_from_every_tag(tag: bytes, n_frames: int) -> None:
+    assert mpeg_frames._read_n_frames(bytes(36) + tag, 0) == n_frames
 
 
 def test_mp3_with_other_bytes_between_its_frames_is_damaged() -> None:

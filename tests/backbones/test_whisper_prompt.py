@@ -8,6 +8,7 @@ from support.tiny_models import tiny_whisper, tiny_whisper_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 
 from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
+from ossicle.errors import CheckpointError
 
 IDS = {
     "<|startoftranscript|>": 50258,
@@ -53,6 +54,21 @@ def test_settings_and_tokenizer_give_the_same_prompt() -> None:
 @pytest.mark.parametrize("name", ["de", "german", "German", "<|de|>"])
 def test_a_language_that_a_whisper_is_set_to_is_its_only_one(name: str) -> None:
     assert read({"language": name}) == GERMAN
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"forced_decoder_ids": 7},
+        {"lang_to_id": 7},
+        {"task_to_id": 7},
+        {"language": 7},
+        {"lang_to_id": {"": "x"}},
+    ],
+)
+def test_settings_of_another_type_are_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="of another type than Whispers have"):
+        read(own)
 
 
 def test_forced_tokens_of_old_configs_name_the_language() -> None:

@@ -213,8 +213,8 @@ def test_a_sound_of_an_earlier_turn_is_not_encoded_again(
     data, other = (encode_file(item) for item in load_suite("pocket")[1:3])  # not encoded by any other test
     answer = complete(client, user_messages(sound_part(data)))
     batch_sizes = []
-    hear = ear.hear
-    monkeypatch.setattr(ear, "hear", lambda sounds: batch_sizes.append(len(sounds)) or hear(sounds))
+    embed = ear.embed_speech
+    monkeypatch.setattr(ear, "embed_speech", lambda sounds: batch_sizes.append(len(sounds)) or embed(sounds))
     complete(
         client,
         [

@@ -136,14 +136,14 @@ def test_sounds_that_no_request_waits_for_are_not_encoded(ear: Ear) -> None:
 
 
 def test_a_sound_that_cannot_be_encoded_fails_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
-    batcher, hear = AudioBatcher(ear, Metrics(), lambda: None), ear.hear
+    batcher, embed = AudioBatcher(ear, Metrics(), lambda: None), ear.embed_speech
 
     def fails(sounds: list[Any]) -> Any:
         if any(samples[0] == np.float32(0.1) for samples in sounds):
             raise AudioError("the first sound")
-        return hear(sounds)
+        return embed(sounds)
 
-    monkeypatch.setattr(ear, "hear", fails)
+    monkeypatch.setattr(ear, "embed_speech", fails)
 
     async def run() -> list[Any]:
         tasks = [asyncio.create_task(batcher.embed([build_sound(number)])) for number in (1, 2)]
@@ -154,6 +154,29 @@ def test_a_sound_that_cannot_be_encoded_fails_alone(ear: Ear, monkeypatch: pytes
     failed, audio_tokens = asyncio.run(run())
     assert isinstance(failed, AudioError)
     assert len(audio_tokens[0])
+
+
+def test_sound_in_which_nobody_speaks_is_refused_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, embed = AudioBatcher(ear, Metrics(), lambda: None), ear.embed_speech
+    calls: list[int] = []
+
+    def embed_second(sounds: list[Any]) -> list[Any]:
+        calls.append(len(sounds))
+        return [None, *embed(sounds)[1:]]
+
+    monkeypatch.setattr(ear, "embed_speech", embed_second)
+
+    async def run() -> list[Any]:
+        tasks = [asyncio.create_task(batcher.embed([build_sound(number)])) for number in (1, 2)]
+        await asyncio.sleep(0)
+        batcher.step()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed, audio_tokens = asyncio.run(run())
+    assert isinstance(failed, AudioError)
+    assert str(failed).startswith("no speech was found")
+    assert len(audio_tokens[0])
+    assert calls == [2]
 
 
 def test_transcripts_with_one_prompt_share_a_batch_and_fail_alone(ear: Ear) -> None:

@@ -99,6 +99,22 @@ def tiny_whisper(*, seed: int = 0, **sizes: int) -> Whisper:
     return Whisper(model=freeze(model), tokenizer=tokenizer)
 
 
+def expect_no_speech(whisper: Whisper, logit: float = 10.0) -> Whisper:
+    """Makes a Whisper give the sign that nobody speaks this logit in every sound, all else being unlikely words.
+
+    It is changed in place and returned.
+    """
+    no_speech = whisper.tokenizer.get_vocab()["<|nospeech|>"]
+    decoder: Any = whisper.model.model.decoder
+    row = decoder.embed_tokens.weight[no_speech].detach()
+    with torch.no_grad():
+        decoder.layer_norm.weight.zero_()
+        decoder.layer_norm.bias.copy_(logit * row / row.square().sum())
+    options: Any = whisper.model.generation_config
+    options.suppress_tokens = [no_speech, whisper.config.eos_token_id]
+    return whisper
+
+
 def tiny_llama(
     tokenizer: PreTrainedTokenizerBase | None = None, *, seed: int = 1, d_model: int = 48, **options: Any
 ) -> LlamaForCausalLM:

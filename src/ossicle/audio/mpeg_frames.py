@@ -33,8 +33,21 @@ def find_mp3_parts(data: bytes, start: int, name: str) -> list[AudioPart]:
     Returns: nothing where the file does not begin with frames of mp3 whose lengths can be told
 
     Raises:
-        AudioError: other bytes between frames, or too many frames
+        AudioError: other bytes between frames, too many frames, or fewer than a part declares
     """
+    n_frames: list[int] = []
+    parts = _find_parts(data, start, name, n_frames)
+    for part, n in zip(parts, n_frames, strict=True):
+        if n < (n_declared := _read_n_frames(data, part.start)):
+            raise AudioError(
+                f"{name} is cut short: its header declares {n_declared} frames of mp3 and it has {n}; copy or export it"
+                " again"
+            )
+    return parts
+
+
+def _find_parts(data: bytes, start: int, name: str, n_frames: list[int]) -> list[AudioPart]:
+    """Returns the joined parts of an mp3, and appends the number of frames of each to `n_frames`."""
     parts: list[AudioPart] = []
     position, form = skip_tags(data, start), b""
     if not _is_frame(data, position):
@@ -46,6 +59,8 @@ def find_mp3_parts(data: bytes, start: int, name: str) -> list[AudioPart]:
             is_next = parts and position == parts[-1].end and _read_form(data, position) == form
             if not is_next or _has_length_tag(data, position):
                 parts.append(AudioPart(start=position, end=position))
+                n_frames.append(0)
+            n_frames[-1] += 1
             form, end = _read_form(data, position), position + length
             parts[-1] = AudioPart(start=parts[-1].start, end=end)
             position = end
@@ -131,6 +146,18 @@ def _read_form(data: bytes, position: int) -> bytes:
     """Returns the bits of a frame's header that do not change in a file: version, layer, rate, mono or not."""
     head = data[position : position + 4]
     return bytes([head[1] & 0x1E, head[2] & 0x0C, head[3] >> 6 == 3])
+
+
+def _read_n_frames(data: bytes, position: int) -> int:
+    """Returns how many frames the tag in a first frame declares, itself not counted by most encoders; 0 if none."""
+    head = data[position : position + 2 * _TAG_SCAN_BYTES]
+    for tag in LENGTH_TAGS:
+        start = head.find(tag, 0, _TAG_SCAN_BYTES)
+        if start >= 0:
+            has_number = tag == b"VBRI" or int.from_bytes(head[start + 4 : start + 8], "big") & 1
+            number = start + (14 if tag == b"VBRI" else 8)
+            return int.from_bytes(head[number : number + 4], "big") if has_number else 0
+    return 0
 
 
 def _has_length_tag(data: bytes, position: int) -> bool:

@@ -54,6 +54,11 @@ def check_speech(samples: Float32[np.ndarray, " N"], name: str) -> None:
         )
 
 
+def build_no_speech_error() -> AudioError:
+    """Builds the error for sound in which a model finds no speech."""
+    return AudioError("no speech was found in the sound, only noise: record it again, closer to the speaker")
+
+
 def _measure_frames(samples: Float32[np.ndarray, " N"]) -> tuple[float, float]:
     """Returns the level of the loudest frame in dB of full scale, and by how much it is louder than the quiet ones.
 

@@ -1,4 +1,7 @@
-"""Transcription by Whisper's own decoder, without timestamps and by default greedily: the first half of the cascade."""
+"""Transcription by Whisper's own decoder, without timestamps and by default greedily: the first half of the cascade.
+
+Where Whisper itself expects that nobody speaks, its words are dropped: it finds some in every noise.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -7,15 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ossicle.backbones.causal_lm import to_id_list
 from ossicle.backbones.encoder import EncoderWindow, build_mel_batch
-from ossicle.backbones.model_files import silence_transformers
+from ossicle.backbones.model_files import format_one_line, silence_transformers
 from ossicle.backbones.pretrained import Whisper
 from ossicle.backbones.whisper_prompt import encode_previous_text
+from ossicle.errors import CheckpointError
 
 ENGLISH = "en"
+NO_SPEECH_PROBABILITY, MIN_MEAN_LOG_PROB = 0.6, -1.0
+"""Whisper's own rule: nobody speaks if the sign for that is at least so likely, and the words are less likely than this,
+in nats a token."""
 
 
 @dataclass(frozen=True)
@@ -59,39 +70,141 @@ def transcribe_windows(
         previous: a text that came before each sound: Whisper continues its style and spelling
         temperature: of sampling; 0 is greedy
 
+    Returns: transcripts, empty where Whisper expects that nobody speaks
+
     Raises:
         RequestError: a previous text that holds control tokens, or a Whisper that takes none
+        CheckpointError: the Whisper's own settings of generation cannot be used
     """
-    model, prompt = whisper.model, whisper.prompt
-    mel, _ = build_mel_batch(
-        sounds, whisper.config.num_mel_bins, EncoderWindow(whisper.window_frames, "full")
-    )
-    options = build_generation_config(whisper)
+    options, prompt = build_generation_config(whisper), whisper.prompt
+    model = copy.copy(whisper.model)
+    model.generation_config = options  # else what is None here is taken from the Whisper's own
     before: dict[str, Any] = {}
     if previous.strip():
         ids = encode_previous_text(whisper.tokenizer, previous)
         before["prompt_ids"] = torch.tensor(ids, device=model.device)
     with silence_transformers():  # its warnings are about flags in published Whispers' configs
-        encoded = model.model.encoder(mel.to(model.device, model.dtype))
+        encoded = _encode(whisper, sounds)
+        first: Tensor | None = None
         spoken: dict[str, Any] = {}
         if prompt.languages:
             if None in languages:
-                codes = {id_: code for code, id_ in prompt.languages.items()}
-                ids = model.detect_language(encoder_outputs=encoded, generation_config=options).tolist()
-                languages = [given or codes[id_] for given, id_ in zip(languages, ids, strict=True)]
+                first = _compute_first_logits(whisper, encoded)
+                codes = list(prompt.languages)
+                likeliest = first[:, list(prompt.languages.values())].argmax(1).tolist()
+                languages = [given or codes[n] for given, n in zip(languages, likeliest, strict=True)]
             spoken = {"task": "transcribe", "language": [f"<|{code}|>" for code in languages]}
-        ids = model.generate(
-            encoder_outputs=encoded,
-            attention_mask=torch.ones_like(mel[:, 0], dtype=torch.long, device=model.device),
-            generation_config=options,
-            temperature=temperature,
-            **spoken,
-            **before,
-        )
+        log_probs = _MeanLogProb(to_id_list(options.eos_token_id))
+        try:
+            ids = model.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=torch.ones(
+                    len(sounds), whisper.window_frames, dtype=torch.long, device=model.device
+                ),
+                generation_config=options,
+                logits_processor=LogitsProcessorList([log_probs]),
+                temperature=temperature,
+                **spoken,
+                **before,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what a Whisper's own settings ask for may fail in any way
+            raise CheckpointError(
+                f"the encoder's own generation_config.json cannot be used to transcribe: {format_one_line(error)}"
+            ) from error
+        is_speechless = _find_speechless(whisper, encoded, log_probs.compute(len(sounds)), first)
     texts = whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [
-        Transcript(text.strip(), language or ENGLISH) for text, language in zip(texts, languages, strict=True)
+        Transcript("" if speechless else text.strip(), language or ENGLISH)
+        for text, language, speechless in zip(texts, languages, is_speechless, strict=True)
     ]
+
+
+@torch.inference_mode()
+def find_speechless_windows(
+    whisper: Whisper, sounds: Sequence[np.ndarray], states: Sequence[Float[Tensor, "_ E"]]
+) -> list[bool]:
+    """Returns where nobody speaks, by Whisper's own rule; it transcribes only what may be such a sound.
+
+    Args:
+        states: the encoder's states of each sound, in its full window or in one that is as long as the sound
+    """
+    no_speech = whisper.prompt.no_speech
+    if no_speech is None:
+        return [False] * len(sounds)
+    first = [_compute_first_logits(whisper, own[None].to(whisper.model.dtype)) for own in states]
+    rows = [
+        row for row, own in enumerate(first) if float(own.softmax(-1)[0, no_speech]) > NO_SPEECH_PROBABILITY
+    ]
+    if not rows:
+        return [False] * len(sounds)
+    transcripts = transcribe_windows(whisper, [sounds[row] for row in rows], [None] * len(rows))
+    speechless = {row for row, transcript in zip(rows, transcripts, strict=True) if not transcript.text}
+    return [row in speechless for row in range(len(sounds))]
+
+
+def _encode(whisper: Whisper, sounds: Sequence[np.ndarray]) -> Float[Tensor, "B S E"]:
+    mel, _ = build_mel_batch(
+        sounds, whisper.config.num_mel_bins, EncoderWindow(whisper.window_frames, "full")
+    )
+    encoder = whisper.model.model.encoder
+    return encoder(mel.to(whisper.model.device, whisper.model.dtype)).last_hidden_state
+
+
+def _compute_first_logits(whisper: Whisper, encoded: Float[Tensor, "B S E"]) -> Float[Tensor, "B V"]:
+    """Computes the logits behind the prompt's first token: Whisper's languages, and the sign that nobody speaks."""
+    ids = torch.full((len(encoded), 1), whisper.prompt.start, device=encoded.device)
+    output = whisper.model(encoder_outputs=(encoded,), decoder_input_ids=ids, use_cache=False)
+    return output.logits[:, -1].float()
+
+
+def _find_speechless(
+    whisper: Whisper,
+    encoded: Float[Tensor, "B S E"],
+    mean_log_probs: Float[Tensor, " B"],
+    first: Float[Tensor, "B V"] | None,
+) -> list[bool]:
+    """Returns where nobody speaks, by Whisper's own rule.
+
+    Args:
+        first: the logits of the first token; None computes them, which is only done for doubtful words
+    """
+    is_doubtful = mean_log_probs < MIN_MEAN_LOG_PROB
+    if whisper.prompt.no_speech is None or not bool(is_doubtful.any()):
+        return [False] * len(mean_log_probs)
+    logits = _compute_first_logits(whisper, encoded) if first is None else first
+    probability = logits.softmax(-1)[:, whisper.prompt.no_speech]
+    return (is_doubtful & (probability > NO_SPEECH_PROBABILITY)).tolist()
+
+
+class _MeanLogProb(LogitsProcessor):
+    """Follows the log-probability of the likeliest token of each step, up to the end of each row.
+
+    Args:
+        eos_ids: the tokens that end a row
+    """
+
+    def __init__(self, eos_ids: Sequence[int]) -> None:
+        self.eos_ids = eos_ids
+        self.n_prompt = 0
+        self.steps: list[Float[Tensor, " N"]] = []
+        self.is_running: list[Bool[Tensor, " N"]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """Returns the scores unchanged."""
+        if not self.steps:
+            self.n_prompt = input_ids.shape[1]
+        ends = torch.tensor(self.eos_ids, device=input_ids.device)
+        self.is_running.append(~torch.isin(input_ids[:, self.n_prompt :], ends).any(1))
+        self.steps.append(scores.float().log_softmax(-1).amax(1))
+        return scores
+
+    def compute(self, n_sounds: int) -> Float[Tensor, " B"]:
+        """Computes the mean of each sound, in nats; of several beams, that of the first."""
+        is_running = torch.stack(self.is_running)
+        total = torch.stack(self.steps).where(is_running, 0.0).sum(0)
+        return (total / is_running.sum(0)).view(n_sounds, -1)[:, 0]
 
 
 def build_generation_config(whisper: Whisper) -> GenerationConfig:
@@ -105,6 +218,11 @@ def build_generation_config(whisper: Whisper) -> GenerationConfig:
         options.task_to_id = {"transcribe": prompt.transcribe}
     if prompt.no_timestamps is not None:
         options.no_timestamps_token_id = prompt.no_timestamps
-    options.return_timestamps = False
+    options.suppress_tokens = to_id_list(options.suppress_tokens) or None
+    options.begin_suppress_tokens = to_id_list(options.begin_suppress_tokens) or None
+    options.return_timestamps = options.return_dict_in_generate = False
+    options.num_return_sequences = 1
+    # Thresholds would ask for further passes, with other temperatures.
+    options.no_speech_threshold = options.logprob_threshold = options.compression_ratio_threshold = None
     options.max_length = options.max_length or whisper.config.max_target_positions
     return options

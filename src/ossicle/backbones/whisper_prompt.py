@@ -6,15 +6,17 @@ tokenizer has them all.
 
 import re
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from ossicle.errors import RequestError
+from ossicle.errors import CheckpointError, RequestError
 
 START_OF_PREVIOUS = "<|startofprev|>"
 """The sign before a text that came before the sound, which a transcript then continues in style and spelling."""
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+"""The sign that nobody speaks, by its newer and its older name."""
 MULTILINGUAL_VOCABULARY = 51_865
 """Whispers with at least this many tokens know more than English; the English ones have one token less."""
 
@@ -32,6 +34,8 @@ class WhisperPrompt:
     """The task; None if it knows only English."""
     no_timestamps: int | None = None
     """The sign that the transcript has no timestamps."""
+    no_speech: int | None = None
+    """The sign that nobody speaks, which Whisper was trained to predict at the first token; None if it has none."""
 
     @property
     def is_multilingual(self) -> bool:
@@ -75,7 +79,23 @@ def encode_previous_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[
 def read_whisper_prompt(
     options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
 ) -> WhisperPrompt:
-    """Returns a Whisper's prompt, from its settings where they have it, else from its tokenizer."""
+    """Returns a Whisper's prompt, from its settings where they have it, else from its tokenizer.
+
+    Raises:
+        CheckpointError: settings of another type than Whispers have
+    """
+    try:
+        return _read_prompt(options, config, tokenizer)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the encoder's generation_config.json or config.json has languages, tasks or forced tokens of another type"
+            f" than Whispers have ({error}): copy it again"
+        ) from error
+
+
+def _read_prompt(
+    options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
+) -> WhisperPrompt:
     vocabulary = tokenizer.get_vocab()
     forced: dict[int, int | None] = dict(
         getattr(options, "forced_decoder_ids", None) or getattr(config, "forced_decoder_ids", None) or ()
@@ -86,21 +106,22 @@ def read_whisper_prompt(
         if id_ < config.vocab_size
     }
     tasks = getattr(options, "task_to_id", None) or {}
+    no_speech = next((vocabulary[name] for name in _NO_SPEECH if name in vocabulary), None)
     start, no_timestamps = config.decoder_start_token_id, getattr(options, "no_timestamps_token_id", None)
     prompt = WhisperPrompt(
         start=start,
         no_timestamps=vocabulary.get("<|notimestamps|>") if no_timestamps is None else no_timestamps,
+        no_speech=no_speech if no_speech is not None and no_speech < config.vocab_size else None,
     )
     is_multilingual = getattr(options, "is_multilingual", None)
     if is_multilingual is None:
         is_multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
     if not (is_multilingual or forced.get(1) in languages.values()):
         return prompt
-    return WhisperPrompt(
-        start=start,
+    return replace(
+        prompt,
         languages=_select_languages(languages, getattr(options, "language", None), forced.get(1)),
         transcribe=tasks.get("transcribe", vocabulary.get("<|transcribe|>")),
-        no_timestamps=prompt.no_timestamps,
     )
 
 

@@ -8,6 +8,7 @@ untrained ear already hears what Whisper would have transcribed, its output soft
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +29,16 @@ FEEDBACK_NORM_EPS = 1e-12
 
 _REALIGNMENT = 4
 """Tokens of a draft among which one that was written in place of another is sought."""
+
+
+class _Slot(NamedTuple):
+    """What the heads say of a slot of each clip."""
+
+    tokens: Float[Tensor, "B 1 D"]
+    end_logit: Float[Tensor, "B 1"]
+    logits: Float[Tensor, "B 1 W"] | None
+    log_prob: Float[Tensor, " B"] | None
+    """Of the likeliest of all tokens and the end."""
 
 
 class AutoregressiveConnector(QueryConnector):
@@ -186,13 +197,18 @@ class AutoregressiveConnector(QueryConnector):
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
         steps: list[tuple[Tensor, Tensor]] = []
         written_before: list[Tensor] = []
+        log_probs: list[Tensor] = []
+        n_steps = torch.zeros_like(max_tokens)
         expected = [] if draft is None or self.vocabulary_head is None else draft.tolist()
         first = self._embed_draft(queries[:, 1:], expected)
         query = torch.cat([prompt, queries[:, :1], *first], dim=1)
         hidden = self.decode(query, features.states, features.attention_mask, cache)[:, prompt.shape[1] :]
-        ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
+        ahead = self._read_slots(hidden)
         for step in range(n_slots):
-            tokens, end_logit, logits = ahead.popleft()
+            tokens, end_logit, logits, log_prob = ahead.popleft()
+            if log_prob is not None:
+                log_probs.append(log_prob.where(~has_ended, 0.0))
+            n_steps = n_steps + ~has_ended
             has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
@@ -215,14 +231,26 @@ class AutoregressiveConnector(QueryConnector):
             after = queries[:, step + 1, None] + self._embed_written(tokens, written)
             query = torch.cat([after, *self._embed_draft(queries[:, step + 2 :], expected)], dim=1)
             hidden = self.decode(query, features.states, features.attention_mask, cache)
-            ahead = _split_slots(*self._output_heads(hidden, likeliest_only=True))
+            ahead = self._read_slots(hidden)
         return AudioTokens(
             tokens=_concatenate_ragged(steps),
             n_tokens=n_tokens.minimum(max_tokens),
             end_logits=None,
             log_likelihood=None,
             written=torch.stack(written_before, 1) if written_before else None,
+            mean_log_prob=torch.stack(log_probs).sum(0) / n_steps if log_probs else None,
         )
+
+    def _read_slots(self, hidden: Float[Tensor, "B Q E"]) -> deque[_Slot]:
+        """Computes the outputs of slots in one pass of the heads, to be taken one by one."""
+        tokens, end_logits, logits = self._output_heads(hidden, likeliest_only=True)
+        columns: list[Any] = [tokens.split(1, dim=1), end_logits.split(1, dim=1)]
+        if logits is None:
+            columns += [[None] * hidden.shape[1]] * 2
+        else:
+            log_probs = self._head.log_prob_of_likeliest(hidden, logits)
+            columns += [logits.split(1, dim=1), log_probs.unbind(1)]
+        return deque(_Slot(*row) for row in zip(*columns, strict=True))
 
     def _embed_draft(
         self, queries: Float[Tensor, "B Q E"], draft: Sequence[int]
@@ -307,15 +335,6 @@ def _realign(draft: Sequence[int], written: int) -> list[int]:
     """
     nearby = list(draft[1 : 1 + _REALIGNMENT])
     return list(draft[nearby.index(written) + 2 :] if written in nearby else draft[1:])
-
-
-def _split_slots(
-    tokens: Float[Tensor, "B Q D"], end_logits: Float[Tensor, "B Q"], logits: Float[Tensor, "B Q W"] | None
-) -> deque[tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1"], Float[Tensor, "B 1 W"] | None]]:
-    """Returns the outputs of the heads slot by slot."""
-    n = tokens.shape[1]
-    words = [None] * n if logits is None else logits.split(1, dim=1)
-    return deque(zip(tokens.split(1, dim=1), end_logits.split(1, dim=1), words, strict=True))
 
 
 def _last_linear(part: nn.Module) -> nn.Linear:

@@ -43,6 +43,9 @@ class AudioTokens:
     vocabulary head; those behind a clip's end do not matter."""
     word_logits: Float[Tensor, "B T W"] | None = None
     """In training, with a shared vocabulary: Whisper's logits of its tokens at each slot of the transcript."""
+    mean_log_prob: Float[Tensor, " B"] | None = None
+    """At inference, with a shared vocabulary: mean log-probability of each clip's likeliest words and their end, in nats
+    a token."""
 
 
 class Connector(nn.Module):

@@ -178,6 +178,14 @@ class VocabularyHead(nn.Module):
             end = upcast(hidden) @ upcast(self.end_embedding)
         return sharpness * end - _logsumexp(sharpness * logits)
 
+    def log_prob_of_likeliest(
+        self, hidden: Float[Tensor, "B Q E"], logits: Float[Tensor, "B Q W"]
+    ) -> Float[Tensor, "B Q"]:
+        """Computes the log-probability of the likeliest of all tokens and the end, in nats, as Whisper gives it."""
+        with _no_autocast(hidden):
+            end = upcast(hidden) @ upcast(self.end_embedding)
+        return torch.maximum(logits.amax(-1), end) - torch.logaddexp(_logsumexp(logits), end)
+
     def log_likelihood(
         self, logits: Float[Tensor, "B Q W"], targets: NearestTokens, n_tokens: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:

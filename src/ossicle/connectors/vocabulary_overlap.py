@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ossicle.backbones.causal_lm import embed, get_input_embeddings
+from ossicle.backbones.causal_lm import embed, get_input_embeddings, to_id_list
 from ossicle.backbones.pretrained import Whisper
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.vocabulary_head import SharedVocabulary
@@ -92,7 +92,7 @@ def _suppressed_ids(whisper: Whisper) -> set[int]:
     """Tokens that Whisper never writes: suppressed ones, and those without an embedding."""
     n_embeddings = len(whisper.model.model.decoder.embed_tokens.weight)
     suppressed = {id_ for id_ in whisper.tokenizer.get_vocab().values() if id_ >= n_embeddings}
-    return suppressed | set(getattr(whisper.model.generation_config, "suppress_tokens", None) or ())
+    return suppressed | set(to_id_list(getattr(whisper.model.generation_config, "suppress_tokens", None)))
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from ossicle.errors import DataError
 
 NO_COLUMN = "none"
 """The value of an option that says that no column holds a time."""
-_PREFIX = r"(?P<prefix>(?:audio|clip|chunk|seg|segment|speech|utt|utterance|t)_?)?"
+_PREFIX = r"(?P<prefix>(?:audio|clip|chunk|frame|sample|seg|segment|speech|utt|utterance|t)_?)?"
 _SUFFIX = (
     r"(?P<suffix>_?(?:time|timestamp|ts|at)?"
-    r"(?:_s|_?(?:in_)?(?:secs?|seconds?|ms|msecs?|millis|milliseconds?))?)"
+    r"(?:_s|_?(?:in_)?(?:secs?|seconds?|ms|msecs?|millis|milliseconds?|frames?|samples?))?)"
 )
 _START = re.compile(rf"{_PREFIX}(?P<stem>start|begin|onset|offset){_SUFFIX}", re.IGNORECASE)
 _END = re.compile(rf"{_PREFIX}(?P<stem>end|stop|offset){_SUFFIX}", re.IGNORECASE)
 _IN_MS = re.compile(r".*(?:ms|msecs?|millis|milliseconds?)", re.IGNORECASE)
+_IN_SAMPLES = re.compile(r"(?:frame|sample)_?.+|.+(?:frames?|samples?)", re.IGNORECASE)
 _STEMS = ("start", "begin", "onset", "end", "stop", "offset")
 """In order of precedence; an offset is the start of a stretch, except beside an onset."""
 _PAIRS = ("timestamp", "timestamps", "segment", "interval", "span", "time_range")
@@ -85,7 +86,10 @@ def _match(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str | None, r
 
 
 def _get_first(matches: Mapping[str | None, re.Match[str]]) -> str | None:
-    return min(matches, key=lambda name: _STEMS.index(matches[name]["stem"].lower()), default=None)
+    def rank(name: str | None) -> tuple[bool, int]:
+        return bool(_IN_SAMPLES.fullmatch(str(name))), _STEMS.index(matches[name]["stem"].lower())
+
+    return min(matches, key=rank, default=None)
 
 
 def _apply_option(option: str | None, found: str | None) -> str | None:
@@ -156,7 +160,7 @@ def _read_seconds(label: str, values: Mapping[str, Any], column: str | None) -> 
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     seconds = to_seconds(value, str(column))
-    if math.isnan(seconds):
+    if math.isnan(seconds) or (seconds and _IN_SAMPLES.fullmatch(str(column))):
         raise DataError(
             f"{label}: {column} is {value!r:.60}, expected seconds of the recording; where it means something else,"
             f" rename it, or add ?start={NO_COLUMN}&end={NO_COLUMN} to the source"

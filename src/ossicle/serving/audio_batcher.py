@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ossicle.audio.speech import build_no_speech_error
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
 from ossicle.backbones.whisper_prompt import find_language
@@ -151,8 +152,9 @@ class AudioBatcher:
             self._resolve(self.to_transcribe, to_transcribe, self._transcribe_batch, lambda *_: None)
         return bool(to_embed or to_transcribe or to_decode)
 
-    def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor]:
-        return self.ear.hear([pending.sound.samples for pending in batch])
+    def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor | OssicleError]:
+        embedded = self.ear.embed_speech([pending.sound.samples for pending in batch])
+        return [build_no_speech_error() if tokens is None else tokens for tokens in embedded]
 
     def _decode_batch(self, batch: Sequence[_PendingSound[str]]) -> list[str]:
         tokens = [pending.audio_tokens for pending in batch]
@@ -171,11 +173,11 @@ class AudioBatcher:
         self,
         queue: _Queue[_Result],
         batch: Sequence[_PendingSound[_Result]],
-        compute: Callable[[Sequence[_PendingSound[_Result]]], list[_Result]],
+        compute: Callable[[Sequence[_PendingSound[_Result]]], Sequence[_Result | OssicleError]],
         store: Callable[[str, _Result], None],
     ) -> None:
         """Computes a batch and sets its futures; if it fails, each sound is tried alone and gets its own error."""
-        results, failure = [], None
+        results: Sequence[_Result | Exception] = []
         try:
             results = compute(batch)
         except Exception as error:
@@ -185,15 +187,15 @@ class AudioBatcher:
                 return
             if not isinstance(error, OssicleError):
                 LOG.exception("a sound could not be processed")
-            failure = error
+            results = [error]
         with self._lock:
-            for index, pending in enumerate(batch):
+            for pending, result in zip(batch, results, strict=True):
                 _remove(queue, pending)
-                if failure is None:
-                    store(pending.sound.key, results[index])
-                    pending.future.set_result(results[index])
+                if isinstance(result, Exception):
+                    pending.future.set_exception(result)
                 else:
-                    pending.future.set_exception(failure)
+                    store(pending.sound.key, result)
+                    pending.future.set_result(result)
 
 
 def _remove(queue: _Queue[_Result], pending: _PendingSound[_Result]) -> None:
