@@ -158,6 +158,19 @@ def test_first_token_on_real_models() -> None:
         assert cells == [str(row["tokens"]), *times, f"{ear / cascade:.2f}", f"{ear / fixed:.2f}"], name
 
 
+def test_live_on_real_models() -> None:
+    results = json.loads((RESULTS / "2026-11-28-live.json").read_text())
+    columns = "listening | whole sound at its end | cascade | listening / cascade | busy"
+    shown = read_table(PERFORMANCE_PAGE, f"Whisper, sound | {columns}")
+    for name, cells in shown.items():
+        whisper, _, seconds = name.removesuffix(" s").partition(", ")
+        lengths = results[f"whisper-{whisper} with SmolLM2-135M-Instruct"]["lengths"]
+        (row,) = (row for row in lengths if f"{row['seconds']:.1f}" == seconds)
+        times = [row[f"{way}_ms"] for way in ("live", "offline", "cascade")]
+        ratio, busy = f"{times[0] / times[2]:.2f}", f"{row['busy']:.2f}"
+        assert cells == [*(f"{time:.0f}" for time in times), ratio, busy], name
+
+
 def test_three_numbers() -> None:
     shown = read_table(
         RESULTS_PAGE, "right answers, 95 % interval | n | text ceiling | cascade | new ear | pocket/ear"
