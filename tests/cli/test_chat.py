@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import ossicle
 from ossicle.cli import main
@@ -63,6 +64,16 @@ def test_chat_rejects_invalid_flags(expect_error: Callable[..., str], ear: str, 
     assert "--top-p is 7" in expect_error(2, "chat", ear, sound, "--top-p", "7")
     assert "--minutes is inf" in expect_error(2, "demo", "--minutes", "inf")
     assert "not valid Unicode" in expect_error(1, "chat", ear, sound, "--text", "caf\udce9")
+
+
+def test_a_device_that_is_not_there_is_named(
+    expect_error: Callable[..., str], ear: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    audio = str(world / "0.wav")
+    for command in (["chat", ear, audio], ["eval", ear, "--suite", "pocket", "--out", str(world / "r.json")]):
+        assert "use --device cpu" in expect_error(2, *command, "--device", "cuda")
 
 
 def test_temperature_zero_is_greedy_decoding(

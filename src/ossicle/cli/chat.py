@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, EarName, NumberOption, print_message
+from ossicle.cli.terminal import BaseName, DeviceName, EarName, NumberOption, print_message
 from ossicle.config import parse_template_variables
 from ossicle.errors import AudioError, ConfigError
 
@@ -36,6 +36,8 @@ class Chat:
     """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
     llm: BaseName = None
     """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
+    device: DeviceName = None
+    """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     template_variable: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
@@ -61,7 +63,9 @@ class Chat:
         # Audio and microphone come before the models, so that their errors are reported without delay.
         audio = load_speech(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
-        ear = checkpoint.load(self.ear, encoder=self.encoder, llm=self.llm, notify=print_message)
+        ear = checkpoint.load(
+            self.ear, encoder=self.encoder, llm=self.llm, device=self.device, notify=print_message
+        )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         if microphone:
             self.run_conversation(ear, microphone, messages, options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import EXIT_INTERRUPTED, BaseName, EarName, print_message, program_name
+from ossicle.cli.terminal import EXIT_INTERRUPTED, BaseName, DeviceName, EarName, print_message, program_name
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear
@@ -27,6 +27,8 @@ class Eval:
     """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
     llm: BaseName = None
     """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
+    device: DeviceName = None
+    """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
     (docs/how-to/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
@@ -58,7 +60,9 @@ class Eval:
         suite = open_suite(self.suite, self.data)
         judge = None if self.judge is None else open_judge(self.judge)
         check_judge(suite, judge)
-        ear = checkpoint.load(self.ear, encoder=self.encoder, llm=self.llm, notify=print_message)
+        ear = checkpoint.load(
+            self.ear, encoder=self.encoder, llm=self.llm, device=self.device, notify=print_message
+        )
         options = EvaluationSettings(
             batch_size=self.batch_size,
             corruptions=tuple(c for c in CORRUPTIONS if c.kind != "clean") if self.robustness else (),

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, EarName, print_message
+from ossicle.cli.terminal import BaseName, DeviceName, EarName, print_message
 from ossicle.errors import ConfigError
 from ossicle.text_encoding import read_text_file
 
@@ -44,7 +44,7 @@ class Serve:
     """Port to listen on. 0: any free port."""
     name: Annotated[str | None, arg(metavar="NAME")] = None
     """Model name in the API. Without it, the name of the ear's folder."""
-    device: Annotated[str | None, arg(metavar="NAME")] = None
+    device: DeviceName = None
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     engine: Literal["local", "vllm"] = "local"
     """Engine that runs the LLM. local: this process; vllm: a vLLM server that serves the ear's LLM with
