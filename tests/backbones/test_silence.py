@@ -16,7 +16,7 @@ from ossicle.backbones.silence import (
     count_rows,
     synthesize_voice,
 )
-from ossicle.backbones.silence_check import MAX_DIVERGENCE, choose_window, measure_divergence
+from ossicle.backbones.silence_check import check_hears_silence, measure_divergence
 from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.ear import EarSettings
 from ossicle.errors import ConfigError
@@ -124,21 +124,13 @@ def test_positions_are_whole_rows(n_positions: int, n_window: int, expected: int
     assert count_positions(n_positions, n_window) == expected
 
 
-def test_a_whisper_that_is_itself_with_stored_silence_gets_it(whisper) -> None:
-    kind, silence = choose_window(whisper)
-    assert kind == "sound+silence"
-    assert silence is not None
-    assert measure_divergence(whisper, silence) < MAX_DIVERGENCE
-
-
-def test_a_whisper_that_is_not_keeps_its_whole_window(
-    whisper, silence: Silence, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_silence_is_checked(whisper, silence: Silence, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_hears_silence("pocket/whisper", whisper, silence)
     other = replace(silence, values=silence.values.flip(1), states=silence.states.flip(0))
-    assert measure_divergence(whisper, other) > measure_divergence(whisper, silence)
-    monkeypatch.setattr("ossicle.backbones.silence_check.compute_silence", lambda _: other)
+    assert measure_divergence(whisper, silence) < measure_divergence(whisper, other)
     monkeypatch.setattr("ossicle.backbones.silence_check.MAX_DIVERGENCE", 1e-4)
-    assert choose_window(whisper) == ("full", None)
+    with pytest.raises(ConfigError, match=r"'pocket/whisper' hears other words.*use --encoder-window full"):
+        check_hears_silence("pocket/whisper", whisper, other)
 
 
 def test_training_and_hearing_have_the_same_features() -> None:

@@ -7,8 +7,9 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from ossicle.backbones.encoder import EncoderWindow, Features, build_mel_batch, encode
 from ossicle.backbones.pretrained import Whisper
-from ossicle.backbones.silence import Silence, compute_silence, synthesize_voice
+from ossicle.backbones.silence import Silence, synthesize_voice
 from ossicle.config import WindowKind
+from ossicle.errors import ConfigError
 
 MAX_DIVERGENCE = 0.05
 """Nats; published Whispers have a tenth of it, one that repeats itself in place of ending ten times as much."""
@@ -17,12 +18,18 @@ _SEED, _SECONDS = 1_000, 2.5
 _N_TOKENS = 12
 
 
-def choose_window(whisper: Whisper) -> tuple[WindowKind, Silence | None]:
-    """Returns the cheapest window with which an untrained Whisper is itself, and the silence that it needs."""
-    silence = compute_silence(whisper.model.model.encoder)
-    if measure_divergence(whisper, silence) <= MAX_DIVERGENCE:
-        return "sound+silence", silence
-    return "full", None
+def check_hears_silence(name: str, whisper: Whisper, silence: Silence) -> None:
+    """Refuses stored silence for a Whisper that is not itself with it.
+
+    Raises:
+        ConfigError: its words diverge from those with its whole window
+    """
+    divergence = measure_divergence(whisper, silence)
+    if not divergence <= MAX_DIVERGENCE:
+        raise ConfigError(
+            f"encoder {name!r} hears other words with stored silence than with its whole window (they diverge by"
+            f" {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use --encoder-window full"
+        )
 
 
 @torch.inference_mode()

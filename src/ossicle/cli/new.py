@@ -1,7 +1,7 @@
 """ossicle new."""
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,10 +37,10 @@ class New:
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
     encoder_window: WindowKind | None = None
-    """Input length of the encoder. full: always the whole window, as published Whispers were trained; sound+silence: the
-    clip's own duration in front of silence that was encoded once; sound: the clip's own duration alone, which works
-    only with a Whisper that was trained for it. Without it, sound+silence where this Whisper writes the same with it as
-    with its whole window, else full. With --from, it is that of the ear."""
+    """Input length of the encoder. full (default): always the whole window, as published Whispers were trained: the ear
+    writes what Whisper writes, word for word; sound+silence: the clip's own duration in front of silence that was
+    encoded once, much faster for short sounds, and as often right; sound: the clip's own duration alone, which works
+    only with a Whisper that was trained for it. With --from, it is that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
 
@@ -58,7 +58,7 @@ class New:
     def _build(self, encoder: str) -> None:
         from ossicle import checkpoint
         from ossicle.backbones.pretrained import build_meta_whisper
-        from ossicle.backbones.silence_check import choose_window
+        from ossicle.backbones.silence_check import check_hears_silence
         from ossicle.ear import Ear, EarSettings
 
         base = BaseSettings(encoder=encoder, llm=self.llm, encoder_window=self.encoder_window or "full")
@@ -72,10 +72,8 @@ class New:
                 f"{encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
                 " trained: use ossicle train"
             )
-        if self.encoder_window is None:
-            kind, silence = choose_window(ear.whisper)
-            settings_of_ear = replace(ear.settings, base=replace(base, encoder_window=kind))
-            ear = Ear(ear.whisper, ear.llm, ear.tokenizer, ear.connector, settings_of_ear, silence)
+        if ear.silence is not None:
+            check_hears_silence(encoder, ear.whisper, ear.silence)
         checkpoint.save(ear, self.out)
         self._print_result(ear, f"The ear is in {self.out}.")
 
