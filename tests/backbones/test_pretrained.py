@@ -111,7 +111,7 @@ def test_silencing_restores_the_previous_settings() -> None:
 def test_a_missing_folder_is_refused_without_asking_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_files, "is_hub_reachable", lambda: pytest.fail("asked the hub"))
     for load in (pretrained.load_whisper, pretrained.load_llm):
         assert f"{name!r}: there is no such folder, expected" in read_error(load, name)
 
@@ -119,7 +119,7 @@ def test_a_missing_folder_is_refused_without_asking_the_hub(
 def test_a_name_inside_an_existing_folder_is_meant_as_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_files, "_is_hub_reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_files, "is_hub_reachable", lambda: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     assert "there is no such folder" in read_error(pretrained.load_llm, "models/llama")
