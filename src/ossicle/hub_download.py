@@ -38,7 +38,7 @@ def find_ear_folder(name: str, weights: str, revision: str | None = None, token:
     path = Path(resolve_model_path(name))
     if path.exists() or name.startswith(("pocket/", "~")) or is_meant_as_folder(name) or "/" not in name:
         return path
-    folder = download_files(name, (_CONFIG, weights), revision, token)
+    folder = download_files(name, (_CONFIG, "*.safetensors"), revision, token)
     if not (folder / weights).is_file() and is_hub_reachable():
         raise CheckpointError(_describe_other(name, weights, revision, token))
     return folder

@@ -77,8 +77,9 @@ def _copy_ear(source: Path | str, folder: Path) -> None:
     found = checkpoint.find_folder(str(source))
     folder.mkdir()
     try:
-        for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.CARD):
-            if (found / name).is_file() or name != checkpoint.CARD:
+        needed = (checkpoint.CONFIG, checkpoint.WEIGHTS)
+        for name in (*needed, checkpoint.CARD, checkpoint.SILENCE, checkpoint.VOCABULARY):
+            if (found / name).is_file() or name in needed:
                 shutil.copyfile(found / name, folder / name)
     except OSError as error:
         raise CheckpointError(

@@ -152,8 +152,8 @@ def test_a_weight_that_changes_during_hearing_is_found(
     ear: str, modify_loaded_ear: Callable[..., None]
 ) -> None:
     def touch(loaded: Ear) -> None:
-        hear = loaded.embed_audio
-        loaded.embed_audio = lambda sounds: (flip_a_bit(loaded.llm) if len(sounds) else "", hear(sounds))[1]
+        hear = loaded.embed_speech
+        loaded.embed_speech = lambda sounds: (flip_a_bit(loaded.llm) if len(sounds) else "", hear(sounds))[1]
 
     modify_loaded_ear(touch)
     report = verify(ear, PROMPT_TEXTS, max_new_tokens=4)
