@@ -166,26 +166,7 @@ def find_pocket_questions(durations_s: Sequence[float]) -> Iterator[tuple[float,
         yield len(sound) / SAMPLE_RATE, sound, text
 
 
-def measure_pocket_models(n_rounds: int) -> list[dict[str, Any]]:
-    """Measures the pocket ear with questions of the suite; no number of tokens is set."""
-    ear, rows = load("pocket/ear"), []
-    for duration_s, sound, text in find_pocket_questions(_POCKET_S):
-
-        def answer_by_cascade(n_new: int, sound: np.ndarray = sound) -> None:
-            ear.read_batch([build_text_turn(ear.transcribe([sound])[0])], max_new_tokens=n_new)
-
-        ways: dict[str, Answer] = {
-            "text": lambda n_new, text=text: ear.read_batch([build_text_turn(text)], max_new_tokens=n_new),
-            "ear": lambda n_new, sound=sound: ear.chat(build_spoken_turn(sound), max_new_tokens=n_new),
-            "cascade": answer_by_cascade,
-        }
-        n_tokens = len(ear.template.split_prompt(text).text)
-        row = measure_answers(ways, ear, n_rounds)
-        rows.append({"seconds": round(duration_s, 2), "tokens": n_tokens, **row})
-    return rows
-
-
-# An ear and recordings
+# An ear that is asked
 
 
 def join_recordings(items: Sequence[Item], durations_s: Sequence[float]) -> Iterator[tuple[np.ndarray, str]]:
@@ -216,10 +197,9 @@ def build_published(ear: Ear) -> Ear:
 
 
 def measure_ear(
-    ear: Ear, questions: Iterable[tuple[np.ndarray, str]], n_rounds: int
+    ear: Ear, questions: Iterable[tuple[np.ndarray, str]], n_rounds: int, published: Ear | None = None
 ) -> Iterator[dict[str, Any]]:
     """Measures an ear with questions, given by sound and text; no number of tokens is set."""
-    published = build_published(ear)
     for sound, text in questions:
 
         def answer_by_cascade(n_new: int, sound: np.ndarray = sound) -> None:
@@ -229,10 +209,11 @@ def measure_ear(
             "text": lambda n_new, text=text: ear.read_batch([build_text_turn(text)], max_new_tokens=n_new),
             "ear": lambda n_new, sound=sound: ear.chat(build_spoken_turn(sound), max_new_tokens=n_new),
             "cascade": answer_by_cascade,
-            "published": lambda n_new, sound=sound: published.chat(
-                build_spoken_turn(sound), max_new_tokens=n_new
-            ),
         }
+        if published is not None:
+            ways["published"] = lambda n_new, sound=sound, other=published: other.chat(
+                build_spoken_turn(sound), max_new_tokens=n_new
+            )
         n_tokens = len(ear.template.split_prompt(text).text)
         duration_s = round(len(sound) / SAMPLE_RATE, 2)
         yield {"seconds": duration_s, "tokens": n_tokens, **measure_answers(ways, ear, n_rounds)}
@@ -303,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print("{:>5} {:10}{:>10}{:>9}{:>8}{:>10}{:>8}{:>9}{:>9}".format(*_HEAD), flush=True)
     if args.ear is not None:
         questions = join_recordings(load_suite(args.speech)[:_N_RECORDINGS], args.seconds)
-        for row in measure_ear(load(args.ear), questions, args.rounds):
+        ear = load(args.ear)
+        for row in measure_ear(ear, questions, args.rounds, build_published(ear)):
             result["lengths"].append(row)
             print_rows([row])
     else:
@@ -314,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result["ratios"] = compute_ratios(result["lengths"])
     if args.ear is None and not args.no_pocket:
         print("pocket models, questions of the suite")
-        result["pocket"] = measure_pocket_models(args.rounds)
+        questions = ((sound, text) for _, sound, text in find_pocket_questions(_POCKET_S))
+        result["pocket"] = list(measure_ear(load("pocket/ear"), questions, args.rounds))
         print_rows(result["pocket"])
         result["ratios"] |= compute_ratios(result["pocket"], "pocket ")
     print_ratios(result["ratios"])
