@@ -120,6 +120,26 @@ def test_a_listener_stands_for_its_sound_in_messages() -> None:
         assert ear.chat(ask(listener)) == ear.chat(ask((sound, SAMPLE_RATE)))
 
 
+def test_a_listener_in_a_chat_is_refused_where_nobody_speaks_as_its_sound_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ear, sound = pocket_ear(), speech()
+    listener = ear.listen()
+    feed(listener, sound, 4_000)
+    heard = listener.finish()
+    monkeypatch.setattr("ossicle.ear.MIN_MEAN_LOG_PROB", 1.0)  # every word is doubtful
+    monkeypatch.setattr(
+        "ossicle.ear.find_speechless_windows", lambda _whisper, sounds, _states: [True] * len(sounds)
+    )
+    doubtful = ear.listen()
+    feed(doubtful, sound, 4_000)
+    assert doubtful.finish_speech() is None
+    torch.testing.assert_close(doubtful.finish(), heard)
+    for audio in (doubtful, (sound, SAMPLE_RATE)):
+        with pytest.raises(AudioError, match="no speech was found"):
+            ear.chat([{"role": "user", "content": [{"type": "audio", "audio": audio}]}])
+
+
 def test_what_is_no_sound_is_refused() -> None:
     listener = pocket_ear().listen()
     assert listener.tokens is None

@@ -217,6 +217,7 @@ class Ear:
         return Listener(
             hear_window=self._hear_window,
             decode=lambda tokens: self.decode_audio_tokens(tokens),
+            is_speech=lambda samples: self._embed_spoken([samples])[0] is not None,
             window_samples=self.whisper.window_samples,
             rehear_s=rehear_s,
         )
@@ -229,8 +230,11 @@ class Ear:
                 audio = self.connector(features, draft=draft)
             else:
                 audio = self.connector(features)
-        tokens = audio.tokens[0, : int(audio.n_tokens)].to(self.llm.dtype)
-        return HeardWindow(tokens, None if audio.written is None else audio.written[0])
+        return HeardWindow(
+            tokens=self._cut_tokens(audio)[0],
+            written=None if audio.written is None else audio.written[0],
+            is_doubtful=bool(_find_doubtful(audio)),
+        )
 
     @torch.inference_mode()
     def embed_speech(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"] | None]:
@@ -247,9 +251,7 @@ class Ear:
         with self.autocast():
             features = self.encode_sounds(windows)
             audio = self.connector(features)
-        doubtful = list(range(len(windows)))
-        if audio.mean_log_prob is not None:
-            doubtful = (audio.mean_log_prob < MIN_MEAN_LOG_PROB).nonzero()[:, 0].tolist()
+        doubtful = _find_doubtful(audio)
         n_behind = features.states.shape[1] - features.mask.shape[1]
         is_own = functional.pad(
             features.mask, (0, n_behind), value=True
@@ -446,19 +448,18 @@ class Ear:
         sounds = [load_speech(source) for source in sources if not isinstance(source, Listener)]
         template = self.template.with_variables(chat_template_kwargs)
         layouts = [template.render(conversation) for conversation in parsed]
-        heard = iter([source.finish() for source in sources if isinstance(source, Listener)])
-        embedded = iter(self._embed_only_speech(sounds) if only_speech else self.embed_audio(sounds))
-        tokens = iter([next(heard if is_before else embedded) for is_before in is_heard])
+        listeners = [source for source in sources if isinstance(source, Listener)]
+        heard = iter([each.finish_speech() if only_speech else each.finish() for each in listeners])
+        embedded = iter(self.embed_speech(sounds) if only_speech else self.embed_audio(sounds))
+        found = [next(heard if is_before else embedded) for is_before in is_heard]
+        spoken = [tokens for tokens in found if tokens is not None]
+        if len(spoken) < len(found):
+            raise build_no_speech_error()
+        tokens = iter(spoken)
         return [
             self.build_prompt(pieces, [next(tokens) for _ in conversation.sounds])
             for pieces, conversation in zip(layouts, parsed, strict=True)
         ]
-
-    def _embed_only_speech(self, sounds: Sequence[np.ndarray]) -> list[Float[Tensor, "_ D"]]:
-        embedded = [tokens for tokens in self.embed_speech(sounds) if tokens is not None]
-        if len(embedded) < len(sounds):
-            raise build_no_speech_error()
-        return embedded
 
     def build_prompt(self, segments: Sequence[Segment], tokens: Sequence[Float[Tensor, "_ D"]]) -> Prompt:
         """Builds the prompt embeddings of a rendered conversation from the audio tokens of its sounds."""
@@ -586,6 +587,13 @@ class Ear:
     def next_token_logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Computes next-token logits from last hidden states, as the LLM itself does."""
         return compute_logits(self.llm, states)
+
+
+def _find_doubtful(audio: AudioTokens) -> list[int]:
+    """Returns the clips whose words are so unlikely that perhaps nobody speaks; all, where that is not known."""
+    if audio.mean_log_prob is None:
+        return list(range(len(audio.n_tokens)))
+    return (audio.mean_log_prob < MIN_MEAN_LOG_PROB).nonzero()[:, 0].tolist()
 
 
 def _join_transcripts(

@@ -32,6 +32,8 @@ class HeardWindow:
     tokens: Float[Tensor, "n D"]
     written: Int[Tensor, " S"] | None
     """The steps of the decoder, as a draft for the same window with more sound in it."""
+    is_doubtful: bool
+    """Whether the words are so unlikely that perhaps nobody speaks."""
 
 
 HearWindow = Callable[[np.ndarray, "Int[Tensor, ' S'] | None"], HeardWindow]
@@ -49,6 +51,8 @@ class Listener:
     hear_window: HearWindow
     decode: Callable[[list[Float[Tensor, "_ D"]]], list[str]]
     """Turns the audio tokens of windows into text."""
+    is_speech: Callable[[np.ndarray], bool]
+    """Whether somebody speaks in a window; asked of doubtful ones."""
     window_samples: int
     rehear_s: float = REHEAR_S
     _pieces: list[np.ndarray] = field(default_factory=list)
@@ -126,6 +130,17 @@ class Listener:
         tokens = self.tokens
         assert tokens is not None
         return tokens
+
+    def finish_speech(self) -> Float[Tensor, "n D"] | None:
+        """Returns the audio tokens as `finish` does, without windows in which nobody speaks; None if all are such."""
+        self.finish()
+        sound = np.concatenate(self._pieces)
+        spoken = [
+            window.tokens
+            for (start, n_samples), window in sorted(self._windows.items())
+            if not window.is_doubtful or self.is_speech(sound[start : start + n_samples])
+        ]
+        return torch.cat(spoken) if spoken else None
 
     def _hear(self, sound: np.ndarray) -> None:
         """Hears the windows that have changed, each with what was heard of it before as its draft."""
