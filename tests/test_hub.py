@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers.utils.hub
 from huggingface_hub import ModelCard, constants, hf_api
 from support.fake_hub import FakeHub, serve_hub
 from support.reports import build_mixed_report
@@ -27,9 +28,9 @@ FILES = {"config.json", "connector.safetensors", "README.md", "modeling_ossicle.
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Generator[FakeHub]:
     with serve_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(
-            hf_api.api, "endpoint", hub.address
-        )  # transformers' own, made when it was imported
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
+        # transformers keeps the client of its first call, with the address that held then.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
