@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from support.tiny_tokenizers import tiny_tokenizer
 import ossicle
 from ossicle import checkpoint, checkpoint_v1
 from ossicle.atomic_io import atomic_write
+from ossicle.backbones import pretrained
 from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
 from ossicle.backbones.silence import compute_silence, synthesize_voice
 from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
@@ -83,6 +85,30 @@ def test_a_loaded_ear_equals_the_saved_one(base: BaseSettings, form: str, tmp_pa
     assert again.chat(TALK, max_new_tokens=8) == ear.chat(TALK, max_new_tokens=8)
     assert not any(weight.requires_grad for weight in again.connector.parameters())
     assert "## Numbers" in (tmp_path / "runs" / "ear" / checkpoint.CARD).read_text()
+
+
+@pytest.mark.parametrize("form", ["query", "autoregressive", "anchored", "diva", "stack"])
+def test_an_ear_is_loaded_in_half_the_precision(base: BaseSettings, form: str, tmp_path: Path) -> None:
+    ear = new_ear(base, form)
+    checkpoint.save(ear, tmp_path / "ear")
+    half = ossicle.load(tmp_path / "ear", device="cpu", dtype="bfloat16")
+    assert {half.whisper.model.dtype, half.llm.dtype, half.hear(SOUND).dtype} == {torch.bfloat16}
+    assert isinstance(half.chat(TALK, max_new_tokens=8), str)
+    whole, found = (one.encode_sounds([np.zeros(16_000, np.float32)]).states.float() for one in (ear, half))
+    torch.testing.assert_close(found, whole, rtol=0.1, atol=0.1)
+    checkpoint.save(half, tmp_path / "again")
+    again = ossicle.load(tmp_path / "again", device="cpu")
+    torch.testing.assert_close(again.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "_computes_in", lambda dtype, device: False)
+    with pytest.raises(ConfigError, match="does not compute in float16; use --dtype bfloat16 or float32"):
+        ossicle.load(folder, device="cpu", dtype="float16")
+    with pytest.raises(ConfigError, match="dtype is 'int4', expected float32, bfloat16 or float16"):
+        ossicle.load(folder, device="cpu", dtype="int4")
+    monkeypatch.setattr(pretrained, "_computes_in", lambda dtype, device: True)
+    assert ossicle.load(folder, device="cpu", dtype="float16").llm.dtype == torch.float16
 
 
 def test_an_ear_on_a_vision_language_llm_is_saved_and_loaded(base: BaseSettings, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def train_logged(recipe_file: Path, stop_step: int, dtype_name: str) -> None:
         mock.patch.object(Ear, "new", new_ear_of_dtype),
         mock.patch.object(trainer, "train_step", logged_step),
         mock.patch.object(pretrained, "get_frozen_dtype", return_value=dtype),
-        mock.patch.dict(causal_lm.RELATIVE_TOLERANCE, {dtype: 1e-3}),
+        mock.patch.dict(causal_lm._RELATIVE_TOLERANCE, {dtype: 1e-3}),
         contextlib.suppress(StopRequested),
     ):
         train(load_recipe(recipe_file))

@@ -30,6 +30,7 @@ from ossicle.backbones.pretrained import (
     load_tokenizer,
     load_whisper,
     resolve_device,
+    resolve_dtype,
 )
 from ossicle.backbones.silence import Silence
 from ossicle.base_paths import from_portable, name_base, to_portable
@@ -146,6 +147,7 @@ def load(
     encoder: str | None = None,
     llm: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     with_llm: bool = True,
     llm_bits: int = 16,
     revision: str | None = None,
@@ -159,6 +161,8 @@ def load(
         encoder: another location of the same encoder, such as a local copy
         llm: another location of the same LLM
         device: "cpu" or "cuda"; by default the first GPU if there is one
+        dtype: "float32", "bfloat16" or "float16", in which it computes; by default bfloat16 on a GPU and float32 on a
+            CPU. The backbones' weights are not compared with the fingerprints in float16, which rounds otherwise
         with_llm: whether to load the LLM's weights; without them the ear hears and another program answers, whose
             weights are not compared with the fingerprint
         llm_bits: 8 or 4 quantizes the weights of the LLM's layers, which are then not compared either
@@ -173,12 +177,12 @@ def load(
     config, weights = _read_ear(folder, notify)
     settings = _locate(parse_settings(config, folder), folder, encoder, llm)
     on_device = resolve_device(device)
-    base = settings.base
+    in_dtype, base = resolve_dtype(dtype, on_device), settings.base
     with _name_option(folder, "encoder", is_given=encoder is not None):
-        whisper = load_whisper(base.encoder, base.encoder_revision, on_device)
+        whisper = load_whisper(base.encoder, base.encoder_revision, on_device, dtype=in_dtype)
     with _name_option(folder, "llm", is_given=llm is not None):
         if with_llm:
-            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device, bits=llm_bits)
+            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device, bits=llm_bits, dtype=in_dtype)
         else:
             model = build_meta_llm(base.llm, base.llm_revision)
             if settings.connector.uses_shared_vocabulary:
@@ -194,8 +198,10 @@ def load(
             "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
             "tokenizer": fingerprint_tokenizer(tokenizer),
         }
+    if in_dtype == torch.float16:
+        found = {"tokenizer": found["tokenizer"]}
     if not settings.connector.uses_shared_vocabulary:
-        del found["decoder_vocabulary"]  # the connector does not use it
+        found.pop("decoder_vocabulary", None)  # the connector does not use it
     _check_fingerprints(found, config["fingerprints"], base, folder)
     silence, tokens = _read_silence(folder), _read_shared_tokens(folder)
     try:

@@ -352,8 +352,9 @@ class Ear:
         return [results[number] for number in range(len(windows))]
 
     def autocast(self) -> torch.autocast:
-        """The precision of the connector in training and at inference: bfloat16 on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """The precision of the connector in training and at inference: that of the frozen models."""
+        dtype = self.whisper.model.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
     # Answering
 

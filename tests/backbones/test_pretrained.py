@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ossicle.backbones import model_files, pretrained
+from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -77,6 +78,22 @@ def test_half_precision_weights_become_float32_on_a_cpu(llm: Path) -> None:
     model, _ = pretrained.load_llm(str(llm), None, CPU)
     assert model.dtype == torch.float32
     assert pretrained.get_frozen_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_the_pocket_llm_reads_embeddings_in_every_precision() -> None:
+    """Its first tokens are all alike, so that rounding moves its states as far as the way between them."""
+    for dtype in (torch.float32, torch.bfloat16):
+        llm, _ = pretrained.load_llm("pocket/llm", None, CPU, dtype=dtype)
+        assert llm.dtype == dtype
+
+
+def test_an_llm_whose_values_the_dtype_does_not_hold_is_refused(llm: Path) -> None:
+    large = tiny_llama()
+    with torch.no_grad():
+        get_input_embeddings(large).weight.fill_(1e30)
+    large.save_pretrained(llm)
+    with pytest.raises(CheckpointError, match="not finite in float16"):
+        pretrained.load_llm(str(llm), None, CPU, dtype=torch.float16)
 
 
 def test_silencing_restores_the_previous_settings() -> None:

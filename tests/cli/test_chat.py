@@ -76,6 +76,15 @@ def test_a_device_that_is_not_there_is_named(
         assert "use --device cpu" in expect_error(2, *command, "--device", "cuda")
 
 
+def test_a_precision_is_taken_and_one_that_is_none_is_named(
+    expect_error: Callable[..., str], ear: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = str(world / "0.wav")
+    assert main(["chat", ear, audio, "--dtype", "bfloat16", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out
+    assert "float16" in expect_error(2, "chat", ear, audio, "--dtype", "int4")
+
+
 def test_temperature_zero_is_greedy_decoding(
     ear: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,11 @@ def test_the_gradient_through_8_bits_is_close_to_that_through_32(short_recipe: R
     )
 
 
+def test_the_pocket_llm_is_taken_in_8_bits() -> None:
+    llm, _ = pretrained.load_llm("pocket/llm", None, torch.device("cpu"), bits=8)
+    assert llm.is_quantized
+
+
 def test_an_ear_trained_with_8_bits_fits_the_llm_on_disk(short_recipe: Recipe) -> None:
     train(change_settings(short_recipe, train={"llm_bits": 8}))
     unquantized = build_run(replace(short_recipe, out=f"{short_recipe.out}-whole"))

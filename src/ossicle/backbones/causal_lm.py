@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Largest relative difference between two equivalent computations, by the LLM's dtype; real errors are far larger."""
+_RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_QUANTIZED_TOLERANCE = 5e-2
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """The name of the key-value cache in the arguments and outputs of models: transformers renamed it in 5.24."""
+
+
+def get_tolerance(llm: PreTrainedModel) -> float:
+    """Returns the largest relative difference between two equivalent computations; real errors are far larger."""
+    is_quantized = getattr(llm, "is_quantized", False)
+    return _QUANTIZED_TOLERANCE if is_quantized else _RELATIVE_TOLERANCE[llm.dtype]
 
 
 def get_input_embeddings(llm: PreTrainedModel) -> nn.Embedding:

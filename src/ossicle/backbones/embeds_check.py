@@ -4,23 +4,24 @@ import contextlib
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ossicle.backbones.causal_lm import (
-    RELATIVE_TOLERANCE,
     compute_logits,
     get_input_embeddings,
+    get_tolerance,
     set_logits_by_forward,
 )
 from ossicle.backbones.model_files import format_one_line
 from ossicle.errors import CheckpointError
 
 _IDS = ((1, 2, 3), (1, 2, 0))
-_PAIRS = ((1, 2), (2, 3), (3, 1), (2, 0))
-"""Tokens between whose embeddings blends are read."""
-_STEP = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+_N_PAIRS = 7
+"""Pairs of tokens between whose embeddings blends are read, spread over the vocabulary: the first tokens are often all
+alike, and rounding then moves states as far as the way from one to the next."""
+_STEP = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Distance between two blends, relative to that of the two embeddings, by the LLM's dtype."""
 _MAX_JUMP = 0.25
 """Largest change over such a step, relative to that between the two embeddings: those of real LLMs are far smaller."""
@@ -44,7 +45,12 @@ def check_reads_embeddings(name: str, llm: PreTrainedModel) -> None:
             f"LLM {name!r} cannot be given embeddings ({format_one_line(error)}), expected one whose layers need"
             " nothing else"
         ) from error
-    tolerance = RELATIVE_TOLERANCE[llm.dtype] * float(by_ids.abs().max())
+    if not bool(by_ids.isfinite().all()):
+        raise CheckpointError(
+            f"LLM {name!r} gives numbers that are not finite in {str(llm.dtype).removeprefix('torch.')}: expected an"
+            " undamaged LLM, in a dtype that holds its values (--dtype bfloat16 or float32)"
+        )
+    tolerance = get_tolerance(llm) * float(by_ids.abs().max())
     if d_states != embeds.shape[2] or not (by_ids - by_embeds).abs().max() <= tolerance:
         raise CheckpointError(
             f"LLM {name!r} does not read embeddings as it reads ids (its layers use the ids, too), so it"
@@ -67,7 +73,7 @@ def _check_reads_blends(name: str, llm: PreTrainedModel) -> None:
     weights = torch.tensor(
         [0, step, 0.5 - step / 2, 0.5 + step / 2, 1], device=llm.device, dtype=torch.float32
     )
-    low, high = (table(torch.tensor(ids, device=llm.device)) for ids in zip(*_PAIRS, strict=True))
+    low, high = (table(ids.to(llm.device)) for ids in _choose_pairs(table.num_embeddings))
     blends = torch.lerp(low[:, None].float(), high[:, None].float(), weights[:, None]).to(
         low.dtype
     )  # (P, 5, D)
@@ -85,6 +91,12 @@ def _check_reads_blends(name: str, llm: PreTrainedModel) -> None:
             f"LLM {name!r} looks up which token an embedding is, and audio tokens are none: expected one whose"
             " layers need the embeddings alone"
         )
+
+
+def _choose_pairs(n_tokens: int) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Returns the first and the second tokens of the pairs."""
+    ids = torch.linspace(0, n_tokens - 1, _N_PAIRS + 3).long()[1:-1]  # without the ends, which may be padding
+    return ids[:-1], ids[1:]
 
 
 def _find_jumps(states: Float[Tensor, "P 5 D"]) -> Bool[Tensor, " P"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ossicle.backbones.causal_lm import RELATIVE_TOLERANCE, embed
+from ossicle.backbones.causal_lm import embed, get_tolerance
 from ossicle.backbones.embeds_generation import Decoding, generate_from_embeds
 from ossicle.backbones.generation_defaults import with_usual_defaults
 
@@ -82,14 +82,16 @@ def _is_right(llm: PreTrainedModel, decoding: Decoding, prompts: Sequence[Sequen
     found = torch.stack(output.logits, 1).float()  # (B, new, V)
     new_ids = output.sequences[:, -_N_NEW:].tolist()
     return all(
-        _is_close(found[row], _compute_logits(llm, [*prompt, *new_ids[row]])[-_N_NEW - 1 : -1], llm.dtype)
+        _is_close(
+            found[row], _compute_logits(llm, [*prompt, *new_ids[row]])[-_N_NEW - 1 : -1], get_tolerance(llm)
+        )
         for row, prompt in enumerate(prompts)
     )
 
 
-def _is_close(found: Float[Tensor, "N V"], expected: Float[Tensor, "N V"], dtype: torch.dtype) -> bool:
-    tolerance = RELATIVE_TOLERANCE[dtype] * float(expected.abs().max())
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance)
+def _is_close(found: Float[Tensor, "N V"], expected: Float[Tensor, "N V"], tolerance: float) -> bool:
+    largest = tolerance * float(expected.abs().max())
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= largest)
 
 
 def _compute_logits(llm: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "L V"]:

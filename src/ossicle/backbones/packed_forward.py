@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ossicle.backbones.causal_lm import CACHE_NAME, RELATIVE_TOLERANCE, embed, get_layers
+from ossicle.backbones.causal_lm import CACHE_NAME, embed, get_layers, get_tolerance
 from ossicle.backbones.packed_layout import PackedLayout, build_layout
 
 ROW_LENGTH = 64
@@ -126,7 +126,7 @@ class PackedLlm:
         texts, n_last = [np.arange(5), np.arange(5, 8)], [2, 1]
         with torch.no_grad(), self._own_dtype(), contextlib.suppress(*_UNSUPPORTED):
             plain = self.forward(embeddings, texts, n_last, None, gathers_last_layer=False)
-            tolerance = RELATIVE_TOLERANCE[self.llm.dtype] * plain.abs().max()
+            tolerance = get_tolerance(self.llm) * plain.abs().max()
             prefix_cache = PrefixCache.compute(self.llm, self.prefix)
             for gathers in (True, False):
                 with contextlib.suppress(*_UNSUPPORTED):

@@ -107,39 +107,81 @@ def resolve_device(name: torch.device | str | None) -> torch.device:
     return device
 
 
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Returns the dtype of that name; for None the default of frozen models on the device.
+
+    Raises:
+        ConfigError: no such dtype, or one that the device does not compute in
+    """
+    if name is None:
+        return get_frozen_dtype(device)
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype is {name!r}, expected float32, bfloat16 or float16")
+    dtype: torch.dtype = getattr(torch, name)
+    if dtype != torch.float32 and not _computes_in(dtype, device):
+        other = "float16" if device.type == "cuda" else "bfloat16"
+        raise ConfigError(
+            f"This machine's {device.type} does not compute in {name}; use --dtype {other} or float32"
+        )
+    return dtype
+
+
+def _computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    if device.type == "cuda":
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported()
+    if device.type == "cpu" and dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
 def get_frozen_dtype(device: torch.device) -> torch.dtype:
     """Returns the dtype of frozen models: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load_whisper(name: str, revision: str | None, device: torch.device, *, on_host: bool = False) -> Whisper:
+def load_whisper(
+    name: str,
+    revision: str | None,
+    device: torch.device,
+    *,
+    on_host: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Whisper:
     """Returns a frozen Whisper by hub id or local folder, also one in CTranslate2's form.
 
     Args:
         on_host: leaves it in the host's memory, ready to be sharded over several devices
+        dtype: of its weights; by default that of frozen models on the device
 
     Raises:
         CheckpointError: nothing there, not a Whisper, or a damaged one
     """
     files, config = find_model(ENCODER, name, revision)
     _check_is_whisper(name, config)
-    tokenizer = _load_tokenizer(files)
+    tokenizer, dtype = _load_tokenizer(files), dtype or get_frozen_dtype(device)
     if files.is_ctranslate2:
-        model = ctranslate2_whisper.load_model(Path(files.path), tokenizer, get_frozen_dtype(device))
+        model = ctranslate2_whisper.load_model(Path(files.path), tokenizer, dtype)
         model = model.requires_grad_(False).eval()
         return Whisper(model=model if on_host else model.to(device), tokenizer=tokenizer)
-    model = _load_frozen(files, WhisperForConditionalGeneration, device, on_host=on_host)
+    model = _load_frozen(files, WhisperForConditionalGeneration, device, dtype, on_host=on_host)
     return Whisper(model=model, tokenizer=tokenizer)
 
 
 def load_llm(
-    name: str, revision: str | None, device: torch.device, *, bits: int = 16, on_host: bool = False
+    name: str,
+    revision: str | None,
+    device: torch.device,
+    *,
+    bits: int = 16,
+    on_host: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns a frozen causal LM and its tokenizer, by hub id or local folder.
 
     Args:
         bits: 8 or 4 quantizes the weights of its layers
         on_host: leaves it in the host's memory, ready to be sharded over several devices
+        dtype: of its weights; by default that of frozen models on the device
 
     Raises:
         CheckpointError: nothing there, not a causal LM, no chat template, or an LLM that does not read embeddings
@@ -166,7 +208,8 @@ def load_llm(
         quantized = {**files.gguf.build_model_options(), "config": config}
     elif bits != 16:
         quantized = {"quantization_config": _build_quantization(bits, device), "device_map": {"": device}}
-    model = _load_frozen(files, AutoModelForCausalLM, device, on_host=on_host, **quantized)
+    dtype = dtype or get_frozen_dtype(device)
+    model = _load_frozen(files, AutoModelForCausalLM, device, dtype, on_host=on_host, **quantized)
     if files.gguf is not None:
         files.gguf.finish(model, tokenizer)
         model = model if on_host else model.to(device)
@@ -246,7 +289,13 @@ def _check_encodes(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def _load_frozen(
-    files: ModelFiles, auto_class: Any, device: torch.device, *, on_host: bool, **options: Any
+    files: ModelFiles,
+    auto_class: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    on_host: bool,
+    **options: Any,
 ) -> Any:
     """Returns a frozen model with all its weights, from safetensors only: a pickle can run code.
 
@@ -254,7 +303,7 @@ def _load_frozen(
         CheckpointError: it cannot be loaded, or lacks weights
     """
     model, info = files.load(
-        auto_class, dtype=get_frozen_dtype(device), use_safetensors=True, output_loading_info=True, **options
+        auto_class, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     if absent := sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]):
         raise CheckpointError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, DeviceName, EarName, NumberOption, print_message
+from ossicle.cli.terminal import BaseName, DeviceName, DtypeName, EarName, NumberOption, print_message
 from ossicle.config import parse_template_variables
 from ossicle.errors import AudioError, ConfigError
 
@@ -38,6 +38,8 @@ class Chat:
     """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
     device: DeviceName = None
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
+    dtype: DtypeName = None
+    """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     template_variable: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
@@ -64,7 +66,12 @@ class Chat:
         audio = load_speech(self.audio) if self.audio else None
         microphone = Microphone() if self.mic else None
         ear = checkpoint.load(
-            self.ear, encoder=self.encoder, llm=self.llm, device=self.device, notify=print_message
+            self.ear,
+            encoder=self.encoder,
+            llm=self.llm,
+            device=self.device,
+            dtype=self.dtype,
+            notify=print_message,
         )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         if microphone:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import EXIT_INTERRUPTED, BaseName, DeviceName, EarName, print_message, program_name
+from ossicle.cli.terminal import (
+    EXIT_INTERRUPTED,
+    BaseName,
+    DeviceName,
+    DtypeName,
+    EarName,
+    print_message,
+    program_name,
+)
 
 if TYPE_CHECKING:
     from ossicle.ear import Ear
@@ -29,6 +37,8 @@ class Eval:
     """Where the ear's LLM lies: a local folder, a GGUF file or a hub id."""
     device: DeviceName = None
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
+    dtype: DtypeName = None
+    """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
     (docs/how-to/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
@@ -61,7 +71,12 @@ class Eval:
         judge = None if self.judge is None else open_judge(self.judge)
         check_judge(suite, judge)
         ear = checkpoint.load(
-            self.ear, encoder=self.encoder, llm=self.llm, device=self.device, notify=print_message
+            self.ear,
+            encoder=self.encoder,
+            llm=self.llm,
+            device=self.device,
+            dtype=self.dtype,
+            notify=print_message,
         )
         options = EvaluationSettings(
             batch_size=self.batch_size,
@@ -95,7 +110,7 @@ class Eval:
                 ear,
                 suite,
                 options,
-                identity=f"{connector_fingerprint} {fingerprints}",
+                identity=f"{connector_fingerprint} {fingerprints} {ear.whisper.model.dtype}",
                 progress=progress,
                 about=about,
                 command=command_line,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, DeviceName, EarName, print_message
+from ossicle.cli.terminal import BaseName, DeviceName, DtypeName, EarName, print_message
 from ossicle.errors import ConfigError
 from ossicle.text_encoding import read_text_file
 
@@ -46,6 +46,8 @@ class Serve:
     """Model name in the API. Without it, the name of the ear's folder."""
     device: DeviceName = None
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
+    dtype: DtypeName = None
+    """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
     engine: Literal["local", "vllm"] = "local"
     """Engine that runs the LLM. local: this process; vllm: a vLLM server that serves the ear's LLM with
     --enable-prompt-embeds."""
@@ -99,13 +101,15 @@ class Serve:
                 encoder=self.encoder,
                 llm=self.llm,
                 device=self.device,
+                dtype=self.dtype,
                 with_llm=self.engine == "local",
                 notify=print_message,
             )
             metrics = Metrics()
             app = create_app(self.build_engine(ear, metrics), settings, metrics)
-            # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster here.
-            torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]
+            # oneDNN keeps a compiled kernel for each input length that was ever seen, and is no faster in float32.
+            is_half = ear.whisper.model.dtype != torch.float32
+            torch.backends.mkldnn.enabled = is_half  # ty: ignore[invalid-assignment]
             port = socket.getsockname()[1]
             if self.access_log:
                 _print_access_log()

@@ -17,6 +17,7 @@ EXIT_INTERRUPTED = 130
 EarName = Annotated[str, arg(metavar="EAR")]
 BaseName = Annotated[str | None, arg(metavar="MODEL")]
 DeviceName = Annotated[str | None, arg(metavar="NAME")]
+DtypeName = Annotated[str | None, arg(metavar="NAME")]
 RecipeFile = Annotated[Path, arg(metavar="RECIPE.toml")]
 NumberOption = Annotated[float | None, arg(metavar="NUMBER")]
 

@@ -23,11 +23,12 @@ class AsrModel:
 
     def __init__(self, name: str, ear: Ear) -> None:
         if checkpoint.is_ear(name):
-            asr_ear = checkpoint.load(name)
+            dtype = str(ear.whisper.model.dtype).removeprefix("torch.")
+            asr_ear = checkpoint.load(name, device=str(ear.device), dtype=dtype)
             self.name = f"the ear {name} ({fingerprint_model(asr_ear.connector)})"
             self._transcribe = asr_ear.transcribe_audio_tokens
         else:
-            whisper = load_whisper(name, None, ear.device)
+            whisper = load_whisper(name, None, ear.device, dtype=ear.whisper.model.dtype)
             self.name = name
             self._transcribe = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from ossicle.backbones.causal_lm import CACHE_NAME, RELATIVE_TOLERANCE, compute_logits, embed
+from ossicle.backbones.causal_lm import CACHE_NAME, compute_logits, embed, get_tolerance
 
 
 class ContinuousBatch:
@@ -119,7 +119,7 @@ def supports_continuous_batching(llm: PreTrainedModel) -> bool:
     texts = [[1, 2, 3, 2, 1], [2, 1], [3, 3, 1, 2, 2, 1, 3]]
     expected = [[_compute_logits(llm, text), _compute_logits(llm, [*text, 1])] for text in texts]
     scale = max(float(logits.abs().max()) for pair in expected for logits in pair)
-    tolerance = RELATIVE_TOLERANCE[llm.dtype] * scale
+    tolerance = get_tolerance(llm) * scale
 
     def is_expected(logits: Tensor, row: int, step: int) -> bool:
         return bool((logits - expected[row][step]).abs().max() <= tolerance)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ossicle.backbones.causal_lm import CACHE_NAME, RELATIVE_TOLERANCE, compute_logits, embed
+from ossicle.backbones.causal_lm import CACHE_NAME, compute_logits, embed, get_tolerance
 
 _TEXT, _NEXT = [3, 3, 1, 2, 2, 1, 3], [1, 2]
 
@@ -66,7 +66,7 @@ def can_use_cache(llm: PreTrainedModel) -> bool:
         cached, whole = (_compute_steps(llm, uses_cache=uses_cache) for uses_cache in (True, False))
     except Exception:  # a family may fail in any way
         return False
-    return bool((cached - whole).abs().max() <= RELATIVE_TOLERANCE[llm.dtype] * whole.abs().max())
+    return bool((cached - whole).abs().max() <= get_tolerance(llm) * whole.abs().max())
 
 
 def _compute_steps(llm: PreTrainedModel, *, uses_cache: bool) -> Float[Tensor, "N V"]:
