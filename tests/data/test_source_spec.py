@@ -33,8 +33,8 @@ def test_options_follow_a_question_mark() -> None:
         ("a.jsonl?streaming=yes", "streaming is 'yes', expected true or false"),
         ("?weight=1", "'?weight=1'"),
         ("  ", "has no name"),
-        ("a.jsonl?split=train", "split is for Hugging Face datasets"),
-        ("pocket/speech?streaming=true", "streaming is for Hugging Face datasets"),
+        ("a.jsonl?split=train", "split is not for this kind of source"),
+        ("pocket/speech?streaming=true", "streaming is not for this kind of source"),
     ],
 )
 def test_an_invalid_source_string_is_rejected(source: str, message: str) -> None:

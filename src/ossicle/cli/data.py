@@ -57,6 +57,8 @@ class Inspect:
                 progress=lambda done, n: bar.update(task, completed=done, total=n),
             )
         console = Console()
+        for source, layout in zip(self.source, summary.layouts, strict=False):  # fewer, with --n-clips
+            console.print(Text(f"{source}: {layout}", style="dim"), soft_wrap=True)
         _print_summary(summary, console)
         if self.html:
             write_text(self.html, render_page(summary, " + ".join(self.source)))

@@ -41,8 +41,8 @@ class Eval:
     """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
-    (docs/how-to/evaluation.md), or a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
-    and id."""
+    (docs/how-to/evaluation.md), a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
+    and id, or a local source of transcribed speech as data.source has it, whose transcripts the LLM answers."""
     data: _DataSource = None
     """Data of a public benchmark: a local folder as published, or another hub id. Without it, the benchmark's own hub
     id."""

@@ -66,6 +66,12 @@ class Columns:
     times: TimeColumns = field(default_factory=TimeColumns)
     """The columns of the stretch of a recording that a row is."""
 
+    def __str__(self) -> str:
+        """Returns which column is read as what."""
+        times = f", stretches from {' and '.join(self.times.names)}" if self.times.names else ""
+        duration = f", durations from {self.duration}" if self.duration else ""
+        return f"audio from {self.audio}, transcripts from {self.text}{duration}{times}"
+
     @property
     def numbers(self) -> list[str]:
         """The columns of duration and times."""

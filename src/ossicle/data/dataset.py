@@ -26,6 +26,8 @@ class SourceRange:
     n_rows: int
     weight: float | None
     """How often the source is drawn from, relative to the other weights; None: in proportion to its rows."""
+    label: str = ""
+    """The layout that the source was recognized as."""
 
 
 class SpeechDataset:
@@ -45,7 +47,12 @@ class SpeechDataset:
         used = [
             (
                 source,
-                SourceRange(first_row=start, n_rows=min(len(source), self._n_rows - start), weight=weight),
+                SourceRange(
+                    first_row=start,
+                    n_rows=min(len(source), self._n_rows - start),
+                    weight=weight,
+                    label=source.label,
+                ),
             )
             for (source, weight), start in zip(sources, starts, strict=False)
             if start < self._n_rows

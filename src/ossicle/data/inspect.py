@@ -56,6 +56,8 @@ class DatasetSummary:
     """The findings about a dataset; rows that were not decoded are judged by their transcripts only."""
 
     n_rows: int
+    layouts: tuple[str, ...]
+    """What each source was recognized as."""
     n_decoded: int
     """Rows whose audio was read, spread evenly over all rows (of a stream: the first ones)."""
     invalid_rows: tuple[InvalidRow, ...]
@@ -128,6 +130,7 @@ def inspect_dataset(
     known = pc.call_function("utf8_length", [usable_texts]).to_numpy().astype(np.int64)
     return DatasetSummary(
         n_rows=len(dataset),
+        layouts=tuple(source_range.label for source_range in dataset.source_ranges),
         n_decoded=len(decoded_rows),
         invalid_rows=invalid,
         reason_counts=dict(Counter(_generalize(row.reason) for row in invalid).most_common()),

@@ -44,6 +44,8 @@ class Source(ABC):
     """Distinguishes this source from another with the same texts and durations; does not depend on its folder."""
     is_sequential = False
     """Whether rows are cheap to read in ascending order only."""
+    label = ""
+    """The layout that was recognized, for the summary of a source."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,6 +65,20 @@ class Source(ABC):
         Raises:
             DataError: the row is invalid; the message begins with the row's name
         """
+
+
+def find_audio_version(source: Source, row: int) -> str:
+    """Returns size and modification time of a row's audio file, and its stretch; nothing where there is no file."""
+    try:
+        audio, stretch = source[row].audio, ""
+        if isinstance(audio, AudioExcerpt):
+            audio, stretch = audio.source, f" {audio.start_s} {audio.end_s}"
+        if not isinstance(audio, Path):
+            return ""
+        status = audio.stat()
+    except (DataError, OSError):
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}{stretch}"
 
 
 def build_utterance(

@@ -13,8 +13,8 @@ from ossicle.errors import ConfigError, DataError
 POCKET_SPEECH = "pocket/speech"
 """The name of the embedded speech."""
 SOURCE_KINDS = (
-    f"a .parquet, .jsonl, .tar, .tsv or .csv file (or a pattern for several), a packed folder, a Hugging Face dataset"
-    f" by hub id or local folder, or {POCKET_SPEECH}"
+    "a .parquet, .jsonl, .json, .tar, .tsv or .csv file (or a pattern for several), a folder of a known layout, a packed"
+    f" folder, a Hugging Face dataset by hub id or local folder, or {POCKET_SPEECH}"
 )
 """The kinds of sources, for messages."""
 
@@ -52,7 +52,7 @@ class SourceSpec:
         for key in keys:
             if getattr(self, key):
                 raise ConfigError(
-                    f"source {self.name!r}: {key} is for Hugging Face datasets; leave {key}={getattr(self, key)} out"
+                    f"source {self.name!r}: {key} is not for this kind of source; leave {key}={getattr(self, key)} out"
                 )
 
 

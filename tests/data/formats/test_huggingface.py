@@ -6,8 +6,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
+import datasets.exceptions
+import httpx2
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from support.source_checks import read_audio, read_errors
 from support.tiny_speech import (
     NORMALIZED_TEXTS,
@@ -84,7 +89,9 @@ def test_loose_audio_files_without_transcripts_are_rejected_in_one_line(tmp_path
     for name in ("yes", "no"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.flac").write_bytes(encode_tone())
-    with pytest.raises(DataError, match=r"with the transcripts in metadata\.csv or \.jsonl") as caught:
+    with pytest.raises(
+        DataError, match=r"no words: expected 0\.txt beside 0\.flac, or a metadata\.csv"
+    ) as caught:
         open_speech([str(tmp_path)])
     assert "torchcodec" not in str(caught.value)
 
@@ -121,6 +128,22 @@ def test_a_hub_id_without_a_network_ends_in_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match="'nobody/nothing' cannot be loaded from the hub") as error:
         open_speech(["nobody/nothing?split=train"])
     assert "\n" not in str(error.value)
+
+
+def test_a_gated_hub_id_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        try:
+            raise GatedRepoError(
+                "403 Client Error", response=httpx2.Response(403, request=httpx2.Request("GET", "x:"))
+            )
+        except GatedRepoError as error:
+            raise datasets.exceptions.DatasetNotFoundError("gated") from error
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", refuse)
+    with pytest.raises(
+        DataError, match=r"'user/gated' is gated: accept its terms at .*/datasets/user/gated, and log in"
+    ):
+        open_speech(["user/gated"])
 
 
 def test_hugging_face_sources_need_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,6 +375,21 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
         read(tmp_path, **({"config": "clean"} | options))
 
 
+def test_a_local_source_of_speech_is_a_suite(tmp_path: Path) -> None:
+    for number, word in enumerate(("one", "two")):
+        (tmp_path / f"{number}.flac").write_bytes(encode_tone())
+        (tmp_path / f"{number}.txt").write_text(word)
+    suite = open_suite(str(tmp_path))
+    assert [(item.id, item.text, item.answer) for item in suite.items] == [
+        ("0001", "one", None),
+        ("0002", "two", None),
+    ]
+    assert suite.items[0].audio == tmp_path / "0.flac"
+    (tmp_path / "1.txt").write_text("")
+    with pytest.raises(DataError, match="1: the transcript is "):
+        open_suite(str(tmp_path))
+
+
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     pq.ParquetWriter(tmp_path / "data" / "test.parquet", pa.schema([("id", pa.string())])).close()

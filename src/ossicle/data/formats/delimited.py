@@ -16,6 +16,7 @@ from ossicle.data.source import (
     Utterance,
     build_utterance,
     estimate_durations,
+    find_audio_version,
     find_part,
     is_valid_unicode,
 )
@@ -30,6 +31,7 @@ _START_BYTES = 200
 _ALL_ROLES = ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION | ColumnRole.TIME
 _LJSPEECH_COLUMNS = ["file", "text"]
 """LJSpeech's table has no header, names its files without folder and extension, and has two transcripts of each."""
+LJSPEECH = "table without a header, as LJSpeech has it"
 _AUDIO_FOLDERS = (".", "clips", "wavs", "wav", "audio")
 _AUDIO_SUFFIXES = ("", ".wav", ".mp3", ".flac")
 
@@ -43,6 +45,7 @@ class _Table:
     lines: list[int]
     values: list[list[str] | None]
     """None for a row with another number of fields than the header."""
+    is_ljspeech: bool
 
 
 class DelimitedSource(Source):
@@ -57,6 +60,7 @@ class DelimitedSource(Source):
         tables = [_read_table(path, spec) for path in self._paths]
         self._columns = [table.columns for table in tables]
         self._names = [table.names for table in tables]
+        self.label = LJSPEECH if tables[0].is_ljspeech else f"table, {tables[0].columns}"
         self._starts = np.cumsum([0, *(len(table.lines) for table in tables)])
         self._lines = np.array([line for table in tables for line in table.lines], np.int64)
         rows = [values for table in tables for values in table.values]
@@ -85,6 +89,10 @@ class DelimitedSource(Source):
     def row_name(self, row: int) -> str:
         """Returns file and line number, counted from 1."""
         return f"{self._paths[find_part(self._starts, row)]}, line {self._lines[row]}"
+
+    def audio_version(self, row: int) -> str:
+        """Returns size and modification time of the row's audio file."""
+        return find_audio_version(self, row)
 
     def __getitem__(self, row: int) -> Utterance:
         """Reads one row."""
@@ -155,6 +163,7 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
         columns=columns,
         lines=lines,
         values=[_select(fields, positions, len(header)) for fields in rows],
+        is_ljspeech=is_ljspeech,
     )
 
 

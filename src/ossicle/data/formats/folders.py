@@ -1,45 +1,174 @@
-"""Folders of speech in the layouts that data sets are published in: which files in them a source is read from.
+"""Folders of speech in the layouts that data sets are published in: which layout one has, and what it lacks to have it.
 
-LJSpeech (metadata.csv), Hugging Face's audiofolder (metadata.csv, .jsonl or .parquet), Common Voice as Mozilla packs it
-(clips/ and one .tsv a split, in a folder a language), and shards of webdataset.
+Tables (LJSpeech, Hugging Face's audiofolder, Common Voice as Mozilla packs it), shards of webdataset, Kaldi's data
+folders, Lhotse's manifests, NeMo's manifests, the trees of LibriSpeech, Multilingual LibriSpeech and VCTK, and pairs of
+an audio file and a text. A folder whose subfolders have a layout each is one with splits.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ossicle.data.formats import file_trees, kaldi, lhotse
+from ossicle.data.formats.listed import ListedSource
+from ossicle.data.source import Source
 from ossicle.data.source_spec import SourceSpec
-from ossicle.errors import ConfigError
+from ossicle.errors import ConfigError, DataError
 
+COMMON_VOICE, AUDIOFOLDER = "Common Voice", "audiofolder with metadata"
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+_NEMO_MANIFEST = re.compile(r"(?P<split>.*?)_?manifest\.json")
+_NEMO_TARRED = "tarred_audio"
 _OTHER_TABLES = ("clip_durations", "reported", "unvalidated_sentences", "validated_sentences", "times")
 """Tables of Common Voice that list no clips."""
+_ARROW_FILES = ("*.parquet", "*.arrow", "*/*.parquet", "*/*.arrow")
+_PUBLISHED_FILES = ("*.json", "*.jsonl", "*.csv", "*.zip", "*/*.jsonl", "*/*.csv")
+"""Files of a dataset that `datasets` reads."""
+_SPLIT = re.compile(r"(train|dev|test|valid|validation|eval)\b.*")
 
 
-def find_tables(folder: Path, spec: SourceSpec) -> list[Path]:
-    """Returns the files that a folder's rows stand in, all of one form; none for a folder that `datasets` reads.
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The files that a folder's rows stand in, all of one form."""
+
+    files: list[Path]
+    label: str
+
+
+def open_folder(folder: Path, spec: SourceSpec) -> Source | Tables | None:
+    """Returns the rows of a folder of a known layout, or their tables; None for a folder that `datasets` reads.
 
     Raises:
         ConfigError: the folder has several languages or splits and none is named, or not the named one
+        DataError: a file of the layout cannot be read, or the folder is almost of a known layout
     """
+    if (tables := _find_tables(folder, spec)) is not None:
+        return tables
+    if any(any(folder.glob(pattern)) for pattern in _ARROW_FILES):
+        return None
+    if manifests := lhotse.find_manifests(folder):
+        return open_lhotse([manifests[_select(spec, "split", manifests)]])
+    if (tables := _find_shards(folder, spec) or _find_nemo(folder, spec)) is not None:
+        return tables
+    children = {child.name: child for child in _list_folders(folder) if _has_layout(child)}
+    if children and not _has_layout(folder):
+        folder = children[_select(spec, "split", children)]
+    return _open_listed(folder) or _open_tree(folder, spec)
+
+
+def open_lhotse(manifests: Sequence[Path]) -> ListedSource:
+    """Opens manifests of cuts or supervisions in one folder."""
+    label = lhotse.detect_manifest(manifests[0])
+    read = lhotse.read_supervisions if label == lhotse.SUPERVISIONS else lhotse.read_cuts
+    rows = (row for manifest in manifests for row in read(manifest))
+    return ListedSource(manifests[0].parent, rows, label=label or lhotse.CUTS)
+
+
+def _find_tables(folder: Path, spec: SourceSpec) -> Tables | None:
+    """Returns the tables of a folder, or of the split or language in it that is named."""
     if (found := _find_metadata(folder)) is not None:
         _select(spec, "split", ["train"])
-        return [found]
+        return found
     by_split = {child.name: found for child in _list_folders(folder) if (found := _find_metadata(child))}
     if by_split:
-        return [by_split[_select(spec, "split", by_split)]]
-    languages = {child.name: child for child in _list_folders(folder) if (child / "clips").is_dir()}
+        return by_split[_select(spec, "split", by_split)]
+    languages = {child.name: child for child in _list_folders(folder) if _list_common_voice(child)}
     if languages:
         folder = languages[_select(spec, "config", languages)]
+    if tables := _list_common_voice(folder):
+        return Tables(files=[tables[_select(spec, "split", tables)]], label=COMMON_VOICE)
+    return None
+
+
+def _find_metadata(folder: Path) -> Tables | None:
+    path = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    return Tables(files=[path], label="" if (folder / "wavs").is_dir() else AUDIOFOLDER)
+
+
+def _list_common_voice(folder: Path) -> dict[str, Path]:
+    """Returns the tables of a language by split; none for a folder of another layout."""
+    if not (folder / "clips").is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.tsv")) if path.stem not in _OTHER_TABLES}
+
+
+def _find_shards(folder: Path, spec: SourceSpec) -> Tables | None:
+    if any(folder.glob("*.jsonl")) or not (shards := sorted(folder.glob("*.tar"))):
+        return None
+    if (manifest := next(folder.glob(f"{_NEMO_TARRED}*.json"), None)) is not None:
+        raise DataError(
+            f"source {spec.name!r} is almost of a known layout: its words are in {manifest.name} and not in its tars, as"
+            " NeMo's tarred data sets have it; give the manifest and files that the tars were made of"
+        )
+    files = [path for path in shards if path.name.startswith(spec.split or "")]
+    if not files:
+        raise ConfigError(f"source {spec.name!r} has no tar that begins with {spec.split}; leave split out")
+    return Tables(files=files, label="")
+
+
+def _find_nemo(folder: Path, spec: SourceSpec) -> Tables | None:
+    found = {
+        path: match for path in sorted(folder.iterdir()) if (match := _NEMO_MANIFEST.fullmatch(path.name))
+    }
+    by_split = {match["split"] or "train": path for path, match in found.items() if path.is_file()}
+    return Tables(files=[by_split[_select(spec, "split", by_split)]], label="") if by_split else None
+
+
+def _has_layout(folder: Path) -> bool:
+    return kaldi.is_kaldi(folder) or file_trees.is_mls(folder) or file_trees.is_vctk(folder)
+
+
+def _open_listed(folder: Path) -> ListedSource | None:
+    """Opens a folder of a layout that its own files tell."""
+    if kaldi.is_kaldi(folder):
+        return ListedSource(folder, kaldi.read_kaldi(folder), label=kaldi.LABEL)
+    if file_trees.is_mls(folder):
+        return ListedSource(folder, file_trees.read_mls(folder), label=file_trees.MLS)
+    if file_trees.is_vctk(folder):
+        return ListedSource(folder, file_trees.read_vctk(folder), label=file_trees.VCTK)
+    return None
+
+
+def _open_tree(folder: Path, spec: SourceSpec) -> ListedSource | None:
+    """Opens a tree of audio files with words beside them.
+
+    Raises:
+        ConfigError: it has several splits and none is named: its test data would be trained on
+        DataError: it is almost of a known layout; the message says what differs
+    """
+    splits = [child.name for child in _list_folders(folder) if _SPLIT.fullmatch(child.name)]
+    is_split = spec.split is not None or len(splits) > 1
+    tree = file_trees.walk(folder)
+    if tree.transcripts or tree.has_pairs:
+        tree = file_trees.walk(folder / _select(spec, "split", splits)) if is_split else tree
+    if tree.transcripts:
+        return ListedSource(tree.folder, file_trees.read_librispeech(tree), label=file_trees.LIBRISPEECH)
+    if tree.has_pairs:
+        return ListedSource(tree.folder, file_trees.read_pairs(tree), label=file_trees.PAIRS)
+    if any(any(folder.glob(pattern)) for pattern in _PUBLISHED_FILES):
+        return None
+    difference = (
+        kaldi.find_kaldi_difference(folder)
+        or lhotse.find_lhotse_difference(folder)
+        or _find_common_voice_difference(folder)
+        or file_trees.find_tree_difference(tree)
+    )
+    if difference:
+        raise DataError(f"source {spec.name!r} is almost of a known layout: {difference}")
+    return None
+
+
+def _find_common_voice_difference(folder: Path) -> str | None:
+    """Returns what a folder lacks to be Common Voice; None for other folders."""
+    tables = [path.stem for path in folder.glob("*.tsv")]
     if (folder / "clips").is_dir():
-        tables = {path.stem: path for path in sorted(folder.glob("*.tsv")) if path.stem not in _OTHER_TABLES}
-        if tables:
-            return [tables[_select(spec, "split", tables)]]
-    is_sharded = not any(folder.glob("*.parquet")) and not any(folder.glob("*.jsonl"))
-    return sorted(folder.glob(f"{spec.split or ''}*.tar")) if is_sharded else []
-
-
-def _find_metadata(folder: Path) -> Path | None:
-    return next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+        return "it has Common Voice's clips, and no train.tsv or other table with their sentences"
+    if "validated" in tables or {"train", "dev", "test"} <= set(tables):
+        return "it has Common Voice's tables, and no clips beside them"
+    return None
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -53,5 +182,7 @@ def _select(spec: SourceSpec, key: str, available: Iterable[str]) -> str:
         return names[0]
     if requested in names:
         return requested
+    if not names:
+        raise ConfigError(f"source {spec.name!r} has no {key}s; leave {key}={requested} out")
     problem = f"no {key} {requested!r}" if requested else f"several {key}s"
     raise ConfigError(f"source {spec.name!r} has {problem}; name one: ?{key}=... of {', '.join(names)}")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
 
 from ossicle.data.columns import ColumnRole, Columns, find_columns
 from ossicle.data.formats.parquet import arrow_type_roles, read_durations
@@ -55,7 +57,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, spec: SourceSpec, dataset: Any, columns: Columns) -> None:
         self._label, self._folder = _label(spec), Path(spec.name)
-        self._columns = columns
+        self._columns, self.label = columns, f"Hugging Face dataset, {columns}"
         self._dataset = dataset.select_columns(columns.of_row)
         with _explain_errors_of(spec):
             table = dataset.select_columns([columns.text, *columns.numbers]).with_format("arrow")[:]
@@ -85,6 +87,7 @@ class HuggingFaceStream(Source):
 
     def __init__(self, spec: SourceSpec, dataset: Any, columns: Columns, n_clips: int | None) -> None:
         self._label, self._folder, self._columns = _label(spec), Path(spec.name), columns
+        self.label = f"stream of a Hugging Face dataset, {columns}"
         self._dataset = dataset.select_columns(columns.of_row)
         splits = dataset.info.splits or {}
         n_known = splits[str(dataset.split)].num_examples if str(dataset.split) in splits else None
@@ -150,7 +153,7 @@ class HuggingFaceStream(Source):
         self._next_row, self._n_bytes = 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_label", "_folder", "_columns", "_dataset", "texts", "durations_s", "content_id")
+        names = ("_label", "label", "_folder", "_columns", "_dataset", "texts", "durations_s", "content_id")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -206,12 +209,26 @@ def explain_errors(label: str, name: str, *, local_hint: str = "", hub_hint: str
     except OssicleError:
         raise
     except Exception as error:  # from datasets, the network, arrow or the file format's library
+        if _is_gated(error):
+            raise DataError(
+                f"{label} is gated: accept its terms at {constants.ENDPOINT}/datasets/{name}, and log in with"
+                " `hf auth login`"
+            ) from error
         problem = (
             f"cannot be read as a dataset{local_hint}"
             if Path(name).exists()
             else f"cannot be loaded from the hub, and there is no local folder of that name{hub_hint}"
         )
         raise DataError(f"{label} {problem}: {summarize_error(error)}") from error
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub asks for agreement or a token, by any of the errors that caused this one."""
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def summarize_error(error: BaseException) -> str:

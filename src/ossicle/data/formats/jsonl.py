@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from jaxtyping import Float32, Int64
 
-from ossicle.audio.excerpt import AudioExcerpt
 from ossicle.data.columns import ColumnRole, Columns, find_columns, find_duration_name
 from ossicle.data.formats.file_reader import FileReader
 from ossicle.data.formats.parquet import read_durations
@@ -22,6 +21,7 @@ from ossicle.data.source import (
     Utterance,
     build_utterance,
     estimate_durations,
+    find_audio_version,
     find_part,
     is_valid_unicode,
 )
@@ -37,9 +37,10 @@ from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
 from ossicle.text_encoding import check_encoding, count_mark_bytes, decode_text
 
-_N_SAMPLED_LINES = 1_000
+N_SAMPLED_LINES = 1_000
 """Lines at the beginning of a file whose keys count as its columns."""
 _START_BYTES = 200
+_NEMO_AUDIO = "audio_filepath"
 _CHUNK_BYTES = 16 * 2**20
 _DEFAULT_COLUMNS = Columns(audio="audio", text="text", duration=None)
 
@@ -66,6 +67,7 @@ class JsonlSource(Source):
     def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
         self._paths, self._spec, self._reader = tuple(paths), spec, FileReader()
         files = [_read_file(path, spec) for path in self._paths]
+        self.label = f"{'NeMo manifest' if files[0].columns.audio == _NEMO_AUDIO else 'JSON lines'}, {files[0].columns}"
         self._columns = [file.columns for file in files]
         self._spans = np.concatenate([file.spans for file in files])
         self._starts = np.cumsum([0, *(len(file.spans) for file in files)])
@@ -82,16 +84,7 @@ class JsonlSource(Source):
 
     def audio_version(self, row: int) -> str:
         """Returns size and modification time of the row's audio file."""
-        try:
-            audio = self[row].audio
-            stretch = ""
-            if isinstance(audio, AudioExcerpt):
-                audio, stretch = audio.source, f" {audio.start_s} {audio.end_s}"
-            assert isinstance(audio, Path)
-            status = audio.stat()
-        except (DataError, OSError):
-            return ""
-        return f"{status.st_size} {status.st_mtime_ns}{stretch}"
+        return find_audio_version(self, row)
 
     def __getitem__(self, row: int) -> Utterance:
         """Reads one line."""
@@ -215,13 +208,13 @@ def _find_file_columns(path: Path, spec: SourceSpec) -> Columns:
     """Finds the columns of a file by its first lines; returns default names, for messages, where no line is valid."""
     roles: dict[str, ColumnRole] = {}
     with path.open("rb") as file:
-        for line in islice(_iterate_lines(file), _N_SAMPLED_LINES):
+        for line in islice(_iterate_lines(file), N_SAMPLED_LINES):
             try:
                 values = _parse_line(line)
             except ValueError:
                 continue
             for key, value in values.items() if isinstance(values, dict) else ():
-                roles[key] = roles.get(key, ColumnRole(0)) | _value_roles(value)
+                roles[key] = roles.get(key, ColumnRole(0)) | value_roles(value)
     if not roles:
         return _DEFAULT_COLUMNS
     return find_columns(str(path), roles, spec)
@@ -232,7 +225,7 @@ def _iterate_lines(file: BinaryIO) -> Iterator[bytes]:
     return (line for line in file if not line.isspace())
 
 
-def _value_roles(value: object) -> ColumnRole:
+def value_roles(value: object) -> ColumnRole:
     """Returns the roles that a column with this value can have; null allows all."""
     if value is None:
         return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.DURATION | ColumnRole.TIME

@@ -109,6 +109,8 @@ class PackedSource(Source):
         DataError: the folder is unfinished or damaged
     """
 
+    label = "packed by ossicle"
+
     def __init__(self, folder: Path) -> None:
         self._folder, self._shards = folder, {}
         index = read_index(folder)

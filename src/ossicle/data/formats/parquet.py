@@ -93,6 +93,7 @@ class ParquetSource(Source):
         self.durations_s = _scale_audio_sizes(
             estimate_durations(self.texts, np.concatenate(durations)), np.concatenate(audio_sizes)
         )
+        self.label = f"parquet, {self._columns[0]}"
         self.content_id = "parquet " + " ".join(group_ids)
         self._starts = np.array(starts)
         self._groups = np.array(groups, np.int64).reshape(-1, 2)

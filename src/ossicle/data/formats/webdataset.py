@@ -81,6 +81,8 @@ class WebDatasetSource(Source):
         DataError: a file that is not a tar, is damaged in the middle, or has no audio
     """
 
+    label = "webdataset, members of the same name are a clip"
+
     def __init__(self, paths: Sequence[Path], spec: SourceSpec) -> None:
         self._paths, self._reader = tuple(paths), FileReader()
         self._problems: dict[int, str] = {}

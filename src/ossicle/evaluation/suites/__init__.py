@@ -1,19 +1,23 @@
-"""The suites that can be evaluated, by name: the embedded ones, the user's own files, and public benchmarks."""
+"""The suites that can be evaluated, by name: the embedded ones, the user's files and speech, and public benchmarks."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ossicle.data.formats import is_local_source
 from ossicle.errors import DataError
 from ossicle.evaluation.suite import EMBEDDED_SUITES, Suite, load_suite
 from ossicle.evaluation.suites.bigbench import open_bigbench
 from ossicle.evaluation.suites.covost import open_covost
 from ossicle.evaluation.suites.emotion import open_iemocap, open_meld
 from ossicle.evaluation.suites.librispeech import open_librispeech
+from ossicle.evaluation.suites.speech_source import open_speech_suite
 from ossicle.evaluation.suites.spoken_qa import open_heysquad, open_sdqa
 from ossicle.evaluation.suites.voicebench import open_voicebench
 
 __all__ = ["SUITES", "open_suite"]
 
+_SUITE_SUFFIXES = (".jsonl", ".parquet")
+"""Files whose lines or rows are items, with instructions and answers."""
 SuiteOpener = Callable[[str, str | None], Suite]
 """Returns a suite, given the part of its name after a slash ("" for none) and the source of its data, if named."""
 
@@ -31,7 +35,7 @@ SUITES: Mapping[str, SuiteOpener] = {
 
 
 def open_suite(name: str, data: str | None = None) -> Suite:
-    """Returns a suite by its name, such as "pocket", "voicebench", "covost2/en_de", or a JSONL or parquet file.
+    """Returns a suite by its name, such as "pocket" or "covost2/en_de", or of a JSONL or parquet file or a local source.
 
     Args:
         data: the source of a public benchmark's data, if not its own hub id: another hub id, or a local folder in the
@@ -43,7 +47,11 @@ def open_suite(name: str, data: str | None = None) -> Suite:
     family, _, part = name.partition("/")
     if family in SUITES:
         return SUITES[family](part, data)
+    if is_local_source(name) and not name.endswith(_SUITE_SUFFIXES):
+        return open_speech_suite(name)
     if not Path(name).suffix and name not in EMBEDDED_SUITES:
         known = ", ".join([*EMBEDDED_SUITES, *SUITES])
-        raise DataError(f"no suite {name!r}; expected one of {known}, or a JSONL or parquet file")
+        raise DataError(
+            f"no suite {name!r}; expected one of {known}, a JSONL or parquet file, or a local source of speech"
+        )
     return Suite(name=name, items=load_suite(name))
