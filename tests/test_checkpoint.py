@@ -436,7 +436,7 @@ def test_an_ear_without_its_llm_still_checks_its_tokenizer(monkeypatch: pytest.M
 def test_what_was_computed_once_is_stored_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens that both vocabularies share, and silence."""
     pocket = checkpoint.load("pocket/ear")
-    base = replace(pocket.settings.base, encoder_window="sound+silence")
+    base = replace(pocket.settings.base, encoder_window="sound+silence", silence_margin_s=0.0)
     settings = replace(pocket.settings, base=base)
     ear = Ear(pocket.whisper, pocket.llm, pocket.tokenizer, pocket.connector, settings)
     checkpoint.save(ear, tmp_path / "ear")
@@ -457,7 +457,10 @@ def test_what_was_computed_once_is_stored_and_read(tmp_path: Path, monkeypatch: 
 
 def test_silence_of_another_encoder_is_computed_anew(tmp_path: Path) -> None:
     pocket = checkpoint.load("pocket/ear")
-    settings = replace(pocket.settings, base=replace(pocket.settings.base, encoder_window="sound+silence"))
+    settings = replace(
+        pocket.settings,
+        base=replace(pocket.settings.base, encoder_window="sound+silence", silence_margin_s=0.0),
+    )
     other = compute_silence(tiny_whisper().model.model.encoder)
     ear = Ear(pocket.whisper, pocket.llm, pocket.tokenizer, pocket.connector, settings, other)
     assert ear.silence is not None

@@ -125,10 +125,17 @@ class BaseSettings:
     sound: the clip's own duration, for a Whisper that was trained so; sound+silence: the clip's own duration in front of
     silence that was encoded once, which published Whispers hardly tell from the whole window."""
 
+    silence_margin_s: float = 8.0
+    """Silence that is encoded with each clip, in front of the stored one (encoder_window sound+silence). With 8 seconds
+    a published Whisper writes what it writes with its whole window; with none it is fastest and as often right, but
+    writes other words where it is in doubt."""
+
     def __post_init__(self) -> None:
         """Raise ConfigError for a model without a name."""
         check(bool(self.encoder), "base.encoder", self.encoder, "a hub id or a local folder")
         check(bool(self.llm), "base.llm", self.llm, "a hub id, a local folder or a GGUF file")
+        is_duration = math.isfinite(self.silence_margin_s) and self.silence_margin_s >= 0
+        check(is_duration, "base.silence_margin_s", self.silence_margin_s, "seconds, 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

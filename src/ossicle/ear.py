@@ -134,7 +134,7 @@ class Ear:
     @property
     def window(self) -> EncoderWindow:
         """How much of a window the encoder gets."""
-        return EncoderWindow(self.whisper.window_frames, self.settings.base.encoder_window)
+        return EncoderWindow.build(self.whisper.window_frames, self.settings.base)
 
     @cached_property
     def silence(self) -> Silence | None:

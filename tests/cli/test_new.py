@@ -44,6 +44,30 @@ def test_new_rejects_unusable_models_and_folders(
     assert not Path("begun").exists()
 
 
+def test_the_window_is_chosen_by_what_the_whisper_hears(
+    world: Path,
+    expect_error: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(new(world)) == 0
+    base = ossicle.load("begun").settings.base
+    assert (base.encoder_window, base.silence_margin_s) == ("sound+silence", 8.0)
+    command, _, *models = new(world)
+    assert main([command, "fast", *models, "--silence-margin-s", "0"]) == 0
+    assert ossicle.load("fast").settings.base.silence_margin_s == 0.0
+    monkeypatch.setattr("ossicle.backbones.silence_check.MAX_DIVERGENCE", -1.0)
+    capsys.readouterr()
+    assert main([command, "careful", *models]) == 0
+    assert "hears other words with stored silence than with its whole window" in capsys.readouterr().err
+    assert ossicle.load("careful").settings.base.encoder_window == "full"
+    error = expect_error(2, command, "refused", *models, "--encoder-window", "sound+silence")
+    assert "use --encoder-window full" in error
+    assert not Path("refused").exists()
+    negative = expect_error(2, command, "refused", *models, "--silence-margin-s", "-1")
+    assert "base.silence_margin_s" in negative
+
+
 def save_other_llm(world: Path) -> str:
     return save_tiny_llm("gemma", world / "other-llm")
 

@@ -123,7 +123,9 @@ def test_flops_of_a_clip_equal_those_of_torchs_counter(form: str, window: Any) -
 @pytest.mark.parametrize("length_s", [0.2, 2.1, 6.0])
 def test_flops_with_silence_behind_the_clip(length_s: float) -> None:
     """Close to those of torch's counter: where the rows of outliers are is not planned."""
-    base = BaseSettings(encoder="tiny/whisper", llm="tiny/llm", encoder_window="sound+silence")
+    base = BaseSettings(
+        encoder="tiny/whisper", llm="tiny/llm", encoder_window="sound+silence", silence_margin_s=0.0
+    )
     ear, objective = tiny_ear(base=base, n_queries=24), ObjectiveSettings()
     ear.connector.train()
     costs = build_cost_model(build_small_recipe(ear, objective), ear)

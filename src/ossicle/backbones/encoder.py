@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
 from ossicle.backbones.causal_lm import CACHE_NAME
 from ossicle.backbones.silence import Silence, count_positions
-from ossicle.config import WindowKind
+from ossicle.config import BaseSettings, WindowKind
 
 FRAMES_PER_POSITION = 2
 """Mel frames per encoder position: the stride of the second convolution."""
@@ -55,6 +55,20 @@ class EncoderWindow:
     n_frames: int
     """Frames of the full window."""
     kind: WindowKind
+    silence_margin_s: float = 0.0
+    """Silence that is encoded with the sound, in front of the stored one."""
+
+    @classmethod
+    def build(cls, n_frames: int, base: BaseSettings) -> "EncoderWindow":
+        """Returns the window that the settings ask for, of an encoder with so many frames."""
+        return cls(n_frames, base.encoder_window, base.silence_margin_s)
+
+    def describe(self) -> str:
+        """Returns what tells its features from those of another window."""
+        margin = (
+            f"+{self.silence_margin_s:g}s" if self.kind == "sound+silence" and self.silence_margin_s else ""
+        )
+        return self.kind + margin
 
     def count_frames(self, n_samples: int) -> int:
         """Returns the mel frames of a sound: a whole number of encoder positions, or of rows of silence."""
@@ -62,7 +76,9 @@ class EncoderWindow:
             return self.n_frames
         n_frames = count_frames(n_samples)
         if self.kind == "sound+silence":
-            n_positions = n_frames // FRAMES_PER_POSITION
+            n_positions = n_frames // FRAMES_PER_POSITION + round(
+                self.silence_margin_s * POSITIONS_PER_SECOND
+            )
             n_window = self.n_frames // FRAMES_PER_POSITION
             n_frames = FRAMES_PER_POSITION * count_positions(n_positions, n_window)
         return min(n_frames, self.n_frames)

@@ -8,8 +8,6 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from ossicle.backbones.encoder import EncoderWindow, Features, build_mel_batch, encode
 from ossicle.backbones.pretrained import Whisper
 from ossicle.backbones.silence import Silence, synthesize_voice
-from ossicle.config import WindowKind
-from ossicle.errors import ConfigError
 
 MAX_DIVERGENCE = 0.05
 """Nats; published Whispers have a tenth of it, one that repeats itself in place of ending ten times as much."""
@@ -18,35 +16,24 @@ _SEED, _SECONDS = 1_000, 2.5
 _N_TOKENS = 12
 
 
-def check_hears_silence(name: str, whisper: Whisper, silence: Silence) -> None:
-    """Refuses stored silence for a Whisper that is not itself with it.
-
-    Raises:
-        ConfigError: its words diverge from those with its whole window
-    """
-    divergence = measure_divergence(whisper, silence)
-    if not divergence <= MAX_DIVERGENCE:
-        raise ConfigError(
-            f"encoder {name!r} hears other words with stored silence than with its whole window (they diverge by"
-            f" {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use --encoder-window full"
-        )
-
-
 @torch.inference_mode()
-def measure_divergence(whisper: Whisper, silence: Silence) -> float:
+def measure_divergence(whisper: Whisper, silence: Silence, window: EncoderWindow) -> float:
     """Returns how far stored silence moves a Whisper's words of a sound like a voice from those with its whole window.
+
+    Args:
+        window: of the kind "sound+silence"
 
     Returns: mean KL divergence of the next token, in nats, over the words that it writes
     """
     sound = synthesize_voice(_SEED, _SECONDS)
     encoder, decoder = whisper.model.model.encoder, whisper.model.model.decoder
 
-    def compute(kind: WindowKind, behind: Silence | None) -> Features:
-        window = EncoderWindow(whisper.window_frames, kind)
+    def compute(window: EncoderWindow, behind: Silence | None) -> Features:
         mel, n_frames = build_mel_batch([sound], whisper.config.num_mel_bins, window)
         return encode(encoder, mel.to(encoder.conv1.weight.device), n_frames, behind)
 
-    full, short = compute("full", None), compute("sound+silence", silence.to(encoder.conv1.weight))
+    full = compute(EncoderWindow(window.n_frames, "full"), None)
+    short = compute(window, silence.to(encoder.conv1.weight))
     prompt = whisper.prompt
     start = [prompt.start, *list(prompt.languages.values())[:1], prompt.transcribe, prompt.no_timestamps]
     ids = torch.tensor([[id_ for id_ in start if id_ is not None]], device=full.states.device)

@@ -1,7 +1,7 @@
 """ossicle new."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,10 +37,14 @@ class New:
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
     encoder_window: WindowKind | None = None
-    """Input length of the encoder. full (default): always the whole window, as published Whispers were trained: the ear
-    writes what Whisper writes, word for word; sound+silence: the clip's own duration in front of silence that was
-    encoded once, much faster for short sounds, and as often right; sound: the clip's own duration alone, which works
-    only with a Whisper that was trained for it. With --from, it is that of the ear."""
+    """Input length of the encoder. sound+silence (default, where the Whisper passes a check): the clip's own duration in
+    front of silence that was encoded once; full: always the whole window, as published Whispers were trained; sound: the
+    clip's own duration alone, which works only with a Whisper that was trained for it. With --from, it is that of the
+    ear."""
+    silence_margin_s: float | None = None
+    """Silence that is encoded with each clip, in front of the stored one. With 8 seconds (default) the ear writes what
+    Whisper writes, but for a few words in a thousand; with 0 it is fastest and as often right, but writes other words
+    where Whisper is in doubt. With --from, it is that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
 
@@ -58,10 +62,15 @@ class New:
     def _build(self, encoder: str) -> None:
         from ossicle import checkpoint
         from ossicle.backbones.pretrained import build_meta_whisper
-        from ossicle.backbones.silence_check import check_hears_silence
         from ossicle.ear import Ear, EarSettings
 
-        base = BaseSettings(encoder=encoder, llm=self.llm, encoder_window=self.encoder_window or "full")
+        margin_s = self.silence_margin_s
+        base = BaseSettings(
+            encoder=encoder,
+            llm=self.llm,
+            encoder_window=self.encoder_window or "sound+silence",
+            silence_margin_s=BaseSettings.silence_margin_s if margin_s is None else margin_s,
+        )
         n_positions = build_meta_whisper(encoder, None).config.max_target_positions
         settings = ConnectorSettings(
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
@@ -72,19 +81,43 @@ class New:
                 f"{encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
                 " trained: use ossicle train"
             )
-        if ear.silence is not None:
-            check_hears_silence(encoder, ear.whisper, ear.silence)
+        ear = self._check_window(ear)
         checkpoint.save(ear, self.out)
         self._print_result(ear, f"The ear is in {self.out}.")
+
+    def _check_window(self, ear: "Ear") -> "Ear":
+        """Returns the ear, with the whole window if its Whisper hears other words with stored silence.
+
+        Raises:
+            ConfigError: it does, and stored silence was asked for
+        """
+        from ossicle.backbones.silence_check import MAX_DIVERGENCE, measure_divergence
+        from ossicle.ear import Ear
+
+        if ear.silence is None:
+            return ear
+        divergence = measure_divergence(ear.whisper, ear.silence, ear.window)
+        if divergence <= MAX_DIVERGENCE:
+            return ear
+        name = ear.settings.base.encoder
+        found = f"{name} hears other words with stored silence than with its whole window"
+        if self.encoder_window is not None:
+            raise ConfigError(
+                f"{found} (they diverge by {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use"
+                " --encoder-window full"
+            )
+        Console(stderr=True).out(f"{found}, so the ear has the whole one.", highlight=False)
+        settings = replace(ear.settings, base=replace(ear.settings.base, encoder_window="full"))
+        return Ear(ear.whisper, ear.llm, ear.tokenizer, ear.connector, settings)
 
     def _transfer(self, source: str) -> None:
         from ossicle import checkpoint
         from ossicle.transfer import build_transfer_card, transfer_ear
 
-        if self.encoder_window is not None:
-            raise ConfigError(
-                f"--encoder-window {self.encoder_window} is not for --from: the window is that of {source}"
-            )
+        own = {"--encoder-window": self.encoder_window, "--silence-margin-s": self.silence_margin_s}
+        for option, value in own.items():
+            if value is not None:
+                raise ConfigError(f"{option} {value} is not for --from: the window is that of {source}")
         transferred = transfer_ear(source, self.llm, encoder=self.encoder, device=self.device)
         checkpoint.save(transferred.ear, self.out, card=build_transfer_card(transferred))
         self._print_result(

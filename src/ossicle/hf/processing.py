@@ -202,7 +202,7 @@ class OssicleProcessor(ProcessorMixin):
         mel, n_frames = build_mel_batch(
             [window for own in windows for window in own],
             extractor.feature_size,
-            EncoderWindow(extractor.nb_max_frames, self.settings.base.encoder_window),
+            EncoderWindow.build(extractor.nb_max_frames, self.settings.base),
         )
         mask = torch.arange(mel.shape[2]) < n_frames[:, None]
         n_windows = torch.tensor([len(own) for own in windows])

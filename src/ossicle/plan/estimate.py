@@ -178,9 +178,7 @@ class _Planner:
         )
 
     def count_positions(self, length_s: float) -> int:
-        window = EncoderWindow(
-            FRAMES_PER_POSITION * self.shapes.window_positions, self.recipe.base.encoder_window
-        )
+        window = EncoderWindow.build(FRAMES_PER_POSITION * self.shapes.window_positions, self.recipe.base)
         return window.count_frames(round(length_s * SAMPLE_RATE)) // FRAMES_PER_POSITION
 
     def count_tokens(self, length_s: float) -> float:

@@ -48,7 +48,7 @@ def fill_feature_cache(
     """
     fingerprint = {
         "encoder": encoder,
-        "window": ear.settings.base.encoder_window,
+        "window": ear.window.describe(),
         "views": _VIEW_VERSION,
         "dtype": str(FEATURE_DTYPE).removeprefix("torch."),
     }
