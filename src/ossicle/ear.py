@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,7 +45,7 @@ from ossicle.connectors.autoregressive import AutoregressiveConnector
 from ossicle.connectors.base import AudioTokens
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.errors import CheckpointError
-from ossicle.listening import REHEAR_S, HeardWindow, Listener
+from ossicle.listening import REHEAR_S, HeardWindow, Hearing, Listener
 
 Messages = Sequence[dict[str, Any]]
 """A conversation in OpenAI's form; content is a text or a list of parts of type "text" or "audio"."""
@@ -53,8 +53,8 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _WINDOWS_PER_BATCH = 16
 """Encoder batches hold at most this many full windows of sound, so that an hour of sound does not fill the memory."""
-_TOKENS_PER_LOOKUP = 4_096
-"""Audio tokens that are compared with all of the LLM's embeddings in one call."""
+_TOKENS_PER_LOOKUP, _EMBEDDINGS_PER_LOOKUP = 4_096, 8_192
+"""Audio tokens and embeddings of the LLM that are compared in one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,12 +214,15 @@ class Ear:
         Args:
             rehear_s: new sound after which the sound so far is heard again
         """
-        return Listener(
+        return Listener(self.start_hearing(), rehear_s)
+
+    def start_hearing(self) -> Hearing:
+        """Returns what a listener keeps of a sound, before any of it is heard."""
+        return Hearing(
             hear_window=self._hear_window,
             decode=lambda tokens: self.decode_audio_tokens(tokens),
             is_speech=lambda samples: self._embed_spoken([samples])[0] is not None,
             window_samples=self.whisper.window_samples,
-            rehear_s=rehear_s,
         )
 
     @torch.inference_mode()
@@ -318,9 +321,33 @@ class Ear:
         Raises:
             CheckpointError: an ear that was loaded without its LLM
         """
-        table = self.embed(torch.arange(get_input_embeddings(self.llm).num_embeddings)).float()
+        self._check_llm_is_loaded()
         chunks = audio_tokens.float().split(_TOKENS_PER_LOOKUP)
-        return torch.cat([torch.cdist(rows, table).argmin(1) for rows in chunks])
+        return torch.cat([self._find_nearest(points) for points in chunks])
+
+    def _find_nearest(self, points: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        likeness, nearest, start = points.new_full((len(points),), -torch.inf), None, 0
+        for rows, half_norms in zip(self._split_embeddings(), self._half_norms, strict=True):
+            best = torch.addmm(-half_norms, points, rows.T).max(1)
+            found = best.indices + start
+            nearest = found if nearest is None else torch.where(best.values > likeness, found, nearest)
+            likeness, start = likeness.maximum(best.values), start + len(rows)
+        assert nearest is not None, "an LLM has tokens"
+        return nearest
+
+    @cached_property
+    def _half_norms(self) -> list[Float[Tensor, " _"]]:
+        """Half of the squared norm of each of the LLM's embeddings, in parts."""
+        return [rows.square().sum(1) / 2 for rows in self._split_embeddings()]
+
+    def _split_embeddings(self) -> Iterator[Float[Tensor, "_ D"]]:
+        """Yields the LLM's input embeddings in float32, in parts that are copied only where they are not stored so."""
+        table = get_input_embeddings(self.llm)
+        is_stored = type(table).forward is nn.Embedding.forward and table.max_norm is None
+        for start in range(0, table.num_embeddings, _EMBEDDINGS_PER_LOOKUP):
+            end = min(start + _EMBEDDINGS_PER_LOOKUP, table.num_embeddings)
+            rows = table.weight[start:end] if is_stored else self.embed(torch.arange(start, end))
+            yield rows.float()
 
     def _map_windows(
         self,

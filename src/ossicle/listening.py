@@ -19,9 +19,9 @@ from ossicle.errors import AudioError
 
 REHEAR_S = 0.5
 """New sound after which a listener hears again, by default."""
-_MAX_BUSY = 0.5
+MAX_BUSY = 0.5
 """Part of the time that it may hear while it listens: on slow machines it hears again less often."""
-_MIN_S = 0.2
+MIN_S = 0.2
 """Sound before which it does not begin."""
 
 
@@ -41,12 +41,8 @@ HearWindow = Callable[[np.ndarray, "Int[Tensor, ' S'] | None"], HeardWindow]
 
 
 @dataclass
-class Listener:
-    """Hears a sound that arrives in pieces; `Ear.listen` builds one.
-
-    Feed it from one thread at a time. What it has heard so far may change with every piece; what `finish` returns does
-    not depend on the pieces.
-    """
+class Hearing:
+    """What was heard of a sound so far, of which more is heard each time."""
 
     hear_window: HearWindow
     decode: Callable[[list[Float[Tensor, "_ D"]]], list[str]]
@@ -54,11 +50,64 @@ class Listener:
     is_speech: Callable[[np.ndarray], bool]
     """Whether somebody speaks in a window; asked of doubtful ones."""
     window_samples: int
+    _windows: dict[tuple[int, int], HeardWindow] = field(default_factory=dict)
+    """By first sample and number of samples."""
+
+    @property
+    def tokens(self) -> Float[Tensor, "n D"] | None:
+        """The audio tokens of what was heard; None if nothing was."""
+        if not self._windows:
+            return None
+        return torch.cat([window.tokens for _, window in sorted(self._windows.items())])
+
+    @property
+    def text(self) -> str:
+        """What was heard."""
+        windows = [window.tokens for _, window in sorted(self._windows.items())]
+        return " ".join(filter(None, self.decode(windows))) if windows else ""
+
+    def hear(self, sound: np.ndarray) -> None:
+        """Hears the windows that have changed, each with what was heard of it before as its draft.
+
+        Args:
+            sound: begins as those before it did, and may be longer or shorter
+        """
+        before = {start: window for (start, _), window in sorted(self._windows.items())}
+        windows: dict[tuple[int, int], HeardWindow] = {}
+        for start, samples in locate_windows(sound, self.window_samples):
+            key = (start, len(samples))
+            if key in self._windows:
+                windows[key] = self._windows[key]
+            else:
+                draft = before[start].written if start in before else None
+                windows[key] = self.hear_window(samples, draft)
+        self._windows = windows
+
+    def select_speech(self, sound: np.ndarray) -> Float[Tensor, "n D"] | None:
+        """Returns the audio tokens of the sound that was heard last, without windows in which nobody speaks.
+
+        Returns: None if all are such
+        """
+        spoken = [
+            window.tokens
+            for (start, n_samples), window in sorted(self._windows.items())
+            if not window.is_doubtful or self.is_speech(sound[start : start + n_samples])
+        ]
+        return torch.cat(spoken) if spoken else None
+
+
+@dataclass
+class Listener:
+    """Hears a sound that arrives in pieces; `Ear.listen` builds one.
+
+    Feed it from one thread at a time. What it has heard so far may change with every piece; what `finish` returns does
+    not depend on the pieces.
+    """
+
+    hearing: Hearing
     rehear_s: float = REHEAR_S
     _pieces: list[np.ndarray] = field(default_factory=list)
     _n_heard: int = 0
-    _windows: dict[tuple[int, int], HeardWindow] = field(default_factory=dict)
-    """By first sample and number of samples."""
     _is_finished: bool = False
     _last_hearing_s: float = 0.0
     """How long it took."""
@@ -75,15 +124,12 @@ class Listener:
     @property
     def tokens(self) -> Float[Tensor, "n D"] | None:
         """The audio tokens of what was heard so far; None if nothing was."""
-        if not self._windows:
-            return None
-        return torch.cat([window.tokens for _, window in sorted(self._windows.items())])
+        return self.hearing.tokens
 
     @property
     def text(self) -> str:
         """What was heard so far."""
-        windows = [window.tokens for _, window in sorted(self._windows.items())]
-        return " ".join(filter(None, self.decode(windows))) if windows else ""
+        return self.hearing.text
 
     def feed(self, samples: Any, sample_rate: int = SAMPLE_RATE) -> bool:
         """Takes the next samples; hears again if there is enough new sound.
@@ -107,8 +153,8 @@ class Listener:
             piece = load_audio((piece, sample_rate))
         self._pieces.append(piece)
         new_s = (self._n_samples - self._n_heard) / SAMPLE_RATE
-        rehear_s = max(self.rehear_s, self._last_hearing_s / _MAX_BUSY)
-        if new_s < rehear_s or self.duration_s < _MIN_S or not any(map(np.any, self._pieces)):
+        rehear_s = max(self.rehear_s, self._last_hearing_s / MAX_BUSY)
+        if new_s < rehear_s or self.duration_s < MIN_S or not any(map(np.any, self._pieces)):
             return False
         started = perf_counter()
         self._hear(np.concatenate(self._pieces))
@@ -124,8 +170,7 @@ class Listener:
         if not self._pieces:
             raise AudioError("no sound was fed; expected feed(samples) before finish()")
         if not self._is_finished:
-            sound = load_speech(np.concatenate(self._pieces))
-            self._hear(sound)
+            self._hear(load_speech(np.concatenate(self._pieces)))
             self._is_finished = True
         tokens = self.tokens
         assert tokens is not None
@@ -134,23 +179,8 @@ class Listener:
     def finish_speech(self) -> Float[Tensor, "n D"] | None:
         """Returns the audio tokens as `finish` does, without windows in which nobody speaks; None if all are such."""
         self.finish()
-        sound = np.concatenate(self._pieces)
-        spoken = [
-            window.tokens
-            for (start, n_samples), window in sorted(self._windows.items())
-            if not window.is_doubtful or self.is_speech(sound[start : start + n_samples])
-        ]
-        return torch.cat(spoken) if spoken else None
+        return self.hearing.select_speech(np.concatenate(self._pieces))
 
     def _hear(self, sound: np.ndarray) -> None:
-        """Hears the windows that have changed, each with what was heard of it before as its draft."""
-        before = {start: window for (start, _), window in sorted(self._windows.items())}
-        windows: dict[tuple[int, int], HeardWindow] = {}
-        for start, samples in locate_windows(sound, self.window_samples):
-            key = (start, len(samples))
-            if key in self._windows:
-                windows[key] = self._windows[key]
-            else:
-                draft = before[start].written if start in before else None
-                windows[key] = self.hear_window(samples, draft)
-        self._windows, self._n_heard = windows, len(sound)
+        self.hearing.hear(sound)
+        self._n_heard = len(sound)

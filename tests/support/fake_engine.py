@@ -1,6 +1,6 @@
 """An engine without models, for tests of what stands in front of one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,6 +50,9 @@ class FakeEngine:
     async def transcribe_audio_tokens(self, sound: Sound) -> str:
         """Returns what was heard."""
         return "yes"
+
+    def listen(self, publish: Callable[[str], None]) -> None:
+        """Hears nothing before the end."""
 
     async def close(self) -> None:
         """Does nothing."""

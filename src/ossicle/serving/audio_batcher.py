@@ -52,7 +52,13 @@ class _PendingSound(Generic[_Result]):
         return self.sound.key, self.options
 
     def shares_batch(self, other: "_PendingSound[_Result]") -> bool:
-        """Whether both can be computed at once: Whisper takes one prompt for a whole batch."""
+        """Whether both can be computed at once.
+
+        Whisper takes one prompt for a whole batch, and what was heard before goes on alone.
+        """
+        is_embedded = self.options is None and self.audio_tokens is None
+        if is_embedded and (self.sound.listener or other.sound.listener):
+            return False
         return not (self.options and other.options) or (
             (self.options.prompt, self.options.temperature)
             == (other.options.prompt, other.options.temperature)
@@ -153,7 +159,11 @@ class AudioBatcher:
         return bool(to_embed or to_transcribe or to_decode)
 
     def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor | OssicleError]:
-        embedded = self.ear.embed_speech([pending.sound.samples for pending in batch])
+        listener = batch[0].sound.listener
+        if listener is None:
+            embedded = self.ear.embed_speech([pending.sound.samples for pending in batch])
+        else:
+            embedded = [listener.embed(batch[0].sound.samples)]
         return [build_no_speech_error() if tokens is None else tokens for tokens in embedded]
 
     def _decode_batch(self, batch: Sequence[_PendingSound[str]]) -> list[str]:

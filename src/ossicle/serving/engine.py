@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
+from ossicle.serving.turn_listening import TurnListener
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,8 @@ class Sound:
     """At 16 kHz."""
     key: str
     """Hash of the file, so that the same file is encoded once."""
+    listener: TurnListener | None = None
+    """What heard it while it was spoken."""
 
     @property
     def duration_s(self) -> float:
@@ -100,6 +103,14 @@ class Engine(Protocol):
 
         Raises:
             OssicleError: a sound that cannot be embedded
+        """
+        ...
+
+    def listen(self, publish: Callable[[str], None]) -> TurnListener | None:
+        """Returns a listener for a sound that is still being spoken; None where nothing is gained by it.
+
+        Args:
+            publish: told the words that were heard so far, in any thread, if the engine can tell them
         """
         ...
 

@@ -5,7 +5,8 @@ waiting completions to the batch, decode one token of each.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from ossicle.serving.sampling_params import SamplingParams, read_sampling_params
 from ossicle.serving.scheduler import ScheduledRequest, Scheduler, StreamEvent
 from ossicle.serving.single_sequence import SingleSequence, can_use_cache
 from ossicle.serving.tool_params import AnswerReader, ToolParams, read_tool_params
+from ossicle.serving.turn_listening import ListeningStage, TurnListener
 from ossicle.serving.worker import Worker
 
 MAX_BATCH_SIZE = 32
@@ -56,7 +58,8 @@ class LocalEngine:
         self._worker = Worker(())
         self.audio = AudioBatcher(ear, metrics, self._worker.wake)
         self._scheduler = Scheduler(ear, metrics, max_batch_size, build_batch)
-        self._worker.stages = (self.audio, self._scheduler)
+        self._listening = ListeningStage(ear, lambda: bool(self._scheduler.running), self._worker.wake)
+        self._worker.stages = (self.audio, self._scheduler, self._listening)
         self._worker.start()
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
@@ -131,6 +134,11 @@ class LocalEngine:
         if self.ear.settings.connector.form not in _FORMS_OF_WORDS:
             return (await self.transcribe(sound, TranscriptionOptions())).text
         return await self.audio.transcribe_audio_tokens(sound)
+
+    def listen(self, publish: Callable[[str], None]) -> TurnListener:
+        """Returns a listener, which tells words where audio tokens are words."""
+        has_words = self.ear.settings.connector.form in _FORMS_OF_WORDS
+        return self._listening.open(publish if has_words else None, rehear_s=None if has_words else math.inf)
 
     async def close(self) -> None:
         """Ends the worker after its current step."""

@@ -18,6 +18,7 @@ from ossicle.serving.engine import Sound
 from ossicle.serving.errors import ApiError
 from ossicle.serving.realtime.fields import Fields, invalid
 from ossicle.serving.realtime.input_audio import AudioInput, decode_base64, encode_samples
+from ossicle.serving.realtime.live_turn import LiveTranscript, LiveTurn
 
 MAX_ITEMS, MAX_CHARACTERS = 1_000, 1 << 20
 """Of a conversation; the oldest items are dropped."""
@@ -37,6 +38,8 @@ class HeardSound:
     sound: Sound
     is_speech: bool
     """Whether somebody can be heard in it; what is not speech is not sent to the LLM."""
+    transcript: LiveTranscript = field(default_factory=LiveTranscript)
+    """What the client was told of it."""
 
 
 @dataclass(eq=False)
@@ -237,13 +240,23 @@ def _read_text_part(part: Fields, role: str, kind: Any) -> dict[str, Any]:
     return {"type": own, "text": part.require_text("text", max_characters=MAX_CHARACTERS)}
 
 
-def hear(samples: Float32[np.ndarray, " N"], max_audio_s: float, where: str) -> HeardSound:
+def hear(
+    samples: Float32[np.ndarray, " N"],
+    max_audio_s: float,
+    where: str,
+    live: LiveTurn | None = None,
+) -> HeardSound:
     """Returns samples at 16 kHz as a sound.
+
+    Args:
+        live: what was heard of it while it was spoken
 
     Raises:
         ApiError: too long
     """
-    sound = Sound(samples=samples, key=hashlib.sha256(samples.tobytes()).hexdigest())
+    key = hashlib.sha256(samples.tobytes()).hexdigest()
+    sound = Sound(samples=samples, key=key, listener=live.listener if live else None)
+    transcript = live.transcript if live else LiveTranscript()
     if sound.duration_s > max_audio_s:
         raise ApiError(
             f"{where} has {sound.duration_s:.1f} s of sound, expected at most {max_audio_s:g} s",
@@ -253,8 +266,8 @@ def hear(samples: Float32[np.ndarray, " N"], max_audio_s: float, where: str) -> 
     try:
         check_speech(samples, where)
     except AudioError:
-        return HeardSound(sound, is_speech=False)
-    return HeardSound(sound, is_speech=True)
+        return HeardSound(sound, is_speech=False, transcript=transcript)
+    return HeardSound(sound, is_speech=True, transcript=transcript)
 
 
 def truncate(item: Item, audio_end_ms: int) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import ChatRequest, Engine, TranscriptionOptions
@@ -24,6 +27,7 @@ from ossicle.serving.realtime.input_audio import (
     count_bytes_per_second,
     decode_base64,
 )
+from ossicle.serving.realtime.live_turn import LiveTurn
 from ossicle.serving.realtime.outbox import Outbox
 from ossicle.serving.realtime.response import Response
 from ossicle.serving.realtime.settings import (
@@ -45,6 +49,7 @@ _MIN_COMMIT_MS = 100
 _MAX_TASKS = 16
 """Responses and transcriptions of one session that may run; before more, its next event waits."""
 _MAX_ID = 512
+_TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _IDLE_BUFFER_MS = 30_000
 """Sound before any speech that is kept for a commit by hand."""
 
@@ -76,6 +81,8 @@ class RealtimeSession:
         self._buffer = SoundBuffer()
         self._turn_id = new_id("item")
         """The id of the item that the buffer will become."""
+        self._live: LiveTurn | None = None
+        """The turn that is being spoken."""
         self._detector: VoiceActivityDetector | None = None
         self._turns: TurnDetector | None = None
         self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
@@ -103,6 +110,7 @@ class RealtimeSession:
     async def close(self) -> None:
         """Ends all work."""
         self._answers_turn = False
+        self._stop_listening()
         tasks = self._running
         for task in tasks:
             task.cancel()
@@ -156,6 +164,7 @@ class RealtimeSession:
             self._input = AudioInput(self._settings.input_format)
         if self._settings.turn_detection != before.turn_detection:
             self._turns = None
+            self._stop_listening()
         self._put("session.updated", session=self._to_json())
 
     async def _ignore(self, fields: Fields) -> None:
@@ -187,17 +196,40 @@ class RealtimeSession:
                     code="input_audio_buffer_full",
                 )
             self._buffer.append(samples)
+            self._listen(samples, None)
             return
         turns = self._turns or await self._start_detection(detection)
         self._buffer.append(samples)
-        for edge in await asyncio.to_thread(turns.feed, samples):
+        edges = await asyncio.to_thread(turns.feed, samples)
+        for edge in edges:
             await self._pass_edge(edge, detection)
         if not turns.is_speaking:
             kept_ms = max(_IDLE_BUFFER_MS, detection.prefix_padding_ms)
             self._buffer.drop_before(self._buffer.end - kept_ms * SAMPLES_PER_MS)
         elif self._buffer.n_samples >= max_samples:
             turns.end_turn()
-            await self._pass_edge(TurnEdge("end", self._buffer.end), detection)
+            await self._pass_edge(TurnEdge("end", self._buffer.end, self._buffer.end), detection)
+        else:
+            pause = None if turns.pause is None else turns.pause - self._buffer.start
+            self._listen(samples, pause)
+
+    def _listen(self, samples: Float32[np.ndarray, " N"], pause: int | None) -> None:
+        """Has the engine hear the last samples of the buffer, which is the turn that is being spoken."""
+        if self._live is None:
+            self._live = LiveTurn(self._context.engine, self._tell_words)
+            samples = self._buffer.peek()
+        self._live.feed(samples, pause)
+
+    def _tell_words(self, text: str) -> None:
+        transcription = self._settings.transcription
+        if transcription is not None and not transcription.is_guided:
+            self._put(f"{_TRANSCRIPTION}.delta", item_id=self._turn_id, content_index=0, delta=text)
+
+    def _stop_listening(self) -> LiveTurn | None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.end()
+        return live
 
     async def _start_detection(self, detection: TurnDetection) -> TurnDetector:
         if self._detector is None:
@@ -210,6 +242,7 @@ class RealtimeSession:
     async def _pass_edge(self, edge: TurnEdge, detection: TurnDetection) -> None:
         if edge.kind == "start":
             self._buffer.drop_before(edge.position)
+            self._stop_listening()
             start_ms = self._buffer.start // SAMPLES_PER_MS
             self._put("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
             if detection.interrupt_response:
@@ -218,7 +251,8 @@ class RealtimeSession:
             return
         end_ms = edge.position // SAMPLES_PER_MS
         self._put("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
-        await self._commit_until(edge.position, creates_response=detection.create_response)
+        await self._commit_until(edge.sound_end, creates_response=detection.create_response)
+        self._buffer.drop_before(edge.position)
 
     async def _commit(self, fields: Fields) -> None:
         fields.finish()
@@ -239,12 +273,14 @@ class RealtimeSession:
         self._input.reset()
         self._buffer.drop_before(self._buffer.end)
         self._turns = None
+        self._stop_listening()
         self._put("input_audio_buffer.cleared")
 
     async def _commit_until(self, position: int, *, creates_response: bool) -> None:
         """Makes the sound before a position an item of the user's, and answers it."""
         samples = self._buffer.take_until(position)
-        heard = await asyncio.to_thread(items.hear, samples, math.inf, "audio")
+        live = self._stop_listening()
+        heard = await asyncio.to_thread(items.hear, samples, math.inf, "audio", live)
         self._context.count_audio(heard.sound.duration_s)
         item = items.build_spoken_item(self._turn_id, heard)
         self._turn_id = new_id("item")
@@ -319,7 +355,6 @@ class RealtimeSession:
 
     async def _transcribe(self, item: Item, index: int) -> None:
         heard, place = item.sounds[index], {"item_id": item.id, "content_index": index}
-        kind = "conversation.item.input_audio_transcription"
         try:
             text = await self._find_words(heard) if heard.is_speech else ""
         except Exception as error:
@@ -327,13 +362,13 @@ class RealtimeSession:
                 LOG.exception("a transcription of a Realtime session failed")
             is_known = isinstance(error, OssicleError)
             body = (to_api_error(error) if is_known else build_internal_error()).body["error"]
-            self._put(f"{kind}.failed", **place, error=body)
+            self._put(f"{_TRANSCRIPTION}.failed", **place, error=body)
             return
         item.content[index]["transcript"] = text
-        if text:
-            self._put(f"{kind}.delta", **place, delta=text)
+        if new := heard.transcript.finish(text):
+            self._put(f"{_TRANSCRIPTION}.delta", **place, delta=new)
         usage = {"type": "duration", "seconds": heard.sound.duration_s}
-        self._put(f"{kind}.completed", **place, transcript=text, usage=usage)
+        self._put(f"{_TRANSCRIPTION}.completed", **place, transcript=text, usage=usage)
 
     async def _find_words(self, heard: items.HeardSound) -> str:
         settings = self._settings.transcription

@@ -17,6 +17,8 @@ from ossicle.serving.realtime.voice_activity import WINDOW_SAMPLES
 SAMPLES_PER_MS = SAMPLE_RATE // 1_000
 _MIN_SPEECH_WINDOWS = 2
 """Windows of speech in a row that begin a turn: a click fills one."""
+_KEPT_SILENCE_WINDOWS = 7
+"""Silence behind the last word that belongs to the turn: 224 ms."""
 _HYSTERESIS = 0.15
 """Silence begins below a threshold that is lower by this, as in Silero's own iterator."""
 
@@ -30,7 +32,7 @@ class TurnThresholds:
     prefix_padding_ms: int
     """Sound before the first word that belongs to the turn."""
     silence_duration_ms: int
-    """Silence that ends it; it belongs to the turn, too."""
+    """Silence that ends it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class TurnEdge:
 
     kind: Literal["start", "end"]
     position: int
-    """Of the first sample of the turn, or of the one after its last."""
+    """Of the first sample of the turn, or of the one after the silence that ends it."""
+    sound_end: int = 0
+    """Of the one after the last sample that belongs to the turn."""
 
 
 class TurnDetector:
@@ -63,6 +67,16 @@ class TurnDetector:
         self._rest = np.zeros(0, np.float32)
         self._n_windows = 0
         """Windows in a row that are speech, before a turn, or silence, in it."""
+
+    @property
+    def pause(self) -> int | None:
+        """Where the sound of the turn ends if nothing more is said; None while somebody speaks.
+
+        More silence tells nothing. So a turn can be heard to its end before it is known that it has ended.
+        """
+        if not self.is_speaking or self._n_windows < _KEPT_SILENCE_WINDOWS:
+            return None
+        return self._position - (self._n_windows - _KEPT_SILENCE_WINDOWS) * WINDOW_SAMPLES
 
     def feed(self, samples: Float32[np.ndarray, " N"]) -> list[TurnEdge]:
         """Returns the edges in the next samples; of a window that is not complete yet, with later ones."""
@@ -90,8 +104,9 @@ class TurnDetector:
             self.is_speaking, self._n_windows = True, 0
             return TurnEdge("start", max(0, self._position - n_samples - padding))
         if is_met and self.is_speaking and n_samples >= self.thresholds.silence_duration_ms * SAMPLES_PER_MS:
+            sound_end = self.pause or self._position
             self.end_turn()
-            return TurnEdge("end", self._position)
+            return TurnEdge("end", self._position, sound_end)
         return None
 
 
@@ -113,6 +128,10 @@ class SoundBuffer:
             self._pieces.append(samples)
             self.end += len(samples)
 
+    def peek(self) -> Float32[np.ndarray, " _"]:
+        """Returns all samples in the buffer."""
+        return np.concatenate([np.zeros(0, np.float32), *self._pieces])
+
     def drop_before(self, position: int) -> None:
         """Drops the samples before a position."""
         while self._pieces and self.start < position:
@@ -124,7 +143,7 @@ class SoundBuffer:
 
     def take_until(self, position: int) -> Float32[np.ndarray, " _"]:
         """Removes the samples before a position and returns them."""
-        samples = np.concatenate([np.zeros(0, np.float32), *self._pieces])
+        samples = self.peek()
         n_taken = max(0, min(position, self.end) - self.start)
         self.drop_before(position)
         return samples[:n_taken].copy()

@@ -6,7 +6,8 @@ unchanged, but for the model's name.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -21,6 +22,7 @@ from ossicle.errors import ConfigError
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound, TranscriptionOptions
 from ossicle.serving.metrics import Metrics
+from ossicle.serving.turn_listening import ListeningStage, TurnListener
 from ossicle.serving.vllm.client import NOT_VLLM, ServerSentEvents, VllmClient, bad_gateway
 from ossicle.serving.vllm.handshake import check_prompt_frame, resolve_model
 from ossicle.serving.vllm.prompt import EmbedIds, PromptLayout, VllmPrompt, VllmTemplate
@@ -65,7 +67,8 @@ class VllmEngine:
         self._client = VllmClient(url, api_key=api_key, transport=transport)
         self._worker = Worker(())
         self.audio = AudioBatcher(ear, metrics, self._worker.wake)
-        self._worker.stages = (self.audio,)
+        self._listening = ListeningStage(ear, lambda: False, self._worker.wake)
+        self._worker.stages = (self.audio, self._listening)
         self._worker.start()
 
     @classmethod
@@ -119,6 +122,11 @@ class VllmEngine:
     async def transcribe_audio_tokens(self, sound: Sound) -> str:
         """Returns the words of Whisper's own decoder: those of the audio tokens are in the LLM, which is elsewhere."""
         return (await self.transcribe(sound, TranscriptionOptions())).text
+
+    def listen(self, publish: Callable[[str], None]) -> TurnListener:
+        """Returns a listener, which tells no words."""
+        is_drafted = self.audio.ear.settings.connector.form == "autoregressive"
+        return self._listening.open(rehear_s=None if is_drafted else math.inf)
 
     async def close(self) -> None:
         """Closes all connections to vLLM and ends the worker."""
