@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import transformers.utils.hub
+import yaml
 from huggingface_hub import ModelCard, constants, hf_api
 from support.fake_hub import FakeHub, serve_hub
 from support.reports import build_mixed_report
@@ -95,6 +99,36 @@ def test_the_command_writes_a_card_that_the_hub_reads(
     assert [metric["value"] for metric in metrics] == [round(value, 4) for value in values]
 
 
+def test_numbers_of_a_benchmark_and_a_sound_to_try_go_with_the_ear(hub: FakeHub, tmp_path: Path) -> None:
+    report = replace(build_mixed_report(), suite="voicebench/sd-qa")
+    tone = 0.3 * np.sin(np.arange(16_000) * 0.2)
+    soundfile.write(tmp_path / "question.flac", (tone * np.linspace(0.1, 1.0, len(tone))), 16_000)
+    metadata = CardMetadata(report=report, sample=tmp_path / "question.flac")
+    push_to_hub("pocket/ear", "user/ear", metadata=metadata)
+    files = hub.commits["user/ear"][hub.branches["user/ear"]["main"]]
+    assert files.keys() == {*FILES, "sample.wav", ".eval_results/ossicle.yaml"}
+    widget = ModelCard(files["README.md"].decode()).data.to_dict()["widget"]
+    assert [example["src"] for example in widget] == [f"{hub.address}/user/ear/resolve/main/sample.wav"]
+    (result,) = yaml.safe_load(files[".eval_results/ossicle.yaml"])
+    assert result["dataset"] == {"id": "hlt-lab/voicebench", "task_id": "sd-qa"}
+    assert result["value"] == round(report.overall.ear.value, 4)
+    assert "text ceiling" in result["notes"]
+    push_to_hub("pocket/ear", "user/ear", metadata=CardMetadata(report=replace(report, suite="own.jsonl")))
+    assert hub.commits["user/ear"][hub.branches["user/ear"]["main"]].keys() == FILES
+
+
+def test_a_push_that_was_cut_short_changes_nothing_and_is_repeated(hub: FakeHub) -> None:
+    push_to_hub("pocket/ear", "user/ear", revision="v1")
+    before = dict(hub.branches["user/ear"])
+    hub.fails_at_commit = True
+    assert "user/ear cannot be written" in refusal(lambda: push_to_hub("pocket/ear", "user/ear"))
+    assert hub.branches["user/ear"] == before
+    hub.fails_at_commit = False
+    push_to_hub("pocket/ear", "user/ear")
+    push_to_hub("pocket/ear", "user/ear")
+    assert hub.commits["user/ear"][hub.branches["user/ear"]["main"]].keys() == FILES
+
+
 def test_a_card_without_numbers_has_no_model_index() -> None:
     settings = ossicle.load("pocket/ear", device="cpu").settings
     text = build_metadata(settings, CardMetadata(), "user/ear")
@@ -106,7 +140,7 @@ def test_a_card_without_numbers_has_no_model_index() -> None:
 def test_an_ear_in_memory_is_pushed(hub: FakeHub, tmp_path: Path) -> None:
     ear = tiny_ear("query", base=save_tiny_backbones(tmp_path))
     assert "encoder" in refusal(lambda: ossicle.push_to_hub(ear, "user/tiny"))
-    ossicle.push_to_hub(ear, "user/tiny", encoder="user/whisper", llm="user/llm")
+    ear.push_to_hub("user/tiny", encoder="user/whisper", llm="user/llm")
     files = hub.commits["user/tiny"][hub.branches["user/tiny"]["main"]]
     assert files.keys() == FILES
     assert str(tmp_path).encode() not in b"".join(files.values())

@@ -517,6 +517,12 @@ class Ear:
 
     # The cascade
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Uploads the ear and returns the address of its commit; options as of `ossicle.push_to_hub`."""
+        import ossicle  # uploading stands above ears
+
+        return ossicle.push_to_hub(self, repo, **options)
+
     def transcribe(self, sources: Sequence[AudioSource]) -> list[str]:
         """Transcribes sounds with Whisper's own decoder: the first half of the plain cascade.
 

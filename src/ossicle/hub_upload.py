@@ -7,20 +7,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    HfApi,
+    ModelCardData,
+    constants,
+    eval_result_entries_to_yaml,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import yaml_dump
 
 from ossicle import checkpoint
+from ossicle.audio.speech import load_speech
 from ossicle.backbones.model_files import format_one_line, is_hub_reachable
 from ossicle.config import BaseSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
 from ossicle.evaluation.report.write import build_model_card_table
 from ossicle.evaluation.report_data import Report
+from ossicle.evaluation.suites import find_hub_dataset
+from ossicle.html_page import encode_wav
 from ossicle.settings_io import to_table
 from ossicle.transformers_files import CONFIG_KEYS, SHIM, SHIM_TEXT
 
 PIPELINE_TAG = "audio-text-to-text"
+SAMPLE = "sample.wav"
+"""The sound that the ear's page on the hub offers to try."""
+RESULTS = ".eval_results/ossicle.yaml"
+"""The results on a public benchmark, for its leaderboard."""
+_OWN_FILES = (checkpoint.SILENCE, checkpoint.VOCABULARY, SAMPLE, RESULTS)
+"""Files that an ear may lack; those of the ear that was pushed before are deleted."""
 _DENIED = (401, 403)
 _POCKET = "pocket/"
 
@@ -37,6 +54,8 @@ class CardMetadata:
     """Hub ids of the speech that it was trained on."""
     report: Report | None = None
     """An evaluation of it."""
+    sample: Path | None = None
+    """A spoken question to try it with."""
 
 
 def push_to_hub(
@@ -51,6 +70,8 @@ def push_to_hub(
     token: str | None = None,
 ) -> str:
     """Uploads an ear, in memory or in a folder, and returns the address of its commit.
+
+    All files are one commit: an upload that is cut short leaves the repository as it was, and the same call repeats it.
 
     Args:
         repo: hub id, which is made if it does not exist
@@ -105,6 +126,11 @@ def _prepare(folder: Path, metadata: CardMetadata, encoder: str | None, llm: str
     config = {**config, **CONFIG_KEYS, **to_table(settings)}
     (folder / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
+    if metadata.sample is not None:
+        (folder / SAMPLE).write_bytes(encode_wav(load_speech(metadata.sample)))
+    if metadata.report is not None and (results := _list_leaderboard_results(metadata.report)):
+        (folder / RESULTS).parent.mkdir()
+        (folder / RESULTS).write_text(yaml_dump(eval_result_entries_to_yaml(results)), encoding="utf-8")
     card = folder / checkpoint.CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {repo}\n"
     text = text.replace('ossicle.load("this folder")', f'ossicle.load("{repo}")')
@@ -122,7 +148,9 @@ def _is_public(name: str) -> bool:
 def build_metadata(settings: EarSettings, metadata: CardMetadata, repo: str) -> str:
     """Returns the YAML at the head of a model card."""
     bases = _list_bases(settings.base)
-    relation: dict[str, Any] = {"base_model_relation": "adapter"} if bases else {}
+    others: dict[str, Any] = {"base_model_relation": "adapter"} if bases else {}
+    if metadata.sample is not None:
+        others["widget"] = [{"example_title": "A spoken question", "src": _build_address(repo, SAMPLE)}]
     data = ModelCardData(
         base_model=bases or None,
         datasets=list(metadata.datasets) or None,
@@ -133,7 +161,7 @@ def build_metadata(settings: EarSettings, metadata: CardMetadata, repo: str) -> 
         model_name=repo if metadata.report else None,
         pipeline_tag=PIPELINE_TAG,
         tags=["ossicle", "speech", settings.connector.form],
-        **relation,
+        **others,
     )
     return data.to_yaml()
 
@@ -159,6 +187,26 @@ def _list_results(report: Report) -> list[EvalResult]:
     ]
 
 
+def _list_leaderboard_results(report: Report) -> list[EvalResultEntry]:
+    """Returns the ear's number for the leaderboard of a public benchmark; none for other suites."""
+    dataset, table = find_hub_dataset(report.suite), report.overall
+    if dataset is None:
+        return []
+    others = f"text ceiling {table.text_ceiling.value:.4f}, cascade {table.cascade.value:.4f}, n = {table.n}"
+    return [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=report.suite.partition("/")[2] or "default",
+            value=round(table.ear.value, 4),
+            notes=f"{table.metric.name}; {others}",
+        )
+    ]
+
+
+def _build_address(repo: str, name: str) -> str:
+    return f"{constants.ENDPOINT}/{repo}/resolve/main/{name}"
+
+
 def _upload(folder: Path, repo: str, *, private: bool, revision: str | None, token: str | None) -> str:
     if not is_hub_reachable():
         raise CheckpointError(f"{constants.ENDPOINT} cannot be reached: connect, and push again")
@@ -168,7 +216,11 @@ def _upload(folder: Path, repo: str, *, private: bool, revision: str | None, tok
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message="Upload an ear with ossicle"
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Upload an ear with ossicle",
+            delete_patterns=list(_OWN_FILES),
         )
     except (HfHubHTTPError, HFValidationError, ValueError, OSError) as error:
         raise CheckpointError(_describe_refusal(error, repo)) from error

@@ -1,5 +1,6 @@
 """Ears through transformers' own classes: Auto classes, processor, generate, pipeline, trust_remote_code."""
 
+import base64
 import contextlib
 import functools
 import http.server
@@ -281,6 +282,27 @@ def test_sound_is_read_from_an_address(folder: Path, processor: Any) -> None:
             )
     with pytest.raises(AudioError, match=r"0\.wav cannot be read"):
         encode(processor, [{"role": "user", "content": [part]}])
+
+
+def test_sound_is_read_from_base64(folder: Path, processor: Any) -> None:
+    content = base64.b64encode((folder / "0.wav").read_bytes()).decode()
+    expected = dict(encode(processor, conversations(folder)[0]))
+    for url in (f"data:audio/wav;base64,{content}", content):
+        inputs = encode(processor, [{"role": "user", "content": [{"type": "audio", "url": url}]}])
+        assert_close(dict(inputs), expected)
+    with pytest.raises(AudioError, match="a sound in a message is no base64"):
+        encode(
+            processor, [{"role": "user", "content": [{"type": "audio", "url": "data:audio/wav;base64,ä"}]}]
+        )
+
+
+def test_transformers_serve_finds_the_answer_behind_the_prompt(
+    folder: Path, model: Any, processor: Any
+) -> None:
+    inputs = encode(processor, conversations(folder)[0])
+    answer = model.generate(**inputs, max_new_tokens=N_NEW)
+    served = model.generate(**inputs, max_new_tokens=N_NEW, tokenizer=processor)
+    assert served[:, inputs["input_ids"].shape[-1] :].equal(answer)
 
 
 def test_malformed_input_is_one_clear_line(folder: Path, model: Any, processor: Any, tmp_path: Path) -> None:

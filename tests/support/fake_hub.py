@@ -7,7 +7,7 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,12 +27,17 @@ class FakeHub:
     is_private: dict[str, bool] = field(default_factory=dict)
     token: str = "hf_write"
     """The one token that may write."""
+    fails_at_commit: bool = False
+    """Whether commits are refused, after everything else was accepted."""
     address: str = ""
 
-    def commit(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """Adds files to a branch and returns the commit."""
+    def commit(
+        self, repo: str, files: dict[str, bytes], branch: str = "main", deleted: Sequence[str] = ()
+    ) -> str:
+        """Adds files to a branch, deletes others, and returns the commit."""
         before = self.branches.setdefault(repo, {}).get(branch)
-        whole = {**(self.commits[repo][before] if before else {}), **files}
+        kept = self.commits[repo][before] if before else {}
+        whole = {**{name: content for name, content in kept.items() if name not in deleted}, **files}
         sha = hashlib.sha1(repr(sorted(whole.items())).encode()).hexdigest()
         self.commits.setdefault(repo, {})[sha] = whole
         self.branches[repo][branch] = sha
@@ -110,13 +115,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             names = [file["path"] for file in json.loads(body)["files"]]
             return self.answer({"files": [describe_upload(name) for name in names]})
         if found := re.fullmatch(rf"/api/models/{_REPO}/commit/(?P<branch>.+)", path):
+            if self.served.fails_at_commit:
+                return self.refuse(400, "")
             lines = [json.loads(line) for line in body.splitlines()]
             files = {
                 line["value"]["path"]: base64.b64decode(line["value"]["content"])
                 for line in lines
                 if line["key"] == "file"
             }
-            sha = self.served.commit(found["repo"], files, found["branch"])
+            deleted = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+            sha = self.served.commit(found["repo"], files, found["branch"], deleted)
             return self.answer(
                 {"commitUrl": f"{self.served.address}/{found['repo']}/commit/{sha}", "commitOid": sha}
             )

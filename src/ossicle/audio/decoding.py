@@ -32,6 +32,8 @@ from ossicle.audio.parts import AudioPart, BinaryFile, PartFile
 from ossicle.errors import AudioError
 
 FORMATS = "wav, flac, mp3, ogg, opus, webm or m4a"
+_MAX_SHOWN = 300
+"""Characters of a path in a message: what was given as one may be a whole sound."""
 BLOCK_SAMPLES = 1 << 17  # of all channels, decoded at a time: memory does not grow with their number
 MIN_RATE_HZ = 1_000  # a telephone has 8,000
 MAX_SAMPLES_PER_S = 768_000  # of all channels: four at 192 kHz, sixteen at 48 kHz
@@ -165,7 +167,9 @@ def _open_path(path: str | Path) -> BinaryFile:
             problem = "is not a regular file" if Path(path).exists() else "does not exist"
     except (OSError, ValueError) as error:
         problem = f"cannot be opened ({error})"
-    raise AudioError(f"'{path}' {problem}; expected a readable audio file: {FORMATS}")
+    raise AudioError(
+        f"'{str(path)[:_MAX_SHOWN]}' {problem[:_MAX_SHOWN]}; expected a readable audio file: {FORMATS}"
+    )
 
 
 def _decode_others(file: BinaryFile, parts: Sequence[AudioPart], first: AudioStream) -> Iterator[np.ndarray]:

@@ -19,7 +19,10 @@ class Push:
     repo: Annotated[Positional[str], arg(metavar="USER/NAME")]
     """Repository on the hub, which is made if it does not exist."""
     report: Annotated[Path | None, arg(metavar="REPORT.json")] = None
-    """Report of `ossicle eval`: its three numbers go into the card."""
+    """Report of `ossicle eval`: its three numbers go into the card, and the ear's own into the
+    leaderboard of a public benchmark."""
+    sample: Annotated[Path | None, arg(metavar="QUESTION.wav")] = None
+    """A spoken question that the ear's page offers to try; everybody can hear it."""
     license: Annotated[str | None, arg(metavar="NAME")] = None
     """License of the connector, such as apache-2.0."""
     language: tuple[str, ...] = ()
@@ -44,6 +47,7 @@ class Push:
             license=self.license,
             languages=self.language,
             datasets=self.dataset,
+            sample=self.sample,
             report=None if self.report is None else read_report(self.report),
         )
         address = push_to_hub(

@@ -23,7 +23,7 @@ from ossicle.chat.prompt_segments import AudioSegment, Segment, TextSegment
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError, RequestError
 from ossicle.hf.configuration import OssicleConfig
-from ossicle.hf.processing import AUDIO_TOKEN
+from ossicle.hf.processing import AUDIO_TOKEN, OssicleProcessor
 
 _WINDOWS_PER_BATCH = 16
 _NOT_OPTIONS = {"tokenizer", "inputs", "assistant_model", "use_model_defaults", "synced_gpus"}
@@ -152,6 +152,9 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Int[Tensor, "B T"]:
         """Returns the new tokens of each answer, padded behind its end; greedy by default, as `Ear.chat`.
 
+        `transformers serve` gives the processor as tokenizer and cuts as many tokens off as the prompt has: for it, the
+        prompt stands in front.
+
         Args:
             options: those of transformers' generate that concern one answer for each prompt
 
@@ -180,7 +183,10 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         longest = max(map(len, rows))
         pad_id = next(iter(get_eos_ids(self.language_model, self.ear.tokenizer)), 0)
-        return torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=input_ids.device)
+        padded = [row + [pad_id] * (longest - len(row)) for row in rows]
+        answers = torch.tensor(padded, device=input_ids.device)
+        is_cut = streamer is None and isinstance(options.get("tokenizer"), OssicleProcessor)
+        return torch.cat([input_ids, answers], dim=1) if is_cut else answers
 
     def _build_prompts(
         self,

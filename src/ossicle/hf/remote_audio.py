@@ -1,5 +1,7 @@
 """Sounds that chat messages name by path or address, in transformers' ways of writing them."""
 
+import base64
+import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +11,15 @@ from ossicle.errors import AudioError
 
 _MAX_BYTES = 256 * 2**20
 _TIMEOUT_S = 30.0
+_MAX_PATH_CHARACTERS = 4_096
+"""No path is longer: `transformers serve` gives sound of an unnamed format as bare base64 in place of an address."""
 
 
 def read_audio_part(part: Any) -> Any:
-    """Returns a part of a message with its sound under "audio": a path, or the bytes at an address.
+    """Returns a part of a message with its sound under "audio": a path, or the bytes at an address or in a data: URL.
 
     Raises:
-        AudioError: an address that cannot be read
+        AudioError: an address or data: URL that cannot be read
     """
     if not isinstance(part, Mapping) or part.get("type") != "audio":
         return part
@@ -25,7 +29,20 @@ def read_audio_part(part: Any) -> Any:
     sound = found[0]
     if isinstance(sound, str) and sound.startswith(("http://", "https://")):
         sound = _download(sound)
+    elif isinstance(sound, str) and sound.startswith("data:"):
+        sound = _decode(sound.partition(",")[2])
+    elif isinstance(sound, str) and len(sound) > _MAX_PATH_CHARACTERS:
+        sound = _decode(sound)
     return {"type": "audio", "audio": sound}
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise AudioError(
+            f"a sound in a message is no base64 ({error}): write data:audio/wav;base64,..."
+        ) from error
 
 
 def _download(address: str) -> bytes:

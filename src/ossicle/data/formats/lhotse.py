@@ -96,7 +96,7 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_cuts(path: Path) -> Iterator[ListedRow]:
-    """Yields a row for each supervision of each cut, as `trim_to_supervisions` cuts them out."""
+    """Yields a row for each supervision of each cut, as Lhotse itself trims cuts to supervisions."""
     for number, cut in read_values(path):
         name = _name(path, number, cut)
         supervisions = cut.get("supervisions") if isinstance(cut, Mapping) else None
@@ -109,7 +109,12 @@ def read_cuts(path: Path) -> Iterator[ListedRow]:
             yield ListedRow(name=name, problem=problem)
             continue
         for supervision in supervisions:
-            yield _build_row(name, cut.get("recording"), supervision, _number(cut, "start", 0.0))
+            yield _build_row(
+                _name(path, number, supervision),
+                cut.get("recording"),
+                supervision,
+                _number(cut, "start", 0.0),
+            )
 
 
 def read_supervisions(path: Path) -> Iterator[ListedRow]:

@@ -6,15 +6,16 @@ from pathlib import Path
 from ossicle.data.formats import is_local_source
 from ossicle.errors import DataError
 from ossicle.evaluation.suite import EMBEDDED_SUITES, Suite, load_suite
-from ossicle.evaluation.suites.bigbench import open_bigbench
-from ossicle.evaluation.suites.covost import open_covost
-from ossicle.evaluation.suites.emotion import open_iemocap, open_meld
-from ossicle.evaluation.suites.librispeech import open_librispeech
+from ossicle.evaluation.suites.bigbench import BIG_BENCH_AUDIO, open_bigbench
+from ossicle.evaluation.suites.covost import COVOST, open_covost
+from ossicle.evaluation.suites.emotion import IEMOCAP, MELD, open_iemocap, open_meld
+from ossicle.evaluation.suites.librispeech import LIBRISPEECH, open_librispeech
 from ossicle.evaluation.suites.speech_source import open_speech_suite
-from ossicle.evaluation.suites.spoken_qa import open_heysquad, open_sdqa
+from ossicle.evaluation.suites.spoken_qa import HEYSQUAD, SDQA, open_heysquad, open_sdqa
+from ossicle.evaluation.suites.voicebench import HUB_ID as VOICEBENCH
 from ossicle.evaluation.suites.voicebench import open_voicebench
 
-__all__ = ["SUITES", "open_suite"]
+__all__ = ["SUITES", "find_hub_dataset", "open_suite"]
 
 _SUITE_SUFFIXES = (".jsonl", ".parquet")
 """Files whose lines or rows are items, with instructions and answers."""
@@ -32,6 +33,22 @@ SUITES: Mapping[str, SuiteOpener] = {
     "meld": open_meld,
 }
 """The public benchmarks, by the part of their name before a slash."""
+
+_HUB_DATASETS = {
+    "voicebench": VOICEBENCH,
+    "sd-qa": SDQA,
+    "heysquad": HEYSQUAD,
+    "covost2": COVOST,
+    "bigbenchaudio": BIG_BENCH_AUDIO,
+    "librispeech": LIBRISPEECH,
+    "iemocap": IEMOCAP.hub_id,
+    "meld": MELD.hub_id,
+}
+
+
+def find_hub_dataset(name: str) -> str | None:
+    """Returns the hub id of a public benchmark's data by the suite's name; None for other suites."""
+    return _HUB_DATASETS.get(name.partition("/")[0])
 
 
 def open_suite(name: str, data: str | None = None) -> Suite:
