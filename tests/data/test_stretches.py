@@ -1,5 +1,7 @@
 """Rows that are stretches of a longer recording hold the stretch, in every source, under every usual name."""
 
+import datetime
+import decimal
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -16,9 +18,10 @@ from support.tiny_speech import write_tar
 
 from ossicle.audio.excerpt import AudioExcerpt
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
+from ossicle.data.columns import find_duration_name
 from ossicle.data.dataset import open_speech
 from ossicle.data.pack import pack
-from ossicle.data.stretches import find_time_columns, read_stretch
+from ossicle.data.stretches import Stretch, find_time_columns, read_stretch
 from ossicle.errors import AudioError, DataError
 from ossicle.evaluation import load_suite
 
@@ -137,6 +140,11 @@ def test_a_packed_row_is_its_stretch(pcm: bool, tmp_path: Path) -> None:
         {"onset": 1.0, "duration": 1.0},
         {"timestamp": [1.0, 2.0]},
         {"segment": {"start": 1.0, "end": 2.0}},
+        {"xmin": 1.0, "xmax": 2.0},
+        {"from": 1.0, "to": 2.0},
+        {"start": "0:00:01,000", "end": "0:00:02,000"},
+        {"start": 1.0, "dur": 1.0},
+        {"ts": 1.0, "end_ts": 2.0},
     ],
     ids=lambda times: " ".join(times),
 )
@@ -147,16 +155,102 @@ def test_times_are_found_under_their_usual_names(times: dict[str, Any], tmp_path
     assert measure(load_suite(WRITERS["jsonl"](tmp_path, [{"text": "two", **times}]))[0].audio) == (1.0, 0.2)
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"segment": {"start": 1.0, "duration": 1.0, "rec_id": "r"}, "duration": 1.0},
+        {"xmin": 1.0, "xmax": 2.0},
+        {"tmin": 1.0, "tmax": 2.0},
+        {"t_min": 1.0, "t_max": 2.0},
+        {"from": 1.0, "to": 2.0},
+        {"From": "1.0", "To": "2.0"},
+        {"from_ms": 1000, "to_ms": 2000},
+        {"start": 1.0, "until": 2.0},
+        {"tStart": 1.0, "tEnd": 2.0},
+        {"t_start": 1.0, "t_end": 2.0},
+        {"time_start": 1.0, "time_end": 2.0},
+        {"timestamps_start": "0:00:01.000", "timestamps_end": "0:00:02.000"},
+        {"segstart": 1.0, "segend": 2.0},
+        {"segment_start_time": 1.0, "segment_end_time": 2.0},
+        {"video_start_sec": 1.0, "video_end_sec": 2.0},
+        {"startTimeInMs": 1000, "endTimeInMs": 2000},
+        {"start": 1.0, "finish": 2.0},
+        {"beg": 1.0, "end": 2.0},
+        {"start": 1.0, "dur": 1.0},
+        {"start": 1.0, "length_s": 1.0},
+        {"start_ms": 1000, "dur_ms": 1000},
+        {"ts": 1.0, "end_ts": 2.0},
+        {"Begin Time (s)": 1.0, "End Time (s)": 2.0},
+        {"Begin Time (ms)": 1000, "End Time (ms)": 2000},
+        {"Begin Time - ss.msec": 1.0, "End Time - ss.msec": 2.0},
+        {"start-time": 1.0, "end-time": 2.0},
+        {"StartTime": "0:00:01,000", "EndTime": "0:00:02,000"},
+        {"start": "00:01", "end": "00:02"},
+        {"startTime": "1.000s", "endTime": "2.000s"},
+        {"startOffset": "1s", "endOffset": "2s"},
+        {"start_offset_ms": 1000, "end_offset_ms": 2000},
+        {"timestamps": {"from": "00:00:01,000", "to": "00:00:02,000"}, "offsets": {"from": 1000, "to": 2000}},
+        {"timestamp": "0:01 --> 0:02"},
+        {"interval": "[1.0, 2.0]"},
+        {"span": "1.0-2.0"},
+    ],
+    ids=lambda times: " ".join(times),
+)
+def test_names_and_units_of_public_corpora_are_known(times: dict[str, Any]) -> None:
+    row = {"audio": "long.wav", "text": "two", "id": 7, "speaker": "a", **times}
+    assert read_stretch("row", row, find_time_columns(row), find_duration_name(row)) == Stretch(1.0, 2.0)
+
+
 def test_other_columns_are_no_times() -> None:
     for names in (
         ["text_start", "end_of_turn"],
         ["started"],
-        ["offsets"],
+        ["answer_start", "answer_end"],
+        ["start_char", "end_char"],
+        ["start_position", "end_position"],
+        ["from"],
+        ["to"],
+        ["xmin", "ymin", "xmax", "ymax"],
+        ["min", "max"],
+        ["n_speakers", "n"],
+        ["total", "created_at", "language"],
         ["id", "duration", "length"],
         ["sender"],
     ):
         assert not find_time_columns(names).names
-    assert read_stretch("row", {"timestamp": "2026-11-28"}, find_time_columns(["timestamp"]), None) is None
+    for values in (
+        {"timestamp": "2026-11-28"},
+        {"timestamp": [["a", 0.0]]},
+        {"from": "de", "to": "en"},
+        {"segment": "Benchmark"},
+        {"offsets": [0, 5]},
+        {"time": "12:30"},
+    ):
+        assert read_stretch("row", values, find_time_columns(values), None) is None
+
+
+def test_times_in_the_types_of_tables_are_read(tmp_path: Path) -> None:
+    seconds = [datetime.timedelta(seconds=1), datetime.timedelta(seconds=2)]
+    clock = [datetime.time(second=1), datetime.time(second=2)]
+    numbers = [decimal.Decimal("1.0"), decimal.Decimal("2.0")]
+    for start, end in (seconds, clock, numbers):
+        dataset = open_speech([write_parquet(tmp_path, [{"text": "two", "start": start, "end": end}])])
+        assert measure(dataset[0].audio) == (1.0, 0.2)
+    day = datetime.datetime(2026, 11, 28)
+    rows = [{"text": "two", "start": day, "end": day + seconds[0]}]
+    assert "expected seconds" in read_errors(open_speech([write_parquet(tmp_path, rows)]))[0]
+
+
+def test_times_beside_the_bytes_of_a_recording_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "speech.parquet"
+    audio = {"bytes": RECORDING, "path": None, "offset": 1.0, "duration": 1.0}
+    pq.write_table(pa.Table.from_pylist([{"audio": audio, "text": "two"}]), path)
+    assert measure(open_speech([str(path)])[0].audio) == (1.0, 0.2)
+    assert measure(load_suite(path)[0].audio) == (1.0, 0.2)
+    (tmp_path / "long.wav").write_bytes(RECORDING)
+    audio = {"path": "long.wav", "offset": 1.0, "duration": 1.0}
+    pq.write_table(pa.Table.from_pylist([{"audio": audio, "text": "two"}]), path)
+    assert measure(open_speech([str(path)])[0].audio) == (1.0, 0.2)
 
 
 def test_a_row_without_times_is_the_whole_recording(tmp_path: Path) -> None:
@@ -195,6 +289,21 @@ def test_a_time_far_below_the_first_lines_is_used(tmp_path: Path) -> None:
         ({"startFrame": 0, "endFrame": 32_000}, "endFrame is 32000, expected seconds"),
         ({"frame_offset": 16_000, "num_frames": 16_000}, "frame_offset is 16000, expected seconds"),
         ({"start": True, "end": 1.0}, "start is True, expected seconds"),
+        ({"frame_offset": 0, "num_frames": 16_000}, "num_frames is 16000, expected seconds"),
+        ({"start": 1.0, "n_samples": 16_000}, "n_samples is 16000, expected seconds"),
+        ({"start": 1.0, "length": 40}, "length is 40, expected seconds"),
+        ({"start_offset": 10, "end_offset": 20}, "start_offset is 10, expected seconds"),
+        ({"offset_start": 10, "offset_end": 20}, "offset_start is 10, expected seconds"),
+        ({"offsets": {"from": 0, "to": 3_240}}, "offsets is {'from': 0, 'to': 3240}, expected seconds"),
+        ({"t0": 1.0, "t1": 2.0}, "t0 is 1.0, expected seconds"),
+        ({"start_ticks": 10**7, "end_ticks": 2 * 10**7}, "start_ticks is 10000000, expected seconds"),
+        ({"start_us": 10**6, "end_us": 2 * 10**6}, "start_us is 1000000, expected seconds"),
+        ({"start_min": 1, "end_min": 2}, "start_min is 1, expected seconds"),
+        ({"from": "early", "to": 2.0}, "from is 'early', expected seconds"),
+        (
+            {"start": "2026-11-28 10:00", "end": "2026-11-28 10:01"},
+            "start is '2026-11-28 10:00', expected seconds",
+        ),
         ({"start": [1], "end": 2.0}, "expected seconds"),
         ({"start": 10**400, "end": 2.0}, "expected seconds"),
     ],

@@ -66,7 +66,7 @@ def _find_range(name: str, excerpt: AudioExcerpt, duration_s: float) -> tuple[fl
         end = "the end" if excerpt.end_s is None else f"{end_s:g} s"
         raise AudioError(
             f"{name} has {duration_s:.2f} s, and the stretch from {start_s:g} s to {end} lies outside it; expected"
-            " seconds of the recording"
+            " seconds of the recording, or of the clip that was cut out of it"
         )
     return start_s, min(end_s, duration_s)
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int
 
 from ossicle.audio.excerpt import AudioExcerpt
-from ossicle.data.stretches import Stretch
+from ossicle.data.stretches import Stretch, read_audio_stretch
 from ossicle.data.transcript import normalize_transcript
 from ossicle.errors import DataError
 
@@ -94,6 +94,7 @@ def build_utterance(
     Raises:
         DataError: the transcript or the audio is missing or of another type
     """
+    stretch = stretch or read_audio_stretch(name, audio)
     audio = audio.get("bytes") or audio.get("path") if isinstance(audio, dict) else audio
     if not isinstance(text, str) or not (transcript := normalize_transcript(text)):
         raise DataError(f"{name}: the transcript is {_format_value(text)}, expected a text that is not empty")
@@ -106,7 +107,7 @@ def build_utterance(
             f"{name}: the audio is {_format_value(audio)}, expected the path or the bytes of an audio file"
         )
     if isinstance(audio, bytes):
-        return Utterance(name=name, audio=_cut(audio, stretch), text=transcript)
+        return Utterance(name=name, audio=cut_stretch(audio, stretch), text=transcript)
     path = folder / audio
     try:
         is_file = path.is_file()
@@ -114,10 +115,11 @@ def build_utterance(
         is_file = False
     if not is_file:
         raise DataError(f"{name}: the audio file {_format_value(str(path))} does not exist")
-    return Utterance(name=name, audio=_cut(path, stretch), text=transcript)
+    return Utterance(name=name, audio=cut_stretch(path, stretch), text=transcript)
 
 
-def _cut(audio: bytes | Path, stretch: Stretch | None) -> bytes | Path | AudioExcerpt:
+def cut_stretch(audio: bytes | Path, stretch: Stretch | None) -> bytes | Path | AudioExcerpt:
+    """Returns the stretch of a recording; without one, the whole."""
     if stretch is None:
         return audio
     return AudioExcerpt(source=audio, start_s=stretch.start_s, end_s=stretch.end_s)

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ossicle.audio.excerpt import AudioExcerpt
 from ossicle.audio.waveform import AudioSource
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.data.columns import find_duration_name
-from ossicle.data.stretches import TimeColumns, find_time_columns, read_stretch
+from ossicle.data.source import cut_stretch
+from ossicle.data.stretches import TimeColumns, find_time_columns, read_audio_stretch, read_stretch
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
 from ossicle.text_encoding import decode_text
@@ -229,9 +229,7 @@ def _find_times(names: Iterable[str]) -> TimeColumns:
 def _cut(audio: Path | bytes, fields: Mapping[str, Any]) -> AudioSource:
     """Returns the stretch of a recording that a line or row names; without times, the whole."""
     stretch = read_stretch("its times", fields, _find_times(fields), find_duration_name(fields))
-    return (
-        audio if stretch is None else AudioExcerpt(source=audio, start_s=stretch.start_s, end_s=stretch.end_s)
-    )
+    return cut_stretch(audio, stretch or read_audio_stretch("its times", fields["audio"]))
 
 
 def _select_values(fields: Mapping[str, Any], default_id: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -251,6 +252,15 @@ def test_librispeech_has_two_test_sets(tmp_path: Path) -> None:
     for name in ("librispeech/other", "librispeech/test.other"):
         suite = open_suite(name, str(tmp_path))
         assert (suite.name, [item.group for item in suite.items]) == ("librispeech/other", ["test.other"])
+
+
+def test_a_published_row_of_a_longer_recording_is_its_stretch(tmp_path: Path) -> None:
+    librispeech(tmp_path)
+    row = {"audio": recording(), "text": "HE HOPED FOR STEW", "id": "1", "begin_time": 0.02, "end_time": 0.06}
+    write_table(tmp_path / "clean" / "test" / "0000.parquet", [row])
+    stretch = load_audio(open_suite("librispeech/clean", str(tmp_path)).items[0].audio)
+    whole = load_audio(encode_tone(1600, 200.0))
+    np.testing.assert_array_equal(stretch, whole[320:960])
 
 
 def test_emotions_are_chosen_among_the_published_words(tmp_path: Path) -> None:

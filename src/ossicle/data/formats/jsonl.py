@@ -232,9 +232,7 @@ def value_roles(value: object) -> ColumnRole:
     if isinstance(value, str):
         return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.TIME
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number:
-        return ColumnRole.DURATION | ColumnRole.TIME
-    return ColumnRole.TIME if isinstance(value, list | dict) else ColumnRole(0)
+    return ColumnRole.DURATION | ColumnRole.TIME if is_number else ColumnRole.TIME
 
 
 def _parse_line(line: bytes) -> Any:

@@ -152,17 +152,15 @@ def arrow_type_roles(kind: pa.DataType) -> ColumnRole:
         names = {field.name for field in kind.fields}
         if "bytes" in names:
             return ColumnRole.ONLY_AUDIO
-        if find_time_columns(names).names:
-            return ColumnRole.TIME
-        return ColumnRole.AUDIO if "path" in names else ColumnRole(0)
+        has_path, has_times = "path" in names, bool(find_time_columns(names).names)
+        return (ColumnRole.AUDIO if has_path else ColumnRole(0)) | (
+            ColumnRole.TIME if has_times else ColumnRole(0)
+        )
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return ColumnRole.AUDIO | ColumnRole.TEXT | ColumnRole.TIME
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return ColumnRole.AUDIO
-    if _is_number(kind):
-        return ColumnRole.DURATION | ColumnRole.TIME
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return ColumnRole.TIME if is_list and _is_number(kind.value_type) else ColumnRole(0)
+    return ColumnRole.DURATION | ColumnRole.TIME if _is_number(kind) else ColumnRole.TIME
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -199,7 +197,7 @@ def _scale_audio_sizes(
 
 def read_durations(table: pa.Table, columns: Columns) -> Float32[np.ndarray, " n"]:
     """Returns the seconds of each row or of its stretch; NaN where they are not known."""
-    durations_s = _read_seconds(table, columns.duration)
+    durations_s = _read_seconds(table, columns.duration or columns.times.length)
     lengths_s = _read_seconds(table, columns.times.end)
     if columns.times.start is not None:
         lengths_s = lengths_s - np.nan_to_num(_read_seconds(table, columns.times.start))

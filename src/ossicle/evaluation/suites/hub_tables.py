@@ -9,7 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ossicle.audio.excerpt import AudioExcerpt
+from ossicle.data.columns import find_duration_name
 from ossicle.data.formats.huggingface import explain_errors, import_datasets
+from ossicle.data.source import cut_stretch
+from ossicle.data.stretches import find_time_columns, read_stretch
 from ossicle.errors import DataError
 
 _MAX_SHOWN_CHARS = 80
@@ -24,7 +28,8 @@ def read_published_rows(
     Args:
         source: hub id, with @REVISION for another branch; or a local folder in the hub's layout
         config: the dataset's configuration, None if it has only one
-        columns: the requested columns; sound comes as {"bytes", "path"}, undecoded, and class numbers as their names
+        columns: the requested columns; sound comes as {"bytes", "path"}, undecoded, and class numbers as their names.
+            The times of stretches of longer recordings come too, where the table has any
 
     Raises:
         DataError: no such dataset, configuration, split or column; rows that cannot be read; no row at all; or
@@ -47,7 +52,10 @@ def read_published_rows(
             raise DataError(
                 f"{table} has no column {missing[0]!r}, only {', '.join(known)}; give the published data unchanged"
             )
-        stream = stream.select_columns(list(columns))
+        others = [name for name in known if name not in columns]
+        times = find_time_columns(others).names
+        columns = [*columns, *times, *filter(None, [find_duration_name(others) if times else None])]
+        stream = stream.select_columns(columns)
         class_names: dict[str, Sequence[str]] = {}
         for column in columns:
             if isinstance(stream.features[column], datasets.Audio):
@@ -92,12 +100,21 @@ def read_text(row: dict[str, Any], column: str, row_name: str) -> str:
     return value.strip()
 
 
-def read_audio(row: dict[str, Any], column: str, row_name: str, source: str) -> bytes | Path:
-    """Returns the encoded sound of a row: its bytes, or the file of its path, which may be relative to `source`.
+def read_audio(row: dict[str, Any], column: str, row_name: str, source: str) -> bytes | Path | AudioExcerpt:
+    """Returns the encoded sound of a row, or the stretch of it that the row's times name.
 
     Raises:
-        DataError: neither bytes nor an existing file
+        DataError: neither bytes nor an existing file, or times that are none
     """
+    times = find_time_columns(name for name in row if name != column)
+    return cut_stretch(
+        _read_recording(row, column, row_name, source),
+        read_stretch(row_name, row, times, find_duration_name(row)),
+    )
+
+
+def _read_recording(row: dict[str, Any], column: str, row_name: str, source: str) -> bytes | Path:
+    """Returns the bytes of a row's sound, or the file of its path, which may be relative to `source`."""
     value = row[column]
     content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if isinstance(content, bytes) and content:
