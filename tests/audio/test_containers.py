@@ -100,6 +100,27 @@ def test_joined_files_are_all_loaded(name: str, padding: int) -> None:
     np.testing.assert_array_equal(both, np.concatenate([load_audio(first), load_audio(second)]))
 
 
+ODD = {"WAV": "PCM_24", "W64": "PCM_U8", "AIFF": "PCM_S8", "CAF": "PCM_S8", "SVX": "PCM_S8", "VOC": "ALAW"}
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("n_samples", [15_999, 15_997])
+@pytest.mark.parametrize("container", ODD)
+def test_files_are_joined_behind_a_chunk_of_odd_length(container: str, n_samples: int, padding: int) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, TONE[:n_samples], SAMPLE_RATE, format=container, subtype=ODD[container])
+    content = file.getvalue()
+    n_alone = len(load_audio(content))
+    assert 0 <= len(load_audio(content + bytes(padding) + content)) - 2 * n_alone <= padding
+
+
+def test_files_without_a_byte_behind_their_odd_chunk_are_joined() -> None:
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, SAMPLE_RATE, 1, 8)
+    chunks = b"WAVE" + form + struct.pack("<4sI", b"data", 3_999) + bytes([128, 150, 90] * 1_333)
+    content = struct.pack("<4sI", b"RIFF", len(chunks)) + chunks
+    assert len(load_audio(content * 3)) == 3 * 3_999
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "wav"])
 def test_joined_files_of_codecs_are_all_loaded(name: str) -> None:
     first, second = (encode_audio(build_tone(48_000, seconds), 48_000, name) for seconds in (1.0, 0.5))

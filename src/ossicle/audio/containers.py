@@ -240,7 +240,12 @@ def _find_chunked_part(reader: _Reader, *, form: _ChunkForm) -> AudioPart:
             samples = chunk = replace(chunk, size=size)
             if chunk.payload + size > reader.n_bytes:
                 return reader.build_part(chunk.payload + size)
-        position = _align(reader, form, chunk.payload + chunk.size)
+        end = chunk.payload + chunk.size
+        position = _align(reader, form, end)
+        for start in range(end, min(position, reader.n_bytes)):  # some recorders leave out the bytes between
+            if _is_start(reader.read(start, _START_BYTES)):
+                position = start
+                break
     if samples is None:  # the header itself may be cut
         return reader.build_part(max(position, reader.n_bytes))
     return reader.build_part(min(position, reader.n_bytes), size_fields)
@@ -339,10 +344,12 @@ def _find_nist_part(reader: _Reader) -> AudioPart:
 
 def _find_voc_part(reader: _Reader) -> AudioPart:
     position = reader.start + int.from_bytes(reader.read(reader.start + 20, 2), "little")
-    while (head := reader.read(position, 4)) and head[0]:  # block 0 is the end
+    while (
+        (head := reader.read(position, _START_BYTES)) and head[0] and not _is_start(head)
+    ):  # block 0 is the end
         reader.count_chunk()
-        position += 4 + int.from_bytes(head[1:], "little")
-    return reader.build_part(position + 1 if head else position)
+        position += 4 + int.from_bytes(head[1:4], "little")
+    return reader.build_part(position + 1 if head[:1] == b"\0" else position)
 
 
 # Boxes: all of them belong to the sound
