@@ -55,6 +55,9 @@ _WINDOWS_PER_BATCH = 16
 """Encoder batches hold at most this many full windows of sound, so that an hour of sound does not fill the memory."""
 _TOKENS_PER_LOOKUP, _EMBEDDINGS_PER_LOOKUP = 4_096, 8_192
 """Audio tokens and embeddings of the LLM that are compared in one call."""
+DOUBTFUL_MEAN_LOG_PROB = MIN_MEAN_LOG_PROB / 2
+"""Whisper is asked whether nobody speaks where an ear's words are less likely than this, in nats a token: an ear chooses
+among fewer words, and is surer of those that it finds in noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -627,7 +630,7 @@ def _find_doubtful(audio: AudioTokens) -> list[int]:
     """Returns the clips whose words are so unlikely that perhaps nobody speaks; all, where that is not known."""
     if audio.mean_log_prob is None:
         return list(range(len(audio.n_tokens)))
-    return (audio.mean_log_prob < MIN_MEAN_LOG_PROB).nonzero()[:, 0].tolist()
+    return (audio.mean_log_prob < DOUBTFUL_MEAN_LOG_PROB).nonzero()[:, 0].tolist()
 
 
 def _join_transcripts(

@@ -1,5 +1,6 @@
 """Whisper's own words are dropped where Whisper expects that nobody speaks, and there alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,12 @@ from ossicle.audio.waveform import locate_windows
 from ossicle.backbones import transcription
 from ossicle.backbones.causal_lm import to_id_list
 from ossicle.backbones.pretrained import Whisper
-from ossicle.backbones.transcription import _MeanLogProb, find_speechless_windows, transcribe_windows
+from ossicle.backbones.transcription import (
+    MIN_MEAN_LOG_PROB,
+    _MeanLogProb,
+    find_speechless_windows,
+    transcribe_windows,
+)
 from ossicle.errors import AudioError, CheckpointError
 
 SOUNDS = [
@@ -135,9 +141,20 @@ def test_windows_in_which_nobody_speaks_are_left_out(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(spoken, torch.cat(expected))
 
 
+def test_an_ear_that_is_surer_than_whisper_of_its_words_in_noise_asks_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ear = tiny_ear("autoregressive", whisper=expect_no_speech(tiny_whisper()))
+    surer = MIN_MEAN_LOG_PROB + 0.05  # of white noise, by a real ear
+    audio = ear.connector(ear.encode_sounds(SOUNDS))
+    audio = replace(audio, mean_log_prob=torch.full((len(SOUNDS),), surer))
+    monkeypatch.setattr(ear, "connector", lambda _features: audio)
+    assert ear.embed_speech(SOUNDS) == [None] * 3
+
+
 def test_likely_words_of_an_ear_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ear = tiny_ear("autoregressive", whisper=expect_no_speech(tiny_whisper()))
-    monkeypatch.setattr("ossicle.ear.MIN_MEAN_LOG_PROB", -100.0)
+    monkeypatch.setattr("ossicle.ear.DOUBTFUL_MEAN_LOG_PROB", -100.0)
     together = ear.embed_speech(SOUNDS)
     assert [tokens is None for tokens in together] == [False] * 3
     torch.testing.assert_close(together, ear.embed_audio(SOUNDS))
