@@ -89,7 +89,8 @@ def test_the_end_is_checked_in_few_passes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_pauses_and_other_rates_are_taken() -> None:
     ear, sound = pocket_ear(), speech()
     listener = ear.listen()
-    listener.feed(np.zeros(4_000, np.float32))
+    listener.feed(np.zeros(2_000, np.float32))
+    listener.feed(np.full(2_000, 1e-9, np.float32))  # what resampling leaves of silence
     listener.feed(np.zeros(0, np.float32))
     listener.feed(np.zeros(12_000, np.int16), 24_000)
     listener.feed((32_767 * sound).astype(np.int16))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ossicle.audio.speech import load_speech
-from ossicle.audio.waveform import SAMPLE_RATE, load_audio, locate_windows
+from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, load_audio, locate_windows
 from ossicle.errors import AudioError
 
 REHEAR_S = 0.5
@@ -147,7 +147,9 @@ class Listener:
         piece = np.asarray(samples)
         if not piece.size:
             return False
-        if not piece.any():  # a pause between words is sound, though no file of it would be
+        is_float = piece.dtype.kind == "f"
+        if not piece.any() or (is_float and np.abs(piece).max() < SILENCE_PEAK):
+            # a pause between words is sound, though no file of it would be
             piece = np.zeros(round(len(piece) * SAMPLE_RATE / sample_rate), np.float32)
         else:
             piece = load_audio((piece, sample_rate))

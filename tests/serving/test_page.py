@@ -1,8 +1,10 @@
 """The web page in a browser: a real server with the pocket ear, and a microphone that plays a question."""
 
+import asyncio
+import json
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +33,32 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 MODEL = "pocket/ear"
 KEY = "open sesame"
 TIMEOUT_MS = 60_000  # for a browser on a machine that runs other tests
-SILENCE_BEFORE_S, SILENCE_AFTER_S = 0.2, 30.0  # around the question
+SILENCE_BEFORE_S, SILENCE_BETWEEN_S, SILENCE_AFTER_S = 0.6, 8.0, 30.0  # around the two questions
 QUESTION_OVER = re.compile(r"0:(0[3-9]|[1-5])|[1-9]:")  # the page's clock after the question: 0:03 or later
 MAX_ATTEMPTS = 3  # a busy machine records with gaps
 LOAD_ERROR = "Failed to load resource"  # the console's message for an error status
-CHAT_ROUTE, MODELS_ROUTE = "**/v1/chat/completions", "**/v1/models"
+CHAT_ROUTE, MODELS_ROUTE, REALTIME_ROUTE = "**/v1/chat/completions", "**/v1/models", "**/v1/realtime*"
 
 
 class RecordingEngine(LocalEngine):
-    """An engine that keeps the requests it gets."""
+    """An engine that keeps the requests it gets, and never ends the answers of the first ones if told so."""
 
     requests: list[ChatRequest]
+    n_endless = 0
 
     async def stream(self, request: ChatRequest) -> Any:
         self.requests.append(request)
-        return await super().stream(request)
+        chunks = await super().stream(request)
+        if not self.n_endless:
+            return chunks
+        self.n_endless -= 1
+        return self._hold(chunks)
+
+    async def _hold(self, chunks: Any) -> AsyncIterator[dict[str, Any]]:
+        async for chunk in chunks:
+            yield chunk
+            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                await asyncio.sleep(600)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,10 @@ class Visit:
     @property
     def talk(self) -> Locator:
         return self.page.get_by_role("button", name="Talk")
+
+    @property
+    def live(self) -> Locator:
+        return self.page.get_by_role("button", name="Live")
 
     @property
     def hint(self) -> Locator:
@@ -156,14 +173,15 @@ def files(items: dict[str, Item], tmp_path_factory: pytest.TempPathFactory) -> d
     return paths
 
 
-@pytest.fixture(scope="module")
-def browser(question: Item, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = tmp_path_factory.mktemp("microphone") / "question.wav"
-    before, after = (
-        np.zeros(round(s * SAMPLE_RATE), np.float32) for s in (SILENCE_BEFORE_S, SILENCE_AFTER_S)
-    )
-    samples = np.concatenate([before, load_audio(question.audio), after])
-    soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+@contextmanager
+def launch_browser(folder: Path, *sounds: np.ndarray) -> Generator[Browser]:
+    """Launches a browser whose microphone plays sounds, and then silence."""
+    pieces = [np.zeros(round(SILENCE_BEFORE_S * SAMPLE_RATE), np.float32)]
+    for sound in sounds:
+        pieces += [sound, np.zeros(round(SILENCE_BETWEEN_S * SAMPLE_RATE), np.float32)]
+    pieces.append(np.zeros(round(SILENCE_AFTER_S * SAMPLE_RATE), np.float32))
+    path = folder / "microphone.wav"
+    soundfile.write(path, np.concatenate(pieces), SAMPLE_RATE, subtype="PCM_16")
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -177,6 +195,15 @@ def browser(question: Item, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(
+    question: Item, items: dict[str, Item], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Browser]:
+    sounds = [load_audio(item.audio) for item in (question, items["0057"])]
+    with launch_browser(tmp_path_factory.mktemp("microphone"), *sounds) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -352,7 +379,141 @@ def test_an_insecure_origin_is_explained(open_page: Callable[..., Visit], site: 
     expect(visit.hint).to_contain_text("only on localhost and over https")
 
 
+# A live conversation
+
+
+def test_a_live_conversation_is_heard_answered_and_interrupted(
+    open_page: Callable[..., Visit], site: Site, ear: Ear, question: Item, items: dict[str, Item]
+) -> None:
+    visit = open_page(site.url)
+    visit.send_text("What is the plural of leaf?")
+    wait_for_answer(site, ear, visit.answer(name="From text"))
+    site.engine.n_endless = 1
+    visit.live.click()
+    expect(visit.live).to_have_attribute("aria-pressed", "true")
+    expect(visit.talk).to_be_disabled()
+    words = visit.page.locator(".user p")
+    expect(words.nth(1)).to_have_text(question.text)
+    first, second = visit.answer(0), visit.answer(1)
+    expect(first).to_have_attribute("data-state", "running")
+    expect(visit.hint).to_have_text("Speak to interrupt the answer.")
+    expect(first).to_have_attribute("data-state", "stopped")  # by the second question
+    expect(first).to_contain_text("Interrupted")
+    expect(words.nth(2)).to_have_text(items["0057"].text)
+    wait_for_answer(site, ear, second)
+    expect(visit.hint).to_have_text("Speak when you like.")
+    expect(second).to_contain_text(re.compile(r"First token after [\d.]+\sm?s, last after"))
+    expect(second.locator(".time-line")).to_be_visible()
+    assert [message["role"] for message in site.last_messages] == ["user", "assistant"] * 2 + ["user"]
+    played_s = visit.page.get_by_label("What you said in turn 3").evaluate("sound => sound.duration")
+    assert len(load_audio(items["0057"].audio)) / SAMPLE_RATE < played_s < 8
+    visit.live.click()
+    expect(visit.live).to_have_attribute("aria-pressed", "false")
+    expect(visit.talk).to_be_enabled()
+    visit.page.reload()
+    expect(visit.answer(1)).to_have_attribute("data-state", "done")
+    visit.live.click()  # with both turns of sound before it
+    expect(words.nth(3)).to_have_text(question.text)
+    wait_for_answer(site, ear, visit.answer(2))
+    heard = [part["type"] for turn in site.last_messages[2::2] for part in turn["content"]]
+    assert heard == ["audio"] * 3
+    visit.page.get_by_role("button", name="New conversation").click()
+    expect(visit.live).to_have_attribute("aria-pressed", "false")
+
+
+def test_what_stops_a_live_conversation_is_explained(open_page: Callable[..., Visit], site: Site) -> None:
+    visit = open_page(site.url, microphone=False)
+    visit.live.click()
+    expect(visit.hint).to_contain_text("The browser does not allow the microphone.")
+    expect(visit.live).to_have_attribute("aria-pressed", "false")
+    visit = open_page(site.url)
+    visit.page.route_web_socket(REALTIME_ROUTE, lambda socket: socket.close())
+    visit.live.click()
+    expect(visit.hint).to_contain_text("The server refused a live conversation.")
+    visit.page.route_web_socket(REALTIME_ROUTE, lambda socket: socket.on_message(lambda _: socket.close()))
+    visit.live.click()
+    expect(visit.hint).to_contain_text("The live conversation broke off.")
+    expect(visit.talk).to_be_enabled()
+
+
 # Turns
+
+
+def test_a_conversation_is_kept_over_a_reload(
+    open_page: Callable[..., Visit], site: Site, ear: Ear, files: dict[str, Path]
+) -> None:
+    visit = open_page(site.url)
+    visit.send_file(files["what does the cow say"])
+    wait_for_answer(site, ear, visit.answer())
+    before = site.last_messages
+    visit.page.reload()
+    expect(visit.answer().locator("[data-part=text]")).to_have_text("The cow says moo.")
+    expect(visit.answer()).to_contain_text(re.compile(r"First token after .*\d+ tokens in"))
+    visit.page.get_by_role("button", name="Compare with transcribe-then-answer").click()
+    expect(visit.answer(name="Transcribe-then-answer")).to_have_attribute("data-state", "done")
+    visit.send_text("What is the plural of leaf?")
+    wait_for_answer(site, ear, visit.answer(name="From text"))
+    again, reply, _ = site.last_messages
+    assert np.array_equal(again["content"][0]["audio"], before[0]["content"][0]["audio"])
+    assert reply == {"role": "assistant", "content": "The cow says moo."}
+    visit.page.get_by_role("button", name="New conversation").click()
+    visit.page.reload()
+    expect(visit.page.get_by_role("article")).to_have_count(0)
+
+
+def test_a_conversation_too_large_to_keep_loses_its_oldest_turns(
+    open_page: Callable[..., Visit], site: Site, ear: Ear
+) -> None:
+    visit = open_page(site.url)
+    for noun in ("leaf", "dog"):
+        visit.send_text(f"What is the plural of {noun}?")
+        wait_for_answer(site, ear, visit.answer(int(noun == "dog"), name="From text"))
+    visit.page.evaluate("turns[0].text = 'a'.repeat(6e6); storeConversation();")
+    visit.page.reload()
+    expect(visit.page.locator(".user p")).to_have_text(["What is the plural of dog?"])
+
+
+ANSWER = """# Two ways
+
+Use **bold**, *slant* or `a < b`:
+1. one <img src=x onerror=alert(1)>
+2. [two](https://ossicle.test/) and [three](javascript:alert(1))
+
+- a
+  more
+```python
+print("**x**")
+
+# y
+```
+the end"""
+HTML = (
+    "<h4>Two ways</h4>"
+    "<p>Use <strong>bold</strong>, <em>slant</em> or <code>a &lt; b</code>:</p>"
+    "<ol><li>one &lt;img src=x onerror=alert(1)&gt;</li>"
+    '<li><a href="https://ossicle.test/" rel="noopener noreferrer" target="_blank">two</a>'
+    " and [three](javascript:alert(1))</li></ol>"
+    "<ul><li>a\nmore</li></ul>"
+    '<pre><code>print("**x**")\n\n# y</code></pre>'
+    "<p>the end</p>"
+)
+
+
+def test_answers_in_markdown_are_shown_and_copied(open_page: Callable[..., Visit], site: Site) -> None:
+    visit = open_page(site.url)
+    visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chunks = [
+        {"choices": [{"delta": {"content": ANSWER[start : start + 7]}}]} for start in range(0, len(ANSWER), 7)
+    ]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    visit.page.route(CHAT_ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    visit.send_text("How?")
+    answer = visit.answer(name="From text")
+    expect(answer).to_have_attribute("data-state", "done")
+    assert answer.locator("[data-part=text]").inner_html().replace(' start="1"', "") == HTML
+    answer.get_by_role("button", name="Copy").click()
+    expect(answer.get_by_role("button", name="Copied")).to_be_visible()
+    assert visit.page.evaluate("navigator.clipboard.readText()") == ANSWER
 
 
 def test_the_cascade_answers_on_request(

@@ -83,11 +83,12 @@ class Chat:
     def run_conversation(
         self, ear: "Ear", microphone: "Microphone", messages: list[dict[str, Any]], options: dict[str, Any]
     ) -> None:
-        """Records and answers turns, each with all earlier turns as context. A silent turn is recorded again."""
+        """Records, hears and answers turns, each with all earlier turns as context. A silent turn is recorded again."""
         n_turns = 0
         while True:
+            listener = ear.listen()
             try:
-                audio = microphone.record(Console(stderr=True))
+                microphone.record(Console(stderr=True), listener.feed)
             except AudioError as error:
                 if n_turns == 0 or microphone.is_over:
                     raise
@@ -95,7 +96,7 @@ class Chat:
                 continue
             if microphone.is_over and n_turns:
                 return
-            messages.append(self.build_user_message(audio))
+            messages.append(self.build_user_message(listener))
             messages.append({"role": "assistant", "content": print_answer(ear, messages, options)})
             n_turns += 1
 

@@ -23,7 +23,7 @@ from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
 from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_error, run_while_connected
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
 from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
-from ossicle.serving.page import get_page
+from ossicle.serving.page import get_microphone, get_page
 from ossicle.serving.realtime.endpoint import RealtimeEndpoint, refuse_path
 from ossicle.serving.realtime.session import SessionContext
 from ossicle.serving.realtime.voice_activity import DetectorPool
@@ -76,6 +76,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
     app = Starlette(
         routes=[
             Route("/", get_page),
+            Route("/microphone.js", get_microphone),
             Route("/health", _get_health),
             Route("/metrics", endpoints.metrics),
             Route("/v1/models", endpoints.models),

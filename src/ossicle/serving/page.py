@@ -1,4 +1,4 @@
-"""The web page at /, with a content security policy that allows its own script and style and this server alone."""
+"""The web page at /, with a content security policy that allows its own scripts and style and this server alone."""
 
 import base64
 import hashlib
@@ -22,13 +22,20 @@ async def get_page(request: Request) -> Response:
     return Response(html, media_type="text/html", headers=headers)
 
 
+async def get_microphone(request: Request) -> Response:
+    """GET /microphone.js: what browsers run beside the page and take from an address alone."""
+    script = (Path(__file__).parent / "microphone.js").read_text(encoding="utf-8")
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    return Response(script, media_type="text/javascript", headers=headers)
+
+
 @cache
 def _load_page() -> tuple[str, str]:
     """Returns the HTML and its content security policy."""
     html = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     script, style = (_hash_element(tag, html) for tag in ("script", "style"))
     policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; media-src blob:;"
+        f"default-src 'none'; script-src '{script}' 'self'; style-src '{style}'; connect-src 'self'; media-src blob:;"
         " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, policy
