@@ -22,7 +22,7 @@ PAGES = sorted(
 """Pages about the tree as it is now. The log keeps the names of its day."""
 MAX_LINE = 120
 MAX_README_LINES = 130
-ROOT_FOLDERS = ("benchmarks", "dev", "docs", "notebooks", "recipes", "src", "tests", "tools")
+ROOT_FOLDERS = ("benchmarks", "dev", "docs", "examples", "notebooks", "recipes", "src", "tests", "tools")
 _ADDRESS = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
