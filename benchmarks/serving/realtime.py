@@ -1,138 +1,102 @@
-"""Measures a spoken turn over the socket: from the end of speech to the first token, with listening and without.
+"""Measures a spoken turn of a Realtime session: from the end of speech to the first token, with listening and without.
 
     python -m benchmarks.serving.realtime --ear EAR --speech SPEECH.jsonl
 
-Recordings are joined to each length and sent to /v1/realtime as a microphone sends them, in real time. Each is answered
-by turns with listening and without, found by the server's voice detector and committed by hand; medians count. A turn
-that is committed by hand is timed from its commit; one that the server finds, from the last sample of speech, which
-includes half a second of silence that the detector waits for. The last line is JSON.
+The server's own listening stage hears recordings that arrive in frames of 40 ms, on a clock on which computing takes
+the seconds of processor time that it took here. So other work on the machine changes nothing, and a turn takes no
+longer than its computing. "By hand" is a turn that is committed with its last sample. "Found" is one that the server
+ends: its silence is noticed 224 ms behind the last word and ends the turn after 500 ms, which count. "Busy" is the part
+of the time in which the turn was heard while it was spoken. Sockets and the voice detector are not in it. The last line
+is JSON.
 """
 
 import argparse
-import base64
 import json
-import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import soxr
-from websockets.sync.client import ClientConnection, connect
+import torch
+from torch import Tensor
 
 from benchmarks.meters import describe_run
-from benchmarks.serving.first_token import join_recordings
+from benchmarks.serving.first_token import build_spoken_turn, build_text_turn, join_recordings
 from ossicle.audio.waveform import SAMPLE_RATE
+from ossicle.chat.messages import parse_conversation
 from ossicle.checkpoint import load
+from ossicle.ear import Ear
 from ossicle.evaluation import load_suite
-from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Metrics
-from ossicle.serving.server import bind_socket, build_server, run
+from ossicle.serving import turn_listening
+from ossicle.serving.turn_listening import ListeningStage
 
-_FRAME_S = 0.04
-_RATE = 24_000
-_SILENCE_S = 1.2
+_FRAME_SAMPLES = SAMPLE_RATE // 25
+_KEPT_SILENCE_S, _ENDING_SILENCE_S = 0.224, 0.5
 _N_RECORDINGS = 64
 
 
-class DeafEngine(LocalEngine):
-    """Hears a turn when it has ended."""
+class Clock:
+    """Stands still, but for the processor time of computing."""
 
-    def listen(self, publish: Any) -> Any:
-        return None
+    def __init__(self) -> None:
+        self.set(0.0)
 
+    def set(self, now: float) -> None:
+        """Goes to a time."""
+        self._set_to, self._cpu = now, time.thread_time()
 
-class TurnMeter:
-    """A client that speaks turns in real time."""
-
-    def __init__(self, socket: ClientConnection, *, is_manual: bool) -> None:
-        self.socket, self.is_manual = socket, is_manual
-        self._events: list[tuple[float, dict[str, Any]]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        detection = None if is_manual else {"type": "server_vad"}
-        audio = {"input": {"turn_detection": detection, "transcription": {"model": "any"}}}
-        self._send("session.update", session={"type": "realtime", "audio": audio})
-
-    def _read(self) -> None:
-        for message in self.socket:
-            self._events.append((time.perf_counter(), json.loads(message)))
-
-    def _send(self, kind: str, **fields: Any) -> None:
-        self.socket.send(json.dumps({"type": kind, **fields}))
-
-    def _wait_for(self, kind: str) -> float:
-        while True:
-            for received, event in list(self._events):
-                assert event["type"] != "error", event
-                if event["type"] == kind:
-                    return received
-            time.sleep(0.002)
-
-    def measure(self, samples: np.ndarray) -> dict[str, Any]:
-        """Speaks one turn; returns when its first words and the first token came, after its end, and the answer."""
-        self._events.clear()
-        started, n_frame = time.perf_counter(), round(_FRAME_S * _RATE)
-        silence = np.zeros(0 if self.is_manual else round(_SILENCE_S * _RATE), np.float32)
-        sound = np.concatenate([soxr.resample(samples, SAMPLE_RATE, _RATE), silence])
-        pcm = np.rint(sound * 32_767).clip(-32_768, 32_767).astype("<i2")
-        for start in range(0, len(pcm), n_frame):
-            frame = pcm[start : start + n_frame]
-            time.sleep(max(0.0, started + (start + len(frame)) / _RATE - time.perf_counter()))
-            self._send("input_audio_buffer.append", audio=base64.b64encode(frame.tobytes()).decode())
-        ended = started + len(samples) / SAMPLE_RATE
-        if self.is_manual:
-            ended = time.perf_counter()
-            self._send("input_audio_buffer.commit")
-            self._send("response.create", response={"max_output_tokens": 8})
-        first = self._wait_for("response.output_text.delta")
-        self._wait_for("response.done")
-        events = [event for _, event in self._events]
-        return {
-            "first_token_s": first - ended,
-            "first_words_s": self._wait_for("conversation.item.input_audio_transcription.delta") - ended,
-            "answer": "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")[:40],
-        }
+    def monotonic(self) -> float:
+        """Returns the time."""
+        return self._set_to + time.thread_time() - self._cpu
 
 
-@contextmanager
-def serve(engine: LocalEngine) -> Generator[str]:
-    """Serves an engine, and yields the address of its socket."""
-    app = create_app(engine, ServerSettings(model="ear"), Metrics())
-    has_started = threading.Event()
-    with bind_socket("127.0.0.1", 0) as listener:
-        server = build_server(app)
-        threading.Thread(target=run, args=(server, listener, has_started.set), daemon=True).start()
-        has_started.wait()
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/v1/realtime"
-        server.should_exit = True
+def answer(ear: Ear, tokens: Tensor | None) -> int:
+    """Returns the first token of the answer to a sound."""
+    assert tokens is not None, "the recordings are speech"
+    ear.decode_audio_tokens([tokens])  # the transcript, which comes before the answer
+    pieces = ear.template.render(parse_conversation(build_spoken_turn(np.ones(SAMPLE_RATE, np.float32))))
+    prompt = ear.build_prompt(pieces, [tokens])
+    return int(ear.llm(inputs_embeds=prompt.embeds[None], logits_to_keep=1).logits[0, -1].argmax())
 
 
-def measure_sound(urls: dict[str, str], sound: np.ndarray, n_rounds: int) -> dict[str, Any]:
-    """Measures a sound by all ways, which take turns."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(n_rounds):
-        for way, url in urls.items():
-            for is_manual in (True, False):
-                with connect(url, max_size=None) as socket:
-                    kind = f"{way}, {'by hand' if is_manual else 'found'}"
-                    found.setdefault(kind, []).append(TurnMeter(socket, is_manual=is_manual).measure(sound))
+def measure_turn(ear: Ear, clock: Clock, speech: np.ndarray, *, is_found: bool) -> dict[str, float]:
+    """Measures a turn that is heard while it is spoken."""
+    n_kept = round(_KEPT_SILENCE_S * SAMPLE_RATE) if is_found else 0
+    n_silent = round(_ENDING_SILENCE_S * SAMPLE_RATE) if is_found else 0
+    stream, turn = (np.pad(speech, (0, n)) for n in (n_silent, n_kept))
+    clock.set(0.0)
+    stage = ListeningStage(ear, lambda: False, lambda: None)
+    listener, free_at, busy_s = stage.open(lambda _: None), 0.0, 0.0
+    for start in range(0, len(stream), _FRAME_SAMPLES):
+        frame = stream[start : start + _FRAME_SAMPLES]
+        now = (start + len(frame)) / SAMPLE_RATE
+        listener.feed(frame)
+        if is_found and start + len(frame) >= len(turn):
+            listener.pause(len(turn))
+        if free_at < now + _FRAME_SAMPLES / SAMPLE_RATE and start + len(frame) < len(stream):
+            clock.set(max(now, free_at))
+            began = clock.monotonic()
+            if stage.step():
+                free_at = clock.monotonic()
+                busy_s += free_at - began
+    listener.close()
+    clock.set(max(len(stream) / SAMPLE_RATE, free_at))
+    live = answer(ear, listener.embed(turn))
+    first_token_s = clock.monotonic() - len(speech) / SAMPLE_RATE
+    clock.set(len(stream) / SAMPLE_RATE)
+    assert answer(ear, ear.embed_speech([turn])[0]) == live
     return {
-        "seconds": round(len(sound) / SAMPLE_RATE, 2),
-        **{
-            kind: {
-                **{
-                    name: round(1000 * median(turn[f"{name}_s"] for turn in turns))
-                    for name in ("first_token", "first_words")
-                },
-                "answers": sorted({turn["answer"] for turn in turns}),
-            }
-            for kind, turns in found.items()
-        },
+        "listening": first_token_s,
+        "afterwards": clock.monotonic() - len(speech) / SAMPLE_RATE,
+        "busy": busy_s / (len(stream) / SAMPLE_RATE),
     }
+
+
+def measure_cascade(ear: Ear, clock: Clock, speech: np.ndarray) -> float:
+    """Returns the seconds of a cascade to its first token."""
+    clock.set(0.0)
+    ear.read_batch([build_text_turn(ear.transcribe([speech])[0])], max_new_tokens=1)
+    return clock.monotonic()
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -140,16 +104,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ear", required=True, help="the ear")
     parser.add_argument("--speech", required=True, help="manifest of recordings, or a suite")
     parser.add_argument("--seconds", type=float, nargs="*", default=[2.0, 4.0, 10.0, 20.0])
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each kind; the median counts")
     args = parser.parse_args(arguments)
-    ear, rows = load(args.ear), []
-    engines = {"listening": LocalEngine(ear, Metrics()), "afterwards": DeafEngine(ear, Metrics())}
-    with serve(engines["listening"]) as live, serve(engines["afterwards"]) as deaf:
-        urls = {"listening": live, "afterwards": deaf}
-        for sound, _ in join_recordings(load_suite(args.speech)[:_N_RECORDINGS], args.seconds):
-            rows.append(measure_sound(urls, sound, args.rounds))
-            print(json.dumps(rows[-1]), flush=True)
-    result = {**describe_run("realtime", ear.device), "lengths": rows}
+    torch.set_num_threads(1)
+    ear, clock, rows = load(args.ear, device="cpu"), Clock(), []
+    turn_listening.time = clock  # ty: ignore[invalid-assignment]
+    print("seconds  turn       listening  afterwards  cascade  listening/cascade  busy")
+    with torch.inference_mode():
+        for speech, _ in join_recordings(load_suite(args.speech)[:_N_RECORDINGS], args.seconds):
+            measure_cascade(ear, clock, speech[: 2 * SAMPLE_RATE])  # warms up
+            cascade_s = measure_cascade(ear, clock, speech)
+            for is_found in (False, True):
+                found = measure_turn(ear, clock, speech, is_found=is_found)
+                found["cascade"] = cascade_s + (_ENDING_SILENCE_S if is_found else 0.0)
+                row = {"seconds": len(speech) / SAMPLE_RATE, "is_found": is_found, **found}
+                rows.append({name: round(value, 3) for name, value in row.items()})
+                print(
+                    f"{row['seconds']:>7.1f}  {'found' if is_found else 'by hand':<9}{row['listening']:>11.2f}"
+                    f"{row['afterwards']:>12.2f}{row['cascade']:>9.2f}"
+                    f"{row['listening'] / row['cascade']:>19.2f}{row['busy']:>6.2f}",
+                    flush=True,
+                )
+    result = {**describe_run("realtime", ear.device), "turns": rows}
     print(json.dumps(result))
     return result
 
