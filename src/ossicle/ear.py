@@ -29,6 +29,7 @@ from ossicle.backbones.transcription import (
     MIN_MEAN_LOG_PROB,
     Transcript,
     TranscriptSegment,
+    expect_no_speech,
     find_speechless_windows,
     transcribe_windows,
 )
@@ -239,7 +240,8 @@ class Ear:
         return HeardWindow(
             tokens=self._cut_tokens(audio)[0],
             written=None if audio.written is None else audio.written[0],
-            is_doubtful=bool(_find_doubtful(audio)),
+            is_doubtful=bool(_find_doubtful(audio))
+            and expect_no_speech(self.whisper, _list_states(features))[0],
         )
 
     @torch.inference_mode()
@@ -257,12 +259,7 @@ class Ear:
         with self.autocast():
             features = self.encode_sounds(windows)
             audio = self.connector(features)
-        doubtful = _find_doubtful(audio)
-        n_behind = features.states.shape[1] - features.mask.shape[1]
-        is_own = functional.pad(
-            features.mask, (0, n_behind), value=True
-        )  # with the silence behind, if it is stored
-        states = [own[kept] for own, kept in zip(features.states, is_own, strict=True)]
+        doubtful, states = _find_doubtful(audio), _list_states(features)
         is_speechless = find_speechless_windows(
             self.whisper, [windows[row] for row in doubtful], [states[row] for row in doubtful]
         )
@@ -624,6 +621,13 @@ class Ear:
     def next_token_logits(self, states: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Computes next-token logits from last hidden states, as the LLM itself does."""
         return compute_logits(self.llm, states)
+
+
+def _list_states(features: Features) -> list[Float[Tensor, "_ E"]]:
+    """Returns each clip's own states, with those of the silence behind it, if that is stored."""
+    n_behind = features.states.shape[1] - features.mask.shape[1]
+    is_own = functional.pad(features.mask, (0, n_behind), value=True)
+    return [own[kept] for own, kept in zip(features.states, is_own, strict=True)]
 
 
 def _find_doubtful(audio: AudioTokens) -> list[int]:

@@ -3,6 +3,7 @@
     OssicleError               exit code 1
     ├── ConfigError            exit code 2   a setting, flag or recipe is invalid
     ├── AudioError             audio cannot be used: not audio, truncated, silent, too long
+    │   └── NoSpeechError      nobody can be heard in it
     ├── DataError              a dataset, suite or transcript is invalid
     ├── CheckpointError        an ear or a base model cannot be loaded, saved or combined with the others
     │   └── ModelNotFoundError a base model is not there
@@ -30,6 +31,10 @@ class ConfigError(OssicleError):
 
 class AudioError(OssicleError):
     """Audio cannot be used: missing, not audio, truncated, empty, silent, not finite or too long."""
+
+
+class NoSpeechError(AudioError):
+    """Nobody can be heard in a sound, by the judgment of a model."""
 
 
 class DataError(OssicleError):

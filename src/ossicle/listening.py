@@ -33,7 +33,7 @@ class HeardWindow:
     written: Int[Tensor, " S"] | None
     """The steps of the decoder, as a draft for the same window with more sound in it."""
     is_doubtful: bool
-    """Whether the words are so unlikely that perhaps nobody speaks."""
+    """Whether the words are unlikely, and Whisper's sign that nobody speaks is likely."""
 
 
 HearWindow = Callable[[np.ndarray, "Int[Tensor, ' S'] | None"], HeardWindow]

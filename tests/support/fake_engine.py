@@ -54,6 +54,10 @@ class FakeEngine:
     def listen(self, publish: Callable[[str], None]) -> None:
         """Hears nothing before the end."""
 
+    async def has_speech(self, sound: Sound) -> bool:
+        """Hears somebody in everything."""
+        return True
+
     async def close(self) -> None:
         """Does nothing."""
 

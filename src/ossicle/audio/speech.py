@@ -15,7 +15,7 @@ from ossicle.audio.waveform import (
     load_audio,
     name_source,
 )
-from ossicle.errors import AudioError
+from ossicle.errors import AudioError, NoSpeechError
 
 MIN_SPEECH_S = 0.1
 """The shortest words, spoken fast, take about as long."""
@@ -54,9 +54,11 @@ def check_speech(samples: Float32[np.ndarray, " N"], name: str) -> None:
         )
 
 
-def build_no_speech_error() -> AudioError:
+def build_no_speech_error() -> NoSpeechError:
     """Builds the error for sound in which a model finds no speech."""
-    return AudioError("no speech was found in the sound, only noise: record it again, closer to the speaker")
+    return NoSpeechError(
+        "no speech was found in the sound, only noise: record it again, closer to the speaker"
+    )
 
 
 def _measure_frames(samples: Float32[np.ndarray, " N"]) -> tuple[float, float]:

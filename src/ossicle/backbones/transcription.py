@@ -130,18 +130,26 @@ def find_speechless_windows(
     Args:
         states: the encoder's states of each sound, in its full window or in one that is as long as the sound
     """
-    no_speech = whisper.prompt.no_speech
-    if no_speech is None:
-        return [False] * len(sounds)
-    first = [_compute_first_logits(whisper, own[None].to(whisper.model.dtype)) for own in states]
-    rows = [
-        row for row, own in enumerate(first) if float(own.softmax(-1)[0, no_speech]) > NO_SPEECH_PROBABILITY
-    ]
+    rows = [row for row, is_likely in enumerate(expect_no_speech(whisper, states)) if is_likely]
     if not rows:
         return [False] * len(sounds)
     transcripts = transcribe_windows(whisper, [sounds[row] for row in rows], [None] * len(rows))
     speechless = {row for row, transcript in zip(rows, transcripts, strict=True) if not transcript.text}
     return [row in speechless for row in range(len(sounds))]
+
+
+@torch.inference_mode()
+def expect_no_speech(whisper: Whisper, states: Sequence[Float[Tensor, "_ E"]]) -> list[bool]:
+    """Returns where Whisper's sign that nobody speaks is likely, whatever words it finds.
+
+    Args:
+        states: as for `find_speechless_windows`
+    """
+    no_speech = whisper.prompt.no_speech
+    if no_speech is None:
+        return [False] * len(states)
+    first = [_compute_first_logits(whisper, own[None].to(whisper.model.dtype)) for own in states]
+    return [float(logits.softmax(-1)[0, no_speech]) > NO_SPEECH_PROBABILITY for logits in first]
 
 
 def _encode(whisper: Whisper, sounds: Sequence[np.ndarray]) -> Float[Tensor, "B S E"]:

@@ -16,7 +16,7 @@ from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
 from ossicle.backbones.whisper_prompt import find_language
 from ossicle.ear import Ear
-from ossicle.errors import OssicleError, RequestError
+from ossicle.errors import NoSpeechError, OssicleError, RequestError
 from ossicle.serving.engine import Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
 from ossicle.serving.metrics import Metrics
@@ -97,6 +97,18 @@ class AudioBatcher:
         pending = [_PendingSound(sound) for sound in missing]
         embedded = iter(await self._wait_for_results(self.to_embed, pending))
         return [next(embedded) if (tokens := cached[sound.key]) is None else tokens for sound in sounds]
+
+    async def has_speech(self, sound: Sound) -> bool:
+        """Whether somebody can be heard in a sound; its audio tokens are kept for an answer.
+
+        Raises:
+            OssicleError: as `embed`
+        """
+        try:
+            await self.embed([sound])
+        except NoSpeechError:
+            return False
+        return True
 
     async def transcribe(self, sound: Sound, options: TranscriptionOptions) -> Transcript:
         """Returns the transcript of Whisper's own decoder.

@@ -114,6 +114,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def has_speech(self, sound: Sound) -> bool:
+        """Whether somebody can be heard in a sound.
+
+        Raises:
+            OssicleError: a sound that cannot be embedded
+        """
+        ...
+
     async def close(self) -> None:
         """Ends all work; the engine answers nothing afterwards."""
         ...

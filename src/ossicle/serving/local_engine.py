@@ -140,6 +140,10 @@ class LocalEngine:
         has_words = self.ear.settings.connector.form in _FORMS_OF_WORDS
         return self._listening.open(publish if has_words else None, rehear_s=None if has_words else math.inf)
 
+    async def has_speech(self, sound: Sound) -> bool:
+        """Whether somebody can be heard in a sound."""
+        return await self.audio.has_speech(sound)
+
     async def close(self) -> None:
         """Ends the worker after its current step."""
         await asyncio.to_thread(self._worker.close)

@@ -99,7 +99,7 @@ class TurnListener:
         self._n_heard = len(sound)
         if sound.any():
             self._hearing.hear(sound)
-            if self._publish is not None:
+            if self._publish is not None and self._hearing.select_speech(sound) is not None:
                 self._publish(self._hearing.text)
         self._hearing_s = time.monotonic() - started
         return self._hearing_s

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import soxr
@@ -199,6 +200,49 @@ def test_silence_is_no_turn_and_no_speech_is_not_answered(client: Client) -> Non
     response = client.answer()
     assert (response["status"], response["output"]) == ("failed", [])
     assert "nothing to answer" in response["status_details"]["error"]["message"]
+
+
+def test_a_turn_in_which_the_ear_hears_nobody_is_told_and_left_out(
+    client: Client, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(-20_000, 20_000, 24_000, np.int16).tobytes()
+    monkeypatch.setattr("ossicle.ear.DOUBTFUL_MEAN_LOG_PROB", 100.0)
+    monkeypatch.setattr("ossicle.ear.expect_no_speech", lambda _whisper, states: [True] * len(states))
+    monkeypatch.setattr(
+        "ossicle.ear.find_speechless_windows",
+        lambda _whisper, sounds, _states: [bool(np.median(np.abs(sound)) > 0.1) for sound in sounds],
+    )
+    for transcription in ({"model": "any"}, {"model": "whisper-1", "language": "en"}):
+        client.use_manual_turns(transcription=transcription)
+        client.append(noise)
+        client.send("input_audio_buffer.commit")
+        events = client.receive_until(TURN[-1])
+        assert events[-1]["transcript"] == ""
+        assert TURN[-2] not in list_types(events)
+        response = client.answer()
+        assert (response["status"], response["output"]) == ("failed", [])
+        assert "no sound in which somebody speaks" in response["status_details"]["error"]["message"]
+    client.append(load_pcm(FIRST))
+    client.send("input_audio_buffer.commit")
+    assert client.receive_until(TURN[-1])[-1]["transcript"] == FIRST.text
+    assert client.answer()["output"][0]["content"][0]["text"] == chat(ear, FIRST.text)
+
+
+def test_a_turn_in_which_the_ear_hears_nobody_gets_no_response(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ossicle.ear.DOUBTFUL_MEAN_LOG_PROB", 100.0)
+    monkeypatch.setattr("ossicle.ear.expect_no_speech", lambda _whisper, states: [True] * len(states))
+    monkeypatch.setattr(
+        "ossicle.ear.find_speechless_windows", lambda _whisper, sounds, _states: [True] * len(sounds)
+    )
+    client.update(audio={"input": {"transcription": {"model": "whisper-1"}}})
+    client.append(SILENCE * 5 + load_pcm(SECOND)[2_400:] + SILENCE * 12)
+    events = client.receive_until(TURN[-1])
+    assert events[-1]["transcript"] == ""
+    assert TURN[-2] not in list_types(events)
+    client.send("input_audio_buffer.clear")
+    assert "response.created" not in list_types(client.receive_until("input_audio_buffer.cleared"))
 
 
 def test_telephone_sound_is_heard(client: Client) -> None:

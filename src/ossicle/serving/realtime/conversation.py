@@ -40,6 +40,8 @@ class HeardSound:
     """Whether somebody can be heard in it; what is not speech is not sent to the LLM."""
     transcript: LiveTranscript = field(default_factory=LiveTranscript)
     """What the client was told of it."""
+    is_checked: bool = False
+    """Whether the ear itself has been asked, or only the level was measured."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,11 @@ class Item:
     def duration_s(self) -> float:
         """Seconds of its sounds."""
         return sum((heard.sound.duration_s for heard in self.sounds.values()), 0.0)
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether somebody can be heard in one of its sounds."""
+        return any(heard.is_speech for heard in self.sounds.values())
 
     def to_json(self, *, with_audio: bool = False) -> dict[str, Any]:
         """Returns a copy of OpenAI's object."""

@@ -6,7 +6,8 @@ It knows an engine and an outbox, and no sockets.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,8 +88,8 @@ class RealtimeSession:
         self._turns: TurnDetector | None = None
         self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._answers_turn = False
-        """Whether a turn waits for its response, because another response or its transcript is not done."""
+        self._turn: Item | None = None
+        """The turn that waits for its response, because another response or its transcript is not done."""
         self._handlers: Mapping[str, Callable[[Fields], Awaitable[None]]] = {
             "session.update": self._update_session,
             "input_audio_buffer.append": self._append,
@@ -109,7 +110,7 @@ class RealtimeSession:
 
     async def close(self) -> None:
         """Ends all work."""
-        self._answers_turn = False
+        self._turn = None
         self._stop_listening()
         tasks = self._running
         for task in tasks:
@@ -246,7 +247,7 @@ class RealtimeSession:
             start_ms = self._buffer.start // SAMPLES_PER_MS
             self._put("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
             if detection.interrupt_response:
-                self._answers_turn = False
+                self._turn = None
                 self._cancel_active("turn_detected")
             return
         end_ms = edge.position // SAMPLES_PER_MS
@@ -287,7 +288,7 @@ class RealtimeSession:
         previous_id = self._conversation.last_id
         self._put("input_audio_buffer.committed", previous_item_id=previous_id, item_id=item.id)
         self._add_item(item, None)
-        self._answers_turn = creates_response and heard.is_speech
+        self._turn = item if creates_response and heard.is_speech else None
         self._run(self._react(item))
 
     # Items
@@ -345,6 +346,9 @@ class RealtimeSession:
 
     async def _react(self, item: Item) -> None:
         """Tells the client what was heard in an item, and answers it where the turn is to be answered."""
+        await self._find_speech([item])
+        if item is self._turn and not item.has_speech:
+            self._turn = None
         transcription = self._settings.transcription
         if transcription is not None and transcription.is_guided:
             self._answer_turn()  # Whisper's own decoder takes its time
@@ -352,6 +356,14 @@ class RealtimeSession:
             for index in item.sounds:
                 await self._transcribe(item, index)
         self._answer_turn()
+
+    async def _find_speech(self, context: Sequence[Item]) -> None:
+        """Asks the ear which sounds have speech; a sound that it cannot hear at all fails where it is used."""
+        for heard in (heard for item in context for heard in item.sounds.values()):
+            if heard.is_speech and not heard.is_checked:
+                with suppress(Exception):
+                    heard.is_speech = await self._context.engine.has_speech(heard.sound)
+                    heard.is_checked = True
 
     async def _transcribe(self, item: Item, index: int) -> None:
         heard, place = item.sounds[index], {"item_id": item.id, "content_index": index}
@@ -389,8 +401,8 @@ class RealtimeSession:
 
     def _answer_turn(self) -> None:
         """Starts the response to a turn, unless another one is still being generated."""
-        if self._answers_turn and self._active is None:
-            self._answers_turn = False
+        if self._turn is not None and self._active is None:
+            self._turn = None
             response = Response(self._settings.response, self._conversation, self._put)
             self._start_response(response, self._conversation.items)
 
@@ -404,7 +416,7 @@ class RealtimeSession:
                 code="conversation_already_has_active_response",
             )
         if is_stored:
-            self._answers_turn = False
+            self._turn = None
         response = Response(settings, self._conversation if is_stored else None, self._put)
         self._start_response(response, context)
 
@@ -459,8 +471,7 @@ class RealtimeSession:
 
     def _start_response(self, response: Response, context: list[Item]) -> None:
         response.start()
-        messages = items.to_messages(context, response.settings.instructions)
-        task = asyncio.create_task(self._generate(response, messages))
+        task = asyncio.create_task(self._generate(response, [*context]))
         self._responses[response.id] = (response, task)
         task.add_done_callback(lambda _: self._end_response(response))
 
@@ -468,8 +479,10 @@ class RealtimeSession:
         del self._responses[response.id]
         self._answer_turn()
 
-    async def _generate(self, response: Response, messages: list[dict[str, Any]]) -> None:
+    async def _generate(self, response: Response, context: Sequence[Item]) -> None:
         try:
+            await self._find_speech(context)
+            messages = items.to_messages(context, response.settings.instructions)
             slot = self._context.slots.acquire()
             try:
                 request = self._build_request(response.settings, messages)

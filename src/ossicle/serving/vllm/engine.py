@@ -128,6 +128,10 @@ class VllmEngine:
         is_drafted = self.audio.ear.settings.connector.form == "autoregressive"
         return self._listening.open(rehear_s=None if is_drafted else math.inf)
 
+    async def has_speech(self, sound: Sound) -> bool:
+        """Whether somebody can be heard in a sound."""
+        return await self.audio.has_speech(sound)
+
     async def close(self) -> None:
         """Closes all connections to vLLM and ends the worker."""
         await self._client.close()
