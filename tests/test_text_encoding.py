@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ossicle.cli.serve import read_keys
+from ossicle.cli.verify import _read_prompts
 from ossicle.config import load_recipe
 from ossicle.errors import ConfigError
 from ossicle.text_encoding import check_encoding, decode_text, read_text_file
@@ -39,14 +40,14 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -
     assert read_text_file(path) == TEXT
     assert load_recipe(path).out == "runs/hören"
     path.write_bytes(mark + b"first\r\n\r\n second \n")
-    assert read_keys(path) == ("first", "second")
+    assert read_keys(path) == _read_prompts(path) == ("first", "second")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "latin-1"])
 def test_other_encodings_are_named_and_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "file"
     path.write_text(TEXT, encoding=encoding)
-    for read in (load_recipe, read_keys):
+    for read in (load_recipe, read_keys, _read_prompts):
         with pytest.raises(ConfigError, match=r"cannot be read.*save it as UTF-8") as caught:
             read(path)
         assert "\n" not in str(caught.value)

@@ -200,7 +200,7 @@ def test_another_prompt_or_tokenizer_is_found(ear: str, modify_loaded_ear: Calla
 def test_the_command_prints_the_result_and_writes_the_report(
     ear: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("prompts.txt").write_text("hello there\n\n  why? \n", encoding="utf-8")
+    Path("prompts.txt").write_text("\ufeffhello there\n\n  why? \n", encoding="utf-8")
     argv = ["verify", ear, "--prompts", "prompts.txt", "--max-new-tokens", "4", "--json", "found.json"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
@@ -247,7 +247,7 @@ def test_an_ear_of_another_llm_is_refused_before_any_prompt(ear: str, tmp_path: 
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompts", "empty.txt"], "empty.txt has no prompts"),
-        (["--prompts", "bytes.txt"], "bytes.txt is not UTF-8"),
+        (["--prompts", "bytes.txt"], "bytes.txt cannot be read: it is not UTF-8"),
         (["--prompts", "two.txt", "--n-prompts", "3"], "--n-prompts is 3, expected 1 to 2"),
     ],
 )

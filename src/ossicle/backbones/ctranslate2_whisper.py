@@ -21,6 +21,7 @@ from transformers import (
 from ossicle.backbones.ctranslate2_file import ModelFile, open_model_file
 from ossicle.backbones.whisper_prompt import MULTILINGUAL_VOCABULARY
 from ossicle.errors import CheckpointError
+from ossicle.text_encoding import read_text_file
 
 WEIGHTS, CONFIG, TOKENIZER = "model.bin", "config.json", "tokenizer.json"
 _EMBEDDINGS, _OUTPUT = "decoder/embeddings/weight", "decoder/projection/weight"
@@ -207,7 +208,7 @@ def _build_generation_config(
 def _read_token_ids(path: Path, n_tokens: int) -> dict[str, Any]:
     """Returns the lists of token ids in config.json, and the attention heads that follow the sound."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_text_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from error
     for key in ("lang_ids", "suppress_ids", "suppress_ids_begin"):

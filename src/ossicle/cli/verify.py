@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from ossicle.atomic_io import write_text
 from ossicle.cli.terminal import BaseName, EarName
 from ossicle.errors import CheckpointError, ConfigError
+from ossicle.text_encoding import read_text_file
 
 if TYPE_CHECKING:
     from ossicle.evaluation.verify import VerificationReport
@@ -88,11 +89,11 @@ class Verify:
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path)
     except OSError as error:
         raise ConfigError(f"--prompts {path} cannot be read: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts {path} is not UTF-8: give a text file, one prompt per line") from error
+    except ValueError as error:
+        raise ConfigError(f"--prompts {path} cannot be read: {error}") from error
     lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not lines:
         raise ConfigError(f"--prompts {path} has no prompts: write one per line")

@@ -18,6 +18,7 @@ from ossicle.evaluation.item_result import ItemResult, read_scores
 from ossicle.evaluation.score_table import ScoreTable, build_group_mean_table, build_score_table
 from ossicle.evaluation.scoring import RULES
 from ossicle.evaluation.statistics import ItemScore
+from ossicle.text_encoding import read_text_file
 
 REPORT_FORMAT = 2
 """The format of report.json. Format 1 had no number."""
@@ -257,7 +258,7 @@ def read_report(path: str | Path) -> Report:
         DataError: the file cannot be read, or holds something else.
     """
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        stored = json.loads(read_text_file(Path(path)))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a report.json") from None
     except ValueError as error:

@@ -24,6 +24,7 @@ from ossicle.console_progress import ProgressCallback
 from ossicle.ear import Ear, EarSettings
 from ossicle.evaluation import reference_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
+from ossicle.text_encoding import read_text_file
 
 PROMPTS = (
     *("what is the capital of japan", "what is the opposite of cold", "how many legs does a spider have"),
@@ -273,7 +274,7 @@ def _read_recorded_fingerprint(name: str) -> str:
     """Returns the LLM's fingerprint in the folder of an ear or of a run."""
     folder = Path(resolve_model_path(name))
     ear_folder = folder if (folder / checkpoint.CONFIG).is_file() else folder / checkpoint.RUN_EAR
-    return json.loads((ear_folder / checkpoint.CONFIG).read_text(encoding="utf-8"))["fingerprints"]["llm"]
+    return json.loads(read_text_file(ear_folder / checkpoint.CONFIG))["fingerprints"]["llm"]
 
 
 def _free_memory() -> None:

@@ -22,6 +22,7 @@ from ossicle.connectors.query import QueryConnector
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
 from ossicle.hub_download import download_files
+from ossicle.text_encoding import read_text_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _QUERIES, _PROJECTION, _BIAS, _DECODER = "query_tokens", "projection.weight", "projection.bias", "connector."
@@ -102,7 +103,7 @@ def _read_config(folder: Path) -> tuple[str, str]:
     """Returns the names of the encoder and of the LLM."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}): expected that of a published DiVA"
