@@ -228,6 +228,26 @@ def test_weights_that_are_cut_short_or_of_another_shape_are_refused(llm: Path) -
     assert "cannot be loaded" in read_error(pretrained.load_llm, llm)
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("llm", {"num_hidden_layers": 2**31}),
+        ("llm", {"num_hidden_layers": 10**400}),
+        ("llm", {"text_config": {"num_local_experts": 2**31}}),
+        ("whisper", {"encoder_layers": 2**40}),
+        ("whisper", {"decoder_layers": 2**31}),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_it_is_built(
+    saved: Path, tmp_path: Path, kind: str, sizes: dict[str, Any]
+) -> None:
+    shutil.copytree(saved / kind, tmp_path / "model")
+    config = json.loads((saved / kind / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **sizes}))
+    load = pretrained.load_llm if kind == "llm" else pretrained.load_whisper
+    assert "expected at most 10000" in read_error(load, tmp_path / "model")
+
+
 def test_pickles_are_refused(llm: Path) -> None:
     (llm / "model.safetensors").unlink()
     torch.save(tiny_llama().state_dict(), llm / "pytorch_model.bin")

@@ -4,6 +4,7 @@ No code from a model's folder is ever run, and every failure becomes one `Checkp
 """
 
 import contextlib
+import json
 import re
 import threading
 from collections.abc import Generator
@@ -21,12 +22,15 @@ from transformers.utils import logging
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.gguf_file import GgufFile, open_gguf
 from ossicle.errors import CheckpointError, ModelNotFoundError
+from ossicle.text_encoding import read_text_file
 
 ENCODER, LLM = "encoder", "LLM"
 """The roles of models, as error messages name them."""
 POCKET_DIR = Path(__file__).parents[1] / "pocket"
 """The folder of the embedded models and speech."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MAX_COUNT = 10_000
+"""No model has as many layers or experts."""
 _HUB_TIMEOUT_S = 10.0
 
 
@@ -175,7 +179,8 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     if files.is_ctranslate2:
         return files, ctranslate2_whisper.read_config(Path(path))
     try:
-        return files, files.load(AutoConfig)
+        _check_counts(files)
+        config = files.load(AutoConfig)
     except CheckpointError as error:
         if options.get("local_files_only"):
             raise ModelNotFoundError(
@@ -188,6 +193,24 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
                 " check the name, or log in to the hub if the model is private"
             ) from error
         raise
+    return files, config
+
+
+def _check_counts(files: ModelFiles) -> None:
+    """Refuses a config with more layers or experts than any model: to build them, even empty, would never end."""
+    path = files.find_file("config.json")
+    try:
+        config = json.loads(read_text_file(path)) if path is not None else {}
+    except (OSError, ValueError, RecursionError):  # loading it says what is wrong
+        return
+    for part in (config, *config.values()) if isinstance(config, dict) else ():
+        for name, value in part.items() if isinstance(part, dict) else ():
+            is_count = ("layer" in name or "expert" in name) and "size" not in name
+            if is_count and isinstance(value, int) and value > _MAX_COUNT:
+                raise CheckpointError(
+                    f"{files.role} {files.name!r} is damaged: its config.json has {str(value)[:20]} as {name},"
+                    f" expected at most {_MAX_COUNT}; copy or download it again"
+                )
 
 
 def is_meant_as_folder(name: str) -> bool:
