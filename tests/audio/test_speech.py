@@ -43,7 +43,7 @@ def test_a_short_clip_is_named(tmp_path: Path) -> None:
     ids=["faint", "hiss", "short hiss", "rumble", "last bit", "hum", "offset", "behind zeros"],
 )
 def test_the_even_noise_of_a_silent_room_is_refused(samples: np.ndarray) -> None:
-    with pytest.raises(AudioError, match="no speech, only even noise"):
+    with pytest.raises(AudioError, match="no speech, only even noise or hum"):
         load_speech(samples)
 
 
@@ -63,3 +63,12 @@ def test_a_short_word_in_long_quiet_noise_is_loaded() -> None:
 def test_loud_noise_and_the_shortest_clip_are_loaded() -> None:
     assert len(load_speech(0.1 * NOISE)) == len(NOISE)
     assert len(load_speech(build_tone(duration_s=MIN_SPEECH_S))) == MIN_SPEECH_S * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("level_db", [-40.0, -10.0, -3.0])
+@pytest.mark.parametrize("hertz", [50, 60])
+def test_hum_is_no_speech_however_loud_it_is(hertz: int, level_db: float) -> None:
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    hum = sum(np.sin(2 * np.pi * hertz * n * time) / n for n in (1, 2, 3))
+    with pytest.raises(AudioError, match="even noise or hum"):
+        load_speech(((0.5 * 10 ** (level_db / 20) * hum).astype(np.float32), SAMPLE_RATE))

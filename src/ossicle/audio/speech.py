@@ -23,6 +23,8 @@ _QUIET_DB = -50.0
 """Below full scale; the noise of a room is hardly ever louder, and speech hardly ever quieter."""
 _EVEN_DB = 6.0
 """Between the loudest and the quiet frames; those of speech differ by 20 dB and more, those of noise by two or three."""
+_LOW_DB = -27.0
+"""Of the differences of samples relative to the samples: lower ones are of hum and rumble, below some 110 Hz."""
 
 
 def load_speech(source: AudioSource, *, max_duration_s: float = MAX_DURATION_S) -> Float32[np.ndarray, " N"]:
@@ -37,9 +39,9 @@ def load_speech(source: AudioSource, *, max_duration_s: float = MAX_DURATION_S) 
 
 
 def check_speech(samples: Float32[np.ndarray, " N"], name: str) -> None:
-    """Raises AudioError if samples at 16 kHz are too short for speech, or quiet noise that does not change.
+    """Raises AudioError if samples at 16 kHz are too short for speech, or quiet or low noise that does not change.
 
-    Quiet speech passes, however quiet it is: it changes.
+    Quiet and low speech passes, however quiet it is: it changes.
     """
     duration_s = len(samples) / SAMPLE_RATE
     if round(duration_s, 3) < MIN_SPEECH_S:
@@ -47,10 +49,10 @@ def check_speech(samples: Float32[np.ndarray, " N"], name: str) -> None:
             f"{name} is too short for speech: {duration_s:.2f} s; expected at least {MIN_SPEECH_S:g} s: record it again"
         )
     level_db, range_db = _measure_frames(samples)
-    if level_db < _QUIET_DB and range_db < _EVEN_DB:
+    if range_db < _EVEN_DB and (level_db < _QUIET_DB or _is_low(samples)):
         raise AudioError(
-            f"{name} has no speech, only even noise {min(-level_db, 200.0):.0f} dB below full scale; expected speech:"
-            " check the microphone or the export"
+            f"{name} has no speech, only even noise or hum {min(-level_db, 200.0):.0f} dB below full scale;"
+            " expected speech: check the microphone or the export"
         )
 
 
@@ -59,6 +61,12 @@ def build_no_speech_error() -> NoSpeechError:
     return NoSpeechError(
         "no speech was found in the sound, only noise: record it again, closer to the speaker"
     )
+
+
+def _is_low(samples: Float32[np.ndarray, " N"]) -> bool:
+    """Whether a sound is nothing but hum or rumble."""
+    differences, level = np.std(np.diff(samples), dtype=np.float64), np.std(samples, dtype=np.float64)
+    return bool(differences < 10 ** (_LOW_DB / 20) * level)
 
 
 def _measure_frames(samples: Float32[np.ndarray, " N"]) -> tuple[float, float]:
