@@ -10,6 +10,7 @@ code is 1 if there are findings. The last line is JSON.
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -111,7 +112,7 @@ def _change(draw: random.Random, place: Any, key: Any) -> None:
         case 1 if isinstance(place, dict):
             place[draw.choice(("x", "", f"{key} "))] = place.pop(key)
         case _:
-            place[key] = draw.choice(_JSON_VALUES)
+            place[key] = copy.deepcopy(draw.choice(_JSON_VALUES))
 
 
 def mutate_toml(draw: random.Random, content: bytes) -> bytes:
