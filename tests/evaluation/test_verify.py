@@ -255,7 +255,7 @@ def test_invalid_flags_are_refused(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty.txt").write_text("\n \n")
-    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    Path("bytes.txt").write_bytes(b"hello \xff")
     Path("two.txt").write_text("a\nb\n")
     assert main(["verify", "nowhere", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
