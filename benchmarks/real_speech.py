@@ -135,7 +135,7 @@ class FeatureStore:
     def _encode(
         self, ear: Ear, encode: Callable[[Sequence[np.ndarray]], Features], sounds: Sequence[np.ndarray]
     ) -> Features:
-        suffix = {"full": "npy", "sound": "sound.npy", "sound+silence": "silence.npy"}[ear.window.kind]
+        suffix = "npy" if ear.window.kind == "full" else f"{ear.window.describe()}.npy"
         paths = [self._path(sound, suffix) for sound in sounds]
         rows = [_load_states(path) for path in paths]
         missing = [index for index, row in enumerate(rows) if row is None]
