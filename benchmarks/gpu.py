@@ -1,7 +1,11 @@
 """Measures speed, memory and profile of a training step in real sizes on a GPU, and the first token, in ten minutes.
 
     python -m benchmarks.gpu            # Whisper-large-v3 and turbo with an 8B Llama, random weights
+    python -m benchmarks.gpu --ear EAR --speech SPEECH.jsonl    # the models of an ear and people's recordings as well
     python -m benchmarks.gpu --small    # the same on a CPU in small sizes, to see that everything runs
+
+Ours is of the default form. Clips a second, FLOPs, their ratio to those of a large matrix product and peak memory are
+by length of the clips; the first token, by length of the question, is of the ear, the cascade and the published form.
 
 Each stage has a time limit; one that fails is noted with its reason, and the others run. After each stage the results
 so far are written to benchmarks/results/DATE-gpu-NAME.json, with the profile next to it.
@@ -22,10 +26,11 @@ from typing import Any
 import torch
 
 from benchmarks.meters import describe_run, measure_matmul_flops
-from benchmarks.shapes import SHAPES, Backbones
+from benchmarks.shapes import SHAPES, Backbones, describe_shape
 from benchmarks.stage_log import StageLog, free_memory
 from benchmarks.training.gpu_stages import MEAN_S, TrainingStages
 from benchmarks.training.train_step import compute_flop_ratios
+from ossicle import checkpoint
 from ossicle.backbones.pretrained import get_default_device, get_frozen_dtype
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +49,8 @@ class BenchmarkPlan:
     published_batch_size: int
     n_rounds: int
     limits_s: dict[str, float]
+    first_token_s: tuple[float, ...]
+    """Lengths of the questions."""
 
 
 REAL = BenchmarkPlan(
@@ -53,6 +60,7 @@ REAL = BenchmarkPlan(
     published_batch_size=8,
     n_rounds=5,
     limits_s={"lengths": 110.0, "published": 90.0, "choices": 150.0, "profile": 60.0, "first_token": 120.0},
+    first_token_s=(2.0, 5.0, 10.0, 30.0),
 )
 SMALL = BenchmarkPlan(
     shapes=("toy", "toy"),
@@ -61,6 +69,7 @@ SMALL = BenchmarkPlan(
     published_batch_size=4,
     n_rounds=1,
     limits_s={"lengths": 60.0, "published": 60.0, "choices": 60.0, "profile": 60.0, "first_token": 60.0},
+    first_token_s=(2.0, 3.0),
 )
 
 
@@ -75,13 +84,13 @@ def measure_matmul_peaks(device: torch.device) -> dict[str, float]:
     return peaks
 
 
-def run_first_token(shape: str, limit_s: float) -> dict[str, Any]:
+def run_first_token(options: Sequence[str], limit_s: float) -> dict[str, Any]:
     """Runs the benchmark of the first token in a process of its own; returns its last line.
 
     Raises:
         RuntimeError: it failed
     """
-    command = [sys.executable, "-m", "benchmarks.serving.first_token", "--shape", shape, "--no-pocket"]
+    command = [sys.executable, "-m", "benchmarks.serving.first_token", *options]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
     if process.returncode:
         raise RuntimeError(f"it failed with exit code {process.returncode}: {process.stderr.strip()[-400:]}")
@@ -114,6 +123,38 @@ def run_shape(log: StageLog, plan: BenchmarkPlan, name: str, number: int, matmul
         log.run_stage("proportions", limits_s["profile"], lambda: compute_flop_ratios(shape, MEAN_S))
 
 
+def run_ear(log: StageLog, plan: BenchmarkPlan, ear_name: str, matmul_flops: float) -> None:
+    """Runs the stages of a training step with the models of an ear."""
+    limit_s = plan.limits_s["lengths"]
+    ear = log.run_stage("ear: models", limit_s, lambda: checkpoint.load(ear_name), keeps_result=False)
+    if ear is None:
+        return
+    shape = describe_shape(ear)
+    stages = TrainingStages(
+        shape,
+        Backbones(ear.whisper, ear.llm, ear.tokenizer),
+        plan.batch_sizes,
+        plan.published_batch_size,
+        plan.n_rounds,
+        matmul_flops,
+    )
+    for mean_s in plan.mean_lengths_s:
+        log.run_stage(
+            f"{shape.name}: {mean_s:g} s", limit_s, lambda mean_s=mean_s: stages.measure_length(mean_s)
+        )
+
+
+def run_first_tokens(log: StageLog, plan: BenchmarkPlan, ear: str | None, speech: str | None) -> None:
+    """Measures the first token: of the real sizes, and of an ear that is asked by recordings."""
+    limit_s = plan.limits_s["first_token"]
+    seconds = ["--seconds", *map(str, plan.first_token_s), "--rounds", str(plan.n_rounds)]
+    random = ["--shape", plan.shapes[0], "--no-pocket", *seconds]
+    log.run_stage("first token", limit_s, lambda: run_first_token(random, limit_s))
+    if ear is not None and speech is not None:
+        asked = ["--ear", ear, "--speech", speech, *seconds]
+        log.run_stage("ear: first token", limit_s, lambda: run_first_token(asked, limit_s))
+
+
 def summarize(log: StageLog, header: dict[str, Any], plan: BenchmarkPlan) -> dict[str, Any]:
     """Returns what the last line says."""
     at_mean = log.results.get(f"1 {plan.shapes[0]}: {MEAN_S:g} s", {})
@@ -138,7 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "--out", type=Path, default=ROOT / "benchmarks/results", help="folder for the results"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all stages together")
+    parser.add_argument("--ear", help="an ear whose models are measured, too")
+    parser.add_argument("--speech", help="manifest of the recordings that it is asked")
     args = parser.parse_args(arguments)
+    if (args.ear is None) != (args.speech is None):
+        parser.error("--ear and --speech belong together")
     plan, device, started = SMALL if args.small else REAL, get_default_device(), time.perf_counter()
     header = describe_run("gpu", device)
     name = re.sub(r"[^a-z0-9]+", "-", header["machine"].split(",")[0].lower()).strip("-")
@@ -153,8 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for number, shape in enumerate(plan.shapes, 1):
         run_shape(log, plan, shape, number, matmul_flops)
         free_memory()
-    limit_s = plan.limits_s["first_token"]
-    log.run_stage("first token", limit_s, lambda: run_first_token(plan.shapes[0], limit_s))
+    if args.ear is not None:
+        run_ear(log, plan, args.ear, matmul_flops)
+        free_memory()
+    run_first_tokens(log, plan, args.ear, args.speech)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes; {path}")
     result = summarize(log, header, plan)
     print(json.dumps(result))

@@ -44,11 +44,18 @@ _ATTENTION = {
 }
 
 
+class _NoModules(contextlib.nullcontext[None]):
+    """Stands for the tracker of modules, whose hooks fail where a model computes a part without gradients."""
+
+    parents = frozenset({"Global"})
+
+
 class FlopCounter(FlopCounterMode):
     """Counts FLOPs of matrix products and convolutions as `ossicle plan` does: attention in full, no recomputation."""
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=_ATTENTION)
+        self.mod_tracker: Any = _NoModules()
 
     @property
     def total(self) -> float:

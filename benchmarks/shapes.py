@@ -5,10 +5,17 @@ of weights, not on their values.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE
 from ossicle.backbones.causal_lm import get_input_embeddings
@@ -142,12 +149,29 @@ SHAPES = {
 large-v3 with 8B; toy to see whether everything runs."""
 
 
+def describe_shape(ear: Ear) -> Shape:
+    """Returns the sizes of an ear's models."""
+    whisper, llm = ear.whisper.config, ear.llm.config.get_text_config(decoder=True)
+    return Shape(
+        name=f"{Path(ear.settings.base.encoder).name} with {Path(ear.settings.base.llm).name}",
+        d_encoder=whisper.d_model,
+        n_encoder_layers=whisper.encoder_layers,
+        n_decoder_layers=whisper.decoder_layers,
+        d_llm=llm.hidden_size,
+        n_llm_layers=llm.num_hidden_layers,
+        n_vocabulary=llm.vocab_size,
+        n_mels=whisper.num_mel_bins,
+        n_encoder_positions=whisper.max_source_positions,
+        n_decoder_positions=whisper.max_target_positions,
+    )
+
+
 @dataclass(frozen=True)
 class Backbones:
-    """A frozen Whisper and a frozen Llama of random weights, with a tokenizer."""
+    """A frozen Whisper and a frozen LLM, with a tokenizer: of random weights, or those of an ear."""
 
     whisper: Whisper
-    llm: LlamaForCausalLM
+    llm: PreTrainedModel
     tokenizer: Any
 
     @classmethod

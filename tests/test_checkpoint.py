@@ -111,6 +111,19 @@ def test_a_precision_that_the_device_lacks_is_refused(folder: Path, monkeypatch:
     assert ossicle.load(folder, device="cpu", dtype="float16").llm.dtype == torch.float16
 
 
+def test_an_llm_of_the_same_fingerprint_is_not_checked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, _llm: object) -> None:
+        raise CheckpointError(f"{name} is checked")
+
+    monkeypatch.setattr(pretrained, "check_reads_embeddings", fail)
+    assert isinstance(ossicle.load(folder, device="cpu").chat(TALK, max_new_tokens=2), str)
+    monkeypatch.setattr(pretrained, "_computes_in", lambda dtype, device: True)
+    with pytest.raises(CheckpointError, match="is checked"):
+        ossicle.load(folder, device="cpu", dtype="float16")
+
+
 def test_an_ear_on_a_vision_language_llm_is_saved_and_loaded(base: BaseSettings, tmp_path: Path) -> None:
     llm = save_tiny_llm("gemma3-with-eyes", tmp_path / "llm")
     ear = new_ear(BaseSettings(encoder=base.encoder, llm=llm))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.meters import FlopCounter, RecordPart, measure_seconds
-from benchmarks.shapes import Backbones, Shape
+from benchmarks.shapes import CONNECTOR, Backbones, Shape
 from benchmarks.training.synthetic_run import build_recipe, build_run, draw_batches, fill_teacher_cache
+from ossicle.config import ConnectorSettings
 from ossicle.training.batch import Clip, Microbatch, RankBatch, build_microbatch
 from ossicle.training.run import Run
 from ossicle.training.teacher import Teacher
@@ -65,7 +66,13 @@ class FastRun:
 
 
 def prepare_run(
-    backbones: Backbones, shape: Shape, mean_s: float, batch_size: int, folder: Path, n_batches: int
+    backbones: Backbones,
+    shape: Shape,
+    mean_s: float,
+    batch_size: int,
+    folder: Path,
+    n_batches: int,
+    connector: ConnectorSettings = CONNECTOR,
 ) -> FastRun:
     """Builds a run, and writes the teacher's states of all its clips to disk.
 
@@ -73,7 +80,7 @@ def prepare_run(
         mean_s: mean length of the clips in seconds
     """
     batches = draw_batches(shape, mean_s, batch_size, n_batches)
-    recipe = build_recipe(shape, folder, batch_size)
+    recipe = build_recipe(shape, folder, batch_size, connector)
     run = build_run(backbones, recipe)
     clips = [clip for batch in batches for clip in batch]
     with FlopCounter() as counter:

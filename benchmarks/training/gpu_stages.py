@@ -4,7 +4,7 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 from benchmarks.meters import measure_peak_bytes, measure_seconds
-from benchmarks.shapes import Backbones, Shape
+from benchmarks.shapes import CONNECTOR, Backbones, Shape
 from benchmarks.stage_log import StageTimeout, free_memory
 from benchmarks.training.fast_run import FastRun, prepare_run
 from benchmarks.training.synthetic_run import build_published_batch, build_published_step, draw_batches
@@ -23,6 +23,8 @@ from benchmarks.training.train_step import compare_steps
 from ossicle.atomic_io import write_text
 from ossicle.backbones import packed_forward
 
+DEFAULT_FORM = replace(CONNECTOR, form="autoregressive")
+"""The connector that is measured: of the form that recipes have."""
 MEAN_S = 5.0
 """Mean length of clips, where a stage has only one."""
 
@@ -99,7 +101,14 @@ class TrainingStages:
 
         def measure(batch_size: int) -> dict[str, Any]:
             return compare_steps(
-                self.backbones, self.shape, mean_s, batch_size, self.n_rounds, None, self.matmul_flops
+                self.backbones,
+                self.shape,
+                mean_s,
+                batch_size,
+                self.n_rounds,
+                None,
+                self.matmul_flops,
+                DEFAULT_FORM,
             )
 
         rows = run_with_halved_batches(measure, self.batch_sizes[mean_s])
@@ -116,7 +125,7 @@ class TrainingStages:
             clips = draw_batches(self.shape, MEAN_S, batch_size, 1)[0]
             published.run_step(build_published_batch(self.shape, clips))
             return compare_steps(
-                self.backbones, self.shape, MEAN_S, batch_size, 3, published, self.matmul_flops
+                self.backbones, self.shape, MEAN_S, batch_size, 3, published, self.matmul_flops, DEFAULT_FORM
             )
 
         return run_with_halved_batches(compare, self.published_batch_size)
@@ -125,7 +134,7 @@ class TrainingStages:
     def open_run(self, batch_size: int) -> Generator[FastRun]:
         """Prepares a run that has taken its first steps."""
         with tempfile.TemporaryDirectory() as folder:
-            ours = prepare_run(self.backbones, self.shape, MEAN_S, batch_size, Path(folder), 3)
+            ours = prepare_run(self.backbones, self.shape, MEAN_S, batch_size, Path(folder), 3, DEFAULT_FORM)
             ours.run_steps()
             yield ours
 

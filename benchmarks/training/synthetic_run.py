@@ -33,6 +33,7 @@ from ossicle.connectors.query import QueryConnector
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.sampler import BatchSampler
 from ossicle.data.source import Source, Utterance
+from ossicle.ear import Ear
 from ossicle.plan import CostModel, MicrobatchMemory, build_cost_model, build_shapes
 from ossicle.plan.shapes import ModelShapes
 from ossicle.training.batch import Clip
@@ -121,13 +122,16 @@ def build_published_recipe(shape: Shape) -> Recipe:
     )
 
 
-def build_recipe(shape: Shape, folder: Path, batch_size: int) -> Recipe:
+def build_recipe(
+    shape: Shape, folder: Path, batch_size: int, connector: ConnectorSettings = CONNECTOR
+) -> Recipe:
     """Returns the settings of recipes/llama-3.1-8b.toml, without concatenated clips and the alignment-only warm-up."""
+    token_ce_weight = 1.0 if connector.form == "anchored" else 0.0
     return Recipe(
         out=str(folder / "run"),
         base=BaseSettings(encoder="random/whisper", llm="random/llm"),
-        connector=replace(CONNECTOR, n_queries=min(CONNECTOR.n_queries, shape.n_decoder_positions)),
-        objective=ObjectiveSettings(hidden_positions="suffix", token_ce_weight=1.0),
+        connector=replace(connector, n_queries=min(connector.n_queries, shape.n_decoder_positions)),
+        objective=ObjectiveSettings(hidden_positions="suffix", token_ce_weight=token_ce_weight),
         data=DataSettings(n_workers=0, teacher_cache=str(folder / "teacher")),
         train=TrainSettings(batch_size=batch_size, peak_lr=5e-5, save_every=100),
     )
@@ -147,7 +151,11 @@ class _EmptySource(Source):
 
 def build_run(backbones: Backbones, recipe: Recipe, cache: TensorCache | None = None) -> Run:
     """Builds a run as `ossicle.training.setup.build_run` does, but reads no files."""
-    ear = backbones.build_ear(recipe.connector)
+    return build_run_of_ear(backbones.build_ear(recipe.connector), recipe, cache)
+
+
+def build_run_of_ear(ear: Ear, recipe: Recipe, cache: TensorCache | None = None) -> Run:
+    """Builds a run of an untrained ear, without files."""
     shapes = build_shapes(ear)
     costs = build_cost_model(recipe, shapes)
     speech = SpeechDataset([(_EmptySource(), None)])
@@ -193,6 +201,7 @@ def fill_teacher_cache(run: Run, clips: Sequence[Clip]) -> TensorCache:
 
 def build_published_step(backbones: Backbones, shape: Shape) -> PublishedStep:
     """Builds the published step with the initial weights of our connector of the published form."""
+    assert isinstance(backbones.llm, LlamaForCausalLM)
     torch.manual_seed(1)
     settings = ConnectorSettings(form="diva", n_queries=shape.n_decoder_positions)
     ours = build_connector(backbones.whisper.config, settings, shape.d_llm)

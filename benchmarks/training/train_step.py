@@ -35,7 +35,7 @@ from benchmarks.meters import (
     measure_peak_bytes,
     measure_seconds,
 )
-from benchmarks.shapes import SHAPES, TOKENS_PER_SECOND, Backbones, Shape
+from benchmarks.shapes import CONNECTOR, SHAPES, TOKENS_PER_SECOND, Backbones, Shape
 from benchmarks.training.fast_run import FastRun, list_weights, prepare_run, record_parts
 from benchmarks.training.published_step import PublishedBatch, PublishedStep
 from benchmarks.training.synthetic_run import (
@@ -48,6 +48,7 @@ from benchmarks.training.synthetic_run import (
 )
 from ossicle.backbones.encoder import POSITIONS_PER_SECOND
 from ossicle.backbones.pretrained import get_default_device
+from ossicle.config import ConnectorSettings
 
 _N_BATCHES = 3
 """Batches for each mean length: one of short clips, one of middling and one of long ones."""
@@ -143,11 +144,12 @@ def compare_steps(
     n_rounds: int,
     published: PublishedStep | None,
     matmul_flops: float,
+    connector: ConnectorSettings = CONNECTOR,
 ) -> dict[str, Any]:
     """Measures our step and, if it is given, the published one with the same clips, in turns."""
     device = backbones.llm.device
     with tempfile.TemporaryDirectory() as folder:
-        ours = prepare_run(backbones, shape, mean_s, batch_size, Path(folder), _N_BATCHES)
+        ours = prepare_run(backbones, shape, mean_s, batch_size, Path(folder), _N_BATCHES, connector)
         batches = [build_published_batch(shape, batch) for batch in ours.batches] if published else []
         ours.run_steps()
         sweep_s, step_s = [], []

@@ -182,7 +182,14 @@ def load(
         whisper = load_whisper(base.encoder, base.encoder_revision, on_device, dtype=in_dtype)
     with _name_option(folder, "llm", is_given=llm is not None):
         if with_llm:
-            model, tokenizer = load_llm(base.llm, base.llm_revision, on_device, bits=llm_bits, dtype=in_dtype)
+            model, tokenizer = load_llm(
+                base.llm,
+                base.llm_revision,
+                on_device,
+                bits=llm_bits,
+                dtype=in_dtype,
+                is_known=llm_bits == 16 and in_dtype != torch.float16,  # its fingerprint is compared below
+            )
         else:
             model = build_meta_llm(base.llm, base.llm_revision)
             if settings.connector.uses_shared_vocabulary:

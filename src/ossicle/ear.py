@@ -163,7 +163,8 @@ class Ear:
     def encode_mels(self, mel: Float[Tensor, "B M F"], n_frames: Int[Tensor, " B"]) -> Features:
         """Encodes spectrograms, of which the first n_frames belong to each clip."""
         encoder = self.whisper.model.model.encoder
-        return encode(encoder, mel.to(self.device, non_blocking=True), n_frames, self.silence)
+        features = encode(encoder, mel.to(self.device, non_blocking=True), n_frames, self.silence)
+        return features.upcast() if self.device.type == "cpu" else features
 
     def wrap_states(self, states: Float[Tensor, "B S E"], n_positions: Int[Tensor, " B"]) -> Features:
         """Returns stored states of clips as `encode_mels` does.
@@ -379,9 +380,12 @@ class Ear:
         return [results[number] for number in range(len(windows))]
 
     def autocast(self) -> torch.autocast:
-        """The precision of the connector in training and at inference: that of the frozen models."""
-        dtype = self.whisper.model.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+        """The precision of the connector in training and at inference: that of the frozen models, on a GPU.
+
+        On a CPU it is float32: half precision is slower there for one slot after the other.
+        """
+        dtype, place = self.whisper.model.dtype, self.device.type
+        return torch.autocast(place, dtype, enabled=place != "cpu" and dtype.itemsize == 2)
 
     # Answering
 

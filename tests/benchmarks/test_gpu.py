@@ -23,13 +23,15 @@ def test_all_stages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gpu, "run_first_token", fail)
     monkeypatch.setattr(gpu, "compute_flop_ratios", lambda *_: {})
     monkeypatch.setattr(gpu, "measure_matmul_peaks", lambda *_: {"float32": 1e11})
-    result = gpu.main(["--small", "--out", str(tmp_path)])
-    assert result["failed"] == ["first token"]
+    asked = ["--ear", "pocket/ear", "--speech", "questions.jsonl"]
+    result = gpu.main(["--small", *asked, "--out", str(tmp_path)])
+    assert result["failed"] == ["first token", "ear: first token"]
     found = json.loads((tmp_path / result["results"]).read_text())
     assert found["first token"] == {"failed": "RuntimeError: no first token"}
     assert found["choices"]["impossible"] == {"failed": "RuntimeError: no first token"}
     assert found["choices"]["texts not packed"]["changed"] > 0
     assert all(found[f"{number} toy: 2 s"]["ours"]["clips_per_s"] > 0 for number in (1, 2))
+    assert found["whisper with llm: 2 s"]["ours"]["utilisation"] > 0
     assert "aten::" in (tmp_path / found["profile"]["table"]).read_text()
 
 

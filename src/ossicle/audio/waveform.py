@@ -144,8 +144,7 @@ def log_mel_spectrogram(
     spectrum = torch.stft(window, N_FFT, HOP_LENGTH, window=taper, return_complex=True)  # K F+1
     # Frames are centered on hops, from the first sample to the one after the last; Whisper drops that one.
     power = spectrum[:, :-1].abs().square().contiguous()
-    with torch.autocast(window.device.type, enabled=False):  # callers compute the rest in half precision
-        level = (mel_filters(n_mels).to(window.device) @ power).clamp(min=1e-10).log10()
+    level = (mel_filters(n_mels).to(window.device) @ power).clamp(min=1e-10).log10()
     return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
 
 

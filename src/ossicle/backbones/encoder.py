@@ -6,7 +6,7 @@ features do not depend on the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class Features:
     """Whether every position belongs to its clip; None reads it from the mask, which waits for the device."""
     silence_bias: Float[Tensor, "B 1 1 K"] | None = None
     """Added to the logits of attention, where there is silence behind the clips."""
+
+    def upcast(self) -> "Features":
+        """Returns them in float32, if they are in half precision."""
+        if self.states.dtype.itemsize > 2:
+            return self
+        bias = self.silence_bias
+        return replace(self, states=self.states.float(), silence_bias=None if bias is None else bias.float())
 
     @property
     def attention_mask(self) -> Bool[Tensor, "B 1 1 S"] | Float[Tensor, "B 1 1 K"] | None:

@@ -27,7 +27,7 @@ from ossicle.audio.waveform import HOP_LENGTH
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.causal_lm import extract_causal_lm, get_input_embeddings
 from ossicle.backbones.chat_template_file import find_chat_template
-from ossicle.backbones.embeds_check import check_reads_embeddings
+from ossicle.backbones.embeds_check import check_reads_embeddings, find_logits
 from ossicle.backbones.encoder import FRAMES_PER_POSITION
 from ossicle.backbones.model_files import (
     ENCODER,
@@ -175,6 +175,7 @@ def load_llm(
     bits: int = 16,
     on_host: bool = False,
     dtype: torch.dtype | None = None,
+    is_known: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns a frozen causal LM and its tokenizer, by hub id or local folder.
 
@@ -182,6 +183,7 @@ def load_llm(
         bits: 8 or 4 quantizes the weights of its layers
         on_host: leaves it in the host's memory, ready to be sharded over several devices
         dtype: of its weights; by default that of frozen models on the device
+        is_known: whether it was checked to read embeddings before, and the caller makes sure that it is that LLM
 
     Raises:
         CheckpointError: nothing there, not a causal LM, no chat template, or an LLM that does not read embeddings
@@ -214,7 +216,7 @@ def load_llm(
         files.gguf.finish(model, tokenizer)
         model = model if on_host else model.to(device)
     llm = extract_causal_lm(model)
-    check_reads_embeddings(name, llm)
+    (find_logits if is_known else check_reads_embeddings)(name, llm)
     if bits != 16:
         _check_passes_gradient(llm, bits)
     return llm, tokenizer

@@ -142,7 +142,6 @@ class VocabularyHead(nn.Module):
 
     def search_logits(self, hidden: Float[Tensor, "B Q E"]) -> Float[Tensor, "B Q W"]:
         """Computes logits as `logits` does, on CPUs exactly for the likeliest tokens only and close to it for others."""
-        hidden = upcast(hidden)
         if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not is_quantization_available():
             return self.logits(hidden)
         tables = (self.decoder_embeddings, self.other_decoder_embeddings)
@@ -154,8 +153,7 @@ class VocabularyHead(nn.Module):
         *_, rows, quantized = self._quantized
         logits = quantized.multiply(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         likeliest = logits.topk(min(_N_EXACT, len(rows))).indices
-        with _no_autocast(hidden):
-            exact = (rows[likeliest] @ hidden[..., None])[..., 0]
+        exact = (rows[likeliest] @ hidden[..., None])[..., 0]
         return logits.scatter(2, likeliest, exact)
 
     def expected_embedding(self, logits: Float[Tensor, "B Q W"]) -> Float[Tensor, "B Q D"]:
