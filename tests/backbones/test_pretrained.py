@@ -229,23 +229,27 @@ def test_weights_that_are_cut_short_or_of_another_shape_are_refused(llm: Path) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes"),
+    ("kind", "numbers", "expected"),
     [
-        ("llm", {"num_hidden_layers": 2**31}),
-        ("llm", {"num_hidden_layers": 10**400}),
-        ("llm", {"text_config": {"num_local_experts": 2**31}}),
-        ("whisper", {"encoder_layers": 2**40}),
-        ("whisper", {"decoder_layers": 2**31}),
+        ("llm", {"num_hidden_layers": 2**31}, "at most 10000"),
+        ("llm", {"num_hidden_layers": 10**400}, "at most 10000"),
+        ("llm", {"text_config": {"num_local_experts": 2**31}}, "at most 10000"),
+        ("whisper", {"encoder_layers": 2**40}, "at most 10000"),
+        ("whisper", {"decoder_layers": 2**31}, "at most 10000"),
+        ("whisper", {"dropout": 1e308}, "a rate from 0 to 1"),
+        ("whisper", {"activation_dropout": float("inf")}, "a rate from 0 to 1"),
+        ("whisper", {"encoder_layerdrop": float("nan")}, "a rate from 0 to 1"),
+        ("llm", {"attention_dropout": 2**64}, "a rate from 0 to 1"),
     ],
 )
-def test_sizes_that_no_model_has_are_refused_before_it_is_built(
-    saved: Path, tmp_path: Path, kind: str, sizes: dict[str, Any]
+def test_numbers_that_no_model_has_are_refused_before_it_is_built(
+    saved: Path, tmp_path: Path, kind: str, numbers: dict[str, Any], expected: str
 ) -> None:
     shutil.copytree(saved / kind, tmp_path / "model")
     config = json.loads((saved / kind / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **sizes}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **numbers}))
     load = pretrained.load_llm if kind == "llm" else pretrained.load_whisper
-    assert "expected at most 10000" in read_error(load, tmp_path / "model")
+    assert f"expected {expected}" in read_error(load, tmp_path / "model")
 
 
 def test_pickles_are_refused(llm: Path) -> None:

@@ -179,7 +179,7 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     if files.is_ctranslate2:
         return files, ctranslate2_whisper.read_config(Path(path))
     try:
-        _check_counts(files)
+        _check_numbers(files)
         config = files.load(AutoConfig)
     except CheckpointError as error:
         if options.get("local_files_only"):
@@ -196,8 +196,10 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     return files, config
 
 
-def _check_counts(files: ModelFiles) -> None:
-    """Refuses a config with more layers or experts than any model: to build them, even empty, would never end."""
+def _check_numbers(files: ModelFiles) -> None:
+    """Refuses a config whose numbers fail only later: more layers or experts than any model has, which would be built
+    without end, and rates of dropout that are none.
+    """
     path = files.find_file("config.json")
     try:
         config = json.loads(read_text_file(path)) if path is not None else {}
@@ -205,12 +207,22 @@ def _check_counts(files: ModelFiles) -> None:
         return
     for part in (config, *config.values()) if isinstance(config, dict) else ():
         for name, value in part.items() if isinstance(part, dict) else ():
-            is_count = ("layer" in name or "expert" in name) and "size" not in name
-            if is_count and isinstance(value, int) and value > _MAX_COUNT:
+            expected = _find_broken_bound(name, value)
+            if expected is not None:
                 raise CheckpointError(
                     f"{files.role} {files.name!r} is damaged: its config.json has {str(value)[:20]} as {name},"
-                    f" expected at most {_MAX_COUNT}; copy or download it again"
+                    f" expected {expected}; copy or download it again"
                 )
+
+
+def _find_broken_bound(name: str, value: Any) -> str | None:
+    """Returns what was expected of a number in a config that has another; None if it is possible."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if "drop" in name:
+        return None if 0 <= value <= 1 else "a rate from 0 to 1"
+    is_count = ("layer" in name or "expert" in name) and "size" not in name
+    return f"at most {_MAX_COUNT}" if is_count and value > _MAX_COUNT else None
 
 
 def is_meant_as_folder(name: str) -> bool:
