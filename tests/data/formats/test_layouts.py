@@ -279,11 +279,11 @@ def test_cuts_of_lhotse_give_a_row_for_each_supervision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"type": "MixedCut", "supervisions": []}, "a MixedCut is not one stretch of a recording"),
-        ({"supervisions": []}, "the cut has no supervision"),
-        ({"recording": None}, "there is no recording for it, only features at most"),
-        ({"supervisions": ["one"]}, "its supervision is 'one', expected a JSON object"),
-        ({"start": math.nan}, "its start and duration are no seconds of the recording"),
+        ({"type": "MixedCut", "supervisions": []}, "bad: a MixedCut is not one stretch of a recording"),
+        ({"supervisions": []}, "bad: the cut has no supervision"),
+        ({"recording": None}, "s0: there is no recording for it, only features at most"),
+        ({"supervisions": ["one"]}, "line 2: its supervision is 'one', expected a JSON object"),
+        ({"start": math.nan}, "s0: its start and duration are no seconds of the recording"),
     ],
 )
 def test_cuts_that_are_no_stretch_of_a_file_are_invalid(
@@ -299,7 +299,7 @@ def test_cuts_that_are_no_stretch_of_a_file_are_invalid(
     }
     write_lines(tmp_path / "cuts.jsonl", [cut, {**cut, "id": "bad", **change}])
     (error,) = read_errors(open_speech([str(tmp_path / "cuts.jsonl")])).values()
-    assert f"cuts.jsonl, bad: {reason}" in error
+    assert f"cuts.jsonl, {reason}" in error
 
 
 @pytest.mark.parametrize(
