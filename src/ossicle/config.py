@@ -126,9 +126,8 @@ class BaseSettings:
     silence that was encoded once, which published Whispers hardly tell from the whole window."""
 
     silence_margin_s: float = 8.0
-    """Silence that is encoded with each clip, in front of the stored one (encoder_window sound+silence). With 8 seconds
-    a published Whisper writes what it writes with its whole window; with none it is fastest and as often right, but
-    writes other words where it is in doubt."""
+    """Silence that is encoded with each clip, in front of the stored one (encoder_window sound+silence): more of it is
+    slower and nearer to the whole window."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a model without a name."""

@@ -1,7 +1,7 @@
 """ossicle new."""
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,14 +37,13 @@ class New:
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
     encoder_window: WindowKind | None = None
-    """Input length of the encoder. sound+silence (default, where the Whisper passes a check): the clip's own duration in
-    front of silence that was encoded once; full: always the whole window, as published Whispers were trained; sound: the
-    clip's own duration alone, which works only with a Whisper that was trained for it. With --from, it is that of the
-    ear."""
+    """Input length of the encoder. full (default): always the whole window, as published Whispers were trained: the ear
+    writes what Whisper writes; sound+silence: the clip's own duration in front of silence that was encoded once, much
+    faster for short sounds; refused for a Whisper that hears other words so. sound: the clip's own duration alone, which
+    works only with a Whisper that was trained for it. With --from, it is that of the ear."""
     silence_margin_s: float | None = None
-    """Silence that is encoded with each clip, in front of the stored one. With 8 seconds (default) the ear writes what
-    Whisper writes, but for a few words in a thousand; with 0 it is fastest and as often right, but writes other words
-    where Whisper is in doubt. With --from, it is that of the ear."""
+    """Silence that is encoded with each clip, in front of the stored one of the window sound+silence: more of it (8 by
+    default) is slower and nearer to the whole window. With --from, it is that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
 
@@ -68,7 +67,7 @@ class New:
         base = BaseSettings(
             encoder=encoder,
             llm=self.llm,
-            encoder_window=self.encoder_window or "sound+silence",
+            encoder_window=self.encoder_window or "full",
             silence_margin_s=BaseSettings.silence_margin_s if margin_s is None else margin_s,
         )
         n_positions = build_meta_whisper(encoder, None).config.max_target_positions
@@ -81,34 +80,22 @@ class New:
                 f"{encoder} and {self.llm} have no token in common, so an ear for them knows nothing before it is"
                 " trained: use ossicle train"
             )
-        ear = self._check_window(ear)
+        self._check_window(ear)
         checkpoint.save(ear, self.out)
         self._print_result(ear, f"The ear is in {self.out}.")
 
-    def _check_window(self, ear: "Ear") -> "Ear":
-        """Returns the ear, with the whole window if its Whisper hears other words with stored silence.
-
-        Raises:
-            ConfigError: it does, and stored silence was asked for
-        """
+    def _check_window(self, ear: "Ear") -> None:
+        """Raises ConfigError if the ear's Whisper hears other words with stored silence."""
         from ossicle.backbones.silence_check import MAX_DIVERGENCE, measure_divergence
-        from ossicle.ear import Ear
 
         if ear.silence is None:
-            return ear
+            return
         divergence = measure_divergence(ear.whisper, ear.silence, ear.window)
-        if divergence <= MAX_DIVERGENCE:
-            return ear
-        name = ear.settings.base.encoder
-        found = f"{name} hears other words with stored silence than with its whole window"
-        if self.encoder_window is not None:
+        if divergence > MAX_DIVERGENCE:
             raise ConfigError(
-                f"{found} (they diverge by {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use"
-                " --encoder-window full"
+                f"{ear.settings.base.encoder} hears other words with stored silence than with its whole window (they"
+                f" diverge by {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use --encoder-window full"
             )
-        Console(stderr=True).out(f"{found}, so the ear has the whole one.", highlight=False)
-        settings = replace(ear.settings, base=replace(ear.settings.base, encoder_window="full"))
-        return Ear(ear.whisper, ear.llm, ear.tokenizer, ear.connector, settings)
 
     def _transfer(self, source: str) -> None:
         from ossicle import checkpoint
