@@ -55,8 +55,9 @@ def test_the_window_is_checked(
     base = ossicle.load("fast").settings.base
     assert (base.encoder_window, base.silence_margin_s) == ("sound+silence", 0.0)
     assert "base.silence_margin_s" in expect_error(2, command, "no", *stored, "--silence-margin-s", "-1")
-    monkeypatch.setattr("ossicle.backbones.silence_check.MAX_DIVERGENCE", -1.0)
-    assert "use --encoder-window full" in expect_error(2, command, "no", *stored)
+    for divergence in (0.06, float("nan")):
+        monkeypatch.setattr("ossicle.backbones.silence_check.measure_divergence", lambda *_, d=divergence: d)
+        assert "use --encoder-window full" in expect_error(2, command, "no", *stored)
     assert not Path("no").exists()
 
 

@@ -91,7 +91,7 @@ class New:
         if ear.silence is None:
             return
         divergence = measure_divergence(ear.whisper, ear.silence, ear.window)
-        if divergence > MAX_DIVERGENCE:
+        if not divergence <= MAX_DIVERGENCE:  # or it is not a number
             raise ConfigError(
                 f"{ear.settings.base.encoder} hears other words with stored silence than with its whole window (they"
                 f" diverge by {divergence:.2f} nats, expected at most {MAX_DIVERGENCE:g}): use --encoder-window full"
