@@ -125,7 +125,7 @@ class BaseSettings:
     sound: the clip's own duration, for a Whisper that was trained so; sound+silence: the clip's own duration in front of
     silence that was encoded once, which published Whispers hardly tell from the whole window."""
 
-    silence_margin_s: float = 8.0
+    silence_margin_s: float = 0.0
     """Silence that is encoded with each clip, in front of the stored one (encoder_window sound+silence): more of it is
     slower and nearer to the whole window."""
 

@@ -51,9 +51,10 @@ def test_the_window_is_checked(
     assert ossicle.load("begun").settings.base.encoder_window == "full"
     command, _, *models = new(world)
     stored = (*models, "--encoder-window", "sound+silence")
-    assert main([command, "fast", *stored, "--silence-margin-s", "0"]) == 0
-    base = ossicle.load("fast").settings.base
-    assert (base.encoder_window, base.silence_margin_s) == ("sound+silence", 0.0)
+    for name, options, margin_s in (("fast", (), 0.0), ("near", ("--silence-margin-s", "8"), 8.0)):
+        assert main([command, name, *stored, *options]) == 0
+        base = ossicle.load(name).settings.base
+        assert (base.encoder_window, base.silence_margin_s) == ("sound+silence", margin_s)
     assert "base.silence_margin_s" in expect_error(2, command, "no", *stored, "--silence-margin-s", "-1")
     for divergence in (0.06, float("nan")):
         monkeypatch.setattr("ossicle.backbones.silence_check.measure_divergence", lambda *_, d=divergence: d)

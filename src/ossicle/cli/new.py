@@ -42,7 +42,7 @@ class New:
     faster for short sounds; refused for a Whisper that hears other words so. sound: the clip's own duration alone, which
     works only with a Whisper that was trained for it. With --from, it is that of the ear."""
     silence_margin_s: float | None = None
-    """Silence that is encoded with each clip, in front of the stored one of the window sound+silence: more of it (8 by
+    """Silence that is encoded with each clip, in front of the stored one of the window sound+silence: more of it (0 s by
     default) is slower and nearer to the whole window. With --from, it is that of the ear."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
     """Device to run on, cpu or cuda. Without it, the first GPU if there is one."""
