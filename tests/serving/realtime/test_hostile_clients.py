@@ -353,12 +353,17 @@ def test_binary_giant_and_broken_messages(url: str, metrics: Metrics) -> None:
     with open_session(url) as client:
         client.socket.send(b"\0" * 100)
         assert "is binary" in client.receive()["error"]["message"]
-        with suppress(ConnectionClosed):
-            client.socket.send("x" * (server._MAX_MESSAGE_BYTES + 1))
+        size = (server._MAX_MESSAGE_BYTES + 1).to_bytes(8)
+        client.socket.socket.sendall(b"\x81\xff" + size)  # the head of a text that is too long
         with pytest.raises(ConnectionClosed) as closed:
             client.receive()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009
+    with open_session(url) as client:
+        with suppress(ConnectionClosed):
+            client.socket.send("x" * (server._MAX_MESSAGE_BYTES + 1))
+        with pytest.raises(ConnectionClosed):  # its code is lost where the client still writes
+            client.receive()
     with open_session(url) as client:
         client.socket.socket.sendall(b"\xff" * 100)  # no frame
         with pytest.raises(ConnectionClosed):
