@@ -3,10 +3,11 @@
 It knows a tokenizer and the ids that end an answer; it does not know how the tokens are generated.
 """
 
-import re
 from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
+
+from ossicle.backbones.token_bytes import is_byte_fallback
 
 
 def count_until_eos(ids: Sequence[int], eos_ids: Collection[int]) -> int:
@@ -39,7 +40,7 @@ class IncrementalDetokenizer:
         """Returns the text that is final now that another token has come; may be empty."""
         self.ids.append(token)
         n_ready = len(self.ids)
-        while n_ready and _is_byte_token(self.tokenizer, self.ids[n_ready - 1]):
+        while n_ready and self._is_byte_fallback(self.ids[n_ready - 1]):
             n_ready -= 1
         text = decode_answer(self.tokenizer, self.ids[:n_ready], self.eos_ids).rstrip("�").rstrip()
         if len(text) <= len(self._emitted) or not text.startswith(self._emitted):
@@ -51,10 +52,8 @@ class IncrementalDetokenizer:
         """Returns the text that is left when no token follows."""
         return decode_answer(self.tokenizer, self.ids, self.eos_ids)[len(self._emitted) :]
 
-
-def _is_byte_token(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    """Whether a token is one of sentencepiece's bytes, which spell characters outside the vocabulary."""
-    return re.fullmatch("<0x[0-9A-F]{2}>", str(tokenizer.convert_ids_to_tokens(token))) is not None
+    def _is_byte_fallback(self, token: int) -> bool:
+        return is_byte_fallback(str(self.tokenizer.convert_ids_to_tokens(token)))
 
 
 class StopStringBuffer:

@@ -1,6 +1,5 @@
 """Finds the tokens that Whisper and an LLM have in common, by the bytes that they stand for."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ossicle.backbones.causal_lm import embed, get_input_embeddings, to_id_list
 from ossicle.backbones.pretrained import Whisper
+from ossicle.backbones.token_bytes import is_byte_fallback, read_token_bytes
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.vocabulary_head import SharedVocabulary
 from ossicle.errors import CheckpointError
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\u2581"
-"""SentencePiece's sign for a space."""
 
 
 def match_tokens(
@@ -33,48 +29,17 @@ def match_tokens(
         suppressed: tokens that Whisper never writes
     """
     whisper_ids = {
-        content: id_ for id_, content in _token_bytes(whisper_tokenizer).items() if id_ not in suppressed
+        content: id_ for id_, content in read_token_bytes(whisper_tokenizer).items() if id_ not in suppressed
     }
     llm_ids: dict[int, int] = {}  # by Whisper's
     # SentencePiece has a character as a piece and its bytes as a fallback: it would encode text to the piece.
     ids = tokenizer.get_vocab()
-    fallbacks = {id_ for token, id_ in ids.items() if _BYTE.fullmatch(token)}
-    contents = _token_bytes(tokenizer)
+    fallbacks = {id_ for token, id_ in ids.items() if is_byte_fallback(token)}
+    contents = read_token_bytes(tokenizer)
     for id_ in sorted(contents, key=lambda id_: (id_ in fallbacks, id_)):
         if id_ < n_rows and contents[id_] in whisper_ids:
             llm_ids.setdefault(whisper_ids[contents[id_]], id_)
     return sorted((llm_id, whisper_id) for whisper_id, llm_id in llm_ids.items())
-
-
-def _token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
-    """The bytes of each ordinary token: by the alphabet of byte-level BPE, or by the pieces of SentencePiece."""
-    ids, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
-    ordinary = {token: id_ for token, id_ in ids.items() if id_ not in special}
-    if sum(token.startswith(_SPACE) for token in ordinary) > sum(
-        token.startswith("\u0120") for token in ordinary
-    ):
-        return {id_: _piece_bytes(token) for token, id_ in ordinary.items()}
-    alphabet = _byte_alphabet()
-    return {
-        id_: bytes(alphabet[character] for character in token)
-        for token, id_ in ordinary.items()
-        if all(character in alphabet for character in token)
-    }
-
-
-def _piece_bytes(piece: str) -> bytes:
-    as_byte = _BYTE.fullmatch(piece)
-    return bytes([int(as_byte[1], 16)]) if as_byte else piece.replace(_SPACE, " ").encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Maps each character of GPT-2's byte-level alphabet to its byte, as all byte-level BPE vocabularies do.
-
-    Printable bytes of Latin-1 stand for themselves; the others, in order, for the characters from U+0100 on.
-    """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def match_shared_tokens(
@@ -206,7 +171,7 @@ def split_tokens(
 
     Returns: the LLM's ids of each token; none for a token that is no text, or whose bytes the LLM cannot write
     """
-    whisper_bytes, llm_bytes = _token_bytes(whisper_tokenizer), _token_bytes(tokenizer)
+    whisper_bytes, llm_bytes = read_token_bytes(whisper_tokenizer), read_token_bytes(tokenizer)
     controls = set(whisper_tokenizer.get_added_vocab().values())
     contents = [b"" if id_ in controls else whisper_bytes.get(id_, b"") for id_ in ids]
     texts = [content.decode(errors="ignore") for content in contents]

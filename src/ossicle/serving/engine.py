@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
+from ossicle.chat.token_logprobs import TokenLogprob
 from ossicle.serving.turn_listening import TurnListener
 
 
@@ -163,6 +164,8 @@ class Answer:
     tool_calls: Sequence[Mapping[str, Any]] = ()
     """In OpenAI's form."""
     finish_reason: str
+    logprobs: Sequence[TokenLogprob] | None = None
+    """Of its tokens, if they are asked for."""
 
     def to_message(self) -> dict[str, Any]:
         """Returns OpenAI's message."""
@@ -187,16 +190,27 @@ class ChatResponse:
             {
                 "index": index,
                 "message": answer.to_message(),
-                "logprobs": None,
+                "logprobs": format_logprobs(answer.logprobs),
                 "finish_reason": answer.finish_reason,
             }
             for index, answer in enumerate(answers)
         ]
         return self._build("chat.completion", choices) | {"usage": usage.to_json()}
 
-    def build_chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    def build_chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] | None = None,
+    ) -> dict[str, Any]:
         """Returns a `chat.completion.chunk` of one choice."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": format_logprobs(logprobs),
+            "finish_reason": finish_reason,
+        }
         return self._build("chat.completion.chunk", [choice])
 
     def build_usage_chunk(self, usage: Usage) -> dict[str, Any]:
@@ -211,3 +225,22 @@ class ChatResponse:
             "model": self.model,
             "choices": choices,
         }
+
+
+def format_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Returns OpenAI's object for the probabilities of tokens."""
+    if logprobs is None:
+        return None
+    content = [
+        {**_format_logprob(one), "top_logprobs": list(map(_format_logprob, one.likeliest))}
+        for one in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _format_logprob(one: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": one.content.decode(errors="replace"),
+        "bytes": list(one.content),
+        "logprob": one.logprob,
+    }

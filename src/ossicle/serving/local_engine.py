@@ -65,7 +65,7 @@ class LocalEngine:
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """Returns the whole answer."""
         scheduled, tools = await self._schedule(request)
-        choices = [AnswerReader(tools.format, tools.max_calls) for _ in range(scheduled.params.n)]
+        choices = _open_readers(scheduled, tools)
         usages: list[Usage] = []
         try:
             async for event in scheduled.read_events():
@@ -102,7 +102,7 @@ class LocalEngine:
     ) -> AsyncIterator[dict[str, Any]]:
         response = ChatResponse(model=request.model)
         usages: list[Usage] = []
-        choices = [AnswerReader(tools.format, tools.max_calls) for _ in range(scheduled.params.n)]
+        choices = _open_readers(scheduled, tools)
         try:
             yield {}  # taken by `stream`: a generator must have started, or closing it would not run `finally`
             for choice in range(scheduled.params.n):
@@ -111,9 +111,10 @@ class LocalEngine:
                 assert event.delta is not None, "an error was raised"
                 choice = choices[event.choice]
                 for delta in choice.add(event.delta):
-                    yield response.build_chunk(event.choice, delta, None)
+                    yield response.build_chunk(event.choice, delta, None, choice.take_logprobs())
                 if event.delta.finish_reason:
-                    yield response.build_chunk(event.choice, {}, choice.answer.finish_reason)
+                    rest = choice.take_logprobs() or None
+                    yield response.build_chunk(event.choice, {}, choice.answer.finish_reason, rest)
                 if event.usage:
                     usages.append(event.usage)
                 try:
@@ -169,6 +170,14 @@ class LocalEngine:
         self._scheduler.submit(scheduled)
         self._worker.wake()
         return scheduled, tools
+
+
+def _open_readers(scheduled: ScheduledRequest, tools: ToolParams) -> list[AnswerReader]:
+    has_logprobs = scheduled.params.n_likeliest is not None
+    return [
+        AnswerReader(tools.format, tools.max_calls, has_logprobs=has_logprobs)
+        for _ in range(scheduled.params.n)
+    ]
 
 
 def _check_n_characters(ear: Ear, conversation: Conversation) -> None:

@@ -15,9 +15,11 @@ MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
 MAX_BIASED_TOKENS = 1_024
+MAX_LIKELIEST = 20
+"""Likeliest tokens in the place of each (`top_logprobs`)."""
 _SUPPORTED = {
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "top_k", "min_p",
-    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
 }  # fmt: skip
 _READ_ELSEWHERE = {
     "model",
@@ -34,8 +36,6 @@ _IGNORED = {
 }  # fmt: skip
 """What changes no answer: information about the client, and what may only make OpenAI's servers faster."""
 _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
     "modalities": lambda value: value == ["text"],
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
@@ -56,6 +56,8 @@ class SamplingParams:
     stop: tuple[str, ...]
     n: int
     """Number of completions."""
+    n_likeliest: int | None = None
+    """Likeliest tokens that are told in the place of each; None where no probabilities are asked for."""
 
 
 def read_sampling_params(body: Mapping[str, Any], default_max_tokens: int = MAX_NEW_TOKENS) -> SamplingParams:
@@ -79,6 +81,7 @@ def read_sampling_params(body: Mapping[str, Any], default_max_tokens: int = MAX_
         max_tokens=min(limits, default=default_max_tokens),
         stop=_read_stop(fields.get("stop", [])),
         n=_read_int(fields, "n", 1, MAX_CHOICES, 1),
+        n_likeliest=_read_n_likeliest(fields),
     )
 
 
@@ -124,6 +127,16 @@ def _read_sampling(fields: Mapping[str, Any]) -> SamplingSettings:
         logit_bias=_read_logit_bias(fields.get("logit_bias", {})),
         seed=seed,
     )
+
+
+def _read_n_likeliest(fields: Mapping[str, Any]) -> int | None:
+    is_asked = fields.get("logprobs", False)
+    if not isinstance(is_asked, bool):
+        raise ApiError(f"logprobs is {reprlib.repr(is_asked)}, expected true or false", param="logprobs")
+    n_likeliest = _read_int(fields, "top_logprobs", 0, MAX_LIKELIEST, 0)
+    if n_likeliest and not is_asked:
+        raise ApiError(f"top_logprobs is {n_likeliest}, which needs logprobs: true", param="top_logprobs")
+    return n_likeliest if is_asked else None
 
 
 def _read_logit_bias(value: Any) -> tuple[tuple[int, float], ...]:

@@ -20,6 +20,7 @@ from ossicle.chat.grammar import AnswerGrammar, GrammarCompiler
 from ossicle.chat.incremental_text import IncrementalDetokenizer
 from ossicle.chat.messages import Conversation
 from ossicle.chat.sampling import TokenSampler
+from ossicle.chat.token_logprobs import TokenContents
 from ossicle.chat.tool_calls import MARKERS
 from ossicle.ear import Ear
 from ossicle.errors import OssicleError
@@ -122,6 +123,7 @@ class Scheduler:
         """In the order of the batch's rows."""
         self._lock = Lock()
         self._eos_ids = frozenset(get_eos_ids(ear.llm, ear.tokenizer))
+        self._contents = TokenContents(ear.tokenizer)
         n_vocab = get_input_embeddings(ear.llm).num_embeddings
         self._grammars = GrammarCompiler(ear.tokenizer, n_vocab, sorted(self._eos_ids))
         added = ear.tokenizer.added_tokens_decoder.items()
@@ -197,6 +199,8 @@ class Scheduler:
             params.stop,
             max_tokens,
             self._markers if request.reads_markers else {},
+            None if params.n_likeliest is None else self._contents,
+            params.n_likeliest or 0,
         )
 
     def _evict_canceled(self) -> None:

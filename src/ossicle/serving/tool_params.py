@@ -2,11 +2,12 @@
 
 import reprlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ossicle.chat.grammar import AnswerGrammar, build_call_grammar
+from ossicle.chat.token_logprobs import TokenLogprob
 from ossicle.chat.tool_calls import ToolCallParser, ToolFormat, WrittenCall
 from ossicle.serving.engine import Answer
 from ossicle.serving.errors import ApiError
@@ -121,24 +122,42 @@ class AnswerReader:
     Args:
         format: how the LLM writes calls; None for an answer that is only text
         max_calls: further calls are dropped
+        has_logprobs: whether the probabilities of its tokens are asked for
     """
 
-    def __init__(self, format: ToolFormat | None, max_calls: int) -> None:
+    def __init__(self, format: ToolFormat | None, max_calls: int, *, has_logprobs: bool = False) -> None:
         self._parser = ToolCallParser(format) if format else None
         self._max_calls = max_calls
         self._text = ""
         self._calls: list[dict[str, Any]] = []
         self._finish_reason = "stop"
+        self._logprobs: list[TokenLogprob] | None = [] if has_logprobs else None
+        self._n_taken = 0
 
     @property
     def answer(self) -> Answer:
         """The answer as far as it was read."""
         is_call = self._calls and self._finish_reason == "stop"
         finish_reason = "tool_calls" if is_call else self._finish_reason
-        return Answer(text=self._text, tool_calls=tuple(self._calls), finish_reason=finish_reason)
+        return Answer(
+            text=self._text,
+            tool_calls=tuple(self._calls),
+            finish_reason=finish_reason,
+            logprobs=self._logprobs,
+        )
+
+    def take_logprobs(self) -> Sequence[TokenLogprob] | None:
+        """Returns the probabilities of the tokens since the last call, if they are asked for."""
+        if self._logprobs is None:
+            return None
+        taken = self._logprobs[self._n_taken :]
+        self._n_taken = len(self._logprobs)
+        return taken
 
     def add(self, delta: TextDelta) -> Iterator[dict[str, Any]]:
         """Yields OpenAI's deltas for what a token adds."""
+        if self._logprobs is not None:
+            self._logprobs += delta.logprobs
         pieces: list[str | WrittenCall] = [delta.text] if delta.text else []
         if self._parser:
             pieces = self._parser.add(delta.text)
