@@ -5,7 +5,7 @@ not know how answers are generated from a prompt (`chat.generation`) or how the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar, overload
@@ -33,7 +33,7 @@ from ossicle.backbones.transcription import (
     find_speechless_windows,
     transcribe_windows,
 )
-from ossicle.backbones.whisper_prompt import find_language
+from ossicle.backbones.whisper_prompt import Task, find_language
 from ossicle.chat import choice_scoring, generation
 from ossicle.chat.choice_scoring import ContinuationScores
 from ossicle.chat.generation import Prompt
@@ -541,16 +541,20 @@ class Ear:
         languages: Sequence[str | None] | None = None,
         previous: str = "",
         temperature: float = 0.0,
+        task: Task = "transcribe",
+        has_timestamps: bool = False,
     ) -> list[Transcript]:
-        """Transcribes as `transcribe`, and names the language of each sound and the times of its windows.
+        """Transcribes as `transcribe`, and names the language of each sound and when its parts were said.
 
         Args:
             languages: the language of each sound, as a code or name; None to detect it in the first window
             previous: a text whose style and spelling Whisper continues, such as names
             temperature: of sampling; 0 is greedy
+            task: "translate" writes English, whatever is spoken
+            has_timestamps: whether segments are those of Whisper's own timestamps; else they are windows
 
         Raises:
-            RequestError: a language that the Whisper does not know, or a previous text that it cannot take
+            RequestError: a language that the Whisper does not know, or a previous text or a task that it cannot take
         """
         sounds = [load_speech(source) for source in sources]
         windows_of = [locate_windows(sound, self.whisper.window_samples) for sound in sounds]
@@ -560,7 +564,13 @@ class Ear:
         def transcribe_batch(batch: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
             windows, spoken = zip(*batch, strict=True)
             return transcribe_windows(
-                self.whisper, windows, spoken, previous=previous, temperature=temperature
+                self.whisper,
+                windows,
+                spoken,
+                previous=previous,
+                temperature=temperature,
+                task=task,
+                has_timestamps=has_timestamps,
             )
 
         def transcribe(windows: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
@@ -645,13 +655,17 @@ def _join_transcripts(
     windows: Sequence[tuple[int, np.ndarray]], transcripts: Sequence[Transcript]
 ) -> Transcript:
     """Returns the transcript of a sound from those of its windows."""
-    segments = tuple(
-        TranscriptSegment(transcript.text, start / SAMPLE_RATE, (start + len(window)) / SAMPLE_RATE)
-        for (start, window), transcript in zip(windows, transcripts, strict=True)
-        if transcript.text
-    )
-    text = _join_texts([segment.text for segment in segments])
-    return Transcript(text, transcripts[0].language, segments)
+    segments: list[TranscriptSegment] = []
+    for (start, window), transcript in zip(windows, transcripts, strict=True):
+        start_s = start / SAMPLE_RATE
+        whole = TranscriptSegment(transcript.text, 0.0, len(window) / SAMPLE_RATE)
+        segments += [
+            replace(part, start_s=round(start_s + part.start_s, 3), end_s=round(start_s + part.end_s, 3))
+            for part in transcript.segments or [whole]
+            if part.text
+        ]
+    text = _join_texts([transcript.text for transcript in transcripts])
+    return Transcript(text, transcripts[0].language, tuple(segments))
 
 
 def _join_texts(windows: Sequence[str]) -> str:

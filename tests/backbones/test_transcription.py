@@ -1,6 +1,7 @@
 """Whisper's own words are dropped where Whisper expects that nobody speaks, and there alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,20 @@ from support.tiny_models import expect_no_speech, tiny_ear, tiny_whisper
 from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
+import ossicle.ear
 from ossicle.audio.waveform import locate_windows
 from ossicle.backbones import transcription
 from ossicle.backbones.causal_lm import to_id_list
 from ossicle.backbones.pretrained import Whisper
 from ossicle.backbones.transcription import (
     MIN_MEAN_LOG_PROB,
+    Transcript,
+    TranscriptSegment,
     _MeanLogProb,
     find_speechless_windows,
     transcribe_windows,
 )
-from ossicle.errors import AudioError, CheckpointError
+from ossicle.errors import AudioError, CheckpointError, RequestError
 
 SOUNDS = [
     (0.2 * np.random.default_rng(n).standard_normal(8_000 + 900 * n)).astype(np.float32) for n in range(3)
@@ -166,3 +170,75 @@ def test_the_mean_log_prob_of_an_ear_is_the_same_alone_and_in_a_batch() -> None:
     alone = [ear.connector(ear.encode_sounds([sound])).mean_log_prob for sound in SOUNDS]
     torch.testing.assert_close(together, torch.cat(alone))
     assert bool((together < 0).all())
+
+
+def build_whisper_that_writes(monkeypatch: pytest.MonkeyPatch, *rows: list[int]) -> Whisper:
+    """Returns a Whisper that writes these tokens for each sound; timestamps begin at 900."""
+    whisper = tiny_whisper(seed=5)
+    monkeypatch.setattr(whisper.config, "vocab_size", 900 + whisper.config.max_source_positions + 1)
+    written = torch.tensor(
+        [row + [whisper.config.eos_token_id] * (max(map(len, rows)) - len(row)) for row in rows]
+    )
+    asked: list[Any] = []
+
+    def generate(self: Any, generation_config: Any, logits_processor: Any, **options: Any) -> Any:
+        asked.append((generation_config, options))
+        logits_processor(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 8))
+        return SimpleNamespace(sequences=written) if generation_config.return_timestamps else written
+
+    monkeypatch.setattr(type(whisper.model), "generate", generate)
+    options: Any = whisper.model.generation_config
+    options.no_timestamps_token_id = 899
+    return whisper
+
+
+def test_segments_lie_between_whisper_s_timestamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "yes and no"
+    words = tiny_whisper(seed=5).tokenizer(text, add_special_tokens=False)["input_ids"]
+    whisper = build_whisper_that_writes(
+        monkeypatch,
+        [900, *words, 910, 910, *words, 920],  # two parts
+        [905, *words],  # without an end
+        [900, *words, 990],  # which ends after the sound
+    )
+    found = transcribe_windows(whisper, SOUNDS, [None] * 3, has_timestamps=True)
+    seconds = [round(len(sound) / 16_000, 2) for sound in SOUNDS]
+    assert [one.segments for one in found] == [
+        (TranscriptSegment(text, 0.0, 0.2), TranscriptSegment(text, 0.2, 0.4)),
+        (TranscriptSegment(text, 0.1, seconds[1]),),
+        (TranscriptSegment(text, 0.0, seconds[2]),),
+    ]
+    assert [one.text for one in found] == [f"{text} {text}", text, text]
+
+
+def test_without_all_timestamps_windows_are_the_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tiny_whisper(seed=5).tokenizer("yes", add_special_tokens=False)["input_ids"]
+    whisper = build_whisper_that_writes(monkeypatch, *[words] * 3)
+    whisper.config.vocab_size -= 1  # the end of the window has none
+    found = transcribe_windows(whisper, SOUNDS, [None] * 3, has_timestamps=True)
+    assert [(one.text, one.segments) for one in found] == [("yes", ())] * 3
+
+
+def test_a_whisper_of_english_translates_nothing() -> None:
+    with pytest.raises(RequestError, match="knows only English and cannot translate"):
+        transcribe(tiny_whisper(seed=5), task="translate")
+
+
+def test_segments_of_windows_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = tiny_ear()
+    n = ear.whisper.window_samples
+    monkeypatch.setattr(
+        ossicle.ear,
+        "transcribe_windows",
+        lambda whisper, windows, *_, **__: [
+            Transcript("a b", "en", (TranscriptSegment("a", 0.0, 0.1), TranscriptSegment("b", 0.1, 0.2)))
+            for _ in windows
+        ],
+    )
+    sound = np.tile(SOUNDS[0], 1 + 2 * n // len(SOUNDS[0]))[: 2 * n]
+    (found,) = ear.transcribe_with_language([sound], has_timestamps=True)
+    starts = [start / 16_000 for start, _ in locate_windows(sound, n)]
+    assert [(one.text, one.start_s) for one in found.segments] == [
+        part for start in starts for part in (("a", round(start, 3)), ("b", round(start + 0.1, 3)))
+    ]
+    assert found.text == " ".join(["a b"] * len(starts))

@@ -1,6 +1,7 @@
 """The tokens that Whisper's decoder starts with, from complete settings, from old ones and from none."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,13 @@ IDS = {
     "<|notimestamps|>": 50363,
 }
 COMPLETE = WhisperPrompt(
-    start=50258, languages={"en": 50259, "de": 50261}, transcribe=50359, no_timestamps=50363
+    start=50258,
+    languages={"en": 50259, "de": 50261},
+    transcribe=50359,
+    translate=50358,
+    no_timestamps=50363,
 )
-GERMAN = WhisperPrompt(start=50258, languages={"de": 50261}, transcribe=50359, no_timestamps=50363)
+GERMAN = replace(COMPLETE, languages={"de": 50261})
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:

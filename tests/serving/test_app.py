@@ -229,6 +229,7 @@ def test_a_sound_of_an_earlier_turn_is_not_encoded_again(
 # The rest of the protocol
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's name for models' names
 def test_transcriptions_are_those_of_whisper_s_decoder(client: openai.OpenAI, ear: Ear) -> None:
     data = encode_file(ITEMS[1])
     (text,) = ear.transcribe([data])
@@ -250,6 +251,9 @@ def test_transcriptions_are_those_of_whisper_s_decoder(client: openai.OpenAI, ea
     assert refused.value.param == "language"
     with pytest.raises(openai.BadRequestError, match="not audio that can be read"):
         client.audio.transcriptions.create(model=MODEL, file=("a.flac", b"this is not audio"))
+    translations: Any = client.audio.translations
+    with pytest.raises(openai.BadRequestError, match="knows only English and cannot translate"):
+        translations.create(model=MODEL, file=("a.flac", data))
 
 
 def test_models_health_and_metrics(client: openai.OpenAI, url: str, ear: Ear) -> None:

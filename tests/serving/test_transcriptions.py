@@ -67,7 +67,7 @@ def test_every_response_format(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"timestamp_granularities": ["segment"]}])
-def test_verbose_json_names_the_language_and_the_times_of_windows(
+def test_verbose_json_names_the_language_and_the_times_of_segments(
     client: openai.OpenAI, options: dict[str, Any]
 ) -> None:
     verbose: TranscriptionVerbose = transcribe(client, response_format="verbose_json", **options)
@@ -77,6 +77,29 @@ def test_verbose_json_names_the_language_and_the_times_of_windows(
         (0, 0, 0.0, 28.35, "yes, --> and"),
         (1, 2835, 28.35, 3725.5, "no"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("response_format", "has_timestamps"),
+    [("json", False), ("text", False), ("srt", True), ("vtt", True), ("verbose_json", True)],
+)
+def test_whisper_is_asked_for_times_where_they_are_told(
+    client: openai.OpenAI, engine: FakeEngine, response_format: Any, has_timestamps: bool
+) -> None:
+    transcribe(client, response_format=response_format)
+    assert engine.options.pop().has_timestamps == has_timestamps
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's name for models' names
+def test_a_translation_is_english(client: openai.OpenAI, engine: FakeEngine) -> None:
+    translations: Any = client.audio.translations
+    file = ("a.wav", WAV)
+    assert translations.create(model=MODEL, file=file, prompt="Ossicle").text == TEXT
+    assert engine.options.pop() == TranscriptionOptions(prompt="Ossicle", task="translate")
+    verbose = translations.create(model=MODEL, file=file, response_format="verbose_json")
+    assert (verbose.task, verbose.language, len(verbose.segments)) == ("translate", "english", 2)
+    with pytest.raises(openai.BadRequestError, match="Unknown parameter 'color'"):
+        translations.create(model=MODEL, file=file, extra_body={"color": "red"})
 
 
 def test_a_stream_has_the_events_of_a_transcript(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""Transcription by Whisper's own decoder, without timestamps and by default greedily: the first half of the cascade.
+"""Transcription by Whisper's own decoder, by default greedily and without timestamps: the first half of the cascade.
 
 Where Whisper itself expects that nobody speaks, its words are dropped: it finds some in every noise.
 """
@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.causal_lm import to_id_list
 from ossicle.backbones.encoder import EncoderWindow, build_mel_batch
 from ossicle.backbones.model_files import format_one_line, silence_transformers
 from ossicle.backbones.pretrained import Whisper
-from ossicle.backbones.whisper_prompt import encode_previous_text
+from ossicle.backbones.whisper_prompt import Task, check_task, encode_previous_text
 from ossicle.errors import CheckpointError
 
 ENGLISH = "en"
+_SECONDS_PER_TIMESTAMP = 0.02
 NO_SPEECH_PROBABILITY, MIN_MEAN_LOG_PROB = 0.6, -1.0
 """Whisper's own rule: nobody speaks if the sign for that is at least so likely, and the words are less likely than this,
 in nats a token."""
@@ -31,7 +33,7 @@ in nats a token."""
 
 @dataclass(frozen=True)
 class TranscriptSegment:
-    """What was said in one window of a sound."""
+    """What was said in a part of a sound."""
 
     text: str
     start_s: float
@@ -46,7 +48,7 @@ class Transcript:
     language: str
     """Code such as "de"."""
     segments: tuple[TranscriptSegment, ...] = ()
-    """The windows in which something was said."""
+    """The parts in which something was said: between Whisper's timestamps, or else its windows."""
 
     @property
     def language_name(self) -> str:
@@ -62,6 +64,8 @@ def transcribe_windows(
     *,
     previous: str = "",
     temperature: float = 0.0,
+    task: Task = "transcribe",
+    has_timestamps: bool = False,
 ) -> list[Transcript]:
     """Transcribes sounds at 16 kHz, each at most as long as the encoder's window.
 
@@ -69,14 +73,20 @@ def transcribe_windows(
         languages: the language of each sound; None to detect it
         previous: a text that came before each sound: Whisper continues its style and spelling
         temperature: of sampling; 0 is greedy
+        has_timestamps: whether Whisper says when each part was said, as segments; where it can, the words are those
+            that it writes with timestamps, and those may differ
 
     Returns: transcripts, empty where Whisper expects that nobody speaks
 
     Raises:
-        RequestError: a previous text that holds control tokens, or a Whisper that takes none
+        RequestError: a previous text that holds control tokens, or a Whisper that takes none; a translation by a
+            Whisper that knows only English
         CheckpointError: the Whisper's own settings of generation cannot be used
     """
     options, prompt = build_generation_config(whisper), whisper.prompt
+    check_task(prompt, task)
+    has_timestamps = has_timestamps and _knows_timestamps(whisper)
+    options.return_timestamps = options.return_dict_in_generate = has_timestamps
     model = copy.copy(whisper.model)
     model.generation_config = options  # else what is None here is taken from the Whisper's own
     before: dict[str, Any] = {}
@@ -93,10 +103,10 @@ def transcribe_windows(
                 codes = list(prompt.languages)
                 likeliest = first[:, list(prompt.languages.values())].argmax(1).tolist()
                 languages = [given or codes[n] for given, n in zip(languages, likeliest, strict=True)]
-            spoken = {"task": "transcribe", "language": [f"<|{code}|>" for code in languages]}
+            spoken = {"task": task, "language": [f"<|{code}|>" for code in languages]}
         log_probs = _MeanLogProb(to_id_list(options.eos_token_id))
         try:
-            ids = model.generate(
+            generated: Any = model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 attention_mask=torch.ones(
                     len(sounds), whisper.window_frames, dtype=torch.long, device=model.device
@@ -104,6 +114,7 @@ def transcribe_windows(
                 generation_config=options,
                 logits_processor=LogitsProcessorList([log_probs]),
                 temperature=temperature,
+                force_unique_generate_call=True,
                 **spoken,
                 **before,
             )
@@ -114,11 +125,46 @@ def transcribe_windows(
                 f"the encoder's own generation_config.json cannot be used to transcribe: {format_one_line(error)}"
             ) from error
         is_speechless = _find_speechless(whisper, encoded, log_probs.compute(len(sounds)), first)
-    texts = whisper.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if has_timestamps:
+        parts = [
+            _split_segments(whisper, ids, len(sound) / SAMPLE_RATE)
+            for ids, sound in zip(generated.sequences.tolist(), sounds, strict=True)
+        ]
+        texts = [" ".join(part.text for part in own) for own in parts]
+    else:
+        parts = [[] for _ in sounds]
+        texts = whisper.tokenizer.batch_decode(generated, skip_special_tokens=True)
     return [
-        Transcript("" if speechless else text.strip(), language or ENGLISH)
-        for text, language, speechless in zip(texts, languages, is_speechless, strict=True)
+        Transcript("", language or ENGLISH)
+        if speechless
+        else Transcript(text.strip(), language or ENGLISH, tuple(own))
+        for text, own, language, speechless in zip(texts, parts, languages, is_speechless, strict=True)
     ]
+
+
+def _knows_timestamps(whisper: Whisper) -> bool:
+    """Whether a Whisper has a timestamp for each position of its window and for its end, behind the sign for none."""
+    no_timestamps = whisper.prompt.no_timestamps
+    n_needed = whisper.config.max_source_positions + 1
+    return no_timestamps is not None and whisper.config.vocab_size > no_timestamps + n_needed
+
+
+def _split_segments(whisper: Whisper, ids: Sequence[int], duration_s: float) -> list[TranscriptSegment]:
+    """Returns what a window's tokens say between their timestamps; a part without an end lasts as long as the sound."""
+    assert whisper.prompt.no_timestamps is not None, "there are timestamps"
+    first = whisper.prompt.no_timestamps + 1
+    segments: list[TranscriptSegment] = []
+    start_s, words = 0.0, list[int]()
+    for id_ in [*ids, None]:
+        if id_ is not None and id_ < first:
+            words.append(id_)
+            continue
+        time_s = duration_s if id_ is None else min((id_ - first) * _SECONDS_PER_TIMESTAMP, duration_s)
+        text = str(whisper.tokenizer.decode(words, skip_special_tokens=True)).strip()
+        if text:
+            segments.append(TranscriptSegment(text, round(start_s, 2), round(time_s, 2)))
+        start_s, words = time_s, []
+    return segments
 
 
 @torch.inference_mode()
@@ -215,15 +261,15 @@ class _MeanLogProb(LogitsProcessor):
         return (total / is_running.sum(0)).view(n_sounds, -1)[:, 0]
 
 
-def build_generation_config(whisper: Whisper) -> GenerationConfig:
-    """Returns the Whisper's own generation settings, with its prompt in the form that `generate` reads."""
+def build_generation_config(whisper: Whisper) -> Any:
+    """Returns the Whisper's own `GenerationConfig`, with its prompt in the form that `generate` reads."""
     options: Any = copy.deepcopy(whisper.model.generation_config)
     prompt = whisper.prompt
     options.language = options.task = options.forced_decoder_ids = None
     options.is_multilingual = prompt.is_multilingual
     if prompt.is_multilingual:
         options.lang_to_id = {f"<|{code}|>": id_ for code, id_ in prompt.languages.items()}
-        options.task_to_id = {"transcribe": prompt.transcribe}
+        options.task_to_id = {"transcribe": prompt.transcribe, "translate": prompt.translate}
     if prompt.no_timestamps is not None:
         options.no_timestamps_token_id = prompt.no_timestamps
     options.suppress_tokens = to_id_list(options.suppress_tokens) or None

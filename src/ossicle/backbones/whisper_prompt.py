@@ -7,12 +7,15 @@ tokenizer has them all.
 import re
 import reprlib
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from ossicle.errors import CheckpointError, RequestError
 
+Task = Literal["transcribe", "translate"]
+"""What Whisper writes: what was said in its own language, or in English."""
 START_OF_PREVIOUS = "<|startofprev|>"
 """The sign before a text that came before the sound, which a transcript then continues in style and spelling."""
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
@@ -32,6 +35,8 @@ class WhisperPrompt:
     Empty if it knows only English."""
     transcribe: int | None = None
     """The task; None if it knows only English."""
+    translate: int | None = None
+    """The task of writing English whatever is spoken; None if it knows only English."""
     no_timestamps: int | None = None
     """The sign that the transcript has no timestamps."""
     no_speech: int | None = None
@@ -58,6 +63,18 @@ def find_language(prompt: WhisperPrompt, name: str) -> str:
             f"language is {reprlib.repr(name)}, which this Whisper does not know; expected {few}"
         )
     return code
+
+
+def check_task(prompt: WhisperPrompt, task: Task) -> None:
+    """Refuses a translation by a Whisper that knows only English.
+
+    Raises:
+        RequestError: it is one
+    """
+    if task == "translate" and prompt.translate is None:
+        raise RequestError(
+            "this Whisper knows only English and cannot translate: use an ear of a multilingual one"
+        )
 
 
 def encode_previous_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -122,6 +139,7 @@ def _read_prompt(
         prompt,
         languages=_select_languages(languages, getattr(options, "language", None), forced.get(1)),
         transcribe=tasks.get("transcribe", vocabulary.get("<|transcribe|>")),
+        translate=tasks.get("translate", vocabulary.get("<|translate|>")),
     )
 
 

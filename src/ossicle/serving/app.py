@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from ossicle.backbones.whisper_prompt import Task
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import Engine
 from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
@@ -39,8 +40,8 @@ from ossicle.serving.worker import LOG
 _MAX_DECODING = 2
 """Requests whose sounds are decoded at the same time, each in a thread."""
 _ENDPOINTS = (
-    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, WebSocket /v1/realtime, GET /health,"
-    " GET /metrics"
+    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, POST /v1/audio/translations,"
+    " WebSocket /v1/realtime, GET /health, GET /metrics"
 )
 _Result = TypeVar("_Result")
 
@@ -83,6 +84,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
+            Route("/v1/audio/translations", endpoints.translations, methods=["POST"]),
             WebSocketRoute("/v1/realtime", endpoints.realtime.serve),
             WebSocketRoute("/{path:path}", refuse_path),
         ],
@@ -173,11 +175,18 @@ class _Endpoints:
 
     async def transcriptions(self, request: Request) -> Response:
         """POST /v1/audio/transcriptions."""
+        return await self._transcribe(request, "transcribe")
+
+    async def translations(self, request: Request) -> Response:
+        """POST /v1/audio/translations."""
+        return await self._transcribe(request, "translate")
+
+    async def _transcribe(self, request: Request, task: Task) -> Response:
         self._keys.check(request.headers)
         _check_content_type(request, "multipart/form-data")
         slot = self._slots.acquire()
         try:
-            form = await read_transcription_request(request, self._settings.model)
+            form = await read_transcription_request(request, self._settings.model, task)
             decoding = self._run_in_thread(form.decode, self._settings.limits.audio_s)
             sound = await run_while_connected(request, decoding)
             self._metrics.audio_s.inc(sound.duration_s)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ossicle.audio.speech import build_no_speech_error
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
-from ossicle.backbones.whisper_prompt import find_language
+from ossicle.backbones.whisper_prompt import check_task, find_language
 from ossicle.ear import Ear
 from ossicle.errors import NoSpeechError, OssicleError, RequestError
 from ossicle.serving.engine import Sound, TranscriptionOptions
@@ -54,14 +54,13 @@ class _PendingSound(Generic[_Result]):
     def shares_batch(self, other: "_PendingSound[_Result]") -> bool:
         """Whether both can be computed at once.
 
-        Whisper takes one prompt for a whole batch, and what was heard before goes on alone.
+        Whisper takes one prompt and task for a whole batch, and what was heard before goes on alone.
         """
         is_embedded = self.options is None and self.audio_tokens is None
         if is_embedded and (self.sound.listener or other.sound.listener):
             return False
         return not (self.options and other.options) or (
-            (self.options.prompt, self.options.temperature)
-            == (other.options.prompt, other.options.temperature)
+            replace(self.options, language=None) == replace(other.options, language=None)
         )
 
 
@@ -114,7 +113,7 @@ class AudioBatcher:
         """Returns the transcript of Whisper's own decoder.
 
         Raises:
-            ApiError: a language or a prompt that the Whisper does not take
+            ApiError: a language, a prompt or a task that the Whisper does not take
         """
         try:
             if options.language:
@@ -122,6 +121,10 @@ class AudioBatcher:
                 options = replace(options, language=code)
         except RequestError as error:
             raise ApiError(str(error), param="language", code="invalid_language_format") from error
+        try:
+            check_task(self.ear.whisper.prompt, options.task)
+        except RequestError as error:
+            raise ApiError(str(error)) from error
         try:
             (transcript,) = await self._wait_for_results(self.to_transcribe, [_PendingSound(sound, options)])
         except RequestError as error:
@@ -189,6 +192,8 @@ class AudioBatcher:
             languages=[each.language for each in options],
             previous=options[0].prompt,
             temperature=options[0].temperature,
+            task=options[0].task,
+            has_timestamps=options[0].has_timestamps,
         )
 
     def _resolve(

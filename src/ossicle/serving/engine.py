@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.backbones.transcription import Transcript
+from ossicle.backbones.whisper_prompt import Task
 from ossicle.chat.token_logprobs import TokenLogprob
 from ossicle.serving.turn_listening import TurnListener
 
@@ -34,13 +35,16 @@ class Sound:
 
 @dataclass(frozen=True, kw_only=True)
 class TranscriptionOptions:
-    """How a sound is transcribed; sounds with the same prompt and temperature can share a batch."""
+    """How a sound is transcribed; sounds that differ in the language alone can share a batch."""
 
     language: str | None = None
     """Its code or name; None to detect it."""
     prompt: str = ""
     """A text whose style and spelling the transcript continues."""
     temperature: float = 0.0
+    task: Task = "transcribe"
+    has_timestamps: bool = False
+    """Whether its segments are between Whisper's own timestamps; else they are windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,7 @@ class Engine(Protocol):
         """Returns the transcript of Whisper's own decoder: the first half of a cascade.
 
         Raises:
-            ApiError: a language or a prompt that the Whisper does not take
+            ApiError: a language, a prompt or a task that the Whisper does not take
         """
         ...
 

@@ -1,4 +1,4 @@
-"""OpenAI's transcription requests, and the formats of their responses."""
+"""OpenAI's requests for a transcription or a translation, and the formats of their responses."""
 
 import math
 import zlib
@@ -11,12 +11,14 @@ from starlette.requests import Request
 
 from ossicle.audio.decoding import FORMATS
 from ossicle.backbones.transcription import Transcript, TranscriptSegment
+from ossicle.backbones.whisper_prompt import Task
 from ossicle.errors import AudioError
 from ossicle.serving.engine import Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
 from ossicle.serving.request_body import check_model, decode_sound
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+_FORMATS_WITH_TIMES = ("srt", "verbose_json", "vtt")
 PARAMETERS = (
     "file", "model", "language", "prompt", "response_format", "temperature", "timestamp_granularities", "stream",
 )  # fmt: skip
@@ -57,11 +59,14 @@ class TranscriptionRequest:
             raise ApiError(f"file: {error}", param="file", code="invalid_audio") from error
 
 
-async def read_transcription_request(request: Request, model: str) -> TranscriptionRequest:
+async def read_transcription_request(
+    request: Request, model: str, task: Task = "transcribe"
+) -> TranscriptionRequest:
     """Returns the transcription request of a form.
 
     Args:
         model: the model name of this server
+        task: what its path asks for
 
     Raises:
         ApiError: a malformed form, another model, or a field that is unknown or not supported
@@ -85,13 +90,15 @@ async def read_transcription_request(request: Request, model: str) -> Transcript
         language=_get_single(lists, "language") or None,
         prompt=prompt.strip(),
         temperature=_read_temperature(_get_single(lists, "temperature") or "0"),
+        task=task,
+        has_timestamps=response_format in _FORMATS_WITH_TIMES,
     )
     return TranscriptionRequest(
         data=data,
         response_format=response_format,
         options=options,
         is_streamed=_read_flag(_get_single(lists, "stream") or "false")
-        and response_format in ("json", "text"),
+        and response_format not in _FORMATS_WITH_TIMES,
     )
 
 
@@ -175,7 +182,7 @@ def format_transcription(
 ) -> str | dict[str, Any]:
     """Returns a transcript in the requested format: text, or an object to send as JSON.
 
-    The times of segments are those of the windows that Whisper transcribed, cut where the sound is quietest.
+    The times of segments are Whisper's own timestamps; where it has none, those of the windows that it transcribed.
     """
     text, segments = transcript.text, transcript.segments
     match request.response_format:
@@ -188,10 +195,10 @@ def format_transcription(
     usage = {"type": "duration", "seconds": math.ceil(duration_s)}
     if request.response_format == "json":
         return {"text": text, "usage": usage}
-    temperature = request.options.temperature
+    temperature, is_translated = request.options.temperature, request.options.task == "translate"
     return {
-        "task": "transcribe",
-        "language": transcript.language_name,
+        "task": request.options.task,
+        "language": "english" if is_translated else transcript.language_name,
         "duration": duration_s,
         "text": text,
         "segments": [_format_segment(i, segment, temperature) for i, segment in enumerate(segments)],
