@@ -67,7 +67,8 @@ def save(
 
     Args:
         card: Markdown for the model card, such as the three numbers of an evaluation
-        fingerprints: those of the backbones, if these have changed since they were loaded: quantized, or sharded
+        fingerprints: those of the backbones, if the ear knows none and they have changed since they were loaded:
+            quantized, or sharded
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to
@@ -77,7 +78,9 @@ def save(
         "ossicle_version": __version__,
         **CONFIG_KEYS,
         **to_table(replace(ear.settings, base=_make_portable(_pin_revisions(ear), Path(folder)))),
-        "fingerprints": fingerprints or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
+        "fingerprints": fingerprints
+        or ear.fingerprints
+        or fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in ear.connector.state_dict().items()
@@ -228,7 +231,9 @@ def load(
         if on_device.type == "cuda":
             torch.cuda.empty_cache()  # for the engine that answers on the same GPU
     connector.eval().requires_grad_(False)
-    return Ear(whisper, model, tokenizer, connector.to(on_device), settings, silence)
+    return Ear(
+        whisper, model, tokenizer, connector.to(on_device), settings, silence, dict(config["fingerprints"])
+    )
 
 
 def _load_embeddings(meta_llm: PreTrainedModel, base: BaseSettings, device: torch.device) -> None:

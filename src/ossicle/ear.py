@@ -78,6 +78,9 @@ class Ear:
     """An open text LLM that hears.
 
     Only the connector is trained; the encoder and the LLM stay bit-identical.
+
+    Args:
+        fingerprints: those of the backbones that the connector was trained with; None to compute them when it is saved
     """
 
     def __init__(
@@ -88,10 +91,11 @@ class Ear:
         connector: Connector,
         settings: EarSettings,
         silence: Silence | None = None,
+        fingerprints: dict[str, str] | None = None,
     ) -> None:
         self.whisper, self.llm, self.tokenizer = whisper, llm, tokenizer
         self.connector, self.settings = connector, settings
-        self._stored_silence = silence
+        self._stored_silence, self.fingerprints = silence, fingerprints
         self.template = ChatTemplate(tokenizer, settings.prompt)
         check_tokenizer_fits(llm, tokenizer, self.template)
 

@@ -62,6 +62,22 @@ def test_every_wav_encoding_is_loaded(subtype):
     assert np.abs(sound - build_tone()).max() < (0.02 if subtype in ("PCM_U8", "ULAW") else PCM_16_STEP)
 
 
+def test_values_of_hugging_face_datasets_are_loaded(tmp_path):
+    content, tone = encode_audio(build_tone(8_000), 8_000, "wav"), build_tone(8_000)
+    (tmp_path / "a.wav").write_bytes(content)
+    expected = load_audio(content)
+    for value in ({"bytes": content, "path": None}, {"bytes": None, "path": str(tmp_path / "a.wav")}):
+        assert (load_audio(value) == expected).all()
+    for array in (tone, tone.tolist()):
+        sound = load_audio({"path": None, "array": array, "sampling_rate": 8_000})
+        np.testing.assert_array_equal(sound, load_audio((tone, 8_000)))
+    for value in ({}, {"array": tone}, {"bytes": None}):
+        with pytest.raises(
+            AudioError, match=r"got a dict with the keys .*; expected array and sampling_rate, or bytes"
+        ):
+            load_audio(value)
+
+
 def test_path_string_bytes_and_open_file_give_the_same_samples(tmp_path):
     content = encode_audio(build_tone(), SAMPLE_RATE, "wav")
     path = tmp_path / "sound.bin"  # the name says nothing: content decides

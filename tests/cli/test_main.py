@@ -1,5 +1,6 @@
 """The program itself: help, version, usage errors, closed pipes."""
 
+import io
 import os
 import subprocess
 import sys
@@ -75,3 +76,12 @@ def test_a_closed_output_pipe_ends_with_code_1_and_no_message(
             main(["chat", ear, str(world / "0.wav")])
     assert stop.value.code == 1
     assert capsys.readouterr().err == ""
+
+
+def test_what_the_console_has_no_characters_for_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that is redirected on Windows is in a code page that has no blocks for histograms."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["data", "inspect", "pocket/speech", "--decode", "2"]) == 0
+    stream.flush()
+    assert "characters" in stream.buffer.getvalue().decode("cp1252")

@@ -209,6 +209,15 @@ def test_what_is_saved_is_loaded_again(folder: Path, model: Any, processor: Any,
         loaded = OssicleProcessor.from_pretrained(tmp_path / name)
         assert_close(dict(encode(loaded, conversations(folder)[0])), dict(inputs))
     assert ossicle.load(tmp_path / "both", device="cpu").settings == model.ear.settings
+    # An ear's own settings count, whatever processor was saved into its folder before.
+    other = (tmp_path / "both/processor_config.json").read_text().replace('"pocket/llm"', '"gone"')
+    for name in ("both", "alone"):
+        (tmp_path / name / "processor_config.json").write_text(other)
+    assert OssicleProcessor.from_pretrained(tmp_path / "both").settings == model.ear.settings
+    for content in ("{", "[]", "{}", other.replace('"query"', '"none"').replace('"form"', '"from"')):
+        (tmp_path / "alone/processor_config.json").write_text(content)
+        with pytest.raises(CheckpointError, match="is damaged, or no processor of an ear"):
+            OssicleProcessor.from_pretrained(tmp_path / "alone")
 
 
 def test_an_ear_in_memory_is_a_model(ear: Ear, folder: Path, model: Any) -> None:
@@ -217,12 +226,58 @@ def test_an_ear_in_memory_is_a_model(ear: Ear, folder: Path, model: Any) -> None
     assert ids.equal(model.generate(**inputs, max_new_tokens=N_NEW))
 
 
-def test_the_llm_has_the_dtype_that_is_asked_for(folder: Path, processor: Any) -> None:
+def test_encoder_and_llm_have_the_dtype_that_is_asked_for(
+    folder: Path, processor: Any, tmp_path: Path
+) -> None:
+    expected = ossicle.load(folder / "ear", device="cpu", dtype="bfloat16").chat(conversations(folder)[0])
+    inputs = encode(processor, conversations(folder)[0])
     for dtype in (torch.bfloat16, "bfloat16"):
         model: Any = AutoModel.from_pretrained(folder / "ear", device_map="cpu", dtype=dtype)
-        assert model.language_model.dtype == torch.bfloat16
-    inputs = encode(processor, conversations(folder)[0])
-    assert model.generate(**inputs, max_new_tokens=2).shape == (1, 2)
+        assert model.dtype == model.language_model.dtype == torch.bfloat16
+        (answer,) = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+        assert answer.strip() == expected
+    with pytest.raises(ConfigError, match="dtype is 'bfloat17', expected float32, bfloat16 or float16"):
+        OssicleForConditionalGeneration.from_pretrained(folder / "ear", device_map="cpu", dtype="bfloat17")
+
+
+def test_a_model_of_another_precision_keeps_its_connector_and_its_fingerprints(
+    folder: Path, processor: Any, tmp_path: Path
+) -> None:
+    model: Any = AutoModel.from_pretrained(folder / "ear", device_map="cpu")
+    before = {name: weight.clone() for name, weight in model.connector.state_dict().items()}
+    model.to(torch.float16)
+    assert model.language_model.dtype == model.audio_tower.dtype == torch.float16
+    assert_close(dict(model.connector.state_dict()), before, rtol=0, atol=0)
+    model.to(torch.bfloat16)
+    assert model.generate(**encode(processor, conversations(folder)[0]), max_new_tokens=2).shape == (1, 2)
+    for name, save in (("model", model.save_pretrained), ("ear", lambda path: ossicle.save(model.ear, path))):
+        save(tmp_path / name)
+        assert ossicle.load(tmp_path / name, device="cpu").fingerprints == model.config.fingerprints
+
+
+def test_a_model_is_pushed_as_an_ear(
+    ear: Ear, folder: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[Any] = []
+    monkeypatch.setattr(
+        ossicle, "push_to_hub", lambda *given, **options: pushed.append((given, options)) or "there"
+    )
+    model: Any = AutoModel.from_pretrained(folder / "ear", device_map="cpu")
+    assert model.push_to_hub("user/ear", private=True) == "there"
+    assert pushed == [((model.ear, "user/ear"), {"private": True})]
+    with pytest.raises(ConfigError, match="max_shard_size is no option of an ear's push_to_hub"):
+        model.push_to_hub("user/ear", max_shard_size="1GB")
+    for push in (
+        processor.push_to_hub,
+        lambda name: processor.save_pretrained(folder / name, push_to_hub=True),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"model.push_to_hub\('ear'\) uploads all that AutoProcessor needs"
+        ):
+            push("ear")
+    with pytest.raises(ConfigError, match=r"use model\.push_to_hub"):
+        model.save_pretrained(folder / "never", push_to_hub=True)
+    assert not (folder / "never").exists()
 
 
 def test_the_llm_is_quantized_if_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
@@ -284,10 +339,10 @@ def test_sound_is_read_from_an_address(folder: Path, processor: Any) -> None:
         encode(processor, [{"role": "user", "content": [part]}])
 
 
-def test_sound_is_read_from_base64(folder: Path, processor: Any) -> None:
+def test_sound_is_read_from_base64_and_file_addresses(folder: Path, processor: Any) -> None:
     content = base64.b64encode((folder / "0.wav").read_bytes()).decode()
     expected = dict(encode(processor, conversations(folder)[0]))
-    for url in (f"data:audio/wav;base64,{content}", content):
+    for url in (f"data:audio/wav;base64,{content}", content, (folder / "0.wav").as_uri()):
         inputs = encode(processor, [{"role": "user", "content": [{"type": "audio", "url": url}]}])
         assert_close(dict(inputs), expected)
     with pytest.raises(AudioError, match="a sound in a message is no base64"):

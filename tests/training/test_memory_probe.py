@@ -1,7 +1,9 @@
 """Microbatches: which clips they hold, how much memory they may take, and that measuring it changes nothing."""
 
 import json
+import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,14 @@ def test_a_run_in_small_microbatches_takes_every_clip_of_a_batch(recipe: Recipe)
     whole = load_batch(run, [index.row for index in run.sampler[0]])
     n_text = [n for microbatch in rank_batch.microbatches for n in microbatch.n_text]
     assert sorted(n_text) == sorted(whole.n_text.tolist())
+
+
+def test_memory_is_assumed_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # as on macOS
+    told = memory_probe._count_free_host_bytes()
+    assert told > 2**28
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert memory_probe._count_free_host_bytes() == 4 * 2**30

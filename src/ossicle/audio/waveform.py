@@ -6,7 +6,7 @@ Audio that cannot be decoded completely is refused with a one-line error: nothin
 import io
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -44,10 +44,18 @@ _MEL_PER_LOG_HZ = 27.0 / math.log(6.4)
 
 _Samples = np.ndarray | Tensor
 AudioSource = (
-    str | Path | bytes | io.IOBase | _Samples | tuple[_Samples, int] | tuple[int, _Samples] | AudioExcerpt
+    str
+    | Path
+    | bytes
+    | io.IOBase
+    | _Samples
+    | tuple[_Samples, int]
+    | tuple[int, _Samples]
+    | Mapping[str, Any]
+    | AudioExcerpt
 )
-"""A path, the bytes of an audio file, a file open for binary reading, samples, (samples, rate in Hz) in any order, or a
-stretch of one of them."""
+"""A path, the bytes of an audio file, a file open for binary reading, samples, (samples, rate in Hz) in any order, a
+value of Hugging Face's datasets, or a stretch of one of them."""
 
 
 def load_audio(
@@ -67,6 +75,8 @@ def load_audio(
         AudioError: nothing there, not audio, damaged or cut short, empty, digital silence only, NaN or
             infinite samples, too long, or an array that is not samples.
     """
+    if isinstance(source, Mapping):
+        source = _unwrap(source)
     if isinstance(source, tuple):
         if len(source) != 2 or sample_rate is not None:
             raise AudioError(
@@ -103,6 +113,19 @@ def _load_excerpt(excerpt: AudioExcerpt, max_duration_s: float) -> Float32[np.nd
 
     with open_excerpt(open_stream, excerpt) as stream:
         return _to_mono_16k(stream, max_duration_s)
+
+
+def _unwrap(value: Mapping[str, Any]) -> Any:
+    """Returns what a dataset's value has: samples and their rate, or a file's bytes or path."""
+    if value.get("array") is not None and value.get("sampling_rate"):
+        return np.asarray(value["array"]), value["sampling_rate"]
+    found = value.get("bytes") or value.get("path")
+    if not found:
+        raise AudioError(
+            f"got a dict with the keys {', '.join(map(str, value)) or '(none)'}; expected array and sampling_rate, or"
+            " bytes or path, as Hugging Face's datasets have them"
+        )
+    return found
 
 
 def _order_pair(first: Any, second: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs: torch and transformers take seconds, which `ossicle --help` must not.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -78,6 +79,9 @@ def _parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns its exit code: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console of Windows has few characters
     if argv == ["--version"]:
         sys.stdout.write(f"ossicle {__version__}\n")
         return 0

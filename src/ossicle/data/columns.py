@@ -43,6 +43,12 @@ DURATION_NAMES = (
 """Known names, tried in this order without regard to case."""
 
 
+_TYPES = {
+    "audio": "the bytes or the path of an audio file, or {bytes, path} of one, and no decoded samples",
+    "text": "a text",
+}
+
+
 class ColumnRole(Flag):
     """The roles that the type of a column allows."""
 
@@ -104,9 +110,14 @@ def find_columns(label: str, roles: Mapping[str, ColumnRole], spec: SourceSpec) 
     duration = _check_named(label, roles, "duration", spec.duration, ColumnRole.DURATION)
     for option, column, known_names in (("audio", audio, AUDIO_NAMES), ("text", text, TEXT_NAMES)):
         if column is None:
+            unfit = [name for name in roles if name.lower() in known_names]
+            problem = (
+                f"the type of {_list_names(unfit)} is none that can be {option}: expected {_TYPES[option]}"
+                if unfit
+                else f"none has a known name for {option} ({', '.join(known_names)}) and a fitting type"
+            )
             raise DataError(
-                f"{label} has the columns {_list_names(roles)}; none has a known name for {option}"
-                f" ({', '.join(known_names)}) and a fitting type; name the column: ?{option}=COLUMN"
+                f"{label} has the columns {_list_names(roles)}; {problem}; name the column: ?{option}=COLUMN"
             )
     assert audio is not None
     assert text is not None
@@ -166,6 +177,6 @@ def _check_unique(label: str, roles: Mapping[str, ColumnRole], option: str, foun
     return found[0]
 
 
-def _list_names(roles: Mapping[str, ColumnRole]) -> str:
+def _list_names(roles: Iterable[str]) -> str:
     """Returns the names as a message shows them: on one line, whatever the file has in its header."""
     return ", ".join(name if name.isprintable() else repr(name) for name in roles) or "(none)"

@@ -110,6 +110,8 @@ def build_utterance(
         return Utterance(name=name, audio=cut_stretch(audio, stretch), text=transcript)
     path = folder / audio
     try:
+        if "\\" in audio and not path.is_file():  # as Windows writes paths
+            path = folder / audio.replace("\\", "/")
         is_file = path.is_file()
     except (OSError, ValueError):  # a string that cannot be a path
         is_file = False

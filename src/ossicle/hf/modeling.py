@@ -28,6 +28,7 @@ from ossicle.hf.processing import AUDIO_TOKEN, OssicleProcessor
 _WINDOWS_PER_BATCH = 16
 _NOT_OPTIONS = {"tokenizer", "inputs", "assistant_model", "use_model_defaults", "synced_gpus"}
 """Arguments of transformers' generate that are None or the ear's own."""
+_PUSH_OPTIONS = ("private", "revision", "token", "metadata", "encoder", "llm")
 
 
 class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -59,37 +60,58 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Loads an ear with its backbones.
 
         Args:
-            kwargs: `dtype` of the LLM, `device_map` (one device), `quantization_config` of bitsandbytes for the LLM,
-                `revision`, `token`; others are ignored
+            kwargs: `dtype` of encoder and LLM, `device_map` (one device), `quantization_config` of bitsandbytes for the
+                LLM, `revision`, `token`; others are ignored
 
         Raises:
             CheckpointError: not an ear, a damaged one, or other backbones than those that it was trained with
-            ConfigError: several devices, or a quantization other than bitsandbytes'
+            ConfigError: several devices, a dtype that the device lacks, or a quantization other than bitsandbytes'
         """
-        name = str(pretrained_model_name_or_path)
+        name, dtype = str(pretrained_model_name_or_path), kwargs.get("dtype", kwargs.get("torch_dtype"))
         known = {key: kwargs[key] for key in ("revision", "token") if kwargs.get(key)}
         ear = checkpoint.load(
             name,
             device=_read_device(kwargs.get("device_map")),
+            dtype=None if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
             llm_bits=_read_bits(kwargs.get("quantization_config")),
             **known,
         )
         config = kwargs.get("config")
         if not isinstance(config, OssicleConfig):
             config = OssicleConfig.from_pretrained(name, **known)
-        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        if isinstance(dtype, torch.dtype):
-            ear.llm.to(dtype)
         return cls(config, ear).eval()
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         """Writes the ear's folder: the connector's weights and the names of the backbones."""
-        checkpoint.save(self.ear, Path(save_directory), fingerprints=self.config.fingerprints)
         if kwargs.get("push_to_hub"):
             raise ConfigError("push_to_hub is no option of an ear's save_pretrained: use model.push_to_hub")
+        checkpoint.save(self.ear, Path(save_directory), fingerprints=self.config.fingerprints)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Uploads the ear with its model card and returns the address of the commit.
+
+        Args:
+            kwargs: `private`, `revision` and `token`; and those of `ossicle.push_to_hub`
+
+        Raises:
+            CheckpointError: backbones that only this computer has, a token without rights, or no network
+            ConfigError: an option that is none of these
+        """
+        if unknown := kwargs.keys() - _PUSH_OPTIONS:
+            raise ConfigError(
+                f"{min(unknown)} is no option of an ear's push_to_hub, expected one of {', '.join(_PUSH_OPTIONS)}"
+            )
+        return self.ear.push_to_hub(repo_id, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves all parts, and changes the precision of all but the connector, which stays in float32 as trained."""
+        for part in self.children():
+            part._apply(
+                fn if part is not self.connector else lambda weight: weight.to(fn(weight.new_empty(0)).device)
+            )
+        return self
 
     def get_input_embeddings(self) -> Any:
         """Returns the LLM's table of input embeddings."""

@@ -16,6 +16,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, WhisperConfig, W
 from transformers.processing_utils import ProcessorMixin
 
 from ossicle import checkpoint
+from ossicle.atomic_io import write_text
 from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, AudioSource, locate_windows
 from ossicle.backbones.encoder import FRAMES_PER_POSITION, EncoderWindow, build_mel_batch
@@ -24,9 +25,10 @@ from ossicle.chat.messages import parse_conversation
 from ossicle.chat.prompt_segments import Segment, TextSegment
 from ossicle.chat.template import ChatTemplate
 from ossicle.ear import Ear, EarSettings
-from ossicle.errors import RequestError
+from ossicle.errors import CheckpointError, ConfigError, RequestError
 from ossicle.hf.remote_audio import read_audio_part
 from ossicle.settings_io import from_table, to_table
+from ossicle.text_encoding import read_text_file
 from ossicle.transformers_files import AUTO_MAP
 
 AUDIO_TOKEN = "<|audio|>"
@@ -79,11 +81,8 @@ class OssicleProcessor(ProcessorMixin):
             CheckpointError: not an ear, or backbones that cannot be found
         """
         own = Path(pretrained_model_name_or_path) / PROCESSOR_CONFIG
-        if own.is_file():
-            table = json.loads(own.read_text(encoding="utf-8"))
-            settings = from_table(
-                EarSettings, {name: table[name] for name in ("base", "prompt", "connector")}
-            )
+        if own.is_file() and not checkpoint.is_ear(str(pretrained_model_name_or_path)):
+            settings = _read_settings(own)
         else:
             known = {name: kwargs[name] for name in ("revision", "token") if kwargs.get(name)}
             settings = checkpoint.read_settings(str(pretrained_model_name_or_path), **known)
@@ -92,13 +91,24 @@ class OssicleProcessor(ProcessorMixin):
         return cls(_build_extractor(whisper.config), load_tokenizer(base.llm, base.llm_revision), settings)
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
-        self, save_directory: str | os.PathLike[str], **_: Any
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> list[str]:
         """Writes what names the processor: tokenizer and feature extractor are those of the backbones."""
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub(str(kwargs.get("repo_id") or Path(save_directory).name))
         path = Path(save_directory) / PROCESSOR_CONFIG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
         return [str(path)]
+
+    def push_to_hub(self, repo_id: str, **_: Any) -> Any:
+        """Refuses: the ear itself is what its processor is loaded from.
+
+        Raises:
+            ConfigError: always
+        """
+        raise ConfigError(
+            f"model.push_to_hub({repo_id!r}) uploads all that AutoProcessor needs: there is no processor to push"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `save_pretrained` writes."""
@@ -207,6 +217,16 @@ class OssicleProcessor(ProcessorMixin):
         mask = torch.arange(mel.shape[2]) < n_frames[:, None]
         n_windows = torch.tensor([len(own) for own in windows])
         return {"input_features": mel, "input_features_mask": mask.long(), "n_windows": n_windows}
+
+
+def _read_settings(path: Path) -> EarSettings:
+    try:
+        table = json.loads(read_text_file(path))
+        return from_table(EarSettings, {name: table[name] for name in ("base", "prompt", "connector")})
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or no processor of an ear ({error}): save the processor again, or name the ear"
+        ) from error
 
 
 def _build_extractor(config: WhisperConfig) -> WhisperFeatureExtractor:

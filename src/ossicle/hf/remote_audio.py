@@ -4,6 +4,8 @@ import base64
 import binascii
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import httpx2
 
@@ -29,6 +31,8 @@ def read_audio_part(part: Any) -> Any:
     sound = found[0]
     if isinstance(sound, str) and sound.startswith(("http://", "https://")):
         sound = _download(sound)
+    elif isinstance(sound, str) and sound.startswith("file://"):
+        sound = url2pathname(urlsplit(sound).path)
     elif isinstance(sound, str) and sound.startswith("data:"):
         sound = _decode(sound.partition(",")[2])
     elif isinstance(sound, str) and len(sound) > _MAX_PATH_CHARACTERS:

@@ -111,7 +111,7 @@ def _too_many_bytes(n_bytes: int) -> ApiError:
 
 def _trim_memory() -> None:
     """Returns free memory to the system: glibc keeps it in pieces into which no later body fits."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):  # on macOS and Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 

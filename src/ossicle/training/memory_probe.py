@@ -35,6 +35,8 @@ PROBE_FILE = "memory_probe.json"
 """In a run's folder."""
 _HOST_MEMORY_RATIO = 0.25
 """Part of a host's free memory for microbatches on a CPU, where tensors that are freed early are not measured."""
+_ASSUMED_HOST_BYTES = 8.0 * 2**30
+"""Memory of a computer that does not tell it: Windows."""
 _PROBED_CLIPS = (1, 3)
 """Clips of the two microbatches that are measured."""
 _PROBED_S = 2.0
@@ -173,7 +175,14 @@ def _count_free_host_bytes() -> float:
         candidates.append(float(limit) - float(used))  # the limit is "max" where there is none
     except (OSError, KeyError, ValueError):
         pass
-    return min(candidates, default=0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(candidates) if candidates else 0.5 * _count_host_bytes()
+
+
+def _count_host_bytes() -> float:
+    """Returns the memory of this computer where the system tells it, as Linux and macOS do."""
+    if not hasattr(os, "sysconf"):
+        return _ASSUMED_HOST_BYTES
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def measure_microbatch(run: Run, n_clips: int, n_positions: int, n_tokens: int) -> float:

@@ -118,7 +118,8 @@ def test_invalid_rows_of_a_table_are_named(tmp_path: Path) -> None:
     table.write_bytes(rows)
     errors = read_errors(open_speech([str(table)]))
     assert list(errors) == [1, 2, 3, 4, 5]
-    assert "line 3: the row is not UTF-8, or has not the 2 fields path, text" in errors[1]
+    assert errors[1].endswith("line 3: the row has 1 fields, but the header 2 (path, text)")
+    assert errors[3].endswith("line 6: the row is not UTF-8: save the table as UTF-8")
     assert "line 7: the audio file" in errors[4]
 
 
@@ -137,3 +138,39 @@ def test_a_file_that_is_no_table_is_rejected(tmp_path: Path, content: bytes, mes
         open_speech([str(tmp_path / "speech.csv")])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs/one.wav").write_bytes(encode_tone())
+    (tmp_path / "text").write_text("a file that is called as a column is")
+    for row, sound in (
+        ("wavs/one.wav,words", "wavs/one.wav"),
+        ("one,words", "one"),
+        ("gone.flac,words", "gone.flac"),
+    ):
+        (tmp_path / "metadata.csv").write_text(f"{row}\n{row}\n")
+        with pytest.raises(
+            DataError, match=f"has no header: its first line names the audio file {sound}; put"
+        ):
+            open_speech([str(tmp_path / "metadata.csv")])
+    (tmp_path / "metadata.csv").write_text("audio,text\none,words\n")
+    assert open_speech([str(tmp_path / "metadata.csv")])[0].text == "words"
+
+
+def test_tables_of_windows_programs_are_read(tmp_path: Path) -> None:
+    """With a mark, semicolons, quotes, spaces behind commas, carriage returns and backslashes."""
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/a.wav").write_bytes(encode_tone())
+    for text in (
+        '"audio";"text"\r\n"w\\a.wav";"one; ""two"""\r\n',
+        'audio, text\r\nw\\a.wav, "one; ""two"""\r\n',
+    ):
+        (tmp_path / "speech.csv").write_bytes(text.encode("utf-8-sig"))
+        utterance = open_speech([str(tmp_path / "speech.csv")])[0]
+        assert (utterance.audio, utterance.text) == (tmp_path / "w/a.wav", 'one; "two"')
+    (tmp_path / "speech.csv").write_text("audio,text\nw/a.wav,one, two\n")
+    (error,) = read_errors(open_speech([str(tmp_path / "speech.csv")])).values()
+    assert error.endswith(
+        "has 3 fields, but the header 2 (audio, text): put quotes around a text with ',' in it"
+    )

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +204,71 @@ def test_manifests_of_nemo_are_read_with_their_offsets(tmp_path: Path) -> None:
     write_lines(tmp_path / "dev_manifest.json", rows)
     with pytest.raises(ConfigError, match=r"name one: .* of dev, train"):
         open_speech([str(tmp_path)])
-    (tmp_path / "tarred").mkdir()
-    write_tar(tmp_path / "tarred/audio_0.tar", [("a.wav", CLIPS[0].audio)])
-    write_lines(tmp_path / "tarred/tarred_audio_manifest.json", rows)
-    with pytest.raises(DataError, match=r"its words are in tarred_audio_manifest.json and not in its tars"):
-        open_speech([str(tmp_path / "tarred")])
+
+
+def test_tarred_manifests_of_nemo_are_read_with_their_tars(tmp_path: Path) -> None:
+    long = encode_tone(48_000)
+    (tmp_path / "sharded_manifests").mkdir()
+    write_tar(tmp_path / "audio_0.tar", [("home_a.wav", CLIPS[0].audio), ("home_long.flac", long)])
+    write_tar(tmp_path / "audio_1.tar", [("home_b.wav", CLIPS[1].audio)])
+    rows = [
+        {"audio_filepath": "home_a.wav", "duration": 2.0, "text": "one", "shard_id": 0},
+        {"audio_filepath": "home_long.wav", "duration": 1.0, "offset": 0.0, "text": "two", "shard_id": 0},
+        {
+            "audio_filepath": "home_long-sub1.wav",
+            "duration": 1.5,
+            "offset": 1.0,
+            "text": "three",
+            "shard_id": 0,
+        },
+        {"audio_filepath": "home_b.wav", "duration": 2.0, "text": "four", "shard_id": 1},
+        {"audio_filepath": "gone.wav", "duration": 2.0, "text": "five", "shard_id": 1},
+    ]
+    manifest = write_lines(tmp_path / "tarred_audio_manifest.json", rows)
+    shard = write_lines(tmp_path / "sharded_manifests/manifest_1.json", rows[3:])
+    for source in (str(manifest), str(tmp_path)):
+        dataset = pickle.loads(pickle.dumps(open_speech([source])))  # as workers that are spawned get it
+        assert dataset.source_ranges[0].label == "NeMo tarred manifest"
+        assert (dataset[0].audio, dataset[3].audio) == (CLIPS[0].audio, CLIPS[1].audio)
+        assert [excerpt(dataset[row].audio) for row in (1, 2)] == [(long, 0.0, 1.0), (long, 1.0, 2.5)]
+        (error,) = read_errors(dataset).values()
+        assert error.endswith("line 5: no member gone.wav is in the 2 tars")
+    assert open_speech([str(shard)])[0].text == "four"
+    newer = write_lines(tmp_path / "tarred_audio_manifest_version_1.json", [*rows, rows[0]])
+    assert len(open_speech([str(tmp_path)])) == len(open_speech([str(newer)])) == 6
+    tar = tmp_path / "audio_1.tar"
+    tar.write_bytes(tar.read_bytes()[:600])
+    assert "audio_1.tar is truncated: copy it again" in read_errors(open_speech([str(manifest)]))[3]
+    for name in ("audio_0.tar", "audio_1.tar"):
+        (tmp_path / name).unlink()
+    assert "does not exist" in read_errors(open_speech([str(tmp_path)]))[0]
+
+
+def excerpt(audio: Any) -> tuple[Any, float, float | None]:
+    return audio.source, audio.start_s, audio.end_s
+
+
+def test_shards_of_lhotse_are_read_with_their_recordings(tmp_path: Path) -> None:
+    recording, supervisions = make_lhotse(tmp_path)
+    placeholder = {**recording, "sources": [{"type": "shar", "channels": [0], "source": ""}], "duration": 3.0}
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    for shard, clip in enumerate(CLIPS[:2]):
+        cut = {"id": "cut.1-a", "start": 0, "duration": 3.0, "channel": 0, "recording": placeholder}
+        cuts = [{**cut, "type": "MonoCut", "supervisions": [supervisions[shard]]}]
+        write_lines(folder / f"cuts.{shard:06}.jsonl.gz", cuts)
+        ending = ("flac", "original")[shard]
+        members = [(f"cut.1-a.{ending}", clip.audio), ("cut.1-a.json", json.dumps(placeholder).encode())]
+        write_tar(folder / f"recording.{shard:06}.tar", members)
+    for source in (str(folder), str(folder / "cuts.00000{0,1}.jsonl.gz")):
+        dataset = open_speech([source])
+        assert dataset.source_ranges[0].label == "Lhotse Shar"
+        expected = [(CLIPS[0].audio, 0.0, 1.0), (CLIPS[1].audio, 1.0, 2.0)]
+        assert [excerpt(dataset[row].audio) for row in range(2)] == expected
+        assert [dataset[row].text for row in range(2)] == ["one", "two"]
+    (folder / "recording.000001.tar").unlink()
+    (error,) = read_errors(open_speech([str(folder)])).values()
+    assert "Lhotse's Shar, expected recording.NNNNNN.tar beside cuts.NNNNNN.jsonl.gz" in error
 
 
 def make_lhotse(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -355,7 +416,17 @@ def test_arrays_and_compressed_lines_of_json_have_the_columns_of_lines(tmp_path:
         (["wav.scp"], "it has Kaldi's wav.scp, and no file text with the words of each utterance"),
         (["text", "segments"], "it has Kaldi's text and segments, and no wav.scp with the audio files"),
         (["clips/a.mp3"], "it has Common Voice's clips, and no train.tsv"),
-        (["train.tsv", "dev.tsv", "test.tsv"], "it has Common Voice's tables, and no clips beside them"),
+        (["text"], "it has Kaldi's text, and no wav.scp with the audio files"),
+        (["validated.tsv"], "it has Common Voice's table validated.tsv, and no folder clips beside it"),
+        (["de/validated.tsv"], "its folder de has Common Voice's table validated.tsv, and no folder clips"),
+        (
+            ["wav/a.wav", "txt/a.txt"],
+            "it holds .* the words of wav/a.wav are in txt/a.txt, which is not beside",
+        ),
+        (
+            ["a.wav", "a.wav.txt"],
+            "it holds .* the words of a.wav are in a.wav.txt, .* expected a.txt beside a.wav",
+        ),
         (["wavs/a.wav"], r"it has LJSpeech's wavs, and no metadata.csv with a line NAME\|WORDS for each"),
         (["txt/p225/p225_001.txt"], "it has VCTK's txt, and no wav48_silence_trimmed or wav48"),
         (["a/b.flac"], r"it holds audio \(1 in all\) and no words: expected b.txt beside b.flac"),

@@ -83,3 +83,20 @@ def test_row_groups_are_cached_up_to_a_number_of_bytes(tmp_path: Path) -> None:
         assert groups.get(path, group, ["audio"])["audio"][0].as_py()[0] == group
         assert sum(table.nbytes for table in groups._tables.values()) <= 3_500
     assert [group for _, group in groups._tables] == [3, 0, 8]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"audio": {"array": [0.0, 0.1], "sampling_rate": 16_000}, "text": "one"},
+            "the type of audio is none that",
+        ),
+        ({"audio": [0.0, 0.1], "text": "one"}, "expected the bytes or the path of an audio file"),
+        ({"audio": b"x", "text": ["one"]}, "the type of text is none that can be text: expected a text"),
+    ],
+)
+def test_a_known_name_of_another_type_is_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    source = write_table(tmp_path / "speech.parquet", [row])
+    with pytest.raises(DataError, match=message):
+        open_speech([source])

@@ -24,7 +24,10 @@ MEMBERS = [
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.flac", b"x")], "the transcript is None"),
+        (
+            [("a.flac", b"x"), ("a.cls", b"1")],
+            "the clip has .flac, .cls, and no transcript; expected a .txt, or a",
+        ),
         ([("a.txt", b"one")], "the clip has .txt; expected one audio file"),
         (
             [("a.flac", b"x"), ("a.wav", b"y"), ("a.txt", b"one")],
@@ -33,7 +36,8 @@ MEMBERS = [
         ([("a.flac", b"x"), ("a.flac", b"y"), ("a.txt", b"one")], "two members that end in .flac"),
         ([("a.flac", b"x"), ("a.txt", b"\xff")], "its text is not UTF-8"),
         ([("a.flac", b"x"), ("a.json", b"{")], "its .json is not JSON"),
-        ([("a.flac", b"x"), ("a.json", b"[]")], "the transcript is None"),
+        ([("a.flac", b"x"), ("a.json", b"[]")], "the clip has .flac, .json, and no transcript"),
+        ([("a.flac", b"x"), ("a.json", b'{"caption": "one"}')], ".json with the fields 'caption', and no"),
         ([("a.flac", b"x"), ("a.json", b'{"text": "\\ud800"}')], "half of a surrogate pair"),
         ([("a.flac", b""), ("a.txt", b"one")], "the audio is b''"),
     ],

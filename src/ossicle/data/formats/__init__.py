@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ossicle.data.formats.delimited import DelimitedSource
-from ossicle.data.formats.folders import Tables, open_folder, open_lhotse
+from ossicle.data.formats.folders import Tables, open_folder, open_lhotse, open_nemo_tarred
 from ossicle.data.formats.huggingface import open_huggingface
 from ossicle.data.formats.json_values import needs_values, read_objects
 from ossicle.data.formats.jsonl import JsonlSource
@@ -90,6 +90,8 @@ def _open_files(files: Sequence[Path], spec: SourceSpec, row_groups: RowGroupCac
 
 def _open_json(files: Sequence[Path], spec: SourceSpec) -> Source:
     """Opens files of JSON: lines, compressed lines, an array, or a manifest of Lhotse's."""
+    if (tarred := open_nemo_tarred(files, spec)) is not None:
+        return tarred
     is_lhotse = all(map(detect_manifest, files))
     if not is_lhotse and not any(map(needs_values, files)):
         return JsonlSource(files, spec)

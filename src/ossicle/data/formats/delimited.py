@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ossicle.data.columns import AUDIO_NAMES, ColumnRole, Columns, find_columns
+from ossicle.data.formats.webdataset import BYTES_PER_SECOND
 from ossicle.data.source import (
     Source,
     Utterance,
@@ -34,6 +35,7 @@ _LJSPEECH_COLUMNS = ["file", "text"]
 LJSPEECH = "table without a header, as LJSpeech has it"
 _AUDIO_FOLDERS = (".", "clips", "wavs", "wav", "audio")
 _AUDIO_SUFFIXES = ("", ".wav", ".mp3", ".flac")
+_SOUNDS = tuple(f".{extension}" for extension in BYTES_PER_SECOND)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class _Table:
     columns: Columns
     lines: list[int]
     values: list[list[str] | None]
-    """None for a row with another number of fields than the header."""
+    """None for a row that is not UTF-8, or has another number of fields than the header."""
+    problems: list[str | None]
+    """Why a row has no values."""
     is_ljspeech: bool
 
 
@@ -64,6 +68,8 @@ class DelimitedSource(Source):
         self._starts = np.cumsum([0, *(len(table.lines) for table in tables)])
         self._lines = np.array([line for table in tables for line in table.lines], np.int64)
         rows = [values for table in tables for values in table.values]
+        problems = [problem for table in tables for problem in table.problems]
+        self._problems = {row: problem for row, problem in enumerate(problems) if problem}
         self._rows = pa.array(rows, pa.list_(pa.string()))
         texts = [
             values[table.names.index(table.columns.text)] if values else None
@@ -104,9 +110,7 @@ class DelimitedSource(Source):
         )
         fields = self._rows[row].as_py()
         if fields is None:
-            raise DataError(
-                f"{name}: the row is not UTF-8, or has not the {len(names)} fields {', '.join(names)}"
-            )
+            raise DataError(f"{name}: {self._problems[row]}")
         values = dict(zip(names, fields, strict=True))
         stretch = read_stretch(name, values, columns.times, columns.duration)
         audio = _find_audio(folder, values[columns.audio])
@@ -135,15 +139,21 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
             delimiter = next((character for character in "\t|;," if character in first), ",")
-            header = next(csv.reader([first], delimiter=delimiter), [])
+            header = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+            header = [name.strip() for name in header]
             is_ljspeech = delimiter == "|" and not {name.lower() for name in header} & set(AUDIO_NAMES)
             if is_ljspeech:
                 header = _LJSPEECH_COLUMNS
                 file.seek(0)
+            elif (sound := _find_sound(path.parent, header)) is not None:
+                raise DataError(
+                    f"{path} has no header: its first line names the audio file {sound}; put a line such as"
+                    f" audio{delimiter}text with the names of its {len(header)} columns in front"
+                )
             columns = find_columns(str(path), dict.fromkeys(header, _ALL_ROLES), spec)
             is_quoted = path.suffix == ".csv" and not is_ljspeech
             quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=is_quoted)
             n_before = 0 if is_ljspeech else 1
             lines, rows = [], []
             for fields in reader:
@@ -158,11 +168,14 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
         raise DataError(f"{path} cannot be read{where}: {error}") from error
     names = tuple(dict.fromkeys([*columns.of_row, *columns.numbers]))
     positions = [header.index(name) for name in names]
+    advice = f": put quotes around a text with {delimiter!r} in it" if is_quoted else ""
+    selected = [_select(fields, positions, header, advice) for fields in rows]
     return _Table(
         names=names,
         columns=columns,
         lines=lines,
-        values=[_select(fields, positions, len(header)) for fields in rows],
+        values=[values if isinstance(values, list) else None for values in selected],
+        problems=[None if isinstance(values, list) else values for values in selected],
         is_ljspeech=is_ljspeech,
     )
 
@@ -172,7 +185,21 @@ def _read_ljspeech(fields: list[str]) -> list[str]:
     return [fields[0], next(filter(str.strip, reversed(fields[1:])), "")]
 
 
-def _select(fields: list[str], positions: Sequence[int], n_fields: int) -> list[str] | None:
-    """Returns the values of a row's columns; None for a row with another number of fields, or that is not UTF-8."""
-    values = [fields[position] for position in positions] if len(fields) == n_fields else None
-    return values if values is not None and all(map(is_valid_unicode, values)) else None
+def _select(
+    fields: list[str], positions: Sequence[int], header: Sequence[str], advice: str
+) -> list[str] | str:
+    """Returns the values of a row's columns, or why it has none.
+
+    Args:
+        advice: for a row of too many fields
+    """
+    if len(fields) != len(header):
+        end = advice if len(fields) > len(header) else ""
+        return f"the row has {len(fields)} fields, but the header {len(header)} ({', '.join(header)}){end}"
+    values = [fields[position] for position in positions]
+    return values if all(map(is_valid_unicode, values)) else "the row is not UTF-8: save the table as UTF-8"
+
+
+def _find_sound(folder: Path, fields: Sequence[str]) -> str | None:
+    """Returns the field of a table's first line that names an audio file, if the line is no header."""
+    return next((name for name in fields if Path(_find_audio(folder, name)).suffix.lower() in _SOUNDS), None)

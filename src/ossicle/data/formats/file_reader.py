@@ -28,7 +28,10 @@ class FileReader:
         self._open_files[path] = file
         while len(self._open_files) > _MAX_OPEN_FILES:
             self._open_files.popitem(last=False)
-        return os.pread(file.descriptor, n_bytes, offset)  # keeps no file position that a fork would share
+        if hasattr(os, "pread"):  # keeps no file position that a fork would share
+            return os.pread(file.descriptor, n_bytes, offset)
+        os.lseek(file.descriptor, offset, os.SEEK_SET)  # on Windows, which has no fork
+        return os.read(file.descriptor, n_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_open_files": OrderedDict()}
@@ -39,7 +42,9 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(
+            path, os.O_RDONLY | getattr(os, "O_BINARY", 0)
+        )  # Windows would change line ends
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

@@ -149,11 +149,23 @@ def find_tree_difference(tree: FileTree) -> str | None:
         return "it has LJSpeech's wavs, and no metadata.csv with a line NAME|WORDS for each"
     if tree.audio:
         stem, endings = next(iter(tree.audio.items()))
+        name = PurePosixPath(stem).name
         return (
-            f"it holds audio ({len(tree.audio):,} in all) and no words: expected {PurePosixPath(stem).name}.txt beside"
-            f" {PurePosixPath(stem).name}{endings[0]}, or a metadata.csv with the columns file_name and text"
+            f"it holds audio ({len(tree.audio):,} in all) and {_describe_words(tree)}: expected {name}.txt beside"
+            f" {name}{endings[0]}, or a metadata.csv with the columns file_name and text"
         )
     return None
+
+
+def _describe_words(tree: FileTree) -> str:
+    """Returns where the words of an audio file may be, in place of beside it."""
+    sounds = {PurePosixPath(stem).name: stem + endings[0] for stem, endings in tree.audio.items()}
+    for stem, endings in tree.texts.items():
+        name = PurePosixPath(stem).name
+        sound = sounds.get(name) or sounds.get(PurePosixPath(name).stem)
+        if sound:
+            return f"the words of {sound} are in {stem}{endings[0]}, which is not beside it under its name"
+    return "no words"
 
 
 def _read_pair(folder: Path, text_path: str, name: str, audio: str | None, problem: str | None) -> ListedRow:

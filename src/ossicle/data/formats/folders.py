@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ossicle.data.formats import file_trees, kaldi, lhotse
+from ossicle.data.formats.json_values import read_objects
 from ossicle.data.formats.listed import ListedSource
+from ossicle.data.formats.tarred import NEMO_TARRED, TarredSource, find_nemo_tarred, find_nemo_tars
 from ossicle.data.source import Source
 from ossicle.data.source_spec import SourceSpec
 from ossicle.errors import ConfigError, DataError
@@ -19,7 +21,8 @@ from ossicle.errors import ConfigError, DataError
 COMMON_VOICE, AUDIOFOLDER = "Common Voice", "audiofolder with metadata"
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 _NEMO_MANIFEST = re.compile(r"(?P<split>.*?)_?manifest\.json")
-_NEMO_TARRED = "tarred_audio"
+_COMMON_VOICE_COLUMNS = ("client_id", "path", "sentence")
+_HEADER_BYTES = 1_000
 _OTHER_TABLES = ("clip_durations", "reported", "unvalidated_sentences", "validated_sentences", "times")
 """Tables of Common Voice that list no clips."""
 _ARROW_FILES = ("*.parquet", "*.arrow", "*/*.parquet", "*/*.arrow")
@@ -47,8 +50,12 @@ def open_folder(folder: Path, spec: SourceSpec) -> Source | Tables | None:
         return tables
     if any(any(folder.glob(pattern)) for pattern in _ARROW_FILES):
         return None
+    if len(shards := lhotse.find_shards(folder)) > 1 or (shards and lhotse.find_shard_tar(shards[0])):
+        return open_lhotse(shards)
     if manifests := lhotse.find_manifests(folder):
         return open_lhotse([manifests[_select(spec, "split", manifests)]])
+    if (manifest := find_nemo_tarred(folder)) is not None:
+        return open_nemo_tarred([manifest], spec) or Tables(files=[manifest], label="")
     if (tables := _find_shards(folder, spec) or _find_nemo(folder, spec)) is not None:
         return tables
     children = {child.name: child for child in _list_folders(folder) if _has_layout(child)}
@@ -62,7 +69,18 @@ def open_lhotse(manifests: Sequence[Path]) -> ListedSource:
     label = lhotse.detect_manifest(manifests[0])
     read = lhotse.read_supervisions if label == lhotse.SUPERVISIONS else lhotse.read_cuts
     rows = (row for manifest in manifests for row in read(manifest))
+    if tars := [tar for manifest in manifests if (tar := lhotse.find_shard_tar(manifest))]:
+        return TarredSource(manifests[0].parent, rows, tars, label=lhotse.SHAR)
     return ListedSource(manifests[0].parent, rows, label=label or lhotse.CUTS)
+
+
+def open_nemo_tarred(manifests: Sequence[Path], spec: SourceSpec) -> TarredSource | None:
+    """Opens NeMo's manifests of sound in tars; None for other manifests."""
+    tars = list(dict.fromkeys(tar for manifest in manifests for tar in find_nemo_tars(manifest)))
+    if not tars:
+        return None
+    rows = (row for manifest in manifests for row in read_objects(manifest, spec))
+    return TarredSource(manifests[0].parent, rows, tars, label=NEMO_TARRED)
 
 
 def _find_tables(folder: Path, spec: SourceSpec) -> Tables | None:
@@ -98,11 +116,6 @@ def _list_common_voice(folder: Path) -> dict[str, Path]:
 def _find_shards(folder: Path, spec: SourceSpec) -> Tables | None:
     if any(folder.glob("*.jsonl")) or not (shards := sorted(folder.glob("*.tar"))):
         return None
-    if (manifest := next(folder.glob(f"{_NEMO_TARRED}*.json"), None)) is not None:
-        raise DataError(
-            f"source {spec.name!r} is almost of a known layout: its words are in {manifest.name} and not in its tars, as"
-            " NeMo's tarred data sets have it; give the manifest and files that the tars were made of"
-        )
     files = [path for path in shards if path.name.startswith(spec.split or "")]
     if not files:
         raise ConfigError(f"source {spec.name!r} has no tar that begins with {spec.split}; leave split out")
@@ -163,12 +176,26 @@ def _open_tree(folder: Path, spec: SourceSpec) -> ListedSource | None:
 
 def _find_common_voice_difference(folder: Path) -> str | None:
     """Returns what a folder lacks to be Common Voice; None for other folders."""
-    tables = [path.stem for path in folder.glob("*.tsv")]
-    if (folder / "clips").is_dir():
-        return "it has Common Voice's clips, and no train.tsv or other table with their sentences"
-    if "validated" in tables or {"train", "dev", "test"} <= set(tables):
-        return "it has Common Voice's tables, and no clips beside them"
+    for language in (folder, *_list_folders(folder)):
+        tables = [path for path in sorted(language.glob("*.tsv")) if path.stem not in _OTHER_TABLES]
+        where = "it" if language == folder else f"its folder {language.name}"
+        if (language / "clips").is_dir():
+            return f"{where} has Common Voice's clips, and no train.tsv or other table with their sentences"
+        if is_table := next(filter(_is_common_voice, tables), None):
+            return f"{where} has Common Voice's table {is_table.name}, and no folder clips beside it with the sound"
     return None
+
+
+def _is_common_voice(table: Path) -> bool:
+    """Whether a table is one of Common Voice's, by its name or its header."""
+    if table.stem == "validated":
+        return True
+    try:
+        with table.open("rb") as file:
+            header = file.readline(_HEADER_BYTES).decode(errors="replace")
+    except OSError:
+        return False
+    return set(_COMMON_VOICE_COLUMNS) <= set(header.removeprefix("\ufeff").strip().split("\t"))
 
 
 def _list_folders(folder: Path) -> list[Path]:

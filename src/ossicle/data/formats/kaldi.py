@@ -14,6 +14,7 @@ from ossicle.text_encoding import read_text_file
 
 LABEL = "Kaldi data folder"
 _RECORDINGS, _TEXT, _SEGMENTS, _DURATIONS = "wav.scp", "text", "segments", "utt2dur"
+_SPEAKERS = ("utt2spk", "spk2utt")
 _ARCHIVE_OFFSET = re.compile(r".+:\d+")
 
 
@@ -27,8 +28,10 @@ def find_kaldi_difference(folder: Path) -> str | None:
     has_recordings = (folder / _RECORDINGS).is_file()
     if has_recordings and not (folder / _TEXT).is_file():
         return f"it has Kaldi's {_RECORDINGS}, and no file {_TEXT} with the words of each utterance"
-    if not has_recordings and (folder / _TEXT).is_file() and (folder / _SEGMENTS).is_file():
-        return f"it has Kaldi's {_TEXT} and {_SEGMENTS}, and no {_RECORDINGS} with the audio files"
+    if not has_recordings and (folder / _TEXT).is_file():
+        others = [name for name in (_SEGMENTS, *_SPEAKERS) if (folder / name).is_file()]
+        found = " and ".join([_TEXT, *others[:1]])
+        return f"it has Kaldi's {found}, and no {_RECORDINGS} with the audio files"
     return None
 
 

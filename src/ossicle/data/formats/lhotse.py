@@ -13,10 +13,13 @@ from ossicle.data.formats.listed import ListedRow
 from ossicle.errors import DataError
 from ossicle.text_encoding import check_encoding, count_mark_bytes, decode_text
 
-CUTS, SUPERVISIONS = "Lhotse cuts", "Lhotse supervisions and recordings"
+CUTS, SUPERVISIONS, SHAR = "Lhotse cuts", "Lhotse supervisions and recordings", "Lhotse Shar"
 MANIFEST_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _RECORDINGS_PART, _SUPERVISIONS_PART, _CUTS_PART = "recordings", "supervisions", "cuts"
+_SHAR_NAME = re.compile(r"cuts\.(?P<shard>\d+)\.jsonl(\.gz)?")
 _COMPOSED_CUTS = ("MixedCut", "PaddingCut")
+_SHAR = "shar"
+"""Type of a source whose sound is in a tar beside the cuts."""
 _HARMLESS_TRANSFORMS = ("Resample",)
 _START_BYTES = 200
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -35,6 +38,18 @@ def find_manifests(folder: Path) -> dict[str, Path]:
 
 def _is_manifest(path: Path, part: str) -> bool:
     return path.name.endswith(MANIFEST_ENDINGS) and part in re.split(r"[_.-]", path.name) and path.is_file()
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Returns the cuts of a folder of Lhotse's Shar, one file for each tar of recordings."""
+    return [path for path in sorted(folder.iterdir()) if _SHAR_NAME.fullmatch(path.name)]
+
+
+def find_shard_tar(manifest: Path) -> Path | None:
+    """Returns the tar that has the recordings of a shard's cuts."""
+    match = _SHAR_NAME.fullmatch(manifest.name)
+    tar = manifest.with_name(f"recording.{match['shard']}.tar") if match else None
+    return tar if tar is not None and tar.is_file() else None
 
 
 def find_lhotse_difference(folder: Path) -> str | None:
@@ -96,7 +111,11 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_cuts(path: Path) -> Iterator[ListedRow]:
-    """Yields a row for each supervision of each cut, as Lhotse itself trims cuts to supervisions."""
+    """Yields a row for each supervision of each cut, as Lhotse itself trims cuts to supervisions.
+
+    The audio of a shard's cut is named TAR/CUT.
+    """
+    tar = find_shard_tar(path)
     for number, cut in read_values(path):
         name = _name(path, number, cut)
         supervisions = cut.get("supervisions") if isinstance(cut, Mapping) else None
@@ -114,6 +133,7 @@ def read_cuts(path: Path) -> Iterator[ListedRow]:
                 cut.get("recording"),
                 supervision,
                 _number(cut, "start", 0.0),
+                f"{tar.name}/{cut.get('id')}" if tar else None,
             )
 
 
@@ -139,11 +159,14 @@ def read_supervisions(path: Path) -> Iterator[ListedRow]:
         yield _build_row(_name(path, number, supervision), recording, supervision, 0.0)
 
 
-def _build_row(name: str, recording: Any, supervision: Any, origin_s: float) -> ListedRow:
+def _build_row(
+    name: str, recording: Any, supervision: Any, origin_s: float, member: str | None = None
+) -> ListedRow:
     """Returns one supervision.
 
     Args:
         origin_s: the second of the recording that its start counts from
+        member: where a recording of a shard is
     """
     if not isinstance(supervision, Mapping):
         return ListedRow(name=name, problem=f"its supervision is {supervision!r:.60}, expected a JSON object")
@@ -152,7 +175,7 @@ def _build_row(name: str, recording: Any, supervision: Any, origin_s: float) -> 
     if not (start_s > -0.1 and duration_s > 0):
         return ListedRow(name=name, problem="its start and duration are no seconds of the recording")
     start_s = max(0.0, start_s)
-    audio, problem = _find_file(recording, supervision.get("channel", 0))
+    audio, problem = _find_file(recording, supervision.get("channel", 0), member)
     text = supervision.get("text")
     is_whole = (
         start_s == 0
@@ -170,7 +193,7 @@ def _build_row(name: str, recording: Any, supervision: Any, origin_s: float) -> 
     )
 
 
-def _find_file(recording: Any, channel: Any) -> tuple[str | None, str | None]:
+def _find_file(recording: Any, channel: Any, member: str | None) -> tuple[str | None, str | None]:
     """Returns the path of the file that has one channel of a recording alone, or why there is none."""
     sources = recording.get("sources") if isinstance(recording, Mapping) else None
     if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
@@ -188,6 +211,9 @@ def _find_file(recording: Any, channel: Any) -> tuple[str | None, str | None]:
             None,
             f"it is channel {channel} of a recording with others, which would be mixed; expected a file a channel",
         )
+    if fitting[0].get("type") == _SHAR:
+        problem = "its sound is in a tar of Lhotse's Shar, expected recording.NNNNNN.tar beside cuts.NNNNNN.jsonl.gz"
+        return member, None if member else problem
     if fitting[0].get("type") != "file" or not isinstance(fitting[0].get("source"), str):
         return (
             None,

@@ -87,12 +87,17 @@ class ListedSource(Source):
         name = self.row_name(row)
         if (problem := self._problems.get(row)) is not None:
             raise DataError(f"{name}: {problem}")
-        audio, text = self._audio[row].as_py(), self.texts[row].as_py()
         start_s, end_s = self._times[row].tolist()
         stretch = None
         if not math.isnan(start_s):
             stretch = Stretch(start_s, None if math.isnan(end_s) else end_s)
-        return build_utterance(name, find_base(self._folder, audio), audio, text, stretch)
+        folder, audio = self._read_audio(row)
+        return build_utterance(name, folder, audio, self.texts[row].as_py(), stretch)
+
+    def _read_audio(self, row: int) -> tuple[Path, str | bytes | None]:
+        """Returns the path of a row's audio file with the folder that it is relative to, or its bytes."""
+        audio = self._audio[row].as_py()
+        return find_base(self._folder, audio), audio
 
 
 def find_base(folder: Path, audio: str | None) -> Path:

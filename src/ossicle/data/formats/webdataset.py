@@ -56,6 +56,8 @@ class _Clip:
     audio_spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     """First byte and number of bytes, by extension."""
     texts: dict[str, bytes] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    """Extensions of members that are neither, for messages."""
     problem: str | None = None
 
 
@@ -136,12 +138,16 @@ def _read_clips(path: Path) -> list[_Clip]:
         with path.open("rb") as file:
             n_bytes = file.seek(0, 2)
             file.seek(0)
-            for member in _read_members(path, file, n_bytes):
+            for member in read_members(path, file, n_bytes):
                 key, extension = _split_name(member.name)
                 is_audio = extension.rpartition(".")[2] in BYTES_PER_SECOND
-                if not member.isreg() or not key or not (is_audio or extension in _TEXT_EXTENSIONS):
+                is_known = is_audio or extension in _TEXT_EXTENSIONS
+                if not member.isreg() or not key or not (is_known or key in clips):
                     continue
                 clip = clips.setdefault(key, _Clip(key))
+                if not is_known:
+                    clip.others.append(extension)
+                    continue
                 if extension in clip.audio_spans or extension in clip.texts:
                     clip.problem = f"the clip has two members that end in .{extension}, expected one"
                 if member.offset_data + member.size > n_bytes:
@@ -158,7 +164,7 @@ def _read_clips(path: Path) -> list[_Clip]:
     return list(clips.values())
 
 
-def _read_members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarInfo]:
+def read_members(path: Path, file: BinaryIO, n_bytes: int) -> Iterator[tarfile.TarInfo]:
     """Yields every member that has a header, and a last one that stands for the end if that is missing.
 
     Raises:
@@ -216,8 +222,17 @@ def _build_row(clip: _Clip, spec: SourceSpec) -> _Row:
         duration_s = stretch.end_s - stretch.start_s
     if not 0 < duration_s < MAX_SECONDS:
         duration_s = n_bytes / BYTES_PER_SECOND.get(extension, 16_000.0)
+    if text is None and clip.problem is None:
+        clip.problem = _describe_missing_text(clip, values, spec)
     key = clip.key if is_valid_unicode(clip.key) else ascii(clip.key)
     return _Row(key, offset, n_bytes, text, duration_s, stretch, clip.problem)
+
+
+def _describe_missing_text(clip: _Clip, values: dict[str, Any], spec: SourceSpec) -> str:
+    members = ", ".join(f".{extension}" for extension in (*clip.audio_spans, *clip.texts, *clip.others))
+    has_values = f" with the fields {', '.join(map(repr, values)):.200}" if values else ""
+    expected = f"the field {spec.text}" if spec.text else f"a .txt, or a .json with {TEXT_NAMES[0]}"
+    return f"the clip has {members}{has_values}, and no transcript; expected {expected}, or ?text=FIELD to name it"
 
 
 def _select_audio(clip: _Clip, spec: SourceSpec) -> tuple[tuple[int, int], str]:
