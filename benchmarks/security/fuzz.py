@@ -49,6 +49,7 @@ from ossicle.backbones.transcription import Transcript, TranscriptSegment
 from ossicle.chat.messages import parse_conversation
 from ossicle.errors import OssicleError, RequestError
 from ossicle.serving.request_body import RequestLimits, decode_sound, read_chat_request
+from ossicle.serving.responses_request import read_response_request
 from ossicle.serving.sampling_params import read_sampling_params
 from ossicle.serving.transcriptions import format_transcription, read_transcription_request
 
@@ -101,9 +102,14 @@ class FuzzInput:
             case "form":
                 asyncio.run(read_form(self.data))
             case _:
-                body = read_chat_request(self.data, "pocket/ear", LIMITS).body
-                read_sampling_params(body)
-                parse_conversation(body["messages"])
+                is_response = b'"input": ' in self.data
+                request = (
+                    read_response_request(self.data, "pocket/ear", LIMITS).chat
+                    if is_response
+                    else read_chat_request(self.data, "pocket/ear", LIMITS)
+                )
+                read_sampling_params(request.body)
+                parse_conversation(request.body["messages"])
 
 
 async def read_form(data: bytes) -> None:
@@ -149,6 +155,7 @@ class Corpus:
             for messages in (conversation, _build_stock_conversation())
             for more in (options, stream, _STOCK_OPTIONS)
         ]
+        self.bodies += [json.dumps(fields).encode() for fields in _build_responses()]
         self.forms = [_build_transcription_form(fields) for fields in _STOCK_FORMS]
 
     def build_input(self, seed: int, number: int, kinds: Sequence[str] = KINDS) -> FuzzInput:
@@ -186,6 +193,30 @@ def _build_stock_conversation() -> list[dict[str, Any]]:
         answer,
         {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
         build_user_message({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{wav}"}}),
+    ]
+
+
+def _build_responses() -> list[dict[str, Any]]:
+    """Returns the fields of requests for a response."""
+    sound = build_audio_part(audio_files.build_wav(TONE))
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}, sound]},
+        {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "rain"}]},
+    ]
+    shape = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}}
+    options = {"max_output_tokens": 9, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    return [
+        {
+            "model": "pocket/ear",
+            "input": items,
+            "tools": [tool],
+            "tool_choice": "auto",
+            "instructions": "Be kind.",
+        },
+        {"model": "pocket/ear", "input": "hi", "text": shape, "reasoning": {"effort": "low"}, **options},
     ]
 
 

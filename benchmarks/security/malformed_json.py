@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 from benchmarks.security.attack_kinds import (
+    MODEL,
     AttackInputs,
     AttackKinds,
     AttackRequest,
@@ -21,6 +22,10 @@ _FIELDS = (
     "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
     "stop", "seed", "n", "logit_bias", "logprobs", "top_logprobs", "response_format", "modalities", "tools",
     "tool_choice", "frequency_penalty", "presence_penalty", "functions", "nonsense", "__class__", "\ud800",
+)  # fmt: skip
+_RESPONSE_FIELDS = (
+    "input", "instructions", "include", "text", "reasoning", "previous_response_id", "background", "truncation",
+    "max_output_tokens", "metadata", "parallel_tool_calls",
 )  # fmt: skip
 _WRONG: tuple[Any, ...] = (
     0, -1, 7.5, "", "x", True, False, [], {}, [None], {"a": 1}, [[]], [{}], "\ud800", "\0", 10**400, -(10**30), [1] * 99,
@@ -61,6 +66,28 @@ def _draw_wide_json(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
         sends=(with_raw(draw.choice(("messages", "stop", "logit_bias", "metadata")), wide),),
         may_be_dropped=True,
     )
+
+
+@KINDS.add("wrong types in a response")
+def _draw_wrong_response(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
+    fields: dict[str, Any] = {"model": MODEL, "input": "what is the capital of japan"}
+    wrong = draw.choice(_WRONG)
+    match draw.randrange(4):
+        case 0:
+            fields[draw.choice((*_FIELDS, *_RESPONSE_FIELDS))] = wrong
+        case 1:
+            fields["input"] = [{"type": draw.choice(("message", "function_call", "reasoning", wrong))}, wrong]
+        case 2:
+            part = {
+                "type": draw.choice(("input_text", "input_audio", "input_image", wrong)),
+                "input_audio": wrong,
+            }
+            fields["input"] = [{"role": "user", "content": [part]}]
+        case _:
+            item = {"role": "user", "content": "x", "type": "message", "call_id": "a", "arguments": "{}"}
+            fields["input"] = [{**item, draw.choice(list(item)): wrong}]
+    body = json.dumps({**fields, "stream": draw.random() < 0.5, "max_output_tokens": 4}).encode()
+    return AttackRequest(sends=(build_post(body, path="/v1/responses"),), may_be_answered=True)
 
 
 @KINDS.add("wrong types")

@@ -157,7 +157,6 @@ SECRET = "my secret"
         ("functions", [{"name": SECRET}]),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": SECRET}),
-        ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("web_search_options", {"user_location": SECRET}),
         ("moderation", {"model": SECRET}),

@@ -95,6 +95,20 @@ class ChatTemplate:
         except RequestError as error:
             raise CheckpointError(f"the chat template of {name} cannot be used: {error}") from error
 
+    def find_effort_variables(self, effort: Any) -> dict[str, Any] | None:
+        """Returns the template's variables for an effort of reasoning, such as "low"; None where it has none for it.
+
+        Templates name it `reasoning_effort`, or `enable_thinking`, which "none" switches off.
+        """
+        if not isinstance(effort, str):
+            return None
+        source = str(self.tokenizer.chat_template)
+        if re.search(r"\breasoning_effort\b", source):
+            return {"reasoning_effort": effort}
+        if re.search(r"\benable_thinking\b", source):
+            return {"enable_thinking": effort != "none"}
+        return {} if effort == "none" else None
+
     def with_variables(self, variables: Any) -> "ChatTemplate":
         """Returns the template with further variables, as requests name them in `chat_template_kwargs`.
 

@@ -19,7 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from ossicle.backbones.whisper_prompt import Task
 from ossicle.errors import OssicleError
-from ossicle.serving.engine import Engine
+from ossicle.serving.engine import ChatRequest, Engine
 from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
 from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_error, run_while_connected
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
@@ -30,6 +30,8 @@ from ossicle.serving.realtime.session import SessionContext
 from ossicle.serving.realtime.voice_activity import DetectorPool
 from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
+from ossicle.serving.responses import build_response, stream_response
+from ossicle.serving.responses_request import ResponseRequest, read_response_request
 from ossicle.serving.transcriptions import (
     format_transcription,
     read_transcription_request,
@@ -40,8 +42,8 @@ from ossicle.serving.worker import LOG
 _MAX_DECODING = 2
 """Requests whose sounds are decoded at the same time, each in a thread."""
 _ENDPOINTS = (
-    "GET /v1/models, POST /v1/chat/completions, POST /v1/audio/transcriptions, POST /v1/audio/translations,"
-    " WebSocket /v1/realtime, GET /health, GET /metrics"
+    "GET /v1/models, POST /v1/chat/completions, POST /v1/responses, POST /v1/audio/transcriptions,"
+    " POST /v1/audio/translations, WebSocket /v1/realtime, GET /health, GET /metrics"
 )
 _Result = TypeVar("_Result")
 
@@ -83,6 +85,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
+            Route("/v1/responses", endpoints.responses, methods=["POST"]),
             Route("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
             Route("/v1/audio/translations", endpoints.translations, methods=["POST"]),
             WebSocketRoute("/v1/realtime", endpoints.realtime.serve),
@@ -151,26 +154,44 @@ class _Endpoints:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
+        return await self._answer(request, read_chat_request)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        return await self._answer(request, read_response_request)
+
+    async def _answer(
+        self, request: Request, read: Callable[[bytes, str, RequestLimits], ChatRequest | ResponseRequest]
+    ) -> Response:
         arrived_at = time.monotonic()
         self._keys.check(request.headers)
         _check_content_type(request, "application/json")
         slot = self._slots.acquire()  # before the body is read, so that memory is bounded
+        asked = None
         try:
             body = b"".join([piece async for piece in request.stream()])  # `body()` would keep it
-            reading = self._run_in_thread(
-                read_chat_request, body, self._settings.model, self._settings.limits
-            )
-            chat_request = await run_while_connected(request, reading)
+            reading = self._run_in_thread(read, body, self._settings.model, self._settings.limits)
+            asked = await run_while_connected(request, reading)
             del body
+            is_response = isinstance(asked, ResponseRequest)
+            chat_request = asked.chat if is_response else asked
             self._metrics.audio_s.inc(sum(sound.duration_s for sound in chat_request.sounds))
             if chat_request.is_streamed:
                 chunks = await run_while_connected(request, self._engine.stream(chat_request))
                 self._metrics.first_token.observe(time.monotonic() - arrived_at)
                 self._count(request, 200)
-                return EventStreamResponse(chunks, slot.transfer())
+                if is_response:
+                    chunks = await stream_response(asked, chunks)
+                return EventStreamResponse(chunks, slot.transfer(), is_named=is_response)
             completion = await run_while_connected(request, self._engine.complete(chat_request))
+        except OssicleError as error:
+            if isinstance(asked, ResponseRequest):
+                raise asked.rename(to_api_error(error)) from error
+            raise
         finally:
             slot.release()
+        if isinstance(asked, ResponseRequest):
+            completion = build_response(asked, completion)
         return self._build_json_response(request, completion)
 
     async def transcriptions(self, request: Request) -> Response:

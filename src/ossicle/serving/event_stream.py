@@ -18,14 +18,20 @@ _Result = TypeVar("_Result")
 
 
 class EventStreamResponse(Response):
-    """Sends chunks as server-sent events until they end or the client disconnects, and always closes the chunks."""
+    """Sends chunks as server-sent events until they end or the client disconnects, and always closes the chunks.
+
+    Args:
+        is_named: whether the events are named by their type, and no [DONE] follows them
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], slot: RequestSlot) -> None:
+    def __init__(
+        self, chunks: AsyncIterator[dict[str, Any]], slot: RequestSlot, *, is_named: bool = False
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.chunks, self.slot = chunks, slot
+        self.chunks, self.slot, self.is_named = chunks, slot, is_named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends all chunks, unless the client disconnects first."""
@@ -47,7 +53,7 @@ class EventStreamResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for chunk in self.chunks:
-                await send(_build_event(json.dumps(chunk)))
+                await send(_build_event(json.dumps(chunk), chunk["type"] if self.is_named else None))
         except OssicleError as error:
             await send(_build_event(json.dumps(to_api_error(error).body)))
         except OSError:  # the client has disconnected
@@ -55,12 +61,14 @@ class EventStreamResponse(Response):
         except Exception:
             LOG.exception("a stream failed")
             await send(_build_event(json.dumps(build_internal_error().body)))
-        await send(_build_event("[DONE]"))
+        if not self.is_named:
+            await send(_build_event("[DONE]"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _build_event(data: str) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+def _build_event(data: str, name: str | None = None) -> dict[str, Any]:
+    head = f"event: {name}\n" if name else ""
+    return {"type": "http.response.body", "body": f"{head}data: {data}\n\n".encode(), "more_body": True}
 
 
 async def run_while_connected(request: Request, work: Awaitable[_Result]) -> _Result:

@@ -15,6 +15,7 @@ from ossicle.backbones.transcription import Transcript
 from ossicle.chat.generation import MAX_NEW_TOKENS, check_context
 from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.chat.sampling import check_sampling_defaults
+from ossicle.chat.template import ChatTemplate
 from ossicle.ear import Ear
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
@@ -164,7 +165,7 @@ class LocalEngine:
             params=params,
             grammar=tools.grammar or read_response_format(request.body),
             reads_markers=tools.format is not None,
-            chat_template_kwargs=request.body.get("chat_template_kwargs"),
+            chat_template_kwargs=_read_template_variables(request.body, self.ear.template),
             loop=asyncio.get_running_loop(),
         )
         self._scheduler.submit(scheduled)
@@ -178,6 +179,26 @@ def _open_readers(scheduled: ScheduledRequest, tools: ToolParams) -> list[Answer
         AnswerReader(tools.format, tools.max_calls, has_logprobs=has_logprobs)
         for _ in range(scheduled.params.n)
     ]
+
+
+def _read_template_variables(body: Mapping[str, Any], template: ChatTemplate) -> Any:
+    """Returns the variables that a request gives the chat template.
+
+    Raises:
+        ApiError: an effort of reasoning for which the template has no variable
+    """
+    given, effort = body.get("chat_template_kwargs"), body.get("reasoning_effort")
+    if effort is None:
+        return given
+    variables = template.find_effort_variables(effort)
+    if variables is None:
+        raise ApiError(
+            "Parameter 'reasoning_effort' is not supported with this value: the LLM's chat template has no variable for"
+            " it; leave it out",
+            param="reasoning_effort",
+            code="unsupported_parameter",
+        )
+    return {**variables, **given} if isinstance(given, dict) else given or variables
 
 
 def _check_n_characters(ear: Ear, conversation: Conversation) -> None:

@@ -83,7 +83,15 @@ def read_chat_request(body: bytes, model: str, limits: RequestLimits) -> ChatReq
     Raises:
         ApiError: a malformed request, another model, or sound that cannot be decoded
     """
-    fields = read_json(body)
+    return build_chat_request(read_json(body), model, limits)
+
+
+def build_chat_request(fields: Mapping[str, Any], model: str, limits: RequestLimits) -> ChatRequest:
+    """Returns the chat request of the fields of a body.
+
+    Raises:
+        ApiError: as `read_chat_request`
+    """
     check_model(fields.get("model"), model)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:

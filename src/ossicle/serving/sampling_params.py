@@ -27,6 +27,7 @@ _READ_ELSEWHERE = {
     "stream",
     "stream_options",
     "chat_template_kwargs",
+    "reasoning_effort",
     "response_format",
     *TOOL_FIELDS,
 }
@@ -40,7 +41,7 @@ _IS_NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
     "verbosity": lambda value: value == "medium",
-    **dict.fromkeys(("audio", "moderation", "reasoning_effort", "web_search_options"), lambda value: False),
+    **dict.fromkeys(("audio", "moderation", "web_search_options"), lambda value: False),
 }
 """Unsupported fields, which are accepted only with a value that changes nothing."""
 _SWITCHES = {"tools": "tool_choice", "functions": "function_call"}
