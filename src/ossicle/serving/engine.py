@@ -56,8 +56,6 @@ class ChatRequest:
     is_streamed: bool
     include_usage: bool
     """Whether the last chunk of a stream has the token counts."""
-    default_max_tokens: int | None = None
-    """Longest answer where the body names none; None for the engine's own default."""
 
     @property
     def model(self) -> str:

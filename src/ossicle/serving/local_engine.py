@@ -12,7 +12,7 @@ from typing import Any
 
 from ossicle.backbones.causal_lm import get_input_embeddings
 from ossicle.backbones.transcription import Transcript
-from ossicle.chat.generation import MAX_NEW_TOKENS, check_context
+from ossicle.chat.generation import check_context
 from ossicle.chat.messages import Conversation, parse_conversation
 from ossicle.chat.sampling import check_sampling_defaults
 from ossicle.chat.template import ChatTemplate
@@ -151,7 +151,7 @@ class LocalEngine:
         await asyncio.to_thread(self._worker.close)
 
     async def _schedule(self, request: ChatRequest) -> tuple[ScheduledRequest, ToolParams]:
-        params = read_sampling_params(request.body, request.default_max_tokens or MAX_NEW_TOKENS)
+        params = read_sampling_params(request.body)
         _check_token_ids(self.ear, params)
         tools = read_tool_params(request.body, self.ear.template.tool_format)
         conversation = parse_conversation(

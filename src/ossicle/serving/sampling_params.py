@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ossicle.chat.generation import MAX_NEW_TOKENS
 from ossicle.chat.sampling import SamplingSettings
 from ossicle.serving.errors import ApiError
 from ossicle.serving.tool_params import TOOL_FIELDS
 
+MAX_OUTPUT_TOKENS = 4_096
+"""Tokens of an answer whose request sets no limit, as far as the LLM's context has room for them."""
 MAX_CHOICES = 16
 """Completions of one request (`n`)."""
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 256
@@ -61,11 +62,8 @@ class SamplingParams:
     """Likeliest tokens that are told in the place of each; None where no probabilities are asked for."""
 
 
-def read_sampling_params(body: Mapping[str, Any], default_max_tokens: int = MAX_NEW_TOKENS) -> SamplingParams:
+def read_sampling_params(body: Mapping[str, Any]) -> SamplingParams:
     """Returns the sampling parameters of a request: greedy, unless temperature or top_p asks for sampling.
-
-    Args:
-        default_max_tokens: of a request that names none
 
     Raises:
         ApiError: an unknown field, or a value that is not supported
@@ -73,13 +71,13 @@ def read_sampling_params(body: Mapping[str, Any], default_max_tokens: int = MAX_
     fields = {name: value for name, value in body.items() if value is not None}
     _check_names(fields)
     limits = [
-        _read_int(fields, name, 1, 1 << 20, MAX_NEW_TOKENS)
+        _read_int(fields, name, 1, 1 << 20, MAX_OUTPUT_TOKENS)
         for name in ("max_completion_tokens", "max_tokens")
         if name in fields
     ]
     return SamplingParams(
         sampling=_read_sampling(fields),
-        max_tokens=min(limits, default=default_max_tokens),
+        max_tokens=min(limits, default=MAX_OUTPUT_TOKENS),
         stop=_read_stop(fields.get("stop", [])),
         n=_read_int(fields, "n", 1, MAX_CHOICES, 1),
         n_likeliest=_read_n_likeliest(fields),

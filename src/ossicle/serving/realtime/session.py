@@ -32,7 +32,6 @@ from ossicle.serving.realtime.live_turn import LiveTurn
 from ossicle.serving.realtime.outbox import Outbox
 from ossicle.serving.realtime.response import Response
 from ossicle.serving.realtime.settings import (
-    MAX_OUTPUT_TOKENS,
     ResponseSettings,
     SessionSettings,
     TurnDetection,
@@ -512,9 +511,7 @@ class RealtimeSession:
             body["tool_choice"] = _to_chat_choice(settings.tool_choice)
             body["parallel_tool_calls"] = settings.parallel_tool_calls
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return ChatRequest(
-            body=body, is_streamed=True, include_usage=True, default_max_tokens=MAX_OUTPUT_TOKENS
-        )
+        return ChatRequest(body=body, is_streamed=True, include_usage=True)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -12,11 +12,10 @@ from ossicle.serving.realtime.fields import Fields, invalid
 from ossicle.serving.realtime.input_audio import PCM, RATES
 from ossicle.serving.realtime.turns import TurnThresholds
 from ossicle.serving.realtime.voice_activity import check_available, is_available
+from ossicle.serving.sampling_params import MAX_OUTPUT_TOKENS
 
 MAX_INSTRUCTIONS = 1 << 18
 """Characters."""
-MAX_OUTPUT_TOKENS = 4_096
-"""OpenAI's highest number, and what "inf" stands for."""
 _MAX_TOOLS = 128
 _MAX_NAME = 128
 _MAX_METADATA = 16
