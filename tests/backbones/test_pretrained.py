@@ -285,6 +285,20 @@ def test_a_whisper_without_a_tokenizer_is_refused(whisper: Path) -> None:
     assert "tokenizer" in read_error(pretrained.load_whisper, whisper)
 
 
+def test_control_tokens_of_an_old_whisper_are_no_words(whisper: Path) -> None:
+    path = whisper / "tokenizer.json"
+    published = pretrained.load_whisper(str(whisper), None, CPU).tokenizer
+    table = json.loads(path.read_text())
+    for token in table["added_tokens"][1:]:
+        token.update(special=False, normalized=True)
+    path.write_text(json.dumps(table))
+    old = pretrained.load_whisper(str(whisper), None, CPU).tokenizer
+    assert old.get_vocab() == published.get_vocab()
+    assert old.added_tokens_decoder == published.added_tokens_decoder
+    ids = old.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>", "a", "<|endoftext|>"])
+    assert str(old.decode(ids, skip_special_tokens=True)).strip() == "a"
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(llm: Path) -> None:
     (llm / "chat_template.jinja").unlink()
     assert "has no chat template: use the chat version of the model" in read_error(pretrained.load_llm, llm)

@@ -60,6 +60,9 @@ def test_mean_log_probs_are_those_of_the_scores_that_generate_returns() -> None:
         {"do_sample": True, "temperature": 0.0},
         {"suppress_tokens": 1, "begin_suppress_tokens": "x"},
         {"suppress_tokens": [-1, None, 5]},
+        {"lang_to_id": None, "task_to_id": 7},
+        {"lang_to_id": {"<|en|>": 10**6}},
+        {"decoder_start_token_id": None, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
     ],
 )
 def test_a_whisper_s_own_settings_of_generation_do_no_harm(own: dict[str, Any]) -> None:
@@ -68,6 +71,15 @@ def test_a_whisper_s_own_settings_of_generation_do_no_harm(own: dict[str, Any]) 
         setattr(whisper.model.generation_config, name, value)
     assert all(transcribe(whisper))
     assert transcribe(expect_no_speech(whisper)) == ["", "", ""]
+
+
+@pytest.mark.parametrize("forced", [[[1, -5]], {"1": 0}, [[1, 10**6]]])
+def test_tokens_that_a_config_forces_do_not_replace_the_prompt(forced: Any) -> None:
+    whisper = tiny_whisper(seed=5)
+    expected = transcribe(whisper)
+    whisper.config.forced_decoder_ids = forced
+    assert transcribe(whisper) == expected
+    assert whisper.config.forced_decoder_ids == forced
 
 
 def test_settings_that_cannot_be_used_are_named_in_one_line() -> None:

@@ -37,7 +37,7 @@ from ossicle.backbones.model_files import (
     format_one_line,
     is_rust_panic,
 )
-from ossicle.backbones.whisper_prompt import WhisperPrompt, read_whisper_prompt
+from ossicle.backbones.whisper_prompt import WhisperPrompt, mark_control_tokens, read_whisper_prompt
 from ossicle.errors import CheckpointError, ConfigError
 
 _ANY_TEXT = "Hello, \u00e9cole 12.5%:\n\t\u597d\u3002 \U0001f642 \u007f"
@@ -265,6 +265,8 @@ def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     tokenizer.name_or_path = files.path
     if files.role == LLM:
         tokenizer.chat_template = find_chat_template(files, tokenizer)
+    if files.role == ENCODER:
+        mark_control_tokens(tokenizer)
     if files.gguf is not None:
         files.gguf.drop_added_tokens(tokenizer)
     # Some tokenizers load without their files and then hold special tokens only.

@@ -40,7 +40,7 @@ def measure_divergence(whisper: Whisper, silence: Silence, window: EncoderWindow
     n_start = ids.shape[1]
     for _ in range(_N_TOKENS):
         ids = torch.cat([ids, _compute_log_probabilities(decoder, ids, full)[:, -1:].argmax(-1)], dim=1)
-        if int(ids[0, -1]) == whisper.config.eos_token_id:
+        if int(ids[0, -1]) == prompt.end:
             break
     exact, found = (_compute_log_probabilities(decoder, ids[:, :-1], heard)[0] for heard in (full, short))
     return float((exact.exp() * (exact - found)).sum(-1)[n_start - 1 :].mean())

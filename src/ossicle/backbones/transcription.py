@@ -89,6 +89,8 @@ def transcribe_windows(
     options.return_timestamps = options.return_dict_in_generate = has_timestamps
     model = copy.copy(whisper.model)
     model.generation_config = options  # else what is None here is taken from the Whisper's own
+    model.config = copy.copy(model.config)
+    model.config.forced_decoder_ids = None  # the options have the prompt
     before: dict[str, Any] = {}
     if previous.strip():
         ids = encode_previous_text(whisper.tokenizer, previous)
@@ -104,7 +106,7 @@ def transcribe_windows(
                 likeliest = first[:, list(prompt.languages.values())].argmax(1).tolist()
                 languages = [given or codes[n] for given, n in zip(languages, likeliest, strict=True)]
             spoken = {"task": task, "language": [f"<|{code}|>" for code in languages]}
-        log_probs = _MeanLogProb(to_id_list(options.eos_token_id))
+        log_probs = _MeanLogProb([prompt.end])
         try:
             generated: Any = model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -267,6 +269,10 @@ def build_generation_config(whisper: Whisper) -> Any:
     prompt = whisper.prompt
     options.language = options.task = options.forced_decoder_ids = None
     options.is_multilingual = prompt.is_multilingual
+    for name in ("lang_to_id", "task_to_id"):
+        vars(options).pop(name, None)
+    options.decoder_start_token_id = prompt.start
+    options.eos_token_id = options.pad_token_id = prompt.end
     if prompt.is_multilingual:
         options.lang_to_id = {f"<|{code}|>": id_ for code, id_ in prompt.languages.items()}
         options.task_to_id = {"transcribe": prompt.transcribe, "translate": prompt.translate}

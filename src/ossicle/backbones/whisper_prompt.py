@@ -1,4 +1,4 @@
-"""The tokens that Whisper's decoder starts with: language, task, no timestamps.
+"""The tokens that Whisper's decoder starts with, language, task, no timestamps, and the one that it ends with.
 
 Published Whispers list them in generation_config.json. Fine-tuned, converted and older ones lack some of them, but their
 tokenizer has them all.
@@ -7,17 +7,21 @@ tokenizer has them all.
 import re
 import reprlib
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
+from transformers import AddedToken, GenerationConfig, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
+from ossicle.backbones.causal_lm import to_id_list
 from ossicle.errors import CheckpointError, RequestError
 
 Task = Literal["transcribe", "translate"]
 """What Whisper writes: what was said in its own language, or in English."""
 START_OF_PREVIOUS = "<|startofprev|>"
 """The sign before a text that came before the sound, which a transcript then continues in style and spelling."""
+_CONTROL_TOKEN = re.compile(r"<\|.+\|>", re.DOTALL)
+_START, _END = "<|startoftranscript|>", "<|endoftext|>"
+_TRANSCRIBE, _TRANSLATE, _NO_TIMESTAMPS = "<|transcribe|>", "<|translate|>", "<|notimestamps|>"
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 """The sign that nobody speaks, by its newer and its older name."""
 MULTILINGUAL_VOCABULARY = 51_865
@@ -30,6 +34,8 @@ class WhisperPrompt:
 
     start: int
     """The first token of every prompt."""
+    end: int
+    """The token behind every transcript."""
     languages: dict[str, int] = field(default_factory=dict)
     """The languages to choose from, by their code such as "de": all that the Whisper knows, or the one that is set.
     Empty if it knows only English."""
@@ -93,6 +99,16 @@ def encode_previous_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[
     return [start, *ids]
 
 
+def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Marks Whisper's control tokens as such, which old and converted tokenizers keep as ordinary added ones."""
+    unmarked = [
+        AddedToken(token.content, special=True, normalized=False)
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special and _CONTROL_TOKEN.fullmatch(token.content)
+    ]
+    tokenizer.add_tokens(unmarked, special_tokens=True)
+
+
 def read_whisper_prompt(
     options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
 ) -> WhisperPrompt:
@@ -114,38 +130,58 @@ def _read_prompt(
     options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
 ) -> WhisperPrompt:
     vocabulary = tokenizer.get_vocab()
+
+    def choose(*candidates: Any) -> int | None:
+        """Returns the first candidate that is the id of a token."""
+        ids = (id_ for candidate in candidates for id_ in to_id_list(candidate))
+        return next((id_ for id_ in ids if id_ < config.vocab_size), None)
+
+    # A config.json that lacks start or end has transformers' defaults for them, which are of English Whispers.
+    start = choose(vocabulary.get(_START), config.decoder_start_token_id)
+    end = choose(vocabulary.get(_END), config.eos_token_id)
+    if start is None or end is None:
+        raise CheckpointError(
+            f"the encoder's tokenizer has no {_START} or no {_END}, and its config.json names none of its tokens as"
+            " decoder_start_token_id or eos_token_id: copy both again"
+        )
+    prompt = WhisperPrompt(
+        start=start,
+        end=end,
+        no_timestamps=choose(
+            getattr(options, "no_timestamps_token_id", None), vocabulary.get(_NO_TIMESTAMPS)
+        ),
+        no_speech=choose(*map(vocabulary.get, _NO_SPEECH)),
+    )
     forced: dict[int, int | None] = dict(
         getattr(options, "forced_decoder_ids", None) or getattr(config, "forced_decoder_ids", None) or ()
     )
-    languages = {
-        name[2:-2]: id_
-        for name, id_ in (getattr(options, "lang_to_id", None) or _list_languages(vocabulary)).items()
-        if id_ < config.vocab_size
-    }
-    tasks = getattr(options, "task_to_id", None) or {}
-    no_speech = next((vocabulary[name] for name in _NO_SPEECH if name in vocabulary), None)
-    start, no_timestamps = config.decoder_start_token_id, getattr(options, "no_timestamps_token_id", None)
-    prompt = WhisperPrompt(
-        start=start,
-        no_timestamps=vocabulary.get("<|notimestamps|>") if no_timestamps is None else no_timestamps,
-        no_speech=no_speech if no_speech is not None and no_speech < config.vocab_size else None,
+    listed = getattr(options, "lang_to_id", None) or {}
+    named = {name.strip("<|>"): choose(id_) for name, id_ in listed.items()}
+    languages = _drop_none(named) or _drop_none(
+        {name: choose(vocabulary.get(f"<|{name}|>")) for name in LANGUAGES}
     )
     is_multilingual = getattr(options, "is_multilingual", None)
     if is_multilingual is None:
         is_multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
     if not (is_multilingual or forced.get(1) in languages.values()):
         return prompt
+    tasks = getattr(options, "task_to_id", None) or {}
+    transcribe = choose(tasks.get("transcribe"), vocabulary.get(_TRANSCRIBE))
+    if transcribe is None or not languages:
+        raise CheckpointError(
+            "the encoder knows several languages, but neither its generation_config.json nor its tokenizer names them"
+            f" and {_TRANSCRIBE}: copy both again"
+        )
     return replace(
         prompt,
         languages=_select_languages(languages, getattr(options, "language", None), forced.get(1)),
-        transcribe=tasks.get("transcribe", vocabulary.get("<|transcribe|>")),
-        translate=tasks.get("translate", vocabulary.get("<|translate|>")),
+        transcribe=transcribe,
+        translate=choose(tasks.get("translate"), vocabulary.get(_TRANSLATE)),
     )
 
 
-def _list_languages(vocabulary: dict[str, int]) -> dict[str, int]:
-    names = (f"<|{code}|>" for code in LANGUAGES)
-    return {name: vocabulary[name] for name in names if name in vocabulary}
+def _drop_none(ids: dict[str, int | None]) -> dict[str, int]:
+    return {name: id_ for name, id_ in ids.items() if id_ is not None}
 
 
 def _select_languages(known: dict[str, int], name: str | None, forced: int | None) -> dict[str, int]:
