@@ -73,6 +73,16 @@ def test_a_whisper_s_own_settings_of_generation_do_no_harm(own: dict[str, Any]) 
     assert transcribe(expect_no_speech(whisper)) == ["", "", ""]
 
 
+@pytest.mark.parametrize("has_timestamps", [False, True])
+def test_a_previous_text_is_no_part_of_the_transcript(has_timestamps: bool) -> None:
+    whisper = tiny_whisper(seed=5)
+    whisper.model.generation_config.max_length = 60
+    previous = "a zebra quiz"
+    texts = transcribe(whisper, previous=previous, has_timestamps=has_timestamps)
+    assert all(texts)
+    assert not any(previous in text for text in texts)
+
+
 @pytest.mark.parametrize("forced", [[[1, -5]], {"1": 0}, [[1, 10**6]]])
 def test_tokens_that_a_config_forces_do_not_replace_the_prompt(forced: Any) -> None:
     whisper = tiny_whisper(seed=5)
@@ -195,8 +205,10 @@ def build_whisper_that_writes(monkeypatch: pytest.MonkeyPatch, *rows: list[int])
 
     def generate(self: Any, generation_config: Any, logits_processor: Any, **options: Any) -> Any:
         asked.append((generation_config, options))
-        logits_processor(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 8))
-        return SimpleNamespace(sequences=written) if generation_config.return_timestamps else written
+        prompt = torch.full((len(rows), 1), generation_config.decoder_start_token_id)
+        logits_processor(prompt, torch.zeros(len(rows), 8))
+        sequences = torch.cat([prompt, written], dim=1)
+        return SimpleNamespace(sequences=sequences) if generation_config.return_timestamps else sequences
 
     monkeypatch.setattr(type(whisper.model), "generate", generate)
     options: Any = whisper.model.generation_config

@@ -127,15 +127,16 @@ def transcribe_windows(
                 f"the encoder's own generation_config.json cannot be used to transcribe: {format_one_line(error)}"
             ) from error
         is_speechless = _find_speechless(whisper, encoded, log_probs.compute(len(sounds)), first)
+    rows = (generated.sequences if has_timestamps else generated)[:, log_probs.n_prompt :]
     if has_timestamps:
         parts = [
             _split_segments(whisper, ids, len(sound) / SAMPLE_RATE)
-            for ids, sound in zip(generated.sequences.tolist(), sounds, strict=True)
+            for ids, sound in zip(rows.tolist(), sounds, strict=True)
         ]
         texts = [" ".join(part.text for part in own) for own in parts]
     else:
         parts = [[] for _ in sounds]
-        texts = whisper.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        texts = whisper.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [
         Transcript("", language or ENGLISH)
         if speechless
@@ -244,6 +245,7 @@ class _MeanLogProb(LogitsProcessor):
     def __init__(self, eos_ids: Sequence[int]) -> None:
         self.eos_ids = eos_ids
         self.n_prompt = 0
+        """Tokens in front of the first step, which `generate` returns in front of the new ones."""
         self.steps: list[Float[Tensor, " N"]] = []
         self.is_running: list[Bool[Tensor, " N"]] = []
 
