@@ -18,8 +18,9 @@ from ossicle.audio.augment import (
     generate_colored_noise,
     measure_speech_power,
 )
+from ossicle.audio.mel import log_mel_spectrogram
 from ossicle.audio.spec_augment import augment_mel, mask_patches
-from ossicle.audio.waveform import SAMPLE_RATE, log_mel_spectrogram
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.config import AugmentSettings
 from ossicle.errors import ConfigError
 

@@ -8,13 +8,8 @@ from torch.testing import assert_close
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel as transformers_hertz_to_mel
 
-from ossicle.audio.waveform import (
-    SAMPLE_RATE,
-    hz_to_mel,
-    log_mel_spectrogram,
-    mel_filters,
-    mel_to_hz,
-)
+from ossicle.audio.mel import hz_to_mel, log_mel_spectrogram, mel_filters, mel_to_hz
+from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import AudioError, ConfigError
 
 

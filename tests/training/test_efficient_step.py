@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ossicle.audio.waveform import log_mel_spectrogram
+from ossicle.audio.mel import log_mel_spectrogram
 from ossicle.backbones.causal_lm import embed
 from ossicle.backbones.encoder import Features, count_frames
 from ossicle.config import ObjectiveSettings

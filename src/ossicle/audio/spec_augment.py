@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ossicle.audio.waveform import MAX_FREQUENCY_HZ, hz_to_mel, mel_to_hz
+from ossicle.audio.mel import MAX_FREQUENCY_HZ, hz_to_mel, mel_to_hz
 
 _FLOOR_DECADES = 8.0
 """Decades of power below each clip's loudest bin that Whisper's log-mel keeps."""

@@ -1,34 +1,29 @@
-"""Audio from any source -> mono float32 at 16 kHz -> log-mel; it knows no model and does not change the loudness.
+"""Audio from any source -> mono float32 at 16 kHz; it knows no model and does not change the loudness.
 
 Audio that cannot be decoded completely is refused with a one-line error: nothing is dropped, repeated or invented.
 """
 
 import io
-import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import soxr
-import torch
-from jaxtyping import Float, Float32
-from torch import Tensor
+from jaxtyping import Float32
 
 from ossicle.audio.decoding import BLOCK_SAMPLES, AudioStream, open_audio
 from ossicle.audio.excerpt import AudioExcerpt, open_excerpt
-from ossicle.errors import AudioError, ConfigError
+from ossicle.errors import AudioError
 
 SAMPLE_RATE = 16_000  # samples per second
 N_FFT = 400  # samples in the window of one frame: 25 ms
 HOP_LENGTH = 160  # samples from one frame to the next: 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
-MAX_FREQUENCY_HZ = SAMPLE_RATE / 2
 
 MAX_DURATION_S = 3600.0  # far longer than any question, short enough to hold in memory
 MAX_CHANNELS = 64  # an array with more is no audio
@@ -39,10 +34,24 @@ SILENCE_PEAK = 2.0**-24  # below the last bit of 24-bit audio: lossy codecs deco
 # samples count four times. The middle of a long pause is then quieter than its ends, and a pause is quieter than the
 # closure of a consonant.
 _QUIET_RADII = (400, 800, 1_600, 3_200)
-_MEL_PER_LOG_HZ = 27.0 / math.log(6.4)
 
 
-_Samples = np.ndarray | Tensor
+@runtime_checkable
+class _Tensor(Protocol):
+    """A tensor of PyTorch, which is not imported for it: a process that only decodes needs none."""
+
+    dtype: Any
+
+    def float(self) -> "_Tensor":
+        """Returns it in single precision."""
+        ...
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """Returns it as an array."""
+        ...
+
+
+_Samples = np.ndarray | _Tensor
 AudioSource = (
     str
     | Path
@@ -84,10 +93,12 @@ def load_audio(
                 " and no sample_rate"
             )
         source, sample_rate = _order_pair(*source)
-    if isinstance(source, (Tensor, np.ndarray)):
-        if isinstance(source, Tensor):  # numpy has no bfloat16
-            source = source.float() if source.dtype == torch.bfloat16 else source
-        array = source.numpy(force=True) if isinstance(source, Tensor) else source
+    if isinstance(source, (_Tensor, np.ndarray)):
+        if isinstance(source, _Tensor):
+            is_half = str(source.dtype) == "torch.bfloat16"  # which numpy does not have
+            array = (source.float() if is_half else source).numpy(force=True)
+        else:
+            array = source
         rate = SAMPLE_RATE if sample_rate is None else sample_rate
         return _to_mono_16k(_read_array(array, rate), max_duration_s)
     if isinstance(source, AudioExcerpt):
@@ -130,73 +141,8 @@ def _unwrap(value: Mapping[str, Any]) -> Any:
 
 def _order_pair(first: Any, second: Any) -> tuple[Any, Any]:
     """Returns samples before their rate; scipy and Gradio have the rate first."""
-    is_swapped = isinstance(second, (Tensor, np.ndarray)) and not getattr(first, "ndim", 0)
+    is_swapped = isinstance(second, (_Tensor, np.ndarray)) and not getattr(first, "ndim", 0)
     return (second, first) if is_swapped else (first, second)
-
-
-def log_mel_spectrogram(
-    samples: Float[Tensor, " N"] | Float[np.ndarray, " N"], n_mels: int, n_frames: int
-) -> Float32[Tensor, "M F"]:
-    """Returns the log-mel spectrogram of `WhisperFeatureExtractor` for a window of `n_frames`, padded with zeros.
-
-    No value is more than 2 below the maximum, so each value depends on the whole window.
-
-    Args:
-        samples: at 16 kHz; the result is on their device.
-        n_frames: 100 per second, at least 2.
-
-    Raises:
-        AudioError: audio longer than the window; it is never cut silently.
-        ConfigError: a window too short for one frame, or no mel bins.
-
-    Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, section 2.2.
-    """
-    window_samples = n_frames * HOP_LENGTH
-    if window_samples <= N_FFT // 2:
-        raise ConfigError(
-            f"n_frames={n_frames}: expected at least 2, the shortest window that can be analyzed"
-        )
-    waveform = torch.as_tensor(samples, dtype=torch.float32)
-    if len(waveform) > window_samples:
-        raise AudioError(
-            f"got {_format_duration(len(waveform))} of audio; expected at most the window of"
-            f" {_format_duration(window_samples)}: split the audio or use a longer window"
-        )
-    window = torch.nn.functional.pad(waveform, (0, window_samples - len(waveform)))
-    taper = torch.hann_window(N_FFT, device=window.device)
-    spectrum = torch.stft(window, N_FFT, HOP_LENGTH, window=taper, return_complex=True)  # K F+1
-    # Frames are centered on hops, from the first sample to the one after the last; Whisper drops that one.
-    power = spectrum[:, :-1].abs().square().contiguous()
-    level = (mel_filters(n_mels).to(window.device) @ power).clamp(min=1e-10).log10()
-    return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
-
-
-@cache
-def mel_filters(n_mels: int) -> Float32[Tensor, "M K"]:
-    """Returns triangular filters from the K = 201 FFT bins to mel bins from 0 to 8 kHz, all of the same area."""
-    if n_mels < 1:
-        raise ConfigError(f"n_mels={n_mels}: expected a positive number of mel bins, such as 80 or 128")
-    corner_hz = mel_to_hz(np.linspace(0.0, float(hz_to_mel(MAX_FREQUENCY_HZ)), n_mels + 2))
-    bin_hz = np.linspace(0.0, MAX_FREQUENCY_HZ, N_FFT // 2 + 1)
-    low, middle, high = corner_hz[:-2, None], corner_hz[1:-1, None], corner_hz[2:, None]
-    rising = (bin_hz - low) / (middle - low)
-    falling = (high - bin_hz) / (high - middle)
-    triangles = np.maximum(0.0, np.minimum(rising, falling)) * 2.0 / (high - low)
-    return torch.from_numpy(triangles.astype(np.float32))
-
-
-def mel_to_hz(mel: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
-    """Returns the frequency of a pitch on the mel scale.
-
-    Source: Slaney, "Auditory Toolbox", 1998: 15 mel up to 1 kHz, linear; then 27 mel for a factor of 6.4.
-    """
-    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) / _MEL_PER_LOG_HZ))
-
-
-def hz_to_mel(hz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
-    """Returns the pitch of a frequency on the mel scale of `mel_to_hz`."""
-    above = 15.0 + _MEL_PER_LOG_HZ * np.log(np.maximum(hz, 1000.0) / 1000.0)
-    return np.where(np.asarray(hz) < 1000.0, np.asarray(hz) * 3.0 / 200.0, above)
 
 
 def split_at_quiet(samples: Float32[np.ndarray, " N"], max_samples: int) -> list[Float32[np.ndarray, " _"]]:
@@ -328,10 +274,6 @@ def _build_too_long_error(name: str, duration: str, max_duration_s: float) -> Au
         f"{name} is too long: {duration}; expected at most {max_duration_s:g} s: split it, or raise"
         " max_duration_s"
     )
-
-
-def _format_duration(n_samples: int) -> str:
-    return f"{n_samples / SAMPLE_RATE:.2f} s ({n_samples} samples)"
 
 
 def name_source(source: object) -> str:

@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
+from ossicle.audio.mel import log_mel_spectrogram
+from ossicle.audio.waveform import HOP_LENGTH, SAMPLE_RATE
 from ossicle.backbones.causal_lm import CACHE_NAME
 from ossicle.backbones.silence import Silence, count_positions
 from ossicle.config import BaseSettings, WindowKind

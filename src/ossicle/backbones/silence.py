@@ -17,7 +17,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ossicle.audio.waveform import SAMPLE_RATE, log_mel_spectrogram
+from ossicle.audio.mel import log_mel_spectrogram
+from ossicle.audio.waveform import SAMPLE_RATE
 
 _MAX_POSITIONS_PER_ROW = 20
 _POSITIONS_PER_OUTLIER = 15
