@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ossicle
 from ossicle import checkpoint
 from ossicle.serving import server
 from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.decoding_pool import DecodingPool
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.request_body import RequestLimits
@@ -54,8 +56,11 @@ def main() -> None:
     server._PING_S = timeout_s
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES))
     metrics = Metrics()
-    settings = ServerSettings(model="pocket/ear", limits=RequestLimits(body_s=timeout_s))
-    with server.bind_socket("127.0.0.1", 0) as listener:
+    decoding = DecodingPool()
+    settings = ServerSettings(
+        model="pocket/ear", limits=RequestLimits(body_s=timeout_s), load_speech=decoding.load_speech
+    )
+    with closing(decoding), server.bind_socket("127.0.0.1", 0) as listener:
         ear = checkpoint.load("pocket/ear", device="cpu")
         app = create_app(LocalEngine(ear, metrics), settings, metrics)
 

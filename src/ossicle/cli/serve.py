@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -82,10 +83,12 @@ class Serve:
         from ossicle import checkpoint
         from ossicle.serving import server
         from ossicle.serving.app import ServerSettings, create_app
+        from ossicle.serving.decoding_pool import DecodingPool
         from ossicle.serving.metrics import Metrics
         from ossicle.serving.request_body import RequestLimits
 
         started_at = time.monotonic()
+        decoding = DecodingPool()
         settings = ServerSettings(
             model=self.name or name_model(self.ear),
             keys=read_keys(self.key_file),
@@ -93,9 +96,10 @@ class Serve:
             max_active=self.max_batch_size + self.max_waiting,
             max_sessions=self.max_sessions,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
+            load_speech=decoding.load_speech,
         )
         # The port is bound first: if it is taken, the error comes before the models are loaded.
-        with server.bind_socket(self.host, self.port) as socket:
+        with closing(decoding), server.bind_socket(self.host, self.port) as socket:
             ear = checkpoint.load(
                 self.ear,
                 encoder=self.encoder,

@@ -28,7 +28,13 @@ from ossicle.serving.page import get_microphone, get_page
 from ossicle.serving.realtime.endpoint import RealtimeEndpoint, refuse_path
 from ossicle.serving.realtime.session import SessionContext
 from ossicle.serving.realtime.voice_activity import DetectorPool
-from ossicle.serving.request_body import RequestLimits, check_model, read_chat_request
+from ossicle.serving.request_body import (
+    LoadSpeech,
+    RequestLimits,
+    check_model,
+    load_in_process,
+    read_chat_request,
+)
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
 from ossicle.serving.responses import build_response, stream_response
 from ossicle.serving.responses_request import ResponseRequest, read_response_request
@@ -63,6 +69,8 @@ class ServerSettings:
     max_sessions: int = 32
     """Realtime sessions at a time; further ones get a 429."""
     limits: RequestLimits = field(default_factory=RequestLimits)
+    load_speech: LoadSpeech = load_in_process
+    """Decodes the sounds of requests, in threads; `DecodingPool.load_speech` does it in other processes."""
 
 
 def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> Starlette:
@@ -161,7 +169,9 @@ class _Endpoints:
         return await self._answer(request, read_response_request)
 
     async def _answer(
-        self, request: Request, read: Callable[[bytes, str, RequestLimits], ChatRequest | ResponseRequest]
+        self,
+        request: Request,
+        read: Callable[[bytes, str, RequestLimits, LoadSpeech], ChatRequest | ResponseRequest],
     ) -> Response:
         arrived_at = time.monotonic()
         self._keys.check(request.headers)
@@ -170,7 +180,8 @@ class _Endpoints:
         asked = None
         try:
             body = b"".join([piece async for piece in request.stream()])  # `body()` would keep it
-            reading = self._run_in_thread(read, body, self._settings.model, self._settings.limits)
+            settings = self._settings
+            reading = self._run_in_thread(read, body, settings.model, settings.limits, settings.load_speech)
             asked = await run_while_connected(request, reading)
             del body
             is_response = isinstance(asked, ResponseRequest)
@@ -208,7 +219,9 @@ class _Endpoints:
         slot = self._slots.acquire()
         try:
             form = await read_transcription_request(request, self._settings.model, task)
-            decoding = self._run_in_thread(form.decode, self._settings.limits.audio_s)
+            decoding = self._run_in_thread(
+                form.decode, self._settings.limits.audio_s, self._settings.load_speech
+            )
             sound = await run_while_connected(request, decoding)
             self._metrics.audio_s.inc(sound.duration_s)
             transcribing = self._engine.transcribe(sound, form.options)

@@ -8,10 +8,13 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
+
+from jaxtyping import Float32
+from numpy import ndarray
 
 from ossicle.audio.decoding import FORMATS
 from ossicle.audio.speech import load_speech
@@ -74,19 +77,33 @@ def read_json(body: bytes, expected: str = "an object with model and messages") 
     return value
 
 
-def read_chat_request(body: bytes, model: str, limits: RequestLimits) -> ChatRequest:
+LoadSpeech = Callable[[bytes, float], Float32[ndarray, " N"]]
+"""Returns the samples of a file that has at most so many seconds; raises AudioError as `load_speech`."""
+
+
+def load_in_process(data: bytes, max_duration_s: float) -> Float32[ndarray, " N"]:
+    """Returns the samples of a file, decoded in this process."""
+    return load_speech(data, max_duration_s=max_duration_s)
+
+
+def read_chat_request(
+    body: bytes, model: str, limits: RequestLimits, load: LoadSpeech = load_in_process
+) -> ChatRequest:
     """Returns the chat request of a body; decoding its sounds takes most of the time.
 
     Args:
         model: the model name of this server
+        load: decodes its sounds
 
     Raises:
         ApiError: a malformed request, another model, or sound that cannot be decoded
     """
-    return build_chat_request(read_json(body), model, limits)
+    return build_chat_request(read_json(body), model, limits, load)
 
 
-def build_chat_request(fields: Mapping[str, Any], model: str, limits: RequestLimits) -> ChatRequest:
+def build_chat_request(
+    fields: Mapping[str, Any], model: str, limits: RequestLimits, load: LoadSpeech
+) -> ChatRequest:
     """Returns the chat request of the fields of a body.
 
     Raises:
@@ -106,7 +123,7 @@ def build_chat_request(fields: Mapping[str, Any], model: str, limits: RequestLim
             f"stream_options is {reprlib.repr(options)}, expected an object, and only together with stream: true",
             param="stream_options",
         )
-    decoder = _SoundDecoder(limits)
+    decoder = _SoundDecoder(limits, load)
     decoded = [decoder.decode_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     return ChatRequest(
         body={**fields, "messages": decoded},
@@ -135,14 +152,13 @@ def check_model(name: Any, model: str) -> None:
         )
 
 
-def decode_sound(data: bytes, max_duration_s: float) -> Sound:
+def decode_sound(data: bytes, max_duration_s: float, load: LoadSpeech = load_in_process) -> Sound:
     """Returns the sound of an audio file.
 
     Raises:
         AudioError: not audio, damaged, silent or too long
     """
-    samples = load_speech(data, max_duration_s=max_duration_s)
-    return Sound(samples=samples, key=hashlib.sha256(data).hexdigest())
+    return Sound(samples=load(data, max_duration_s), key=hashlib.sha256(data).hexdigest())
 
 
 def _read_flag(fields: Mapping[str, Any], name: str, where: str = "") -> bool:
@@ -157,8 +173,8 @@ def _read_flag(fields: Mapping[str, Any], name: str, where: str = "") -> bool:
 class _SoundDecoder:
     """Decodes the sounds of one conversation within its limits."""
 
-    def __init__(self, limits: RequestLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: RequestLimits, load: LoadSpeech) -> None:
+        self._limits, self._load = limits, load
         self._remaining_s, self._n_remaining = limits.audio_s, MAX_SOUNDS
 
     def decode_message(self, message: Any, where: str) -> Any:
@@ -203,7 +219,7 @@ class _SoundDecoder:
                 param=where,
             )
         try:
-            sound = decode_sound(data, self._remaining_s)
+            sound = decode_sound(data, self._remaining_s, self._load)
         except AudioError as error:
             raise ApiError(f"{where}: {error}", param=where, code="invalid_audio") from error
         self._remaining_s -= sound.duration_s

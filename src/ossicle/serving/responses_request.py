@@ -8,7 +8,14 @@ from typing import Any
 
 from ossicle.serving.engine import ChatRequest
 from ossicle.serving.errors import ApiError
-from ossicle.serving.request_body import MAX_MESSAGES, RequestLimits, build_chat_request, read_json
+from ossicle.serving.request_body import (
+    MAX_MESSAGES,
+    LoadSpeech,
+    RequestLimits,
+    build_chat_request,
+    load_in_process,
+    read_json,
+)
 
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")
@@ -52,11 +59,14 @@ class ResponseRequest:
         return _rename(error, self.places)
 
 
-def read_response_request(body: bytes, model: str, limits: RequestLimits) -> ResponseRequest:
+def read_response_request(
+    body: bytes, model: str, limits: RequestLimits, load: LoadSpeech = load_in_process
+) -> ResponseRequest:
     """Returns the request for a response of a body; decoding its sounds takes most of the time.
 
     Args:
         model: the model name of this server
+        load: decodes its sounds
 
     Raises:
         ApiError: a malformed request, another model, sound that cannot be decoded, or what needs a server that stores
@@ -82,7 +92,7 @@ def read_response_request(body: bytes, model: str, limits: RequestLimits) -> Res
     chat = {name: value for name, value in fields.items() if name not in _OWN}
     chat |= {"messages": messages, **_convert_options(fields)}
     try:
-        request = build_chat_request(chat, model, limits)
+        request = build_chat_request(chat, model, limits, load)
     except ApiError as error:
         raise _rename(error, tuple(places)) from error
     return ResponseRequest(chat=request, fields=fields, places=tuple(places))

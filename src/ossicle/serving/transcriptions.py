@@ -15,7 +15,7 @@ from ossicle.backbones.whisper_prompt import Task
 from ossicle.errors import AudioError
 from ossicle.serving.engine import Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
-from ossicle.serving.request_body import check_model, decode_sound
+from ossicle.serving.request_body import LoadSpeech, check_model, decode_sound, load_in_process
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 _FORMATS_WITH_TIMES = ("srt", "verbose_json", "vtt")
@@ -47,14 +47,17 @@ class TranscriptionRequest:
     is_streamed: bool
     """Only where the response is JSON or text without times; elsewhere it is ignored, as for OpenAI's Whisper."""
 
-    def decode(self, max_duration_s: float) -> Sound:
+    def decode(self, max_duration_s: float, load: LoadSpeech = load_in_process) -> Sound:
         """Returns the sound of the file.
+
+        Args:
+            load: decodes it
 
         Raises:
             ApiError: sound that cannot be decoded
         """
         try:
-            return decode_sound(self.data, max_duration_s)
+            return decode_sound(self.data, max_duration_s, load)
         except AudioError as error:
             raise ApiError(f"file: {error}", param="file", code="invalid_audio") from error
 
