@@ -7,9 +7,10 @@
 The server is a process of its own with the pocket ear, on one thread; all clients share another process. No sound is
 sent twice, so that the server's cache of sounds does not matter.
 
-1. 64 clients send all kinds of requests (`build_mixed_request`), one after the other, for a minute; some disconnect
-   early. Only requests beyond the server's limits (429) may fail, nothing may be active afterwards, and memory may not
-   grow. Then a fresh server gets the same requests one at a time: its answers must be the same.
+1. For a minute, 64 clients send all kinds of requests (`build_mixed_request`), one after the other; some disconnect
+   early. Every third client holds Realtime sessions, in half of which answers are interrupted. Only requests beyond the
+   server's limits (429) may fail, nothing may be active afterwards, and memory may not grow. Then a fresh server gets
+   the same requests and sessions one at a time: its answers must be the same.
 2. Requests a second and the time to the first characters of an answer, by the number of clients. A request is one
    spoken question of the suite; its answer is streamed. The cascade asks the same server for a transcript, then for an
    answer to it; its time is the client's over both. Both take turns in several rounds; medians of rounds count.

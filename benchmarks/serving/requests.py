@@ -37,9 +37,14 @@ class Request:
     """The client disconnects in the middle of a stream, after this many chunks."""
 
 
+def load_question(number: int, seed: int) -> np.ndarray:
+    """Returns a question of the suite at 16 kHz, with a hiss of its own for each seed."""
+    return _add_hiss(_get_item(number), np.random.default_rng(seed))
+
+
 def build_question_wav(number: int) -> bytes:
     """Returns a question of the suite as a WAV file."""
-    return _encode_wav(_add_hiss(_get_item(number), np.random.default_rng(number)))
+    return _encode_wav(load_question(number, number))
 
 
 def build_audio_request(number: int) -> Request:

@@ -39,7 +39,9 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_samples_are_those_of_load_speech(pool: DecodingPool, name: str) -> None:
     data = encode(name)
-    np.testing.assert_array_equal(pool.load_speech(data, 10.0), load_speech(data))
+    samples = pool.load_speech(data, 10.0)
+    np.testing.assert_array_equal(samples, load_speech(data))
+    assert samples.flags.writeable
 
 
 def test_errors_are_those_of_load_speech(pool: DecodingPool) -> None:

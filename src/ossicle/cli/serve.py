@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
@@ -88,7 +88,6 @@ class Serve:
         from ossicle.serving.request_body import RequestLimits
 
         started_at = time.monotonic()
-        decoding = DecodingPool()
         settings = ServerSettings(
             model=self.name or name_model(self.ear),
             keys=read_keys(self.key_file),
@@ -96,10 +95,13 @@ class Serve:
             max_active=self.max_batch_size + self.max_waiting,
             max_sessions=self.max_sessions,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),
-            load_speech=decoding.load_speech,
         )
         # The port is bound first: if it is taken, the error comes before the models are loaded.
-        with closing(decoding), server.bind_socket(self.host, self.port) as socket:
+        with (
+            server.bind_socket(self.host, self.port) as socket,
+            closing(DecodingPool()) as decoding,
+        ):
+            settings = replace(settings, load_speech=decoding.load_speech)
             ear = checkpoint.load(
                 self.ear,
                 encoder=self.encoder,

@@ -83,7 +83,7 @@ class _DecodingProcess:
             raise AudioError(content.decode())
         if kind == FAILURE:
             raise _build_failure(len(data))
-        return np.frombuffer(content, np.float32)
+        return np.frombuffer(content, np.float32).copy()  # which may be written to
 
     def kill(self) -> None:
         """Ends the process."""
