@@ -1,7 +1,9 @@
 """Unusable backbones are refused in one line, quickly and without output from transformers."""
 
+import codecs
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from transformers.utils import logging
 
 from ossicle.backbones import model_files, pretrained
 from ossicle.backbones.causal_lm import get_input_embeddings
+from ossicle.backbones.rust_panic import silence_rust_panics
 from ossicle.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -328,11 +331,44 @@ def test_a_tokenizer_that_the_library_cannot_read_is_refused_in_one_line(
     assert f"LLM {str(llm)!r}" in read_error(pretrained.load_llm, llm)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"\xef\xbb\xbf{", b"null"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_tokenizer_file_is_refused_in_one_line(llm: Path, name: str, content: bytes) -> None:
     (llm / name).write_bytes(content)
     assert f"LLM {str(llm)!r}" in read_error(pretrained.load_llm, llm)
+
+
+def test_a_failed_assertion_of_the_tokenizers_library_is_one_line(
+    llm: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = llm / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(table))
+    assert "its tokenizer cannot be loaded: Precompiled" in read_error(pretrained.load_llm, llm)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_others_write_while_a_tokenizer_is_loaded_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with silence_rust_panics():
+        os.write(2, b"a warning\n")
+    with contextlib.suppress(KeyError), silence_rust_panics():
+        os.write(2, b"another\n")
+        raise KeyError
+    assert capfd.readouterr().err == "a warning\nanother\n"
+
+
+def test_files_with_a_byte_order_mark_are_read(llm: Path, whisper: Path) -> None:
+    expected = pretrained.load_llm(str(llm), None, CPU)[1]
+    for path in [*llm.iterdir(), *whisper.iterdir()]:
+        if path.suffix in (".json", ".jinja"):
+            path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    model, tokenizer = pretrained.load_llm(str(llm), None, CPU)
+    assert tokenizer.name_or_path == str(llm)
+    assert tokenizer.get_vocab() == expected.get_vocab()
+    assert tokenizer.get_chat_template() == expected.get_chat_template()
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert pretrained.load_whisper(str(whisper), None, CPU).prompt.transcribe is None
 
 
 def test_a_tokenizer_without_a_token_for_unknown_words_is_refused(llm: Path) -> None:

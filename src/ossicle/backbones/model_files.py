@@ -21,6 +21,8 @@ from transformers.utils import logging
 
 from ossicle.backbones import ctranslate2_whisper
 from ossicle.backbones.gguf_file import GgufFile, open_gguf
+from ossicle.backbones.rust_panic import is_rust_panic
+from ossicle.backbones.unmarked_folder import list_marked_files, open_unmarked
 from ossicle.errors import CheckpointError, ModelNotFoundError
 from ossicle.text_encoding import read_text_file
 
@@ -100,14 +102,24 @@ class ModelFiles:
         """Whether it is a folder in CTranslate2's form, which transformers does not read."""
         return ctranslate2_whisper.is_ctranslate2_folder(Path(self.path))
 
-    def _open(self) -> contextlib.AbstractContextManager[tuple[str, dict[str, Any]]]:
+    @contextlib.contextmanager
+    def _open(self) -> Generator[tuple[str, dict[str, Any]]]:
         """Yields what `from_pretrained` takes."""
+        folder = Path(self.path)
         if self.gguf is not None:
-            return self.gguf.open_with_transformers()
-        return contextlib.nullcontext((self.path, self.options))
+            with self.gguf.open_with_transformers() as source:
+                yield source
+        elif folder.is_dir() and (marked := list_marked_files(folder)):
+            with open_unmarked(folder, marked) as copy:
+                yield str(copy), self.options
+        else:
+            yield self.path, self.options
 
-    def load(self, auto_class: Any, **options: Any) -> Any:
+    def load(self, auto_class: Any, part: str = "", **options: Any) -> Any:
         """Returns what `auto_class.from_pretrained` loads; code from the folder is never run, nor a prompt shown.
+
+        Args:
+            part: what of the model it is, for errors
 
         Raises:
             CheckpointError: missing, damaged, of another kind, or in need of its own code
@@ -132,9 +144,8 @@ class ModelFiles:
                     f"{self.role} {self.name!r} needs code from its own folder, which ossicle does not run: expected a"
                     " model that transformers supports"
                 ) from error
-            raise CheckpointError(
-                f"{self.role} {self.name!r} cannot be loaded: {format_one_line(error)}"
-            ) from error
+            what = f"{self.role} {self.name!r}{part and ': its '}{part}"
+            raise CheckpointError(f"{what} cannot be loaded: {format_one_line(error)}") from error
 
     def find_file(self, name: str) -> Path | None:
         """Returns the local path of one of the model's files, downloaded if need be; None if there is none."""
@@ -240,11 +251,6 @@ def is_hub_reachable() -> bool:
     except Exception:  # the class depends on the installed HTTP library
         return False
     return True
-
-
-def is_rust_panic(error: BaseException) -> bool:
-    """Whether an error is a failed assertion of a library in Rust, such as tokenizers."""
-    return type(error).__name__ == "PanicException"
 
 
 def format_one_line(error: BaseException) -> str:

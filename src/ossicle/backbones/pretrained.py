@@ -3,6 +3,7 @@
 No family is assumed: the checks try out whether an LLM reads embeddings as it reads ids, and never looks ahead.
 """
 
+import contextlib
 import re
 import warnings
 from dataclasses import dataclass
@@ -35,13 +36,14 @@ from ossicle.backbones.model_files import (
     ModelFiles,
     find_model,
     format_one_line,
-    is_rust_panic,
 )
+from ossicle.backbones.rust_panic import is_rust_panic, silence_rust_panics
 from ossicle.backbones.whisper_prompt import WhisperPrompt, mark_control_tokens, read_whisper_prompt
 from ossicle.errors import CheckpointError, ConfigError
 
 _ANY_TEXT = "Hello, \u00e9cole 12.5%:\n\t\u597d\u3002 \U0001f642 \u007f"
 """Letters, digits, white space, and characters that many vocabularies lack."""
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,14 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     if files.is_ctranslate2:
         ctranslate2_whisper.check_has_tokenizer(Path(files.path))
-    tokenizer = files.load(WhisperTokenizer if files.is_ctranslate2 else AutoTokenizer)
+    is_local = Path(files.path).is_dir()
+    try:
+        with silence_rust_panics() if is_local else contextlib.nullcontext():
+            tokenizer = files.load(WhisperTokenizer if files.is_ctranslate2 else AutoTokenizer, "tokenizer")
+    except CheckpointError as error:
+        if is_local and not _has_tokenizer_files(Path(files.path)):
+            raise _build_no_tokenizer_error(files) from error
+        raise
     tokenizer.name_or_path = files.path
     if files.role == LLM:
         tokenizer.chat_template = find_chat_template(files, tokenizer)
@@ -271,18 +280,28 @@ def _load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         files.gguf.drop_added_tokens(tokenizer)
     # Some tokenizers load without their files and then hold special tokens only.
     if set(tokenizer.get_vocab()) <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
-        raise CheckpointError(
-            f"{files.role} {files.name!r} has no tokenizer: expected its files, such as tokenizer.json,"
-            " next to the weights"
-        )
+        raise _build_no_tokenizer_error(files)
     _check_encodes(files, tokenizer)
     return tokenizer
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    return bool(found - {folder / "tokenizer_config.json"})
+
+
+def _build_no_tokenizer_error(files: ModelFiles) -> CheckpointError:
+    return CheckpointError(
+        f"{files.role} {files.name!r} has no tokenizer: expected its files, such as tokenizer.json,"
+        " next to the weights"
+    )
 
 
 def _check_encodes(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a tokenizer that loads but fails on text, such as one without a token for unknown words."""
     try:
-        tokenizer.decode(tokenizer(_ANY_TEXT, add_special_tokens=False, verbose=False)["input_ids"])
+        with silence_rust_panics():
+            tokenizer.decode(tokenizer(_ANY_TEXT, add_special_tokens=False, verbose=False)["input_ids"])
     except BaseException as error:
         if not (isinstance(error, Exception) or is_rust_panic(error)):
             raise
