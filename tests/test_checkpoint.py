@@ -258,8 +258,17 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
 def test_a_folder_without_an_ear_is_refused(folder: Path, tmp_path: Path) -> None:
     assert f"No such folder: {tmp_path / 'nowhere'}; expected that of an ear" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is not an ear: config.json cannot be read" in refusal(tmp_path / "empty")
+    assert "is not an ear: it has no config.json; expected a folder" in refusal(tmp_path / "empty")
     assert "is not an ear: a file" in refusal(folder / "config.json")
+    config = json.loads((folder / "config.json").read_text())
+    for base in ("x" * 5_000, "../" + "x" * 5_000, "/" + "x" * 5_000):
+        (folder / "config.json").write_text(
+            json.dumps({**config, "base": {**config["base"], "encoder": base, "llm": base}})
+        )
+        assert "cannot be looked for (File name too long)" in refusal(folder)
+    old = {**config, "format": 1, "connector": {**config["connector"], "form": {"": None}}}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert "config.json" in refusal(folder)
     (folder / "config.json").write_text("{ not json")
     assert "config.json is damaged" in refusal(folder)
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")

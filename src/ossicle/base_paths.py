@@ -43,9 +43,12 @@ def from_portable(name: str, folder: Path) -> str:
     given = Path(resolve_model_path(name))
     beside = [Path(os.path.normpath(root / given)) for root in (_to_absolute(folder), folder.resolve())]
     is_relative = name.startswith(("./", "../"))
-    for path in [*beside, given] if is_relative else [given]:
-        if path.exists():
-            return str(path)
+    try:
+        found = [path for path in ([*beside, given] if is_relative else [given]) if path.exists()]
+    except OSError:  # a name that no file can have; to load it says so
+        return name
+    if found:
+        return str(found[0])
     parts = [part for part in given.parts if part not in (".", "..", given.anchor)]
     is_hub_id = len(parts) <= 2 and not (is_relative or given.is_absolute())
     n_shortest = len(parts) if is_hub_id else 1

@@ -346,7 +346,11 @@ def _read_json(folder: Path) -> Any:
             raise CheckpointError(
                 f"No such folder: {folder}; expected that of an ear or of a run on this computer, or pocket/ear"
             ) from error
-        reason = "a file" if folder.is_file() else f"{CONFIG} cannot be read ({error.strerror})"
+        reason = f"its {CONFIG} cannot be read ({error.strerror})"
+        if folder.is_file():
+            reason = "a file"
+        elif not path.exists():
+            reason = f"it has no {CONFIG}"
         raise CheckpointError(
             f"{folder} is not an ear: {reason}; expected a folder that `ossicle train` or `ossicle new` wrote"
         ) from error

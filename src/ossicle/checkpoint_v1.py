@@ -21,8 +21,8 @@ def upgrade_config(config: dict[str, Any], to_format: int) -> dict[str, Any]:
     """Returns the config of an ear of format 1 as today's format has it."""
     upgraded = {VERSION_KEY if key == OLD_VERSION_KEY else key: value for key, value in config.items()}
     upgraded["format"] = to_format
-    if isinstance(connector := config.get("connector"), dict) and connector.get("form") in _FORMS:
-        upgraded["connector"] = {**connector, "form": _FORMS[connector["form"]]}
+    if isinstance(connector := config.get("connector"), dict) and isinstance(connector.get("form"), str):
+        upgraded["connector"] = {**connector, "form": _FORMS.get(connector["form"], connector["form"])}
     if isinstance(fingerprints := config.get("fingerprints"), dict):
         upgraded["fingerprints"] = {_FINGERPRINTS.get(key, key): value for key, value in fingerprints.items()}
     return upgraded

@@ -143,6 +143,7 @@ def test_a_name_inside_an_existing_folder_is_meant_as_a_folder(
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     assert "there is no such folder" in read_error(pretrained.load_llm, "models/llama")
+    assert "there is no such file" in read_error(pretrained.load_llm, "llama-8b.Q4_K_M.gguf")
 
 
 def test_an_unreachable_hub_is_reported_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

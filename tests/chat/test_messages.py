@@ -85,6 +85,9 @@ def test_what_stock_clients_send_with_an_answer_is_no_error():
         {
             "content": "hi",
             "reasoning_content": "They greet me.",
+            "reasoning_details": [{"type": "reasoning.text", "text": "They greet me."}],
+            "thinking_blocks": [{"type": "thinking", "thinking": "They greet me."}],
+            "provider_specific_fields": {"citations": None},
             "reasoning": "They greet me.",
             "name": "bot",
         },

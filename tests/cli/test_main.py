@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,12 @@ def test_what_the_console_has_no_characters_for_is_replaced(monkeypatch: pytest.
     assert main(["data", "inspect", "pocket/speech", "--decode", "2"]) == 0
     stream.flush()
     assert "characters" in stream.buffer.getvalue().decode("cp1252")
+
+
+@pytest.mark.parametrize("argv", [("verify",), ("serve",), ("data", "inspect")])
+def test_a_path_that_no_file_can_have_is_one_line(
+    argv: tuple[str, ...], expect_error: Callable[..., str]
+) -> None:
+    message = expect_error(1, *argv, "x" * 5_000)
+    assert "x': File name too long; check the path" in message
+    assert len(message) < 400

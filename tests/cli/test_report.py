@@ -30,7 +30,9 @@ def test_curves_of_runs_are_drawn_side_by_side() -> None:
 
 
 def test_what_is_no_run_is_refused(expect_error: Callable[..., str]) -> None:
-    assert "nowhere has no metrics.jsonl with a logged step" in expect_error(2, "report", "nowhere")
+    assert "No such folder: nowhere; expected that of a run" in expect_error(2, "report", "nowhere")
+    Path("empty").mkdir()
+    assert "empty has no metrics.jsonl with a logged step" in expect_error(2, "report", "empty")
     first = write_run("first", {"step": 10, "loss": 4.0})
     assert "which is a folder" in expect_error(2, "report", first, "--out", first)
     assert not Path("curves.html").exists()

@@ -34,6 +34,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MAX_COUNT = 10_000
 """No model has as many layers or experts."""
 _HUB_TIMEOUT_S = 10.0
+_MAX_SHOWN = 300
+"""Characters of a name that an error shows."""
 
 
 def resolve_model_path(name: str) -> str:
@@ -168,6 +170,7 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
         CheckpointError: it cannot be read
     """
     path = resolve_model_path(name)
+    _check_is_path(role, path)
     options: dict[str, Any] = {}
     gguf = None
     if name and Path(path).is_dir():
@@ -207,6 +210,20 @@ def find_model(role: str, name: str, revision: str | None) -> tuple[ModelFiles, 
     return files, config
 
 
+def _check_is_path(role: str, path: str) -> None:
+    """Refuses a name that no file can have, or whose folder may not be read.
+
+    Raises:
+        ModelNotFoundError: with the reason
+    """
+    try:
+        Path(path).exists()
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{role} {path[:_MAX_SHOWN]!r} cannot be looked for ({error.strerror}), expected a local folder or a hub id"
+        ) from error
+
+
 def _check_numbers(files: ModelFiles) -> None:
     """Refuses a config whose numbers fail only later: more layers or experts than any model has, which would be built
     without end, and rates of dropout that are none.
@@ -239,6 +256,8 @@ def _find_broken_bound(name: str, value: Any) -> str | None:
 def is_meant_as_folder(name: str) -> bool:
     """Whether a name without a folder was meant as one: it is no hub id, or the folder above it exists."""
     is_hub_id = _HUB_ID.fullmatch(name) and not name.startswith((".", "pocket/"))
+    if name.lower().endswith(".gguf"):
+        return True
     return not is_hub_id or ("/" in name and Path(name).parent.is_dir())
 
 

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 from ossicle.errors import RequestError
 
 ROLES = ("system", "user", "assistant", "tool")
-_IGNORED_KEYS = ("role", "content", "name", "refusal", "reasoning_content", "reasoning", "annotations")
+_IGNORED_KEYS = (
+    "role", "content", "name", "refusal", "reasoning_content", "reasoning", "reasoning_details", "thinking",
+    "thinking_blocks", "provider_specific_fields", "annotations",
+)  # fmt: skip
 """What stock clients send with a message: the names of speakers, and what came with an answer of the LLM. A refusal is
 read where there is no content."""
 

@@ -48,6 +48,8 @@ OTHER_COMMANDS = {
     "export": Export,
     "push": Push,
 }
+_MAX_PATH = 300
+"""Characters of a path that an error shows."""
 
 
 def _parse(argv: Sequence[str]) -> Any:
@@ -99,4 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # from our own writes; rich exits with 1 by itself
         # Without this, Python reports the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a path that may not be read, or that no file can have
+        if error.filename is None:
+            raise
+        print_message(f"{str(error.filename)[:_MAX_PATH]!r}: {error.strerror}; check the path")
         return 1

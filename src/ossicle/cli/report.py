@@ -30,6 +30,8 @@ class Report:
             raise ConfigError(f"--out is {self.out}, which is a folder; expected the path of a page to write")
         metrics = [read_metrics(folder) for folder in self.runs]
         for folder, rows in zip(self.runs, metrics, strict=True):
+            if not folder.exists():
+                raise ConfigError(f"No such folder: {folder}; expected that of a run of ossicle train")
             if not rows:
                 raise ConfigError(
                     f"{folder} has no {METRICS_FILE} with a logged step; expected the folder of a run of ossicle train"
