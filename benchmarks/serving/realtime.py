@@ -5,7 +5,8 @@
 The server's own listening stage hears recordings that arrive in frames of 40 ms, on a clock on which computing takes
 the seconds of processor time that it took here. So other work on the machine changes nothing, and a turn takes no
 longer than its computing. "By hand" is a turn that is committed with its last sample. "Found" is one that the server
-ends: its silence is noticed 224 ms behind the last word and ends the turn after 500 ms, which count. "Busy" is the part
+ends: its silence is noticed 224 ms behind the last word and ends the turn after 500 ms, which count; the answer is
+begun as soon as the turn is heard to its end. "Busy" is the part
 of the time in which the turn was heard while it was spoken. Sockets and the voice detector are not in it. The last line
 is JSON.
 """
@@ -80,9 +81,11 @@ def measure_turn(ear: Ear, clock: Clock, speech: np.ndarray, *, is_found: bool) 
                 free_at = clock.monotonic()
                 busy_s += free_at - began
     listener.close()
-    clock.set(max(len(stream) / SAMPLE_RATE, free_at))
+    end_s = len(stream) / SAMPLE_RATE
+    is_known = is_found and listener._n_heard == len(turn) and free_at < end_s
+    clock.set(free_at if is_known else max(end_s, free_at))  # the answer is begun in the pause
     live = answer(ear, listener.embed(turn))
-    first_token_s = clock.monotonic() - len(speech) / SAMPLE_RATE
+    first_token_s = max(end_s, clock.monotonic()) - len(speech) / SAMPLE_RATE
     clock.set(len(stream) / SAMPLE_RATE)
     assert answer(ear, ear.embed_speech([turn])[0]) == live
     return {

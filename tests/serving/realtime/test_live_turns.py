@@ -23,9 +23,11 @@ from support.serve_app import serve_app
 import ossicle
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.ear import Ear
+from ossicle.errors import RequestError
 from ossicle.evaluation import load_suite
 from ossicle.serving import turn_listening
 from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.engine import ChatRequest
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.realtime.live_turn import LiveTranscript
@@ -203,3 +205,158 @@ def test_only_words_that_stay_are_told() -> None:
     assert [transcript.add(text) for text in hearings] == ["", "", "The", "", " cow", " says"]
     assert transcript.finish("The cow says moo.") == " moo."
     assert transcript.finish("A cow says moo.") == ""
+
+
+# Answers that are begun in a pause
+
+
+class Recorder:
+    """Counts the answers that an engine begins and those that it is still generating."""
+
+    def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[ChatRequest] = []
+        self.n_open = 0
+        stream = engine.stream
+
+        async def record(request: ChatRequest) -> Any:
+            self.requests.append(request)
+            chunks: Any = await stream(request)
+            self.n_open += 1
+
+            async def follow() -> Any:
+                try:
+                    yield {}
+                    async for chunk in chunks:
+                        yield chunk
+                finally:
+                    self.n_open -= 1
+                    await chunks.aclose()
+
+            following = follow()
+            await anext(following)
+            return following
+
+        monkeypatch.setattr(engine, "stream", record)
+
+    def wait_for(self, n: int) -> None:
+        wait_until(lambda: len(self.requests) >= n)
+
+
+def wait_until(is_true: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def recorder(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(engine, monkeypatch)
+
+
+def find_slowly(client: Client, **transcription: Any) -> None:
+    """Has the server take two seconds of silence for the end of a turn."""
+    detection = {"type": "server_vad", "silence_duration_ms": 2_000}
+    client.update(audio={"input": {"turn_detection": detection, **transcription}})
+
+
+def read_turn(client: Client, events: list[dict[str, Any]]) -> np.ndarray:
+    """Returns the sound of the turn that these events are of."""
+    item = next(event["item"] for event in events if event["type"] == "conversation.item.done")
+    client.send("conversation.item.retrieve", item_id=item["id"])
+    return from_pcm(base64.b64decode(client.receive()["item"]["content"][0]["audio"]))
+
+
+@pytest.mark.parametrize("transcription", [{}, {"transcription": {"model": "any"}}])
+def test_an_answer_is_begun_in_the_pause_and_kept_when_the_turn_has_ended(
+    client: Client, ear: Ear, recorder: Recorder, transcription: dict[str, Any]
+) -> None:
+    find_slowly(client, **transcription)
+    client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 6)
+    recorder.wait_for(1)
+    assert "input_audio_buffer.speech_stopped" not in list_types(client.events)
+    wait_until(lambda: recorder.n_open == 0)  # the whole answer is there
+    client.append(SILENCE * 20)
+    events = client.receive_until("response.done")
+    assert len(recorder.requests) == 1
+    assert join_deltas(events) == answer_of(ear, read_turn(client, events))
+    if transcription:
+        completed = "conversation.item.input_audio_transcription.completed"
+        assert list_types(events).index(completed) < list_types(events).index("response.created")
+
+
+def test_an_answer_is_dropped_when_somebody_goes_on_to_speak(
+    client: Client, ear: Ear, recorder: Recorder
+) -> None:
+    find_slowly(client)
+    client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 6)
+    recorder.wait_for(1)
+    client.append(load_pcm(SECOND) + SILENCE * 24)
+    events = client.receive_until("response.done")
+    sound = read_turn(client, events)
+    assert len(sound) > len(load_audio(FIRST.audio)) + len(load_audio(SECOND.audio))
+    assert join_deltas(events) == answer_of(ear, sound)
+    assert list_types(events).count("response.created") == 1
+    wait_until(lambda: recorder.n_open == 0)
+
+
+def test_an_answer_to_other_instructions_is_not_used(client: Client, ear: Ear, recorder: Recorder) -> None:
+    find_slowly(client)
+    client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 6)
+    recorder.wait_for(1)
+    client.update(instructions="Answer in Spanish.")
+    client.append(SILENCE * 20)
+    client.receive_until("response.done")
+    assert [request.body["messages"][0]["role"] for request in recorder.requests] == ["user", "system"]
+    wait_until(lambda: recorder.n_open == 0)
+
+
+@pytest.mark.parametrize("ending", ["clear", "close", "manual"])
+def test_nothing_is_left_of_an_answer_that_nobody_takes(
+    url: str, engine: LocalEngine, recorder: Recorder, ending: str
+) -> None:
+    with open_session(url) as client:
+        find_slowly(client)
+        client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 6)
+        recorder.wait_for(1)
+        if ending == "clear":
+            client.send("input_audio_buffer.clear")
+            client.receive_until("input_audio_buffer.cleared")
+        elif ending == "manual":
+            client.send("input_audio_buffer.commit")
+            client.receive_until("conversation.item.done")
+        if ending != "close":
+            wait_until(lambda: recorder.n_open == 0)
+    wait_until(lambda: recorder.n_open == 0)
+    assert len(recorder.requests) == 1
+    assert listeners_of(engine) == []
+
+
+def test_no_answer_is_begun_where_none_is_asked_for_or_others_are_answered(
+    client: Client, recorder: Recorder, url: str
+) -> None:
+    detection = {"type": "server_vad", "silence_duration_ms": 400, "create_response": False}
+    client.update(audio={"input": {"turn_detection": detection}})
+    client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 12)
+    client.receive_until("conversation.item.done")
+    assert recorder.requests == []
+
+
+def test_an_early_answer_that_fails_is_asked_for_again(
+    client: Client, ear: Ear, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, n_asked = engine.stream, 0
+
+    async def fail_first(request: ChatRequest) -> Any:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 1:
+            raise RequestError("not now")
+        return await stream(request)
+
+    monkeypatch.setattr(engine, "stream", fail_first)
+    find_slowly(client)
+    client.append(SILENCE * 4 + load_pcm(FIRST) + SILENCE * 26)
+    events = client.receive_until("response.done")
+    assert events[-1]["response"]["status"] == "completed"
+    assert join_deltas(events) == answer_of(ear, read_turn(client, events))

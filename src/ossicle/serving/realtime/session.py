@@ -6,7 +6,7 @@ It knows an engine and an outbox, and no sockets.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +18,10 @@ from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import ChatRequest, Engine, TranscriptionOptions
 from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
-from ossicle.serving.middleware import RequestSlots
+from ossicle.serving.middleware import RequestSlot, RequestSlots
 from ossicle.serving.realtime import conversation as items
 from ossicle.serving.realtime.conversation import Conversation, Item, new_id
+from ossicle.serving.realtime.early_answer import EarlyAnswer
 from ossicle.serving.realtime.fields import Fields, invalid
 from ossicle.serving.realtime.input_audio import (
     AudioInput,
@@ -83,6 +84,10 @@ class RealtimeSession:
         """The id of the item that the buffer will become."""
         self._live: LiveTurn | None = None
         """The turn that is being spoken."""
+        self._early: EarlyAnswer | None = None
+        """The answer to that turn, in case that it has ended."""
+        self._early_pause: int | None = None
+        """The pause that it was begun in."""
         self._detector: VoiceActivityDetector | None = None
         self._turns: TurnDetector | None = None
         self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
@@ -165,6 +170,7 @@ class RealtimeSession:
         if self._settings.turn_detection != before.turn_detection:
             self._turns = None
             self._stop_listening()
+            self._drop_early()
         self._put("session.updated", session=self._to_json())
 
     async def _ignore(self, fields: Fields) -> None:
@@ -212,6 +218,43 @@ class RealtimeSession:
         else:
             pause = None if turns.pause is None else turns.pause - self._buffer.start
             self._listen(samples, pause)
+            self._answer_early(pause, detection)
+
+    def _answer_early(self, pause: int | None, detection: TurnDetection) -> None:
+        """Begins to answer the turn in a pause that may be its end, where nobody else is answered.
+
+        Args:
+            pause: samples of the turn before it; None while somebody speaks
+        """
+        if pause == self._early_pause:
+            return
+        self._drop_early()
+        self._early_pause = pause
+        slots, is_busy = self._context.slots, self._active is not None or self._turn is not None
+        if pause is None or is_busy or slots.n_active or not detection.create_response:
+            return
+        samples, live, settings = self._buffer.peek()[:pause].copy(), self._live, self._settings
+        turn = items.build_item("message", role="user", content=[{"type": "input_audio"}])
+
+        def build_request(heard: items.HeardSound) -> ChatRequest:
+            context = [*self._conversation.items, Item(turn, {0: heard})]
+            response = settings.response
+            return self._build_request(response, items.to_messages(context, response.instructions))
+
+        transcription = settings.transcription
+        self._early = EarlyAnswer(
+            self._context.engine,
+            lambda: items.hear(samples, math.inf, "audio", live),
+            build_request,
+            tells_words=transcription is not None and not transcription.is_guided,
+            slot=slots.acquire(),
+        )
+        self._follow(self._early.task)
+
+    def _drop_early(self) -> None:
+        if self._early is not None:
+            self._early.drop()
+        self._early = self._early_pause = None
 
     def _listen(self, samples: Float32[np.ndarray, " N"], pause: int | None) -> None:
         """Has the engine hear the last samples of the buffer, which is the turn that is being spoken."""
@@ -226,6 +269,8 @@ class RealtimeSession:
             self._put(f"{_TRANSCRIPTION}.delta", item_id=self._turn_id, content_index=0, delta=text)
 
     def _stop_listening(self) -> LiveTurn | None:
+        """Ends the hearing of the turn that is being spoken."""
+        self._early_pause = None
         live, self._live = self._live, None
         if live is not None:
             live.end()
@@ -243,6 +288,7 @@ class RealtimeSession:
         if edge.kind == "start":
             self._buffer.drop_before(edge.position)
             self._stop_listening()
+            self._drop_early()
             start_ms = self._buffer.start // SAMPLES_PER_MS
             self._put("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
             if detection.interrupt_response:
@@ -274,6 +320,7 @@ class RealtimeSession:
         self._buffer.drop_before(self._buffer.end)
         self._turns = None
         self._stop_listening()
+        self._drop_early()
         self._put("input_audio_buffer.cleared")
 
     async def _commit_until(self, position: int, *, creates_response: bool) -> None:
@@ -348,6 +395,8 @@ class RealtimeSession:
         await self._find_speech([item])
         if item is self._turn and not item.has_speech:
             self._turn = None
+        if item is not self._turn:
+            self._drop_early()
         transcription = self._settings.transcription
         if transcription is not None and transcription.is_guided:
             self._answer_turn()  # Whisper's own decoder takes its time
@@ -384,6 +433,8 @@ class RealtimeSession:
     async def _find_words(self, heard: items.HeardSound) -> str:
         settings = self._settings.transcription
         if settings is None or not settings.is_guided:
+            if self._early is not None and (words := await self._early.find_words(heard.sound)) is not None:
+                return words
             return await self._context.engine.transcribe_audio_tokens(heard.sound)
         options = TranscriptionOptions(language=settings.language, prompt=settings.prompt)
         return (await self._context.engine.transcribe(heard.sound, options)).text
@@ -482,17 +533,13 @@ class RealtimeSession:
         try:
             await self._find_speech(context)
             messages = items.to_messages(context, response.settings.instructions)
-            slot = self._context.slots.acquire()
+            chunks, slot = await self._open_answer(self._build_request(response.settings, messages))
             try:
-                request = self._build_request(response.settings, messages)
-                chunks = await self._context.engine.stream(request)
-                try:
-                    async for chunk in chunks:
-                        response.add_chunk(chunk)
-                        await self._outbox.wait_for_room()
-                finally:
-                    await chunks.aclose()  # ty: ignore[missing-attribute]
+                async for chunk in chunks:
+                    response.add_chunk(chunk)
+                    await self._outbox.wait_for_room()
             finally:
+                await chunks.aclose()  # ty: ignore[missing-attribute]
                 slot.release()
             response.complete()
         except OssicleError as error:
@@ -500,6 +547,20 @@ class RealtimeSession:
         except Exception:
             LOG.exception("a response of a Realtime session failed")
             response.fail(build_internal_error())
+
+    async def _open_answer(self, request: ChatRequest) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
+        """Returns the chunks of an answer, one that was begun early where it answers this request, and their slot."""
+        early, self._early = self._early, None
+        if early is not None:
+            if (chunks := await early.take(request)) is not None:
+                return chunks, RequestSlot(None)
+            await early.end()
+        slot = self._context.slots.acquire()
+        try:
+            return await self._context.engine.stream(request), slot
+        except BaseException:
+            slot.release()
+            raise
 
     def _build_request(self, settings: ResponseSettings, messages: list[dict[str, Any]]) -> ChatRequest:
         messages = _ask_for_answer(messages, settings.instructions)
@@ -514,7 +575,9 @@ class RealtimeSession:
         return ChatRequest(body=body, is_streamed=True, include_usage=True)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        self._follow(asyncio.create_task(work))
+
+    def _follow(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
