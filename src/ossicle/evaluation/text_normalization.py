@@ -12,15 +12,16 @@ _KEPT_PUNCTUATION = frozenset("%&@")
 """Punctuation by Unicode's categories that changes the meaning of an answer."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-
-
-_THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_START = re.compile(r"<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
+_THINK = r"(?:(?:\w+:)?think(?:ing)?|thoughts?|reasoning)"
+_START, _END = (rf"(?:<{slash}{_THINK}>|\[{slash}{_THINK}\]|◁{slash}{_THINK}▷)" for slash in ("", "/"))
+"""The signs around what an LLM thinks, as families of LLMs write them: <think>, <seed:think>, [THINK], ◁think▷."""
+_THOUGHT = re.compile(rf"{_START}.*?{_END}", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"^.*{_END}", re.DOTALL | re.IGNORECASE)
+_THOUGHT_START = re.compile(rf"{_START}.*$", re.DOTALL | re.IGNORECASE)
 
 
 def strip_thoughts(answer: str) -> str:
-    """Returns an answer without what an LLM thinks first, between <think> and </think>.
+    """Returns an answer without what an LLM thinks first, between <think> and </think> or their kin.
 
     A template may write the beginning itself, so that the answer has the end alone; a thought that was cut off has no
     end, and nothing follows it.
