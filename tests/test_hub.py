@@ -22,6 +22,7 @@ import ossicle
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.cli import main
 from ossicle.errors import CheckpointError
+from ossicle.exchange.diva import export_diva, import_diva
 from ossicle.hf import OssicleConfig, OssicleForConditionalGeneration, OssicleProcessor
 from ossicle.hub_upload import CardMetadata, build_metadata, push_to_hub
 
@@ -171,6 +172,32 @@ def test_what_is_no_ear_on_the_hub_is_refused(hub: FakeHub, monkeypatch: pytest.
     assert "user/llm has no revision 'v9'" in load("user/llm", revision="v9")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached to look for a model of that name" in load("user/other")
+
+
+def test_a_diva_on_the_hub_is_imported_from_safetensors_only(hub: FakeHub, tmp_path: Path) -> None:
+    base = save_tiny_backbones(tmp_path)
+    export_diva(tiny_ear("diva", base=base), tmp_path / "diva")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "diva").iterdir()}
+    hub.commit("user/diva", files)
+    assert (
+        import_diva("user/diva", encoder=base.encoder, llm=base.llm, device="cpu").settings.connector.form
+        == "diva"
+    )
+    hub.commit("user/pickled", {"config.json": files["config.json"], "pytorch_model-1.bin": b""})
+    hub.commit("user/none", {"config.json": files["config.json"]})
+    hub.commit("user/empty", {})
+    for name, expected in (
+        (
+            "user/pickled",
+            "user/pickled has its weights as a pickle (pytorch_model-1.bin), which can run code",
+        ),
+        ("user/none", "user/none has no weights: expected weights in safetensors"),
+        (
+            "user/empty",
+            "user/empty: config.json cannot be read (No such file or directory); expected that of a",
+        ),
+    ):
+        assert expected in refusal(lambda name=name: import_diva(name, device="cpu"))
 
 
 def test_a_changed_backbone_is_refused(hub: FakeHub, tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def download_files(
     return Path(folder)
 
 
+def find_pickle(name: str, folder: Path) -> str | None:
+    """Returns the name of weights that can run code, of a model that has no others: in its folder, or on the hub.
+
+    Args:
+        folder: where some of its files are, which need not be all
+    """
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not Path(name).exists() and is_hub_reachable():
+        from huggingface_hub import HfApi
+
+        files += HfApi().list_repo_files(name)
+    return next((file for file in files if file.endswith(_PICKLES)), None)
+
+
 def _describe_other(name: str, weights: str, revision: str | None, token: str | None) -> str:
     """Returns what a repository has in place of an ear's weights."""
     from huggingface_hub import HfApi

@@ -21,7 +21,7 @@ from ossicle.config import BaseSettings, ConnectorSettings
 from ossicle.connectors.query import QueryConnector
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
-from ossicle.hub_download import download_files
+from ossicle.hub_download import download_files, find_pickle
 from ossicle.text_encoding import read_text_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -44,8 +44,8 @@ def import_diva(
         CheckpointError: not of this layout, a pickle, damaged, or weights that do not fit the backbones
     """
     folder = download_files(source, (CONFIG, "*.safetensors"))
-    names = _read_config(folder)
-    weights = _read_weights(folder)
+    names = _read_config(source, folder)
+    weights = _read_weights(source, folder)
     n_queries, d_encoder = weights[_QUERIES].shape
     n_merged = len(weights[_PROJECTION]) // d_encoder
     settings = EarSettings(
@@ -58,7 +58,7 @@ def import_diva(
     whisper = load_whisper(settings.base.encoder, None, on_device)
     model, tokenizer = load_llm(settings.base.llm, None, on_device)
     connector = QueryConnector(whisper.config, settings.connector, get_input_embeddings(model).embedding_dim)
-    _load_connector(connector, weights, folder)
+    _load_connector(connector, weights, source)
     return Ear(whisper, model, tokenizer, connector.float().to(on_device).eval(), settings)
 
 
@@ -99,37 +99,35 @@ def export_diva(ear: Ear, folder: Path) -> None:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> tuple[str, str]:
+def _read_config(source: str, folder: Path) -> tuple[str, str]:
     """Returns the names of the encoder and of the LLM."""
-    path = folder / CONFIG
     try:
-        config = json.loads(read_text_file(path))
+        config = json.loads(read_text_file(folder / CONFIG))
     except (OSError, ValueError, RecursionError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CheckpointError(
-            f"{path} cannot be read ({error}): expected that of a published DiVA"
+            f"{source}: {CONFIG} cannot be read ({reason}); expected that of a published DiVA"
         ) from error
     names = [config.get(key) if isinstance(config, dict) else None for key in (_ENCODER_KEY, _LLM_KEY)]
     if not all(isinstance(name, str) and name for name in names):
         found = ", ".join(sorted(config)) if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
-            f"{path} is not a DiVA's: expected the keys {_ENCODER_KEY} and {_LLM_KEY}, found {found}"
+            f"{source}: {CONFIG} is not a DiVA's: expected the keys {_ENCODER_KEY} and {_LLM_KEY}, found {found}"
         )
     return str(names[0]), str(names[1])
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(source: str, folder: Path) -> dict[str, Tensor]:
     """Reads the connector's weights, and checks their shapes against each other."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
-        )
+        pickled = find_pickle(source, folder)
         has = (
-            f"its weights as a pickle ({others[0]}), which can run code and is not loaded"
-            if others
-            else "none"
+            f"its weights as a pickle ({pickled}), which can run code and is not loaded"
+            if pickled
+            else "no weights"
         )
-        raise CheckpointError(f"{folder} has {has}: expected weights in safetensors")
+        raise CheckpointError(f"{source} has {has}: expected weights in safetensors")
     wanted = (_QUERIES, _PROJECTION, _BIAS)
     weights: dict[str, Tensor] = {}
     names: list[str] = []
@@ -144,20 +142,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path} is damaged ({error}): copy or download it again") from error
     if missing := [name for name in (*wanted, _POSITIONS) if name not in weights]:
         raise CheckpointError(
-            f"{folder} is not a DiVA: it lacks {missing[0]}, and has {', '.join(sorted(names)[:5]) or 'no tensors'}"
+            f"{source} is not a DiVA: it lacks {missing[0]}, and has {', '.join(sorted(names)[:5]) or 'no tensors'}"
         )
     shapes = [tuple(weights[name].shape) for name in wanted]
     (queries, projection, bias) = shapes
     fits = len(queries) == len(projection) == 2 and len(bias) == 1 and min(*queries, *projection) > 0
     if not fits or projection[0] % queries[1] or projection[1:] != bias:
         raise CheckpointError(
-            f"{folder} has {_QUERIES} {list(queries)}, {_PROJECTION} {list(projection)} and {_BIAS} {list(bias)}:"
+            f"{source} has {_QUERIES} {list(queries)}, {_PROJECTION} {list(projection)} and {_BIAS} {list(bias)}:"
             " expected [Q, E], [n E, D] (stored transposed) and [D]"
         )
     return weights
 
 
-def _load_connector(connector: QueryConnector, weights: Mapping[str, Tensor], folder: Path) -> None:
+def _load_connector(connector: QueryConnector, weights: Mapping[str, Tensor], source: str) -> None:
     """Loads the published weights under our names."""
     state = {
         "queries": weights[_QUERIES],
@@ -174,5 +172,5 @@ def _load_connector(connector: QueryConnector, weights: Mapping[str, Tensor], fo
         connector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:
         raise CheckpointError(
-            f"{folder} does not fit its encoder and LLM: {' '.join(str(error).split())[:300]}; name others"
+            f"{source} does not fit its encoder and LLM: {' '.join(str(error).split())[:300]}; name others"
         ) from error
