@@ -63,7 +63,9 @@ def read_frames(path: str) -> Iterator[rtc.AudioFrame]:
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     mono = np.concatenate([samples[:, 0], np.zeros(int(SILENCE_S * rate), np.int16)])
     for piece in np.array_split(mono, round(len(mono) / rate / FRAME_S)):
-        yield rtc.AudioFrame(piece.tobytes(), sample_rate=rate, num_channels=1, samples_per_channel=len(piece))
+        yield rtc.AudioFrame(
+            piece.tobytes(), sample_rate=rate, num_channels=1, samples_per_channel=len(piece)
+        )
 
 
 async def main(path: str, url: str) -> int:

@@ -1,6 +1,7 @@
 """Ears to the hub and back, through a stand-in of its HTTP API."""
 
 import json
+import re
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,11 @@ def test_what_is_no_ear_on_the_hub_is_refused(hub: FakeHub, monkeypatch: pytest.
     assert "user/gated is gated on" in load("user/gated")
     assert "No such folder: user/nothing, and no public model of that name" in load("user/nothing")
     assert "user/llm has no revision 'v9'" in load("user/llm", revision="v9")
+    for status, advice in ((401, "does not accept this token"), (403, "no right"), (500, "try again later")):
+        hub.status = status
+        assert re.search(
+            f"user/other cannot be downloaded: .* answers {status}: .*{advice}", load("user/other")
+        )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached to look for a model of that name" in load("user/other")
 

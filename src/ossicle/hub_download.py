@@ -1,6 +1,6 @@
 """Ears on the hub, in the local cache once they are asked for; it knows their file names only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -21,6 +21,13 @@ from ossicle.backbones.model_files import (
 from ossicle.errors import CheckpointError
 
 _CONFIG = "config.json"
+_ADVICE = {
+    401: "it does not accept this token: log in again with `hf auth login`",
+    403: "this token has no right to read it: log in with `hf auth login` and a token that has",
+    429: "it was asked too often: wait some minutes, and log in with `hf auth login` if you are not",
+}
+"""What to do about the hub's answers, by their status."""
+_SERVER_FAULT = 500
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Forms of weights that can run code when they are loaded."""
 
@@ -64,6 +71,8 @@ def download_files(
             local_files_only=not is_reachable,
         )
     except LocalEntryNotFoundError as error:
+        if (refusal := describe_refusal(error)) is not None:
+            raise CheckpointError(f"{name} cannot be downloaded: {refusal}") from error
         raise CheckpointError(
             f"No such folder: {name}; {constants.ENDPOINT} cannot be reached to look for a model of that name: check the"
             " path, or connect"
@@ -80,8 +89,31 @@ def download_files(
             " in with `hf auth login` if it is private"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{name} cannot be downloaded: {format_one_line(error)}") from error
+        reason = describe_refusal(error) or format_one_line(error)
+        raise CheckpointError(f"{name} cannot be downloaded: {reason}") from error
     return Path(folder)
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and those that led to it: libraries hide the hub's own behind others."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def describe_refusal(error: BaseException) -> str | None:
+    """Returns what the hub answered in place of a file, and what to do; None if nothing was refused."""
+    for cause in iterate_causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int) and not isinstance(cause, RepositoryNotFoundError):
+            advice = _ADVICE.get(status) or (
+                "the fault is there: try again later" if status >= _SERVER_FAULT else None
+            )
+            if advice is not None:
+                return f"{constants.ENDPOINT} answers {status}: {advice}"
+    return None
 
 
 def find_pickle(name: str, folder: Path) -> str | None:

@@ -27,6 +27,8 @@ class FakeHub:
     is_private: dict[str, bool] = field(default_factory=dict)
     token: str = "hf_write"
     """The one token that may write."""
+    status: int = 0
+    """Answer to every download, in place of the file."""
     fails_at_commit: bool = False
     """Whether commits are refused, after everything else was accepted."""
     address: str = ""
@@ -84,6 +86,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/":
             return self.answer({})
+        if self.served.status:
+            return self.refuse(self.served.status, "")
         if found := re.fullmatch(rf"/api/models/{_REPO}(/revision/(?P<revision>.+))?", path):
             repo = found["repo"]
             return self.answer_with_commit(found, lambda sha, files: describe_model(repo, sha, files))

@@ -12,7 +12,7 @@ import datasets
 import datasets.exceptions
 import httpx2
 import pytest
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from support.source_checks import read_audio, read_errors
 from support.tiny_speech import (
     NORMALIZED_TEXTS,
@@ -139,11 +139,33 @@ def test_a_gated_hub_id_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None
         except GatedRepoError as error:
             raise datasets.exceptions.DatasetNotFoundError("gated") from error
 
+    def forget(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'user/gated' is a gated dataset on the Hub.")
+
+    for answer in (refuse, forget):
+        monkeypatch.setattr(datasets, "get_dataset_config_names", answer)
+        with pytest.raises(
+            DataError, match=r"'user/gated' is gated: accept its terms at .*/datasets/user/gated, and log in"
+        ):
+            open_speech(["user/gated"])
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(401, "log in again with"), (429, "wait"), (503, "try again later")]
+)
+def test_what_the_hub_answers_is_said(monkeypatch: pytest.MonkeyPatch, status: int, advice: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        response = httpx2.Response(status, request=httpx2.Request("GET", "x:"))
+        try:
+            raise HfHubHTTPError("refused", response=response)
+        except HfHubHTTPError:
+            raise FileNotFoundError("no file at /some/where")  # noqa: B904, as datasets does it
+
     monkeypatch.setattr(datasets, "get_dataset_config_names", refuse)
     with pytest.raises(
-        DataError, match=r"'user/gated' is gated: accept its terms at .*/datasets/user/gated, and log in"
+        DataError, match=rf"'user/speech' cannot be loaded from the hub: .* {status}: .*{advice}"
     ):
-        open_speech(["user/gated"])
+        open_speech(["user/speech"])
 
 
 def test_hugging_face_sources_need_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,12 @@ from ossicle.data.source_spec import SourceSpec
 from ossicle.data.stretches import read_stretch
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import ConfigError, DataError, OssicleError
+from ossicle.hub_download import describe_refusal, iterate_causes
 
 _MAX_BUFFERED_ROWS, _MAX_BUFFERED_BYTES = 4_096, 128 * 2**20
 """Rows of a stream that can be read again without restarting it."""
+_GATED = "is a gated dataset"
+"""In the message of datasets, which drops the hub's own error."""
 _DISABLE_TORCHCODEC = "HF_DATASETS_DISABLE_TORCHCODEC"
 
 
@@ -209,26 +212,19 @@ def explain_errors(label: str, name: str, *, local_hint: str = "", hub_hint: str
     except OssicleError:
         raise
     except Exception as error:  # from datasets, the network, arrow or the file format's library
-        if _is_gated(error):
+        if any(isinstance(cause, GatedRepoError) or _GATED in str(cause) for cause in iterate_causes(error)):
             raise DataError(
                 f"{label} is gated: accept its terms at {constants.ENDPOINT}/datasets/{name}, and log in with"
                 " `hf auth login`"
             ) from error
+        if (refusal := describe_refusal(error)) is not None:
+            raise DataError(f"{label} cannot be loaded from the hub: {refusal}") from error
         problem = (
             f"cannot be read as a dataset{local_hint}"
             if Path(name).exists()
             else f"cannot be loaded from the hub, and there is no local folder of that name{hub_hint}"
         )
         raise DataError(f"{label} {problem}: {summarize_error(error)}") from error
-
-
-def _is_gated(error: BaseException | None) -> bool:
-    """Whether the hub asks for agreement or a token, by any of the errors that caused this one."""
-    while error is not None:
-        if isinstance(error, GatedRepoError):
-            return True
-        error = error.__cause__
-    return False
 
 
 def summarize_error(error: BaseException) -> str:
