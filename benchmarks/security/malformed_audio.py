@@ -39,7 +39,8 @@ def _draw_random_bytes(draw: random.Random, inputs: AttackInputs) -> AttackReque
 
 @KINDS.add("lying headers")
 def _draw_lying_header(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
-    return attack_with_audio(audio_files.build_lying_wav(draw, draw.randbytes(draw.choice((0, 3, 4000)))))
+    attack = attack_with_audio(audio_files.build_lying_wav(draw, draw.randbytes(draw.choice((0, 3, 4000)))))
+    return AttackRequest(sends=attack.sends, may_be_answered=True)  # a size that is too large is forgiven
 
 
 @KINDS.add("truncated files")
@@ -153,7 +154,7 @@ def _draw_oversized_form(draw: random.Random, inputs: AttackInputs) -> AttackReq
             [('name="x"', b"y")] * 5000, [('name="file"; filename="b"', b"x")] * 2000, [("name=" + "x" * 9000, b"")],
             [('filename="a"', b"x")], [("", b"x")], [('name="model"', b"x")], [('name="response_format"', b"srt\xff")],
             [('name="prompt"', b"x" * 2_000_000)], [('name="temperature"', b"1e999")], [('name="\\ud800"', b"x")],
-            [('name="model"; filename="m"', MODEL.encode())], [('name="stream"', b"true")],
+            [('name="model"; filename="m"', MODEL.encode())],
             [("name*=utf-8''%FF", b"x")], [("name=a\r\nX: " + "x" * 4_000_000, b"")],
             [("name=a" + "\r\nX: y" * 9999, b"")],
         )

@@ -29,6 +29,8 @@ _SHUTDOWN_TIMEOUT_S = 20
 """Seconds that running responses have to finish when the server is stopped."""
 _MAX_HEADER_BYTES = 32 << 10
 _BACKLOG = 1_024
+_INVALID_TEXT = 1007
+"""The code that closes a WebSocket for text that is not UTF-8."""
 _MAX_MESSAGE_BYTES = 24 << 20
 """Of a WebSocket: an event with 15 MiB of sound in base64, the most that OpenAI takes, and some more."""
 _PING_S = 20.0
@@ -128,6 +130,22 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
             raise ClientDisconnected
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # by a refusal, which uvicorn takes for no answer
+
+    def send_receive_event_to_app(self) -> None:
+        """Hands a message to the application; text that is not UTF-8 ends the connection, and no error is logged."""
+        try:
+            if self.curr_msg_data_type == "text" and not self.close_sent:
+                b"".join(self.frames).decode()
+        except UnicodeDecodeError:
+            self.conn.fail(_INVALID_TEXT)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": _INVALID_TEXT})
+            self.transport.close()
+            return
+        super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
         """Answers a ping, unless the answers to earlier ones were never read."""

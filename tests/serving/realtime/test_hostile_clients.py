@@ -375,6 +375,25 @@ def test_binary_giant_and_broken_messages(url: str, metrics: Metrics) -> None:
     wait_until(lambda: metrics.sessions._value.get() == 0)
 
 
+def test_refused_handshakes_and_frames_behind_the_end_are_no_errors_of_the_server(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/v1/realtime?model=other", "/v1/models", "/"):
+        assert refuse(f"{url}{path}")["status"] == 404
+    with open_session(url) as client:
+        end = b"\x88\x82" + bytes(4) + (1000).to_bytes(2)
+        client.socket.socket.sendall(end + b"\x81\x81" + bytes(4) + b"\xff")
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+    with open_session(url) as client:
+        client.socket.socket.sendall(b"\x81\x81" + bytes(4) + b"\xff" + b"\x81\x81" + bytes(4) + b"\xff")
+        with pytest.raises(ConnectionClosed) as closed:
+            client.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1007
+    assert [record for record in caplog.records if record.name in ("uvicorn.error", "asyncio")] == []
+
+
 def test_a_client_that_does_not_read_is_held_back_and_closed(
     monkeypatch: pytest.MonkeyPatch, url: str, metrics: Metrics
 ) -> None:

@@ -158,5 +158,5 @@ async def refuse_path(websocket: WebSocket) -> None:
 async def _refuse(websocket: WebSocket, error: ApiError) -> None:
     """Answers the handshake with an error in HTTP."""
     response = Response(json.dumps(error.body), error.status, error.headers, "application/json")
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, WebSocketDisconnect):
         await websocket.send_denial_response(response)
