@@ -42,7 +42,7 @@ RECIPES = st.builds(
         form=st.sampled_from(["query", "autoregressive", "anchored"]),
         init=st.sampled_from(["whisper", "random"]),
         n_queries=COUNTS,
-        slots_per_second=POSITIVE,
+        slots_per_second=st.floats(min_value=1e-12, max_value=1_000),
     ),
     objective=st.builds(
         ObjectiveSettings,
@@ -176,6 +176,7 @@ def test_an_integer_is_accepted_as_a_number() -> None:
         ("[connector]\nform = []", "connector.form is [], expected one of"),
         ("[connector]\nn_queries = 0", "connector.n_queries is 0, expected at least 1"),
         ("[connector]\nslots_per_second = inf", "connector.slots_per_second is inf"),
+        ("[connector]\nslots_per_second = 1e308", "expected a number above 0 and at most 1,000"),
         ("[objective]\nend_weight = -0.5", "objective.end_weight is -0.5, expected zero or more"),
         ("[objective]\nkl_temperature = 0", "objective.kl_temperature is 0.0"),
         (

@@ -137,6 +137,10 @@ class BaseSettings:
         check(is_duration, "base.silence_margin_s", self.silence_margin_s, "seconds, 0 or more")
 
 
+_MAX_SLOTS_PER_SECOND = 1_000
+"""More than any speech has words or sounds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConnectorSettings:
     """How the connector turns encoder features into audio tokens."""
@@ -175,7 +179,12 @@ class ConnectorSettings:
         """Raise ConfigError for impossible sizes."""
         check(self.n_queries >= 1, "connector.n_queries", self.n_queries, "at least 1")
         check(self.n_layers is None or self.n_layers >= 1, "connector.n_layers", self.n_layers, "at least 1")
-        _check_positive("connector.slots_per_second", self.slots_per_second)
+        check(
+            0 < self.slots_per_second <= _MAX_SLOTS_PER_SECOND,
+            "connector.slots_per_second",
+            self.slots_per_second,
+            f"a number above 0 and at most {_MAX_SLOTS_PER_SECOND:,}",
+        )
         check(0 <= self.dropout < 1, "connector.dropout", self.dropout, "a rate from 0 to below 1")
         check(self.n_stacked >= 1, "connector.n_stacked", self.n_stacked, "at least 1")
         divides = self.n_merged is None or (self.n_merged >= 1 and self.n_queries % self.n_merged == 0)
