@@ -42,6 +42,11 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ossicle {ossicle.__version__}\n"
 
 
+def test_a_shell_without_completion_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tyro-print-completion", "tcsh"]) == 2
+    assert "is 'tcsh', expected bash, zsh, fish" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv",
     [

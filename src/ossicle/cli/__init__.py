@@ -48,6 +48,7 @@ OTHER_COMMANDS = {
     "export": Export,
     "push": Push,
 }
+_COMPLETION, _SHELLS = "--tyro-print-completion", ("bash", "zsh", "fish")
 _MAX_PATH = 300
 """Characters of a path that an error shows."""
 
@@ -59,6 +60,8 @@ def _parse(argv: Sequence[str]) -> Any:
         ConfigError: an invalid recipe or an invalid setting
         SystemExit: help was asked for (code 0), or flags cannot be parsed (code 2)
     """
+    if argv[0] == _COMPLETION and argv[1:] and argv[1] not in _SHELLS:
+        raise ConfigError(f"{_COMPLETION} is {argv[1]!r}, expected {', '.join(_SHELLS)}")
     subcommands = {name: tyro.conf.subcommand(name) for name in (*RECIPE_COMMANDS, *OTHER_COMMANDS)}
     if argv[0] in RECIPE_COMMANDS and argv[1:2] not in ([], ["-h"], ["--help"]):
         if argv[1].startswith("-"):
