@@ -63,8 +63,8 @@ FAILURES: dict[str, tuple[httpx2.Response | Exception, int, str]] = {
     "loading": (error_response("not ready", 503), 503, "not ready"),
     "an HTML page of a proxy": (HTML, 502, "failed .502.: it gives no reason"),
     "a redirect": (httpx2.Response(307, headers={"Location": "http://evil/"}), 502, "redirects .307."),
-    "down": (httpx2.ConnectError("refused"), 503, "cannot be reached"),
-    "no connection": (httpx2.ConnectTimeout("too slow"), 503, "cannot be reached"),
+    "down": (httpx2.ConnectError("refused"), 503, "Cannot reach the vLLM behind this server"),
+    "no connection": (httpx2.ConnectTimeout("too slow"), 503, "Cannot reach the vLLM behind this server"),
     "no answer": (httpx2.ReadTimeout("too slow"), 504, "did not answer in time"),
     "broken off": (httpx2.RemoteProtocolError("gone"), 502, "broke off"),
 }

@@ -250,7 +250,7 @@ def raise_connection_error(error: Exception, url: str) -> NoReturn:
     LOG.error("%s: %s: %s", url, type(error).__name__, error)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         raise ApiError(
-            "vLLM cannot be reached: try again when it is up",
+            "Cannot reach the vLLM behind this server; is it running? Try again when it is",
             status=503,
             error_type=SERVER_ERROR,
             code=UPSTREAM_DOWN,
