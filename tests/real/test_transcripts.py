@@ -4,11 +4,12 @@ import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.real_ears import BASE, QWEN, SMOLLM, TINY, EarFolder, transcribe_by_transformers
 from support.real_speech import concatenate_clips, read_clips, select_clips, speak, word_error_rate
 
-from ossicle.audio.waveform import load_audio
+from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 
 OpenEar = Callable[[str, str], EarFolder]
 
@@ -21,6 +22,8 @@ SPANISH = (
     "Mi hermana trabaja en un hospital de Madrid.",
 )
 """Sentences for a synthetic voice, where there are no recordings in Spanish."""
+MAX_BEGIN_ERROR_S = 1.0
+"""Between a recording's first sample and the begin that Whisper gives its words, in seconds."""
 MAX_MEMORY_GB = 3.0
 """Memory that five minutes of speech may add to the process at its peak, in GB; the encoder takes most of it."""
 
@@ -76,3 +79,27 @@ def test_minutes_of_speech_are_written_as_well_as_by_the_cascade(
     assert word_error_rate(written, [text]) <= of_cascade + 0.02
     question = {"role": "user", "content": [{"type": "audio", "audio": sound}]}
     assert ear.chat([question], max_new_tokens=16)
+
+
+@pytest.mark.parametrize("whisper", [TINY, BASE])
+def test_segments_begin_where_the_sentences_do(whisper: str, open_ear: OpenEar, speech: Path) -> None:
+    clips = [load_audio(clip.audio) for clip in select_clips(speech, 6)]
+    pause = np.zeros(2 * SAMPLE_RATE, np.float32)
+    sound = np.concatenate([part for clip in clips for part in (clip, pause)])
+    (transcript,) = open_ear(whisper, SMOLLM).load().transcribe_with_language([sound], has_timestamps=True)
+    begins = [segment.start_s for segment in transcript.segments]
+    clip_begin_s = 0.0
+    for clip in clips:
+        assert min(abs(begin - clip_begin_s) for begin in begins) < MAX_BEGIN_ERROR_S
+        clip_begin_s += (len(clip) + len(pause)) / SAMPLE_RATE
+    times = [time for segment in transcript.segments for time in (segment.start_s, segment.end_s)]
+    assert times == sorted(times)
+    assert times[-1] <= len(sound) / SAMPLE_RATE
+
+
+def test_german_is_translated_into_english(open_ear: OpenEar, tmp_path: Path) -> None:
+    (path,) = speak(tmp_path, ["Guten Morgen, meine Freunde. Das Wetter ist heute sehr schön."], "de")
+    ear = open_ear(BASE, SMOLLM).load()
+    (translation,) = ear.transcribe_with_language([load_audio(path)], task="translate")
+    assert translation.language == "de"
+    assert {"morning", "friends", "weather", "today"} & set(translation.text.lower().replace(",", "").split())
