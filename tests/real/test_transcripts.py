@@ -33,7 +33,7 @@ def test_an_untrained_ear_writes_what_whisper_writes(
     whisper: str, llm: str, n: int, open_ear: OpenEar, speech: Path
 ) -> None:
     sounds = [load_audio(clip.audio) for clip in select_clips(speech, n)]
-    expected = transcribe_by_transformers(whisper, sounds, "en")
+    expected = transcribe_by_transformers(whisper, sounds, None)  # some learners are taken for Chinese
     ear = open_ear(whisper, llm).load()
     assert ear.transcribe(sounds) == expected
     assert word_error_rate(ear.transcribe_audio_tokens(sounds), expected) <= 0.01

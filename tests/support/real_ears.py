@@ -91,8 +91,12 @@ def _load_stock_whisper(name: str) -> tuple[Any, WhisperFeatureExtractor, Any]:
 
 
 @torch.inference_mode()
-def transcribe_by_transformers(name: str, sounds: Sequence[np.ndarray], language: str) -> list[str]:
-    """Transcribes samples of at most 30 s at 16 kHz with transformers' own Whisper, greedily, in a given language."""
+def transcribe_by_transformers(name: str, sounds: Sequence[np.ndarray], language: str | None) -> list[str]:
+    """Transcribes samples of at most 30 s at 16 kHz with transformers' own Whisper, greedily.
+
+    Args:
+        language: of all sounds; None detects that of each
+    """
     model, extractor, tokenizer = _load_stock_whisper(name)
     options = {"task": "transcribe", "language": language} if model.generation_config.is_multilingual else {}
     texts: list[str] = []
