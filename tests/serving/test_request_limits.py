@@ -187,7 +187,7 @@ def test_transcripts_with_one_prompt_share_a_batch_and_fail_alone(ear: Ear) -> N
         whisper = ear.whisper
 
         def transcribe_with_language(
-            self, sounds: Any, *, languages: Any, previous: str, temperature: float
+            self, sounds: Any, *, languages: Any, previous: str, temperature: float, **_: Any
         ) -> list[Transcript]:
             batches.append((len(sounds), previous))
             if previous == "bad":
