@@ -41,18 +41,15 @@ CHAT_ROUTE, MODELS_ROUTE, REALTIME_ROUTE = "**/v1/chat/completions", "**/v1/mode
 
 
 class RecordingEngine(LocalEngine):
-    """An engine that keeps the requests it gets, and never ends the answers of the first ones if told so."""
+    """An engine that keeps the requests it gets, and never ends an answer while it is told so."""
 
     requests: list[ChatRequest]
-    n_endless = 0
+    is_endless = False
 
     async def stream(self, request: ChatRequest) -> Any:
         self.requests.append(request)
         chunks = await super().stream(request)
-        if not self.n_endless:
-            return chunks
-        self.n_endless -= 1
-        return self._hold(chunks)
+        return self._hold(chunks) if self.is_endless else chunks
 
     async def _hold(self, chunks: Any) -> AsyncIterator[dict[str, Any]]:
         async for chunk in chunks:
@@ -388,7 +385,7 @@ def test_a_live_conversation_is_heard_answered_and_interrupted(
     visit = open_page(site.url)
     visit.send_text("What is the plural of leaf?")
     wait_for_answer(site, ear, visit.answer(name="From text"))
-    site.engine.n_endless = 1
+    site.engine.is_endless = True
     visit.live.click()
     expect(visit.live).to_have_attribute("aria-pressed", "true")
     expect(visit.talk).to_be_disabled()
@@ -398,6 +395,7 @@ def test_a_live_conversation_is_heard_answered_and_interrupted(
     expect(first).to_have_attribute("data-state", "running")
     expect(visit.hint).to_have_text("Speak to interrupt the answer.")
     expect(first).to_have_attribute("data-state", "stopped")  # by the second question
+    site.engine.is_endless = False
     expect(first).to_contain_text("Interrupted")
     expect(words.nth(2)).to_have_text(items["0057"].text)
     wait_for_answer(site, ear, second)
@@ -624,10 +622,11 @@ def test_a_broken_answer_is_explained(
 
 def test_an_answer_can_be_stopped(open_page: Callable[..., Visit], site: Site, ear: Ear) -> None:
     visit = open_page(site.url)
-    visit.page.route(CHAT_ROUTE, lambda route: None, times=1)  # it is never answered
+    visit.page.route(CHAT_ROUTE, lambda route: None)  # it is never answered
     visit.send_text("What is the plural of leaf?")
     visit.page.get_by_role("button", name="Stop").click()
     expect(visit.answer(name="From text")).to_have_attribute("data-state", "stopped")
+    visit.page.unroute(CHAT_ROUTE)  # a request that was stopped before it was sent has met no route
     visit.page.get_by_role("button", name="Try again").click()
     wait_for_answer(site, ear, visit.answer(name="From text"))
     assert len(site.last_messages) == 1
