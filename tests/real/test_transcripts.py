@@ -33,10 +33,15 @@ def test_an_untrained_ear_writes_what_whisper_writes(
     whisper: str, llm: str, n: int, open_ear: OpenEar, speech: Path
 ) -> None:
     sounds = [load_audio(clip.audio) for clip in select_clips(speech, n)]
-    expected = transcribe_by_transformers(whisper, sounds, None)  # some learners are taken for Chinese
+    expected = transcribe_by_transformers(whisper, sounds, None)
     ear = open_ear(whisper, llm).load()
-    assert ear.transcribe(sounds) == expected
-    assert word_error_rate(ear.transcribe_audio_tokens(sounds), expected) <= 0.01
+    transcripts = ear.transcribe_with_language(sounds)
+    assert [transcript.text for transcript in transcripts] == expected
+    # Some learners are taken for Chinese, and not every LLM has its characters as Whisper has them.
+    english = [row for row, transcript in enumerate(transcripts) if transcript.language == "en"]
+    assert len(english) >= 0.9 * n
+    written = ear.transcribe_audio_tokens([sounds[row] for row in english])
+    assert word_error_rate(written, [expected[row] for row in english]) <= 0.01
 
 
 @pytest.mark.parametrize("llm", [SMOLLM, QWEN])
