@@ -123,11 +123,15 @@ class _RealtimeProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Sends a message, unless the client went while it was greeted: uvicorn would drop the greeting alone.
 
+        What the application still sends when the connection is being closed is no fault of it either.
+
         Raises:
-            ClientDisconnected: it went
+            ClientDisconnected: it went, or the connection is being closed
         """
         if self.transport.is_closing() and not self.handshake_complete:
             self.handshake_complete = True
+            raise ClientDisconnected
+        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
             raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):

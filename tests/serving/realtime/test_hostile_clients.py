@@ -26,6 +26,10 @@ from ossicle.serving.realtime import conversation, endpoint, session
 from ossicle.serving.request_body import RequestLimits
 
 SPEECH = load_pcm(load_suite("pocket")[40])
+HANDSHAKE = (
+    b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 class EndlessEngine(FakeEngine):
@@ -376,7 +380,7 @@ def test_binary_giant_and_broken_messages(url: str, metrics: Metrics) -> None:
 
 
 def test_refused_handshakes_and_frames_behind_the_end_are_no_errors_of_the_server(
-    url: str, caplog: pytest.LogCaptureFixture
+    url: str, caplog: pytest.LogCaptureFixture, metrics: Metrics
 ) -> None:
     for path in ("/v1/realtime?model=other", "/v1/models", "/"):
         assert refuse(f"{url}{path}")["status"] == 404
@@ -391,7 +395,15 @@ def test_refused_handshakes_and_frames_behind_the_end_are_no_errors_of_the_serve
             client.receive()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1007
-    assert [record for record in caplog.records if record.name in ("uvicorn.error", "asyncio")] == []
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.settimeout(60)
+        raw.sendall(HANDSHAKE + b"\x81\x81" + bytes(4) + b"\xff")  # before the greeting
+        while raw.recv(4_096):
+            pass
+    wait_until(lambda: metrics.sessions._value.get() == 0)
+    noisy = ("uvicorn.error", "asyncio", "ossicle.serving")
+    assert [record for record in caplog.records if record.name in noisy] == []
 
 
 def test_a_client_that_does_not_read_is_held_back_and_closed(
@@ -401,10 +413,7 @@ def test_a_client_that_does_not_read_is_held_back_and_closed(
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        raw.sendall(
-            b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        raw.sendall(HANDSHAKE)
         raw.settimeout(20)
         wait_until(lambda: metrics.sessions._value.get() == 1)
         instructions = {"type": "session.update", "session": {"instructions": "x" * 60_000}}
