@@ -8,16 +8,13 @@ import httpx2
 import openai
 import pytest
 import torch
-from support.serve_app import serve_app
+from support.serve_app import open_client
 
 import ossicle
 from ossicle.backbones.causal_lm import compute_logits
 from ossicle.chat.messages import parse_conversation
 from ossicle.chat.token_logprobs import TokenContents
 from ossicle.ear import Ear
-from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.local_engine import LocalEngine
-from ossicle.serving.metrics import Metrics
 
 MODEL = "pocket/ear"
 MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of japan"}]
@@ -30,11 +27,7 @@ def ear() -> Ear:
 
 @pytest.fixture(scope="module")
 def client(ear: Ear) -> Iterator[openai.OpenAI]:
-    app = create_app(LocalEngine(ear, Metrics()), ServerSettings(model=MODEL), Metrics())
-    with (
-        serve_app(app) as url,
-        openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client,
-    ):
+    with open_client(ear, MODEL) as client:
         yield client
 
 

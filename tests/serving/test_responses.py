@@ -10,7 +10,7 @@ import openai
 import pytest
 from support.fake_engine import FakeEngine
 from support.invalid_speech import encode_wav
-from support.serve_app import serve_app
+from support.serve_app import open_client, serve_app
 
 import ossicle
 from ossicle.audio.waveform import load_audio
@@ -19,7 +19,6 @@ from ossicle.ear import Ear
 from ossicle.errors import RequestError
 from ossicle.evaluation import load_suite
 from ossicle.serving.app import ServerSettings, create_app
-from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.request_body import RequestLimits
 from ossicle.serving.responses_request import read_response_request
@@ -36,11 +35,7 @@ def ear() -> Ear:
 
 @pytest.fixture(scope="module")
 def client(ear: Ear) -> Iterator[openai.OpenAI]:
-    app = create_app(LocalEngine(ear, Metrics()), ServerSettings(model=MODEL), Metrics())
-    with (
-        serve_app(app) as url,
-        openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client,
-    ):
+    with open_client(ear, MODEL) as client:
         yield client
 
 

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -109,6 +110,14 @@ def open_session(url: str, *, key: str = "none", **options: Any) -> Generator[Cl
         client = Client(socket)
         assert client.receive()["type"] == "session.created"
         yield client
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Waits until something is true, at most half a minute."""
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def to_pcm(samples: np.ndarray) -> bytes:

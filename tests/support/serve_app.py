@@ -4,9 +4,14 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import openai
 from starlette.applications import Starlette
 
+from ossicle.ear import Ear
 from ossicle.serving import server
+from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.local_engine import LocalEngine
+from ossicle.serving.metrics import Metrics
 
 
 @contextmanager
@@ -24,3 +29,11 @@ def serve_app(app: Starlette) -> Generator[str]:
         finally:
             uvicorn_server.should_exit = True
             thread.join(30)
+
+
+@contextmanager
+def open_client(ear: Ear, model: str) -> Generator[openai.OpenAI]:
+    """Serves an ear by the local engine, and yields the official client of it."""
+    app = create_app(LocalEngine(ear, Metrics()), ServerSettings(model=model), Metrics())
+    with serve_app(app) as url, openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client:
+        yield client

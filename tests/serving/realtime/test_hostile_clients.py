@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.fake_engine import MODEL, FakeEngine
-from support.realtime_client import SILENCE, Client, list_types, load_pcm, open_session
+from support.realtime_client import SILENCE, Client, list_types, load_pcm, open_session, wait_until
 from support.serve_app import serve_app
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -73,13 +73,6 @@ def client(url: str, metrics: Metrics) -> Iterator[Client]:
         yield client
         client.use_manual_turns()  # it goes on
     wait_until(lambda: metrics.sessions._value.get() == 0)
-
-
-def wait_until(is_true: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from support.realtime_client import (
     list_types,
     load_pcm,
     open_session,
+    wait_until,
 )
 from support.serve_app import serve_app
 
@@ -240,13 +241,6 @@ class Recorder:
 
     def wait_for(self, n: int) -> None:
         wait_until(lambda: len(self.requests) >= n)
-
-
-def wait_until(is_true: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
