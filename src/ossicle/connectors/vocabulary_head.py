@@ -22,7 +22,7 @@ _TRAINING_SHARPNESS = 3.0
 _N_LIKELIEST = 64
 """Words that count for an audio token at inference; to all others together a Whisper gives next to nothing."""
 _UNKNOWN = -1
-_N_EXACT = 256
+_N_EXACT = 64
 """Tokens whose logits are exact where those of all others are found in 8 bits."""
 _MAX_DIFFERENCE = 80.0
 """Nats below the likeliest token from which a probability does not count: smaller ones are slow on CPUs."""
