@@ -7,6 +7,7 @@ import contextlib
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Whisper:
         """The model's config."""
         return self.model.config
 
-    @property
+    @cached_property
     def prompt(self) -> WhisperPrompt:
         """The tokens that its decoder starts with."""
         return read_whisper_prompt(self.model.generation_config, self.config, self.tokenizer)

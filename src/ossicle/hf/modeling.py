@@ -6,6 +6,7 @@ the left here. What is generated from them, and how, is the same code as behind 
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 fn if part is not self.connector else lambda weight: weight.to(fn(weight.new_empty(0)).device)
             )
         return self
+
+    @cached_property
+    def _audio_id(self) -> int:
+        """The id of the processor's placeholder: behind all others, unless the LLM has such a token."""
+        tokenizer = self.ear.tokenizer
+        return tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer))
 
     def get_input_embeddings(self) -> Any:
         """Returns the LLM's table of input embeddings."""
@@ -227,10 +234,7 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio = list(output.pooler_output)  # ty: ignore[invalid-argument-type]
         is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [row[keep.bool()].tolist() for row, keep in zip(input_ids, is_prompt, strict=True)]
-        audio_id = len(self.ear.tokenizer)
-        known = self.ear.tokenizer.get_vocab().get(AUDIO_TOKEN)
-        audio_id = audio_id if known is None else known
-        n_placeholders = sum(row.count(audio_id) for row in rows)
+        n_placeholders = sum(row.count(self._audio_id) for row in rows)
         if n_placeholders != len(audio):
             raise RequestError(
                 f"{len(audio)} sounds for {n_placeholders} placeholders in input_ids: expected one for each, as the"
@@ -239,7 +243,7 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens = iter(audio)
         prompts = []
         for row in rows:
-            segments = list(_split_at(row, audio_id))
+            segments = list(_split_at(row, self._audio_id))
             n_sounds = sum(isinstance(segment, AudioSegment) for segment in segments)
             prompts.append(self.ear.build_prompt(segments, [next(tokens) for _ in range(n_sounds)]))
         return prompts
