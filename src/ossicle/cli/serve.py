@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ossicle.ear import Ear
     from ossicle.serving.engine import Engine
     from ossicle.serving.metrics import Metrics
+    from ossicle.serving.synthesis.base import Synthesizer
 
 CountOption = Annotated[int, arg(metavar="N")]
 UrlOption = Annotated[str | None, arg(metavar="URL")]
@@ -58,6 +59,15 @@ class Serve:
     """Name of the LLM on the vLLM server. Without it, the first model that is served there."""
     remote_key_file: KeyFile = None
     """File with the API key of the vLLM server."""
+    tts: Annotated[str | None, arg(metavar="URL")] = None
+    """Voice of the answers in Realtime sessions: espeak-ng, or the URL of a speech server with OpenAI's
+    /v1/audio/speech, such as http://host:8880/v1. Without it, answers are text."""
+    tts_model: Annotated[str | None, arg(metavar="NAME")] = None
+    """Model of the speech server. Without it, tts-1."""
+    tts_voice: Annotated[str | None, arg(metavar="NAME")] = None
+    """Voice of espeak-ng or of the speech server, such as de. Without it, English or the one that the client names."""
+    tts_key_file: KeyFile = None
+    """File with the API key of the speech server."""
     key_file: KeyFile = None
     """File with the API keys that this server accepts, one per line. Without it, requests need no key."""
     allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN")] = ()
@@ -101,7 +111,8 @@ class Serve:
             server.bind_socket(self.host, self.port) as socket,
             closing(DecodingPool()) as decoding,
         ):
-            settings = replace(settings, load_speech=decoding.load_speech)
+            synthesizer = self.build_synthesizer()
+            settings = replace(settings, load_speech=decoding.load_speech, synthesizer=synthesizer)
             ear = checkpoint.load(
                 self.ear,
                 encoder=self.encoder,
@@ -142,6 +153,27 @@ class Serve:
         connecting = VllmEngine.connect(ear, metrics, url=self.url, model=self.remote_model, api_key=key)
         return asyncio.run(connecting)
 
+    def build_synthesizer(self) -> "Synthesizer | None":
+        """Returns the voice that --tts names, which has spoken a word.
+
+        Raises:
+            ConfigError: it cannot speak
+        """
+        if self.tts is None:
+            return None
+        from ossicle.serving.synthesis.check import check_speaks
+        from ossicle.serving.synthesis.endpoint import SpeechEndpoint
+        from ossicle.serving.synthesis.espeak import NAME, EspeakSynthesizer
+
+        def build() -> "Synthesizer":
+            if self.tts == NAME:
+                return EspeakSynthesizer(self.tts_voice)
+            key = next(iter(read_keys(self.tts_key_file)), None)
+            return SpeechEndpoint(self.tts or "", model=self.tts_model, voice=self.tts_voice, api_key=key)
+
+        asyncio.run(check_speaks(build()))
+        return build()
+
     def check_flags(self) -> None:
         """Checks the flags before anything is loaded.
 
@@ -161,6 +193,10 @@ class Serve:
             raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any free port")
         if (self.engine == "vllm") != (self.url is not None):
             raise ConfigError("--engine vllm and --url belong together: give both, or neither")
+        if self.tts is None and (self.tts_model or self.tts_voice or self.tts_key_file):
+            raise ConfigError(
+                "--tts-model, --tts-voice and --tts-key-file are for --tts only: leave them out"
+            )
         if self.engine == "local" and (self.remote_model or self.remote_key_file):
             raise ConfigError(
                 "--remote-model and --remote-key-file are for --engine vllm only: leave them out"

@@ -38,6 +38,7 @@ from ossicle.serving.request_body import (
 from ossicle.serving.request_log import REQUEST_ID, InternalErrors, RequestLog
 from ossicle.serving.responses import build_response, stream_response
 from ossicle.serving.responses_request import ResponseRequest, read_response_request
+from ossicle.serving.synthesis.base import Synthesizer
 from ossicle.serving.transcriptions import (
     format_transcription,
     read_transcription_request,
@@ -71,6 +72,8 @@ class ServerSettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
     load_speech: LoadSpeech = load_in_process
     """Decodes the sounds of requests, in threads; `DecodingPool.load_speech` does it in other processes."""
+    synthesizer: Synthesizer | None = None
+    """Speaks the answers of Realtime sessions; closed with the application."""
 
 
 def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> Starlette:
@@ -83,6 +86,8 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             yield
         finally:
             await engine.close()
+            if settings.synthesizer is not None:
+                await settings.synthesizer.close()
 
     app = Starlette(
         routes=[
@@ -149,6 +154,7 @@ class _Endpoints:
             slots=self._slots,
             detectors=DetectorPool(),
             count_audio=metrics.audio_s.inc,
+            synthesizer=settings.synthesizer,
         )
         self.realtime = RealtimeEndpoint(
             context, self._keys, settings.origins, settings.max_sessions, metrics.sessions

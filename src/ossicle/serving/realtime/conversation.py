@@ -52,6 +52,8 @@ class Item:
     """OpenAI's object, without sound."""
     sounds: dict[int, HeardSound] = field(default_factory=dict)
     """By the number of their part."""
+    spoken: list[tuple[int, float]] = field(default_factory=list)
+    """Of a message that was spoken to the client: characters, and seconds of sound, up to the end of each sentence."""
 
     @property
     def id(self) -> str:
@@ -66,7 +68,7 @@ class Item:
     @property
     def n_characters(self) -> int:
         """Characters of all its texts."""
-        texts = [part.get("text") or part.get("transcript") or "" for part in self.content]
+        texts = list(map(read_text, self.content))
         texts += [self.fields.get(name, "") for name in ("arguments", "output")]
         return sum(map(len, texts))
 
@@ -93,6 +95,11 @@ class Item:
 def new_id(prefix: str) -> str:
     """Returns an id that no other object has."""
     return f"{prefix}_{uuid.uuid4().hex[:24]}"
+
+
+def read_text(part: Mapping[str, Any]) -> str:
+    """Returns the text of a part, or the transcript of its sound; empty if there is none."""
+    return part.get("text") or part.get("transcript") or ""
 
 
 def build_item(kind: str, *, id: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -279,14 +286,27 @@ def hear(
 
 def truncate(item: Item, audio_end_ms: int) -> None:
     """Cuts an assistant's text to what a voice has spoken after some time, in whole words."""
-    n_left = int(audio_end_ms / 1_000 * _CHARACTERS_PER_S)
+    n_left = _count_spoken(item, audio_end_ms / 1_000)
     for part in item.content:
-        text = part["text"]
+        text = read_text(part)
         if len(text) > n_left:
             is_inside_word = not (text[n_left].isspace() or text[:n_left][-1:].isspace())
             kept = text[:n_left]
-            part["text"] = (kept.rpartition(" ")[0] if is_inside_word else kept).rstrip()
+            name = "transcript" if part["type"] == "output_audio" else "text"
+            part[name] = (kept.rpartition(" ")[0] if is_inside_word else kept).rstrip()
         n_left = max(0, n_left - len(text))
+
+
+def _count_spoken(item: Item, after_s: float) -> int:
+    """Returns the characters of an item that were spoken after some seconds."""
+    if not item.spoken:
+        return int(after_s * _CHARACTERS_PER_S)
+    n_before, before_s = 0, 0.0
+    for n_characters, end_s in item.spoken:
+        if after_s < end_s:
+            return n_before + int((n_characters - n_before) * (after_s - before_s) / (end_s - before_s))
+        n_before, before_s = n_characters, end_s
+    return n_before
 
 
 def to_messages(items: Iterable[Item], instructions: str) -> list[dict[str, Any]]:
@@ -322,8 +342,8 @@ def _to_message(item: Item) -> dict[str, Any] | None:
         heard = item.sounds.get(index)
         if heard is not None and heard.is_speech:
             parts.append({"type": "audio", "audio": heard.sound})
-        elif heard is None and part["text"].strip():
-            parts.append({"type": "text", "text": part["text"]})
+        elif heard is None and (text := read_text(part)).strip():
+            parts.append({"type": "text", "text": text})
     return {"role": fields["role"], "content": parts} if parts else None
 
 

@@ -81,20 +81,24 @@ def decode_samples(data: bytes, format: str) -> Float32[np.ndarray, " N"]:
         ApiError: PCM with half a sample
     """
     if format != PCM:
-        return _build_code_table(format)[np.frombuffer(data, np.uint8)]
+        return build_code_table(format)[np.frombuffer(data, np.uint8)]
     check_whole_samples(data, format)
     return np.frombuffer(data, "<i2").astype(np.float32) / _FULL_SCALE
 
 
 def encode_samples(samples: Float32[np.ndarray, " N"]) -> str:
     """Returns samples at 16 kHz as base64 of PCM at 24 kHz."""
-    resampled = soxr.resample(samples, SAMPLE_RATE, RATES[PCM])
-    pcm: Int16[np.ndarray, " M"] = np.rint(resampled * _FULL_SCALE).clip(-32_768, 32_767).astype("<i2")
-    return base64.b64encode(pcm.tobytes()).decode()
+    return base64.b64encode(encode_pcm(soxr.resample(samples, SAMPLE_RATE, RATES[PCM]))).decode()
+
+
+def encode_pcm(samples: Float32[np.ndarray, " N"]) -> bytes:
+    """Returns samples as 16-bit PCM of the same rate."""
+    pcm: Int16[np.ndarray, " N"] = np.rint(samples * _FULL_SCALE).clip(-32_768, 32_767).astype("<i2")
+    return pcm.tobytes()
 
 
 @functools.cache
-def _build_code_table(format: str) -> Float32[np.ndarray, "256"]:
+def build_code_table(format: str) -> Float32[np.ndarray, "256"]:
     """Returns the sample that each code of a telephone format stands for.
 
     Source: ITU-T recommendation G.711.

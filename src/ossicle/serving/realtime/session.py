@@ -37,11 +37,14 @@ from ossicle.serving.realtime.settings import (
     SessionSettings,
     TurnDetection,
     read_metadata,
+    read_output,
     read_response_settings,
 )
+from ossicle.serving.realtime.spoken_text import Voice
 from ossicle.serving.realtime.turns import SAMPLES_PER_MS, SoundBuffer, TurnDetector, TurnEdge
 from ossicle.serving.realtime.voice_activity import DetectorPool, VoiceActivityDetector
 from ossicle.serving.request_body import read_json
+from ossicle.serving.synthesis.base import Synthesizer
 from ossicle.serving.worker import LOG
 
 SESSION_S = 3_600.0
@@ -67,6 +70,8 @@ class SessionContext:
     detectors: DetectorPool
     count_audio: Callable[[float], None]
     """Told the seconds of each turn."""
+    synthesizer: Synthesizer | None = None
+    """Speaks answers; None where they are text."""
 
 
 class RealtimeSession:
@@ -76,7 +81,8 @@ class RealtimeSession:
         self.id = new_id("sess")
         self._context, self._outbox, self._put = context, outbox, outbox.put
         self._expires_at = int(time.time() + SESSION_S)
-        self._settings = SessionSettings()
+        can_speak = context.synthesizer is not None
+        self._settings = SessionSettings(response=ResponseSettings(is_spoken=can_speak))
         self._conversation = Conversation(context.max_audio_s)
         self._input = AudioInput(self._settings.input_format)
         self._buffer = SoundBuffer()
@@ -163,7 +169,9 @@ class RealtimeSession:
 
     async def _update_session(self, fields: Fields) -> None:
         before = self._settings
-        self._settings = before.update(fields.any("session"), self._context.model)
+        self._settings = before.update(
+            fields.any("session"), self._context.model, can_speak=self._context.synthesizer is not None
+        )
         fields.finish()
         if self._settings.input_format != before.input_format:
             self._input = AudioInput(self._settings.input_format)
@@ -453,7 +461,7 @@ class RealtimeSession:
         """Starts the response to a turn, unless another one is still being generated."""
         if self._turn is not None and self._active is None:
             self._turn = None
-            response = Response(self._settings.response, self._conversation, self._put)
+            response = self._build_response(self._settings.response, self._conversation)
             self._start_response(response, self._conversation.items)
 
     async def _create_response(self, fields: Fields) -> None:
@@ -467,18 +475,32 @@ class RealtimeSession:
             )
         if is_stored:
             self._turn = None
-        response = Response(settings, self._conversation if is_stored else None, self._put)
+        response = self._build_response(settings, self._conversation if is_stored else None)
         self._start_response(response, context)
+
+    def _build_response(self, settings: ResponseSettings, conversation: Conversation | None) -> Response:
+        synthesizer = self._context.synthesizer
+        voice = None
+        if settings.is_spoken and synthesizer is not None:
+            voice = Voice(
+                synthesizer=synthesizer,
+                name=settings.voice,
+                speed=settings.speed,
+                format=settings.output_format,
+            )
+        return Response(settings, conversation, self._put, self._outbox.wait_for_room, voice)
 
     async def _read_response(self, fields: Fields) -> tuple[ResponseSettings, bool, list[Item]]:
         """Returns the settings of a response, whether the conversation gets it, and the items that it answers."""
         wanted = fields.object("response")
         fields.finish()
         base = self._settings.response
-        settings = replace(read_response_settings(wanted, base), metadata=read_metadata(wanted))
+        can_speak = self._context.synthesizer is not None
+        settings = read_response_settings(wanted, base, can_speak=can_speak)
+        settings = read_output(wanted.object("audio").object("output"), settings)
+        settings = replace(settings, metadata=read_metadata(wanted))
         is_stored = wanted.choice("conversation", "auto", ("auto", "none")) == "auto"
         wanted.refuse("prompt", "this server stores no prompts; set instructions")
-        wanted.any("audio")
         context = self._conversation.items
         if wanted.any("input") is not None:
             context = [
@@ -536,17 +558,18 @@ class RealtimeSession:
             chunks, slot = await self._open_answer(self._build_request(response.settings, messages))
             try:
                 async for chunk in chunks:
-                    response.add_chunk(chunk)
-                    await self._outbox.wait_for_room()
+                    await response.add_chunk(chunk)
             finally:
                 await chunks.aclose()  # ty: ignore[missing-attribute]
                 slot.release()
-            response.complete()
+            await response.complete()
         except OssicleError as error:
             response.fail(to_api_error(error))
         except Exception:
             LOG.exception("a response of a Realtime session failed")
             response.fail(build_internal_error())
+        finally:
+            response.stop_speech()
 
     async def _open_answer(self, request: ChatRequest) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
         """Returns the chunks of an answer, one that was begun early where it answers this request, and their slot."""

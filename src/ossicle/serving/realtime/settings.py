@@ -94,6 +94,11 @@ class ResponseSettings:
     max_output_tokens: int | None = None
     """None is "inf"."""
     metadata: Mapping[str, str] | None = None
+    is_spoken: bool = False
+    voice: str | None = None
+    """The client's name for it."""
+    speed: float = 1.0
+    output_format: str = PCM
 
     @property
     def max_output_json(self) -> int | str:
@@ -111,15 +116,14 @@ class SessionSettings:
         default_factory=lambda: TurnDetection() if is_available() else None
     )
     transcription: InputTranscription | None = None
-    output_audio: Mapping[str, Any] = field(default_factory=dict)
-    """Voice, speed and format of an output that does not exist: kept for the client."""
     truncation: Any = "auto"
 
-    def update(self, value: Any, model: str) -> "SessionSettings":
+    def update(self, value: Any, model: str, *, can_speak: bool) -> "SessionSettings":
         """Returns the settings with those that a client sent.
 
         Args:
             model: the model name of this server
+            can_speak: whether it has a voice
 
         Raises:
             ApiError: a setting that is unknown, of the wrong type, out of range or not supported
@@ -136,12 +140,12 @@ class SessionSettings:
         _check_model(fields, model)
         fields.refuse("prompt", "this server stores no prompts; set instructions")
         fields.refuse("include", "this server has no log probabilities of transcripts")
-        response = read_response_settings(fields, self.response)
+        response = read_response_settings(fields, self.response, can_speak=can_speak)
         truncation = _read_truncation(fields, self.truncation)
         audio = fields.object("audio")
         changed = replace(self, response=response, truncation=truncation)
         changed = _read_input(audio.object("input"), changed)
-        changed = _read_output(audio.object("output"), changed)
+        changed = replace(changed, response=read_output(audio.object("output"), changed.response))
         audio.finish()
         fields.finish()
         return changed
@@ -152,7 +156,7 @@ class SessionSettings:
         return {
             "type": "realtime",
             "object": "realtime.session",
-            "output_modalities": ["text"],
+            "output_modalities": ["audio" if response.is_spoken else "text"],
             "instructions": response.instructions,
             "tools": list(response.tools),
             "tool_choice": response.tool_choice,
@@ -169,7 +173,11 @@ class SessionSettings:
                     "noise_reduction": None,
                     "turn_detection": self.turn_detection and self.turn_detection.to_json(),
                 },
-                "output": {"format": format_to_json(PCM), "speed": 1.0, **self.output_audio},
+                "output": {
+                    "format": format_to_json(response.output_format),
+                    "speed": response.speed,
+                    **({} if response.voice is None else {"voice": response.voice}),
+                },
             },
         }
 
@@ -179,23 +187,27 @@ def format_to_json(format: str) -> dict[str, Any]:
     return {"type": format, "rate": RATES[format]} if format == PCM else {"type": format}
 
 
-def read_response_settings(fields: Fields, base: ResponseSettings) -> ResponseSettings:
+def read_response_settings(fields: Fields, base: ResponseSettings, *, can_speak: bool) -> ResponseSettings:
     """Returns the settings that sessions and responses have in common, with those that a client sent.
 
     Raises:
         ApiError: as `SessionSettings.update`
     """
     modalities = fields.any("output_modalities")
-    if modalities not in (None, ["text"]):
+    is_spoken = base.is_spoken if modalities is None else modalities != ["text"]
+    if modalities not in (None, ["text"], ["audio"], ["text", "audio"], ["audio", "text"]):
+        raise invalid(fields.name("output_modalities"), modalities, '["text"] or ["audio"]')
+    if is_spoken and not can_speak:
         raise ApiError(
             f"{fields.name('output_modalities')} is not supported with this value: this server answers in text; set it"
-            ' to ["text"] and speak the answer with a voice of your own',
+            ' to ["text"] and speak the answer with a voice of your own, or start the server with --tts',
             param=fields.name("output_modalities"),
             code="unsupported_parameter",
         )
     fields.refuse("reasoning", "this server does not control the effort of reasoning")
     return replace(
         base,
+        is_spoken=is_spoken,
         instructions=fields.text("instructions", base.instructions, max_characters=MAX_INSTRUCTIONS),
         tools=_read_tools(fields) if "tools" in fields else base.tools,
         tool_choice=_read_tool_choice(fields, base.tool_choice),
@@ -354,18 +366,16 @@ def _read_turn_detection(fields: Fields, base: TurnDetection | None) -> TurnDete
     return read
 
 
-def _read_output(fields: Fields, base: SessionSettings) -> SessionSettings:
-    if fields.any("format") is not None:
-        _read_format(fields)
-    output = {
-        "voice": fields.any("voice"),
-        "speed": fields.number("speed", base.output_audio.get("speed", 1.0), 0.25, 1.5),
-    }
-    if output["voice"] is None:
-        output["voice"] = base.output_audio.get("voice")
-    elif not (isinstance(output["voice"], str) and len(output["voice"]) <= _MAX_NAME):
-        output["voice"] = Fields(output["voice"], fields.name("voice")).require_text(
-            "id", max_characters=_MAX_NAME
-        )
+def read_output(fields: Fields, base: ResponseSettings) -> ResponseSettings:
+    """Returns the settings with those of the sound of answers that a client sent."""
+    voice: Any = fields.any("voice")
+    if voice is not None and not (isinstance(voice, str) and len(voice) <= _MAX_NAME):
+        voice = Fields(voice, fields.name("voice")).require_text("id", max_characters=_MAX_NAME)
+    changed = replace(
+        base,
+        voice=base.voice if voice is None else voice,
+        speed=fields.number("speed", base.speed, 0.25, 1.5),
+        output_format=base.output_format if fields.any("format") is None else _read_format(fields),
+    )
     fields.finish()
-    return replace(base, output_audio={name: value for name, value in output.items() if value is not None})
+    return changed
