@@ -1,5 +1,6 @@
 """The parts of a session by themselves: sound, turns, items and responses."""
 
+import asyncio
 import base64
 import io
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from support.fake_synthesizer import FakeSynthesizer
 from support.realtime_client import check_event
 
 from ossicle.audio.waveform import load_audio
@@ -22,11 +24,13 @@ from ossicle.serving.realtime.conversation import (
     to_messages,
     truncate,
 )
-from ossicle.serving.realtime.input_audio import AudioInput, decode_samples, encode_samples
+from ossicle.serving.realtime.input_audio import PCM, AudioInput, decode_samples, encode_samples
 from ossicle.serving.realtime.response import Response
 from ossicle.serving.realtime.settings import ResponseSettings, SessionSettings
+from ossicle.serving.realtime.spoken_text import Voice
 from ossicle.serving.realtime.turns import SoundBuffer, TurnDetector, TurnThresholds
 from ossicle.serving.realtime.voice_activity import WINDOW_SAMPLES, DetectorPool, VoiceActivityDetector
+from ossicle.serving.synthesis.base import Synthesizer
 
 NOISE = (0.1 * np.random.default_rng(0).standard_normal(30_000)).astype(np.float32)
 
@@ -203,7 +207,9 @@ def test_without_the_detector_s_package_turns_are_ended_by_hand(monkeypatch: pyt
 # Responses
 
 
-def collect_events(chunks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Conversation]:
+def collect_events(
+    chunks: list[dict[str, Any]], synthesizer: Synthesizer | None = None
+) -> tuple[list[dict[str, Any]], Conversation]:
     events: list[dict[str, Any]] = []
 
     def put(kind: str, **fields: Any) -> None:
@@ -211,12 +217,20 @@ def collect_events(chunks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
         check_event(events[-1])
 
     talk = Conversation(60.0)
-    response = Response(ResponseSettings(metadata={"k": "v"}), talk, put)
-    response.start()
-    for chunk in chunks:
-        response.add_chunk(chunk)
-    response.complete()
-    response.cancel("client_cancelled")  # too late
+
+    async def respond() -> None:
+        voice = None
+        if synthesizer is not None:
+            voice = Voice(synthesizer=synthesizer, name=None, speed=1.0, format=PCM)
+        settings = ResponseSettings(metadata={"k": "v"})
+        response = Response(settings, talk, put, lambda: asyncio.sleep(0), voice)
+        response.start()
+        for chunk in chunks:
+            await response.add_chunk(chunk)
+        await response.complete()
+        response.cancel("client_cancelled")  # too late
+
+    asyncio.run(respond())
     return events, talk
 
 
@@ -257,6 +271,41 @@ def test_tool_calls_are_items_of_their_own() -> None:
     assert [item["type"] for item in response["output"]] == ["message", "function_call", "function_call"]
     assert (response["status"], response["usage"]["total_tokens"]) == ("completed", 7)
     assert [item.fields["status"] for item in talk.items] == ["completed"] * 3
+
+
+def test_a_message_is_spoken_to_its_end_before_the_next_item() -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+    chunks = [chunk({"content": "Well. Let me"}), chunk({"content": " see."}), chunk({"tool_calls": [call]})]
+    events, talk = collect_events(chunks, FakeSynthesizer())
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert list(dict.fromkeys(kinds))[:9] == [
+        "created",
+        *(
+            "output_item.added",
+            "conversation.item.added",
+            "content_part.added",
+            "output_audio_transcript.delta",
+        ),
+        *("output_audio.delta", "output_audio.done", "output_audio_transcript.done", "content_part.done"),
+    ]
+    assert kinds.index("function_call_arguments.delta") > kinds.index("output_audio.done")
+    message = talk.items[0]
+    assert message.content == [{"type": "output_audio", "transcript": "Well. Let me see."}]
+    assert [n for n, _ in message.spoken] == [6, 17]
+    assert [end_s for _, end_s in message.spoken] == pytest.approx([0.05, 0.16], abs=0.01)
+    assert to_messages(talk.items, "")[0]["content"][0]["text"] == "Well. Let me see."
+
+
+@pytest.mark.parametrize(
+    ("audio_end_ms", "kept"),
+    [(0, ""), (500, "Well."), (600, "Well."), (1_300, "Well. Let me"), (9_000, "Well. Let me see.")],
+)
+def test_a_spoken_message_is_cut_where_its_voice_was(audio_end_ms: int, kept: str) -> None:
+    item = Item(build_item("message", role="assistant", content=[]))
+    item.content.append({"type": "output_audio", "transcript": "Well. Let me see."})
+    item.spoken = [(6, 0.5), (17, 1.6)]
+    truncate(item, audio_end_ms)
+    assert item.content[0]["transcript"] == kept
 
 
 def test_an_answer_without_text_has_no_item() -> None:

@@ -118,7 +118,7 @@ class SessionSettings:
     transcription: InputTranscription | None = None
     truncation: Any = "auto"
 
-    def update(self, value: Any, model: str, *, can_speak: bool) -> "SessionSettings":
+    def update(self, value: Any, model: str, *, can_speak: bool = False) -> "SessionSettings":
         """Returns the settings with those that a client sent.
 
         Args:
