@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import uvicorn
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from support.fake_synthesizer import FakeSynthesizer
 
 import ossicle
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
@@ -26,6 +27,7 @@ from ossicle.serving.engine import ChatRequest, Sound
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.server import bind_socket
+from ossicle.serving.synthesis.base import Synthesizer
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -117,11 +119,11 @@ class Visit:
 
 
 @contextmanager
-def serve(ear: Ear, *, keys: tuple[str, ...] = ()) -> Generator[Site]:
+def serve(ear: Ear, *, keys: tuple[str, ...] = (), synthesizer: Synthesizer | None = None) -> Generator[Site]:
     metrics = Metrics()
     engine = RecordingEngine(ear, metrics)
     engine.requests = []
-    app = create_app(engine, ServerSettings(model=MODEL, keys=keys), metrics)
+    app = create_app(engine, ServerSettings(model=MODEL, keys=keys, synthesizer=synthesizer), metrics)
     listener = bind_socket("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -417,6 +419,43 @@ def test_a_live_conversation_is_heard_answered_and_interrupted(
     assert heard == ["audio"] * 3
     visit.page.get_by_role("button", name="New conversation").click()
     expect(visit.live).to_have_attribute("aria-pressed", "false")
+
+
+def test_live_answers_are_spoken_and_cut_where_they_are_interrupted(
+    open_page: Callable[..., Visit], ear: Ear, question: Item, items: dict[str, Item]
+) -> None:
+    voice, sent = FakeSynthesizer(s_per_character=0.6), []
+    with serve(ear, synthesizer=voice) as site:
+        visit = open_page(site.url)
+        visit.page.on(
+            "websocket", lambda socket: socket.on("framesent", lambda data: sent.append(json.loads(data)))
+        )
+        visit.page.get_by_label("Speak live answers").check()
+        visit.live.click()
+        first, second = visit.answer(0), visit.answer(1)
+        text = wait_for_answer(site, ear, first)
+        expect(visit.hint).to_have_text("Speak to interrupt the answer.")
+        expect(second).to_have_attribute("data-state", "done")  # to the second question
+        visit.live.click()
+    assert voice.asked[0][0] == text
+    (cut,) = (event for event in sent if event["type"] == "conversation.item.truncate")
+    assert 0 < cut["audio_end_ms"] < 600 * len(text)
+    (answer,) = (message for message in site.last_messages if message["role"] == "assistant")
+    kept = answer["content"][0]["text"]
+    assert text.startswith(kept)
+    assert kept != text
+
+
+def test_the_browser_speaks_live_answers_where_the_server_cannot(
+    open_page: Callable[..., Visit], site: Site, ear: Ear
+) -> None:
+    listen = "window.said = []; speechSynthesis.speak = (utterance) => said.push(utterance.text);"
+    visit = open_page(site.url, script=listen)
+    visit.page.get_by_label("Speak live answers").check()
+    visit.live.click()
+    text = wait_for_answer(site, ear, visit.answer())
+    visit.page.wait_for_function("said.length > 0")
+    assert " ".join(visit.page.evaluate("said")) == text
 
 
 def test_what_stops_a_live_conversation_is_explained(open_page: Callable[..., Visit], site: Site) -> None:

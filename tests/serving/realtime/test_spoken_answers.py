@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fake_synthesizer import FakeSynthesizer
+from support.fake_synthesizer import S_PER_CHARACTER, FakeSynthesizer
 from support.realtime_client import SILENCE, Client, list_types, load_pcm, open_session, wait_until
 from support.serve_app import serve_app
 
@@ -25,7 +25,6 @@ from ossicle.serving.realtime.spoken_text import SpokenText, Voice
 from ossicle.serving.synthesis.espeak import EspeakSynthesizer
 
 FIRST = load_suite("pocket")[40]
-S_PER_CHARACTER = 0.01
 ANSWER = [
     "response.created",
     "response.output_item.added",
