@@ -149,7 +149,7 @@ class Serve:
         from ossicle.serving.vllm.engine import VllmEngine
 
         assert self.url, "check_flags requires it"
-        key = next(iter(read_keys(self.remote_key_file)), None)
+        key = read_sent_key(self.remote_key_file)
         connecting = VllmEngine.connect(ear, metrics, url=self.url, model=self.remote_model, api_key=key)
         return asyncio.run(connecting)
 
@@ -168,7 +168,7 @@ class Serve:
         def build() -> "Synthesizer":
             if self.tts == NAME:
                 return EspeakSynthesizer(self.tts_voice)
-            key = next(iter(read_keys(self.tts_key_file)), None)
+            key = read_sent_key(self.tts_key_file)
             return SpeechEndpoint(self.tts or "", model=self.tts_model, voice=self.tts_voice, api_key=key)
 
         asyncio.run(check_speaks(build()))
@@ -196,6 +196,10 @@ class Serve:
         if self.tts is None and (self.tts_model or self.tts_voice or self.tts_key_file):
             raise ConfigError(
                 "--tts-model, --tts-voice and --tts-key-file are for --tts only: leave them out"
+            )
+        if self.tts == "espeak-ng" and (self.tts_model or self.tts_key_file):
+            raise ConfigError(
+                "--tts-model and --tts-key-file are for speech servers: leave them out with espeak-ng"
             )
         if self.engine == "local" and (self.remote_model or self.remote_key_file):
             raise ConfigError(
@@ -287,6 +291,18 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     if not keys:
         raise ConfigError(f"the key file {file} is empty, expected one API key per line")
     return keys
+
+
+def read_sent_key(file: Path | None) -> str | None:
+    """Returns the first API key in a file, which is sent to another server; None without a file.
+
+    Raises:
+        ConfigError: as `read_keys`, or a key that no header can hold
+    """
+    key = next(iter(read_keys(file)), None)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {file} has characters that no HTTP header can hold: copy it again")
+    return key
 
 
 def _is_loopback(host: str) -> bool:

@@ -175,6 +175,39 @@ def test_a_voice_that_fails_ends_the_response_and_not_the_session(
     assert client.answer()["status"] == "completed"
 
 
+def test_a_voice_that_fails_ends_an_answer_that_is_still_written() -> None:
+    async def run() -> None:
+        spoken = SpokenText(
+            Voice(
+                synthesizer=FakeSynthesizer(fails=True),
+                name=None,
+                speed=1.0,
+                format=PCM,
+                wait_for_room=lambda: asyncio.sleep(0),
+            ),
+            lambda *_: None,
+        )
+        spoken.write("One. Two")
+        await asyncio.sleep(0.01)
+        spoken.write(" and three.")
+
+    with pytest.raises(ApiError, match="hoarse"):
+        asyncio.run(run())
+
+
+def test_a_session_has_eight_responses_at_a_time(client: Client, voice: FakeSynthesizer) -> None:
+    voice.waits = True
+    client.say(FIRST.text)
+    for _ in range(8):
+        client.send("response.create", response={"conversation": "none"})
+    while sum(event["type"] == "response.output_audio.delta" for event in client.events) < 8:
+        client.receive()
+    client.send("response.create", response={"conversation": "none"})
+    while client.receive()["type"] != "error":
+        pass
+    assert client.events[-1]["error"]["code"] == "too_many_responses"
+
+
 def test_an_answer_can_be_interrupted_while_it_is_spoken(client: Client, voice: FakeSynthesizer) -> None:
     voice.waits = True
     client.say(FIRST.text)
@@ -206,8 +239,10 @@ def speak(text: str, voice: FakeSynthesizer) -> list[tuple[int, int]]:
     sounds: list[tuple[int, int]] = []
 
     async def run() -> None:
-        choice = Voice(synthesizer=voice, name=None, speed=1.0, format=PCM)
-        spoken = SpokenText(choice, lambda data, n: sounds.append((len(data), n)), lambda: asyncio.sleep(0))
+        choice = Voice(
+            synthesizer=voice, name=None, speed=1.0, format=PCM, wait_for_room=lambda: asyncio.sleep(0)
+        )
+        spoken = SpokenText(choice, lambda data, n: sounds.append((len(data), n)))
         for start in range(0, len(text), 3):
             spoken.write(text[start : start + 3])
             await asyncio.sleep(0.001)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ossicle.serving.realtime.conversation import (
     truncate,
 )
 from ossicle.serving.realtime.input_audio import PCM, AudioInput, decode_samples, encode_samples
+from ossicle.serving.realtime.outbox import Outbox
 from ossicle.serving.realtime.response import Response
 from ossicle.serving.realtime.settings import ResponseSettings, SessionSettings
 from ossicle.serving.realtime.spoken_text import Voice
@@ -221,9 +223,15 @@ def collect_events(
     async def respond() -> None:
         voice = None
         if synthesizer is not None:
-            voice = Voice(synthesizer=synthesizer, name=None, speed=1.0, format=PCM)
+            voice = Voice(
+                synthesizer=synthesizer,
+                name=None,
+                speed=1.0,
+                format=PCM,
+                wait_for_room=lambda: asyncio.sleep(0),
+            )
         settings = ResponseSettings(metadata={"k": "v"})
-        response = Response(settings, talk, put, lambda: asyncio.sleep(0), voice)
+        response = Response(settings, talk, put, voice)
         response.start()
         for chunk in chunks:
             await response.add_chunk(chunk)
@@ -306,6 +314,63 @@ def test_a_spoken_message_is_cut_where_its_voice_was(audio_end_ms: int, kept: st
     item.spoken = [(6, 0.5), (17, 1.6)]
     truncate(item, audio_end_ms)
     assert item.content[0]["transcript"] == kept
+
+
+def test_a_message_that_is_cut_while_it_is_written_stays_cut() -> None:
+    item = Item(build_item("message", role="assistant", content=[]))
+    item.content.append({"type": "output_audio", "transcript": "Well. Let me see. So"})
+    item.spoken = [(6, 0.5)]
+    truncate(item, 1_100)  # in the second sentence, which is not spoken to its end
+    assert item.content[0]["transcript"] == "Well. Let me"
+
+    def put(kind: str, **fields: Any) -> None:
+        events.append({"type": kind, **fields})
+        if kind == "response.output_text.delta":
+            truncate(talk.items[0], 0)
+
+    async def respond() -> None:
+        response = Response(ResponseSettings(), talk, put)
+        for text in ("Well.", " Let me see."):
+            await response.add_chunk(chunk({"content": text}))
+        await response.complete()
+
+    events: list[dict[str, Any]] = []
+    talk = Conversation(60.0)
+    asyncio.run(respond())
+    assert talk.items[0].content == [{"type": "output_text", "text": ""}]
+    (done,) = (event for event in events if event["type"] == "response.output_text.done")
+    assert done["text"] == "Well. Let me see."
+
+
+def test_sound_leaves_room_for_other_events_and_is_dropped_by_its_response() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def send(text: str) -> None:
+            sent.append(json.loads(text))
+
+        outbox = Outbox(send)
+        for response_id in ("a", "b"):
+            outbox.put("response.output_audio.delta", response_id=response_id, delta="x" * 50_000)
+        await asyncio.wait_for(outbox.wait_for_room(), 1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(outbox.wait_for_sound_room(), 0.01)
+        outbox.drop_sound("a")
+        outbox.put("response.done")
+        await asyncio.wait_for(outbox.wait_for_sound_room(), 1)
+        sending = asyncio.create_task(outbox.run())
+        await outbox.flush(sending)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        for _ in range(9):
+            outbox.put("response.output_audio.delta", response_id="c", delta="x" * 50_000)
+        await asyncio.wait_for(outbox.wait_for_room(), 1)  # nobody sends any more
+
+    asyncio.run(run())
+    assert [(event["type"], event.get("response_id")) for event in sent] == [
+        ("response.output_audio.delta", "b"),
+        ("response.done", None),
+    ]
 
 
 def test_an_answer_without_text_has_no_item() -> None:

@@ -54,6 +54,8 @@ class Item:
     """By the number of their part."""
     spoken: list[tuple[int, float]] = field(default_factory=list)
     """Of a message that was spoken to the client: characters, and seconds of sound, up to the end of each sentence."""
+    is_truncated: bool = False
+    """Whether the client has heard a part of it only."""
 
     @property
     def id(self) -> str:
@@ -286,6 +288,7 @@ def hear(
 
 def truncate(item: Item, audio_end_ms: int) -> None:
     """Cuts an assistant's text to what a voice has spoken after some time, in whole words."""
+    item.is_truncated = True
     n_left = _count_spoken(item, audio_end_ms / 1_000)
     for part in item.content:
         text = read_text(part)
@@ -299,14 +302,12 @@ def truncate(item: Item, audio_end_ms: int) -> None:
 
 def _count_spoken(item: Item, after_s: float) -> int:
     """Returns the characters of an item that were spoken after some seconds."""
-    if not item.spoken:
-        return int(after_s * _CHARACTERS_PER_S)
     n_before, before_s = 0, 0.0
     for n_characters, end_s in item.spoken:
         if after_s < end_s:
             return n_before + int((n_characters - n_before) * (after_s - before_s) / (end_s - before_s))
         n_before, before_s = n_characters, end_s
-    return n_before
+    return n_before + int((after_s - before_s) * _CHARACTERS_PER_S)
 
 
 def to_messages(items: Iterable[Item], instructions: str) -> list[dict[str, Any]]:

@@ -132,7 +132,8 @@ async def _receive(websocket: WebSocket, session: RealtimeSession, outbox: Outbo
     while True:
         await outbox.wait_for_room()
         try:
-            message = await asyncio.wait_for(websocket.receive(), _IDLE_S)
+            async with asyncio.timeout(_IDLE_S):
+                message = await websocket.receive()
         except TimeoutError as error:
             raise _Expired(f"nothing came for {_IDLE_S / 60:.0f} minutes") from error
         if message["type"] == "websocket.disconnect":

@@ -4,7 +4,7 @@ It knows no sockets, and nothing of turns.
 """
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ossicle.serving.errors import ApiError
@@ -29,7 +29,6 @@ class Response:
     Args:
         conversation: gets its items; None for a response that leaves no trace
         put: queues an event
-        wait_for_room: waits until the client has read most of what was queued
         voice: speaks the text; None for a response in text
     """
 
@@ -38,13 +37,12 @@ class Response:
         settings: ResponseSettings,
         conversation: Conversation | None,
         put: PutEvent,
-        wait_for_room: Callable[[], Awaitable[None]],
         voice: Voice | None = None,
     ) -> None:
         self.id = new_id("resp")
         self.settings, self.conversation, self.voice = settings, conversation, voice
         self.is_finished = False
-        self._put, self._wait_for_room = put, wait_for_room
+        self._put = put
         self._speech: SpokenText | None = None
         """The voice of the message that is being generated."""
         self._output: list[Item] = []
@@ -54,8 +52,8 @@ class Response:
         """The id of the item before it."""
         self._open_call: Any = None
         """The engine's number of the function call that is being generated."""
-        self._spoken_s = 0.0
-        """Sound of the open message."""
+        self._text, self._spoken_s = "", 0.0
+        """Of the open message, of which the client may have heard less."""
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -64,7 +62,7 @@ class Response:
         self._put("response.created", response=self._to_json("in_progress"))
 
     async def add_chunk(self, chunk: Mapping[str, Any]) -> None:
-        """Reads a `chat.completion.chunk`, when the client has read most of what came before it.
+        """Reads a `chat.completion.chunk`; before another item, waits until the message before it is spoken.
 
         Raises:
             ApiError: the text of a message cannot be spoken
@@ -80,7 +78,6 @@ class Response:
             for call in delta.get("tool_calls") or ():
                 await self._add_call(call)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        await self._wait_for_room()
 
     async def complete(self) -> None:
         """Ends the response as its last chunk says, when all of it is spoken.
@@ -111,10 +108,13 @@ class Response:
         if item is None or item.fields["type"] != "message":
             item = await self._open_item(Item(build_item("message", role="assistant", content=[])))
             item.content.append({"type": self._content_type, self._text_name: ""})
+            self._text = ""
             self._put_of(item, "response.content_part.added", content_index=0, part=self._build_part(""))
             if self.voice is not None:
-                self._speech = SpokenText(self.voice, self._add_sound, self._wait_for_room)
-        item.content[0][self._text_name] += text
+                self._speech = SpokenText(self.voice, self._add_sound)
+        self._text += text
+        if not item.is_truncated:
+            item.content[0][self._text_name] = self._text
         self._put_of(item, f"response.{self._text_event}.delta", content_index=0, delta=text)
         if self._speech is not None:
             self._speech.write(text)
@@ -178,7 +178,7 @@ class Response:
             return
         item.fields["status"] = status
         if item.fields["type"] == "message":
-            text = item.content[0][self._text_name]
+            text = self._text
             if is_spoken:
                 self._put_of(item, "response.output_audio.done", content_index=0)
             written = {self._text_name: text}

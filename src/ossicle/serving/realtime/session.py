@@ -50,6 +50,8 @@ from ossicle.serving.worker import LOG
 SESSION_S = 3_600.0
 """OpenAI's longest session."""
 _MIN_COMMIT_MS = 100
+_MAX_RESPONSES = 8
+"""Of one session at a time."""
 _MAX_TASKS = 16
 """Responses and transcriptions of one session that may run; before more, its next event waits."""
 _MAX_ID = 512
@@ -465,6 +467,11 @@ class RealtimeSession:
             self._start_response(response, self._conversation.items)
 
     async def _create_response(self, fields: Fields) -> None:
+        if len(self._responses) >= _MAX_RESPONSES:
+            raise ApiError(
+                f"{_MAX_RESPONSES} responses of this session are being generated, as many as may be: wait for one",
+                code="too_many_responses",
+            )
         settings, is_stored, context = await self._read_response(fields)
         active = self._active
         if is_stored and active is not None:
@@ -487,8 +494,9 @@ class RealtimeSession:
                 name=settings.voice,
                 speed=settings.speed,
                 format=settings.output_format,
+                wait_for_room=self._outbox.wait_for_sound_room,
             )
-        return Response(settings, conversation, self._put, self._outbox.wait_for_room, voice)
+        return Response(settings, conversation, self._put, voice)
 
     async def _read_response(self, fields: Fields) -> tuple[ResponseSettings, bool, list[Item]]:
         """Returns the settings of a response, whether the conversation gets it, and the items that it answers."""
@@ -497,7 +505,9 @@ class RealtimeSession:
         base = self._settings.response
         can_speak = self._context.synthesizer is not None
         settings = read_response_settings(wanted, base, can_speak=can_speak)
-        settings = read_output(wanted.object("audio").object("output"), settings)
+        audio = wanted.object("audio")
+        settings = read_output(audio.object("output"), settings)
+        audio.finish()
         settings = replace(settings, metadata=read_metadata(wanted))
         is_stored = wanted.choice("conversation", "auto", ("auto", "none")) == "auto"
         wanted.refuse("prompt", "this server stores no prompts; set instructions")
@@ -538,6 +548,7 @@ class RealtimeSession:
 
     def _cancel(self, response: Response | None, task: asyncio.Task[None] | None, reason: str) -> None:
         if response is not None and task is not None:
+            self._outbox.drop_sound(response.id)
             response.cancel(reason)
             task.cancel()
 
@@ -559,6 +570,7 @@ class RealtimeSession:
             try:
                 async for chunk in chunks:
                     await response.add_chunk(chunk)
+                    await self._outbox.wait_for_room()
             finally:
                 await chunks.aclose()  # ty: ignore[missing-attribute]
                 slot.release()

@@ -7,10 +7,13 @@ from contextlib import suppress
 import httpx2
 
 from ossicle.errors import ConfigError
+from ossicle.serving.errors import ApiError
 from ossicle.serving.synthesis.base import build_synthesis_error
 
 _CONNECT_S, _SILENCE_S = 5.0, 60.0
-_MAX_REASON = 500
+_MAX_REASON, _MAX_ERROR_BYTES = 500, 1 << 16
+_OF_CLIENTS = (400, 404, 422)
+"""Statuses for what a client may have asked for, such as a voice that is not there."""
 
 
 class SpeechEndpoint:
@@ -56,6 +59,7 @@ class SpeechEndpoint:
             transport=transport,
             trust_env=False,
             timeout=httpx2.Timeout(_SILENCE_S, connect=_CONNECT_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
     async def synthesize(self, text: str, voice: str | None, speed: float) -> AsyncGenerator[bytes]:
@@ -77,10 +81,8 @@ class SpeechEndpoint:
             response = await self._client.send(request, stream=True)
             try:
                 if response.status_code != 200:
-                    raise build_synthesis_error(
-                        f"the speech server behind this one answered with status {response.status_code}:"
-                        f" {_read_reason(await response.aread())}"
-                    )
+                    reason = _read_reason(await _read_start(response))
+                    raise _build_status_error(response.status_code, reason)
                 async for piece in response.aiter_bytes():
                     yield piece
             finally:
@@ -88,7 +90,7 @@ class SpeechEndpoint:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             reason = str(error) or type(error).__name__
             raise build_synthesis_error(
-                f"the speech server behind this one cannot be reached ({reason})"
+                "the speech server behind this one cannot be reached", reason
             ) from error
 
     async def close(self) -> None:
@@ -96,11 +98,29 @@ class SpeechEndpoint:
         await self._client.aclose()
 
 
+async def _read_start(response: httpx2.Response) -> bytes:
+    """Returns the begin of an answer, which may have no end."""
+    content = b""
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > _MAX_ERROR_BYTES:
+            break
+    return content
+
+
 def _read_reason(content: bytes) -> str:
     """Returns what an error's body says, in one line."""
     text = content.decode(errors="replace")
-    with suppress(ValueError, LookupError, TypeError, AttributeError):
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         body = json.loads(text)
         error = body.get("error") or body.get("detail")
-        text = error["message"] if isinstance(error, dict) else str(error or text)
+        text = str((error.get("message") if isinstance(error, dict) else error) or text)
     return " ".join(text.split())[:_MAX_REASON] or "it gives no reason"
+
+
+def _build_status_error(status: int, reason: str) -> ApiError:
+    """Returns the error for a status other than 200; what concerns keys and faults is not for clients."""
+    text = f"the speech server behind this one answered with status {status}"
+    if status in _OF_CLIENTS:
+        return build_synthesis_error(f"{text}: {reason}")
+    return build_synthesis_error(text, reason)

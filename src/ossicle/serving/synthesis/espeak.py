@@ -37,20 +37,28 @@ class EspeakSynthesizer:
     async def synthesize(self, text: str, voice: str | None, speed: float) -> AsyncGenerator[bytes]:
         """Yields a WAV file; see `Synthesizer`."""
         words_per_minute = str(round(_WORDS_PER_MINUTE * speed))
-        process = await asyncio.create_subprocess_exec(
-            self._program,
-            *("-v", self._voice, "-s", words_per_minute, "-b", "1", "--stdin", "--stdout"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                *("-v", self._voice, "-s", words_per_minute, "-b", "1", "--stdin", "--stdout"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise build_synthesis_error(f"{NAME} cannot be started ({error.strerror})") from error
         try:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
-            process.stdin.write(text.encode("utf-8", "replace"))
+            # In double brackets it reads phonemes.
+            process.stdin.write(text.replace("[[", "[ [").encode("utf-8", "replace"))
             process.stdin.close()
-            while piece := await asyncio.wait_for(process.stdout.read(_PIECE_BYTES), _TIMEOUT_S):
+            while True:
+                async with asyncio.timeout(_TIMEOUT_S):  # wait_for would lose a cancellation in Python 3.11
+                    piece = await process.stdout.read(_PIECE_BYTES)
+                if not piece:
+                    break
                 yield piece
             reason = (await process.stderr.read(1_000)).decode(errors="replace")
             if await process.wait():

@@ -1,17 +1,24 @@
 """Cuts a text that is still being written into sentences to be spoken, without what only eyes can read."""
 
+import html
 import re
 
-_END = re.compile(r"""(?:[.!?…]+["'”’)\]]*(?=\s)|[。！？]+["'”’」』]*|\n+)\s*""")
+_ABBREVIATIONS = (r"e\.g", r"i\.e", "Dr", "Mr", "Mrs", "Ms", "St", "vs", "No", "[A-Z]")
+_NO_END = "".join(rf"(?<!\b{word})" for word in _ABBREVIATIONS) + r"(?<!^\d)(?<!^\d\d)(?<!\n\d)(?<!\n\d\d)"
+"""Before a point that ends no sentence: abbreviations, initials and the numbers of lists."""
+_END = re.compile(rf"""(?:(?:{_NO_END}\.|[!?…])[.!?…]*["'”’)\]]*(?=\s)|[。！？]+["'”’」』]*|\n+)\s*""")
 _CLAUSE = re.compile(r"[,;:，、；：]\s*|\s[–—-]\s|\s+")
 _MAX_CHARACTERS = 240
 """A longer sentence is spoken in parts."""
 _THOUGHT = re.compile(r"\s*<(?:\w+:)?think(?:ing)?>")
 _THOUGHT_END = re.compile(r"</(?:\w+:)?think(?:ing)?>\s*")
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINE_MARK = re.compile(r"^\s*(?:#{1,6}\s+|[-*+]\s+|>\s*)", re.MULTILINE)
-_MARK = re.compile(r"\*+|`+|(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)")
+_MARK = re.compile(
+    r"(?<![\w*])\*+(?=[^\s*])|(?<=[^\s*])\*+(?![\w*])|`+|~~+|\|+|(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)"
+)
 _SPOKEN = re.compile(r"\w")
 
 
@@ -56,5 +63,7 @@ def to_speech(text: str) -> str:
     if _THOUGHT.match(text):
         return ""
     spoken = _LINE_MARK.sub("", _LINK.sub(r"\1", _FENCE.sub("", text)))
-    spoken = " ".join(_MARK.sub("", spoken).split())
+    spoken = html.unescape(_TAG.sub(" ", _MARK.sub("", spoken)))
+    spoken = "".join(character if character.isprintable() else " " for character in spoken)
+    spoken = " ".join(spoken.split())
     return spoken if _SPOKEN.search(spoken) else ""

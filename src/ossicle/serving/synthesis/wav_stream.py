@@ -8,6 +8,8 @@ from jaxtyping import Float32
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _FULL_SCALE = 32_768.0
 _MAX_HEAD = 1 << 16
+_GUESSED_SIZE = 0x7FFF0000
+"""From here on, a size stands for one that was not known when the head was written."""
 
 
 class WavStream:
@@ -17,6 +19,8 @@ class WavStream:
         self.rate: int | None = None
         """In Hz; None before the head of the file is read."""
         self._n_channels = 1
+        self._n_left: int | None = None
+        """Bytes of samples that are to come; None if the file does not say."""
         self._rest = b""
 
     def feed(self, data: bytes) -> Float32[np.ndarray, " N"]:
@@ -28,7 +32,10 @@ class WavStream:
         self._rest += data
         if self.rate is None and not self._read_head():
             return np.zeros(0, np.float32)
-        n_bytes = len(self._rest) - len(self._rest) % (2 * self._n_channels)
+        n_bytes = len(self._rest) if self._n_left is None else min(len(self._rest), self._n_left)
+        n_bytes -= n_bytes % (2 * self._n_channels)
+        if self._n_left is not None:
+            self._n_left -= n_bytes
         whole, self._rest = self._rest[:n_bytes], self._rest[n_bytes:]
         samples = np.frombuffer(whole, "<i2").astype(np.float32) / _FULL_SCALE
         return samples.reshape(-1, self._n_channels).mean(1, dtype=np.float32)
@@ -46,6 +53,7 @@ class WavStream:
                 if rate is None:
                     raise ValueError("is a WAV file without a format")
                 self.rate, self._rest = rate, head[start + 8 :]
+                self._n_left = size if 0 < size < _GUESSED_SIZE else None
                 return True
             if len(body) < size:
                 break
