@@ -92,7 +92,7 @@ def test_ablations() -> None:
 
 
 def test_step_curve() -> None:
-    run = json.loads((RESULTS / "2026-11-28-diva.json").read_text())["runs"]["diva"]
+    run = json.loads((RESULTS / "2026-11-29-diva.json").read_text())["runs"]["diva"]
     shown = read_table(
         RESULTS_PAGE,
         "steps of 32 clips | right of 828 | unseen voices | by flite | tokens named | naming, nats, in training",
@@ -137,6 +137,18 @@ def test_real_speech() -> None:
         wer = sets[REAL_SETS[row.partition(", ")[0]]][row.partition(", ")[2]]["wer"]
         seeds = ", ".join(f"{wer[ear]['value']:.1f}" for ear in ("half-way", "half-way, seed 1"))
         assert cells == [f"{wer['cascade']['value']:.1f}", seeds, f"{wer['ce']['value']:.1f}"], row
+
+
+def test_real_speech_through_a_larger_whisper() -> None:
+    sets = json.loads((RESULTS / "2026-11-29-real-speech-base.json").read_text())["sets"]
+    shown = read_table(RESULTS_PAGE, "word errors, % | n | cascade | untrained | base, half-way")
+    assert len(shown) == sum(map(len, sets.values()))
+    for row, cells in shown.items():
+        name, _, condition = row.partition(", ")
+        result = sets[REAL_SETS[name]][condition]
+        wer = result["wer"]
+        ears = [format_wer(wer[ear]) for ear in ("untrained", "half-way")]
+        assert cells == [str(result["n"]), f"{wer['cascade']['value']:.1f}", *ears], row
 
 
 def test_windows_on_real_speech() -> None:
