@@ -42,7 +42,7 @@ def build_tokenizer(ids: dict[str, int] = IDS) -> PreTrainedTokenizerBase:
 
 def read(options: dict[str, Any], **config: Any) -> WhisperPrompt:
     whisper = WhisperConfig(vocab_size=51_865, decoder_start_token_id=50258, **config)
-    return read_whisper_prompt(GenerationConfig(**options), whisper, build_tokenizer())
+    return read_whisper_prompt(GenerationConfig(**options), whisper, build_tokenizer().get_vocab())
 
 
 def test_settings_and_tokenizer_give_the_same_prompt() -> None:
@@ -105,9 +105,9 @@ def test_the_tokenizer_says_where_a_transcript_starts_and_ends() -> None:
     # transformers' defaults for a config.json without them, which are of English Whispers
     bare = WhisperConfig(vocab_size=51_865)
     assert (bare.decoder_start_token_id, bare.eos_token_id) == (50257, 50256)
-    assert read_whisper_prompt(GenerationConfig(), bare, build_tokenizer()) == COMPLETE
+    assert read_whisper_prompt(GenerationConfig(), bare, build_tokenizer().get_vocab()) == COMPLETE
     with pytest.raises(CheckpointError, match="names none of its tokens as decoder_start_token_id"):
-        read_whisper_prompt(GenerationConfig(), WhisperConfig(vocab_size=9), build_tokenizer({}))
+        read_whisper_prompt(GenerationConfig(), WhisperConfig(vocab_size=9), build_tokenizer({}).get_vocab())
 
 
 @pytest.mark.parametrize("absent", [{"<|transcribe|>"}, {"<|en|>", "<|de|>"}])
@@ -115,12 +115,12 @@ def test_languages_that_nothing_names_are_asked_for(absent: set[str]) -> None:
     tokenizer = build_tokenizer({name: id_ for name, id_ in IDS.items() if name not in absent})
     whisper = WhisperConfig(vocab_size=51_865)
     with pytest.raises(CheckpointError, match="knows several languages, but neither"):
-        read_whisper_prompt(GenerationConfig(), whisper, tokenizer)
+        read_whisper_prompt(GenerationConfig(), whisper, tokenizer.get_vocab())
 
 
 def test_an_english_whisper_has_neither_language_nor_task() -> None:
     assert read({"is_multilingual": False}) == ENGLISH
     english = WhisperConfig(vocab_size=51_864, decoder_start_token_id=50258)
-    assert not read_whisper_prompt(GenerationConfig(), english, build_tokenizer()).is_multilingual
+    assert not read_whisper_prompt(GenerationConfig(), english, build_tokenizer().get_vocab()).is_multilingual
     tiny, tokenizer = tiny_whisper(), tiny_whisper_tokenizer()
     assert [tiny.prompt.start, tiny.prompt.no_timestamps] == tokenizer.prefix_tokens

@@ -60,9 +60,14 @@ class Whisper:
         return self.model.config
 
     @cached_property
+    def token_ids(self) -> dict[str, int]:
+        """The id of each token of its tokenizer, which takes tens of milliseconds to list."""
+        return self.tokenizer.get_vocab()
+
+    @property
     def prompt(self) -> WhisperPrompt:
-        """The tokens that its decoder starts with."""
-        return read_whisper_prompt(self.model.generation_config, self.config, self.tokenizer)
+        """The tokens that its decoder starts with, as its settings are now."""
+        return read_whisper_prompt(self.model.generation_config, self.config, self.token_ids)
 
     @property
     def window_frames(self) -> int:

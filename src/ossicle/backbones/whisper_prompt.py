@@ -83,13 +83,20 @@ def check_task(prompt: WhisperPrompt, task: Task) -> None:
         )
 
 
-def encode_previous_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_previous_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: dict[str, int], text: str
+) -> list[int]:
     """Returns the tokens of a text that came before the sound.
+
+    Args:
+        tokenizer: Whisper's
+        token_ids: the id of each of its tokens
+        text: what came before
 
     Raises:
         RequestError: it holds a control token, or the Whisper has no sign for such a text
     """
-    start = tokenizer.get_vocab().get(START_OF_PREVIOUS)
+    start = token_ids.get(START_OF_PREVIOUS)
     if start is None:
         raise RequestError("this Whisper takes no prompt: leave it out")
     ids = tokenizer(" " + text.strip(), add_special_tokens=False, verbose=False)["input_ids"]
@@ -110,15 +117,15 @@ def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def read_whisper_prompt(
-    options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
+    options: GenerationConfig, config: WhisperConfig, token_ids: dict[str, int]
 ) -> WhisperPrompt:
-    """Returns a Whisper's prompt, from its settings where they have it, else from its tokenizer.
+    """Returns a Whisper's prompt, from its settings where they have it, else from the tokens of its tokenizer.
 
     Raises:
         CheckpointError: settings of another type than Whispers have
     """
     try:
-        return _read_prompt(options, config, tokenizer)
+        return _read_prompt(options, config, token_ids)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the encoder's generation_config.json or config.json has languages, tasks or forced tokens of another type"
@@ -127,18 +134,16 @@ def read_whisper_prompt(
 
 
 def _read_prompt(
-    options: GenerationConfig, config: WhisperConfig, tokenizer: PreTrainedTokenizerBase
+    options: GenerationConfig, config: WhisperConfig, token_ids: dict[str, int]
 ) -> WhisperPrompt:
-    vocabulary = tokenizer.get_vocab()
-
     def choose(*candidates: Any) -> int | None:
         """Returns the first candidate that is the id of a token."""
         ids = (id_ for candidate in candidates for id_ in to_id_list(candidate))
         return next((id_ for id_ in ids if id_ < config.vocab_size), None)
 
     # A config.json that lacks start or end has transformers' defaults for them, which are of English Whispers.
-    start = choose(vocabulary.get(_START), config.decoder_start_token_id)
-    end = choose(vocabulary.get(_END), config.eos_token_id)
+    start = choose(token_ids.get(_START), config.decoder_start_token_id)
+    end = choose(token_ids.get(_END), config.eos_token_id)
     if start is None or end is None:
         raise CheckpointError(
             f"the encoder's tokenizer has no {_START} or no {_END}, and its config.json names none of its tokens as"
@@ -147,10 +152,8 @@ def _read_prompt(
     prompt = WhisperPrompt(
         start=start,
         end=end,
-        no_timestamps=choose(
-            getattr(options, "no_timestamps_token_id", None), vocabulary.get(_NO_TIMESTAMPS)
-        ),
-        no_speech=choose(*map(vocabulary.get, _NO_SPEECH)),
+        no_timestamps=choose(getattr(options, "no_timestamps_token_id", None), token_ids.get(_NO_TIMESTAMPS)),
+        no_speech=choose(*map(token_ids.get, _NO_SPEECH)),
     )
     forced: dict[int, int | None] = dict(
         getattr(options, "forced_decoder_ids", None) or getattr(config, "forced_decoder_ids", None) or ()
@@ -158,7 +161,7 @@ def _read_prompt(
     listed = getattr(options, "lang_to_id", None) or {}
     named = {name.strip("<|>"): choose(id_) for name, id_ in listed.items()}
     languages = _drop_none(named) or _drop_none(
-        {name: choose(vocabulary.get(f"<|{name}|>")) for name in LANGUAGES}
+        {name: choose(token_ids.get(f"<|{name}|>")) for name in LANGUAGES}
     )
     is_multilingual = getattr(options, "is_multilingual", None)
     if is_multilingual is None:
@@ -166,7 +169,7 @@ def _read_prompt(
     if not (is_multilingual or forced.get(1) in languages.values()):
         return prompt
     tasks = getattr(options, "task_to_id", None) or {}
-    transcribe = choose(tasks.get("transcribe"), vocabulary.get(_TRANSCRIBE))
+    transcribe = choose(tasks.get("transcribe"), token_ids.get(_TRANSCRIBE))
     if transcribe is None or not languages:
         raise CheckpointError(
             "the encoder knows several languages, but neither its generation_config.json nor its tokenizer names them"
@@ -176,7 +179,7 @@ def _read_prompt(
         prompt,
         languages=_select_languages(languages, getattr(options, "language", None), forced.get(1)),
         transcribe=transcribe,
-        translate=choose(tasks.get("translate"), vocabulary.get(_TRANSLATE)),
+        translate=choose(tasks.get("translate"), token_ids.get(_TRANSLATE)),
     )
 
 

@@ -56,7 +56,7 @@ def match_shared_tokens(
 def _suppressed_ids(whisper: Whisper) -> set[int]:
     """Tokens that Whisper never writes: suppressed ones, and those without an embedding."""
     n_embeddings = len(whisper.model.model.decoder.embed_tokens.weight)
-    suppressed = {id_ for id_ in whisper.tokenizer.get_vocab().values() if id_ >= n_embeddings}
+    suppressed = {id_ for id_ in whisper.token_ids.values() if id_ >= n_embeddings}
     return suppressed | set(to_id_list(getattr(whisper.model.generation_config, "suppress_tokens", None)))
 
 
@@ -195,7 +195,7 @@ def _index_pieces(split: Sequence[Sequence[int]], shared_ids: Sequence[int]) -> 
 
 def list_unshared_ids(whisper: Whisper, shared_ids: Collection[int]) -> list[int]:
     """Lists the tokens that Whisper may write and does not share with the LLM, in the vocabulary head's order."""
-    ordinary = set(whisper.tokenizer.get_vocab().values()) - set(whisper.tokenizer.all_special_ids)
+    ordinary = set(whisper.token_ids.values()) - set(whisper.tokenizer.all_special_ids)
     return sorted(ordinary - _suppressed_ids(whisper) - set(shared_ids))
 
 
