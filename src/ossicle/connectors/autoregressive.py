@@ -32,11 +32,14 @@ _REALIGNMENT = 4
 
 
 class _Slot(NamedTuple):
-    """What the heads say of a slot of each clip."""
+    """What is known of a slot of each clip when the next one is decoded."""
 
-    tokens: Float[Tensor, "B 1 D"]
-    end_logit: Float[Tensor, "B 1"]
-    logits: Float[Tensor, "B 1 W"] | None
+    hidden: Float[Tensor, "B 1 E"]
+    end_logit: Float[Tensor, " B"]
+    written: Int[Tensor, " B"] | None
+    """The token that Whisper would write; None without a shared vocabulary, as what follows."""
+    expected: Float[Tensor, "B 1 D"] | None
+    """The expected embedding, to which the projection of the hidden state is added."""
     log_prob: Float[Tensor, " B"] | None
     """Of the likeliest of all tokens and the end."""
 
@@ -195,8 +198,8 @@ class AutoregressiveConnector(QueryConnector):
         max_tokens = self.max_tokens(features)
         n_tokens = torch.zeros_like(max_tokens)
         has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
-        steps: list[tuple[Tensor, Tensor]] = []
-        written_before: list[Tensor] = []
+        slots: list[_Slot] = []
+        n_written: list[Tensor] = []
         log_probs: list[Tensor] = []
         n_steps = torch.zeros_like(max_tokens)
         expected = [] if draft is None or self.vocabulary_head is None else draft.tolist()
@@ -205,21 +208,20 @@ class AutoregressiveConnector(QueryConnector):
         hidden = self.decode(query, features.states, features.attention_mask, cache)[:, prompt.shape[1] :]
         ahead = self._read_slots(hidden)
         for step in range(n_slots):
-            tokens, end_logit, logits, log_prob = ahead.popleft()
-            if log_prob is not None:
-                log_probs.append(log_prob.where(~has_ended, 0.0))
+            slot = ahead.popleft()
+            if slot.log_prob is not None:
+                log_probs.append(slot.log_prob.where(~has_ended, 0.0))
             n_steps = n_steps + ~has_ended
-            has_ended = has_ended | ((end_logit[:, 0] > 0) & (n_tokens > 0))
+            has_ended = has_ended | ((slot.end_logit > 0) & (n_tokens > 0))
             if bool(has_ended.all()):
                 break
-            written = None if logits is None else self._head.likeliest_tokens(logits[:, 0])
-            if written is not None:
-                written_before.append(written)
-            tokens, n_new = self._write_pieces(tokens, written)
+            written = slot.written
+            n_new = torch.ones_like(n_tokens) if written is None else self._head.count_pieces(written)
             n_new = n_new.where(~has_ended, 0)
-            steps.append((tokens, n_new))
+            slots.append(slot)
+            n_written.append(n_new)
             n_tokens = n_tokens + n_new
-            has_ended = has_ended | (end_logit[:, 0] > 0) | (n_tokens >= max_tokens)
+            has_ended = has_ended | (slot.end_logit > 0) | (n_tokens >= max_tokens)
             if bool(has_ended.all()) or step + 1 == n_slots:
                 break
             if ahead and written is not None and int(written) == expected[0]:
@@ -228,29 +230,47 @@ class AutoregressiveConnector(QueryConnector):
             if ahead and written is not None:
                 cache.self_attention_cache.crop(-len(ahead))
                 expected = _realign(expected, int(written))
-            after = queries[:, step + 1, None] + self._embed_written(tokens, written)
+            after = queries[:, step + 1, None] + self._embed_written(slot.hidden, written)
             query = torch.cat([after, *self._embed_draft(queries[:, step + 2 :], expected)], dim=1)
             hidden = self.decode(query, features.states, features.attention_mask, cache)
             ahead = self._read_slots(hidden)
+        all_written = [slot.written for slot in slots if slot.written is not None]
         return AudioTokens(
-            tokens=_concatenate_ragged(steps),
+            tokens=self._embed_slots(slots, n_written),
             n_tokens=n_tokens.minimum(max_tokens),
             end_logits=None,
             log_likelihood=None,
-            written=torch.stack(written_before, 1) if written_before else None,
+            written=torch.stack(all_written, 1) if all_written else None,
             mean_log_prob=torch.stack(log_probs).sum(0) / n_steps if log_probs else None,
         )
 
     def _read_slots(self, hidden: Float[Tensor, "B Q E"]) -> deque[_Slot]:
-        """Computes the outputs of slots in one pass of the heads, to be taken one by one."""
-        tokens, end_logits, logits = self._output_heads(hidden, likeliest_only=True)
-        columns: list[Any] = [tokens.split(1, dim=1), end_logits.split(1, dim=1)]
-        if logits is None:
-            columns += [[None] * hidden.shape[1]] * 2
-        else:
-            log_probs = self._head.log_prob_of_likeliest(hidden, logits)
-            columns += [logits.split(1, dim=1), log_probs.unbind(1)]
-        return deque(_Slot(*row) for row in zip(*columns, strict=True))
+        """Computes what decides on the next slot, for slots in one pass of the heads, to be taken one by one."""
+        end_logits, n_slots = self.end_head(hidden)[..., 0], hidden.shape[1]
+        columns: list[Any] = [[None] * n_slots] * 3
+        if self.vocabulary_head is not None:
+            head = self.vocabulary_head
+            logits = head.search_logits(hidden)
+            end_logits = end_logits + head.end_logits(hidden, logits)
+            columns = [
+                head.likeliest_tokens(logits).unbind(1),
+                head.expected_embedding_of_likeliest(logits).split(1, dim=1),
+                head.log_prob_of_likeliest(hidden, logits).unbind(1),
+            ]
+        rows = zip(hidden.split(1, dim=1), end_logits.unbind(1), *columns, strict=True)
+        return deque(_Slot(*row) for row in rows)
+
+    def _embed_slots(
+        self, slots: Sequence[_Slot], n_written: Sequence[Int[Tensor, " B"]]
+    ) -> Float[Tensor, "B Q D"]:
+        """Computes the audio tokens of all slots in one pass, with pieces in place of tokens that the LLM lacks.
+
+        Args:
+            n_written: how many audio tokens each slot has
+        """
+        projected = self.projection(torch.cat([slot.hidden for slot in slots], dim=1)).split(1, dim=1)
+        rows = map(self._write_pieces, slots, projected)
+        return _concatenate_ragged(list(zip(rows, n_written, strict=True)))
 
     def _embed_draft(
         self, queries: Float[Tensor, "B Q E"], draft: Sequence[int]
@@ -261,26 +281,19 @@ class AutoregressiveConnector(QueryConnector):
             return []
         return [queries[:, : len(written)] + self._embed_written(None, written).transpose(0, 1)]
 
-    def _write_pieces(
-        self, tokens: Float[Tensor, "B 1 D"], written: Int[Tensor, " B"] | None
-    ) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
-        """Replaces audio tokens by the pieces of the unshared token that Whisper would write there.
-
-        Returns: audio tokens, and how many there are for each clip
-        """
-        n_tokens = torch.ones(len(tokens), dtype=torch.long, device=tokens.device)
-        if written is None:
-            return tokens, n_tokens
-        is_unshared = self._head.is_unshared(written)
+    def _write_pieces(self, slot: _Slot, projected: Float[Tensor, "B 1 D"]) -> Float[Tensor, "B K D"]:
+        """Returns a slot's audio tokens: the pieces of an unshared token where Whisper would write one."""
+        if slot.written is None or slot.expected is None:
+            return projected
+        tokens, is_unshared = projected + slot.expected, self._head.is_unshared(slot.written)
         if not bool(is_unshared.any()):
-            return tokens, n_tokens
-        pieces, n_pieces = self._head.embed_pieces(written)
+            return tokens
+        pieces, _ = self._head.embed_pieces(slot.written)
         tokens = functional.pad(tokens, (0, 0, 0, pieces.shape[1] - 1))
-        tokens = torch.where(is_unshared[:, None, None], pieces.to(tokens.dtype), tokens)
-        return tokens, n_pieces.where(is_unshared, n_tokens)
+        return torch.where(is_unshared[:, None, None], pieces.to(tokens.dtype), tokens)
 
     def _embed_written(
-        self, tokens: Float[Tensor, "B K D"] | None, written: Int[Tensor, " B"] | None
+        self, hidden: Float[Tensor, "B 1 E"] | None, written: Int[Tensor, " B"] | None
     ) -> Float[Tensor, "B 1 E"]:
         """Turns what a step has written into the decoder's next input, as in training.
 
@@ -288,8 +301,8 @@ class AutoregressiveConnector(QueryConnector):
         learned from the audio token.
         """
         if written is None:
-            assert tokens is not None
-            return self.feedback(tokens[:, :1].to(self.queries.dtype))
+            assert hidden is not None
+            return self.feedback(self.projection(hidden))
         in_llm, in_whisper = self._head.embed_written(written)
         return (self.feedback(in_llm.to(self.queries.dtype)) + in_whisper)[:, None]
 
@@ -317,16 +330,15 @@ class AutoregressiveConnector(QueryConnector):
         return torch.cat([rows[:, :1], rows[:, 1:2] + language, rows[:, 2:]], dim=1)
 
     def _output_heads(
-        self, hidden: Float[Tensor, "B Q E"], *, likeliest_only: bool = False
+        self, hidden: Float[Tensor, "B Q E"]
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q"], Float[Tensor, "B Q C"] | None]:
         """Returns audio tokens, logits of the end, and logits of the shared words if there are any."""
         tokens, end_logits = self.projection(hidden), self.end_head(hidden)[..., 0]
         if self.vocabulary_head is None:
             return tokens, end_logits, None
         head = self.vocabulary_head
-        logits = head.search_logits(hidden) if likeliest_only else head.logits(hidden)
-        expect = head.expected_embedding_of_likeliest if likeliest_only else head.expected_embedding
-        return tokens + expect(logits), end_logits + head.end_logits(hidden, logits), logits
+        logits = head.logits(hidden)
+        return tokens + head.expected_embedding(logits), end_logits + head.end_logits(hidden, logits), logits
 
 
 def _realign(draft: Sequence[int], written: int) -> list[int]:

@@ -224,16 +224,16 @@ class VocabularyHead(nn.Module):
             memory.index[ids[unknown]], memory.is_exact[ids[unknown]] = found.index, found.is_exact
         return memory.select(ids)
 
-    def likeliest_tokens(self, logits: Float[Tensor, "B W"]) -> Int[Tensor, " B"]:
+    def likeliest_tokens(self, logits: Float[Tensor, "*N W"]) -> Int[Tensor, "*N"]:
         """Returns the token that Whisper would write, among those that the LLM has, whole or in pieces.
 
         Returns: numbers of shared words, and behind them those of unshared tokens, in the order of the logits
         """
         n_words = len(self.llm_embeddings)
-        best = logits[:, :n_words].max(1)
+        best = logits[..., :n_words].max(-1)
         if not len(self.other_pieces):
             return best.indices
-        others = logits[:, n_words:].masked_fill(self.other_pieces[:, 0] < 0, -torch.inf).max(1)
+        others = logits[..., n_words:].masked_fill(self.other_pieces[:, 0] < 0, -torch.inf).max(-1)
         return torch.where(others.values > best.values, n_words + others.indices, best.indices)
 
     def is_unshared(self, tokens: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -242,9 +242,24 @@ class VocabularyHead(nn.Module):
 
     def embed_pieces(self, tokens: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B K D"], Int[Tensor, " B"]]:
         """Returns the LLM's embeddings of the pieces of unshared tokens, and the number of pieces of each."""
-        pieces = self.other_pieces[(tokens - len(self.llm_embeddings)).clamp(min=0)]
-        table = torch.cat([self.llm_embeddings, self.piece_embeddings])
-        return table[pieces.clamp(min=0)], (pieces >= 0).sum(1)
+        n_words = len(self.llm_embeddings)
+        pieces = self._list_pieces(tokens)
+        embeddings = self.llm_embeddings[pieces.clamp(0, n_words - 1)]
+        if len(self.piece_embeddings):
+            others = self.piece_embeddings[(pieces - n_words).clamp(min=0)]
+            embeddings = torch.where((pieces >= n_words)[..., None], others, embeddings)
+        return embeddings, (pieces >= 0).sum(1)
+
+    def count_pieces(self, tokens: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Counts the LLM's tokens for each of Whisper's: one for a shared one, else its pieces."""
+        is_unshared = self.is_unshared(tokens)
+        if not bool(is_unshared.any()):
+            return torch.ones_like(tokens)
+        return (self._list_pieces(tokens) >= 0).sum(1).where(is_unshared, 1)
+
+    def _list_pieces(self, tokens: Int[Tensor, " B"]) -> Int[Tensor, "B K"]:
+        """Looks up the pieces of unshared tokens; anything for others."""
+        return self.other_pieces[(tokens - len(self.llm_embeddings)).clamp(min=0)]
 
     def embed_written(self, tokens: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B E"]]:
         """Looks up the LLM's embeddings of tokens, or of their last pieces, and Whisper's."""
