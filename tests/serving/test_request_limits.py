@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks.security import attack_kinds, audio_files
 from ossicle.backbones.transcription import Transcript
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, RequestError
-from ossicle.serving import middleware
+from ossicle.serving import audio_batcher, middleware
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
@@ -133,6 +134,31 @@ def test_sounds_that_no_request_waits_for_are_not_encoded(ear: Ear) -> None:
 
     assert asyncio.run(run()) == ["2"]
     assert not batcher.to_embed
+
+
+def test_sounds_wait_a_little_behind_answers(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, is_answering = [100.0], [True]
+    monkeypatch.setattr(audio_batcher, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    batcher, embed = AudioBatcher(ear, Metrics(), lambda: None, lambda: is_answering[0]), ear.embed_speech
+
+    def embed_slowly(sounds: list[Any]) -> Any:
+        now[0] += 0.8
+        return embed(sounds)
+
+    monkeypatch.setattr(ear, "embed_speech", embed_slowly)
+
+    async def run() -> None:
+        tasks = []
+        for number, (at_s, answers, is_embedded) in enumerate(
+            [(100.0, True, True), (101.1, True, False), (101.1, False, True), (102.4, True, True)], start=1
+        ):
+            now[0], is_answering[0] = at_s, answers
+            tasks.append(asyncio.create_task(batcher.embed([build_sound(number)])))
+            await asyncio.sleep(0)
+            assert batcher.step() == is_embedded
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
 
 
 def test_a_sound_that_cannot_be_encoded_fails_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Embeds and transcribes the sounds of all requests in batches, and each distinct sound once."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,9 @@ _MAX_BATCH = 8
 """Sounds in one batch, so that running answers do not wait long; on a CPU larger batches are no faster."""
 _MAX_BATCH_S = 60.0
 """Seconds of sound in one batch; a single sound may be longer."""
+_REST_RATIO, _MAX_REST_S = 0.5, 0.5
+"""How long it rests after a batch while answers are decoded: this part of the batch's time, and this many seconds at
+most."""
 _CACHE_BYTES = 64 << 20
 """Audio tokens that are kept for the next turn of their conversation."""
 _Result = TypeVar("_Result")
@@ -71,17 +75,29 @@ _Queue = OrderedDict[_Key, _PendingSound[_Result]]
 class AudioBatcher:
     """The stage of the worker that runs the encoder.
 
+    While answers are decoded, it rests after each batch, for half of the time that the batch took. So answers go on when
+    many sounds arrive one by one, and the sounds gather to larger batches.
+
     Args:
         wake: signals the worker that there is work
+        is_answering: whether answers are decoded by the same worker
     """
 
-    def __init__(self, ear: Ear, metrics: Metrics, wake: Callable[[], None]) -> None:
-        self.ear, self.metrics, self.wake = ear, metrics, wake
+    def __init__(
+        self,
+        ear: Ear,
+        metrics: Metrics,
+        wake: Callable[[], None],
+        is_answering: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.ear, self.metrics, self.wake, self.is_answering = ear, metrics, wake, is_answering
         self.cache = _AudioTokenCache()
         self.to_embed: _Queue[Tensor] = OrderedDict()
         self.to_transcribe: _Queue[Transcript] = OrderedDict()
         self.to_decode: _Queue[str] = OrderedDict()
         self._lock = Lock()
+        self._rests_until = 0.0
+        """Monotonic time before which answers go first."""
 
     async def embed(self, sounds: Sequence[Sound]) -> list[Float[Tensor, "_ D"]]:
         """Returns the audio tokens of each sound.
@@ -161,6 +177,9 @@ class AudioBatcher:
 
     def step(self) -> bool:
         """Embeds one batch of waiting sounds, then transcribes one; returns whether there were any."""
+        started = time.monotonic()
+        if started < self._rests_until and self.is_answering():
+            return False
         with self._lock:
             to_embed, to_transcribe = _select_batch(self.to_embed), _select_batch(self.to_transcribe)
             to_decode = _select_batch(self.to_decode)
@@ -171,6 +190,8 @@ class AudioBatcher:
             self._resolve(self.to_embed, to_embed, self._embed_batch, self.cache.put)
         if to_transcribe:
             self._resolve(self.to_transcribe, to_transcribe, self._transcribe_batch, lambda *_: None)
+        finished = time.monotonic()
+        self._rests_until = finished + min(_REST_RATIO * (finished - started), _MAX_REST_S)
         return bool(to_embed or to_transcribe or to_decode)
 
     def _embed_batch(self, batch: Sequence[_PendingSound[Tensor]]) -> list[Tensor | OssicleError]:

@@ -57,11 +57,14 @@ class LocalEngine:
             max_batch_size = 1
             build_batch = partial(SingleSequence, ear.llm, uses_cache=can_use_cache(ear.llm))
         self._worker = Worker(())
-        self.audio = AudioBatcher(ear, metrics, self._worker.wake)
         self._scheduler = Scheduler(ear, metrics, max_batch_size, build_batch)
-        self._listening = ListeningStage(ear, lambda: bool(self._scheduler.running), self._worker.wake)
+        self.audio = AudioBatcher(ear, metrics, self._worker.wake, self._is_answering)
+        self._listening = ListeningStage(ear, self._is_answering, self._worker.wake)
         self._worker.stages = (self.audio, self._scheduler, self._listening)
         self._worker.start()
+
+    def _is_answering(self) -> bool:
+        return bool(self._scheduler.running)
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """Returns the whole answer."""
