@@ -6,7 +6,7 @@ LLM.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ossicle.backbones.model_files import format_one_line
-from ossicle.chat.tool_calls import HERMES, LLAMA, ToolFormat
+from ossicle.chat.tool_calls import LLAMA, MISTRAL, MISTRAL_NAMED, ToolFormat
 from ossicle.errors import RequestError
 
 MAX_SCHEMA_CHARACTERS = 1 << 16
@@ -26,9 +26,12 @@ _OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 @dataclass(frozen=True)
 class AnswerGrammar:
-    """The shape of an answer, in llguidance's own form."""
+    """The shape of an answer, in llguidance's own form: a JSON schema, or rules."""
 
-    text: str
+    schema: Mapping[str, Any] | None = None
+    rules: str = ""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """What the rules call certain stretches of text, which are single tokens where the tokenizer has such."""
 
 
 def build_json_grammar(schema: Mapping[str, Any]) -> AnswerGrammar:
@@ -37,35 +40,60 @@ def build_json_grammar(schema: Mapping[str, Any]) -> AnswerGrammar:
     Raises:
         RequestError: a schema that is too long
     """
-    return AnswerGrammar(json.dumps({"grammars": [{"json_schema": _prepare(schema)}]}))
+    return AnswerGrammar(_prepare(schema))
 
 
-def build_call_grammar(format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> AnswerGrammar | None:
-    """Returns the grammar of one call of one of some functions; None for a form whose marks are special tokens.
+def build_call_grammar(format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> AnswerGrammar:
+    """Returns the grammar of one call of one of some functions.
 
     Raises:
         RequestError: functions whose schemas are too long
     """
-    key = {HERMES.name: "arguments", LLAMA.name: "parameters"}.get(format.name)
-    if key is None:
-        return None
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["function"]["name"]},
-                key: tool["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", key],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    written = json.dumps(_prepare({"anyOf": calls}))
-    before, after = ('"<tool_call>\\n"', '"\\n</tool_call>"') if format is HERMES else ("", "")
+    functions = [tool["function"] for tool in tools]
+    if format is MISTRAL_NAMED:
+        return _build_named_call_grammar(functions)
+    key = "parameters" if format is LLAMA else "arguments"
+    call: dict[str, Any] = {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, key: _get_parameters(function)},
+                "required": ["name", key],
+                "additionalProperties": False,
+            }
+            for function in functions
+        ]
+    }
+    if format is MISTRAL:
+        calls = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
+        return AnswerGrammar(
+            rules=f'start: open " "? calls\ncalls: {_write_json(calls)}\n', marks={"open": format.start}
+        )
+    if format is LLAMA:
+        return AnswerGrammar(rules=f"start: {_write_json(call)}\n")
     return AnswerGrammar(
-        json.dumps({"grammars": [{"lark_grammar": f"start: {before} call {after}\ncall: %json {written}\n"}]})
+        rules=f'start: open "\\n" call "\\n" close\ncall: {_write_json(call)}\n',
+        marks={"open": format.start, "close": format.end},
     )
+
+
+def _build_named_call_grammar(functions: Sequence[Mapping[str, Any]]) -> AnswerGrammar:
+    """Returns the grammar of a name and its arguments, with a call's id between or without."""
+    calls = [
+        f"{json.dumps(function['name'])} id? before {_write_json(_get_parameters(function))}"
+        for function in functions
+    ]
+    rules = f"start: open ({' | '.join(calls)})\nid: before_id /[A-Za-z0-9]{{9}}/\n"
+    marks = {"open": MISTRAL_NAMED.start, "before_id": "[CALL_ID]", "before": "[ARGS]"}
+    return AnswerGrammar(rules=rules, marks=marks)
+
+
+def _get_parameters(function: Mapping[str, Any]) -> Any:
+    return function.get("parameters") or {"type": "object"}
+
+
+def _write_json(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps(_prepare(schema))}"
 
 
 def _prepare(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,9 +144,20 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         vocabulary = self._vocabulary or self._read_vocabulary()
-        if reason := LLMatcher.validate_grammar(grammar.text, vocabulary):
+        written = json.dumps({"grammars": [self._write(grammar)]})
+        if reason := LLMatcher.validate_grammar(written, vocabulary):
             raise RequestError(f"the JSON schema cannot be used: {format_one_line(ValueError(reason))}")
-        return TokenConstraint(LLMatcher(vocabulary, grammar.text, log_level=0))
+        return TokenConstraint(LLMatcher(vocabulary, written, log_level=0))
+
+    def _write(self, grammar: AnswerGrammar) -> dict[str, Any]:
+        if grammar.schema is not None:
+            return {"json_schema": grammar.schema}
+        added = {token.content: id_ for id_, token in self._tokenizer.added_tokens_decoder.items()}
+        marks = [
+            f"{name}: {f'<[{added[mark]}]>' if mark in added else json.dumps(mark)}\n"
+            for name, mark in grammar.marks.items()
+        ]
+        return {"lark_grammar": grammar.rules + "".join(marks)}
 
     def _read_vocabulary(self) -> Any:
         from llguidance import LLTokenizer

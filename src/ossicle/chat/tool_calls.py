@@ -47,13 +47,15 @@ HERMES = ToolFormat(
     probe=rf'<tool_call>\s*\{{"name": "{_NAME}", "arguments": ',
 )
 MISTRAL = ToolFormat(
-    name="mistral",
-    start="[TOOL_CALLS]",
-    end="",
-    probe=rf'\[TOOL_CALLS\]\s*(\[\{{"name": "{_NAME}"|{_NAME}\[)',
+    name="mistral", start="[TOOL_CALLS]", end="", probe=rf'\[TOOL_CALLS\]\s*\[\{{"name": "{_NAME}"'
 )
+"""A list of calls behind one mark, as Mistral's older LLMs write them."""
+MISTRAL_NAMED = ToolFormat(
+    name="mistral-named", start="[TOOL_CALLS]", end="", probe=rf"\[TOOL_CALLS\]\s*{_NAME}\["
+)
+"""A mark and a name before the arguments of each call, as newer ones do."""
 LLAMA = ToolFormat(name="llama", start="{", end="", probe=rf'\{{"name": "{_NAME}", "parameters": ')
-_FORMATS = (HERMES, MISTRAL, LLAMA)
+_FORMATS = (HERMES, MISTRAL, MISTRAL_NAMED, LLAMA)
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>")
 """Tokens that may be special, and must yet be read as text."""
 

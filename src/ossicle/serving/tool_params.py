@@ -64,12 +64,6 @@ def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> Tool
             code="unsupported_parameter",
         )
     grammar = build_call_grammar(format, forced) if forced else None
-    if forced and grammar is None:
-        raise ApiError(
-            "Parameter 'tool_choice' is not supported with this value for this LLM: expected auto or none",
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
     return ToolParams(
         tools=tuple(tools),
         format=format,
