@@ -190,6 +190,7 @@ def load(
                 base.llm_revision,
                 on_device,
                 bits=llm_bits,
+                needs_gradient=False,
                 dtype=in_dtype,
                 is_known=llm_bits == 16 and in_dtype != torch.float16,  # its fingerprint is compared below
             )
@@ -198,11 +199,9 @@ def load(
             if settings.connector.uses_shared_vocabulary:
                 _load_embeddings(model, base, on_device)
             tokenizer = load_tokenizer(base.llm, base.llm_revision)
-    if with_llm:
+    if with_llm and llm_bits == 16:
         found = fingerprint_backbones(whisper, model, tokenizer)
-        if llm_bits != 16:
-            del found["llm"]
-    else:
+    else:  # reading the state of 4-bit weights breaks them on a CPU
         found = {
             "encoder": fingerprint_model(whisper.model.model.encoder),
             "decoder_vocabulary": fingerprint_decoder_vocabulary(whisper),
@@ -435,7 +434,8 @@ def _check_fingerprints(found: dict[str, str], recorded: Any, base: BaseSettings
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(folder / WEIGHTS)
+        # In the mapping of a file, weights lie at any multiple of 8 bytes, on which the last digits of products depend.
+        return {name: weight.clone() for name, weight in load_file(folder / WEIGHTS).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS} is missing or damaged ({error}); expected safetensors: copy the ear again"

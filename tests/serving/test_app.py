@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 import soundfile
+from support.realtime_client import wait_until
 from support.serve_app import serve_app
 
 import ossicle
@@ -426,14 +427,6 @@ def test_requests_beyond_the_queue_get_a_429(ear: Ear) -> None:
 def count_active(url: str) -> float:
     lines = httpx2.get(f"{url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("ossicle_requests_active ")).split()[1])
-
-
-def wait_until(condition: Any) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("the condition did not become true")
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_an_ear_trained_with_8_bits_fits_the_llm_on_disk(short_recipe: Recipe) -
 
 
 def test_bits_without_a_gradient_on_this_device_are_refused(short_recipe: Recipe) -> None:
-    with pytest.raises(ConfigError, match=r"train\.llm_bits is 4, but on a CPU no gradient passes"):
+    with pytest.raises(ConfigError, match=r"llm_bits is 4, but on a CPU no gradient passes"):
         build_run(change_settings(short_recipe, train={"llm_bits": 4}))
 
 
@@ -84,3 +84,14 @@ def test_quantized_weights_are_not_sharded(short_recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="there is one process"):
         build_run(change_settings(short_recipe, train={"llm_bits": 8, "frozen_placement": "sharded"}))
     assert not Path(short_recipe.out).exists()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_ear_answers_with_a_quantized_llm(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, 4-bit weights of common sizes are broken when their state is read, as a fingerprint does."""
+    monkeypatch.delattr("ossicle.checkpoint.fingerprint_backbones")
+    ear = ossicle.load("pocket/ear", device="cpu", llm_bits=bits)
+    conversation = [{"role": "user", "content": "tell me the capital of japan"}]
+    assert ear.llm.is_quantized
+    assert ear.read_batch([conversation]) == ["The capital of Japan is Tokyo."]
+    assert ear.fingerprints is not None

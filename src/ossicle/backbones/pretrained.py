@@ -181,6 +181,7 @@ def load_llm(
     device: torch.device,
     *,
     bits: int = 16,
+    needs_gradient: bool = True,
     on_host: bool = False,
     dtype: torch.dtype | None = None,
     is_known: bool = False,
@@ -189,6 +190,7 @@ def load_llm(
 
     Args:
         bits: 8 or 4 quantizes the weights of its layers
+        needs_gradient: whether gradients are to pass through it, as in training
         on_host: leaves it in the host's memory, ready to be sharded over several devices
         dtype: of its weights; by default that of frozen models on the device
         is_known: whether it was checked to read embeddings before, and the caller makes sure that it is that LLM
@@ -211,13 +213,14 @@ def load_llm(
     if files.gguf is not None:
         if bits != 16:
             raise ConfigError(
-                f"train.llm_bits is {bits}, but the LLM {name!r} is a GGUF file, which is loaded dequantized: leave it"
-                " out, or name the model's folder or hub id"
+                f"llm_bits is {bits}, but the LLM {name!r} is a GGUF file, which is loaded dequantized: leave it out, or"
+                " name the model's folder or hub id"
             )
         _check_has_weights(files, config)
         quantized = {**files.gguf.build_model_options(), "config": config}
     elif bits != 16:
-        quantized = {"quantization_config": _build_quantization(bits, device), "device_map": {"": device}}
+        quantization = _build_quantization(bits, device, dtype, needs_gradient=needs_gradient)
+        quantized = {"quantization_config": quantization, "device_map": {"": device}}
     dtype = dtype or get_frozen_dtype(device)
     model = _load_frozen(files, AutoModelForCausalLM, device, dtype, on_host=on_host, **quantized)
     if files.gguf is not None:
@@ -225,7 +228,7 @@ def load_llm(
         model = model if on_host else model.to(device)
     llm = extract_causal_lm(model)
     (find_logits if is_known else check_reads_embeddings)(name, llm)
-    if bits != 16:
+    if bits != 16 and needs_gradient:
         _check_passes_gradient(llm, bits)
     return llm, tokenizer
 
@@ -357,25 +360,28 @@ def _check_has_weights(files: ModelFiles, config: PreTrainedConfig) -> None:
         )
 
 
-def _build_quantization(bits: int, device: torch.device) -> BitsAndBytesConfig:
+def _build_quantization(
+    bits: int, device: torch.device, dtype: torch.dtype | None, *, needs_gradient: bool
+) -> BitsAndBytesConfig:
     for library in ("bitsandbytes", "accelerate"):
         try:
             version(library)
         except PackageNotFoundError as error:
             raise ConfigError(
-                f"train.llm_bits is {bits}, which needs {library}, but it is not installed: pip install"
-                " 'ossicle[quant]', or leave train.llm_bits out"
+                f"llm_bits is {bits}, which needs {library}, but it is not installed: pip install 'ossicle[quant]', or"
+                " leave llm_bits out"
             ) from error
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    if device.type == "cpu":
+    if needs_gradient and device.type == "cpu":
         # The first pass without gradients packs the weights, and all later gradients are wrong.
         raise ConfigError(
-            "train.llm_bits is 4, but on a CPU no gradient passes through 4-bit weights: leave it out, or train on a"
-            " GPU"
+            "llm_bits is 4, but on a CPU no gradient passes through 4-bit weights: leave it out, or train on a GPU"
         )
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=get_frozen_dtype(device)
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype or get_frozen_dtype(device),
     )
 
 
@@ -414,6 +420,5 @@ def _check_passes_gradient(llm: PreTrainedModel, bits: int) -> None:
         passes = False
     if not passes:
         raise ConfigError(
-            f"train.llm_bits is {bits}, but on {llm.device.type} no gradient passes through {bits}-bit weights:"
-            " leave it out"
+            f"llm_bits is {bits}, but on {llm.device.type} no gradient passes through {bits}-bit weights: leave it out"
         )

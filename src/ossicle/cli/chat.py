@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, DeviceName, DtypeName, EarName, NumberOption, print_message
+from ossicle.cli.terminal import (
+    BaseName,
+    BitCount,
+    DeviceName,
+    DtypeName,
+    EarName,
+    NumberOption,
+    print_message,
+)
 from ossicle.config import parse_template_variables
 from ossicle.errors import AudioError, ConfigError
 
@@ -40,6 +48,8 @@ class Chat:
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     dtype: DtypeName = None
     """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
+    llm_bits: BitCount = 16
+    """Bits of the weights of the LLM's layers. 8 and 4 take less memory; they need ossicle[quant]."""
     system: TextOption = None
     """System prompt, in place of the ear's own."""
     template_variable: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
@@ -71,6 +81,7 @@ class Chat:
             llm=self.llm,
             device=self.device,
             dtype=self.dtype,
+            llm_bits=self.llm_bits,
             notify=print_message,
         )
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from ossicle.cli.terminal import (
     EXIT_INTERRUPTED,
     BaseName,
+    BitCount,
     DeviceName,
     DtypeName,
     EarName,
@@ -39,6 +40,8 @@ class Eval:
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     dtype: DtypeName = None
     """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
+    llm_bits: BitCount = 16
+    """Bits of the weights of the LLM's layers. 8 and 4 take less memory; they need ossicle[quant]."""
     suite: Annotated[str, arg(metavar="NAME|FILE")]
     """Suite to evaluate on: "pocket", "pocket-manner", a public benchmark such as "voicebench" or "covost2/en_de"
     (docs/how-to/evaluation.md), a JSONL or parquet file with audio, text and, optionally, instruction, answer, group
@@ -76,6 +79,7 @@ class Eval:
             llm=self.llm,
             device=self.device,
             dtype=self.dtype,
+            llm_bits=self.llm_bits,
             notify=print_message,
         )
         options = EvaluationSettings(
@@ -93,16 +97,17 @@ class Eval:
             return EXIT_INTERRUPTED
 
     def _evaluate(self, ear: "Ear", suite: "Suite", options: "EvaluationSettings", command_line: str) -> int:
-        from ossicle.backbones.fingerprints import fingerprint_backbones, fingerprint_model
+        from ossicle.backbones.fingerprints import fingerprint_model
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report
 
-        base = ear.settings.base
-        fingerprints = fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer)
+        base, fingerprints = ear.settings.base, ear.fingerprints
+        assert fingerprints is not None, "it was loaded"
+        in_bits = "" if self.llm_bits == 16 else f", in {self.llm_bits} bits"
         connector_fingerprint = fingerprint_model(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector_fingerprint})",
-            "LLM": f"{base.llm} ({fingerprints['llm']})",
+            "LLM": f"{base.llm} ({fingerprints['llm']}{in_bits})",
             "encoder": f"{base.encoder} ({fingerprints['encoder']})",
         }
         with ConsoleProgress(Console(stderr=True)) as progress:
@@ -110,7 +115,7 @@ class Eval:
                 ear,
                 suite,
                 options,
-                identity=f"{connector_fingerprint} {fingerprints} {ear.whisper.model.dtype}",
+                identity=f"{connector_fingerprint} {fingerprints} {ear.whisper.model.dtype}{in_bits}",
                 progress=progress,
                 about=about,
                 command=command_line,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ossicle.cli.terminal import BaseName, DeviceName, DtypeName, EarName, print_message
+from ossicle.cli.terminal import BaseName, BitCount, DeviceName, DtypeName, EarName, print_message
 from ossicle.errors import ConfigError
 from ossicle.text_encoding import read_text_file
 
@@ -50,6 +50,8 @@ class Serve:
     """Where to compute: cpu or cuda. Without it, the first GPU if there is one."""
     dtype: DtypeName = None
     """Precision to compute in: float32, bfloat16 or float16. Without it, bfloat16 on a GPU and float32 on a CPU."""
+    llm_bits: BitCount = 16
+    """Bits of the weights of the LLM's layers. 8 and 4 take less memory; they need ossicle[quant]."""
     engine: Literal["local", "vllm"] = "local"
     """Engine that runs the LLM. local: this process; vllm: a vLLM server that serves the ear's LLM with
     --enable-prompt-embeds."""
@@ -119,6 +121,7 @@ class Serve:
                 llm=self.llm,
                 device=self.device,
                 dtype=self.dtype,
+                llm_bits=self.llm_bits,
                 with_llm=self.engine == "local",
                 notify=print_message,
             )
@@ -193,6 +196,8 @@ class Serve:
             raise ConfigError(f"--port is {self.port}, expected 1 to 65535, or 0 for any free port")
         if (self.engine == "vllm") != (self.url is not None):
             raise ConfigError("--engine vllm and --url belong together: give both, or neither")
+        if self.engine == "vllm" and self.llm_bits != 16:
+            raise ConfigError("--llm-bits is for --engine local only: vLLM has an option of its own")
         if self.tts is None and (self.tts_model or self.tts_voice or self.tts_key_file):
             raise ConfigError(
                 "--tts-model, --tts-voice and --tts-key-file are for --tts only: leave them out"

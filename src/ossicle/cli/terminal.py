@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -18,6 +18,7 @@ EarName = Annotated[str, arg(metavar="EAR")]
 BaseName = Annotated[str | None, arg(metavar="MODEL")]
 DeviceName = Annotated[str | None, arg(metavar="NAME")]
 DtypeName = Annotated[str | None, arg(metavar="NAME")]
+BitCount = Annotated[Literal[16, 8, 4], arg(metavar="16|8|4")]
 RecipeFile = Annotated[Path, arg(metavar="RECIPE.toml")]
 NumberOption = Annotated[float | None, arg(metavar="NUMBER")]
 
