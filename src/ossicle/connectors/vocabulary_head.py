@@ -118,10 +118,12 @@ class VocabularyHead(nn.Module):
             "end_embedding",
             "language_embeddings",
         ):
-            rows = getattr(shared, name).detach().float().clone()
-            self.register_buffer(name, rows, persistent=False)
+            self.register_buffer(name, getattr(shared, name).detach().float(), persistent=False)
         self.register_buffer("other_pieces", shared.other_pieces, persistent=False)
-        self.register_buffer("llm_square_norms", self.llm_embeddings.square().sum(1), persistent=False)
+        square_norms = torch.linalg.vector_norm(
+            self.llm_embeddings, dim=1
+        ).square()  # without a copy of the table
+        self.register_buffer("llm_square_norms", square_norms, persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
         self.ids = shared.ids
         self._nearest = _empty_memory(self.llm_embeddings.device)
