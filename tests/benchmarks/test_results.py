@@ -164,19 +164,43 @@ def test_windows_on_real_speech() -> None:
 
 
 def test_first_token_on_real_models() -> None:
-    results = json.loads((RESULTS / "2026-11-28-first-token-real.json").read_text())
-    columns = "tokens | text, read | ear | cascade | 448 slots | ear / cascade | ear / 448 slots"
+    results = json.loads((RESULTS / "2026-11-29-first-token-real.json").read_text())
+    ratios = "ear / cascade | / 448 | whole / cascade | / 448"
+    columns = f"tokens | text, read | ear | cascade | 448 slots | {ratios}"
     shown = read_table(PERFORMANCE_PAGE, f"Whisper, sound | {columns}")
     assert len(shown) == 10
     for name, cells in shown.items():
         whisper, _, seconds = name.removesuffix(" s").partition(", ")
-        lengths = results[f"whisper-{whisper} with SmolLM2-135M-Instruct"]["lengths"]
-        (row,) = (row for row in lengths if f"{row['seconds']:.1f}" == seconds)
-        text, ear, cascade, fixed = (
-            row[way]["first_token_ms"] for way in ("text", "ear", "cascade", "published")
-        )
-        times = [f"{time:.0f}" for time in (text, ear, cascade, fixed)]
-        assert cells == [str(row["tokens"]), *times, f"{ear / cascade:.2f}", f"{ear / fixed:.2f}"], name
+        windows = results[f"whisper-{whisper} with SmolLM2-135M-Instruct"]
+        expected = list[str]()
+        for window in ("sound+silence", "full"):
+            (row,) = (row for row in windows[window]["lengths"] if f"{row['seconds']:.1f}" == seconds)
+            text, ear, cascade, fixed = (
+                row[way]["first_token_ms"] for way in ("text", "ear", "cascade", "published")
+            )
+            if not expected:
+                expected += [str(row["tokens"]), *(f"{time:.0f}" for time in (text, ear, cascade, fixed))]
+            expected += [f"{ear / cascade:.2f}", f"{ear / fixed:.2f}"]
+        assert cells == expected, name
+
+
+def test_training_steps_next_to_ultravox() -> None:
+    lengths = json.loads((RESULTS / "2026-11-29-peers.json").read_text())["lengths"]
+    columns = "Ultravox | ours | compared | times fewer | with 50 positions | compared | times fewer"
+    shown = read_table(PERFORMANCE_PAGE, f"seconds | {columns}")
+    assert len(shown) == len(lengths)
+    for row in lengths:
+        theirs, ours, more = (row[way] for way in ("ultravox", "ours", "ours, as many positions"))
+        ratio = theirs["gflop_per_clip"] / ours["gflop_per_clip_teacher_in_1_pass"]
+        assert shown[f"{row['seconds']:g}"] == [
+            f"{theirs['gflop_per_clip']:.1f}",
+            f"{ours['gflop_per_clip']:.1f}",
+            f"{ours['n_compared_per_clip']:.1f}",
+            f"{ours['ratio_operations']:.1f} ({ratio:.1f})",
+            f"{more['gflop_per_clip']:.1f}",
+            f"{more['n_compared_per_clip']:.1f}",
+            f"{more['ratio_operations']:.1f}",
+        ]
 
 
 def test_live_on_real_models() -> None:

@@ -27,8 +27,8 @@ FUNCTIONS: list[Any] = [
         "function": {
             "name": "count",
             "parameters": {
-                "type": "object",
-                "properties": {"n": {"enum": [1, 22, 333]}},
+                "$defs": {"number": {"enum": [1, 22, 333]}},
+                "properties": {"n": {"$ref": "#/$defs/number"}},
                 "required": ["n"],
                 "additionalProperties": False,
             },

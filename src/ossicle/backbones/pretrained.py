@@ -210,18 +210,18 @@ def load_llm(
             f"LLM {name!r} has no chat template: use the chat version of the model, {expected}"
         )
     quantized: dict[str, Any] = {}
+    dtype, setting = dtype or get_frozen_dtype(device), "train.llm_bits" if needs_gradient else "llm_bits"
     if files.gguf is not None:
         if bits != 16:
             raise ConfigError(
-                f"llm_bits is {bits}, but the LLM {name!r} is a GGUF file, which is loaded dequantized: leave it out, or"
-                " name the model's folder or hub id"
+                f"{setting} is {bits}, but the LLM {name!r} is a GGUF file, which is loaded dequantized: leave it out,"
+                " or name the model's folder or hub id"
             )
         _check_has_weights(files, config)
         quantized = {**files.gguf.build_model_options(), "config": config}
     elif bits != 16:
-        quantization = _build_quantization(bits, device, dtype, needs_gradient=needs_gradient)
+        quantization = _build_quantization(bits, device, dtype, setting, needs_gradient=needs_gradient)
         quantized = {"quantization_config": quantization, "device_map": {"": device}}
-    dtype = dtype or get_frozen_dtype(device)
     model = _load_frozen(files, AutoModelForCausalLM, device, dtype, on_host=on_host, **quantized)
     if files.gguf is not None:
         files.gguf.finish(model, tokenizer)
@@ -361,27 +361,27 @@ def _check_has_weights(files: ModelFiles, config: PreTrainedConfig) -> None:
 
 
 def _build_quantization(
-    bits: int, device: torch.device, dtype: torch.dtype | None, *, needs_gradient: bool
+    bits: int, device: torch.device, dtype: torch.dtype, setting: str, *, needs_gradient: bool
 ) -> BitsAndBytesConfig:
     for library in ("bitsandbytes", "accelerate"):
         try:
             version(library)
         except PackageNotFoundError as error:
             raise ConfigError(
-                f"llm_bits is {bits}, which needs {library}, but it is not installed: pip install 'ossicle[quant]', or"
-                " leave llm_bits out"
+                f"{setting} is {bits}, which needs {library}, but it is not installed: pip install 'ossicle[quant]', or"
+                " leave it out"
             ) from error
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     if needs_gradient and device.type == "cpu":
         # The first pass without gradients packs the weights, and all later gradients are wrong.
         raise ConfigError(
-            "llm_bits is 4, but on a CPU no gradient passes through 4-bit weights: leave it out, or train on a GPU"
+            f"{setting} is 4, but on a CPU no gradient passes through 4-bit weights: leave it out, or train on a GPU"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype or get_frozen_dtype(device),
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -420,5 +420,6 @@ def _check_passes_gradient(llm: PreTrainedModel, bits: int) -> None:
         passes = False
     if not passes:
         raise ConfigError(
-            f"llm_bits is {bits}, but on {llm.device.type} no gradient passes through {bits}-bit weights: leave it out"
+            f"train.llm_bits is {bits}, but on {llm.device.type} no gradient passes through {bits}-bit weights:"
+            " leave it out"
         )

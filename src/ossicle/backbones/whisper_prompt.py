@@ -89,9 +89,7 @@ def encode_previous_text(
     """Returns the tokens of a text that came before the sound.
 
     Args:
-        tokenizer: Whisper's
-        token_ids: the id of each of its tokens
-        text: what came before
+        token_ids: those of the tokenizer's tokens, which it lists slowly
 
     Raises:
         RequestError: it holds a control token, or the Whisper has no sign for such a text

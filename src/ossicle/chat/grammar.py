@@ -50,58 +50,40 @@ def build_call_grammar(format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -
         RequestError: functions whose schemas are too long
     """
     functions = [tool["function"] for tool in tools]
+    _check_length([function.get("parameters") for function in functions])
+    call = f"call: {' | '.join(_write_call(format, function) for function in functions)}\n"
     if format is MISTRAL_NAMED:
-        return _build_named_call_grammar(functions)
-    key = "parameters" if format is LLAMA else "arguments"
-    call: dict[str, Any] = {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, key: _get_parameters(function)},
-                "required": ["name", key],
-                "additionalProperties": False,
-            }
-            for function in functions
-        ]
-    }
+        marks = {"open": format.start, "before_id": "[CALL_ID]", "before": "[ARGS]"}
+        return AnswerGrammar(rules=f"start: open call\n{call}id: before_id /[A-Za-z0-9]{{9}}/\n", marks=marks)
     if format is MISTRAL:
-        calls = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
-        return AnswerGrammar(
-            rules=f'start: open " "? calls\ncalls: {_write_json(calls)}\n', marks={"open": format.start}
-        )
+        return AnswerGrammar(rules=f'start: open " "? "[" call "]"\n{call}', marks={"open": format.start})
     if format is LLAMA:
-        return AnswerGrammar(rules=f"start: {_write_json(call)}\n")
-    return AnswerGrammar(
-        rules=f'start: open "\\n" call "\\n" close\ncall: {_write_json(call)}\n',
-        marks={"open": format.start, "close": format.end},
-    )
+        return AnswerGrammar(rules=f"start: call\n{call}")
+    marks = {"open": format.start, "close": format.end}
+    return AnswerGrammar(rules=f'start: open "\\n" call "\\n" close\n{call}', marks=marks)
 
 
-def _build_named_call_grammar(functions: Sequence[Mapping[str, Any]]) -> AnswerGrammar:
-    """Returns the grammar of a name and its arguments, with a call's id between or without."""
-    calls = [
-        f"{json.dumps(function['name'])} id? before {_write_json(_get_parameters(function))}"
-        for function in functions
-    ]
-    rules = f"start: open ({' | '.join(calls)})\nid: before_id /[A-Za-z0-9]{{9}}/\n"
-    marks = {"open": MISTRAL_NAMED.start, "before_id": "[CALL_ID]", "before": "[ARGS]"}
-    return AnswerGrammar(rules=rules, marks=marks)
-
-
-def _get_parameters(function: Mapping[str, Any]) -> Any:
-    return function.get("parameters") or {"type": "object"}
-
-
-def _write_json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps(_prepare(schema))}"
+def _write_call(format: ToolFormat, function: Mapping[str, Any]) -> str:
+    """Returns the rule of a call; the schema of its arguments stays whole, as references count from its root."""
+    arguments = f"%json {json.dumps(_prepare({**(function.get('parameters') or {}), 'type': 'object'}))}"
+    name = function["name"]
+    if format is MISTRAL_NAMED:
+        return f"{json.dumps(name)} id? before {arguments}"
+    key = "parameters" if format is LLAMA else "arguments"
+    before = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+    return f'{json.dumps(before)} {arguments} "}}"'
 
 
 def _prepare(schema: Mapping[str, Any]) -> dict[str, Any]:
+    _check_length(schema)
+    return {**schema, "x-guidance": _OPTIONS}
+
+
+def _check_length(schema: Any) -> None:
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
         raise RequestError(
             f"the JSON schema has more than {MAX_SCHEMA_CHARACTERS} characters: send a shorter one"
         )
-    return {**schema, "x-guidance": _OPTIONS}
 
 
 class TokenConstraint:

@@ -103,11 +103,12 @@ class Eval:
 
         base, fingerprints = ear.settings.base, ear.fingerprints
         assert fingerprints is not None, "it was loaded"
-        in_bits = "" if self.llm_bits == 16 else f", in {self.llm_bits} bits"
+        dtype = str(ear.whisper.model.dtype)
+        llm = fingerprints["llm"] if self.llm_bits == 16 else f"in {self.llm_bits} bits, not compared"
         connector_fingerprint = fingerprint_model(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector_fingerprint})",
-            "LLM": f"{base.llm} ({fingerprints['llm']}{in_bits})",
+            "LLM": f"{base.llm} ({llm})",
             "encoder": f"{base.encoder} ({fingerprints['encoder']})",
         }
         with ConsoleProgress(Console(stderr=True)) as progress:
@@ -115,7 +116,7 @@ class Eval:
                 ear,
                 suite,
                 options,
-                identity=f"{connector_fingerprint} {fingerprints} {ear.whisper.model.dtype}{in_bits}",
+                identity=f"{connector_fingerprint} {fingerprints} {base.encoder} {base.llm} {dtype} {self.llm_bits}",
                 progress=progress,
                 about=about,
                 command=command_line,

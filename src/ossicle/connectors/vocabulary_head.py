@@ -120,9 +120,7 @@ class VocabularyHead(nn.Module):
         ):
             self.register_buffer(name, getattr(shared, name).detach().float(), persistent=False)
         self.register_buffer("other_pieces", shared.other_pieces, persistent=False)
-        square_norms = torch.linalg.vector_norm(
-            self.llm_embeddings, dim=1
-        ).square()  # without a copy of the table
+        square_norms = torch.linalg.vector_norm(self.llm_embeddings, dim=1).square()
         self.register_buffer("llm_square_norms", square_norms, persistent=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
         self.ids = shared.ids

@@ -158,7 +158,7 @@ def build_shared_vocabulary(
                 for id_ in list_prompt_ids(whisper)
             ]
         ),
-        end_embedding=decoder_table[whisper.prompt.end],
+        end_embedding=decoder_table[whisper.prompt.end].clone(),  # a view would keep the table in copies
         language_embeddings=decoder_table[languages],
         ids={name: ids.int() for name, ids in vars(stored).items()},
     )

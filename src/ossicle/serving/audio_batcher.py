@@ -176,10 +176,10 @@ class AudioBatcher:
                         _remove(queue, each)
 
     def step(self) -> bool:
-        """Embeds one batch of waiting sounds, then transcribes one; returns whether there were any."""
+        """Embeds one batch of waiting sounds, then transcribes one; returns whether there may be more to do."""
         started = time.monotonic()
         if started < self._rests_until and self.is_answering():
-            return False
+            return True  # the answers may be canceled, and nothing else would wake the worker
         with self._lock:
             to_embed, to_transcribe = _select_batch(self.to_embed), _select_batch(self.to_transcribe)
             to_decode = _select_batch(self.to_decode)
