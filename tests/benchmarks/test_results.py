@@ -119,7 +119,10 @@ def test_real_speech() -> None:
     shown = read_table(RESULTS_PAGE, "word errors, % | n | cascade | no anchor | anchored | half-way")
     other_seed = read_table(RESULTS_PAGE, "word errors, % | n | cascade | half-way, seed 1")
     control = read_table(RESULTS_PAGE, "word errors, % | cascade | cross-entropy alone | its half-way")
-    summary = read_table(README, "word errors, % | cascade | trained, two seeds | cross-entropy alone")
+    summary = read_table(README, "word errors, % | cascade | trained, three seeds | cross-entropy alone")
+    third = json.loads((RESULTS / "2026-11-29-real-speech-tiny.json").read_text())["sets"]
+    third_seed = read_table(RESULTS_PAGE, "word errors, % | n | cascade | half-way, seed 2")
+    assert third_seed.keys() == shown.keys()
     assert shown.keys() == control.keys()
     assert len(other_seed) == sum(map(len, sets.values()))
     for row, cells in other_seed.items():
@@ -133,9 +136,17 @@ def test_real_speech() -> None:
             assert shown[row] == [*first, *ears], row
             assert control[row] == [first[1], format_wer(wer["ce"]), format_wer(wer["ce-half"])], row
             assert wer["untrained"]["value"] == wer["cascade"]["value"]
+    for row, cells in third_seed.items():
+        result = third[REAL_SETS[row.partition(", ")[0]]][row.partition(", ")[2]]
+        wer = result["wer"]
+        first = [str(result["n"]), f"{wer['cascade']['value']:.1f}"]
+        assert cells == [*first, format_wer(wer["half-way, seed 2"])], row
     for row, cells in summary.items():
-        wer = sets[REAL_SETS[row.partition(", ")[0]]][row.partition(", ")[2]]["wer"]
-        seeds = ", ".join(f"{wer[ear]['value']:.1f}" for ear in ("half-way", "half-way, seed 1"))
+        name, _, condition = row.partition(", ")
+        wer = sets[REAL_SETS[name]][condition]["wer"]
+        trained = [wer["half-way"], wer["half-way, seed 1"]]
+        trained.append(third[REAL_SETS[name]][condition]["wer"]["half-way, seed 2"])
+        seeds = ", ".join(f"{each['value']:.1f}" for each in trained)
         assert cells == [f"{wer['cascade']['value']:.1f}", seeds, f"{wer['ce']['value']:.1f}"], row
 
 
