@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 from support.fake_engine import MODEL, serve_fake_engine
+from support.realtime_client import wait_until
 
 SITE = "http://localhost:5173"
 CHAT = "/v1/chat/completions"
@@ -107,6 +108,7 @@ def test_the_access_log_has_a_line_for_each_request(url: str, caplog: pytest.Log
     httpx2.post(f"{url}{CHAT}?key=secret", json=stream, headers={"x-request-id": "one"})
     httpx2.get(f"{url}/no%0Aline", headers={"x-request-id": "two"})
     send_preflight(url + CHAT, method="POST")
+    wait_until(lambda: len(caplog.records) == 3)  # a line is written when its response has been sent
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith(f"127.0.0.1 POST {CHAT} 200 ")
     assert lines[0].endswith(" ms one")
