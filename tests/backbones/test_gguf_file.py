@@ -219,7 +219,7 @@ def test_a_missing_package_is_named(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_it_is_not_quantized_again(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"llm_bits is 8, but the LLM .* is a GGUF file"):
+    with pytest.raises(ConfigError, match=r"train\.llm_bits is 8, but the LLM .* is a GGUF file"):
         pretrained.load_llm(str(path), None, CPU, bits=8)
 
 

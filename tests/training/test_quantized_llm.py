@@ -62,7 +62,7 @@ def test_an_ear_trained_with_8_bits_fits_the_llm_on_disk(short_recipe: Recipe) -
 
 
 def test_bits_without_a_gradient_on_this_device_are_refused(short_recipe: Recipe) -> None:
-    with pytest.raises(ConfigError, match=r"llm_bits is 4, but on a CPU no gradient passes"):
+    with pytest.raises(ConfigError, match=r"train\.llm_bits is 4, but on a CPU no gradient passes"):
         build_run(change_settings(short_recipe, train={"llm_bits": 4}))
 
 

@@ -40,6 +40,7 @@ def build_json_grammar(schema: Mapping[str, Any]) -> AnswerGrammar:
     Raises:
         RequestError: a schema that is too long
     """
+    _check_length(schema)
     return AnswerGrammar(_prepare(schema))
 
 
@@ -75,7 +76,6 @@ def _write_call(format: ToolFormat, function: Mapping[str, Any]) -> str:
 
 
 def _prepare(schema: Mapping[str, Any]) -> dict[str, Any]:
-    _check_length(schema)
     return {**schema, "x-guidance": _OPTIONS}
 
 

@@ -97,14 +97,16 @@ class Eval:
             return EXIT_INTERRUPTED
 
     def _evaluate(self, ear: "Ear", suite: "Suite", options: "EvaluationSettings", command_line: str) -> int:
-        from ossicle.backbones.fingerprints import fingerprint_model
+        from ossicle.backbones.fingerprints import fingerprint_backbones, fingerprint_model
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report
 
         base, fingerprints = ear.settings.base, ear.fingerprints
         assert fingerprints is not None, "it was loaded"
-        dtype = str(ear.whisper.model.dtype)
-        llm = fingerprints["llm"] if self.llm_bits == 16 else f"in {self.llm_bits} bits, not compared"
+        dtype, llm = str(ear.whisper.model.dtype), f"in {self.llm_bits} bits, not compared"
+        if self.llm_bits == 16:  # of what was loaded: in float16 it was not compared
+            fingerprints = fingerprint_backbones(ear.whisper, ear.llm, ear.tokenizer)
+            llm = fingerprints["llm"]
         connector_fingerprint = fingerprint_model(ear.connector)
         about = {
             "ear": f"{self.ear} ({connector_fingerprint})",
