@@ -2,12 +2,13 @@
 
     python -m benchmarks.security.attack                            # some minutes on two cores
     python -m benchmarks.security.attack --requests 200 --seed 7    # fewer, and others
+    python -m benchmarks.security.attack --speaks                   # with answers spoken by espeak-ng
 
 The server runs in a process of its own, with the pocket ear and timeouts of two seconds. It promises for each request a
 4xx with OpenAI's error object, or a closed connection where nothing can be answered, and never a 5xx; to read no file
 and to make no connection; and afterwards to have no active request, flat memory, no more threads and open files than
-before, and the same answers as before to valid requests. The exit code is 1 if a promise is broken. The last line is
-JSON.
+before, no program left that it started, and the same answers as before to valid requests. The exit code is 1 if a
+promise is broken. The last line is JSON.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +84,8 @@ class ProcessState:
     threads: int
     files: int
     """Open files, sockets included."""
+    programs: int
+    """Of its own children, those that are other programs than itself."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,14 @@ class Server:
         process = Path(f"/proc/{self.process.pid}")
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (process / "status").read_text(), re.MULTILINE))
         rss, peak = (int(status[name]) / 1024 for name in ("VmRSS", "VmHWM"))
-        return ProcessState(rss, peak, int(status["Threads"]), len(list((process / "fd").iterdir())))
+        n_files = len(list((process / "fd").iterdir()))
+        return ProcessState(rss, peak, int(status["Threads"]), n_files, self._count_programs())
+
+    def _count_programs(self) -> int:
+        own = os.path.realpath(f"/proc/{self.process.pid}/exe")
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        return sum(os.path.realpath(f"/proc/{child}/exe") != own for child in children)
 
     def ask(self, request: bytes) -> RawResponse:
         """Sends a valid request; returns its response."""
@@ -112,14 +123,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def run_server(folder: Path) -> Generator[Server]:
+def run_server(folder: Path, *, speaks: bool = False) -> Generator[Server]:
     """Runs the server within the block.
+
+    Args:
+        speaks: whether espeak-ng speaks its answers
 
     Raises:
         RuntimeError: it does not start
     """
     log = folder / "server.log"
     command = [sys.executable, "-m", "benchmarks.security.audited_server", "--timeout-s", str(TIMEOUT_S)]
+    command += ["--speaks"] * speaks
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
@@ -209,6 +224,8 @@ class AttackResult:
             faults.append(f"memory grew from {warm.rss_mb:.0f} to {end.rss_mb:.0f} MB")
         if end.threads > warm.threads + _N_POOL_THREADS or end.files > warm.files:
             faults.append(f"threads or files are left: {warm} before, {end} after")
+        if end.programs:
+            faults.append(f"{end.programs} programs are left that it started")
         if self.n_trapped:
             faults.append(f"{self.n_trapped} connections to the trap")
         lines = log.splitlines()
@@ -275,11 +292,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--requests", type=int, default=2000, help="requests of all kinds together")
     parser.add_argument("--seed", type=int, default=0, help="draws the requests")
+    parser.add_argument("--speaks", action="store_true", help="have espeak-ng speak the answers of sessions")
     args = parser.parse_args(argv)
+    if args.speaks and shutil.which("espeak-ng") is None:
+        parser.error("--speaks needs espeak-ng, which is not installed here: apt install espeak-ng")
     sounds = build_valid_files()
     for name in audio_bombs.BOMBS:
         malformed_audio.build_bomb(name)  # built before the clock runs
-    with tempfile.TemporaryDirectory() as folder, run_server(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, run_server(Path(folder), speaks=args.speaks) as server:
         marker = Path(folder) / "marker.wav"
         marker.write_bytes(sounds["wav"])
         good = build_good_requests(sounds)
@@ -299,7 +319,18 @@ def main(argv: list[str] | None = None) -> int:
     }
     header = describe_run("hostile", torch.device("cpu"))
     states = {"warm": vars(result.warm), "end": vars(result.end), "broken": len(faults)}
-    print(json.dumps({**header, "requests": args.requests, "seed": args.seed, "kinds": kinds, **states}))
+    print(
+        json.dumps(
+            {
+                **header,
+                "requests": args.requests,
+                "seed": args.seed,
+                "speaks": args.speaks,
+                "kinds": kinds,
+                **states,
+            }
+        )
+    )
     return 1 if faults else 0
 
 

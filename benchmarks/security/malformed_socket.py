@@ -138,9 +138,12 @@ def _draw_settings(draw: random.Random, inputs: AttackInputs) -> AttackRequest:
         "metadata", "conversation",
     )  # fmt: skip
     inner = ("format", "turn_detection", "transcription", "noise_reduction")
+    spoken = ("format", "voice", "speed")
     settings: dict[str, Any] = {name: draw.choice(_WRONG_VALUES) for name in draw.sample(names, 2)}
     if draw.random() < 0.5:
         settings["audio"] = {"input": {draw.choice(inner): draw.choice(_WRONG_VALUES)}}
+    elif draw.random() < 0.5:
+        settings["audio"] = {"output": {draw.choice(spoken): draw.choice(_WRONG_VALUES)}}
     name = draw.choice(("session", "response"))
     kind = "session.update" if name == "session" else "response.create"
     return attack_with_frames(build_event(**{"type": kind, name: settings}))

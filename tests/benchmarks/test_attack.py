@@ -192,9 +192,9 @@ def test_broken_promises_are_found(answers: list[tuple[int, bytes]], fault: str)
 
 
 def test_leaks_and_logged_errors_are_found() -> None:
-    warm = attack.ProcessState(rss_mb=100, peak_mb=100, threads=7, files=9)
-    end = attack.ProcessState(rss_mb=111, peak_mb=200, threads=99, files=10)
+    warm = attack.ProcessState(rss_mb=100, peak_mb=100, threads=7, files=9, programs=0)
+    end = attack.ProcessState(rss_mb=111, peak_mb=200, threads=99, files=10, programs=2)
     kinds = {"a kind": attack.KindResult(Counter(), 0.0, ["answered with 500"])}
     result = attack.AttackResult(kinds, warm, end, 2)
-    assert len(result.find_faults("AUDIT open /etc/passwd\nWARNING: x\nTraceback (most\n")) == 6
+    assert len(result.find_faults("AUDIT open /etc/passwd\nWARNING: x\nTraceback (most\n")) == 7
     assert attack.AttackResult({}, warm, warm, 0).find_faults("WARNING: x") == []
