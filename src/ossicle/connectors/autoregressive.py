@@ -6,14 +6,14 @@ over the words that Whisper's and the LLM's vocabularies share, plus a learned r
 untrained ear already hears what Whisper would have transcribed, its output softened over those words.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig
 
 from ossicle.backbones.encoder import Features
@@ -42,6 +42,54 @@ class _Slot(NamedTuple):
     """The expected embedding, to which the projection of the hidden state is added."""
     log_prob: Float[Tensor, " B"] | None
     """Of the likeliest of all tokens and the end."""
+
+
+class _Hypothesis:
+    """What a batch of clips has said so far.
+
+    Args:
+        max_tokens: audio tokens that each clip may have
+    """
+
+    def __init__(self, max_tokens: Int[Tensor, " B"]) -> None:
+        self.max_tokens = max_tokens
+        self.n_tokens = torch.zeros_like(max_tokens)
+        self.slots: list[_Slot] = []
+        self.n_written: list[Int[Tensor, " B"]] = []
+        """Audio tokens of each slot; 0 behind the end of a clip."""
+        self._has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
+        self._log_probs: list[Float[Tensor, " B"]] = []
+        self._n_steps = torch.zeros_like(max_tokens)
+
+    def add(self, slot: _Slot, n_pieces: Int[Tensor, " B"] | int) -> bool:
+        """Adds a slot to the clips that go on; returns whether all have ended.
+
+        Args:
+            n_pieces: audio tokens that the slot has
+        """
+        if slot.log_prob is not None:
+            self._log_probs.append(slot.log_prob.where(~self._has_ended, 0.0))
+        self._n_steps = self._n_steps + ~self._has_ended
+        self._has_ended = self._has_ended | ((slot.end_logit > 0) & (self.n_tokens > 0))
+        if bool(self._has_ended.all()):
+            return True
+        n_written = ~self._has_ended * n_pieces
+        self.slots.append(slot)
+        self.n_written.append(n_written)
+        self.n_tokens = self.n_tokens + n_written
+        self._has_ended = self._has_ended | (slot.end_logit > 0) | (self.n_tokens >= self.max_tokens)
+        return bool(self._has_ended.all())
+
+    @property
+    def written(self) -> Int[Tensor, "B S"] | None:
+        """The token that Whisper would write at each slot, if there is a shared vocabulary."""
+        written = [slot.written for slot in self.slots if slot.written is not None]
+        return torch.stack(written, dim=1) if written else None
+
+    @property
+    def mean_log_prob(self) -> Float[Tensor, " B"] | None:
+        """See `AudioTokens`."""
+        return torch.stack(self._log_probs).sum(0) / self._n_steps if self._log_probs else None
 
 
 class AutoregressiveConnector(QueryConnector):
@@ -185,67 +233,59 @@ class AutoregressiveConnector(QueryConnector):
     def _decode_greedily(
         self, features: Features, n_slots: int, draft: Int[Tensor, " T"] | None
     ) -> AudioTokens:
-        """Decodes step after step until every clip has ended or has all the tokens that it may have.
+        """Decodes slot after slot until every clip has ended or has all the tokens that it may have.
 
-        A step gives one audio token, or several where Whisper writes a token that the LLM has only in pieces. The steps
-        of a draft are computed in one pass, and hold up to the first one that writes another token than it says; what is
-        left of the draft is then checked in the next pass.
+        A slot gives one audio token, or several where Whisper writes a token that the LLM has only in pieces.
+        """
+        hypothesis = _Hypothesis(self.max_tokens(features))
+        for slot in self._generate_slots(features, n_slots, draft):
+            n_pieces = 1 if slot.written is None else self._head.count_pieces(slot.written)
+            if hypothesis.add(slot, n_pieces):
+                break
+        return AudioTokens(
+            tokens=self._embed_slots(hypothesis),
+            n_tokens=hypothesis.n_tokens.minimum(hypothesis.max_tokens),
+            end_logits=None,
+            log_likelihood=None,
+            written=hypothesis.written,
+            mean_log_prob=hypothesis.mean_log_prob,
+        )
+
+    def _generate_slots(
+        self, features: Features, n_slots: int, draft: Int[Tensor, " T"] | None
+    ) -> Iterator[_Slot]:
+        """Yields slots, each decoded after what the one before has written.
+
+        The slots of a draft are decoded in one pass, and hold up to the first one that writes another token than it
+        says; what is left of the draft is then checked in the next pass.
         """
         sound_cache = DynamicCache()  # the layers' keys and values of the sound, computed once
         prompt = self._embed_prompt(features, EncoderDecoderCache(DynamicCache(), sound_cache))
         cache = EncoderDecoderCache(DynamicCache(), sound_cache)
         queries = self._slot_queries(n_slots).expand(len(features.states), -1, -1)
-        max_tokens = self.max_tokens(features)
-        n_tokens = torch.zeros_like(max_tokens)
-        has_ended = torch.zeros_like(max_tokens, dtype=torch.bool)
-        slots: list[_Slot] = []
-        n_written: list[Tensor] = []
-        log_probs: list[Tensor] = []
-        n_steps = torch.zeros_like(max_tokens)
         expected = [] if draft is None or self.vocabulary_head is None else draft.tolist()
-        first = self._embed_draft(queries[:, 1:], expected)
-        query = torch.cat([prompt, queries[:, :1], *first], dim=1)
-        hidden = self.decode(query, features.states, features.attention_mask, cache)[:, prompt.shape[1] :]
-        ahead = self._read_slots(hidden)
-        for step in range(n_slots):
-            slot = ahead.popleft()
-            if slot.log_prob is not None:
-                log_probs.append(slot.log_prob.where(~has_ended, 0.0))
-            n_steps = n_steps + ~has_ended
-            has_ended = has_ended | ((slot.end_logit > 0) & (n_tokens > 0))
-            if bool(has_ended.all()):
-                break
-            written = slot.written
-            n_new = torch.ones_like(n_tokens) if written is None else self._head.count_pieces(written)
-            n_new = n_new.where(~has_ended, 0)
-            slots.append(slot)
-            n_written.append(n_new)
-            n_tokens = n_tokens + n_new
-            has_ended = has_ended | (slot.end_logit > 0) | (n_tokens >= max_tokens)
-            if bool(has_ended.all()) or step + 1 == n_slots:
-                break
-            if ahead and written is not None and int(written) == expected[0]:
+        query, n_before = torch.cat([prompt, queries[:, :1]], dim=1), prompt.shape[1]
+        step = 0
+        while step < n_slots:
+            query = torch.cat([query, *self._embed_draft(queries[:, step + 1 :], expected)], dim=1)
+            hidden = self.decode(query, features.states, features.attention_mask, cache)[:, n_before:]
+            slots = self._read_slots(hidden)
+            for n_ahead, slot in zip(reversed(range(len(slots))), slots, strict=True):
+                yield slot
+                step += 1
+                if not n_ahead or slot.written is None:
+                    break
+                written = int(slot.written)
+                if written != expected[0]:
+                    cache.self_attention_cache.crop(-n_ahead)
+                    expected = _realign(expected, written)
+                    break
                 expected = expected[1:]
-                continue
-            if ahead and written is not None:
-                cache.self_attention_cache.crop(-len(ahead))
-                expected = _realign(expected, int(written))
-            after = queries[:, step + 1, None] + self._embed_written(slot.hidden, written)
-            query = torch.cat([after, *self._embed_draft(queries[:, step + 2 :], expected)], dim=1)
-            hidden = self.decode(query, features.states, features.attention_mask, cache)
-            ahead = self._read_slots(hidden)
-        all_written = [slot.written for slot in slots if slot.written is not None]
-        return AudioTokens(
-            tokens=self._embed_slots(slots, n_written),
-            n_tokens=n_tokens.minimum(max_tokens),
-            end_logits=None,
-            log_likelihood=None,
-            written=torch.stack(all_written, 1) if all_written else None,
-            mean_log_prob=torch.stack(log_probs).sum(0) / n_steps if log_probs else None,
-        )
+            if step < n_slots:
+                query, n_before = queries[:, step, None] + self._embed_written(slot.hidden, slot.written), 0
 
-    def _read_slots(self, hidden: Float[Tensor, "B Q E"]) -> deque[_Slot]:
-        """Computes what decides on the next slot, for slots in one pass of the heads, to be taken one by one."""
+    def _read_slots(self, hidden: Float[Tensor, "B Q E"]) -> list[_Slot]:
+        """Computes what decides on the next slot, for all slots of a pass."""
         end_logits, n_slots = self.end_head(hidden)[..., 0], hidden.shape[1]
         columns: list[Any] = [[None] * n_slots] * 3
         if self.vocabulary_head is not None:
@@ -258,19 +298,24 @@ class AutoregressiveConnector(QueryConnector):
                 head.log_prob_of_likeliest(hidden, logits).unbind(1),
             ]
         rows = zip(hidden.split(1, dim=1), end_logits.unbind(1), *columns, strict=True)
-        return deque(_Slot(*row) for row in rows)
+        return [_Slot(*row) for row in rows]
 
-    def _embed_slots(
-        self, slots: Sequence[_Slot], n_written: Sequence[Int[Tensor, " B"]]
-    ) -> Float[Tensor, "B Q D"]:
-        """Computes the audio tokens of all slots in one pass, with pieces in place of tokens that the LLM lacks.
-
-        Args:
-            n_written: how many audio tokens each slot has
-        """
-        projected = self.projection(torch.cat([slot.hidden for slot in slots], dim=1)).split(1, dim=1)
-        rows = map(self._write_pieces, slots, projected)
-        return _concatenate_ragged(list(zip(rows, n_written, strict=True)))
+    def _embed_slots(self, hypothesis: "_Hypothesis") -> Float[Tensor, "B Q D"]:
+        """Computes the audio tokens of all slots in one pass, with pieces in place of tokens that the LLM lacks."""
+        slots = hypothesis.slots
+        n_written = torch.stack(hypothesis.n_written, dim=1).flatten()  # (B S)
+        source = torch.arange(len(n_written), device=n_written.device).repeat_interleave(n_written)  # (N,)
+        tokens = self.projection(torch.cat([slot.hidden for slot in slots], dim=1))  # (B, S, D)
+        written = hypothesis.written
+        if written is not None:
+            tokens = tokens + torch.cat([slot.expected for slot in slots if slot.expected is not None], dim=1)
+        tokens = tokens.flatten(0, 1)[source]  # (N, D)
+        if written is not None:
+            numbers = (
+                torch.arange(len(source), device=source.device) - (n_written.cumsum(0) - n_written)[source]
+            )
+            tokens = self._head.replace_unshared(tokens, written.flatten()[source], numbers)
+        return pad_sequence(tokens.split(hypothesis.n_tokens.tolist()), batch_first=True)
 
     def _embed_draft(
         self, queries: Float[Tensor, "B Q E"], draft: Sequence[int]
@@ -280,17 +325,6 @@ class AutoregressiveConnector(QueryConnector):
         if not len(written):
             return []
         return [queries[:, : len(written)] + self._embed_written(None, written).transpose(0, 1)]
-
-    def _write_pieces(self, slot: _Slot, projected: Float[Tensor, "B 1 D"]) -> Float[Tensor, "B K D"]:
-        """Returns a slot's audio tokens: the pieces of an unshared token where Whisper would write one."""
-        if slot.written is None or slot.expected is None:
-            return projected
-        tokens, is_unshared = projected + slot.expected, self._head.is_unshared(slot.written)
-        if not bool(is_unshared.any()):
-            return tokens
-        pieces, _ = self._head.embed_pieces(slot.written)
-        tokens = functional.pad(tokens, (0, 0, 0, pieces.shape[1] - 1))
-        return torch.where(is_unshared[:, None, None], pieces.to(tokens.dtype), tokens)
 
     def _embed_written(
         self, hidden: Float[Tensor, "B 1 E"] | None, written: Int[Tensor, " B"] | None
@@ -351,15 +385,3 @@ def _realign(draft: Sequence[int], written: int) -> list[int]:
 
 def _last_linear(part: nn.Module) -> nn.Linear:
     return [layer for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
-
-
-def _concatenate_ragged(
-    steps: Sequence[tuple[Float[Tensor, "B _ D"], Int[Tensor, " B"]]],
-) -> Float[Tensor, "B Q D"]:
-    """Concatenates the first n rows of each clip from all steps, padded behind the last one."""
-    tokens = torch.cat([rows for rows, _ in steps], dim=1)
-    is_written = torch.cat(
-        [torch.arange(rows.shape[1], device=rows.device) < n_rows[:, None] for rows, n_rows in steps], dim=1
-    )
-    order = (~is_written).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(is_written.sum(1).max())]
-    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))

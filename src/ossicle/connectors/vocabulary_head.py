@@ -250,12 +250,27 @@ class VocabularyHead(nn.Module):
             embeddings = torch.where((pieces >= n_words)[..., None], others, embeddings)
         return embeddings, (pieces >= 0).sum(1)
 
+    def replace_unshared(
+        self, embeddings: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], numbers: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N D"]:
+        """Returns embeddings with a piece in place of each that is of an unshared token.
+
+        Args:
+            tokens: what Whisper would write
+            numbers: which piece of its token each row is
+        """
+        rows = self.is_unshared(tokens).nonzero()[:, 0]
+        if not len(rows):
+            return embeddings
+        pieces, _ = self.embed_pieces(tokens[rows])  # (M, K, D)
+        pieces = pieces[torch.arange(len(rows), device=rows.device), numbers[rows]]
+        return embeddings.index_copy(0, rows, pieces.to(embeddings.dtype))
+
     def count_pieces(self, tokens: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """Counts the LLM's tokens for each of Whisper's: one for a shared one, else its pieces."""
-        is_unshared = self.is_unshared(tokens)
-        if not bool(is_unshared.any()):
+        if not len(self.other_pieces):
             return torch.ones_like(tokens)
-        return (self._list_pieces(tokens) >= 0).sum(1).where(is_unshared, 1)
+        return (self._list_pieces(tokens) >= 0).sum(1).where(self.is_unshared(tokens), 1)
 
     def _list_pieces(self, tokens: Int[Tensor, " B"]) -> Int[Tensor, "B K"]:
         """Looks up the pieces of unshared tokens; anything for others."""
