@@ -41,7 +41,7 @@ _CHAT_TEMPLATE = (
 N_PREFIX, N_SUFFIX = 5, 5
 """Tokens of the template before and after the user's content."""
 CONNECTOR = ConnectorSettings(form="anchored", n_queries=256)
-"""The connector of recipes/llama-3.1-8b.toml."""
+"""A connector of form anchored, with as many queries as that of recipes/llama-3.1-8b.toml."""
 
 
 @dataclass(frozen=True, kw_only=True)

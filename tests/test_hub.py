@@ -20,9 +20,13 @@ from torch.testing import assert_close
 from transformers import AutoProcessor
 
 import ossicle
+from ossicle import checkpoint
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.cli import main
 from ossicle.errors import CheckpointError
+from ossicle.evaluation import load_suite
+from ossicle.evaluation.asr import AsrModel
+from ossicle.evaluation.verify import verify
 from ossicle.exchange.diva import export_diva, import_diva
 from ossicle.hf import OssicleConfig, OssicleForConditionalGeneration, OssicleProcessor
 from ossicle.hub_upload import CardMetadata, build_metadata, push_to_hub
@@ -67,6 +71,20 @@ def test_what_is_pushed_is_loaded_by_its_id(hub: FakeHub) -> None:
     assert files.keys() == FILES | {"vocabulary.safetensors"}
     assert type(OssicleConfig.from_pretrained("user/ear")) is OssicleConfig
     assert type(AutoProcessor.from_pretrained("user/ear")) is OssicleProcessor
+
+
+def test_an_ear_on_the_hub_transcribes_and_is_verified(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_to_hub("pocket/ear", "user/ear")
+    hub.commit("user/whisper", {"config.json": b"{}", "model.safetensors": b""})
+    names = ("user/ear", "user/whisper", "user/none", "none")
+    assert [checkpoint.is_ear(name) for name in names] == [True, False, False, False]
+    ear = ossicle.load("pocket/ear", device="cpu")
+    sound = load_suite("pocket")[0].audio
+    assert AsrModel("user/ear", ear)([sound]) == ear.transcribe_audio_tokens([sound])
+    report = verify("user/ear", ["What is two plus two?"], max_new_tokens=2)
+    assert report.differences == ()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert [checkpoint.is_ear(name) for name in names] == [True, False, False, False]
 
 
 def test_the_command_writes_a_card_that_the_hub_reads(

@@ -27,8 +27,9 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "true or fa
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 _CLI_INTRO = """# Command line
 
-`ossicle COMMAND --help` prints the same texts; `ossicle --version` prints the version. An error is one line on stderr.
-Exit codes: 0 success, 1 failure, 2 an invalid flag, setting or recipe, 130 interrupted with Ctrl-C.
+`ossicle COMMAND --help` prints the same texts; `ossicle --version` prints the version. An error is one line on stderr,
+one about a flag a box with the flag's help. Exit codes: 0 success, 1 failure, 2 an invalid flag, setting or recipe,
+130 interrupted with Ctrl-C.
 
 Commands that take a recipe (train, teacher, plan) accept each of its settings as a flag after it, such as
 `--train.n-steps 100` for `n_steps` in the table `[train]`: see [recipe.md](recipe.md).
@@ -92,7 +93,8 @@ def _render_command(name: str, command: Any) -> Iterator[str]:
         if is_positional:
             title = (metavar or field.name.upper()) + ("..." if typing.get_origin(hint) is tuple else "")
         else:
-            title = _format_flag(field.name, hint, metavar)
+            flag = next((item.name for item in metadata if getattr(item, "name", None)), field.name)
+            title = _format_flag(flag, hint, metavar)
         entry = _render_entry(title, hint, field, docs[field.name], is_flag=True)
         (positionals if is_positional else options).append((title, entry))
     usage = " ".join([name, *(title for title, _ in positionals), "[OPTIONS]"])

@@ -1,7 +1,7 @@
 """Measures which parts of the method matter: a connector, and variants without one part each, at equal steps.
 
     python -m benchmarks.ablations.run --out runs/ablations
-    python -m benchmarks.ablations.run --out runs/ablations --only anchored left right --seeds 0 --plot ablations.png
+    python -m benchmarks.ablations.run --out runs/ablations --only anchored query diva --seeds 0 --plot ablations.png
     python -m benchmarks.ablations.run --out runs/ablations --json benchmarks/results/2026-11-26-ablations.json
 
 Each arm is trained with one seed after the other. A seed draws new weights and another order of clips, the same for all

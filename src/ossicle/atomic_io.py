@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from ossicle.errors import CheckpointError
 
 _LOCK_FILE = ".lock"
-_LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP}
+_LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 """Error numbers of a file system that has no locks."""
 _LOCK_TIMEOUT_S = 10.0
 """Child processes of a killed process hold its lock for some seconds, until they notice."""
@@ -139,7 +139,7 @@ def lock_folder(folder: Path) -> Generator[None]:
             held.enter_context(lock)
         except filelock.Timeout as error:
             raise CheckpointError(
-                f"{folder} is in use by another process; wait until it ends, or give another folder as out"
+                f"{folder} is in use by another process; wait until it ends, or give another folder"
             ) from error
         except FileExistsError as error:
             raise CheckpointError(

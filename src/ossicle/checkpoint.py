@@ -39,7 +39,7 @@ from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import SharedTokens, build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError, ModelNotFoundError
-from ossicle.hub_download import find_ear_folder
+from ossicle.hub_download import find_ear_folder, is_on_hub
 from ossicle.run_checkpoint import has_state, is_run, read_unfinished_run
 from ossicle.settings_io import from_table, to_table
 from ossicle.text_encoding import read_text_file
@@ -309,9 +309,9 @@ def read_settings(name: str, revision: str | None = None, token: str | None = No
 
 
 def is_ear(name: str) -> bool:
-    """Whether a name is the folder of an ear, or of a run that has one."""
+    """Whether a name is the folder of an ear, or of a run that has one, or the hub id of an ear."""
     folder = _resolve_ear_folder(Path(resolve_model_path(name)))
-    return (folder / WEIGHTS).is_file() or has_state(folder)
+    return (folder / WEIGHTS).is_file() or has_state(folder) or is_on_hub(name, WEIGHTS)
 
 
 def _resolve_ear_folder(folder: Path) -> Path:

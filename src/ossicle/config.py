@@ -122,8 +122,9 @@ class BaseSettings:
 
     encoder_window: WindowKind = "sound"
     """Input length of the encoder. full: always the whole window (30 s in published Whispers), padded with silence;
-    sound: the clip's own duration, for a Whisper that was trained so; sound+silence: the clip's own duration in front of
-    silence that was encoded once, which published Whispers hardly tell from the whole window."""
+    sound: the clip's own duration, for a Whisper that was trained so: a published one repeats itself until its connector
+    is trained for it; sound+silence: the clip's own duration in front of silence that was encoded once, which published
+    Whispers hardly tell from the whole window."""
 
     silence_margin_s: float = 0.0
     """Silence that is encoded with each clip, in front of the stored one (encoder_window sound+silence): more of it is
@@ -319,7 +320,8 @@ class DataSettings:
     skipped.jsonl."""
 
     concat_ratio: float = 0.0
-    """Ratio of examples that are several clips concatenated, up to the encoder's window. Long questions need it."""
+    """Ratio of examples that are several clips concatenated, up to the encoder's window. Long questions need it. Not
+    together with a feature cache."""
 
     n_augmented_views: int = 1
     """Number of views of each clip, used in turn from pass to pass. The first view is the clip unchanged; the others
@@ -434,8 +436,8 @@ class TrainSettings:
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
 
     start: str | None = None
-    """An ear on the same base models whose connector to start from: an ear's folder, a run's folder, or the embedded
-    "pocket/ear". Without it, training starts from a new connector."""
+    """An ear on the same base models whose connector to start from: an ear's folder, a run's folder, an ear's hub id,
+    or the embedded "pocket/ear". Without it, training starts from a new connector."""
 
     start_ratio: float = 0.0
     """Share of the weights before training in the weights of the finished ear. Half of them keeps most of what the ear

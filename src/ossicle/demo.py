@@ -19,6 +19,7 @@ from ossicle.audio.microphone import Microphone
 from ossicle.audio.waveform import load_audio
 from ossicle.config import Recipe, load_recipe
 from ossicle.console_progress import ConsoleProgress
+from ossicle.data.dataset import open_speech
 from ossicle.demo_task import DemoTask
 from ossicle.ear import Ear
 from ossicle.errors import ConfigError
@@ -35,6 +36,7 @@ from ossicle.evaluation.report.comparison_page import render_comparison
 from ossicle.evaluation.report.formatting import format_number, format_points, format_points_interval
 from ossicle.evaluation.report.write import format_cell
 from ossicle.html_page import encode_wav
+from ossicle.training.resume import check_origin
 from ossicle.training.run_log import TrainingProgress, read_metrics
 from ossicle.training.trainer import train
 
@@ -74,7 +76,7 @@ def run_demo(
     _print_title(
         console, "1. Distillation", "trains only the connector, on transcribed speech, most of it in noise"
     )
-    ear = _distill(task.recipe, out, console)
+    ear = _distill(task, out, console)
     _print_title(console, "2. Evaluation, before and after", task.measure)
     with lock_folder(out):
         ears = _evaluate_ears(task, ear, out, console, command)
@@ -106,7 +108,7 @@ def _print_title(console: Console, title: str, text: str) -> None:
     console.print(f"\n[bold]{title}[/bold]  [dim]{text}[/dim]", highlight=False)
 
 
-def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
+def _load_existing_recipe(out: Path, task: DemoTask) -> Recipe | None:
     """Returns the recipe of the demo's run in `out`, which may have other minutes; None if there is no run.
 
     Raises:
@@ -116,24 +118,31 @@ def _load_existing_recipe(out: Path, new_recipe: Recipe) -> Recipe | None:
     if not path.exists():
         return None
     recipe = replace(load_recipe(path), out=str(out))
-    data = replace(new_recipe.data, n_clips=recipe.data.n_clips)
-    minutes = replace(new_recipe.train, minutes=recipe.train.minutes)
-    if recipe != replace(new_recipe, data=data, train=minutes):
-        raise ConfigError(f"--out {out} holds a run with other settings; remove it, or give another folder")
+    data = task.recipe.data if task.holds_out_rows else replace(task.recipe.data, n_clips=recipe.data.n_clips)
+    minutes = replace(task.recipe.train, minutes=recipe.train.minutes)
+    if recipe != replace(task.recipe, data=data, train=minutes):
+        problem = (
+            "other settings or another number of recordings" if task.holds_out_rows else "other settings"
+        )
+        raise ConfigError(f"--out {out} holds a run with {problem}; remove it, or give another folder")
     return recipe
 
 
-def _distill(new_recipe: Recipe, out: Path, console: Console) -> Ear:
+def _distill(task: DemoTask, out: Path, console: Console) -> Ear:
     """Returns the ear of the run in `out`, after starting or resuming the run if it is not finished."""
-    existing = _load_existing_recipe(out, new_recipe)
+    existing = _load_existing_recipe(out, task)
     if existing is not None and (out / checkpoint.RUN_EAR).is_dir():
         console.print(
             f"{out} holds a finished ear ({_describe_training(out)}); remove the folder to distill again",
             highlight=False,
         )
+        if task.holds_out_rows:  # else it might be evaluated on rows that it was trained on
+            check_origin(
+                out, {"speech": open_speech(existing.data.source, existing.data.n_clips).fingerprint}
+            )
         return checkpoint.load(out)
     start_s = time.monotonic()
-    ear = train(existing or new_recipe, TrainingProgress(console))
+    ear = train(existing or task.recipe, TrainingProgress(console))
     minutes = (time.monotonic() - start_s) / 60
     console.print(f"{_describe_training(out)}; {minutes:.1f} minutes with all preparations", highlight=False)
     return ear

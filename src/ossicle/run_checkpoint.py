@@ -1,6 +1,7 @@
 """The ear of a run that is not finished: the weights of its newest saved state, with the settings of its recipe."""
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ STATES_FOLDER, PROGRESS_FILE, ORIGIN_FILE, RECIPE_FILE = (
     "recipe.toml",
 )
 _WEIGHT = "weight."
+_WEIGHTS = re.compile(r".*\.safetensors")
 _ATTEMPTS = 5
 """A training run removes its earlier state once the next one is saved."""
 
@@ -81,8 +83,8 @@ def _read_state(folder: Path, state: Path) -> UnfinishedRun:
     origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
     progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
     weights: dict[str, Tensor] = {}
-    for path in sorted(state.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+    for name in sorted(filter(_WEIGHTS.match, progress["files"])):
+        with safe_open(state / name, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_WEIGHT)]  # noqa: SIM118, it is no dict
             weights |= {name.removeprefix(_WEIGHT): file.get_tensor(name) for name in names}
     train = recipe.get("train", {})
@@ -90,6 +92,6 @@ def _read_state(folder: Path, state: Path) -> UnfinishedRun:
         step=int(progress["step"]),
         n_steps=None if "minutes" in train else train.get("n_steps"),
         settings={name: recipe.get(name, {}) for name in ("base", "prompt", "connector")},
-        fingerprints={name: value for name, value in origin.items() if name != "speech"},
+        fingerprints={name: value for name, value in origin.items() if name not in ("speech", "start")},
         weights=weights,
     )

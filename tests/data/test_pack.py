@@ -5,6 +5,8 @@ import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from ossicle.audio.waveform import load_audio
 from ossicle.data import pack as packing
 from ossicle.data.dataset import open_speech
 from ossicle.data.pack import SKIPPED_FILE, PackSummary, estimate_pcm_bytes, pack
-from ossicle.errors import DataError
+from ossicle.errors import DataError, OssicleError
 
 SMALL = 4_000
 """Bytes of a shard, so that a few clips fill several."""
@@ -136,6 +138,15 @@ def test_a_pack_killed_by_a_signal_resumes_to_the_same_bytes(tmp_path: Path) -> 
         assert done.returncode == (-signal.SIGKILL if stop > 0 else 0)
     pack(open_speech([source]), tmp_path / "whole", shard_bytes=SMALL)
     assert read_files(tmp_path / "killed") == read_files(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_is_reported_in_one_line() -> None:
+    future: Future[None] = Future()
+    future.set_exception(BrokenProcessPool("A process in the process pool was terminated"))
+    with pytest.raises(
+        OssicleError, match=r"a process that decodes audio died, .*; finished shards are kept"
+    ):
+        packing._get_result(future)
 
 
 def test_temporary_files_of_a_killed_pack_are_removed(tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def test_each_view_augments_the_same_clips_in_another_way(recipe: Recipe) -> Non
     assert all(torch.equal(view.text_ids, plain.text_ids) for view in views)
 
 
+@pytest.mark.parametrize("kind", ["full", "sound+silence"])
+def test_views_fill_the_window_with_silence_behind_the_clip(recipe: Recipe, kind: str) -> None:
+    settings = {"feature_cache": None, "n_augmented_views": 2}
+    alone = build_run(change_settings(recipe, data=settings)).dataset
+    padded = build_run(change_settings(recipe, data=settings, base={"encoder_window": kind})).dataset
+    for row in range(4):
+        own, mel = (dataset.load_clip(SampleIndex(row, 1)).mel for dataset in (alone, padded))
+        assert own is not None
+        assert mel is not None
+        assert mel.shape[1] == padded.window.pad_frames(own.shape[1])
+        assert torch.equal(mel[:, : own.shape[1]], own)
+        assert (mel[:, own.shape[1] :] == mel.max() - 2).all()
+
+
 def test_epochs_take_the_views_in_turn(recipe: Recipe) -> None:
     run = build_run(change_settings(recipe, data={"n_augmented_views": 2}))
     n = run.sampler.batches_per_epoch

@@ -17,6 +17,7 @@ from ossicle.config import (
     Recipe,
 )
 from ossicle.errors import CheckpointError
+from ossicle.run_checkpoint import read_unfinished_run
 from ossicle.training import resume, trainer
 from ossicle.training.resume import TrainerState, save_state, write_origin
 from ossicle.training.setup import build_run
@@ -37,6 +38,24 @@ def test_a_run_resumes_only_with_the_models_and_speech_it_began_with(recipe: Rec
     (run.folder / resume.ORIGIN_FILE).write_text("[")
     with pytest.raises(CheckpointError, match=r"origin\.json is damaged"):
         train_run(run)
+
+
+def test_a_run_resumes_only_with_the_ear_that_it_started_from(recipe: Recipe, tmp_path: Path) -> None:
+    starts = [replace(recipe, out=str(tmp_path / f"start-{seed}")) for seed in (1, 2)]
+    for seed, start in enumerate(starts):
+        trainer.train(change_settings(start, train={"n_steps": 1, "seed": seed}))
+    again = change_settings(recipe, train={"n_steps": 2, "start": starts[0].out, "start_ratio": 0.5})
+    with pytest.raises(StopRequested):
+        trainer.train(again, SignalAfterStep(1))
+    ear = Path(starts[0].out) / "ear"
+    shutil.move(ear, tmp_path / "kept")
+    shutil.copytree(Path(starts[1].out) / "ear", ear)
+    with pytest.raises(CheckpointError, match="began with another start: its fingerprint was"):
+        trainer.train(again)
+    assert read_unfinished_run(Path(recipe.out)).fingerprints.keys().isdisjoint({"speech", "start"})
+    shutil.rmtree(ear)
+    shutil.move(tmp_path / "kept", ear)
+    assert trainer.train(again) is not None
 
 
 def test_a_run_resumes_when_its_speech_has_moved(recipe: Recipe, speech: Path, tmp_path: Path) -> None:
@@ -89,6 +108,25 @@ def test_a_damaged_state_is_refused(recipe: Recipe, damage: str) -> None:
         CheckpointError, match=r"step-00000001 is damaged .*; remove it to begin the run again"
     ):
         trainer.train(short)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), PermissionError(errno.EACCES, "Permission denied")]
+)
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    short = change_settings(recipe, train={"n_steps": 1})
+    trainer.train(short)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.dcp, "load", fail)
+        with pytest.raises(CheckpointError, match=r"cannot be read now .*; nothing is lost: run the same"):
+            trainer.train(short)
+    assert trainer.train(short) is not None
 
 
 def test_optimizer_tensors_are_on_the_device_of_their_weight() -> None:

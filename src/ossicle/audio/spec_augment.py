@@ -110,6 +110,11 @@ def _augment_acoustics(
     return (decades.clamp(min=float(decades.max()) - _FLOOR_DECADES) + 4) / 4
 
 
+def pad_with_silence(mel: Float[Tensor, "M F"], n_frames: int) -> Float[Tensor, "M G"]:
+    """Returns a log-mel with digital silence behind it, the least that Whisper's log-mel has."""
+    return functional.pad(mel, (0, n_frames - mel.shape[1]), value=float(mel.max()) - _FLOOR_DECADES / 4)
+
+
 def mask_patches(mel: Float[Tensor, "M F"], seed: int) -> None:
     """Applies SpecAugment in place: sets two stretches of time and two bands of frequency to the mean."""
     generator = torch.Generator().manual_seed(seed)

@@ -80,9 +80,12 @@ class EncoderWindow:
 
     def count_frames(self, n_samples: int) -> int:
         """Returns the mel frames of a sound: a whole number of encoder positions, or of rows of silence."""
+        return self.pad_frames(count_frames(n_samples))
+
+    def pad_frames(self, n_frames: int) -> int:
+        """Returns the mel frames of a sound, from those that it has itself."""
         if self.kind == "full":
             return self.n_frames
-        n_frames = count_frames(n_samples)
         if self.kind == "sound+silence":
             n_positions = n_frames // FRAMES_PER_POSITION + round(
                 self.silence_margin_s * POSITIONS_PER_SECOND

@@ -135,12 +135,11 @@ def is_gguf(path: Path) -> bool:
     return path.is_file()
 
 
-def open_gguf(name: str, path: Path) -> GgufFile:
-    """Returns an LLM's file.
+def check_gguf_packages(name: str) -> None:
+    """Checks that an LLM in a GGUF file could be read.
 
     Raises:
-        CheckpointError: not a GGUF, of an unknown version, damaged or incomplete, not an LLM, or a package that is
-            needed is missing
+        CheckpointError: a package that is needed is missing
     """
     absent = [package for package in ("gguf", "accelerate") if not find_spec(package)]
     if absent or not hasattr(transformers, "GgufConfig"):
@@ -148,6 +147,16 @@ def open_gguf(name: str, path: Path) -> GgufFile:
             f"LLM {name!r} is a GGUF file, which needs {absent[0] if absent else 'transformers 5.24'}: pip install"
             " 'ossicle[gguf]'"
         )
+
+
+def open_gguf(name: str, path: Path) -> GgufFile:
+    """Returns an LLM's file.
+
+    Raises:
+        CheckpointError: not a GGUF, of an unknown version, damaged or incomplete, not an LLM, or a package that is
+            needed is missing
+    """
+    check_gguf_packages(name)
     try:
         content = _view(np.memmap(path, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:  # ValueError: an empty file

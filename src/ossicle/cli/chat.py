@@ -33,7 +33,7 @@ class Chat:
     """Answer an audio file, or have a conversation through the microphone."""
 
     ear: Positional[EarName]
-    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    """Folder of an ear or of a run, hub id of an ear, or pocket/ear for the embedded one."""
     audio: Positional[AudioFile] = None
     """Audio file to answer: wav, flac, mp3, ogg, opus, webm or m4a."""
     mic: bool = False

@@ -31,7 +31,7 @@ class Eval:
     """Evaluate an ear next to its text ceiling and the cascade, and write a report with audio to play."""
 
     ear: Positional[EarName]
-    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    """Folder of an ear or of a run, hub id of an ear, or pocket/ear for the embedded one."""
     encoder: BaseName = None
     """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
     llm: BaseName = None

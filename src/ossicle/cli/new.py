@@ -34,7 +34,8 @@ class New:
     """A Whisper: hub id, local folder (also one in CTranslate2's form), or pocket/whisper for the embedded one. With
     --from, the ear's own, here at another location."""
     source: Annotated[str | None, arg(name="from", metavar="EAR")] = None
-    """A trained ear of form autoregressive for another LLM: its folder, that of its run, or pocket/ear. What it has
+    """A trained ear of form autoregressive for another LLM: its folder, that of its run, its hub id, or
+    pocket/ear. What it has
     learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
     encoder_window: WindowKind | None = None
     """Input length of the encoder. full (default): always the whole window, as published Whispers were trained: the ear

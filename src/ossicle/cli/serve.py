@@ -35,7 +35,7 @@ class Serve:
     """Serve an ear: a page to talk to it in a browser, and an OpenAI-compatible API."""
 
     ear: Positional[EarName]
-    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    """Folder of an ear or of a run, hub id of an ear, or pocket/ear for the embedded one."""
     encoder: BaseName = None
     """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
     llm: BaseName = None

@@ -29,7 +29,7 @@ class Verify:
     """Verify that the LLM in an ear is unchanged: hash all weights, and compare its answers to texts token by token."""
 
     ear: Positional[EarName]
-    """Folder of an ear or of a run, or pocket/ear for the embedded ear."""
+    """Folder of an ear or of a run, hub id of an ear, or pocket/ear for the embedded one."""
     encoder: BaseName = None
     """Where the ear's encoder lies, if the ear was moved or given away without it: a local folder or a hub id."""
     llm: BaseName = None

@@ -7,6 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -31,7 +32,7 @@ from ossicle.data.shard_writer import (
     write_shard,
 )
 from ossicle.data.source import Utterance
-from ossicle.errors import AudioError, ConfigError, DataError
+from ossicle.errors import AudioError, ConfigError, DataError, OssicleError
 
 SHARD_BYTES = 256 * 2**20
 """Audio in a shard: enough clips for a file, and little to repeat after a kill."""
@@ -185,9 +186,24 @@ def _check_rows(
         pending.append((rows, pool.submit(_check_audio_batch, audio, pcm)))
         if len(pending) > 2 * n_workers:
             oldest, future = pending.popleft()
-            yield from _combine(oldest, future.result())
+            yield from _combine(oldest, _get_result(future))
     for rows, future in pending:
-        yield from _combine(rows, future.result())
+        yield from _combine(rows, _get_result(future))
+
+
+def _get_result(future: Future) -> list[Any]:
+    """Returns what a worker has made of its rows.
+
+    Raises:
+        OssicleError: a worker died
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise OssicleError(
+            "a process that decodes audio died, most often for lack of memory; finished shards are kept: run the same"
+            " command again, with fewer --n-workers"
+        ) from error
 
 
 def _read_tasks(dataset: SpeechDataset, first_row: int) -> Iterator[list[tuple[str, Utterance | str]]]:

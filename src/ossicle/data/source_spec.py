@@ -135,6 +135,10 @@ def expand_files(pattern: str) -> list[Path]:
         files += map(Path, matches)
         if len(files) > _MAX_FILES:
             raise DataError(f"source {pattern!r} matches more than {_MAX_FILES} files; expected fewer")
+    if not files:
+        raise DataError(
+            f"source {pattern!r} names no file: a range in braces counts upwards, such as {{000..127}}"
+        )
     return files
 
 

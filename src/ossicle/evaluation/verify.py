@@ -6,10 +6,8 @@ after the other, because many computers have memory for only one.
 
 import gc
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +16,11 @@ from torch import Tensor, nn
 
 from ossicle import checkpoint
 from ossicle.backbones.fingerprints import fingerprint_model, fingerprint_tokenizer
-from ossicle.backbones.model_files import resolve_model_path
 from ossicle.backbones.pretrained import load_llm
 from ossicle.console_progress import ProgressCallback
 from ossicle.ear import Ear, EarSettings
 from ossicle.evaluation import reference_llm
 from ossicle.evaluation.suite import POCKET_SUITE, load_suite
-from ossicle.text_encoding import read_text_file
 
 PROMPTS = (
     *("what is the capital of japan", "what is the opposite of cold", "how many legs does a spider have"),
@@ -186,7 +182,7 @@ def verify(
     Prompts are asked one by one, because the two ways through an LLM round in the same way only for single prompts.
 
     Args:
-        ear: its folder or a run's, or "pocket/ear" for the embedded one
+        ear: its folder or a run's, its hub id, or "pocket/ear" for the embedded one
         prompts: one user turn each
         encoder: another location of the ear's encoder
         llm: another location of its LLM
@@ -253,7 +249,7 @@ def _run_ear(
         dtype=str(ear.llm.dtype).removeprefix("torch."),
         weights=hash_weights(ear.llm, lambda n_done, n: progress("hashing the ear's LLM", n_done, n)),
         tokenizer=fingerprint_tokenizer(ear.tokenizer),
-        recorded_fingerprint=_read_recorded_fingerprint(name),
+        recorded_fingerprint=checkpoint.read_fingerprints(name)["llm"],
         fingerprint=fingerprint_model(ear.llm),
         prompts=tuple(
             tuple(ear.build_prompts([conversation])[0].ids.tolist()) for conversation in conversations
@@ -268,13 +264,6 @@ def _build_spoken_turn() -> list[dict[str, Any]]:
     """Returns a spoken question of the embedded suite; any sound would do."""
     sound = load_suite(POCKET_SUITE)[0].audio
     return [{"role": "user", "content": [{"type": "audio", "audio": sound}]}]
-
-
-def _read_recorded_fingerprint(name: str) -> str:
-    """Returns the LLM's fingerprint in the folder of an ear or of a run."""
-    folder = Path(resolve_model_path(name))
-    ear_folder = folder if (folder / checkpoint.CONFIG).is_file() else folder / checkpoint.RUN_EAR
-    return json.loads(read_text_file(ear_folder / checkpoint.CONFIG))["fingerprints"]["llm"]
 
 
 def _free_memory() -> None:

@@ -11,10 +11,11 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from ossicle.audio.augment import Augmenter
-from ossicle.audio.spec_augment import augment_mel
+from ossicle.audio.mel import log_mel_spectrogram
+from ossicle.audio.spec_augment import augment_mel, pad_with_silence
 from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.backbones.encoder import compute_clip_mel
+from ossicle.backbones.encoder import compute_clip_mel, count_frames
 from ossicle.chat.prompt_segments import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
 from ossicle.data.concatenate import concatenate_clips, draw_concat_target
@@ -216,18 +217,20 @@ class ClipDataset:
             return sound, ids
 
     def _compute_view_mel(self, sound: np.ndarray, row: int, view: int) -> Float[Tensor, "M F"]:
-        mel = self._compute_mel(sound)
         if view == 0:
-            return mel
+            return self._compute_mel(sound)
         seed = self._compute_view_seed(row, view)
-        return augment_mel(mel, seed, self.window_frames, lambda: self._draw_background_mel(seed))
+        mel = augment_mel(
+            self._compute_own_mel(sound), seed, self.window_frames, lambda: self._draw_background_mel(seed)
+        )
+        return pad_with_silence(mel, self.window.pad_frames(mel.shape[1]))
 
     def _compute_view_seed(self, row: int, view: int) -> int:
         return row * self.data.n_augmented_views + view
 
     def _draw_background_mel(self, seed: int) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a random clip, as a voice in the background."""
-        return self._compute_mel(self._draw_voice(random.Random(seed)))
+        return self._compute_own_mel(self._draw_voice(random.Random(seed)))
 
     def _draw_voice(self, rng: random.Random) -> Float32[np.ndarray, " _"]:
         """Returns the sound of a random clip."""
@@ -245,6 +248,11 @@ class ClipDataset:
 
     def _compute_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         return compute_clip_mel(sound, self.n_mels, self.window)
+
+    def _compute_own_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
+        """Returns the log-mel of a sound without the silence that fills the window."""
+        n_frames = min(count_frames(len(sound)), self.window_frames)
+        return log_mel_spectrogram(sound, self.n_mels, n_frames)
 
 
 def _check_random_access(speech: SpeechDataset, data: DataSettings, augment: AugmentSettings) -> None:

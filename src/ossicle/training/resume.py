@@ -39,6 +39,7 @@ _READ_ERRORS = (
     ValueError,
     TypeError,
     RuntimeError,
+    MemoryError,
     AssertionError,
 )
 """Errors that torch and safetensors raise for a damaged file."""
@@ -254,7 +255,7 @@ def check_origin(folder: Path, origin: dict[str, str]) -> None:
     """Checks, before anything expensive is done, that a saved run learned from the same models and speech.
 
     Raises:
-        CheckpointError: another encoder, LLM, tokenizer or speech than the run began with
+        CheckpointError: another encoder, LLM, tokenizer, speech or ear to start from than the run began with
     """
     path = folder / ORIGIN_FILE
     if _find_newest_state(folder) is None or not path.exists():
@@ -263,7 +264,7 @@ def check_origin(folder: Path, origin: dict[str, str]) -> None:
         stored = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged_error(path, error) from error
-    changed = [name for name in origin if stored.get(name) != origin[name]]
+    changed = [name for name in origin if stored.get(name, origin[name]) != origin[name]]
     if changed:
         raise CheckpointError(
             f"{folder} holds a run that began with another {changed[0]}: its fingerprint was"
@@ -306,4 +307,13 @@ def _format_reason(error: BaseException) -> str:
 
 
 def _damaged_error(path: Path, error: BaseException) -> CheckpointError:
+    """Returns the error for a state that cannot be read, which need not be its own fault."""
+    causes = [error, *(failure for failure, _ in getattr(error, "failures", {}).values())]
+    if any(isinstance(cause, torch.OutOfMemoryError | MemoryError | OSError) for cause in causes) and not any(
+        isinstance(cause, FileNotFoundError) for cause in causes
+    ):
+        return CheckpointError(
+            f"{path} cannot be read now ({_format_reason(error)}); nothing is lost: run the same command again when that"
+            " has changed"
+        )
     return CheckpointError(f"{path} is damaged ({_format_reason(error)}); remove it to begin the run again")

@@ -46,6 +46,8 @@ class Run:
     """Most floating-point operations a second of the device, if known."""
     backbone_fingerprints: dict[str, str]
     """Fingerprints of the frozen models as they are on disk, before they are sharded or quantized."""
+    start_fingerprint: str | None = None
+    """Fingerprint of the connector that `train.start` names."""
 
     @property
     def folder(self) -> Path:
@@ -55,7 +57,8 @@ class Run:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of what the run learns from: files may change while their names in a recipe stay."""
-        return {**self.backbone_fingerprints, "speech": self.dataset.speech.fingerprint}
+        start = {} if self.start_fingerprint is None else {"start": self.start_fingerprint}
+        return {**self.backbone_fingerprints, "speech": self.dataset.speech.fingerprint, **start}
 
     def is_align_only(self, scheduled_step: float) -> bool:
         """Whether a step belongs to the alignment-only warm-up, which leaves out the terms that need the LLM."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ossicle import checkpoint
-from ossicle.backbones.fingerprints import fingerprint_backbones
+from ossicle.backbones.fingerprints import fingerprint_backbones, fingerprint_model
 from ossicle.config import BaseSettings, ObjectiveSettings, Recipe, TrainSettings
 from ossicle.connectors import Connector
 from ossicle.data.dataset import SpeechDataset, open_speech
@@ -60,8 +60,11 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
         teacher_cache = _open_teacher_cache(
             recipe.data.teacher_cache, ear, recipe.objective, train.llm_bits, fingerprints
         )
+        start_fingerprint = None
         if train.start is not None:
             checkpoint.load_connector(ear, train.start, fingerprints)
+            start_fingerprint = fingerprint_model(ear.connector)
+            check_origin(Path(recipe.out), {"start": start_fingerprint})
     is_sharded = place_frozen_models(ear, train.frozen_placement, ranks)
     with ranks.sync_errors():  # after the models are placed: it runs the LLM on its own device
         shapes = build_shapes(ear)
@@ -89,6 +92,7 @@ def build_run(recipe: Recipe, progress: TrainingProgress | None = None) -> Run:
         memory_model=MicrobatchMemory.from_shapes(shapes, cost_model),
         peak_flops=look_up_peak_flops(torch.cuda.get_device_name(ear.device)) if is_cuda else None,
         backbone_fingerprints=fingerprints,
+        start_fingerprint=start_fingerprint,
     )
     return replace(run, microbatch_budget=resolve_budget(run))
 

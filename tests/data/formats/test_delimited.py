@@ -140,6 +140,30 @@ def test_a_file_that_is_no_table_is_rejected(tmp_path: Path, content: bytes, mes
     assert "\n" not in str(caught.value)
 
 
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path: Path) -> None:
+    table = tmp_path / "speech.csv"
+    lines = [
+        "audio|text",
+        'a|"He said ""one""."',
+        'b|"And then he left.',
+        "c|He came back.",
+        'd|So," she said.',
+    ]
+    (tmp_path / "a.wav").write_bytes(encode_tone())
+    table.write_text("\n".join([*lines, 'e|"two', 'lines"', 'f|"It rained.']))
+    dataset = open_speech([str(table)])
+    texts = [
+        'He said "one".',
+        '"And then he left.',
+        "He came back.",
+        'So," she said.',
+        "two\nlines",
+        "It rained.",
+    ]
+    assert [dataset.row_name(row).rpartition(" ")[2] for row in range(6)] == ["2", "3", "4", "5", "7", "8"]
+    assert dataset.texts.to_pylist() == [" ".join(text.split()) for text in texts]
+
+
 def test_a_table_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
     (tmp_path / "wavs").mkdir()
     (tmp_path / "wavs/one.wav").write_bytes(encode_tone())

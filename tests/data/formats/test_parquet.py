@@ -82,7 +82,22 @@ def test_row_groups_are_cached_up_to_a_number_of_bytes(tmp_path: Path) -> None:
     for group in (0, 1, 2, 3, 0, 8):
         assert groups.get(path, group, ["audio"])["audio"][0].as_py()[0] == group
         assert sum(table.nbytes for table in groups._tables.values()) <= 3_500
-    assert [group for _, group in groups._tables] == [3, 0, 8]
+    assert [group for _, group, _ in groups._tables] == [3, 0, 8]
+
+
+def test_two_sources_may_read_other_columns_of_a_file(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", [{"audio": b"x", "text": "one", "translation": "eins"}])
+    dataset = open_speech([f"{path}?text=text", f"{path}?text=translation"])
+    assert [dataset[row].text for row in (0, 1, 0)] == ["one", "eins", "one"]
+
+
+def test_a_file_with_two_columns_of_a_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays(
+        [pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], ["audio", "text", "text"]
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="it has two columns 'text'"):
+        open_speech([str(tmp_path / "a.parquet")])
 
 
 @pytest.mark.parametrize(

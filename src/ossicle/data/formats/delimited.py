@@ -2,10 +2,11 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -153,11 +154,14 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
             columns = find_columns(str(path), dict.fromkeys(header, _ALL_ROLES), spec)
             is_quoted = path.suffix == ".csv" and not is_ljspeech
             quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=is_quoted)
+            dialect: dict[str, Any] = {
+                "delimiter": delimiter,
+                "quoting": quoting,
+                "skipinitialspace": is_quoted,
+            }
             n_before = 0 if is_ljspeech else 1
             lines, rows = [], []
-            for fields in reader:
-                line = reader.line_num + n_before
+            for line, fields in _read_records(file, dialect, n_before):
                 if any(fields):
                     lines.append(line)
                     rows.append(_read_ljspeech(fields) if is_ljspeech else fields)
@@ -178,6 +182,44 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
         problems=[None if isinstance(values, list) else values for values in selected],
         is_ljspeech=is_ljspeech,
     )
+
+
+def _read_records(
+    file: Iterable[str], dialect: dict[str, Any], n_before: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of each record's last line, and its fields.
+
+    A quote that is opened and never closed, as around speech that goes on in the next clip, would make one record of all
+    lines up to another quote: such lines are read one by one, with their quotes as text.
+
+    Args:
+        n_before: lines before the first one
+    """
+    record: list[str] = []
+
+    def collect() -> Iterator[str]:
+        for text in file:
+            record.append(text)
+            yield text
+
+    reader = csv.reader(collect(), **dialect)
+    for fields in reader:
+        line, parts = reader.line_num + n_before, list(record)
+        record.clear()
+        if len(parts) == 1 or _is_strict(parts, dialect):
+            yield line, fields
+            continue
+        for number, part in enumerate(parts, line - len(parts) + 1):
+            for fields in csv.reader([part], delimiter=dialect["delimiter"], quoting=csv.QUOTE_NONE):
+                yield number, fields
+
+
+def _is_strict(lines: Sequence[str], dialect: dict[str, Any]) -> bool:
+    """Whether lines are one record whose quotes are all closed where a field ends."""
+    try:
+        return len(list(csv.reader(lines, **dialect, strict=True))) == 1
+    except csv.Error:
+        return False
 
 
 def _read_ljspeech(fields: list[str]) -> list[str]:

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ossicle.data.source import Source, Utterance, build_utterance, estimate_durations, find_audio_version
+from ossicle.data.source import (
+    Source,
+    Utterance,
+    build_utterance,
+    estimate_durations,
+    find_audio_version,
+    is_valid_unicode,
+)
 from ossicle.data.stretches import MAX_SECONDS, Stretch
 from ossicle.data.transcript import normalize_transcripts
 from ossicle.errors import DataError
@@ -53,7 +60,7 @@ class ListedSource(Source):
     """
 
     def __init__(self, folder: Path, rows: Iterable[ListedRow], *, label: str) -> None:
-        listed = list(rows)
+        listed = [_check_unicode(row) for row in rows]
         self._folder, self.label = folder, label
         self._problems = {number: row.problem for number, row in enumerate(listed) if row.problem}
         if listed and len(self._problems) == len(listed):
@@ -110,6 +117,19 @@ def find_base(folder: Path, audio: str | None) -> Path:
     except (OSError, ValueError):  # a string that cannot be a path
         pass
     return folder
+
+
+def _check_unicode(row: ListedRow) -> ListedRow:
+    """Returns a row, one that cannot be used in place of one with a name or a text that is not UTF-8."""
+    problems = [
+        what
+        for what, value in (("name", row.name), ("audio file's name", row.audio), ("text", row.text))
+        if value is not None and not is_valid_unicode(value)
+    ]
+    if not problems:
+        return row
+    name = row.name if is_valid_unicode(row.name) else ascii(row.name)
+    return ListedRow(name=name, problem=row.problem or f"its {problems[0]} is not UTF-8")
 
 
 def _measure(row: ListedRow) -> float:

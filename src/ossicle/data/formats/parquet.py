@@ -31,18 +31,19 @@ class RowGroupCache:
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._tables: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[Path, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._footers: OrderedDict[Path, pq.FileMetaData] = OrderedDict()
 
     def get(self, path: Path, group: int, columns: Sequence[str]) -> pa.Table:
         """Returns columns of a row group, from memory or from the file."""
-        table = self._tables.pop((path, group), None)
+        key = (path, group, tuple(columns))
+        table = self._tables.pop(key, None)
         if table is None:
             table = self._read(path, group, list(columns))
             n_bytes = sum(other.nbytes for other in self._tables.values()) + table.nbytes
             while self._tables and n_bytes > self.max_bytes:
                 n_bytes -= self._tables.popitem(last=False)[1].nbytes
-        self._tables[path, group] = table
+        self._tables[key] = table
         return table
 
     def _read(self, path: Path, group: int, columns: list[str]) -> pa.Table:
@@ -141,7 +142,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _column_roles(schema: pa.Schema) -> dict[str, ColumnRole]:
-    return {name: arrow_type_roles(schema.field(name).type) for name in schema.names}
+    """Raises ValueError for two columns of a name."""
+    if len(set(schema.names)) < len(schema.names):
+        name = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise ValueError(f"it has two columns {name!r}")
+    return {field.name: arrow_type_roles(field.type) for field in schema}
 
 
 def arrow_type_roles(kind: pa.DataType) -> ColumnRole:

@@ -4,6 +4,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from ossicle.atomic_io import write_text
+from ossicle.atomic_io import lock_folder, write_text
 from ossicle.errors import CacheError
 from ossicle.training.cache.tensor_cache import (
     CACHE_FORMAT,
@@ -92,13 +93,18 @@ class CacheWritePlan:
 
         Raises:
             CacheError: a shard is damaged or of something else
-            CheckpointError: the disk is full; shards that were written before are kept
+            CheckpointError: the disk is full, or another process fills the cache; shards that were written before are
+                kept
         """
-        with ranks.sync_errors():
-            self.write_shards(compute, rank=ranks.rank, n_ranks=ranks.n_ranks, progress=progress)
-        with ranks.sync_errors():
-            if ranks.is_first:
-                write_index(self.folder, self.fingerprint)
+        with ExitStack() as held:
+            with ranks.sync_errors():
+                if ranks.is_first and self.shards:
+                    held.enter_context(lock_folder(self.folder))
+            with ranks.sync_errors():
+                self.write_shards(compute, rank=ranks.rank, n_ranks=ranks.n_ranks, progress=progress)
+            with ranks.sync_errors():
+                if ranks.is_first:
+                    write_index(self.folder, self.fingerprint)
         return TensorCache.open(self.folder, self.fingerprint)
 
     def write_shards(
