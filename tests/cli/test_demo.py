@@ -87,7 +87,7 @@ def test_the_demo_with_real_models_learns_from_the_users_speech_without_its_last
     assert (report["metric"], report["text_ceiling"]["value"]) == ("wer", 0.0)
     assert load_recipe(Path("runs/real/recipe.toml")).data.n_clips == 20
     assert main(["demo", "--real", "--speech", "mine.jsonl"]) == 0
-    for others, message in ((rows[::-1], "began with another speech"), (rows[:15], "number of recordings")):
+    for others, message in ((rows[::-1], "began with another speech"), (rows[:22], "number of recordings")):
         Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
         assert main(["demo", "--real", "--speech", "mine.jsonl"]) in (1, 2)
         assert message in " ".join(capsys.readouterr().err.split())

@@ -21,8 +21,8 @@ POCKET = [
 OWN_LLM = [
     "ossicle new my-ear --llm Qwen/Qwen3-0.6B --encoder openai/whisper-large-v3-turbo",
     "ossicle data inspect speech.jsonl --html speech.html",
-    "ossicle plan recipes/own-llm.toml",
-    "ossicle train recipes/own-llm.toml",
+    "ossicle plan mine.toml",
+    "ossicle train mine.toml",
     "ossicle eval runs/own-llm --suite questions.jsonl",
     "ossicle verify runs/own-llm",
 ]
@@ -35,7 +35,7 @@ ELSEWHERE = {
 }
 SHORTER = {
     "make demo": "ossicle demo --minutes 1",
-    "ossicle train recipes/own-llm.toml": "--train.n-steps 4 --train.batch-size 4 --data.n-workers 0",
+    "ossicle train mine.toml": "--train.n-steps 4 --train.batch-size 4 --data.n-workers 0",
     "ossicle verify runs/own-llm": "--n-prompts 4 --max-new-tokens 16",
 }
 """Another command, or flags for it, so that it takes a minute."""
@@ -66,8 +66,7 @@ def test_the_commands_for_your_own_llm(speech: Path, tmp_path: Path) -> None:
         "openai/whisper-large-v3-turbo": find_real_model(TINY),
     }
     recipe = (ROOT / "recipes/own-llm.toml").read_text(encoding="utf-8")
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/own-llm.toml").write_text(
+    (tmp_path / "mine.toml").write_text(
         replace_all(recipe, {**names, "speech.parquet": "speech.jsonl"}), encoding="utf-8"
     )
     outputs = {
