@@ -23,7 +23,7 @@ from benchmarks.ablations.measures import (
 )
 from benchmarks.meters import describe_run
 from ossicle import checkpoint
-from ossicle.atomic_io import write_text
+from ossicle.atomic_io import lock_folder, write_text
 from ossicle.config import Recipe, load_recipe
 from ossicle.settings_io import to_table
 from ossicle.training.distillation import TERMS
@@ -57,8 +57,9 @@ class KeepEars(TrainingProgress):
 def train_and_keep_ears(recipe: Recipe, every: int) -> None:
     """Trains a recipe, or the rest of it, and keeps the ears of every so many steps and of the last one."""
     progress = KeepEars(every=every)
-    progress.run = build_run(recipe, progress)
-    ear = train_run(progress.run, progress)
+    with lock_folder(Path(recipe.out)):
+        progress.run = build_run(recipe, progress)
+        ear = train_run(progress.run, progress)
     n_steps = read_metrics(Path(recipe.out))[-1]["step"]
     checkpoint.save(ear, Path(recipe.out) / "ears" / f"step-{n_steps:08}")
 
