@@ -21,6 +21,8 @@ from ossicle.backbones.model_files import (
 from ossicle.errors import CheckpointError
 
 _CONFIG = "config.json"
+_OTHER_WEIGHTS = ("silence.safetensors", "vocabulary.safetensors")
+"""Files that an ear may have besides its weights; of another model nothing large is downloaded."""
 _ADVICE = {
     401: "it does not accept this token: log in again with `hf auth login`",
     403: "this token has no right to read it: log in with `hf auth login` and a token that has",
@@ -44,7 +46,7 @@ def find_ear_folder(name: str, weights: str, revision: str | None = None, token:
     """
     if not _may_be_hub_id(name):
         return Path(resolve_model_path(name))
-    folder = download_files(name, (_CONFIG, "*.safetensors"), revision, token)
+    folder = download_files(name, (_CONFIG, weights, *_OTHER_WEIGHTS), revision, token)
     if not (folder / weights).is_file() and is_hub_reachable():
         raise CheckpointError(_describe_other(name, weights, revision, token))
     return folder

@@ -151,6 +151,13 @@ def test_a_joined_file_that_is_cut_is_refused() -> None:
             load_audio(content + content[: len(content) * 6 // 10])
 
 
+@pytest.mark.parametrize("name", ["m4a", "m4a_fragmented"])
+def test_a_long_file_that_begins_with_zeros_is_no_mp3(name: str) -> None:
+    n_free = 2 << 20
+    content = encode_audio(build_tone(48_000), 48_000, name) + n_free.to_bytes(4, "big") + b"free"
+    assert measure_s(content + bytes(n_free - 8)) == pytest.approx(1.0, abs=0.05)
+
+
 def test_only_so_many_files_are_joined() -> None:
     with pytest.raises(AudioError, match=f"expected at most {MAX_PARTS}"):
         load_audio(encode_container("au", TONE[:9]) * (MAX_PARTS + 1))

@@ -21,6 +21,12 @@ def test_the_same_seed_samples_the_same_tokens_and_another_seed_others() -> None
     assert set(sample_tokens(llm, SamplingSettings())) == {49}
 
 
+def test_a_temperature_that_is_too_small_to_divide_by_is_greedy() -> None:
+    llm, _ = tiny_llm("llama")
+    for temperature in (1e-39, 1e-300, 1e-6):
+        assert set(sample_tokens(llm, SamplingSettings(temperature=temperature))) == {49}
+
+
 def test_top_p_keeps_the_likeliest_tokens() -> None:
     llm, _ = tiny_llm("llama")
     probabilities = torch.linspace(0, 3, 50).softmax(0).flip(0)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.tiny_tokenizers import FAMILIES, byte_level_bpe, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from ossicle.chat.messages import parse_conversation
+from ossicle.chat import template as template_module
+from ossicle.chat.messages import Turn, parse_conversation
 from ossicle.chat.prompt_segments import AudioSegment, TextSegment
 from ossicle.chat.template import ChatTemplate
 from ossicle.config import PromptSettings
@@ -262,6 +263,12 @@ def test_parts_are_joined_by_one_space_unless_there_is_white_space(content, plai
         parse_conversation([{"role": "user", "content": content}]), ["the cat"]
     )
     assert ids == stock_ids("qwen2", [("user", plain)])
+
+
+def test_a_system_text_needs_a_turn_of_the_user_where_the_template_has_no_other_place():
+    turns = [Turn("tool", ("a cat",), call_id="a"), Turn("system", ("Be brief.",))]
+    with pytest.raises(RequestError, match="messages: there is none of the user"):
+        template_module._merge_late_system(turns)
 
 
 def test_text_after_a_sound_keeps_its_space():

@@ -55,6 +55,14 @@ def test_calls_are_read_and_what_is_none_stays_text(
     assert join([*parser.add(answer), *parser.flush()]) == expected
 
 
+def test_bare_json_is_a_call_only_of_a_function_that_there_is() -> None:
+    for answer in ('{"name": "Bob", "age": 5}', '{"name": "Bob", "parameters": {}}'):
+        parser = ToolCallParser(LLAMA, {"look"})
+        assert join([*parser.add(answer), *parser.flush()]) == [answer]
+    parser = ToolCallParser(LLAMA, {"look"})
+    assert [*parser.add('{"name": "look", "parameters": {}}'), *parser.flush()] == [WrittenCall("look", "{}")]
+
+
 @given(st.data(), st.sampled_from(ANSWERS))
 def test_an_answer_in_pieces_is_read_as_the_whole(
     data: st.DataObject, case: tuple[ToolFormat, str, list]

@@ -54,6 +54,12 @@ def test_the_cascade_can_use_another_asr_model(
     assert "empty" in expect_error(1, "eval", ear, "--suite", suite, "--asr", "empty")
 
 
+def test_a_report_is_written_into_a_folder(ear: str, world: Path) -> None:
+    Path("here").mkdir()
+    assert main(["eval", ear, "--suite", str(world / "speech.jsonl"), "--out", "here"]) == 0
+    assert sorted(path.name for path in Path("here").iterdir()) == ["report.html", "report.json"]
+
+
 def test_answers_are_kept_if_the_report_cannot_be_written(
     ear: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

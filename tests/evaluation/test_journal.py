@@ -60,6 +60,14 @@ def test_answers_of_another_evaluation_are_discarded(tmp_path: Path, other: str)
     assert sum(method == "hear" for method, _ in again.requests) == len(SPOKEN)
 
 
+def test_two_evaluations_with_one_journal_do_not_mix(tmp_path: Path) -> None:
+    one, other = (Journal(tmp_path / "answers", name) for name in ("one ear", "another ear"))
+    one.add("read", {"1": "of one"})
+    other.add("read", {"2": "of another"})
+    again = Journal(tmp_path / "answers", "another ear")
+    assert again.get_results("read", ["1", "2"]) == {"2": "of another"}
+
+
 def test_a_torn_last_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     journal = Journal(path, "same")

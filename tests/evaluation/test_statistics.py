@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ossicle.evaluation import statistics
 from ossicle.evaluation.statistics import METRICS, bootstrap_ci95, bootstrap_difference, bootstrap_score
 
 
@@ -18,6 +19,13 @@ def test_the_bootstrap_agrees_with_resampling_each_item() -> None:
     assert bootstrap_ci95(values.tolist(), lower_bound=-1.0) == bootstrap_ci95(
         values.tolist(), lower_bound=-1.0
     )
+
+
+def test_many_items_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(50).tolist()
+    whole = bootstrap_ci95(values)
+    monkeypatch.setattr(statistics, "_MAX_COUNTS", 50 * 999)
+    assert bootstrap_ci95(values) == pytest.approx(whole, rel=1e-12)
 
 
 def test_unanimous_observations_have_the_exact_binomial_interval() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ossicle
 from benchmarks.security import attack_kinds, audio_files
 from ossicle.backbones.transcription import Transcript
+from ossicle.chat.messages import Conversation, ToolCall, Turn
 from ossicle.ear import Ear
 from ossicle.errors import AudioError, RequestError
-from ossicle.serving import audio_batcher, middleware
+from ossicle.serving import audio_batcher, local_engine, middleware
 from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.engine import ChatRequest, Sound, TranscriptionOptions
 from ossicle.serving.errors import ApiError
@@ -54,8 +56,10 @@ def test_concurrent_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch)
         (b'{"a": {"b": 1, "b": 2}}', r"an object has a key twice: \['b', 'b'\]"),
         (b"[" + b"[]," * 200_000 + b"0]", "more than 262144 JSON values"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 129 + b"1" + b"}" * 129, "nested too deeply"),
+        (b'{"a": 1e999}', "1e999 is too large a number"),
     ],
-    ids=["twice", "wide", "deep"],
+    ids=["twice", "wide", "deep", "deeper than it may be", "infinite"],
 )
 def test_absurd_json_is_refused(body: bytes, message: str) -> None:
     with pytest.raises(ApiError, match=message):
@@ -97,6 +101,24 @@ def test_a_prompt_far_beyond_the_context_is_refused_before_rendering(
 
     with pytest.raises(RequestError, match=r"tokens, but with its answer it may have at most 512"):
         asyncio.run(run())
+
+
+def test_functions_far_beyond_the_context_are_refused(ear: Ear) -> None:
+    tool = {"type": "function", "function": {"name": "look", "description": "a cat " * 9_000}}
+    call = ToolCall("a", "look", {"at": "a cat " * 9_000})
+    for conversation in (
+        Conversation((Turn("user", ("hello",)),), (), (tool,)),
+        Conversation((Turn("user", ("hello",)), Turn("assistant", (), (call,))), ()),
+    ):
+        with pytest.raises(RequestError, match="tokens, but with its answer it may have at most 512"):
+            local_engine._check_n_characters(ear, conversation)
+
+
+def test_a_sound_that_is_kept_twice_counts_once() -> None:
+    cache = audio_batcher._AudioTokenCache()
+    for _ in range(3):
+        cache.put("key", torch.zeros(100))
+    assert cache.n_bytes == 400
 
 
 @pytest.mark.parametrize(("n_turns", "n_sounds"), [(1, 33), (9, 29)])

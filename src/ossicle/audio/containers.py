@@ -133,7 +133,7 @@ def _find_next(reader: "_Reader") -> list[AudioPart]:
     head = reader.read(reader.start, _START_BYTES)
     if head.startswith(b"OggS"):
         return find_ogg_parts(reader.file, reader.name, reader.start, reader.n_bytes)
-    if head.startswith((b"ID3", b"\xff", b"\0", *_FLAC_STARTS)):
+    if _detect(head) is None and head.startswith((b"ID3", b"\xff", b"\0", *_FLAC_STARTS)):
         data = reader.read(0, reader.n_bytes)
         if parts := _find_flac_parts(data, reader.start) or find_mp3_parts(data, reader.start, reader.name):
             return parts

@@ -217,7 +217,7 @@ def _decode(file: PartFile, name: str, stack: ExitStack) -> AudioStream:
 def _declares_length(file: PartFile) -> bool:
     """Whether a flac or mp3 declares its length: without it libsndfile fails or guesses (and cuts)."""
     head = file.read(_HEAD_BYTES)
-    if head.startswith((b"ID3", b"\0")):
+    if head.startswith((b"ID3", b"\0")) and head[4:8] != b"ftyp":  # an MP4 begins with zeros, too
         file.seek(0)
         content = file.read()
         start = skip_tags(content, 0)

@@ -122,10 +122,9 @@ def _measure_frame(data: bytes, position: int) -> int:
 
 def _is_frame(data: bytes, position: int) -> bool:
     """Whether a frame begins here and is followed by another or by the end: four bytes may look like one by chance."""
-    end = position + (_measure_frame(data, position) or len(data))
-    return end > position and (
-        (end >= len(data) and position + 4 < len(data)) or _measure_frame(data, end) > 0
-    )
+    length = _measure_frame(data, position)
+    end = position + length
+    return length > 0 and ((end >= len(data) and position + 4 < len(data)) or _measure_frame(data, end) > 0)
 
 
 def _find_frame(data: bytes, position: int) -> int:

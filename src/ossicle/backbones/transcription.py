@@ -93,7 +93,9 @@ def transcribe_windows(
     model.config.forced_decoder_ids = None  # the options have the prompt
     before: dict[str, Any] = {}
     if previous.strip():
-        ids = encode_previous_text(whisper.tokenizer, whisper.token_ids, previous)
+        ids = encode_previous_text(
+            whisper.tokenizer, whisper.token_ids, previous, whisper.config.max_target_positions
+        )
         before["prompt_ids"] = torch.tensor(ids, device=model.device)
     with silence_transformers():  # its warnings are about flags in published Whispers' configs
         encoded = _encode(whisper, sounds)

@@ -84,12 +84,13 @@ def check_task(prompt: WhisperPrompt, task: Task) -> None:
 
 
 def encode_previous_text(
-    tokenizer: PreTrainedTokenizerBase, token_ids: dict[str, int], text: str
+    tokenizer: PreTrainedTokenizerBase, token_ids: dict[str, int], text: str, n_positions: int
 ) -> list[int]:
-    """Returns the tokens of a text that came before the sound.
+    """Returns the tokens of a text that came before the sound: its last ones, as in Whisper's own code.
 
     Args:
         token_ids: those of the tokenizer's tokens, which it lists slowly
+        n_positions: those of the decoder; half of them are for what is said
 
     Raises:
         RequestError: it holds a control token, or the Whisper has no sign for such a text
@@ -101,7 +102,7 @@ def encode_previous_text(
     if control := tokenizer.added_tokens_decoder.keys() & set(ids):
         token = tokenizer.convert_ids_to_tokens(min(control))
         raise RequestError(f"prompt holds {token!r}, a control token of Whisper: remove it")
-    return [start, *ids]
+    return [start, *ids[-(n_positions // 2 - 1) :]]
 
 
 def mark_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -26,13 +26,15 @@ from ossicle.backbones.model_files import format_one_line
 from ossicle.chat.grammar import TokenConstraint
 from ossicle.errors import CheckpointError
 
+_LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How the tokens of an answer are sampled."""
 
     temperature: float = 0.0
-    """0 is greedy."""
+    """0 is greedy, and so is what is too small to divide by."""
     top_p: float | None = None
     """Sampling is limited to the likeliest tokens with this total probability; None takes the model's defaults."""
     top_k: int | None = None
@@ -49,6 +51,11 @@ class SamplingSettings:
     """Tokens, and what is added to their logits."""
     seed: int = 0
     """The same seed samples the same answer."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < _LEAST_TEMPERATURE
 
 
 def check_sampling_defaults(llm: PreTrainedModel) -> None:
@@ -79,7 +86,7 @@ class TokenSampler:
         constraint: TokenConstraint | None = None,
     ) -> None:
         self.constraint = constraint
-        self.is_greedy = settings.temperature == 0
+        self.is_greedy = settings.is_greedy
         self.ids = list(prompt_ids)
         self.processors = LogitsProcessorList(_build_processors(llm, settings, len(prompt_ids)))
         if not self.is_greedy:
@@ -116,7 +123,7 @@ def _build_processors(
         yield RepetitionPenaltyLogitsProcessor(repetition)
     if settings.presence_penalty or settings.frequency_penalty:
         yield _AnswerPenalty(settings.presence_penalty, settings.frequency_penalty, n_prompt)
-    if settings.temperature == 0:
+    if settings.is_greedy:
         return
     yield TemperatureLogitsWarper(float(settings.temperature))
     top_k = defaults.top_k if settings.top_k is None else settings.top_k

@@ -254,8 +254,8 @@ class ChatTemplate:
             turns = _merge_late_system(turns)
         if turns[0].role == "system" and "system" not in self._content_forms:
             system = "".join(map(str, turns.pop(0).content)).strip()
-            first = next(i for i, turn in enumerate(turns) if turn.role == "user")
             if system:
+                first = _find_user_turns(turns)[0]
                 turns[first] = Turn("user", (f"{system}\n\n", *turns[first].content))
         return turns
 
@@ -435,9 +435,23 @@ def _merge_late_system(turns: Sequence[Turn]) -> list[Turn]:
         elif role != "system" or not merged:
             merged.append(turn)
     if waiting:
-        last = max(i for i, turn in enumerate(merged) if turn.role == "user")
+        last = _find_user_turns(merged)[-1]
         merged[last] = Turn("user", (*merged[last].content, "\n\n".join(["", *waiting])))
     return merged
+
+
+def _find_user_turns(turns: Sequence[Turn]) -> list[int]:
+    """Returns the numbers of the turns of the user, which a system text joins where the template has no other place.
+
+    Raises:
+        RequestError: there is none
+    """
+    found = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if not found:
+        raise RequestError(
+            "messages: there is none of the user, where alone this LLM's chat template shows a system message; add one"
+        )
+    return found
 
 
 def _name_placeholder(index: int) -> str:

@@ -6,7 +6,7 @@ It knows no template and no tokenizer. A form is recognized by what a chat templ
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,14 @@ class WrittenCall:
 
 
 class ToolCallParser:
-    """Splits an answer into text and calls while it comes; what looks like a call and is none stays text."""
+    """Splits an answer into text and calls while it comes; what looks like a call and is none stays text.
 
-    def __init__(self, format: ToolFormat) -> None:
-        self._format = format
+    Args:
+        names: of the functions that may be called, by which bare JSON (of Llama's form) is told from a call
+    """
+
+    def __init__(self, format: ToolFormat, names: Collection[str] | None = None) -> None:
+        self._format, self._names = format, names
         self._held = ""
         self._is_inside = False
         self._has_text = False
@@ -149,6 +153,8 @@ class ToolCallParser:
         """Yields the calls in a stretch, or the stretch itself if it holds none."""
         try:
             calls = list(_read_calls(written, self._format))
+            if self._format is LLAMA and any(call.name not in self._names for call in calls if self._names):
+                calls = []
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             calls = []
         yield from calls or [written]
@@ -165,7 +171,7 @@ def _read_calls(written: str, format: ToolFormat) -> Iterator[WrittenCall]:
         )
     elif format is LLAMA:
         for value in _read_values(written.strip().removeprefix("<|python_tag|>")):
-            yield _read_object(value, "parameters")
+            yield _read_object({"parameters": value["parameters"], "name": value["name"]}, "parameters")
     else:
         for stretch in filter(None, map(str.strip, written.split(format.start))):
             if stretch.startswith("["):

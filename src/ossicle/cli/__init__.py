@@ -101,6 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_message("interrupted")
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        print_message(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}); use smaller batches, --llm-bits 8 or 4 where the"
+            " command has them, or another device"
+        )
+        return 1
     except BrokenPipeError:  # from our own writes; rich exits with 1 by itself
         # Without this, Python reports the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

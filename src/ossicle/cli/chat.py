@@ -18,7 +18,7 @@ from ossicle.cli.terminal import (
     print_message,
 )
 from ossicle.config import parse_template_variables
-from ossicle.errors import AudioError, ConfigError
+from ossicle.errors import AudioError, ConfigError, NoSpeechError
 
 if TYPE_CHECKING:
     from ossicle.audio.microphone import Microphone
@@ -107,8 +107,13 @@ class Chat:
                 continue
             if microphone.is_over and n_turns:
                 return
-            messages.append(self.build_user_message(listener))
-            messages.append({"role": "assistant", "content": print_answer(ear, messages, options)})
+            question = self.build_user_message(listener)
+            try:
+                answer = print_answer(ear, [*messages, question], options)
+            except NoSpeechError as error:
+                print_message(str(error))
+                continue
+            messages += [question, {"role": "assistant", "content": answer}]
             n_turns += 1
 
     def build_user_message(self, audio: Any) -> dict[str, Any]:

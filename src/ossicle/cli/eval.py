@@ -68,6 +68,7 @@ class Eval:
         from ossicle.evaluation import CORRUPTIONS, EvaluationSettings, open_suite
         from ossicle.evaluation.asr import AsrModel
         from ossicle.evaluation.evaluate import check_judge
+        from ossicle.evaluation.report.write import find_json_path
         from ossicle.evaluation.scoring.judges import open_judge
 
         suite = open_suite(self.suite, self.data)
@@ -85,9 +86,11 @@ class Eval:
         options = EvaluationSettings(
             batch_size=self.batch_size,
             corruptions=tuple(c for c in CORRUPTIONS if c.kind != "clean") if self.robustness else (),
-            transcribe=None if self.asr is None else AsrModel(self.asr, ear),
+            transcribe=None
+            if self.asr is None
+            else AsrModel(self.asr, ear, is_own=self.asr == self.ear, llm_bits=self.llm_bits),
             judge=judge,
-            journal=self.out.with_name(f".{self.out.name}.answers"),
+            journal=find_json_path(self.out).with_name(f".{find_json_path(self.out).name}.answers"),
         )
         try:
             return self._evaluate(ear, suite, options, command_line)
@@ -118,7 +121,7 @@ class Eval:
                 ear,
                 suite,
                 options,
-                identity=f"{connector_fingerprint} {fingerprints} {base.encoder} {base.llm} {dtype} {self.llm_bits}",
+                identity=f"{connector_fingerprint} {fingerprints} {ear.settings} {dtype} {self.llm_bits}",
                 progress=progress,
                 about=about,
                 command=command_line,

@@ -300,7 +300,7 @@ class AutoregressiveConnector(QueryConnector):
         rows = zip(hidden.split(1, dim=1), end_logits.unbind(1), *columns, strict=True)
         return [_Slot(*row) for row in rows]
 
-    def _embed_slots(self, hypothesis: "_Hypothesis") -> Float[Tensor, "B Q D"]:
+    def _embed_slots(self, hypothesis: _Hypothesis) -> Float[Tensor, "B Q D"]:
         """Computes the audio tokens of all slots in one pass, with pieces in place of tokens that the LLM lacks."""
         slots = hypothesis.slots
         n_written = torch.stack(hypothesis.n_written, dim=1).flatten()  # (B S)

@@ -15,20 +15,29 @@ class AsrModel:
     differs only in that each word is decided before the LLM reads it.
 
     Args:
-        name: hub id or local folder of a Whisper; or an ear's folder or a run's
+        name: hub id or local folder of a Whisper; or an ear's folder or a run's, or its hub id
+        is_own: whether it is the evaluated ear, which is then not loaded twice
+        llm_bits: bits of the weights of another ear's LLM
 
     Raises:
         CheckpointError: neither a Whisper nor an ear, or one that cannot be loaded
     """
 
-    def __init__(self, name: str, ear: Ear) -> None:
-        if checkpoint.is_ear(name):
-            dtype = str(ear.whisper.model.dtype).removeprefix("torch.")
-            asr_ear = checkpoint.load(name, device=str(ear.device), dtype=dtype)
+    def __init__(self, name: str, ear: Ear, *, is_own: bool = False, llm_bits: int = 16) -> None:
+        dtype = ear.whisper.model.dtype
+        if is_own or checkpoint.is_ear(name):
+            asr_ear = ear
+            if not is_own:
+                asr_ear = checkpoint.load(
+                    name,
+                    device=str(ear.device),
+                    dtype=str(dtype).removeprefix("torch."),
+                    llm_bits=llm_bits,
+                )
             self.name = f"the ear {name} ({fingerprint_model(asr_ear.connector)})"
             self._transcribe = asr_ear.transcribe_audio_tokens
         else:
-            whisper = load_whisper(name, None, ear.device, dtype=ear.whisper.model.dtype)
+            whisper = load_whisper(name, None, ear.device, dtype=dtype)
             self.name = name
             self._transcribe = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
 

@@ -87,7 +87,8 @@ def evaluate(
     validate_items(suite.items)
     check_judge(suite, settings.judge)
     durations_s, content_hash = _check_audio(suite.items, progress)
-    journal = Journal(settings.journal, f"{identity} {content_hash} {_describe_settings(suite, settings)}")
+    described = f"{_describe_settings(suite, settings)} {_get_versions()}"
+    journal = Journal(settings.journal, f"{identity} {content_hash} {described}")
     runner = StageRunner(suite.items, batch_size=settings.batch_size, progress=progress, journal=journal)
     stages = Stages(
         model=ear,

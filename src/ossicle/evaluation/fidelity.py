@@ -119,6 +119,8 @@ class FidelitySummary:
 def compute_fidelity(read: ContinuationScores, heard: ContinuationScores) -> Fidelity:
     """Compares the scores of a turn that was read and of the same turn that was heard, in float64."""
     states = read.states[0].double(), heard.states[0].double()
+    if not all(state.isfinite().all() for state in states):
+        raise DataError("the LLM's states are not finite in this dtype; use --dtype bfloat16 or float32")
     kl = forward_kl(heard.first_logits.double()[None], read.first_logits.double()[None])
     return Fidelity(
         kl_nats=max(0.0, float(kl)),

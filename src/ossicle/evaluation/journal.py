@@ -1,14 +1,15 @@
 """The answers of an evaluation on disk, so that the same command resumes where it was stopped."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ossicle.errors import CheckpointError
 from ossicle.jsonl_log import JsonlLog
 
-_FORMAT = 2
-"""The format of the file. Format 1 had no number."""
+_FORMAT = 3
+"""The format of the file. Format 1 had no number, 2 no evaluation in each record."""
 
 
 class Journal:
@@ -27,6 +28,7 @@ class Journal:
     def __init__(self, path: Path | None, fingerprint: str) -> None:
         self._log = None if path is None else JsonlLog(path)
         self._results = dict[tuple[str, str], Any]()
+        self._id = blake2b(fingerprint.encode(), digest_size=6).hexdigest()
         if self._log is None:
             return
         header = {"format": _FORMAT, "fingerprint": fingerprint}
@@ -34,7 +36,11 @@ class Journal:
             records = self._log.read(on_damage="raise")
             if records[:1] != [header]:
                 records = [header]
-            self._results = {(record["stage"], record["item"]): record["result"] for record in records[1:]}
+            self._results = {
+                (record["stage"], record["item"]): record["result"]
+                for record in records[1:]
+                if record["of"] == self._id  # another process may have written, too
+            }
         except (CheckpointError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}, which keeps the answers until the report is written, cannot be used ({error}); remove it,"
@@ -54,5 +60,6 @@ class Journal:
         """
         if self._log is not None:
             self._log.append(
-                {"stage": stage, "item": item, "result": result} for item, result in results.items()
+                {"of": self._id, "stage": stage, "item": item, "result": result}
+                for item, result in results.items()
             )

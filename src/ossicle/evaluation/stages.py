@@ -79,9 +79,7 @@ class Stages:
         for name in dict.fromkeys(item.rule for item in items):
 
             def score_batch(batch: list[tuple[Item, str]], rule: Rule = RULES[name]) -> list[ItemScore]:
-                items = [
-                    replace(item, answer=item.answer and strip_thoughts(item.answer)) for item, _ in batch
-                ]
+                items = [replace(item, answer=strip_thoughts(item.answer or "") or None) for item, _ in batch]
                 return rule.score(items, [strip_thoughts(answer) for _, answer in batch], self.judge)
 
             inputs = {item.id: (item, answers[item.id]) for item in items if item.rule == name}

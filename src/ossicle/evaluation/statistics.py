@@ -235,5 +235,9 @@ def bootstrap_ci95(
     if len(distinct) == 1:
         value, margin = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
         return value - (value - lower_bound) * margin, value + (upper_bound - value) * margin
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=N_RESAMPLES)
-    return _compute_ci95(draws @ distinct / n)
+    rng, chunk_size = np.random.default_rng(seed), max(1, _MAX_COUNTS // len(distinct))
+    means = [
+        rng.multinomial(n, counts / n, size=min(chunk_size, N_RESAMPLES - start)) @ distinct / n
+        for start in range(0, N_RESAMPLES, chunk_size)
+    ]
+    return _compute_ci95(np.concatenate(means))

@@ -5,6 +5,7 @@ import json
 import reprlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -146,7 +147,8 @@ class _Endpoints:
         self._engine, self._settings, self._metrics = engine, settings, metrics
         self._keys = ApiKeys(settings.keys)
         self._slots = RequestSlots(settings.max_active, metrics.active)
-        self._decoders = asyncio.Semaphore(_MAX_DECODING)
+        # Threads of their own: that of a client who is gone goes on, and must not take those of others.
+        self._decoders = ThreadPoolExecutor(_MAX_DECODING, "decoding")
         context = SessionContext(
             engine=engine,
             model=settings.model,
@@ -277,8 +279,7 @@ class _Endpoints:
         )
 
     async def _run_in_thread(self, call: Callable[..., _Result], *args: Any) -> _Result:
-        async with self._decoders:
-            return await asyncio.to_thread(call, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, call, *args)
 
     def _count(self, request: Request, status: int) -> None:
         route = request.scope.get("route")

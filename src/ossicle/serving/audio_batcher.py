@@ -279,6 +279,8 @@ class _AudioTokenCache:
 
     def put(self, key: str, tokens: Tensor) -> None:
         tokens = tokens.clone()  # a view would keep the whole batch alive
+        if (old := self.tokens.pop(key, None)) is not None:  # heard twice, as its first clients had gone
+            self.n_bytes -= old.nbytes
         self.tokens[key] = tokens
         self.n_bytes += tokens.nbytes
         while self.n_bytes > _CACHE_BYTES and len(self.tokens) > 1:

@@ -5,6 +5,7 @@ waiting completions to the batch, decode one token of each.
 """
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
@@ -178,8 +179,9 @@ class LocalEngine:
 
 def _open_readers(scheduled: ScheduledRequest, tools: ToolParams) -> list[AnswerReader]:
     has_logprobs = scheduled.params.n_likeliest is not None
+    names = {tool["function"]["name"] for tool in scheduled.conversation.tools}
     return [
-        AnswerReader(tools.format, tools.max_calls, has_logprobs=has_logprobs)
+        AnswerReader(tools.format, tools.max_calls, names, has_logprobs=has_logprobs)
         for _ in range(scheduled.params.n)
     ]
 
@@ -213,6 +215,8 @@ def _check_n_characters(ear: Ear, conversation: Conversation) -> None:
     n_characters = sum(
         len(part) for turn in conversation.turns for part in turn.content if isinstance(part, str)
     )
+    n_characters += sum(len(json.dumps(call.arguments)) for turn in conversation.turns for call in turn.calls)
+    n_characters += len(json.dumps(conversation.tools)) if conversation.tools else 0
     check_context(ear.llm, n_characters // _MAX_CHARACTERS_PER_TOKEN)
 
 

@@ -6,6 +6,7 @@ Whatever a network sends ends in a request or an `ApiError`: JSON of any depth, 
 import base64
 import hashlib
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from ossicle.serving.errors import ApiError
 MAX_MESSAGES, MAX_PARTS = 1_000, 1_000
 MAX_SOUNDS, MAX_SOUNDS_PER_MESSAGE = 256, 32
 """In a conversation and in one message: the cost of finding their positions in the prompt grows faster than n."""
+MAX_JSON_DEPTH = 128
 MAX_JSON_VALUES = 1 << 18
 """Estimated from the commas and brackets of the body; in memory a value takes up to fifty times its bytes."""
 _SOUND_PARTS = ("input_audio", "audio_url")
@@ -44,6 +46,21 @@ class RequestLimits:
     """Seconds in which the body must arrive."""
 
 
+def _check_depth(value: Any) -> None:
+    """Raises RecursionError for JSON that is nested deeper than anything that people send."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return
+    raise RecursionError
+
+
 def read_json(body: bytes, expected: str = "an object with model and messages") -> dict[str, Any]:
     """Returns the JSON object of a body.
 
@@ -57,6 +74,11 @@ def read_json(body: bytes, expected: str = "an object with model and messages") 
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
+    def parse_float(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text[:40]} is too large a number")
+        return value
+
     def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
@@ -68,7 +90,13 @@ def read_json(body: bytes, expected: str = "an object with model and messages") 
             f"the body has more than {MAX_JSON_VALUES} JSON values: send a shorter one", status=413
         )
     try:
-        value = json.loads(body, parse_constant=refuse_constant, object_pairs_hook=build_object)
+        value = json.loads(
+            body,
+            parse_constant=refuse_constant,
+            parse_float=parse_float,
+            object_pairs_hook=build_object,
+        )
+        _check_depth(value)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(f"the body cannot be read as JSON: {reason}; expected {expected}") from error

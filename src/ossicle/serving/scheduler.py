@@ -220,15 +220,25 @@ class Scheduler:
             logits = self.batch.step([sequence.completion.last_token for sequence in self.running])
             is_finished += map(self._append_token, self.running, logits)
         if added:
-            logits = self.batch.add([sequence.prompt.embeds for sequence in added])
-            self.running += added
-            is_finished += map(self._append_token, added, logits)
+            try:
+                logits = self.batch.add([sequence.prompt.embeds for sequence in added])
+            except Exception as error:
+                if not self.running:
+                    raise
+                self._drop(added, error)  # such as a prompt that the memory is too small for
+            else:
+                self.running += added
+                is_finished += map(self._append_token, added, logits)
         self.metrics.decode_batch_size.observe(len(self.running))
         self._evict(is_finished)
 
     def _append_token(self, sequence: _Sequence, logits: Tensor) -> bool:
         """Samples a token, publishes its text and returns whether the completion is finished."""
-        delta = sequence.completion.append_token(logits)
+        try:
+            delta = sequence.completion.append_token(logits)
+        except Exception as error:  # of its own settings or text: the others go on
+            self._drop([sequence], error)
+            return True
         now = time.monotonic()
         sequence.first_token_at = sequence.first_token_at or now
         usage = None
@@ -251,8 +261,12 @@ class Scheduler:
             self.metrics.output_tokens_per_s.observe((usage.completion_tokens - 1) / duration_s)
 
     def _fail(self, sequences: list[_Sequence], error: Exception) -> None:
-        LOG.exception("a decoding step failed; all its completions are dropped")
+        self._drop(sequences, error)
+        self.running, self.batch = [], self.build_batch()
+
+    def _drop(self, sequences: list[_Sequence], error: Exception) -> None:
+        """Ends requests with an error."""
+        LOG.error("decoding failed; %d completions are dropped", len(sequences), exc_info=error)
         for sequence in sequences:
             sequence.request.publish(StreamEvent(error=error))
             sequence.request.is_canceled = True
-        self.running, self.batch = [], self.build_batch()

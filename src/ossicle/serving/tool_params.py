@@ -2,7 +2,7 @@
 
 import reprlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +116,19 @@ class AnswerReader:
     Args:
         format: how the LLM writes calls; None for an answer that is only text
         max_calls: further calls are dropped
+        names: of the functions that may be called
         has_logprobs: whether the probabilities of its tokens are asked for
     """
 
-    def __init__(self, format: ToolFormat | None, max_calls: int, *, has_logprobs: bool = False) -> None:
-        self._parser = ToolCallParser(format) if format else None
+    def __init__(
+        self,
+        format: ToolFormat | None,
+        max_calls: int,
+        names: Collection[str] | None = None,
+        *,
+        has_logprobs: bool = False,
+    ) -> None:
+        self._parser = ToolCallParser(format, names) if format else None
         self._max_calls = max_calls
         self._text = ""
         self._calls: list[dict[str, Any]] = []

@@ -13,9 +13,13 @@ import soxr
 from support.fake_synthesizer import FakeSynthesizer
 from support.realtime_client import check_event
 
+import ossicle
 from ossicle.audio.waveform import load_audio
 from ossicle.evaluation import load_suite
 from ossicle.serving.errors import ApiError
+from ossicle.serving.local_engine import LocalEngine
+from ossicle.serving.metrics import Metrics
+from ossicle.serving.middleware import RequestSlots
 from ossicle.serving.realtime import conversation
 from ossicle.serving.realtime.conversation import (
     Conversation,
@@ -25,9 +29,11 @@ from ossicle.serving.realtime.conversation import (
     to_messages,
     truncate,
 )
+from ossicle.serving.realtime.early_answer import EarlyAnswer
 from ossicle.serving.realtime.input_audio import PCM, AudioInput, decode_samples, encode_samples
 from ossicle.serving.realtime.outbox import Outbox
 from ossicle.serving.realtime.response import Response
+from ossicle.serving.realtime.session import RealtimeSession, SessionContext
 from ossicle.serving.realtime.settings import ResponseSettings, SessionSettings
 from ossicle.serving.realtime.spoken_text import Voice
 from ossicle.serving.realtime.turns import SoundBuffer, TurnDetector, TurnThresholds
@@ -371,6 +377,47 @@ def test_sound_leaves_room_for_other_events_and_is_dropped_by_its_response() -> 
         ("response.output_audio.delta", "b"),
         ("response.done", None),
     ]
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    return LocalEngine(ossicle.load("pocket/ear", device="cpu"), Metrics())
+
+
+def test_an_early_answer_that_is_dropped_before_it_begins_frees_its_slot(engine: LocalEngine) -> None:
+    slots = RequestSlots(1, Metrics().active)
+
+    def fail(*_: object) -> Any:
+        raise AssertionError
+
+    async def run() -> None:
+        await EarlyAnswer(engine, fail, fail, tells_words=False, slot=slots.acquire()).end()
+
+    asyncio.run(run())
+    assert slots.n_active == 0
+
+
+def test_a_session_that_is_closed_twice_gives_its_detector_back_once(engine: LocalEngine) -> None:
+    pool, metrics = DetectorPool(), Metrics()
+    context = SessionContext(
+        engine=engine,
+        model="m",
+        max_audio_s=60.0,
+        slots=RequestSlots(1, metrics.active),
+        detectors=pool,
+        count_audio=lambda seconds: None,
+    )
+
+    async def send(text: str) -> None: ...
+
+    async def run() -> None:
+        session = RealtimeSession(context, Outbox(send))
+        session._detector = pool.acquire()
+        await session.close()
+        await session.close()
+
+    asyncio.run(run())
+    assert len(pool._idle) == 1
 
 
 def test_an_answer_without_text_has_no_item() -> None:

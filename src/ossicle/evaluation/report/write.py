@@ -42,13 +42,17 @@ def write_report(
     Raises:
         CheckpointError: the files cannot be written, such as on a full disk; earlier files are unchanged.
     """
-    target = Path(target)
-    json_path = target if target.suffix == ".json" else target / "report.json"
+    json_path = find_json_path(Path(target))
     html_path = json_path.with_suffix(".html")
     html = render_report(report, metrics=metrics)
     stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_texts({html_path: html, json_path: stored})
     return ReportPaths(json=json_path, html=html_path)
+
+
+def find_json_path(target: Path) -> Path:
+    """Returns the path of a report for programs, which is given itself or by its folder."""
+    return target if target.suffix == ".json" else target / "report.json"
 
 
 def print_table(report: Report, console: Console) -> None:

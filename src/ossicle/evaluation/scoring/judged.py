@@ -56,7 +56,11 @@ Reply with a single line, "Verdict: yes" or "Verdict: no"."""
 _REPLY_FORMS: dict[Scale, tuple[str, re.Pattern[str], re.Pattern[str]]] = {
     "rating": (
         '"Rating: " and a whole number from 1 to 5',
-        re.compile(r"\brating\W{1,6}([1-5])(?![\d]|\.\d)", re.I),
+        re.compile(
+            r"\brating\W{1,6}(?:1\s*(?:[-\u2013\u2014]|to)\s*5\W{1,6})?"  # the scale, repeated
+            r"([1-5])(?!\d|\.\d|\s*(?:[-\u2013\u2014]|to\b)\s*\d)",
+            re.I,
+        ),
         re.compile(r"[\W_]*([1-5])(?:\s*/\s*5)?[\W_]*"),
     ),
     "verdict": (

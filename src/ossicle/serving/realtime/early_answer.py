@@ -46,6 +46,7 @@ class EarlyAnswer:
         self._chunks: asyncio.Queue[_Chunk | None] = asyncio.Queue()
         self._failure: Exception | None = None
         self.task = asyncio.create_task(self._run())
+        self.task.add_done_callback(self._finish)  # also of a task that was dropped before it began
 
     def drop(self) -> None:
         """Ends the work soon."""
@@ -89,10 +90,11 @@ class EarlyAnswer:
                 await self._answer()
         except Exception as error:
             self._failure = error
-        finally:
-            self._is_prepared.set()
-            self._chunks.put_nowait(None)
-            self._slot.release()
+
+    def _finish(self, _: asyncio.Task[None]) -> None:
+        self._is_prepared.set()
+        self._chunks.put_nowait(None)
+        self._slot.release()
 
     async def _answer(self) -> None:
         heard = await asyncio.to_thread(self._hear)

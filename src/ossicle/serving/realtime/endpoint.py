@@ -112,6 +112,8 @@ class RealtimeEndpoint:
                 if task.done():
                     task.result()
         except _Expired as reason:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
             await session.close()
             session.report(ApiError(f"Your session has ended: {reason}", code="session_expired"))
             await outbox.flush(sending)

@@ -98,6 +98,8 @@ class RealtimeSession:
         """The pause that it was begun in."""
         self._detector: VoiceActivityDetector | None = None
         self._turns: TurnDetector | None = None
+        self._feeding: asyncio.Future[list[TurnEdge]] | None = None
+        """The last sound on its way through the detector."""
         self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn: Item | None = None
@@ -128,8 +130,11 @@ class RealtimeSession:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._detector is not None:
-            self._context.detectors.release(self._detector)
+        if self._feeding is not None:
+            await asyncio.wait({self._feeding})  # a thread may still use the detector
+        detector, self._detector, self._turns = self._detector, None, None
+        if detector is not None:
+            self._context.detectors.release(detector)
 
     async def handle(self, text: str) -> None:
         """Handles one client event; what is wrong with it becomes an error event."""
@@ -216,8 +221,8 @@ class RealtimeSession:
             return
         turns = self._turns or await self._start_detection(detection)
         self._buffer.append(samples)
-        edges = await asyncio.to_thread(turns.feed, samples)
-        for edge in edges:
+        self._feeding = asyncio.ensure_future(asyncio.to_thread(turns.feed, samples))
+        for edge in await asyncio.shield(self._feeding):
             await self._pass_edge(edge, detection)
         if not turns.is_speaking:
             kept_ms = max(_IDLE_BUFFER_MS, detection.prefix_padding_ms)
