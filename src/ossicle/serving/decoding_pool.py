@@ -68,6 +68,7 @@ class _DecodingProcess:
             AudioError: the file is refused, or the process ended
         """
         if self._process.poll() is not None:
+            self.kill()  # which closes its pipes
             self._process = self._start()
         timer = Timer(self._time_s, self._process.kill)
         timer.start()
