@@ -1,7 +1,6 @@
 """The ear of a run that is not finished: the weights of its newest saved state, with the settings of its recipe."""
 
 import json
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ STATES_FOLDER, PROGRESS_FILE, ORIGIN_FILE, RECIPE_FILE = (
     "recipe.toml",
 )
 _WEIGHT = "weight."
-_WEIGHTS = re.compile(r".*\.safetensors")
 _ATTEMPTS = 5
 """A training run removes its earlier state once the next one is saved."""
 
@@ -83,7 +81,7 @@ def _read_state(folder: Path, state: Path) -> UnfinishedRun:
     origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
     progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
     weights: dict[str, Tensor] = {}
-    for name in sorted(filter(_WEIGHTS.match, progress["files"])):
+    for name in sorted(name for name in progress["files"] if name.endswith(".safetensors")):
         with safe_open(state / name, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_WEIGHT)]  # noqa: SIM118, it is no dict
             weights |= {name.removeprefix(_WEIGHT): file.get_tensor(name) for name in names}

@@ -71,7 +71,7 @@ def test_views_fill_the_window_with_silence_behind_the_clip(recipe: Recipe, kind
         own, mel = (dataset.load_clip(SampleIndex(row, 1)).mel for dataset in (alone, padded))
         assert own is not None
         assert mel is not None
-        assert mel.shape[1] == padded.window.pad_frames(own.shape[1])
+        assert mel.shape[1] == padded.window.count_padded_frames(own.shape[1])
         assert torch.equal(mel[:, : own.shape[1]], own)
         assert (mel[:, own.shape[1] :] == mel.max() - 2).all()
 

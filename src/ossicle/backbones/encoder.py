@@ -80,9 +80,9 @@ class EncoderWindow:
 
     def count_frames(self, n_samples: int) -> int:
         """Returns the mel frames of a sound: a whole number of encoder positions, or of rows of silence."""
-        return self.pad_frames(count_frames(n_samples))
+        return self.count_padded_frames(count_frames(n_samples))
 
-    def pad_frames(self, n_frames: int) -> int:
+    def count_padded_frames(self, n_frames: int) -> int:
         """Returns the mel frames of a sound, from those that it has itself."""
         if self.kind == "full":
             return self.n_frames

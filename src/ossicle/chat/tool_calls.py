@@ -153,7 +153,7 @@ class ToolCallParser:
         """Yields the calls in a stretch, or the stretch itself if it holds none."""
         try:
             calls = list(_read_calls(written, self._format))
-            if self._format is LLAMA and any(call.name not in self._names for call in calls if self._names):
+            if self._format is LLAMA and self._names and not {call.name for call in calls} <= {*self._names}:
                 calls = []
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             calls = []
@@ -171,7 +171,9 @@ def _read_calls(written: str, format: ToolFormat) -> Iterator[WrittenCall]:
         )
     elif format is LLAMA:
         for value in _read_values(written.strip().removeprefix("<|python_tag|>")):
-            yield _read_object({"parameters": value["parameters"], "name": value["name"]}, "parameters")
+            if "parameters" not in value:  # any object may have a name
+                raise ValueError("no call")
+            yield _read_object(value, "parameters")
     else:
         for stretch in filter(None, map(str.strip, written.split(format.start))):
             if stretch.startswith("["):

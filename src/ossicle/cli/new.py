@@ -35,8 +35,8 @@ class New:
     --from, the ear's own, here at another location."""
     source: Annotated[str | None, arg(name="from", metavar="EAR")] = None
     """A trained ear of form autoregressive for another LLM: its folder, that of its run, its hub id, or
-    pocket/ear. What it has
-    learned is kept; the layers that touch the LLM are refitted on the words that all vocabularies share."""
+    pocket/ear. What it has learned is kept; the layers that touch the LLM are refitted on the words that all
+    vocabularies share."""
     encoder_window: WindowKind | None = None
     """Input length of the encoder. full (default): always the whole window, as published Whispers were trained: the ear
     writes what Whisper writes; sound+silence: the clip's own duration in front of silence that was encoded once, much

@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -11,11 +12,10 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from ossicle.audio.augment import Augmenter
-from ossicle.audio.mel import log_mel_spectrogram
 from ossicle.audio.spec_augment import augment_mel, pad_with_silence
 from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.backbones.encoder import compute_clip_mel, count_frames
+from ossicle.backbones.encoder import compute_clip_mel
 from ossicle.chat.prompt_segments import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
 from ossicle.data.concatenate import concatenate_clips, draw_concat_target
@@ -223,7 +223,7 @@ class ClipDataset:
         mel = augment_mel(
             self._compute_own_mel(sound), seed, self.window_frames, lambda: self._draw_background_mel(seed)
         )
-        return pad_with_silence(mel, self.window.pad_frames(mel.shape[1]))
+        return pad_with_silence(mel, self.window.count_padded_frames(mel.shape[1]))
 
     def _compute_view_seed(self, row: int, view: int) -> int:
         return row * self.data.n_augmented_views + view
@@ -251,8 +251,7 @@ class ClipDataset:
 
     def _compute_own_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a sound without the silence that fills the window."""
-        n_frames = min(count_frames(len(sound)), self.window_frames)
-        return log_mel_spectrogram(sound, self.n_mels, n_frames)
+        return compute_clip_mel(sound, self.n_mels, replace(self.window, kind="sound"))
 
 
 def _check_random_access(speech: SpeechDataset, data: DataSettings, augment: AugmentSettings) -> None:
