@@ -1,4 +1,4 @@
-"""Settings of all tests: hypothesis draws the same examples each time, and every process computes on one thread.
+"""Settings of all tests: chance is the same each time and in any order, and every process computes on one thread.
 
 Two processes of PyTorch with two threads each are several times slower on two cores than with one.
 """
@@ -8,10 +8,21 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("ossicle", deadline=None, derandomize=True)
 settings.load_profile("ossicle")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from support.seeding import seeded
 from support.tiny_models import tiny_whisper, tiny_whisper_config
 from torch import Tensor, nn
 
@@ -35,10 +36,10 @@ def connector_settings(form: Any, **options: Any) -> ConnectorSettings:
 
 def build(form: str, *, starts: bool = True, seed: int = 0, **options: Any) -> Any:
     options = {"n_queries": 20, **options}
-    torch.manual_seed(seed)
-    connector = build_connector(pretrained().config, connector_settings(form, **options), D_LLM)
-    if starts:
-        connector.init_from_decoder(pretrained().model.model.decoder)
+    with seeded(seed):
+        connector = build_connector(pretrained().config, connector_settings(form, **options), D_LLM)
+        if starts:
+            connector.init_from_decoder(pretrained().model.model.decoder)
     return connector.eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.seeding import seeded
 from support.tiny_models import tiny_ear, tiny_llama, tiny_whisper
 from support.tiny_tokenizers import tiny_tokenizer
 from torch import Tensor
@@ -34,8 +35,8 @@ def pocket_ear() -> Ear:
     """An untrained ear on the pocket models."""
     recipe = load_recipe(POCKET_DIR / "recipe.toml")
     connector = replace(recipe.connector, form="autoregressive")
-    torch.manual_seed(0)
-    return Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=connector), "cpu")
+    with seeded(0):
+        return Ear.new(EarSettings(base=recipe.base, prompt=recipe.prompt, connector=connector), "cpu")
 
 
 @functools.cache

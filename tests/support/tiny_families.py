@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -35,6 +34,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from support.seeding import seeded
 from support.tiny_models import INIT_STD, freeze
 from support.tiny_tokenizers import tiny_tokenizer
 
@@ -122,8 +122,8 @@ def tiny_llm(family: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     else:
         config = family_spec.config(**options)
-    torch.manual_seed(4)
-    model = family_spec.model(config)
+    with seeded(4):
+        model = family_spec.model(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return freeze(model), tokenizer
 

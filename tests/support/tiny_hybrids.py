@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from support.seeding import seeded
 from support.tiny_families import SIZES
 from support.tiny_models import freeze
 from support.tiny_tokenizers import tiny_tokenizer
@@ -59,11 +60,11 @@ def tiny_hybrid(family: str, options: dict[str, Any] | None = None) -> PreTraine
     options = {**(options or HYBRIDS[family]), **tokens, "bos_token_id": None, "pad_token_id": None}
     if "hidden_size_per_layer_input" in options:
         options["vocab_size_per_layer_input"] = len(tokenizer)
-    torch.manual_seed(4)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).float()
-    for weight in model.parameters():
-        if weight.ndim > 1 and weight.std() < 0.1:
-            torch.nn.init.normal_(weight, std=0.2)
+    with seeded(4):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).float()
+        for weight in model.parameters():
+            if weight.ndim > 1 and weight.std() < 0.1:
+                torch.nn.init.normal_(weight, std=0.2)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return freeze(model)
 

@@ -26,6 +26,7 @@ from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.connectors import build_connector
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
 from ossicle.ear import Ear, EarSettings
+from support.seeding import seeded
 from support.tiny_tokenizers import byte_level_bpe, tiny_tokenizer
 from tools.pocket.tokens import WHISPER_SPECIAL_TOKENS
 
@@ -83,8 +84,8 @@ def tiny_whisper(*, seed: int = 0, **sizes: int) -> Whisper:
     """Returns a frozen random Whisper with its tokenizer; for the sizes see `tiny_whisper_config`."""
     tokenizer = tiny_whisper_tokenizer()
     config = tiny_whisper_config(**sizes)
-    torch.manual_seed(seed)
-    model = WhisperForConditionalGeneration(config)
+    with seeded(seed):
+        model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=config.bos_token_id,
@@ -138,8 +139,8 @@ def tiny_llama(
         "pad_token_id": tokenizer.pad_token_id,
         **options,
     }
-    torch.manual_seed(seed)
-    return freeze(LlamaForCausalLM(LlamaConfig(**sizes)))
+    with seeded(seed):
+        return freeze(LlamaForCausalLM(LlamaConfig(**sizes)))
 
 
 def tiny_ear(
@@ -167,12 +168,12 @@ def tiny_ear(
         prompt=prompt or PromptSettings(),
         connector=ConnectorSettings(**sizes),
     )
-    torch.manual_seed(seed)
     d_llm: Any = llm.get_input_embeddings().embedding_dim
-    shared = build_shared_vocabulary(settings.connector, whisper, llm, tokenizer)
-    connector_module = build_connector(whisper.config, settings.connector, d_llm, shared)
-    if settings.connector.init == "whisper":
-        connector_module.init_from_decoder(whisper.model.model.decoder)
+    with seeded(seed):
+        shared = build_shared_vocabulary(settings.connector, whisper, llm, tokenizer)
+        connector_module = build_connector(whisper.config, settings.connector, d_llm, shared)
+        if settings.connector.init == "whisper":
+            connector_module.init_from_decoder(whisper.model.model.decoder)
     return Ear(whisper, llm, tokenizer, connector_module, settings)
 
 
