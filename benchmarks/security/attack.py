@@ -319,18 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     header = describe_run("hostile", torch.device("cpu"))
     states = {"warm": vars(result.warm), "end": vars(result.end), "broken": len(faults)}
-    print(
-        json.dumps(
-            {
-                **header,
-                "requests": args.requests,
-                "seed": args.seed,
-                "speaks": args.speaks,
-                "kinds": kinds,
-                **states,
-            }
-        )
-    )
+    print(json.dumps({**header, **vars(args), "kinds": kinds, **states}))
     return 1 if faults else 0
 
 

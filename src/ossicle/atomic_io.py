@@ -31,8 +31,25 @@ def raise_as_checkpoint_error(path: Path, advice: str = _FREE_SPACE) -> Generato
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\n", 1)[0]
-        raise CheckpointError(f"{path} cannot be written: {reason}; {advice}") from error
+        raise CheckpointError(f"{path} cannot be written: {format_reason(error)}; {advice}") from error
+
+
+def format_reason(error: BaseException) -> str:
+    """Returns why a file could not be read or written, in one line."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n", 1)[0]
+
+
+def describe_unreadable(path: Path, error: BaseException) -> str | None:
+    """Returns what to say of a file that is there and cannot be read for want of memory, a permission or its disk.
+
+    Returns: None for any other error, which what is in the file may have caused
+    """
+    if not isinstance(error, MemoryError | OSError) or isinstance(error, FileNotFoundError):
+        return None
+    return (
+        f"{path} cannot be read now ({format_reason(error)}); nothing is lost: run the same command again when that has"
+        " changed"
+    )
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
+from ossicle.atomic_io import describe_unreadable, format_reason
 from ossicle.errors import CheckpointError
 from ossicle.text_encoding import read_text_file
 
@@ -65,10 +66,20 @@ def read_unfinished_run(folder: Path) -> UnfinishedRun:
             )
         try:
             return _read_state(folder, states[-1])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, MemoryError, ValueError, KeyError, TypeError, SafetensorError) as error:
             if attempt == _ATTEMPTS - 1 or _list_states(folder)[-1:] == states[-1:]:
-                raise CheckpointError(f"{states[-1]} is damaged ({error}); remove it") from error
+                raise build_read_error(states[-1], error) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def build_read_error(path: Path, error: BaseException) -> CheckpointError:
+    """Returns the error for a state that cannot be read, which need not be its own fault."""
+    if isinstance(error, OutOfMemoryError):  # the GPU's
+        error = MemoryError(format_reason(error))
+    return CheckpointError(
+        describe_unreadable(path, error)
+        or f"{path} is damaged ({format_reason(error)}); remove it to begin the run again"
+    )
 
 
 def _list_states(folder: Path) -> list[Path]:

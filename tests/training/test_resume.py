@@ -13,6 +13,7 @@ from support.training_runs import (
     load_saved_state,
 )
 
+from ossicle import run_checkpoint
 from ossicle.config import (
     Recipe,
 )
@@ -127,6 +128,20 @@ def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
         with pytest.raises(CheckpointError, match=r"cannot be read now .*; nothing is lost: run the same"):
             trainer.train(short)
     assert trainer.train(short) is not None
+
+
+def test_an_unfinished_run_that_cannot_be_read_now_is_not_called_damaged(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run(recipe)
+    save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(1, 4), recipe)
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(run_checkpoint, "_read_state", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be read now \(Permission denied\); nothing is lost"):
+        read_unfinished_run(run.folder)
 
 
 def test_optimizer_tensors_are_on_the_device_of_their_weight() -> None:

@@ -73,6 +73,7 @@ class Eval:
 
         suite = open_suite(self.suite, self.data)
         judge = None if self.judge is None else open_judge(self.judge)
+        report = find_json_path(self.out)
         check_judge(suite, judge)
         ear = checkpoint.load(
             self.ear,
@@ -90,7 +91,7 @@ class Eval:
             if self.asr is None
             else AsrModel(self.asr, ear, is_own=self.asr == self.ear, llm_bits=self.llm_bits),
             judge=judge,
-            journal=find_json_path(self.out).with_name(f".{find_json_path(self.out).name}.answers"),
+            journal=report.with_name(f".{report.name}.answers"),
         )
         try:
             return self._evaluate(ear, suite, options, command_line)

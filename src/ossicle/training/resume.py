@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ossicle.atomic_io import fsync_text, raise_as_checkpoint_error, replace_folder, write_text
+from ossicle.atomic_io import format_reason, fsync_text, raise_as_checkpoint_error, replace_folder, write_text
 from ossicle.config import Recipe
 from ossicle.errors import CheckpointError
-from ossicle.run_checkpoint import ORIGIN_FILE, PROGRESS_FILE, STATES_FOLDER
+from ossicle.run_checkpoint import ORIGIN_FILE, PROGRESS_FILE, STATES_FOLDER, build_read_error
 from ossicle.settings_io import to_table
 from ossicle.training.distributed import Ranks
 
@@ -166,7 +166,7 @@ def _raise_write_errors(path: Path) -> Generator[None]:
         try:
             yield
         except CheckpointException as error:
-            raise OSError(None, _format_reason(error)) from error
+            raise OSError(None, format_reason(_unwrap(error))) from error
 
 
 def load_state(
@@ -204,7 +204,7 @@ def load_state(
         for moments in optimizer.state.values():
             moments["step"] = moments["step"].reshape(())
     except _READ_ERRORS as error:
-        raise _damaged_error(path, error) from error
+        raise build_read_error(path, _unwrap(error)) from error
     return TrainerState(
         step=progress["step"], n_samples=progress["n_samples"], elapsed_s=progress["elapsed_s"]
     )
@@ -263,7 +263,7 @@ def check_origin(folder: Path, origin: dict[str, str]) -> None:
     try:
         stored = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise _damaged_error(path, error) from error
+        raise build_read_error(path, error) from error
     changed = [name for name in origin if stored.get(name, origin[name]) != origin[name]]
     if changed:
         raise CheckpointError(
@@ -296,24 +296,12 @@ def _read_progress(path: Path) -> dict[str, Any]:
         progress["elapsed_s"] = float(progress.get("elapsed_s", 0.0))  # not in older states
         progress["recipe"]["train.n_steps"]
     except _READ_ERRORS as error:
-        raise _damaged_error(path, error) from error
+        raise build_read_error(path, error) from error
     return progress
 
 
-def _format_reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:  # torch wraps the error of a rank
-        error = next(iter(error.failures.values()))[0]
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n", 1)[0]
-
-
-def _damaged_error(path: Path, error: BaseException) -> CheckpointError:
-    """Returns the error for a state that cannot be read, which need not be its own fault."""
-    causes = [error, *(failure for failure, _ in getattr(error, "failures", {}).values())]
-    if any(isinstance(cause, torch.OutOfMemoryError | MemoryError | OSError) for cause in causes) and not any(
-        isinstance(cause, FileNotFoundError) for cause in causes
-    ):
-        return CheckpointError(
-            f"{path} cannot be read now ({_format_reason(error)}); nothing is lost: run the same command again when that"
-            " has changed"
-        )
-    return CheckpointError(f"{path} is damaged ({_format_reason(error)}); remove it to begin the run again")
+def _unwrap(error: BaseException) -> BaseException:
+    """Returns what a rank raised: torch wraps it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error

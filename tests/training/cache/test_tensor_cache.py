@@ -306,6 +306,26 @@ def test_a_missing_or_truncated_shard_is_refused(tmp_path: Path) -> None:
     assert_is(cache.get(build_key(6)), build_entry(6))
 
 
+@pytest.mark.parametrize("name", ["shard-*", "index.json"])
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fill_cache(tmp_path, list(range(12)))
+    (path,) = list(tmp_path.glob(name))[:1]
+    own_open = Path.open
+
+    def fail(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return own_open(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(
+        CacheError, match=rf"{path} cannot be read now \(Permission denied\); nothing is lost"
+    ):
+        TensorCache.open(tmp_path, FINGERPRINT)
+
+
 def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
     fill_cache(tmp_path, [1])
     path = tmp_path / "index.json"

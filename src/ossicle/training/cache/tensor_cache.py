@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ossicle.atomic_io import describe_unreadable
 from ossicle.errors import CacheError
-from ossicle.training.cache.tensor_shard import CacheEntry, Shard, damaged_error, read_shard, to_key_array
+from ossicle.training.cache.tensor_shard import (
+    CacheEntry,
+    Shard,
+    build_read_error,
+    damaged_error,
+    read_shard,
+    to_key_array,
+)
 
 INDEX_FILE = "index.json"
 CACHE_FORMAT = 1
@@ -136,8 +144,9 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(
-            f"{path} is damaged ({error}); remove it and run the command that fills the cache again: intact shards are"
-            " kept"
+            describe_unreadable(path, error)
+            or f"{path} is damaged ({error}); remove it and run the command that fills the cache again: intact shards"
+            " are kept"
         ) from error
     if index["format"] != CACHE_FORMAT:
         raise CacheError(
@@ -152,7 +161,7 @@ def _read_listed_shard(folder: Path, fingerprint: dict[str, str], entry: dict[st
     try:
         n_bytes = path.stat().st_size
     except OSError as error:
-        raise damaged_error(path, f"the index lists it, but: {error.strerror}") from error
+        raise build_read_error(path, error) from error
     if n_bytes != entry["n_bytes"]:
         raise damaged_error(path, f"it has {n_bytes} bytes, the index says {entry['n_bytes']}")
     shard = read_shard(path)

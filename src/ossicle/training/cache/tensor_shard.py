@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ossicle.atomic_io import atomic_write
+from ossicle.atomic_io import atomic_write, describe_unreadable, format_reason
 from ossicle.errors import CacheError
 
 KEY_BYTES = 16
@@ -26,7 +26,7 @@ KEY_BYTES = 16
 _FINGERPRINT = "fingerprint"
 _TABLES = ("crc32", "ids", "id_offsets", "keys", "offsets", "without")
 """Names of the tensors in the file, but for the states; "without" holds the keys that have no entry."""
-_READ_ERRORS = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError)
+_READ_ERRORS = (OSError, MemoryError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError)
 """Errors that safetensors, JSON and torch raise for a file that is damaged or something else."""
 
 
@@ -158,7 +158,7 @@ def read_shard(path: Path) -> Shard:
         ):
             raise ValueError("its fingerprint is invalid")
     except _READ_ERRORS as error:
-        raise damaged_error(path, error) from error
+        raise build_read_error(path, error) from error
     crc32 = zlib.crc32(header)
     for name in _TABLES:
         crc32 = zlib.crc32(tables[name].tobytes(), crc32)
@@ -183,11 +183,20 @@ def _check_tables(tables: dict[str, np.ndarray], states: Tensor) -> None:
         raise ValueError("its states are invalid")
 
 
-def damaged_error(path: Path, reason: object) -> CacheError:
+def build_read_error(path: Path, error: BaseException) -> CacheError:
+    """Returns the error for a file that cannot be read, which need not be its own fault."""
+    unreadable = describe_unreadable(path, error)
+    return (
+        CacheError(unreadable)
+        if unreadable
+        else damaged_error(path, format_reason(error) or type(error).__name__)
+    )
+
+
+def damaged_error(path: Path, reason: str) -> CacheError:
     """Returns the error for a file that cannot be used."""
-    text = " ".join(str(reason).split()) or type(reason).__name__
     return CacheError(
-        f"{path} is damaged or incomplete ({text}); remove it and the index.json next to it, and run the command that"
+        f"{path} is damaged or incomplete ({reason}); remove it and the index.json next to it, and run the command that"
         " fills the cache again"
     )
 
