@@ -181,7 +181,7 @@ def test_a_huge_size_reserves_no_memory(folder: Path) -> None:
         (write_model_file({}, {"a": "b"}), "a is to be the same as b, which is not there"),
         (
             struct.pack("<I", 6) + b"\x02\0\xff\0" + struct.pack("<III", 3, 0, 0),
-            "a name before byte 8 is not text",
+            "a text before byte 8 is not UTF-8",
         ),
     ],
 )

@@ -1,22 +1,20 @@
 """The variables in a CTranslate2 model file, `model.bin`, by name.
 
-The file is mapped, and every length in it is compared with what is there before anything is read or reserved. What the
-variables mean is not known here.
+What the variables mean is not known here.
 
 Source: CTranslate2's model specifications, binary version 6, of which all its Whispers are
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ossicle.backbones.byte_cursor import ByteCursor, map_file
 from ossicle.errors import CheckpointError
 
 _VERSION = 6
@@ -30,7 +28,7 @@ class Variable:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    content: np.ndarray
+    content: memoryview
     """Its bytes."""
 
     def read(self) -> Tensor:
@@ -81,7 +79,7 @@ def open_model_file(path: Path) -> ModelFile:
         CheckpointError: it cannot be read, is of another kind or version, or is damaged
     """
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        content = map_file(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from error
     cursor = _Cursor(path, content)
@@ -104,30 +102,13 @@ def open_model_file(path: Path) -> ModelFile:
     return ModelFile(path, spec, variables)
 
 
-class _Cursor:
-    """Reads one value after the other, never beyond the file's end."""
-
-    def __init__(self, path: Path, content: np.ndarray) -> None:
-        self.path, self.content, self.position = path, content, 0
-
-    def take(self, n_bytes: int) -> np.ndarray:
-        if n_bytes > len(self.content) - self.position:
-            raise self.damage(
-                f"{n_bytes} bytes are to follow byte {self.position}, but it has {len(self.content)}"
-            )
-        self.position += n_bytes
-        return self.content[self.position - n_bytes : self.position]
-
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")).tobytes())
+class _Cursor(ByteCursor):
+    def __init__(self, path: Path, content: memoryview) -> None:
+        super().__init__(content)
+        self.path = path
 
     def read_string(self) -> str:
-        (length,) = self.unpack("H")
-        text = self.take(length).tobytes().removesuffix(b"\0")
-        try:
-            return text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.damage(f"a name before byte {self.position} is not text") from error
+        return self.read_text("H").removesuffix("\0")
 
     def read_variable(self) -> tuple[str, Variable]:
         name = self.read_string()

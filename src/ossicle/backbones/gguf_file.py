@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ossicle.backbones.byte_cursor import ByteCursor, map_file
 from ossicle.backbones.causal_lm import to_id_list
 from ossicle.errors import CheckpointError
 
@@ -158,7 +159,7 @@ def open_gguf(name: str, path: Path) -> GgufFile:
     """
     check_gguf_packages(name)
     try:
-        content = _view(np.memmap(path, dtype=np.uint8, mode="r"))
+        content = map_file(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"LLM {name!r} cannot be read: {error}; copy or download it again") from error
     cursor = _Cursor(name, content)
@@ -183,11 +184,6 @@ def open_gguf(name: str, path: Path) -> GgufFile:
         cursor.position = start + offset
         tensors[key] = StoredTensor(shape, number, cursor.take(_count_bytes(cursor, key, shape, number)))
     return _check(cursor, GgufFile(path, metadata, tensors))
-
-
-def _view(content: Any) -> memoryview:
-    """Returns the bytes of a mapped file, of which parts are had faster than of the array."""
-    return memoryview(content)
 
 
 def _import_gguf() -> Any:
@@ -227,29 +223,13 @@ def _check(cursor: "_Cursor", file: GgufFile) -> GgufFile:
     return file
 
 
-class _Cursor:
-    """Reads one value after the other, never beyond the file's end."""
-
+class _Cursor(ByteCursor):
     def __init__(self, name: str, content: memoryview) -> None:
-        self.name, self.content, self.position = name, content, 0
-
-    def take(self, n_bytes: int) -> memoryview:
-        if n_bytes > len(self.content) - self.position:
-            raise self.damage(
-                f"{n_bytes} bytes are to follow byte {self.position}, but it has {len(self.content)}"
-            )
-        self.position += n_bytes
-        return self.content[self.position - n_bytes : self.position]
-
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")).tobytes())
+        super().__init__(content)
+        self.name = name
 
     def read_string(self) -> str:
-        (length,) = self.unpack("Q")
-        try:
-            return self.take(length).tobytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.damage(f"a text before byte {self.position} is not UTF-8") from error
+        return self.read_text("Q")
 
     def read_value(self) -> tuple[str, Any]:
         key = self.read_string()
@@ -312,7 +292,7 @@ def _read_quickly() -> Generator[None]:
         def _measure_array(self, start: int, number: int, length: int) -> int:
             if number in _SCALARS:
                 return length * struct.calcsize(f"<{_SCALARS[number]}")
-            position, content = start, _view(self.data)
+            position, content = start, memoryview(self.data)
             for _ in range(length):
                 position += 8 + int.from_bytes(content[position : position + 8], "little")
             return position - start
