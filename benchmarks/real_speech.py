@@ -32,6 +32,7 @@ from ossicle.atomic_io import atomic_write, write_text
 from ossicle.audio.augment import add_noise, crop_or_loop
 from ossicle.audio.waveform import SAMPLE_RATE, load_audio
 from ossicle.backbones.encoder import Features
+from ossicle.backbones.fingerprints import fingerprint_model
 from ossicle.ear import Ear
 from ossicle.errors import DataError, OssicleError
 from ossicle.evaluation.audio_model import build_user_turn, has_words
@@ -121,20 +122,24 @@ def _join(like: Item, sounds: Sequence[np.ndarray], texts: Sequence[str], number
 
 
 class FeatureStore:
-    """Encoder features and transcripts on disk, by the samples that they belong to."""
+    """Encoder features and transcripts on disk, by the Whisper and the samples that they belong to.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    Args:
+        folder: where each Whisper has a folder of its own; None computes everything anew
+    """
 
-    def wrap_encoder(self, ear: Ear) -> None:
-        """Lets an ear look its features up."""
-        if self.folder is not None:
+    def __init__(self, folder: Path | None, ear: Ear) -> None:
+        self.ear, self.folder = ear, None
+        if folder is not None:
+            self.folder = folder / fingerprint_model(ear.whisper.model)
+            self.folder.mkdir(parents=True, exist_ok=True)
             encode = ear.encode_sounds
-            ear.encode_sounds = lambda sounds: self._encode(ear, encode, sounds)
+            ear.encode_sounds = lambda sounds: self._encode(encode, sounds)
 
     def _encode(
-        self, ear: Ear, encode: Callable[[Sequence[np.ndarray]], Features], sounds: Sequence[np.ndarray]
+        self, encode: Callable[[Sequence[np.ndarray]], Features], sounds: Sequence[np.ndarray]
     ) -> Features:
+        ear = self.ear
         suffix = "npy" if ear.window.kind == "full" else f"{ear.window.describe()}.npy"
         paths = [self._path(sound, suffix) for sound in sounds]
         rows = [_load_states(path) for path in paths]
@@ -142,17 +147,17 @@ class FeatureStore:
         if missing:
             features = encode([sounds[index] for index in missing])
             for index, states, n in zip(missing, features.states, features.mask.sum(1), strict=True):
-                rows[index] = states[:n]
                 _save_states(paths[index], states[:n])
-        found = [row for row in rows if row is not None]
+                rows[index] = _load_states(paths[index])
+        found = [row.to(ear.device) for row in rows if row is not None]
         return ear.wrap_states(pad_sequence(found, batch_first=True), torch.tensor([*map(len, found)]))
 
-    def transcribe(self, ear: Ear, sounds: Sequence[np.ndarray]) -> list[str]:
+    def transcribe(self, sounds: Sequence[np.ndarray]) -> list[str]:
         """Returns the cascade's transcripts."""
         if self.folder is None:
-            return ear.transcribe(list(sounds))
+            return self.ear.transcribe(list(sounds))
         missing = [sound for sound in sounds if not self._path(sound, "txt").exists()]
-        for sound, text in zip(missing, ear.transcribe(missing), strict=True):
+        for sound, text in zip(missing, self.ear.transcribe(missing), strict=True):
             write_text(self._path(sound, "txt"), text)
         return [self._path(sound, "txt").read_text(encoding="utf-8") for sound in sounds]
 
@@ -167,7 +172,7 @@ def _load_states(path: Path) -> Tensor | None:
 
 def _save_states(path: Path, states: Tensor) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, states.half().numpy(), allow_pickle=False)
+        np.save(file, states.half().cpu().numpy(), allow_pickle=False)
 
 
 def iterate_batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -201,7 +206,7 @@ def measure_fidelity(
         heard = [build_user_turn(item, sound=sound) for item, sound in zip(batch, sounds, strict=True)]
         written = [
             build_user_turn(item, text=text)
-            for item, text in zip(batch, store.transcribe(ear, sounds), strict=True)
+            for item, text in zip(batch, store.transcribe(sounds), strict=True)
         ]
         turns = {"ear": heard, CASCADE: [turn if has_words(turn) else None for turn in written]}
         for result in compute_fidelity_batch(ear, texts, turns):
@@ -231,19 +236,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.long:
         sets += [joined for items in tuple(sets) if (joined := join_clips(items))]
     conditions = build_conditions(args.levels, has_recorded_noise=bool(noises))
-    store = FeatureStore(args.features)
-    if args.features:
-        args.features.mkdir(parents=True, exist_ok=True)
+    digests = [hash_items(items) for items in sets]
     for number, (name, folder) in enumerate(args.ears.items()):
         ear = checkpoint.load(folder)
-        store.wrap_encoder(ear)
+        store = FeatureStore(args.features, ear)
         systems: dict[str, Callable[[list[np.ndarray]], list[str]]] = {name: ear.transcribe_audio_tokens}
         if number == 0:
-            systems[CASCADE] = partial(store.transcribe, ear)
-        for items in sets:
+            systems[CASCADE] = store.transcribe
+        for items, digest in zip(sets, digests, strict=True):
             for condition in conditions:
                 load = partial(apply_condition, condition, items=items, noises=noises)
                 row = out.setdefault(str(items[0].group), {}).setdefault(condition.name, {})
+                check_same_items(
+                    args.out, row, digest + (hash_noises(noises) * (condition.corruption is None))
+                )
                 for system, transcribe in systems.items():
                     if system not in row.get("wer", {}):
                         start_s = time.monotonic()
@@ -261,6 +267,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         fidelity |= {name: both["ear"], CASCADE: both[CASCADE]}
                 write_text(args.out, json.dumps(out))
     return out
+
+
+def hash_items(items: Sequence[Item]) -> str:
+    """Hashes the sounds and texts of a set."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in items:
+        digest.update(load_audio(item.audio).tobytes())
+        digest.update(item.text.encode())
+    return digest.hexdigest()
+
+
+def hash_noises(noises: Sequence[np.ndarray]) -> str:
+    """Hashes recorded noises."""
+    return hashlib.blake2b(b"".join(noise.tobytes() for noise in noises), digest_size=8).hexdigest()
+
+
+def check_same_items(path: Path, row: dict[str, Any], items: str) -> None:
+    """Checks that the stored scores of a condition are of the same clips and noise, which systems are compared on.
+
+    Raises:
+        DataError: they are of others
+    """
+    if row.setdefault("items", items) != items:
+        raise DataError(f"{path} has scores of other clips or noises: give another --out")
 
 
 def _print_progress(
@@ -296,7 +326,7 @@ def summarize(stored: dict[str, Any], baseline: str = CASCADE) -> dict[str, Any]
         return {
             "n": len(next(iter(scores.values()))),
             "wer": wer,
-            **{k: v for k, v in row.items() if k != "wer"},
+            **{k: v for k, v in row.items() if k not in ("wer", "items")},
         }
 
     return {

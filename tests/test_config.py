@@ -148,6 +148,22 @@ def test_an_integer_is_accepted_as_a_number() -> None:
             "data.feature_cache is 'f', expected to be left out",
         ),
         (
+            '[objective]\nanchor_weight = 1\n[data]\nfeature_cache = "f"\n[augment]\nnoise_ratio = 0.5',
+            "data.feature_cache is 'f', expected to be left out: objective.anchor_weight needs",
+        ),
+        (
+            '[objective]\nanchor_weight = 1\n[data]\nfeature_cache = "f"\nn_augmented_views = 2',
+            "data.feature_cache is 'f', expected to be left out: objective.anchor_weight needs",
+        ),
+        (
+            '[augment]\nnoise = "street"',
+            "augment.noise is 'street', expected to be left out, as augment.noise_ratio is zero",
+        ),
+        (
+            '[base]\nencoder_window = "full"\nsilence_margin_s = 4.0',
+            'base.silence_margin_s is 4.0, expected 0, as base.encoder_window is "full"',
+        ),
+        (
             "[augment]\nspeed = [1.1, 0.9]",
             "augment.speed is (1.1, 0.9), expected two finite numbers, the smaller",
         ),

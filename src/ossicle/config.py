@@ -209,6 +209,16 @@ class ConnectorSettings:
         return self.form in ("autoregressive", "query")
 
 
+def check_silence_margin(base: BaseSettings) -> None:
+    """Raises ConfigError for a margin of silence where no silence is stored behind it."""
+    check(
+        base.encoder_window == "sound+silence" or base.silence_margin_s == 0,
+        "base.silence_margin_s",
+        base.silence_margin_s,
+        f'0, as base.encoder_window is "{base.encoder_window}"',
+    )
+
+
 def check_window(base: BaseSettings, connector: ConnectorSettings) -> None:
     """Raises ConfigError for a connector that reads the encoder's positions one by one, as silence is stored in rows."""
     check(
@@ -396,6 +406,12 @@ class AugmentSettings:
             self.speed[0] >= 0.5 and self.speed[1] <= 2, "augment.speed", self.speed, "factors from 0.5 to 2"
         )
         check(self.noise != "", "augment.noise", "", "a folder, or to be left out")
+        check(
+            self.noise is None or self.noise_ratio > 0,
+            "augment.noise",
+            self.noise,
+            "to be left out, as augment.noise_ratio is zero",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,6 +519,7 @@ class Recipe:
             "all",
             f"last or suffix: form {self.connector.form} has no audio token for each token of the transcript",
         )
+        check_silence_margin(self.base)
         check_window(self.base, self.connector)
         check(
             self.connector.uses_shared_vocabulary or self.objective.anchor_weight == 0,
@@ -515,6 +532,14 @@ class Recipe:
             "data.feature_cache",
             self.data.feature_cache,
             "to be left out: data.concat_ratio draws new examples in each pass, and stored features would fix them",
+        )
+        check(
+            self.data.feature_cache is None
+            or self.objective.anchor_weight == 0
+            or (self.augment == AugmentSettings() and self.data.n_augmented_views == 1),
+            "data.feature_cache",
+            self.data.feature_cache,
+            "to be left out: objective.anchor_weight needs the sound before augmentation, too",
         )
 
 

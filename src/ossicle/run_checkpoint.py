@@ -19,6 +19,8 @@ STATES_FOLDER, PROGRESS_FILE, ORIGIN_FILE, RECIPE_FILE = (
     "origin.json",
     "recipe.toml",
 )
+_BACKBONES = ("encoder", "decoder_vocabulary", "llm", "tokenizer")
+"""Fingerprints in a run's origin that are an ear's, too."""
 _WEIGHT = "weight."
 _ATTEMPTS = 5
 """A training run removes its earlier state once the next one is saved."""
@@ -101,6 +103,6 @@ def _read_state(folder: Path, state: Path) -> UnfinishedRun:
         step=int(progress["step"]),
         n_steps=None if "minutes" in train else train.get("n_steps"),
         settings={name: recipe.get(name, {}) for name in ("base", "prompt", "connector")},
-        fingerprints={name: value for name, value in origin.items() if name not in ("speech", "start")},
+        fingerprints={name: value for name, value in origin.items() if name in _BACKBONES},
         weights=weights,
     )

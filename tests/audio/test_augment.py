@@ -105,16 +105,16 @@ def test_default_settings_change_nothing():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(AugmentSettings(), WINDOW)
     np.testing.assert_array_equal(augmenter.augment_samples(clip, 3), clip)
-    assert augmenter.augment_mel(mel, 3) is mel
+    assert augmenter.augment_mel(mel, mel.shape[1], 3) is mel
 
 
 def test_augmentation_of_samples_depends_on_the_seed_alone():
     """Neither on earlier calls nor on the instance."""
     clips, mels = [tone(9_000 + 977 * i) for i in range(6)], [random_mel(60 + i) for i in range(6)]
     one, other = Augmenter(EVERYTHING, WINDOW), Augmenter(EVERYTHING, WINDOW)
-    forwards = [(one.augment_samples(clips[i], i), one.augment_mel(mels[i], i)) for i in range(6)]
+    forwards = [(one.augment_samples(clips[i], i), one.augment_mel(mels[i], 60, i)) for i in range(6)]
     backwards = [
-        (other.augment_samples(clips[i], i), other.augment_mel(mels[i], i)) for i in reversed(range(6))
+        (other.augment_samples(clips[i], i), other.augment_mel(mels[i], 60, i)) for i in reversed(range(6))
     ][::-1]
     for (samples, mel), (samples_again, mel_again) in zip(forwards, backwards, strict=True):
         np.testing.assert_array_equal(samples, samples_again)
@@ -125,7 +125,7 @@ def test_augmentation_of_samples_depends_on_the_seed_alone():
 def test_inputs_are_not_modified():
     clip, mel = tone(16_000), random_mel(100)
     augmenter = Augmenter(EVERYTHING, WINDOW)
-    assert not torch.equal(augmenter.augment_mel(mel, 4), mel)
+    assert not torch.equal(augmenter.augment_mel(mel, mel.shape[1], 4), mel)
     assert not np.array_equal(augmenter.augment_samples(clip, 4), clip)
     np.testing.assert_array_equal(clip, tone(16_000))
     assert torch.equal(mel, random_mel(100))
@@ -299,3 +299,11 @@ def test_masks_cover_a_small_part_and_stay_inside():
     masked = mel.clone()
     mask_patches(masked, seed=1)
     assert 0 < (masked != mel).float().mean() < 0.5
+
+
+def test_the_silence_behind_a_sound_is_not_masked():
+    mel, augmenter = random_mel(3_000), Augmenter(EVERYTHING, WINDOW)
+    for seed in range(20):
+        masked = augmenter.augment_mel(mel, 200, seed)
+        assert torch.equal(masked[:, 200:], mel[:, 200:])
+        assert not torch.equal(masked[:, :200], mel[:, :200])

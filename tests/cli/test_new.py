@@ -56,6 +56,7 @@ def test_the_window_is_checked(
         base = ossicle.load(name).settings.base
         assert (base.encoder_window, base.silence_margin_s) == ("sound+silence", margin_s)
     assert "base.silence_margin_s" in expect_error(2, command, "no", *stored, "--silence-margin-s", "-1")
+    assert "base.silence_margin_s" in expect_error(2, command, "no", *models, "--silence-margin-s", "8")
     for divergence in (0.06, float("nan")):
         monkeypatch.setattr("ossicle.backbones.silence_check.measure_divergence", lambda *_, d=divergence: d)
         assert "use --encoder-window full" in expect_error(2, command, "no", *stored)

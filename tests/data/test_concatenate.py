@@ -1,13 +1,16 @@
 """Concatenated clips: none is cut, nothing clicks, and they always fit into the window."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ossicle.audio.augment import Augmenter
 from ossicle.audio.waveform import SAMPLE_RATE
+from ossicle.config import AugmentSettings
 from ossicle.data.concatenate import concatenate_clips, draw_concat_target
 
 FADE = SAMPLE_RATE // 200
@@ -110,3 +113,17 @@ def test_the_requested_ratio_of_examples_is_concatenated_to_more_than_half_of_th
     assert 0.95 * WINDOW < max(targets) <= WINDOW
     assert drawn == [draw_concat_target(seed, 0.3, WINDOW) for seed in range(1_000)]
     assert None not in [draw_concat_target(seed, 1.0, WINDOW) for seed in range(100)]
+
+
+def test_whether_clips_are_concatenated_does_not_tell_how_they_are_augmented():
+    clip = make_clip(SAMPLE_RATE)
+    augmenter = Augmenter(AugmentSettings(silence_ratio=0.5), WINDOW)
+    pairs = Counter(
+        (
+            draw_concat_target(seed, 0.5, WINDOW) is not None,
+            len(augmenter.augment_samples(clip, seed)) > len(clip),
+        )
+        for seed in range(1_000)
+    )
+    assert len(pairs) == 4
+    assert min(pairs.values()) > 200

@@ -95,6 +95,12 @@ def test_sources_are_concatenated_in_order(tmp_path: Path) -> None:
     assert len(open_speech([first, second], n_clips=2).source_ranges) == 1
     with pytest.raises(ConfigError, match="has no weight and others have one"):
         open_speech([first, f"{second}?weight=1"])
+    weighted = [f"{first}?weight=1", f"{second}?weight=1"]
+    assert len(open_speech(weighted, n_clips=7)) == 7
+    assert len(open_speech(weighted[:1], n_clips=2)) == 2
+    for n_clips in (3, 6):
+        with pytest.raises(ConfigError, match=f"clips is {n_clips}, which cuts sources that have weights"):
+            open_speech(weighted, n_clips=n_clips)
 
 
 def test_the_fingerprint_depends_on_content_and_not_on_location(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_fewer_word_errors_are_a_gain(n_errors: int, is_clear: bool) -> None:
     def build_report(errors: int) -> Report:
         scores = {"text": (0.0, 4.0), "cascade": (2.0, 4.0), "ear": (float(errors), 4.0)}
         return Report(
-            suite="mine", items=tuple(build_item_result(i, rule="wer", scores=scores) for i in range(8))
+            suite="mine", items=tuple(build_item_result(i, rule="wer", scores=scores) for i in range(12))
         )
 
     before, after = build_report(2), build_report(n_errors)

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.evaluation import statistics
-from ossicle.evaluation.statistics import METRICS, bootstrap_ci95, bootstrap_difference, bootstrap_score
+from ossicle.evaluation.statistics import (
+    METRICS,
+    ItemScore,
+    bootstrap_ci95,
+    bootstrap_difference,
+    bootstrap_group_mean,
+    bootstrap_group_mean_difference,
+    bootstrap_score,
+)
 
 
 def test_the_bootstrap_agrees_with_resampling_each_item() -> None:
@@ -42,6 +50,35 @@ def test_an_interval_is_in_range_and_contains_the_mean(values: list[int]) -> Non
     assert -1 <= low <= high <= 1
     if values:
         assert low <= np.mean(values) <= high
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([(1.0, 4.0)] * 2, (0.25, 0.25, 0.75)), ([(0.0, 3.0), (0.0, 5.0), (0.0, 2.0)], (0.0, 0.0, 1.0))],
+)
+def test_error_rates_that_agree_are_no_certainty(
+    scores: list[ItemScore], expected: tuple[float, float, float]
+) -> None:
+    value, lower_range, upper_range = expected
+    margin = 1 - 0.025 ** (1 / len(scores))
+    estimate = bootstrap_score(METRICS["wer"], scores)
+    assert estimate.value == value
+    assert estimate.ci95 == pytest.approx((value - lower_range * margin, value + upper_range * margin))
+
+
+def test_one_item_is_no_clear_difference() -> None:
+    wer, right = METRICS["wer"], METRICS["right"]
+    for n in (1, 2):
+        low, high = bootstrap_difference(wer, [(1.0, 10.0)] * n, [(2.0, 10.0)] * n).ci95
+        assert low < -0.1 < 0 < high
+    same = [(1.0, 10.0), (2.0, 9.0)]
+    assert bootstrap_difference(wer, same, same).ci95 == (0, 0)
+    groups = [[(1.0,)], [(1.0,), (1.0,)]]
+    low, high = bootstrap_group_mean(groups, [right, right]).ci95
+    assert low == pytest.approx(1 - (0.975 + 1 - 0.025**0.5) / 2)
+    assert high == 1
+    pair = ([(1.0,)], [(0.0,)])
+    assert bootstrap_group_mean_difference([pair], [right]).ci95 == pytest.approx((-0.95, 1.0))
 
 
 def test_error_rates_are_ratios_of_sums_and_differences_are_paired() -> None:

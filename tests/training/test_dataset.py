@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,31 @@ def test_epochs_take_the_views_in_turn(recipe: Recipe) -> None:
         assert torch.equal(microbatch.states, load_batch(run, rows, view).features.states)
 
 
+@pytest.mark.parametrize(
+    ("settings", "matters"),
+    [
+        ({"data": {"n_augmented_views": 2}}, True),
+        ({"augment": {"babble_ratio": 0.5}}, True),
+        ({"augment": {"noise_ratio": 0.5}}, False),
+        ({}, False),
+    ],
+)
+def test_stored_features_are_of_the_speech_whose_voices_are_in_them(
+    recipe: Recipe, speech: Path, tmp_path: Path, settings: dict[str, Any], matters: bool
+) -> None:
+    """The other clips may change: they are only heard in a clip's background."""
+    lines = speech.read_text().splitlines(keepends=True)
+    shutil.copytree(speech.parent, tmp_path / "speech")
+    source, keys = tmp_path / "speech" / speech.name, []
+    for kept in (lines, [*lines[:-1], lines[0]]):
+        source.write_text("".join(kept))
+        asked = change_settings(change_settings(recipe, data={"source": (str(source),)}), **settings)
+        dataset = build_run(asked).dataset
+        keys.append(dataset.compute_feature_key(0, 1 if "data" in settings else 0))
+        assert dataset.compute_feature_key(0, 0) != dataset.compute_feature_key(1, 0)
+    assert (keys[0] != keys[1]) == matters
+
+
 def test_a_transcript_without_a_query_for_its_end_is_skipped(recipe: Recipe) -> None:
     run = build_run(recipe)
     longest = max(run.dataset.load_clips([SampleIndex(row, 0) for row in range(12)]).n_text)
@@ -96,6 +123,17 @@ def test_a_transcript_without_a_query_for_its_end_is_skipped(recipe: Recipe) -> 
         assert (
             f"the transcript has {longest} tokens, but connector.n_queries is {longest}; expected" in reason
         )
+
+
+def test_a_transcript_with_more_tokens_than_queries_is_skipped(recipe: Recipe) -> None:
+    indices = [SampleIndex(row, 0) for row in range(12)]
+    longest = max(build_run(recipe).dataset.load_clips(indices).n_text)
+    for n_queries, is_skipped in ((longest, False), (longest - 1, True)):
+        settings = {"form": "anchored", "n_queries": n_queries}
+        loaded = build_run(change_settings(recipe, connector=settings)).dataset.load_clips(indices)
+        assert bool(loaded.skipped) == is_skipped
+        for reason in loaded.skipped.values():
+            assert f"connector.n_queries is {n_queries}; expected at least as many as tokens" in reason
 
 
 def test_a_transcript_with_a_control_token_is_skipped(recipe: Recipe, speech: Path, tmp_path: Path) -> None:

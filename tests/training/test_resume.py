@@ -25,13 +25,24 @@ from ossicle.training.setup import build_run
 from ossicle.training.trainer import StopRequested, train_run
 
 
-@pytest.mark.parametrize("name", ["encoder", "speech"])
-def test_a_run_resumes_only_with_the_models_and_speech_it_began_with(recipe: Recipe, name: str) -> None:
+@pytest.mark.parametrize("name", ["encoder", "speech", "llm config", "noise"])
+def test_a_run_resumes_only_with_the_models_and_speech_it_began_with(
+    recipe: Recipe, speech: Path, tmp_path: Path, name: str
+) -> None:
+    noise = tmp_path / "noise" / "hum.wav"
+    noise.parent.mkdir()
+    shutil.copy(speech.parent / "0.wav", noise)
+    recipe = change_settings(recipe, augment={"noise": str(noise.parent), "noise_ratio": 0.5})
     run = build_run(recipe)
     save_state(run.folder, run.ear.connector, run.optimizer, TrainerState(7, 28), recipe)
     write_origin(run.folder, run.fingerprints)
     if name == "encoder":
         run = replace(run, backbone_fingerprints={**run.backbone_fingerprints, "encoder": "0123456789abcdef"})
+    elif name == "llm config":
+        run.ear.llm.config.rms_norm_eps *= 10
+    elif name == "noise":
+        shutil.copy(speech.parent / "1.wav", noise)
+        run = build_run(recipe)
     else:
         vars(run.dataset.speech)["fingerprint"] = "of other speech"
     with pytest.raises(CheckpointError, match=f"began with another {name}: its fingerprint was"):

@@ -82,12 +82,16 @@ class Augmenter:
             return augmented
         return add_noise(augmented, self._draw_noise(len(augmented), rng), snr_db)
 
-    def augment_mel(self, mel: Float[Tensor, "M F"], seed: int) -> Float[Tensor, "M F"]:
-        """Returns the spectrogram masked by SpecAugment; the same tensor if the settings do not ask for it."""
+    def augment_mel(self, mel: Float[Tensor, "M F"], n_frames: int, seed: int) -> Float[Tensor, "M F"]:
+        """Returns the spectrogram masked by SpecAugment; the same tensor if the settings do not ask for it.
+
+        Args:
+            n_frames: only these first ones are masked: the sound's own, without the silence behind it
+        """
         if not self.settings.spec_augment:
             return mel
         masked = mel.clone()
-        mask_patches(masked, seed)
+        mask_patches(masked[:, :n_frames], seed)
         return masked
 
     def _add_silence(

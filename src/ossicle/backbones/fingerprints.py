@@ -10,6 +10,16 @@ from ossicle.backbones.pretrained import Whisper
 
 _SAMPLED_VALUES = 4_096
 """Values of a tensor that enter its hash, at most about twice as many."""
+_HOW_LOADED = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Entries of a config that say nothing of what is computed."""
 
 
 def fingerprint_backbones(whisper: Whisper, llm: nn.Module, tokenizer: Any) -> dict[str, str]:
@@ -36,6 +46,23 @@ def fingerprint_model(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_llm_config(llm: Any) -> str:
+    """Hashes what an LLM computes with beside its weights: its config, and the tokens that end its answers.
+
+    How it was loaded does not count: its name, dtype and quantization, and the version of transformers.
+    """
+
+    def select(table: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: select(value) if isinstance(value, dict) else value
+            for name, value in sorted(table.items())
+            if name not in _HOW_LOADED
+        }
+
+    ends = getattr(llm.generation_config, "eos_token_id", None)
+    return hashlib.sha256(repr((select(llm.config.to_diff_dict()), ends)).encode()).hexdigest()[:16]
 
 
 def fingerprint_decoder_vocabulary(whisper: Whisper) -> str:

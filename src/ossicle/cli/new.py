@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ossicle.cli.terminal import check_is_new, program_name
-from ossicle.config import BaseSettings, ConnectorSettings, WindowKind
+from ossicle.config import BaseSettings, ConnectorSettings, WindowKind, check_silence_margin
 from ossicle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class New:
             encoder_window=self.encoder_window or "full",
             silence_margin_s=BaseSettings.silence_margin_s if margin_s is None else margin_s,
         )
+        check_silence_margin(base)
         n_positions = build_meta_whisper(encoder, None).config.max_target_positions
         settings = ConnectorSettings(
             form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND

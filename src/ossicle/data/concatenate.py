@@ -17,6 +17,8 @@ _FADE_SAMPLES = SAMPLE_RATE // 200
 """A fade of 5 ms at both ends of a clip, so that none clicks."""
 _QUIET_RATIO = 0.05
 """The part of a clip's frames of 10 ms that are as quiet as its pauses."""
+_TARGET_STREAM, _PAUSE_STREAM = 3, 4
+"""Random numbers of a seed; streams 0 to 2 are those of the augmentation, which must not depend on these."""
 
 
 def draw_concat_target(seed: int, concat_ratio: float, window_samples: int) -> int | None:
@@ -25,7 +27,7 @@ def draw_concat_target(seed: int, concat_ratio: float, window_samples: int) -> i
     Args:
         concat_ratio: ratio of examples that are concatenated
     """
-    rng = np.random.default_rng((seed, 1))
+    rng = np.random.default_rng((seed, _TARGET_STREAM))
     is_concatenated, window_ratio = rng.random() < concat_ratio, rng.uniform(_MIN_WINDOW_RATIO, 1.0)
     return round(window_ratio * window_samples) if is_concatenated else None
 
@@ -46,7 +48,7 @@ def concatenate_clips(
     Args:
         others: clips to append; consumed only as far as needed
     """
-    rng = np.random.default_rng((seed, 2))
+    rng = np.random.default_rng((seed, _PAUSE_STREAM))
     segments, texts, n_samples, source = [samples], [text], len(samples), iter(others)
     while n_samples < target_samples:
         n_pause = round(rng.uniform(*_PAUSE_S) * SAMPLE_RATE)

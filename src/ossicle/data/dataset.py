@@ -131,7 +131,7 @@ def open_speech(sources: Sequence[str], n_clips: int | None = None) -> SpeechDat
         n_clips: keeps only the first n rows of all sources together
 
     Raises:
-        ConfigError: a source string that cannot be parsed, or n_clips below 1
+        ConfigError: a source string that cannot be parsed, or n_clips below 1 or not for these sources
         DataError: there is no such source, it cannot be read at all, or it has no rows
     """
     if n_clips is not None and n_clips < 1:
@@ -143,4 +143,25 @@ def open_speech(sources: Sequence[str], n_clips: int | None = None) -> SpeechDat
         if not len(source):
             raise DataError(f"source {spec.name!r} holds no utterances; expected at least one")
         opened.append((source, spec.weight))
-    return SpeechDataset(opened, n_clips)
+    dataset = SpeechDataset(opened, n_clips)
+    _check_shares(dataset, opened)
+    return dataset
+
+
+def _check_shares(dataset: SpeechDataset, opened: Sequence[tuple[Source, float | None]]) -> None:
+    """Refuses a number of clips that takes rows from sources whose share of the samples was asked for.
+
+    Raises:
+        ConfigError: sources with weights are cut, or a stream is left out
+    """
+    has_weights = any(weight is not None for _, weight in opened)
+    left_out = [source for source, _ in opened[len(dataset.source_ranges) :]]
+    if len(opened) > 1 and has_weights and len(dataset) < sum(len(source) for source, _ in opened):
+        raise ConfigError(
+            f"the number of clips is {len(dataset)}, which cuts sources that have weights: leave it out, or the weights"
+        )
+    if any(source.is_sequential for source in left_out):
+        raise ConfigError(
+            f"the number of clips is {len(dataset)}, which the first {len(dataset.source_ranges)} of {len(opened)}"
+            " sources fill, so a stream is never read: give one source, or pack the streams first (ossicle data pack)"
+        )

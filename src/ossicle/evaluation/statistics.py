@@ -18,6 +18,8 @@ CONFIDENCE = 0.95
 _MAX_COUNTS = 1 << 24
 """Counts of resamples that are held in memory at a time."""
 
+_ROUNDING = 1e-9
+
 ItemScore = tuple[float, ...]
 """The numbers that an item's answer adds to the sums of its suite."""
 
@@ -40,6 +42,8 @@ class Metric:
     """Whether it is the mean of item scores of one number from 0 to 1."""
     unit: Literal["%", ""] = "%"
     """Ratios are shown in percent, any other number without a unit."""
+    highest: float = 1.0
+    """Largest number, but for rates of errors, of which there may be more than words."""
     headline: str = "By ear, the LLM reaches {}."
     """The report's sentence about the ear's number, which replaces {}."""
 
@@ -128,6 +132,7 @@ METRICS: Mapping[str, Metric] = {
             n_addends=10,
             is_mean=False,
             unit="",
+            highest=100.0,
         ),
     )
 }
@@ -145,7 +150,7 @@ def bootstrap_score(metric: Metric, scores: Sequence[ItemScore]) -> Estimate:
     """Returns the number of at least one item with its interval."""
     if metric.is_mean:
         return Estimate(value=metric.compute(scores), ci95=bootstrap_ci95([value for (value,) in scores]))
-    return Estimate(value=metric.compute(scores), ci95=_compute_ci95(_resample(metric, scores, scores)[0]))
+    return _bootstrap_groups([(metric, scores, None)])
 
 
 def bootstrap_difference(
@@ -155,12 +160,11 @@ def bootstrap_difference(
 
     An item with the same score in both adds nothing to the interval's width.
     """
-    gain = metric.compute(scores) - metric.compute(baseline)
     if metric.is_mean:
+        gain = metric.compute(scores) - metric.compute(baseline)
         gains = [value - base for (value,), (base,) in zip(scores, baseline, strict=True)]
         return Estimate(value=gain, ci95=bootstrap_ci95(gains, lower_bound=-1.0))
-    values, base_values = _resample(metric, scores, baseline)
-    return Estimate(value=gain, ci95=_compute_ci95(values - base_values))
+    return _bootstrap_groups([(metric, scores, baseline)])
 
 
 def bootstrap_group_mean(groups: Sequence[Sequence[ItemScore]], metrics: Sequence[Metric]) -> Estimate:
@@ -178,12 +182,25 @@ def bootstrap_group_mean_difference(
 def _bootstrap_groups(
     groups: Sequence[tuple[Metric, Sequence[ItemScore], Sequence[ItemScore] | None]],
 ) -> Estimate:
-    values, draws = [], []
+    """Returns the mean of groups' numbers, or of their differences to a baseline.
+
+    Items of a group that all agree have no spread to resample: its part of the interval is the exact binomial bound of
+    unanimous observations, as in `bootstrap_ci95`. Systems that have the same scores do not differ.
+    """
+    values, draws, below, above = [], [], [], []
     for seed, (metric, scores, baseline) in enumerate(groups):
         drawn, base_drawn = _resample(metric, scores, scores if baseline is None else baseline, seed=seed)
         values.append(metric.compute(scores) - (0.0 if baseline is None else metric.compute(baseline)))
         draws.append(drawn if baseline is None else drawn - base_drawn)
-    return Estimate(value=float(np.mean(values)), ci95=_compute_ci95(np.mean(draws, axis=0)))
+        is_unanimous = np.ptp(draws[-1]) < _ROUNDING and (baseline is None or abs(values[-1]) > _ROUNDING)
+        margin = _compute_unanimous_margin(len(scores)) if is_unanimous else 0.0
+        lowest = 0.0 if baseline is None else -metric.highest
+        below.append(margin * (values[-1] - lowest))
+        above.append(margin * max(0.0, metric.highest - values[-1]))
+    low, high = _compute_ci95(np.mean(draws, axis=0))
+    return Estimate(
+        value=float(np.mean(values)), ci95=(low - float(np.mean(below)), high + float(np.mean(above)))
+    )
 
 
 def _compute_ci95(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
@@ -212,6 +229,11 @@ def _resample(
     return np.concatenate(values), np.concatenate(base_values)
 
 
+def _compute_unanimous_margin(n: int) -> float:
+    """Returns the largest share of other values that n equal observations do not exclude."""
+    return 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+
+
 def bootstrap_ci95(
     values: Sequence[int] | Sequence[float],
     *,
@@ -233,7 +255,7 @@ def bootstrap_ci95(
         return lower_bound, upper_bound
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     if len(distinct) == 1:
-        value, margin = float(distinct[0]), 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+        value, margin = float(distinct[0]), _compute_unanimous_margin(n)
         return value - (value - lower_bound) * margin, value + (upper_bound - value) * margin
     rng, chunk_size = np.random.default_rng(seed), max(1, _MAX_COUNTS // len(distinct))
     means = [

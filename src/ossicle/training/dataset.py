@@ -64,7 +64,7 @@ class ClipDataset:
         self.template, self.connector = ear.template, ear.settings.connector
         self.n_mels = ear.whisper.config.num_mel_bins
         self.window_frames, self.window_samples = ear.whisper.window_frames, ear.whisper.window_samples
-        self.window = ear.window
+        self.window, self._own_window = ear.window, replace(ear.window, kind="sound")
         self.augmenter = Augmenter(augment_settings, self.window_samples, self._draw_voice)
         self._split_prompts: dict[str, SplitPrompt] = {}
 
@@ -104,9 +104,9 @@ class ClipDataset:
         n_samples = draw_concat_target(seed, self.data.concat_ratio, self.window_samples)
         if n_samples is not None:
             sound, ids = self._append_clips(utterance, sound, ids, n_samples, seed)
-        mel = self._compute_view_mel(self.augmenter.augment_samples(sound, seed), index.row, view)
+        mel = self._augment(sound, index.row, view, seed)
         clean_mel = self._compute_mel(sound) if self.needs_clean_sound else None
-        return Clip(ids=ids, mel=self.augmenter.augment_mel(mel, seed), states=None, clean_mel=clean_mel)
+        return Clip(ids=ids, mel=mel, states=None, clean_mel=clean_mel)
 
     def load_view_mel(self, row: int, view: int) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a view for the feature cache: its random augmentation is the same in all epochs.
@@ -114,9 +114,9 @@ class ClipDataset:
         Raises:
             DataError: the row cannot be used; the message names it and the reason
         """
-        seed = _combine_seeds(self.seed, row, view)
-        sound = self.augmenter.augment_samples(self._load_sound(self.speech[row]), seed)
-        return self.augmenter.augment_mel(self._compute_view_mel(sound, row, view), seed)
+        return self._augment(
+            self._load_sound(self.speech[row]), row, view, _combine_seeds(self.seed, row, view)
+        )
 
     def has_text(self, row: int) -> bool:
         """Whether a row has a transcript."""
@@ -130,10 +130,12 @@ class ClipDataset:
         content = (
             f"{self.speech.row_name(row)}\n{self._load_text(row)}\n{self.speech.audio_version(row)}\n{view}"
         )
-        if view:  # its seed, and the number of rows from which its background voice is drawn
-            content += f"\n{self._compute_view_seed(row, view)}\n{len(self.speech)}"
+        if view:
+            content += f"\n{self._compute_view_seed(row, view)}"
         if self.augmenter.is_active:
-            content += f"\n{self.augmenter.fingerprint}\n{self.seed}\n{len(self.speech)}"
+            content += f"\n{self.augmenter.fingerprint}\n{_combine_seeds(self.seed, row, view)}"
+        if view or self.augmenter.settings.babble_ratio:  # the speech from which voices are drawn
+            content += f"\n{self.speech.fingerprint}"
         return blake2b(content.encode(), digest_size=16).digest()
 
     def _load_text(self, row: int) -> str:
@@ -160,10 +162,12 @@ class ClipDataset:
         if not prompt.text or not prompt.is_framed:
             problem = "merges with the chat template around it" if prompt.text else "has no tokens"
             raise DataError(f"{name}: the transcript {text!r} {problem}; rewrite it or leave the row out")
-        if self.connector.learns_end and len(prompt.text) >= self.connector.n_queries:
-            raise DataError(  # the end is learned at the slot behind the last token
+        n_spare = int(self.connector.learns_end)  # the end is learned at the slot behind the last token
+        if self.connector.is_one_to_one and len(prompt.text) + n_spare > self.connector.n_queries:
+            raise DataError(
                 f"{name}: the transcript has {len(prompt.text)} tokens, but connector.n_queries is"
-                f" {self.connector.n_queries}; expected at least one query more than tokens"
+                f" {self.connector.n_queries}; expected at least {'one query more than' if n_spare else 'as many as'}"
+                " tokens"
             )
         return torch.tensor(prompt.text)
 
@@ -216,13 +220,21 @@ class ClipDataset:
         except DataError:  # tokens merge where two texts meet
             return sound, ids
 
-    def _compute_view_mel(self, sound: np.ndarray, row: int, view: int) -> Float[Tensor, "M F"]:
+    def _augment(self, sound: np.ndarray, row: int, view: int, seed: int) -> Float[Tensor, "M F"]:
+        """Returns the log-mel of an augmented view; what is masked lies within the sound, not in silence behind it."""
+        sound = self.augmenter.augment_samples(sound, seed)
         if view == 0:
-            return self._compute_mel(sound)
-        seed = self._compute_view_seed(row, view)
+            return self.augmenter.augment_mel(
+                self._compute_mel(sound), self._own_window.count_frames(len(sound)), seed
+            )
+        view_seed = self._compute_view_seed(row, view)
         mel = augment_mel(
-            self._compute_own_mel(sound), seed, self.window_frames, lambda: self._draw_background_mel(seed)
+            self._compute_own_mel(sound),
+            view_seed,
+            self.window_frames,
+            lambda: self._draw_background_mel(view_seed),
         )
+        mel = self.augmenter.augment_mel(mel, mel.shape[1], seed)
         return pad_with_silence(mel, self.window.count_padded_frames(mel.shape[1]))
 
     def _compute_view_seed(self, row: int, view: int) -> int:
@@ -251,7 +263,7 @@ class ClipDataset:
 
     def _compute_own_mel(self, sound: np.ndarray) -> Float[Tensor, "M F"]:
         """Returns the log-mel of a sound without the silence that fills the window."""
-        return compute_clip_mel(sound, self.n_mels, replace(self.window, kind="sound"))
+        return compute_clip_mel(sound, self.n_mels, self._own_window)
 
 
 def _check_random_access(speech: SpeechDataset, data: DataSettings, augment: AugmentSettings) -> None:

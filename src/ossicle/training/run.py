@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ossicle.backbones.fingerprints import fingerprint_llm_config
 from ossicle.config import Recipe
 from ossicle.data.sampler import BatchSampler, SampleIndex
 from ossicle.ear import Ear
@@ -57,8 +58,16 @@ class Run:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of what the run learns from: files may change while their names in a recipe stay."""
-        start = {} if self.start_fingerprint is None else {"start": self.start_fingerprint}
-        return {**self.backbone_fingerprints, "speech": self.dataset.speech.fingerprint, **start}
+        fingerprints = {
+            **self.backbone_fingerprints,
+            "llm config": fingerprint_llm_config(self.ear.llm),
+            "speech": self.dataset.speech.fingerprint,
+        }
+        if self.dataset.augmenter.noises:
+            fingerprints["noise"] = self.dataset.augmenter.fingerprint
+        if self.start_fingerprint is not None:
+            fingerprints["start"] = self.start_fingerprint
+        return fingerprints
 
     def is_align_only(self, scheduled_step: float) -> bool:
         """Whether a step belongs to the alignment-only warm-up, which leaves out the terms that need the LLM."""

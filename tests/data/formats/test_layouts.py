@@ -72,6 +72,41 @@ def test_a_tree_of_librispeech_is_read_by_its_lists_of_words(tmp_path: Path) -> 
     assert error.endswith("84-121550.trans.txt has its words, and there is no audio file beside it")
 
 
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (("train", "val"), True),
+        (("training", "testing"), True),
+        (("train", "test_clean"), True),
+        (("train_set", "test_set"), True),
+        (("Train", "unseen"), True),
+        (("train-clean-100",), False),
+        (("ann", "trainers"), False),
+    ],
+)
+def test_parts_of_a_data_set_are_not_read_together(
+    tmp_path: Path, names: tuple[str, ...], asked: bool
+) -> None:
+    for name in names:
+        write(tmp_path / name / "a.flac", CLIPS[0].audio)
+        write(tmp_path / name / "a.txt", "words")
+    if asked:
+        with pytest.raises(ConfigError, match=rf"several splits; .* of {', '.join(sorted(names))}$"):
+            open_speech([str(tmp_path)])
+        assert len(open_speech([f"{tmp_path}?split={names[1]}"])) == 1
+    else:
+        assert len(open_speech([str(tmp_path)])) == len(names)
+
+
+def test_sound_beside_a_test_set_is_not_read_with_it(tmp_path: Path) -> None:
+    for name in ("a", "test/b"):
+        write(tmp_path / f"{name}.flac", CLIPS[0].audio)
+        write(tmp_path / f"{name}.txt", "words")
+    with pytest.raises(ConfigError, match="has sound beside its split test: give"):
+        open_speech([str(tmp_path)])
+    assert len(open_speech([str(tmp_path / "test")])) == 1
+
+
 def test_the_hours_of_librilight_are_read_together(tmp_path: Path) -> None:
     write_librispeech(tmp_path / "1h/0/clean")
     write_librispeech(tmp_path / "9h/other")

@@ -12,7 +12,7 @@ from support.tiny_speech import (
 )
 
 from ossicle.data.dataset import open_speech
-from ossicle.errors import DataError
+from ossicle.errors import ConfigError, DataError
 
 MEMBERS = [
     (f"{n}.{end}", content)
@@ -94,3 +94,13 @@ def test_a_tar_damaged_in_the_middle_is_rejected(tmp_path: Path) -> None:
     source.write_bytes(damaged)
     with pytest.raises(DataError, match=rf"s\.tar is damaged at byte {at} of"):
         open_speech([str(source)])
+
+
+def test_tars_of_several_splits_are_not_read_together(tmp_path: Path) -> None:
+    for name in ("train-000", "train-001", "val-000"):
+        write_tar(tmp_path / f"{name}.tar", MEMBERS[:2])
+    with pytest.raises(ConfigError, match=r"tars of several splits; .*\?split=\.\.\. of train, val$"):
+        open_speech([str(tmp_path)])
+    assert len(open_speech([f"{tmp_path}?split=train"])) == 2
+    (tmp_path / "val-000.tar").unlink()
+    assert len(open_speech([str(tmp_path)])) == 2

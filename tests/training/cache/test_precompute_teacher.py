@@ -1,6 +1,7 @@
 """ossicle teacher: every transcript of a source once, on any number of ranks and after any interruption."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_more_speech_computes_only_its_own_transcripts(cached_recipe: Recipe) ->
     cache = precompute_plan.run(current_ranks(), lambda n_done, n: None)
     assert len(cache) == N_TEXTS
     assert set(read_files(cached_recipe)) >= {"index.json"}
+
+
+def test_states_of_an_llm_that_computes_otherwise_are_refused(cached_recipe: Recipe, tmp_path: Path) -> None:
+    """Its weights are the same: only its config.json says so."""
+    precompute(cached_recipe)
+    llm = tmp_path / "llm"
+    shutil.copytree(cached_recipe.base.llm, llm)
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    changed = change_settings(cached_recipe, base={"llm": str(llm)})
+    with pytest.raises(CacheError, match="its llm config is"):
+        plan_teacher_precompute(changed)
+    with pytest.raises(CacheError, match="its llm config is"):
+        trainer.train(replace(changed, out=str(tmp_path / "changed")))
 
 
 def test_a_recipe_without_a_teacher_cache_is_refused(cached_recipe: Recipe) -> None:

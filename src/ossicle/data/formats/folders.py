@@ -28,7 +28,10 @@ _OTHER_TABLES = ("clip_durations", "reported", "unvalidated_sentences", "validat
 _ARROW_FILES = ("*.parquet", "*.arrow", "*/*.parquet", "*/*.arrow")
 _PUBLISHED_FILES = ("*.json", "*.jsonl", "*.csv", "*.zip", "*/*.jsonl", "*/*.csv")
 """Files of a dataset that `datasets` reads."""
-_SPLIT = re.compile(r"(train|dev|test|valid|validation|eval)\b.*")
+_SPLIT = re.compile(
+    r"(train(ing)?|dev(el)?|val(id|idation)?|eval(uation)?|test(ing)?)(?![a-z]).*", re.IGNORECASE
+)
+"""Names of folders and tars that are parts of a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,12 @@ def _find_shards(folder: Path, spec: SourceSpec) -> Tables | None:
     files = [path for path in shards if path.name.startswith(spec.split or "")]
     if not files:
         raise ConfigError(f"source {spec.name!r} has no tar that begins with {spec.split}; leave split out")
+    kinds = {found[1][:3].lower() if (found := _SPLIT.fullmatch(path.name)) else "" for path in files}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"source {spec.name!r} has tars of several splits; name the beginning of one's: ?split=... of"
+            f" {', '.join(sorted({re.split(r'[^a-zA-Z]', path.name)[0] for path in files}))}"
+        )
     return Tables(files=files, label="")
 
 
@@ -152,11 +161,17 @@ def _open_tree(folder: Path, spec: SourceSpec) -> ListedSource | None:
         ConfigError: it has several splits and none is named: its test data would be trained on
         DataError: it is almost of a known layout; the message says what differs
     """
-    splits = [child.name for child in _list_folders(folder) if _SPLIT.fullmatch(child.name)]
-    is_split = spec.split is not None or len(splits) > 1
     tree = file_trees.walk(folder)
     if tree.transcripts or tree.has_pairs:
-        tree = file_trees.walk(folder / _select(spec, "split", splits)) if is_split else tree
+        children = sorted({stem.partition("/")[0] for stem in tree.audio if "/" in stem})
+        splits = [child for child in children if _SPLIT.fullmatch(child)]
+        if splits and spec.split is None and any("/" not in stem for stem in tree.audio):
+            raise ConfigError(
+                f"source {spec.name!r} has sound beside its split {splits[0]}: give {folder / splits[0]}, or move one of"
+                " them elsewhere"
+            )
+        if spec.split is not None or (splits and len(children) > 1):
+            tree = file_trees.walk(folder / _select(spec, "split", children))
     if tree.transcripts:
         return ListedSource(tree.folder, file_trees.read_librispeech(tree), label=file_trees.LIBRISPEECH)
     if tree.has_pairs:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import torch
 
+from ossicle.backbones.fingerprints import fingerprint_llm_config
 from ossicle.backbones.pretrained import load_llm
 from ossicle.config import BaseSettings, ObjectiveSettings
 from ossicle.errors import CacheError
@@ -35,6 +36,7 @@ def compute_teacher_fingerprint(
     prompt = blake2b(repr((settings, tuple(frame.prefix), tuple(frame.suffix))).encode(), digest_size=8)
     return {
         "llm": backbone_fingerprints["llm"],
+        "llm config": fingerprint_llm_config(ear.llm),
         "tokenizer": backbone_fingerprints["tokenizer"],
         "prompt": prompt.hexdigest(),
         "text rule": text_rule,
