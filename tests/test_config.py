@@ -60,9 +60,8 @@ RECIPES = st.builds(
         concat_ratio=RATIOS,
         teacher_cache=st.none() | NAMES,
     ),
-    augment=st.builds(
-        AugmentSettings, noise_ratio=RATIOS, noise=st.none() | NAMES, spec_augment=st.booleans()
-    ),
+    augment=st.builds(AugmentSettings, noise_ratio=RATIOS, spec_augment=st.booleans())
+    | st.builds(AugmentSettings, noise_ratio=st.floats(1e-9, 1), noise=NAMES),
     train=st.builds(
         TrainSettings,
         n_steps=COUNTS,

@@ -9,6 +9,7 @@
     │   └── ModelNotFoundError a base model is not there
     ├── CacheError             stored teacher states are incomplete or belong to another model
     └── RequestError           a conversation or request cannot be answered
+        └── ContextLengthError it is longer than the LLM's context
 
 A message is one line. It says what was given, what was expected and what to do.
 """
@@ -55,3 +56,7 @@ class CacheError(OssicleError):
 
 class RequestError(OssicleError):
     """A conversation cannot be answered as it was sent."""
+
+
+class ContextLengthError(RequestError):
+    """A conversation leaves no room for an answer in the LLM's context."""

@@ -28,7 +28,7 @@ from ossicle.backbones.generation_defaults import list_own_defaults, with_own_de
 from ossicle.backbones.llm_traits import find_traits
 from ossicle.backbones.model_files import format_one_line
 from ossicle.chat.incremental_text import IncrementalDetokenizer, count_until_eos, decode_answer
-from ossicle.errors import RequestError
+from ossicle.errors import ContextLengthError, RequestError
 
 MAX_NEW_TOKENS = 256
 """Default limit on the length of an answer, in tokens."""
@@ -273,12 +273,12 @@ def check_context(llm: PreTrainedModel, longest: int, max_length: int | None = N
         longest: tokens of the longest prompt
 
     Raises:
-        RequestError: the longest prompt leaves no room for an answer
+        ContextLengthError: the longest prompt leaves no room for an answer
     """
     context = getattr(llm.config.get_text_config(decoder=True), "max_position_embeddings", None)
     limit = min((bound for bound in (context, max_length) if bound is not None), default=None)
     if limit is not None and longest >= limit:
-        raise RequestError(
+        raise ContextLengthError(
             f"the conversation takes {longest} tokens, but with its answer it may have at most {limit}"
             f" ({'max_length' if limit == max_length else 'the context of the LLM'}): send fewer or shorter turns"
         )

@@ -44,24 +44,36 @@ def build_json_grammar(schema: Mapping[str, Any]) -> AnswerGrammar:
     return AnswerGrammar(_prepare(schema))
 
 
-def build_call_grammar(format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> AnswerGrammar:
+def build_call_grammar(
+    format: ToolFormat, tools: Sequence[Mapping[str, Any]], answer: AnswerGrammar | None = None
+) -> AnswerGrammar:
     """Returns the grammar of one call of one of some functions.
+
+    Args:
+        answer: of JSON, which may be written in place of a call
 
     Raises:
         RequestError: functions whose schemas are too long
     """
     functions = [tool["function"] for tool in tools]
     _check_length([function.get("parameters") for function in functions])
-    call = f"call: {' | '.join(_write_call(format, function) for function in functions)}\n"
+    rules = f"call: {' | '.join(_write_call(format, function) for function in functions)}\n"
+    marks = {"open": format.start}
     if format is MISTRAL_NAMED:
-        marks = {"open": format.start, "before_id": "[CALL_ID]", "before": "[ARGS]"}
-        return AnswerGrammar(rules=f"start: open call\n{call}id: before_id /[A-Za-z0-9]{{9}}/\n", marks=marks)
-    if format is MISTRAL:
-        return AnswerGrammar(rules=f'start: open " "? "[" call "]"\n{call}', marks={"open": format.start})
-    if format is LLAMA:
-        return AnswerGrammar(rules=f"start: call\n{call}")
-    marks = {"open": format.start, "close": format.end}
-    return AnswerGrammar(rules=f'start: open "\\n" call "\\n" close\n{call}', marks=marks)
+        whole = "open call"
+        rules += "id: before_id /[A-Za-z0-9]{9}/\n"
+        marks |= {"before_id": "[CALL_ID]", "before": "[ARGS]"}
+    elif format is MISTRAL:
+        whole = 'open " "? "[" call "]"'
+    elif format is LLAMA:
+        whole, marks = "call", {}
+    else:
+        whole = 'open "\\n" call "\\n" close'
+        marks |= {"close": format.end}
+    if answer is not None:
+        whole += " | answer"
+        rules += f"answer: %json {json.dumps(answer.schema)}\n"
+    return AnswerGrammar(rules=f"start: {whole}\n{rules}", marks=marks)
 
 
 def _write_call(format: ToolFormat, function: Mapping[str, Any]) -> str:
@@ -71,8 +83,8 @@ def _write_call(format: ToolFormat, function: Mapping[str, Any]) -> str:
     if format is MISTRAL_NAMED:
         return f"{json.dumps(name)} id? before {arguments}"
     key = "parameters" if format is LLAMA else "arguments"
-    before = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
-    return f'{json.dumps(before)} {arguments} "}}"'
+    before = f'"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+    return f'"{{" {json.dumps(before)} {arguments} "}}"'  # a brace by itself, as in other JSON
 
 
 def _prepare(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ossicle.errors import AudioError, OssicleError, RequestError
+from ossicle.errors import AudioError, ContextLengthError, OssicleError, RequestError
 
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 INVALID_REQUEST, RATE_LIMIT, SERVER_ERROR = "invalid_request_error", "rate_limit_error", "server_error"
 """The `type` of an error: the request is wrong, too much is waiting, or this server or vLLM failed."""
 
@@ -51,6 +52,8 @@ def to_api_error(error: OssicleError) -> ApiError:
     if isinstance(error, ApiError):
         return error
     code = "invalid_audio" if isinstance(error, AudioError) else None
+    if isinstance(error, ContextLengthError):
+        code = CONTEXT_LENGTH_EXCEEDED
     return ApiError(str(error), param="messages", code=code)
 
 

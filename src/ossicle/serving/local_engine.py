@@ -161,13 +161,14 @@ class LocalEngine:
         conversation = parse_conversation(
             [_rename_developer(message) for message in request.body["messages"]], tools.tools
         )
+        grammar = tools.build_grammar(read_response_format(request.body))
         _check_n_characters(self.ear, conversation)
         audio_tokens = await self.audio.embed(conversation.sounds)
         scheduled = ScheduledRequest(
             conversation=conversation,
             audio_tokens=audio_tokens,
             params=params,
-            grammar=tools.grammar or read_response_format(request.body),
+            grammar=grammar,
             reads_markers=tools.format is not None,
             chat_template_kwargs=_read_template_variables(request.body, self.ear.template),
             loop=asyncio.get_running_loop(),

@@ -29,6 +29,16 @@ class ToolParams:
     grammar: AnswerGrammar | None = None
     """The shape of an answer that must be a call."""
 
+    def build_grammar(self, answer: AnswerGrammar | None) -> AnswerGrammar | None:
+        """Returns the shape of an answer that may be a call or what the request asks for; None if it may be any text.
+
+        Raises:
+            RequestError: functions whose schemas are too long
+        """
+        if self.grammar is not None or answer is None or self.format is None:
+            return self.grammar or answer
+        return build_call_grammar(self.format, self.tools, answer)
+
 
 def read_tool_params(body: Mapping[str, Any], format: ToolFormat | None) -> ToolParams:
     """Returns the functions of a request.

@@ -4,9 +4,10 @@ It knows OpenAI's items and messages, and neither events nor responses.
 """
 
 import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ossicle.serving.errors import ApiError
 from ossicle.serving.realtime.fields import Fields, invalid
 from ossicle.serving.realtime.input_audio import AudioInput, decode_base64, encode_samples
 from ossicle.serving.realtime.live_turn import LiveTranscript, LiveTurn
+from ossicle.serving.request_body import MAX_SOUNDS, MAX_SOUNDS_PER_MESSAGE
 
 MAX_ITEMS, MAX_CHARACTERS = 1_000, 1 << 20
 """Of a conversation; the oldest items are dropped."""
@@ -78,6 +80,11 @@ class Item:
     def duration_s(self) -> float:
         """Seconds of its sounds."""
         return sum((heard.sound.duration_s for heard in self.sounds.values()), 0.0)
+
+    @property
+    def is_turn(self) -> bool:
+        """Whether it is a message of somebody's who talks to the LLM, or of the system."""
+        return self.fields.get("role") in ("user", "system")
 
     @property
     def has_speech(self) -> bool:
@@ -173,21 +180,45 @@ class Conversation:
         self.items.insert(self.items.index(previous) + 1, item)
         return previous.id
 
+    def insert_after(self, item: Item, previous: Item | None) -> str | None:
+        """Inserts an item behind another, by None at the begin, and at the end if the other one is gone.
+
+        Returns: the id of the item before it
+        """
+        index = self.items.index(previous) + 1 if previous in self.items else len(self.items)
+        index = 0 if previous is None else index
+        self.items.insert(index, item)
+        return self.items[index - 1].id if index else None
+
     def remove(self, item: Item) -> None:
         """Removes an item."""
         self.items.remove(item)
 
     def drop_oldest(self) -> list[Item]:
-        """Drops the oldest items beyond what a conversation may hold, and returns them."""
-        kept, n_characters, duration_s = 0, 0, 0.0
+        """Drops the oldest items beyond what a conversation may hold, and returns them.
+
+        What is kept begins with somebody's words: no answer or result of a call is left without what it belongs to.
+        """
+        kept, n_characters, n_sounds, duration_s = 0, 0, 0, 0.0
         for item in reversed(self.items):
             n_characters += item.n_characters
+            n_sounds += len(item.sounds)
             duration_s += item.duration_s
             is_too_much = kept == MAX_ITEMS or n_characters > MAX_CHARACTERS or duration_s > self._max_audio_s
-            if kept and is_too_much:
+            if kept and (is_too_much or n_sounds > MAX_SOUNDS):
                 break
             kept += 1
-        n_dropped = len(self.items) - kept
+        return self._drop(len(self.items) - kept)
+
+    def drop_turn(self) -> list[Item]:
+        """Drops the oldest turn and its answer, and returns them; none of a conversation of one turn."""
+        return self._drop(1) if any(item.is_turn for item in self.items[1:]) else []
+
+    def _drop(self, n_dropped: int) -> list[Item]:
+        """Drops the oldest items, and those behind them up to a turn, if there is one."""
+        if n_dropped:
+            rest = range(n_dropped, len(self.items))
+            n_dropped = next((index for index in rest if self.items[index].is_turn), n_dropped)
         dropped, self.items = self.items[:n_dropped], self.items[n_dropped:]
         return dropped
 
@@ -215,6 +246,7 @@ def read_item(value: Any, audio_format: str, max_audio_s: float, where: str = "i
         call = {
             name: fields.require_text(name, max_characters=MAX_CHARACTERS) for name in ("name", "arguments")
         }
+        _check_arguments(call["arguments"], fields.name("arguments"))
         call_id = fields.text("call_id", new_id("call"), max_characters=_MAX_ID)
         item = Item(build_item(kind, id=item_id, call_id=call_id, **call))
     elif kind == "function_call_output":
@@ -225,6 +257,20 @@ def read_item(value: Any, audio_format: str, max_audio_s: float, where: str = "i
         raise invalid(fields.name("type"), kind, "message, function_call or function_call_output")
     fields.finish()
     return item
+
+
+def _check_arguments(text: str, where: str) -> None:
+    """Checks the arguments of a call, which would make every later request fail.
+
+    Raises:
+        ApiError: they are no JSON object
+    """
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise invalid(where, text[:100], "a JSON object")
 
 
 def _read_message(fields: Fields, item_id: str | None, audio_format: str, max_audio_s: float) -> Item:
@@ -239,6 +285,8 @@ def _read_message(fields: Fields, item_id: str | None, audio_format: str, max_au
             transcript = part.text("transcript", None, max_characters=MAX_CHARACTERS)
             content.append({"type": "input_audio", "transcript": transcript})
             sounds[index] = hear(samples, max_audio_s, part.name("audio"))
+            if len(sounds) > MAX_SOUNDS_PER_MESSAGE:
+                raise invalid(fields.name("content"), "more", f"at most {MAX_SOUNDS_PER_MESSAGE} sounds")
         else:
             content.append(_read_text_part(part, role, kind))
         part.finish()
@@ -271,7 +319,7 @@ def hear(
         ApiError: too long
     """
     key = hashlib.sha256(samples.tobytes()).hexdigest()
-    sound = Sound(samples=samples, key=key, listener=live.listener if live else None)
+    sound = Sound(samples=samples, key=key)
     transcript = live.transcript if live else LiveTranscript()
     if sound.duration_s > max_audio_s:
         raise ApiError(
@@ -283,7 +331,23 @@ def hear(
         check_speech(samples, where)
     except AudioError:
         return HeardSound(sound, is_speech=False, transcript=transcript)
+    sound = replace(sound, listener=live.listener if live else None)
     return HeardSound(sound, is_speech=True, transcript=transcript)
+
+
+def check_sounds(items: Sequence[Item], max_audio_s: float, where: str) -> None:
+    """Checks that the sounds of items together are no more than a conversation may have.
+
+    Raises:
+        ApiError: too many, or too long
+    """
+    n_sounds, duration_s = sum(len(item.sounds) for item in items), sum(item.duration_s for item in items)
+    if n_sounds > MAX_SOUNDS or duration_s > max_audio_s:
+        raise ApiError(
+            f"{where} has {n_sounds} sounds of {duration_s:.1f} s, expected at most {MAX_SOUNDS} of {max_audio_s:g} s",
+            param=where,
+            code="invalid_value",
+        )
 
 
 def truncate(item: Item, audio_end_ms: int) -> None:
@@ -311,28 +375,42 @@ def _count_spoken(item: Item, after_s: float) -> int:
 
 
 def to_messages(items: Iterable[Item], instructions: str) -> list[dict[str, Any]]:
-    """Returns the items as the messages of a chat request; neighbors with the same role are one message."""
+    """Returns the items as the messages of a chat request; neighbors with the same role are one message.
+
+    A conversation that begins with an answer, a greeting, has the instructions as the user's message before it, which
+    is what it answered: many chat templates take no answer to nobody.
+    """
     messages: list[dict[str, Any]] = []
-    if instructions.strip():
-        messages.append({"role": "system", "content": instructions})
-    for item in items:
-        message = _to_message(item)
-        if message is None:
-            continue
+    for message in filter(None, map(_to_message, items)):
         last = messages[-1] if messages else {"role": None}
-        if message["role"] in ("user", "system") and last["role"] == message["role"]:
-            last["content"] = [*_to_parts(last["content"]), *_to_parts(message["content"])]
-        elif message.get("tool_calls") and last.get("role") == "assistant":
-            last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
-        else:
+        if message["role"] == "tool" or last["role"] != message["role"] or _has_most_sounds(last, message):
             messages.append(message)
+            continue
+        if message["content"] is not None:
+            last["content"] = [*_to_parts(last["content"] or ()), *_to_parts(message["content"])]
+        if message.get("tool_calls"):
+            last["tool_calls"] = [*last.get("tool_calls", []), *message["tool_calls"]]
+    if instructions.strip():
+        is_greeted = bool(messages) and messages[0]["role"] == "assistant"
+        messages.insert(0, {"role": "user" if is_greeted else "system", "content": instructions})
+        if len(messages) > 1 and messages[1]["role"] == "system":
+            messages[1]["content"] = [*_to_parts(instructions), *_to_parts(messages[1]["content"])]
+            del messages[0]
     return messages
 
 
+def _has_most_sounds(*messages: Mapping[str, Any]) -> bool:
+    """Whether messages have more sounds together than one may have."""
+    parts = [part for message in messages for part in _to_parts(message["content"] or ())]
+    return sum(part["type"] == "audio" for part in parts) > MAX_SOUNDS_PER_MESSAGE
+
+
 def _to_message(item: Item) -> dict[str, Any] | None:
-    """Returns an item as a message; None for one in which there is nothing to hear or read."""
+    """Returns an item as a message; None for one in which there is nothing to hear or read, and for half a call."""
     fields = item.fields
     if fields["type"] == "function_call":
+        if fields["status"] != "completed":
+            return None
         function = {"name": fields["name"], "arguments": fields["arguments"]}
         call = {"id": fields["call_id"], "type": "function", "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [call]}

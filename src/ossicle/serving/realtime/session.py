@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from ossicle.audio.waveform import SAMPLE_RATE
 from ossicle.errors import OssicleError
 from ossicle.serving.engine import ChatRequest, Engine, TranscriptionOptions
-from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
+from ossicle.serving.errors import CONTEXT_LENGTH_EXCEEDED, ApiError, build_internal_error, to_api_error
 from ossicle.serving.middleware import RequestSlot, RequestSlots
 from ossicle.serving.realtime import conversation as items
 from ossicle.serving.realtime.conversation import Conversation, Item, new_id
@@ -102,8 +102,8 @@ class RealtimeSession:
         """The last sound on its way through the detector."""
         self._responses: dict[str, tuple[Response, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turn: Item | None = None
-        """The turn that waits for its response, because another response or its transcript is not done."""
+        self._waiting: dict[Item, bool] = {}
+        """The turns that wait for a response, and whether they are ready for it: heard, and transcribed if need be."""
         self._handlers: Mapping[str, Callable[[Fields], Awaitable[None]]] = {
             "session.update": self._update_session,
             "input_audio_buffer.append": self._append,
@@ -124,7 +124,7 @@ class RealtimeSession:
 
     async def close(self) -> None:
         """Ends all work."""
-        self._turn = None
+        self._waiting.clear()
         self._stop_listening()
         tasks = self._running
         for task in tasks:
@@ -176,16 +176,15 @@ class RealtimeSession:
 
     async def _update_session(self, fields: Fields) -> None:
         before = self._settings
-        self._settings = before.update(
+        settings = before.update(
             fields.any("session"), self._context.model, can_speak=self._context.synthesizer is not None
         )
         fields.finish()
+        self._settings = settings
         if self._settings.input_format != before.input_format:
             self._input = AudioInput(self._settings.input_format)
         if self._settings.turn_detection != before.turn_detection:
-            self._turns = None
-            self._stop_listening()
-            self._drop_early()
+            self._forget_turn()
         self._put("session.updated", session=self._to_json())
 
     async def _ignore(self, fields: Fields) -> None:
@@ -218,6 +217,7 @@ class RealtimeSession:
                 )
             self._buffer.append(samples)
             self._listen(samples, None)
+            await asyncio.sleep(0)
             return
         turns = self._turns or await self._start_detection(detection)
         self._buffer.append(samples)
@@ -245,7 +245,7 @@ class RealtimeSession:
             return
         self._drop_early()
         self._early_pause = pause
-        slots, is_busy = self._context.slots, self._active is not None or self._turn is not None
+        slots, is_busy = self._context.slots, self._active is not None or bool(self._waiting)
         if pause is None or is_busy or slots.n_active or not detection.create_response:
             return
         samples, live, settings = self._buffer.peek()[:pause].copy(), self._live, self._settings
@@ -307,7 +307,6 @@ class RealtimeSession:
             start_ms = self._buffer.start // SAMPLES_PER_MS
             self._put("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
             if detection.interrupt_response:
-                self._turn = None
                 self._cancel_active("turn_detected")
             return
         end_ms = edge.position // SAMPLES_PER_MS
@@ -333,10 +332,16 @@ class RealtimeSession:
         fields.finish()
         self._input.reset()
         self._buffer.drop_before(self._buffer.end)
+        self._forget_turn()
+        self._put("input_audio_buffer.cleared")
+
+    def _forget_turn(self) -> None:
+        """Forgets what was heard of the turn that is being spoken; what comes of its sound is another item."""
         self._turns = None
+        self._turn_id = new_id("item")
         self._stop_listening()
         self._drop_early()
-        self._put("input_audio_buffer.cleared")
+        self._answer_turns()
 
     async def _commit_until(self, position: int, *, creates_response: bool) -> None:
         """Makes the sound before a position an item of the user's, and answers it."""
@@ -349,7 +354,8 @@ class RealtimeSession:
         previous_id = self._conversation.last_id
         self._put("input_audio_buffer.committed", previous_item_id=previous_id, item_id=item.id)
         self._add_item(item, None)
-        self._turn = item if creates_response and heard.is_speech else None
+        if creates_response and heard.is_speech:
+            self._waiting[item] = False
         self._run(self._react(item))
 
     # Items
@@ -358,8 +364,12 @@ class RealtimeSession:
         previous_id = self._conversation.insert(item, previous_id)
         self._put("conversation.item.added", previous_item_id=previous_id, item=item.to_json())
         self._put("conversation.item.done", previous_item_id=previous_id, item=item.to_json())
-        for dropped in self._conversation.drop_oldest():
-            self._put("conversation.item.deleted", item_id=dropped.id)
+        self._tell_deleted(self._conversation.drop_oldest())
+
+    def _tell_deleted(self, deleted: Sequence[Item]) -> None:
+        for item in deleted:
+            self._waiting.pop(item, None)
+            self._put("conversation.item.deleted", item_id=item.id)
 
     async def _create_item(self, fields: Fields) -> None:
         previous_id = fields.text("previous_item_id", None, max_characters=_MAX_ID)
@@ -401,24 +411,30 @@ class RealtimeSession:
         item = self._get_item(fields, "item_delete_invalid_item_id")
         fields.finish()
         self._conversation.remove(item)
-        self._put("conversation.item.deleted", item_id=item.id)
+        self._tell_deleted([item])
 
     # Transcripts
 
     async def _react(self, item: Item) -> None:
         """Tells the client what was heard in an item, and answers it where the turn is to be answered."""
         await self._find_speech([item])
-        if item is self._turn and not item.has_speech:
-            self._turn = None
-        if item is not self._turn:
+        if not item.has_speech:
+            self._waiting.pop(item, None)
+        if item not in self._waiting:
             self._drop_early()
         transcription = self._settings.transcription
         if transcription is not None and transcription.is_guided:
-            self._answer_turn()  # Whisper's own decoder takes its time
+            self._make_ready(item)  # Whisper's own decoder takes its time
         if transcription is not None:
             for index in item.sounds:
                 await self._transcribe(item, index)
-        self._answer_turn()
+        self._make_ready(item)
+
+    def _make_ready(self, item: Item) -> None:
+        """Answers a turn as soon as may be."""
+        if item in self._waiting:
+            self._waiting[item] = True
+        self._answer_turns()
 
     async def _find_speech(self, context: Sequence[Item]) -> None:
         """Asks the ear which sounds have speech; a sound that it cannot hear at all fails where it is used."""
@@ -427,6 +443,9 @@ class RealtimeSession:
                 with suppress(Exception):
                     heard.is_speech = await self._context.engine.has_speech(heard.sound)
                     heard.is_checked = True
+                    heard.sound = replace(
+                        heard.sound, listener=None
+                    )  # its audio tokens are in the engine's cache
 
     async def _transcribe(self, item: Item, index: int) -> None:
         heard, place = item.sounds[index], {"item_id": item.id, "content_index": index}
@@ -464,12 +483,24 @@ class RealtimeSession:
             (each for each in running if each.conversation is not None and not each.is_finished), None
         )
 
-    def _answer_turn(self) -> None:
-        """Starts the response to a turn, unless another one is still being generated."""
-        if self._turn is not None and self._active is None:
-            self._turn = None
+    def _answer_turns(self) -> None:
+        """Starts the response to all turns that wait, unless another one is being generated or somebody interrupts."""
+        if (
+            self._waiting
+            and all(self._waiting.values())
+            and self._active is None
+            and not self._is_interrupted
+        ):
+            self._waiting.clear()
             response = self._build_response(self._settings.response, self._conversation)
             self._start_response(response, self._conversation.items)
+
+    @property
+    def _is_interrupted(self) -> bool:
+        """Whether somebody speaks and is not to be answered meanwhile."""
+        detection = self._settings.turn_detection
+        is_speaking = self._turns is not None and self._turns.is_speaking
+        return is_speaking and detection is not None and detection.interrupt_response
 
     async def _create_response(self, fields: Fields) -> None:
         if len(self._responses) >= _MAX_RESPONSES:
@@ -486,7 +517,7 @@ class RealtimeSession:
                 code="conversation_already_has_active_response",
             )
         if is_stored:
-            self._turn = None
+            self._waiting.clear()
         response = self._build_response(settings, self._conversation if is_stored else None)
         self._start_response(response, context)
 
@@ -522,6 +553,7 @@ class RealtimeSession:
                 await self._read_input(value, f"{wanted.name('input')}[{index}]")
                 for index, value in enumerate(wanted.items("input", max_items=items.MAX_ITEMS))
             ]
+            items.check_sounds(context, self._context.max_audio_s, wanted.name("input"))
         wanted.finish()
         return settings, is_stored, context
 
@@ -552,7 +584,7 @@ class RealtimeSession:
         return active is not None
 
     def _cancel(self, response: Response | None, task: asyncio.Task[None] | None, reason: str) -> None:
-        if response is not None and task is not None:
+        if response is not None and task is not None and not response.is_finished:
             self._outbox.drop_sound(response.id)
             response.cancel(reason)
             task.cancel()
@@ -565,20 +597,21 @@ class RealtimeSession:
 
     def _end_response(self, response: Response) -> None:
         del self._responses[response.id]
-        self._answer_turn()
+        self._answer_turns()
 
     async def _generate(self, response: Response, context: Sequence[Item]) -> None:
         try:
             await self._find_speech(context)
-            messages = items.to_messages(context, response.settings.instructions)
-            chunks, slot = await self._open_answer(self._build_request(response.settings, messages))
+            chunks, slot = await self._open_fitting_answer(response, context)
             try:
                 async for chunk in chunks:
                     await response.add_chunk(chunk)
                     await self._outbox.wait_for_room()
             finally:
-                await chunks.aclose()  # ty: ignore[missing-attribute]
-                slot.release()
+                try:
+                    await chunks.aclose()  # ty: ignore[missing-attribute]
+                finally:
+                    slot.release()
             await response.complete()
         except OssicleError as error:
             response.fail(to_api_error(error))
@@ -587,6 +620,41 @@ class RealtimeSession:
             response.fail(build_internal_error())
         finally:
             response.stop_speech()
+
+    async def _open_fitting_answer(
+        self, response: Response, context: Sequence[Item]
+    ) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
+        """Returns `_open_answer` of a response; a conversation that is too long for the LLM loses its oldest turns."""
+        while True:
+            messages = items.to_messages(context, response.settings.instructions)
+            try:
+                return await self._open_answer(self._build_request(response.settings, messages))
+            except OssicleError as error:
+                is_too_long = to_api_error(error).code == CONTEXT_LENGTH_EXCEEDED
+                dropped = (
+                    self._drop_turns(context) if is_too_long and response.conversation is not None else []
+                )
+                if not dropped:
+                    raise
+                context = [item for item in context if item not in dropped]
+
+    def _drop_turns(self, context: Sequence[Item]) -> list[Item]:
+        """Drops the oldest turn of the conversation, or the ratio of turns that the client asked for.
+
+        Returns: the dropped items; none if it has one turn, if the client wants all, or if the context is not its own
+        """
+        conversation, truncation = self._conversation, self._settings.truncation
+        if truncation == "disabled" or conversation.items[:1] != list(context[:1]):
+            return []
+        n_turns = sum(item.is_turn for item in conversation.items)
+        ratio = truncation.get("retention_ratio", 1.0) if isinstance(truncation, dict) else 1.0
+        dropped = conversation.drop_turn()
+        while sum(item.is_turn for item in conversation.items) > ratio * n_turns and (
+            more := conversation.drop_turn()
+        ):
+            dropped += more
+        self._tell_deleted(dropped)
+        return dropped
 
     async def _open_answer(self, request: ChatRequest) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
         """Returns the chunks of an answer, one that was begun early where it answers this request, and their slot."""

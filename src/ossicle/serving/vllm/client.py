@@ -13,7 +13,13 @@ from typing import Any, NoReturn
 import httpx2
 
 from ossicle.errors import ConfigError
-from ossicle.serving.errors import INVALID_REQUEST, RATE_LIMIT, SERVER_ERROR, ApiError
+from ossicle.serving.errors import (
+    CONTEXT_LENGTH_EXCEEDED,
+    INVALID_REQUEST,
+    RATE_LIMIT,
+    SERVER_ERROR,
+    ApiError,
+)
 
 LOG = logging.getLogger("ossicle.serving")
 CONNECT_TIMEOUT_S = 5.0
@@ -26,6 +32,8 @@ _KEEPALIVE_S = 2.0
 _MAX_MESSAGE_CHARACTERS = 2_000
 UPSTREAM_DOWN = "upstream_down"
 """The code of the error for a vLLM to which there is no connection."""
+_CONTEXT_LENGTH = re.compile(r"max_model_len|maximum (model|context) length", re.IGNORECASE)
+"""What vLLM's messages about too long a prompt have in common."""
 _NO_REASON = "it gives no reason"
 NOT_VLLM = "the server behind this one does not answer as vLLM does: check that --url leads to a vLLM"
 
@@ -241,7 +249,8 @@ def error_from_response(status: int, body: bytes, headers: httpx2.Headers) -> Ap
             f"vLLM's address redirects ({status}), which this server does not follow: start it with the final --url"
         )
     if 400 <= status < 500 and status not in (404, 405):
-        return ApiError(message, status=status, error_type=INVALID_REQUEST, param=param)
+        code = CONTEXT_LENGTH_EXCEEDED if _CONTEXT_LENGTH.search(message) else None
+        return ApiError(message, status=status, error_type=INVALID_REQUEST, param=param, code=code)
     return bad_gateway(f"vLLM failed ({status}): {message}")
 
 
