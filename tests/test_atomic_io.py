@@ -1,10 +1,13 @@
-"""Files that are written together: all of them, or none."""
+"""Files that are written together, all of them or none, and folders that are locked."""
 
+import errno
+import os
 from pathlib import Path
 
+import filelock
 import pytest
 
-from ossicle.atomic_io import write_texts
+from ossicle.atomic_io import lock_folder, write_texts
 from ossicle.errors import CheckpointError
 
 
@@ -30,3 +33,23 @@ def test_a_text_that_cannot_be_written_leaves_the_others_unchanged(
         write_texts(texts)
     assert good.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "good.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES])
+def test_a_folder_on_a_file_system_without_locks_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    if number == errno.EACCES:
+        with (
+            pytest.raises(CheckpointError, match="cannot be written to: Permission denied"),
+            lock_folder(tmp_path),
+        ):
+            pass
+        return
+    with lock_folder(tmp_path):
+        (tmp_path / "a").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

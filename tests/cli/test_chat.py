@@ -17,6 +17,7 @@ import torch
 import ossicle
 from ossicle.cli import main
 from ossicle.ear import Ear
+from ossicle.errors import NoSpeechError
 
 
 def test_chat_prints_the_same_answer_as_the_python_api(
@@ -210,6 +211,23 @@ def test_chat_records_from_the_microphone(
     assert conversations[1][2]["content"] == first
     assert len(conversations) == 2
     assert second == ossicle.load(ear).chat(conversations[1], max_new_tokens=3)
+
+    # A turn in which the ear finds nobody is recorded again, too, and is no part of the conversation.
+    conversations.clear()
+
+    def hear_nobody_first(*given: Any, **options: Any) -> Any:
+        conversations.append(list(given[1]))
+        if len(conversations) == 1:
+            raise NoSpeechError("no speech was found")
+        return stream(*given, **options)
+
+    monkeypatch.setattr(Ear, "stream", hear_nobody_first)
+    loudness[:] = [1.0]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    assert main(["chat", ear, "--mic", "--max-new-tokens", "3"]) == 0
+    assert "no speech was found" in capsys.readouterr().err
+    assert [[turn["role"] for turn in talk] for talk in conversations] == [["user"], ["user"]]
+    monkeypatch.setattr(Ear, "stream", stream)
 
     loudness[:] = [0.0]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))

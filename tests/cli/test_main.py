@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import ossicle
 from ossicle.cli import main
+from ossicle.cli.verify import Verify
 
 
 def test_help_lists_the_existing_commands_and_loads_no_models() -> None:
@@ -100,3 +102,36 @@ def test_a_path_that_no_file_can_have_is_one_line(
     message = expect_error(1, *argv, "x" * 5_000)
     assert "x': File name too long; check the path" in message
     assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "the GPU's memory is full (CUDA out of memory.);",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), "this machine's memory is full (DefaultCPU"),
+        (
+            MemoryError(),
+            "this machine's memory is full (nothing more could be reserved); use smaller batches",
+        ),
+    ],
+)
+def test_full_memory_is_one_line(
+    error: Exception, message: str, expect_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(Verify, "run", fail)
+    assert message in expect_error(1, "verify", "pocket/ear")
+
+
+def test_a_bug_is_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Verify, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["verify", "pocket/ear"])

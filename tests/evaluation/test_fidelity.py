@@ -156,6 +156,17 @@ def test_kl_is_exact_where_float32_is_not() -> None:
     assert found == pytest.approx(float((x * np.log(x / y)).sum()), rel=1e-2)
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_states_that_are_not_finite_are_an_error(value: float) -> None:
+    scores = [
+        ContinuationScores(torch.full((1, 4), state), torch.tensor([0]), torch.ones(3))
+        for state in (1.0, value)
+    ]
+    for read, heard in (scores, scores[::-1]):
+        with pytest.raises(DataError, match="states are not finite in this dtype; use --dtype bfloat16"):
+            compute_fidelity(read, heard)
+
+
 def test_an_answer_is_compared_to_its_end_or_for_the_maximum_of_tokens(ear: Ear) -> None:
     answers = ear.generate_ids_batch(READ, max_new_tokens=100)
     counts = [len(found.agreements) for found in measure(ear, READ, HEARD)]

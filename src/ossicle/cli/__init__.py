@@ -81,6 +81,14 @@ def _parse(argv: Sequence[str]) -> Any:
     )
 
 
+def _find_full_memory(error: Exception) -> str | None:
+    """Returns whose memory ran out; None for another error."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "the GPU"
+    is_full = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "this machine" if is_full else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Returns its exit code: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -101,12 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_message("interrupted")
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except (MemoryError, RuntimeError) as error:
+        owner = _find_full_memory(error)
+        if owner is None:
             raise
+        reason = str(error).strip().split("\n", 1)[0] or "nothing more could be reserved"
         print_message(
-            f"the GPU's memory is full ({str(error).splitlines()[0]}); use smaller batches, --llm-bits 8 or 4 where the"
-            " command has them, or another device"
+            f"{owner}'s memory is full ({reason}); use smaller batches, --llm-bits 8 or 4 where the command has them,"
+            " or another device"
         )
         return 1
     except BrokenPipeError:  # from our own writes; rich exits with 1 by itself
