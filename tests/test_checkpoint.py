@@ -28,6 +28,7 @@ from ossicle.config import BaseSettings, ConnectorSettings, PromptSettings
 from ossicle.connectors.vocabulary_overlap import SharedTokens
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError, ConfigError
+from ossicle.hub_upload import CardMetadata, _copy_ear, _prepare
 
 SOUND = torch.sin(torch.arange(16_000) * 0.2).numpy()
 TALK = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}, {"type": "text", "text": "why?"}]}]
@@ -423,6 +424,10 @@ def test_an_ear_of_format_1_is_read(base: BaseSettings, tmp_path: Path, form: st
     loaded = ossicle.load(folder, device="cpu")
     assert loaded.settings == ear.settings
     torch.testing.assert_close(loaded.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
+    _copy_ear(folder, tmp_path / "pushed")
+    _prepare(tmp_path / "pushed", CardMetadata(), "user/whisper", "user/llm", "user/ear")
+    pushed = ossicle.load(tmp_path / "pushed", encoder=base.encoder, llm=base.llm, device="cpu")
+    torch.testing.assert_close(pushed.hear(SOUND), ear.hear(SOUND), rtol=0, atol=0)
 
 
 # An ear without its LLM

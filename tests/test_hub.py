@@ -21,11 +21,13 @@ from transformers import AutoProcessor
 
 import ossicle
 from ossicle import checkpoint
+from ossicle.backbones.fingerprints import fingerprint_model
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.cli import main
 from ossicle.errors import CheckpointError
 from ossicle.evaluation import load_suite
 from ossicle.evaluation.asr import AsrModel
+from ossicle.evaluation.report_data import EAR, SUITE_DATA
 from ossicle.evaluation.verify import verify
 from ossicle.exchange.diva import export_diva, import_diva
 from ossicle.hf import OssicleConfig, OssicleForConditionalGeneration, OssicleProcessor
@@ -135,6 +137,18 @@ def test_numbers_of_a_benchmark_and_a_sound_to_try_go_with_the_ear(hub: FakeHub,
     assert "text ceiling" in result["notes"]
     push_to_hub("pocket/ear", "user/ear", metadata=CardMetadata(report=replace(report, suite="own.jsonl")))
     assert hub.commits["user/ear"][hub.branches["user/ear"]["main"]].keys() == FILES
+    other_data = replace(report, about={SUITE_DATA: "a/part-of-it"})
+    push_to_hub("pocket/ear", "user/ear", metadata=CardMetadata(report=other_data))
+    assert hub.commits["user/ear"][hub.branches["user/ear"]["main"]].keys() == FILES
+
+
+def test_a_report_on_another_ear_is_not_pushed(hub: FakeHub) -> None:
+    own = fingerprint_model(ossicle.load("pocket/ear", device="cpu").connector)
+    report = replace(build_mixed_report(), about={EAR: f"runs/mine ({own})"})
+    push_to_hub("pocket/ear", "user/ear", metadata=CardMetadata(report=report))
+    other = replace(report, about={EAR: "runs/mine (0123456789abcdef)"})
+    with pytest.raises(CheckpointError, match=rf"the ear to push is \({own}\): evaluate the one"):
+        push_to_hub("pocket/ear", "user/ear", metadata=CardMetadata(report=other))
 
 
 def test_a_push_that_was_cut_short_changes_nothing_and_is_repeated(hub: FakeHub) -> None:

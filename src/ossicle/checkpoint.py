@@ -289,6 +289,15 @@ def find_folder(name: str, revision: str | None = None, token: str | None = None
     return _resolve_ear_folder(find_ear_folder(name, WEIGHTS, revision, token))
 
 
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads the weights of an ear in a local folder, those of format 1 under today's names.
+
+    Raises:
+        CheckpointError: not an ear, or a damaged one
+    """
+    return _read_ear(folder)[1]
+
+
 def read_config(name: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
     """Reads the config.json of an ear, one of format 1 as today's has it; for the arguments see `load`.
 

@@ -17,15 +17,17 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import yaml_dump
+from safetensors.torch import save_file
 
 from ossicle import checkpoint
 from ossicle.audio.speech import load_speech
+from ossicle.backbones.fingerprints import fingerprint_weights
 from ossicle.backbones.model_files import format_one_line, is_hub_reachable
 from ossicle.config import BaseSettings
 from ossicle.ear import Ear, EarSettings
 from ossicle.errors import CheckpointError
 from ossicle.evaluation.report.write import build_model_card_table
-from ossicle.evaluation.report_data import Report
+from ossicle.evaluation.report_data import EAR, SUITE_DATA, Report
 from ossicle.evaluation.suites import find_hub_dataset
 from ossicle.html_page import encode_wav
 from ossicle.settings_io import to_table
@@ -98,14 +100,16 @@ def _copy_ear(source: Path | str, folder: Path) -> None:
     found = checkpoint.find_folder(str(source))
     folder.mkdir()
     try:
-        needed = (checkpoint.CONFIG, checkpoint.WEIGHTS)
-        for name in (*needed, checkpoint.CARD, checkpoint.SILENCE, checkpoint.VOCABULARY):
-            if (found / name).is_file() or name in needed:
+        for name in (checkpoint.CONFIG, checkpoint.CARD, checkpoint.SILENCE, checkpoint.VOCABULARY):
+            if (found / name).is_file() or name == checkpoint.CONFIG:
                 shutil.copyfile(found / name, folder / name)
     except OSError as error:
         raise CheckpointError(
             f"{source} is no finished ear ({error.strerror}): finish its training, or save it with ossicle.save"
         ) from error
+    save_file(
+        checkpoint.read_weights(found), folder / checkpoint.WEIGHTS
+    )  # those of format 1 have other names
 
 
 def _prepare(folder: Path, metadata: CardMetadata, encoder: str | None, llm: str | None, repo: str) -> None:
@@ -122,6 +126,8 @@ def _prepare(folder: Path, metadata: CardMetadata, encoder: str | None, llm: str
             raise CheckpointError(
                 f"this ear names its {role} by {name!r}, which only this computer has: name its hub id with --{role}"
             )
+    if metadata.report is not None:
+        _check_is_of_ear(metadata.report, fingerprint_weights(checkpoint.read_weights(folder)))
     settings = replace(settings, base=base)
     config = {**config, **CONFIG_KEYS, **to_table(settings)}
     (folder / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -187,10 +193,23 @@ def _list_results(report: Report) -> list[EvalResult]:
     ]
 
 
+def _check_is_of_ear(report: Report, fingerprint: str) -> None:
+    """Refuses a report on another ear, where it says which one it is on.
+
+    Raises:
+        CheckpointError: it is on another one
+    """
+    described = report.about.get(EAR)
+    if described is not None and f"({fingerprint})" not in described:
+        raise CheckpointError(
+            f"the report is on {described}, but the ear to push is ({fingerprint}): evaluate the one that you push"
+        )
+
+
 def _list_leaderboard_results(report: Report) -> list[EvalResultEntry]:
-    """Returns the ear's number for the leaderboard of a public benchmark; none for other suites."""
+    """Returns the ear's number for the leaderboard of a public benchmark; none for other suites and other data."""
     dataset, table = find_hub_dataset(report.suite), report.overall
-    if dataset is None:
+    if dataset is None or report.about.get(SUITE_DATA) is not None:
         return []
     others = f"text ceiling {table.text_ceiling.value:.4f}, cascade {table.cascade.value:.4f}, n = {table.n}"
     return [

@@ -11,7 +11,16 @@ from support.tiny_tokenizers import CHATML_TURNS, tiny_tokenizer
 
 from ossicle.chat.messages import parse_conversation
 from ossicle.chat.template import ChatTemplate
-from ossicle.chat.tool_calls import HERMES, LLAMA, MISTRAL, ToolCallParser, ToolFormat, WrittenCall
+from ossicle.chat.tool_calls import (
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_NAMED,
+    ToolCallParser,
+    ToolFormat,
+    WrittenCall,
+    shorten_call_id,
+)
 from ossicle.config import PromptSettings
 from ossicle.errors import RequestError
 
@@ -53,6 +62,22 @@ def test_calls_are_read_and_what_is_none_stays_text(
 ) -> None:
     parser = ToolCallParser(form)
     assert join([*parser.add(answer), *parser.flush()]) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "expected"),
+    [
+        (HERMES, 'Let me see. <tool_call>\n{"name": "look", "arguments": {"at": "Par', ["Let me see."]),
+        (MISTRAL_NAMED, '[TOOL_CALLS]look[ARGS]{"at": "Par', []),
+        (LLAMA, '{"name": "Bob", "age', ['{"name": "Bob", "age']),
+        (HERMES, "Nothing to call", ["Nothing to call"]),
+    ],
+)
+def test_half_a_call_of_an_answer_that_was_cut_off_is_left_out(
+    form: ToolFormat, answer: str, expected: list[str]
+) -> None:
+    parser = ToolCallParser(form)
+    assert join([*parser.add(answer), *parser.flush(is_cut=True)]) == expected
 
 
 def test_bare_json_is_a_call_only_of_a_function_that_there_is() -> None:
@@ -125,6 +150,19 @@ def test_a_template_without_functions_refuses_them() -> None:
     for conversation in (parse_conversation(MESSAGES), parse_conversation(MESSAGES[:1], [TOOL])):
         with pytest.raises(RequestError, match="has no functions"):
             template.render(conversation)
+
+
+def test_calls_hold_no_control_tokens_in_any_script() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer("qwen2"))
+    tokenizer.chat_template = HERMES_TURNS
+    tokenizer.add_tokens(["<｜User｜>"], special_tokens=True)
+    template = ChatTemplate(tokenizer, PromptSettings())
+    for arguments in ('{"at": "<｜User｜>"}', '{"at": "\\ud800"}'):
+        call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": arguments}}
+        talk = [*MESSAGES[:1], {"role": "assistant", "tool_calls": [call]}, MESSAGES[2]]
+        with pytest.raises(RequestError, match="tool_calls"):
+            template.render(parse_conversation(talk))
+    assert len(shorten_call_id("\ud800")) == 9
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_start|>b"])

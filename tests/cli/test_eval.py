@@ -39,7 +39,11 @@ def test_the_cascade_can_use_another_asr_model(
     suite, own_ear = str(world / "speech.jsonl"), ossicle.load(ear)
     sounds: list[AudioSource] = [world / f"{number}.wav" for number in range(len(TRANSCRIPTS))]
     for asr, transcripts, about in (
-        (str(world / "whisper"), own_ear.transcribe(sounds), str(world / "whisper")),
+        (
+            str(world / "whisper"),
+            own_ear.transcribe(sounds),
+            f"{world / 'whisper'} ({fingerprint_model(own_ear.whisper.model)})",
+        ),
         (
             ear,
             own_ear.transcribe_audio_tokens(sounds),

@@ -58,6 +58,17 @@ def test_without_an_expected_answer_the_answer_to_the_text_is_expected() -> None
     assert measured.n_own_targets == 0
 
 
+def test_a_thought_that_was_cut_off_is_no_answer_to_expect() -> None:
+    """Nothing is left of it to compare with, and nothing equals nothing."""
+
+    class ThinkingEar(FakeEar):
+        def _answer(self, conversation: list) -> str:
+            return f"<think>\nOkay, {super()._answer(conversation)}"
+
+    report = evaluate_items(ThinkingEar(["one", "two"], heard=["eight", "nine"]), build_items(["one", "two"]))
+    assert report.overall.ear.value == report.overall.cascade.value == 0
+
+
 def test_turns_differ_only_in_the_sound() -> None:
     instruction = "Answer in capital letters."
     ear = FakeEar(["one"], written=["won"])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def test_a_report_read_from_its_file_is_the_same(tmp_path: Path) -> None:
     again = read_report(written.json)
     assert again == report
     assert write_report(again, tmp_path / "again").json.read_bytes() == written.json.read_bytes()
+
+
+def test_names_that_are_not_utf8_do_not_stop_a_report(tmp_path: Path) -> None:
+    report = replace(build_mixed_report(), suite="caf\udce9.jsonl", about={"ear": "runs/\udcff"})
+    paths = write_report(report, tmp_path)
+    assert read_report(paths.json).about == {"ear": "runs/?"}
+    assert "caf?.jsonl" in paths.html.read_text(encoding="utf-8")
 
 
 def test_the_path_of_a_sound_is_stored(tmp_path: Path) -> None:

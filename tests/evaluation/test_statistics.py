@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossicle.evaluation import statistics
+from ossicle.evaluation.scoring.translation import count_ngrams
 from ossicle.evaluation.statistics import (
     METRICS,
     ItemScore,
@@ -64,6 +65,16 @@ def test_error_rates_that_agree_are_no_certainty(
     estimate = bootstrap_score(METRICS["wer"], scores)
     assert estimate.value == value
     assert estimate.ci95 == pytest.approx((value - lower_range * margin, value + upper_range * margin))
+
+
+def test_a_translation_is_right_from_half_of_all_points() -> None:
+    bleu = METRICS["bleu"]
+    scores = [
+        count_ngrams(text, "Er sagte, dass er heute kommt.")
+        for text in ("Ich weiss das nicht.", "Er sagte, dass er kommt.")
+    ]
+    assert 0 < bleu.compute([scores[0]]) < 50 < bleu.compute([scores[1]])
+    assert [bleu.is_correct(score) for score in scores] == [False, True]
 
 
 def test_one_item_is_no_clear_difference() -> None:

@@ -1,5 +1,6 @@
 """Suites are read from JSONL and parquet files, and an error names the line or row."""
 
+import datetime
 import io
 import json
 from collections.abc import Callable
@@ -139,6 +140,8 @@ def test_a_parquet_suite_contains_its_audio(tmp_path: Path) -> None:
     [
         ({"text": None}, "row 1: no 'text'"),
         ({"text": 5}, "row 1: text is 5, a number"),
+        ({"text": datetime.date(2024, 1, 1)}, "row 1: text is datetime.date(2024, 1, 1), a date"),
+        ({"text": b"hi"}, "row 1: text is b'hi', a bytes"),
         ({"audio": "a.wav"}, "row 1: audio holds no bytes"),
         ({"anwser": "hi"}, "did you mean 'answer'"),
         ({"id": "same"}, "row 2: item id 'same' is already used"),
@@ -158,6 +161,14 @@ def test_a_parquet_file_that_is_not_a_suite_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"audio": [b"x"]}), path)
     with pytest.raises(DataError, match="no column 'text'"):
         load_suite(path)
+
+
+@pytest.mark.parametrize("name", ["pocket", "suite.jsonl"])
+def test_data_for_a_suite_that_has_its_own_is_refused(name: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"data is 'other', but the suite '{name}' has its own: leave it out"
+    ):
+        open_suite(name, "other")
 
 
 def test_an_unknown_suite_name_is_an_error_that_lists_the_suites() -> None:

@@ -27,6 +27,12 @@ from ossicle.evaluation.text_normalization import (
         ("COLD", "COLD."),
         ("?", " ? "),
         ("-3.5", "−3.5"),
+        ("50 %", "50%"),
+        ("$ 5", "$5."),
+        ("the co\u00adoperative", "the cooperative"),
+        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3", "\u0dc1\u0dca\u0dbb\u0dd3"),
+        ("\ufeffyes", "yes\u200e"),
+        ("two\u200bwords", "two words"),
     ],
 )
 def test_answers_that_differ_in_punctuation_or_case_are_correct(answer: str, expected: str) -> None:

@@ -220,6 +220,27 @@ def test_what_is_saved_is_loaded_again(folder: Path, model: Any, processor: Any,
             OssicleProcessor.from_pretrained(tmp_path / "alone")
 
 
+def test_how_answers_are_generated_is_saved_with_the_model(
+    folder: Path, tmp_path: Path, processor: Any
+) -> None:
+    model: Any = AutoModel.from_pretrained(folder / "ear", device_map="cpu")
+    model.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain/generation_config.json").exists()
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path / "short")
+    again: Any = AutoModel.from_pretrained(tmp_path / "short", device_map="cpu")
+    assert again.generate(**encode(processor, conversations(folder)[0])).shape[1] == 3
+
+
+def test_an_array_has_the_rate_that_is_given(folder: Path, processor: Any) -> None:
+    sound = (0.3 * np.sin(np.arange(8_000) / 5) * np.linspace(0.1, 1, 8_000)).astype(np.float32)
+    parts = [{"role": "user", "content": [{"type": "audio", "audio": sound}]}]
+    expected = encode(processor, [{"role": "user", "content": [{"type": "audio", "audio": (sound, 8_000)}]}])
+    for options in ({"sampling_rate": 8_000}, {"processor_kwargs": {"sampling_rate": 8_000}}):
+        assert_close(dict(encode(processor, parts, **options)), dict(expected))
+    assert encode(processor, parts)["input_features"].shape != expected["input_features"].shape
+
+
 def test_an_ear_in_memory_is_a_model(ear: Ear, folder: Path, model: Any) -> None:
     inputs = encode(OssicleProcessor.from_ear(ear), conversations(folder)[1])
     ids = OssicleForConditionalGeneration.from_ear(ear).generate(**inputs, max_new_tokens=N_NEW)

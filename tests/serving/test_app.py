@@ -374,6 +374,28 @@ def test_only_named_origins_may_call_the_server(ear: Ear, url: str) -> None:
     assert "access-control-allow-origin" not in httpx2.get(f"{url}/v1/models", headers=site).headers
 
 
+def test_pages_of_other_sites_cannot_use_a_server_without_keys(ear: Ear) -> None:
+    """A form needs no permission of the server's to be sent, and any name can be made to point to this machine."""
+    foreign = {"origin": "https://evil.example"}
+    rebound = {"host": "evil.example", "origin": "http://evil.example"}
+    with serve_with_settings(ear, host="127.0.0.1", origins=("https://site.example",)) as url:
+        for headers, code in ((foreign, "origin_not_allowed"), (rebound, "host_not_allowed")):
+            for path in ("/v1/audio/transcriptions", "/v1/chat/completions"):
+                response = httpx2.post(url + path, headers=headers, files={"file": b"x"})
+                assert (response.status_code, response.json()["error"]["code"]) == (403, code)
+        port = url.rpartition(":")[2]
+        for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:80", "site.example", "a.localhost"):
+            own = {"host": host, "origin": f"http://{host}"}
+            assert httpx2.get(f"{url}/v1/models", headers=own).status_code == 200
+        for host in ("[::1", "[x]", "a[b]"):
+            assert httpx2.get(f"{url}/v1/models", headers={"host": host}).status_code in (400, 403)
+    with serve_with_settings(ear, host="0.0.0.0") as url:
+        assert httpx2.get(f"{url}/v1/models", headers={"host": "server.lan"}).status_code == 200
+    with serve_with_settings(ear, host="127.0.0.1", keys=("one",)) as url:
+        known = {**rebound, "authorization": "Bearer one"}
+        assert httpx2.get(f"{url}/v1/models", headers=known).status_code == 200
+
+
 def test_requests_that_are_too_large_or_too_slow_are_refused(ear: Ear) -> None:
     limits = RequestLimits(audio_s=1.0, body_bytes=200_000, body_s=0.3)
     with serve_with_settings(ear, limits=limits) as url:

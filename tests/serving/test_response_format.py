@@ -8,9 +8,14 @@ from typing import Any
 import openai
 import pytest
 from support.serve_app import serve_app
+from support.tiny_tokenizers import tiny_tokenizer
 
 import ossicle
+from ossicle.chat.grammar import GrammarCompiler, build_json_grammar
+from ossicle.errors import RequestError
+from ossicle.serving import grammar_check
 from ossicle.serving.app import ServerSettings, create_app
+from ossicle.serving.grammar_check import check_grammar
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
 
@@ -85,3 +90,17 @@ def test_shaped_and_free_answers_of_one_batch_are_those_of_each_alone(client: op
 def test_a_shape_that_is_none_is_refused(client: openai.OpenAI, shape: Any, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, QUESTIONS[0], response_format=shape)
+
+
+def test_a_schema_that_takes_hours_to_read_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_check, "TIME_S", 1.0)
+    patterns = [{"type": "string", "pattern": f"a.*{number}"} for number in range(200)]
+    schema = {"type": "object", "properties": {"a": {"allOf": patterns}}, "required": ["a"]}
+    tokenizer = tiny_tokenizer("llama")
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), [0])
+    with pytest.raises(RequestError, match="takes more than 1 s to read: send one with fewer"):
+        check_grammar(compiler, build_json_grammar(schema))
+    monkeypatch.undo()
+    check_grammar(compiler, build_json_grammar({"type": "object"}))
+    with pytest.raises(RequestError, match="the JSON schema cannot be used"):
+        check_grammar(compiler, build_json_grammar({"type": "no such type"}))

@@ -9,6 +9,7 @@ import torch
 
 import ossicle
 from ossicle.ear import Ear
+from ossicle.serving.continuous_batch import ContinuousBatch
 from ossicle.serving.engine import ChatRequest
 from ossicle.serving.local_engine import LocalEngine
 from ossicle.serving.metrics import Metrics
@@ -87,3 +88,20 @@ def test_a_prompt_that_cannot_be_added_fails_alone(ear: Ear, monkeypatch: pytest
 
     _, error = asyncio.run(run())
     assert isinstance(error, torch.OutOfMemoryError)
+
+
+def test_prompts_that_arrive_together_fail_alone(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the long one needs more memory than there is."""
+    long = [{"role": "user", "content": "where is the dog? " * 20}]
+
+    def limit_memory(batch: ContinuousBatch, embeds: list[torch.Tensor]) -> Any:
+        if max(map(len, embeds)) > 60:
+            raise torch.OutOfMemoryError("out of memory")
+        return add(batch, embeds)
+
+    add = ContinuousBatch.add
+    monkeypatch.setattr(ContinuousBatch, "add", limit_memory)
+    alone, _ = ask_beside(ear)
+    plain, (error, other) = ask_beside(ear, {"messages": long}, {"max_tokens": 12})
+    assert isinstance(error, torch.OutOfMemoryError)
+    assert plain == other == alone

@@ -1,6 +1,7 @@
 """Short hashes that tell one frozen model from another; they know nothing of ears or runs."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,8 +39,13 @@ def fingerprint_model(model: nn.Module) -> str:
     Values are sampled so that a model of many gigabytes takes a second; rounding to another dtype changes the hash
     only where that dtype is coarser than bfloat16.
     """
+    return fingerprint_weights(model.state_dict())
+
+
+def fingerprint_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Hashes the state of a model, as `fingerprint_model` does."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         flat = tensor.detach().reshape(-1)
         step = max(1, len(flat) // _SAMPLED_VALUES)
         sample = flat[::step].to("cpu", torch.bfloat16).contiguous()

@@ -138,12 +138,13 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         vocabulary = self._vocabulary or self._read_vocabulary()
-        written = json.dumps({"grammars": [self._write(grammar)]})
+        written = json.dumps({"grammars": [self.write(grammar)]})
         if reason := LLMatcher.validate_grammar(written, vocabulary):
             raise RequestError(f"the JSON schema cannot be used: {format_one_line(ValueError(reason))}")
         return TokenConstraint(LLMatcher(vocabulary, written, log_level=0))
 
-    def _write(self, grammar: AnswerGrammar) -> dict[str, Any]:
+    def write(self, grammar: AnswerGrammar) -> dict[str, Any]:
+        """Returns a grammar as llguidance reads it, with the marks that are single tokens here."""
         if grammar.schema is not None:
             return {"json_schema": grammar.schema}
         added = {token.content: id_ for id_, token in self._tokenizer.added_tokens_decoder.items()}

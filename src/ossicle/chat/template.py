@@ -235,7 +235,7 @@ class ChatTemplate:
         for turn in conversation.turns:
             for call in turn.calls:
                 self._refuse_control_tokens(
-                    "user", json.dumps(call[1:]), "messages: tool_calls", RequestError
+                    "user", json.dumps(call[1:], ensure_ascii=False), "messages: tool_calls", RequestError
                 )
         if conversation.tools:
             text = json.dumps(conversation.tools, ensure_ascii=False)

@@ -73,7 +73,11 @@ def build_template_call(call: ToolCall) -> dict[str, Any]:
 
 def shorten_call_id(call_id: str) -> str:
     """Returns an id of nine letters and digits: the id itself, or one that stands for it."""
-    return call_id if _CALL_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
+    return (
+        call_id
+        if _CALL_ID.fullmatch(call_id)
+        else hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+    )
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,14 @@ class ToolCallParser:
         self._held += text
         return [piece for piece in self._split() if piece != ""]
 
-    def flush(self) -> list[str | WrittenCall]:
-        """Returns what is left when nothing follows."""
+    def flush(self, *, is_cut: bool = False) -> list[str | WrittenCall]:
+        """Returns what is left when nothing follows; half a call of an answer that was cut off is neither."""
         held, self._held = self._held, ""
         if not self._is_inside:
             return [held] if held else []
-        return list(self._read(held))
+        pieces = list(self._read(held))
+        is_half = is_cut and pieces == [held] and self._format is not LLAMA  # bare JSON may be the answer
+        return [] if is_half else pieces
 
     def _split(self) -> Iterator[str | WrittenCall]:
         while True:

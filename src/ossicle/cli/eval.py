@@ -72,7 +72,7 @@ class Eval:
         from ossicle.evaluation.scoring.judges import open_judge
 
         suite = open_suite(self.suite, self.data)
-        judge = None if self.judge is None else open_judge(self.judge)
+        judge = None if self.judge is None else open_judge(self.judge, device=self.device)
         report = find_json_path(self.out)
         check_judge(suite, judge)
         ear = checkpoint.load(
@@ -104,6 +104,7 @@ class Eval:
         from ossicle.backbones.fingerprints import fingerprint_backbones, fingerprint_model
         from ossicle.console_progress import ConsoleProgress
         from ossicle.evaluation import evaluate, print_table, write_report
+        from ossicle.evaluation.report_data import EAR, SUITE_DATA
 
         base, fingerprints = ear.settings.base, ear.fingerprints
         assert fingerprints is not None, "it was loaded"
@@ -113,9 +114,10 @@ class Eval:
             llm = fingerprints["llm"]
         connector_fingerprint = fingerprint_model(ear.connector)
         about = {
-            "ear": f"{self.ear} ({connector_fingerprint})",
+            EAR: f"{self.ear} ({connector_fingerprint})",
             "LLM": f"{base.llm} ({llm})",
             "encoder": f"{base.encoder} ({fingerprints['encoder']})",
+            **({} if self.data is None else {SUITE_DATA: self.data}),
         }
         with ConsoleProgress(Console(stderr=True)) as progress:
             report = evaluate(

@@ -104,6 +104,7 @@ class Serve:
             model=self.name or name_model(self.ear),
             keys=read_keys(self.key_file),
             origins=tuple(map(normalize_origin, self.allow_origin)),
+            host=self.host,
             max_active=self.max_batch_size + self.max_waiting,
             max_sessions=self.max_sessions,
             limits=RequestLimits(audio_s=self.max_audio_s, body_bytes=self.max_body_mb << 20),

@@ -38,7 +38,7 @@ class AsrModel:
             self._transcribe = asr_ear.transcribe_audio_tokens
         else:
             whisper = load_whisper(name, None, ear.device, dtype=dtype)
-            self.name = name
+            self.name = f"{name} ({fingerprint_model(whisper.model)})"
             self._transcribe = Ear(whisper, ear.llm, ear.tokenizer, ear.connector, ear.settings).transcribe
 
     def __call__(self, sources: list[AudioSource]) -> list[str]:

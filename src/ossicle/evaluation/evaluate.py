@@ -28,6 +28,7 @@ from ossicle.evaluation.scoring import RULES, Judge
 from ossicle.evaluation.stage_runner import StageRunner, build_item_error
 from ossicle.evaluation.stages import Stages, Transcribe
 from ossicle.evaluation.suite import Item, Suite, validate_items
+from ossicle.evaluation.text_normalization import strip_thoughts
 
 _REPORTED_PACKAGES = ("ossicle", "torch", "transformers", "numpy", "jiwer", "sacrebleu")
 
@@ -214,10 +215,13 @@ def _has_own_target(item: Item) -> bool:
 
 
 def _fill_own_targets(items: Sequence[Item], text_answers: Mapping[str, str]) -> list[Item]:
-    """Returns the items, with the LLM's own answer to the text where the suite has no expected answer."""
+    """Returns the items, with the LLM's own answer to the text where the suite has no expected answer.
+
+    A thought that was cut off is no answer: nothing follows it that a system could get right.
+    """
     return [
         replace(item, answer=text_answers[item.id])
-        if _has_own_target(item) and text_answers[item.id].strip()
+        if _has_own_target(item) and strip_thoughts(text_answers[item.id])
         else item
         for item in items
     ]

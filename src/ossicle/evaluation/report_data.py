@@ -22,6 +22,10 @@ from ossicle.text_encoding import read_text_file
 
 REPORT_FORMAT = 2
 """The format of report.json. Format 1 had no number."""
+EAR = "ear"
+"""The key in `about` that names the ear, with the fingerprint of its connector."""
+SUITE_DATA = "data of the suite"
+"""The key in `about` that names it, if it is not the public benchmark's own hub id."""
 ASR_MODEL = "ASR model of the cascade"
 """The key in `about` that names it, if it is not the encoder's own decoder."""
 OTHER_GROUP = "other"

@@ -59,7 +59,7 @@ class Metric:
     def is_correct(self, score: ItemScore) -> bool:
         """Whether one answer counts as correct, where answers are only correct or wrong."""
         value = self.compute([score])
-        return value == 0 if self.is_error else value >= 0.5
+        return value == 0 if self.is_error else value >= 0.5 * self.highest
 
 
 def _mean(sums: Float[np.ndarray, "... 1"], n: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

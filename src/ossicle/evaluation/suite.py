@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from ossicle.audio.waveform import AudioSource
 from ossicle.backbones.model_files import resolve_model_path
 from ossicle.data.columns import find_duration_name
-from ossicle.data.source import cut_stretch
+from ossicle.data.source import cut_stretch, is_valid_unicode
 from ossicle.data.stretches import TimeColumns, find_time_columns, read_audio_stretch, read_stretch
 from ossicle.errors import DataError
 from ossicle.evaluation.text_normalization import normalize_text
@@ -265,11 +266,14 @@ def _check_texts(fields: dict[str, object], *, required: Sequence[str]) -> None:
     for key in ITEM_KEYS:
         value = fields.get(key)
         if value is not None and not isinstance(value, str):
+            raise DataError(f"{key} is {reprlib.repr(value)}, {_describe_type(value)}; write it as a string")
+        if value is not None and not is_valid_unicode(value):
             raise DataError(
-                f"{key} is {json.dumps(value)[:40]}, {_describe_type(value)}; write it as a string"
+                f"{key} has half of a surrogate pair (\\ud800 to \\udfff): write the whole character"
             )
 
 
 def _describe_type(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    is_number = isinstance(value, int | float)
+    return names.get(type(value), "a number" if is_number else f"a {type(value).__name__}")

@@ -12,6 +12,9 @@ _KEPT_PUNCTUATION = frozenset("%&@")
 """Punctuation by Unicode's categories that changes the meaning of an answer."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_UNIT_SPACE = re.compile(r"(?<=\d)\s+(?=%)|(?<=[$€£¥₹])\s+(?=\d)")
+"""Spaces that some languages write between a number and its unit."""
+_ZERO_WIDTH_SPACE = "\u200b"
 _THINK = r"(?:(?:\w+:)?think(?:ing)?|thoughts?|reasoning)"
 _START, _END = (rf"(?:<{slash}{_THINK}>|\[{slash}{_THINK}\]|◁{slash}{_THINK}▷)" for slash in ("", "/"))
 """The signs around what an LLM thinks, as families of LLMs write them: <think>, <seed:think>, [THINK], ◁think▷."""
@@ -35,13 +38,14 @@ def normalize_text(text: str, *, fold_case: bool = True) -> str:
     """Returns the words of a text, without punctuation, extra white space and, by default, case.
 
     A decimal point and a minus sign are kept, the commas between thousands are removed. Symbols (+, =, $, °) and accents
-    are kept. An apostrophe within a word is removed, so that "it's" is one word; any other punctuation separates words,
-    so that "c-a-t" is three. Digits and number words are different words.
+    are kept, % and signs of currency next to their numbers. An apostrophe within a word is removed, so that "it's" is
+    one word; any other punctuation separates words, so that "c-a-t" is three. Marks without width are removed. Digits
+    and number words are different words.
     """
     text = unicodedata.normalize("NFC", text)
     if fold_case:
         text = unicodedata.normalize("NFC", text.casefold())
-    text = _THOUSANDS.sub("", text)
+    text = _UNIT_SPACE.sub("", _THOUSANDS.sub("", text))
     characters = [_normalize_character(text, position) for position in range(len(text))]
     return " ".join("".join(characters).split())
 
@@ -58,6 +62,8 @@ def _normalize_character(text: str, position: int) -> str:
     if character in _APOSTROPHES:
         return "" if before.isalnum() and after.isalnum() else " "
     category = unicodedata.category(character)
+    if category == "Cf" and character != _ZERO_WIDTH_SPACE:  # soft hyphens, joiners and marks of direction
+        return ""
     if character not in _KEPT_PUNCTUATION and (category[0] in "PCZ" or category == "Sk"):
         return " "
     return character

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ossicle import checkpoint
 from ossicle.backbones.causal_lm import get_eos_ids, get_input_embeddings
@@ -80,15 +81,20 @@ class OssicleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config = kwargs.get("config")
         if not isinstance(config, OssicleConfig):
             config = OssicleConfig.from_pretrained(name, **known)
-        return cls(config, ear).eval()
+        model = cls(config, ear).eval()
+        if (Path(name) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(name)
+        return model
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
-        """Writes the ear's folder: the connector's weights and the names of the backbones."""
+        """Writes the ear's folder: connector, names of the backbones, and how answers are generated."""
         if kwargs.get("push_to_hub"):
             raise ConfigError("push_to_hub is no option of an ear's save_pretrained: use model.push_to_hub")
         checkpoint.save(self.ear, Path(save_directory), fingerprints=self.config.fingerprints)
+        if _list_options(self.generation_config):
+            self.generation_config.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Uploads the ear with its model card and returns the address of the commit.

@@ -127,7 +127,8 @@ class OssicleProcessor(ProcessorMixin):
         Args:
             conversation: messages; a sound is a part {"type": "audio"} with "audio", "path" or "url"
             tokenize: returns text with placeholders if False, as transformers does
-            kwargs: `return_dict=False` returns the ids alone; other names are variables of the chat template
+            kwargs: `return_dict=False` returns the ids alone; `sampling_rate` is that of bare arrays, 16,000 by
+                default; other names are variables of the chat template
 
         Raises:
             RequestError: malformed messages, or an argument that an ear's template does not take
@@ -143,6 +144,7 @@ class OssicleProcessor(ProcessorMixin):
                     f"{name} is {given!r}, which an ear's chat template does not take: leave it out"
                 )
         variables = {name: value for name, value in kwargs.items() if name not in _IGNORED}
+        rate = kwargs.get("sampling_rate") or (kwargs.get("processor_kwargs") or {}).get("sampling_rate")
         template = self.template.with_variables(variables)
         parsed = [
             parse_conversation(_read_sounds(messages))
@@ -153,7 +155,8 @@ class OssicleProcessor(ProcessorMixin):
             texts = [self.audio_token.join(one) for one in literals]
             return texts if is_batch else texts[0]
         segments = [template.cut(one) for one in literals]
-        inputs = self._build_inputs(segments, [sound for one in parsed for sound in one.sounds])
+        sounds = [sound for one in parsed for sound in one.sounds]
+        inputs = self._build_inputs(segments, _add_rate(sounds, rate))
         return inputs if returns_dict else inputs["input_ids"]
 
     def __call__(self, text: Any = None, audio: Any = None, **kwargs: Any) -> BatchFeature:
@@ -172,13 +175,8 @@ class OssicleProcessor(ProcessorMixin):
                 f"{len(sounds)} sounds for {n_placeholders} placeholders {self.audio_token} in {len(texts)} texts:"
                 " expected one for each; apply_chat_template writes them"
             )
-        rate = kwargs.get("sampling_rate") or SAMPLE_RATE
         return self._build_inputs(
-            [self.template.cut(one) for one in literals],
-            [
-                sound if isinstance(sound, str | bytes | os.PathLike | tuple) else (sound, rate)
-                for sound in sounds
-            ],
+            [self.template.cut(one) for one in literals], _add_rate(sounds, kwargs.get("sampling_rate"))
         )
 
     def _build_inputs(
@@ -217,6 +215,14 @@ class OssicleProcessor(ProcessorMixin):
         mask = torch.arange(mel.shape[2]) < n_frames[:, None]
         n_windows = torch.tensor([len(own) for own in windows])
         return {"input_features": mel, "input_features_mask": mask.long(), "n_windows": n_windows}
+
+
+def _add_rate(sounds: Sequence[Any], rate: int | None) -> list[AudioSource]:
+    """Returns sounds with the rate of those that are bare arrays: by default, Whisper's."""
+    return [
+        sound if isinstance(sound, str | bytes | os.PathLike | tuple) else (sound, rate or SAMPLE_RATE)
+        for sound in sounds
+    ]
 
 
 def _read_settings(path: Path) -> EarSettings:

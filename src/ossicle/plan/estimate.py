@@ -320,6 +320,11 @@ class _Planner:
             f" {USABLE_MEMORY_RATIO:.0%} of a GPU can be used",
             "operations are matrix products and convolutions with full attention, without padding and recomputation",
         ]
+        if recipe.train.minutes is not None:
+            lines.append(
+                f"all {recipe.train.n_steps:,} steps are taken; the run may end sooner, after {recipe.train.minutes:g}"
+                " minutes of training (train.minutes)"
+            )
         if recipe.data.concat_ratio:
             lines.append(
                 f"{recipe.data.concat_ratio:.0%} of the examples are several clips in a row, which fill"

@@ -24,7 +24,7 @@ from ossicle.serving.engine import ChatRequest, Engine
 from ossicle.serving.errors import ApiError, build_internal_error, to_api_error
 from ossicle.serving.event_stream import EventStreamResponse, build_disconnect_error, run_while_connected
 from ossicle.serving.metrics import CONTENT_TYPE, Metrics
-from ossicle.serving.middleware import ApiKeys, BodyLimits, RequestSlots
+from ossicle.serving.middleware import ApiKeys, BodyLimits, ForeignSites, RequestSlots, SiteRules
 from ossicle.serving.page import get_microphone, get_page
 from ossicle.serving.realtime.endpoint import RealtimeEndpoint, refuse_path
 from ossicle.serving.realtime.session import SessionContext
@@ -66,6 +66,8 @@ class ServerSettings:
     """API keys, of which a request must bring one; without keys, everyone who can reach the server may use it."""
     origins: Sequence[str] = ()
     """Origins of other sites whose pages may call the server."""
+    host: str | None = None
+    """The address that it is bound to: on a loopback address without keys, it answers to names of this machine alone."""
     max_active: int = 160
     """Requests that wait or are answered at a time; further ones get a 429."""
     max_sessions: int = 32
@@ -109,6 +111,7 @@ def create_app(engine: Engine, settings: ServerSettings, metrics: Metrics) -> St
             Middleware(RequestLog),
             *_build_cors(settings.origins),
             Middleware(InternalErrors, handle_error=endpoints.handle_error),
+            *([] if settings.keys else [Middleware(ForeignSites, rules=endpoints.site_rules)]),
             Middleware(BodyLimits, limits=settings.limits),
         ],
         exception_handlers=dict.fromkeys(
@@ -146,9 +149,11 @@ class _Endpoints:
     def __init__(self, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
         self._engine, self._settings, self._metrics = engine, settings, metrics
         self._keys = ApiKeys(settings.keys)
+        self.site_rules = SiteRules(settings.origins, None if settings.keys else settings.host)
         self._slots = RequestSlots(settings.max_active, metrics.active)
         # Threads of their own: that of a client who is gone goes on, and must not take those of others.
         self._decoders = ThreadPoolExecutor(_MAX_DECODING, "decoding")
+        self._free_decoders = asyncio.Semaphore(_MAX_DECODING)
         context = SessionContext(
             engine=engine,
             model=settings.model,
@@ -159,7 +164,7 @@ class _Endpoints:
             synthesizer=settings.synthesizer,
         )
         self.realtime = RealtimeEndpoint(
-            context, self._keys, settings.origins, settings.max_sessions, metrics.sessions
+            context, self._keys, self.site_rules, settings.max_sessions, metrics.sessions
         )
         self._model_card = {
             "id": settings.model,
@@ -279,7 +284,16 @@ class _Endpoints:
         )
 
     async def _run_in_thread(self, call: Callable[..., _Result], *args: Any) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, call, *args)
+        """Runs a call when a thread is free: the bodies of clients who are gone must not wait for one."""
+        await self._free_decoders.acquire()
+        running = asyncio.get_running_loop().run_in_executor(self._decoders, call, *args)
+        running.add_done_callback(self._free_decoder)
+        return await asyncio.shield(running)
+
+    def _free_decoder(self, done: asyncio.Future[Any]) -> None:
+        self._free_decoders.release()
+        if not done.cancelled():
+            done.exception()  # of a client who is gone, nobody asks for it
 
     def _count(self, request: Request, status: int) -> None:
         route = request.scope.get("route")

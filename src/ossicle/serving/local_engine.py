@@ -22,6 +22,7 @@ from ossicle.serving.audio_batcher import AudioBatcher
 from ossicle.serving.continuous_batch import ContinuousBatch, supports_continuous_batching
 from ossicle.serving.engine import ChatRequest, ChatResponse, Sound, TranscriptionOptions, Usage
 from ossicle.serving.errors import ApiError
+from ossicle.serving.grammar_check import check_grammar
 from ossicle.serving.metrics import Metrics
 from ossicle.serving.response_format import read_response_format
 from ossicle.serving.sampling_params import SamplingParams, read_sampling_params
@@ -162,6 +163,8 @@ class LocalEngine:
             [_rename_developer(message) for message in request.body["messages"]], tools.tools
         )
         grammar = tools.build_grammar(read_response_format(request.body))
+        if grammar is not None:
+            await asyncio.to_thread(check_grammar, self._scheduler.grammars, grammar)
         _check_n_characters(self.ear, conversation)
         audio_tokens = await self.audio.embed(conversation.sounds)
         scheduled = ScheduledRequest(

@@ -9,9 +9,12 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import Gauge
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ossicle.serving.errors import RATE_LIMIT, ApiError
@@ -113,6 +116,74 @@ def _trim_memory() -> None:
     """Returns free memory to the system: glibc keeps it in pieces into which no later body fits."""
     with suppress(AttributeError, OSError, TypeError):  # on macOS and Windows
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class SiteRules:
+    """Which pages may call the server: browsers let every page send requests to every address.
+
+    Args:
+        origins: of other sites whose pages may
+        host: the address that the server is bound to; None if that is not known
+    """
+
+    def __init__(self, origins: Sequence[str], host: str | None = None) -> None:
+        self._origins = origins
+        own = host.strip("[]").lower() if host else ""
+        self._hosts = {own, *(urlsplit(origin).hostname or "" for origin in origins)}
+        self._is_local = _is_loopback(own)
+
+    def check(self, headers: Any) -> None:
+        """Refuses pages of other sites, and names that somebody may have made another site's name point here by.
+
+        Raises:
+            ApiError: the page, or the name by which it calls, is another site's
+        """
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets around no address
+            name = host
+        if self._is_local and host and name not in self._hosts and not _is_loopback(name):
+            raise ApiError(
+                f"this server is for this machine alone, but is called {host[:100]!r}: call it localhost, or let pages"
+                " of that site in by --allow-origin",
+                status=403,
+                code="host_not_allowed",
+            )
+        if origin is None or "*" in self._origins or origin in self._origins:
+            return
+        if origin.partition("://")[2] != host:
+            raise ApiError(
+                f"pages of {origin[:100]!r} may not call this server; --allow-origin lets them",
+                status=403,
+                code="origin_not_allowed",
+            )
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class ForeignSites:
+    """ASGI middleware that holds a server without keys to its `SiteRules`."""
+
+    def __init__(self, app: ASGIApp, rules: SiteRules) -> None:
+        self.app, self.rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses HTTP requests of other sites' pages; WebSockets are held to the rules where they are opened.
+
+        Raises:
+            ApiError: as `SiteRules.check`
+        """
+        if scope["type"] == "http":
+            self.rules.check(Headers(scope=scope))
+        await self.app(scope, receive, send)
 
 
 class ApiKeys:

@@ -112,8 +112,10 @@ class Response:
         self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None = None
     ) -> Iterator[_Event]:
         """Yields the events of what a chunk adds, or of a whole message."""
-        if delta.get("content"):
-            yield from self._add_text(delta["content"], (logprobs or {}).get("content") or [])
+        probabilities = (logprobs or {}).get("content") or []
+        is_writing = self._is_open and self._output[-1]["type"] == "message"
+        if delta.get("content") or (probabilities and is_writing):
+            yield from self._add_text(delta.get("content") or "", probabilities)
         for number, call in enumerate(delta.get("tool_calls") or ()):
             yield from self._add_call(call, call.get("index", number))
 

@@ -125,7 +125,7 @@ class Scheduler:
         self._eos_ids = frozenset(get_eos_ids(ear.llm, ear.tokenizer))
         self._contents = TokenContents(ear.tokenizer)
         n_vocab = get_input_embeddings(ear.llm).num_embeddings
-        self._grammars = GrammarCompiler(ear.tokenizer, n_vocab, sorted(self._eos_ids))
+        self.grammars = GrammarCompiler(ear.tokenizer, n_vocab, sorted(self._eos_ids))
         added = ear.tokenizer.added_tokens_decoder.items()
         self._markers = {
             index: token.content for index, token in added if token.special and token.content in MARKERS
@@ -190,7 +190,7 @@ class Scheduler:
         self, request: ScheduledRequest, choice: int, prompt_ids: list[int], max_tokens: int
     ) -> Completion:
         params = request.params
-        constraint = self._grammars.compile(request.grammar) if request.grammar else None
+        constraint = self.grammars.compile(request.grammar) if request.grammar else None
         sampling = replace(params.sampling, seed=params.sampling.seed + choice & _SEED_MASK)
         return Completion(
             TokenSampler(self.ear.llm, sampling, prompt_ids, constraint),
@@ -220,17 +220,26 @@ class Scheduler:
             logits = self.batch.step([sequence.completion.last_token for sequence in self.running])
             is_finished += map(self._append_token, self.running, logits)
         if added:
-            try:
-                logits = self.batch.add([sequence.prompt.embeds for sequence in added])
-            except Exception as error:
-                if not self.running:
-                    raise
-                self._drop(added, error)  # such as a prompt that the memory is too small for
-            else:
-                self.running += added
-                is_finished += map(self._append_token, added, logits)
+            is_finished += self._add(added)
         self.metrics.decode_batch_size.observe(len(self.running))
         self._evict(is_finished)
+
+    def _add(self, added: list[_Sequence]) -> list[bool]:
+        """Decodes the first token of completions; one that cannot be, such as for lack of memory, fails alone.
+
+        Returns: whether each of those that were added is finished
+        """
+        try:
+            logits = self.batch.add([sequence.prompt.embeds for sequence in added])
+        except Exception as error:
+            if len(added) > 1:
+                return [is_finished for sequence in added for is_finished in self._add([sequence])]
+            if not self.running:
+                self.batch = self.build_batch()
+            self._drop(added, error)
+            return []
+        self.running += added
+        return list(map(self._append_token, added, logits))
 
     def _append_token(self, sequence: _Sequence, logits: Tensor) -> bool:
         """Samples a token, publishes its text and returns whether the completion is finished."""

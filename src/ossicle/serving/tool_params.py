@@ -173,7 +173,8 @@ class AnswerReader:
         pieces: list[str | WrittenCall] = [delta.text] if delta.text else []
         if self._parser:
             pieces = self._parser.add(delta.text)
-            pieces += self._parser.flush() if delta.finish_reason else []
+            if delta.finish_reason:
+                pieces += self._parser.flush(is_cut=delta.finish_reason == "length")
         for piece in pieces:
             if isinstance(piece, str):
                 self._text += piece

@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 
 LOG = logging.getLogger("ossicle.serving")
+_MAX_STEP_S = 10.0
+"""How long the end of the server waits for the current step."""
 
 
 @runtime_checkable
@@ -45,12 +47,12 @@ class Worker:
             self._condition.notify()
 
     def close(self) -> None:
-        """Ends the thread after the current step."""
+        """Ends the thread after the current step; one that takes too long ends with the process."""
         with self._condition:
             self._is_closed = True
             self._condition.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_MAX_STEP_S)
 
     @torch.inference_mode()
     def _run(self) -> None:

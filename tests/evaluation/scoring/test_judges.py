@@ -222,6 +222,13 @@ def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     named = open_judge("https://user:word@host.org/v1#m", key_variable="OTHER_KEY")
     assert isinstance(named, EndpointJudge)
     assert (named.key, named.name) == ("other", "m at host.org")
+    monkeypatch.setenv("OTHER_KEY", "other\r\n")  # of a file from Windows
+    stripped = open_judge("https://host.org/v1#m", key_variable="OTHER_KEY")
+    assert isinstance(stripped, EndpointJudge)
+    assert stripped.key == "other"
+    monkeypatch.setenv("OTHER_KEY", "ot\rher")
+    with pytest.raises(ConfigError, match="OTHER_KEY has characters that no HTTP header can hold"):
+        open_judge("https://host.org/v1#m", key_variable="OTHER_KEY")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +236,7 @@ def test_a_judge_is_opened_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("https://host/v1", None, "names no model; add it after a #"),
         ("https:///v1#m", None, "names no host"),
+        ("http://[::1/v1#m", None, "names no host"),
         ("offline", "m", "takes no model"),
     ],
 )

@@ -288,6 +288,71 @@ def test_a_conversation_beyond_the_context_loses_its_oldest_turns(truncation: An
     assert count_deleted(run(test)) == (4 if truncation == "auto" else 6)
 
 
+def test_a_turn_that_never_fits_takes_nothing_with_it() -> None:
+    async def test(session: Session) -> None:
+        for number in (1, 2):
+            await session.say("question")
+            await session.send("response.create")
+            await session.wait_for("response.done", number)
+        session.engine.max_messages = 0
+        await session.say("a long one")
+        await session.send("response.create")
+        assert (await session.wait_for("response.done", 3))["response"]["status"] == "failed"
+        assert session.list_items() == ["user", "assistant"] * 2 + ["user"]
+
+    run(test)
+
+
+def test_a_turn_that_waits_is_not_taken_for_the_one_that_is_answered() -> None:
+    async def test(session: Session) -> None:
+        session.engine.max_messages = 0
+        session.engine.may_check.clear()
+        await session.speak()  # so that the response to it is still being opened
+        await session.send("response.create")
+        await session.say("two")
+        session.engine.may_check.set()
+        assert (await session.wait_for("response.done"))["response"]["status"] == "failed"
+        assert session.list_items() == ["user", "user"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "truncation", [{"type": "retention_ratio"}, {"type": "retention_ratio", "retention_ratio": None}]
+)
+def test_a_ratio_that_is_left_out_keeps_what_fits(truncation: Any) -> None:
+    async def test(session: Session) -> None:
+        await session.send("session.update", session={"type": "realtime", "truncation": truncation})
+        assert session.own._settings.truncation == {"type": "retention_ratio", "retention_ratio": 1.0}
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_an_answer_stays_before_what_was_said_during_it(
+    monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    """Also where the turn that it answers is gone by then."""
+
+    async def test(session: Session) -> None:
+        engine = session.engine
+        engine.may_answer.clear()
+        await session.say("one")
+        await session.send("response.create")
+        (first,) = session.own._conversation.items
+        if is_deleted:
+            await session.send("conversation.item.delete", item_id=first.id)
+        else:
+            monkeypatch.setattr(conversation, "MAX_ITEMS", 1)
+        await session.say("two")
+        monkeypatch.undo()
+        engine.may_answer.set()
+        await session.wait_for("response.done")
+        assert session.list_items() == ["assistant", "user"]
+
+    run(test)
+
+
 def test_nothing_is_dropped_against_the_client_s_will() -> None:
     async def test(session: Session) -> None:
         session.engine.max_messages = 2
@@ -339,6 +404,15 @@ def test_arguments_that_are_no_object_are_refused() -> None:
         assert not session.own._conversation.items
 
     assert sum(event["type"] == "error" for event in run(test).events) == 4
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    async def test(session: Session) -> None:
+        call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": ""}
+        await session.send("conversation.item.create", item=call)
+        assert (await session.wait_for("conversation.item.done"))["item"]["arguments"] == "{}"
+
+    run(test)
 
 
 def test_a_refused_update_changes_nothing() -> None:
@@ -451,7 +525,6 @@ def test_what_is_kept_begins_with_a_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     talk = build_talk("user", "assistant", "user", "assistant")
     assert [item.content[0]["text"] for item in talk.drop_oldest()] == ["0", "1"]
     assert build_talk("user", "assistant", "assistant", "assistant").drop_oldest()
-    assert [item.content[0]["text"] for item in talk.drop_turn()] == []
 
 
 def test_the_number_of_sounds_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

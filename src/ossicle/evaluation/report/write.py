@@ -46,7 +46,9 @@ def write_report(
     html_path = json_path.with_suffix(".html")
     html = render_report(report, metrics=metrics)
     stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_texts({html_path: html, json_path: stored})
+    # Names of files need not be UTF-8.
+    texts = {html_path: html, json_path: stored}
+    write_texts({path: text.encode("utf-8", "replace").decode() for path, text in texts.items()})
     return ReportPaths(json=json_path, html=html_path)
 
 

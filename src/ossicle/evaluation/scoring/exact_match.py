@@ -7,7 +7,7 @@ from ossicle.evaluation.text_normalization import is_correct, normalize_text
 
 
 def _is_exact(item: Item, answer: str) -> bool:
-    return is_correct(answer, item.answer or "")
+    return item.answer is not None and is_correct(answer, item.answer)
 
 
 def _is_label(item: Item, answer: str) -> bool:

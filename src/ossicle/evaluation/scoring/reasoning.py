@@ -98,18 +98,24 @@ _NEGATION_WORDS = frozenset("not isnt never nor cannot".split())
 _MAX_WORDS_AFTER_NEGATION = 2
 """Words that may stand between a "not" and the verdict that it negates: "not a valid", "not deductively valid"."""
 _MARKUP = re.compile(r"[*_`#\\{}$]|\bboxed\b|\btext\b")
+_ANY_RESULT_CUE = re.compile(rf"\b(?:{'|'.join(sorted(_RESULT_CUES - {'='}))})\b|=", re.IGNORECASE)
+_CLOSING_TOTAL = re.compile(r"(?:total|altogether)\s*[:(.;!?\n]", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"[:;,!?()\n]|\.(?!\d)")
 _SIGNS = re.compile(r"[=+\u00d7]")
 
 
 def extract_final_answer(answer: str, expected: str) -> str | None:
     """Returns an answer's result, of the same kind as the expected one: "valid" or "invalid", or a number in digits.
 
-    The result is the first such word after the last cue ("the answer is", "in total"). Without a cue it is a verdict
-    that the answer opens with, or else the last such word. None if the answer has no such word.
+    The result is the first such word after the last cue ("the answer is", "in total"), or the number before a total
+    that a list follows ("5 in total: 2 apples and 3 pears"). Without a cue it is a verdict that the answer opens with,
+    or else the last such word. None if the answer has no such word.
     """
     text = _SIGNS.sub(r" \g<0> ", _MARKUP.sub(" ", answer))
-    words = convert_number_words(normalize_text(text).split())
+    words = _split_words(text)
     is_verdict = expected.strip().casefold() in VALIDITY_VERDICTS
+    if not is_verdict and (total := _find_total_before_list(text)) is not None:
+        return total
     results = [
         index
         for index, word in enumerate(words)
@@ -124,6 +130,21 @@ def extract_final_answer(answer: str, expected: str) -> str | None:
     else:
         chosen = results[0] if is_verdict and results[0] == 0 else results[-1]
     return _resolve_negation(words, chosen) if is_verdict else words[chosen]
+
+
+def _split_words(text: str) -> list[str]:
+    return convert_number_words(normalize_text(text).split())
+
+
+def _find_total_before_list(text: str) -> str | None:
+    """Returns the number before a "total" that ends its clause and is followed by several numbers, which it adds up."""
+    cues = list(_ANY_RESULT_CUE.finditer(text))
+    if not cues or not (closing := _CLOSING_TOTAL.match(text, cues[-1].start())):
+        return None
+    (*_, clause) = _CLAUSE_END.split(text[: closing.start()])
+    totals = list(filter(_is_number, _split_words(clause)))
+    n_following = sum(map(_is_number, _split_words(text[closing.end() :])))
+    return totals[-1] if totals and n_following > 1 else None
 
 
 def _resolve_negation(words: Sequence[str], index: int) -> str:

@@ -59,11 +59,16 @@ def open_suite(name: str, data: str | None = None) -> Suite:
             published layout
 
     Raises:
-        DataError: no such suite, or data that differs from the published form
+        DataError: no such suite, data that differs from the published form, or data for another suite
     """
     family, _, part = name.partition("/")
     if family in SUITES:
         return SUITES[family](part, data)
+    if data is not None:
+        raise DataError(
+            f"data is {data!r}, but the suite {name!r} has its own: leave it out, or name a public benchmark"
+            f" ({', '.join(SUITES)})"
+        )
     if is_local_source(name) and not name.endswith(_SUITE_SUFFIXES):
         return open_speech_suite(name)
     if not Path(name).suffix and name not in EMBEDDED_SUITES:

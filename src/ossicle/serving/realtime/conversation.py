@@ -6,7 +6,7 @@ It knows OpenAI's items and messages, and neither events nor responses.
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,13 +180,12 @@ class Conversation:
         self.items.insert(self.items.index(previous) + 1, item)
         return previous.id
 
-    def insert_after(self, item: Item, previous: Item | None) -> str | None:
-        """Inserts an item behind another, by None at the begin, and at the end if the other one is gone.
+    def insert_after(self, item: Item, known: Collection[Item]) -> str | None:
+        """Inserts an item behind the last of some others that is still there, else at the begin.
 
         Returns: the id of the item before it
         """
-        index = self.items.index(previous) + 1 if previous in self.items else len(self.items)
-        index = 0 if previous is None else index
+        index = max((number + 1 for number, each in enumerate(self.items) if each in known), default=0)
         self.items.insert(index, item)
         return self.items[index - 1].id if index else None
 
@@ -210,9 +209,11 @@ class Conversation:
             kept += 1
         return self._drop(len(self.items) - kept)
 
-    def drop_turn(self) -> list[Item]:
-        """Drops the oldest turn and its answer, and returns them; none of a conversation of one turn."""
-        return self._drop(1) if any(item.is_turn for item in self.items[1:]) else []
+    def drop(self, dropped: Collection[Item]) -> list[Item]:
+        """Drops items, and returns those that were there."""
+        gone = [item for item in self.items if item in dropped]
+        self.items = [item for item in self.items if item not in dropped]
+        return gone
 
     def _drop(self, n_dropped: int) -> list[Item]:
         """Drops the oldest items, and those behind them up to a turn, if there is one."""
@@ -221,6 +222,21 @@ class Conversation:
             n_dropped = next((index for index in rest if self.items[index].is_turn), n_dropped)
         dropped, self.items = self.items[:n_dropped], self.items[n_dropped:]
         return dropped
+
+
+def count_oldest(context: Sequence[Item], n_dropped: int, truncation: Any) -> int:
+    """Returns how many of the oldest items are to be dropped of a context that is too long; 0 if it is its last turn.
+
+    Args:
+        n_dropped: items that were dropped before, and were too few
+        truncation: "auto", one turn after the other; or OpenAI's object with the ratio of the turns to keep
+    """
+    turns = [index for index, item in enumerate(context) if item.is_turn and index > n_dropped]
+    if not turns:
+        return 0
+    ratio = 1.0 if truncation == "auto" else truncation["retention_ratio"]
+    n_kept = min(len(turns), max(1, int(ratio * (len(turns) + 1))))
+    return turns[-n_kept]
 
 
 def read_item(value: Any, audio_format: str, max_audio_s: float, where: str = "item") -> Item:
@@ -246,6 +262,7 @@ def read_item(value: Any, audio_format: str, max_audio_s: float, where: str = "i
         call = {
             name: fields.require_text(name, max_characters=MAX_CHARACTERS) for name in ("name", "arguments")
         }
+        call["arguments"] = call["arguments"].strip() or "{}"  # some write nothing where there is none
         _check_arguments(call["arguments"], fields.name("arguments"))
         call_id = fields.text("call_id", new_id("call"), max_characters=_MAX_ID)
         item = Item(build_item(kind, id=item_id, call_id=call_id, **call))

@@ -6,7 +6,6 @@ It knows sockets, and nothing of what sessions do.
 import asyncio
 import json
 import reprlib
-from collections.abc import Sequence
 from contextlib import suppress
 
 from prometheus_client import Gauge
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ossicle.serving.errors import ApiError
-from ossicle.serving.middleware import ApiKeys, RequestSlots
+from ossicle.serving.middleware import ApiKeys, RequestSlots, SiteRules
 from ossicle.serving.realtime.outbox import Outbox
 from ossicle.serving.realtime.session import SESSION_S, RealtimeSession, SessionContext
 from ossicle.serving.request_body import check_model
@@ -32,18 +31,18 @@ class RealtimeEndpoint:
 
     Args:
         max_sessions: sessions at a time
-        origins: of other sites whose pages may open sessions; "*" for all
+        rules: of whose pages may open sessions
     """
 
     def __init__(
         self,
         context: SessionContext,
         keys: ApiKeys,
-        origins: Sequence[str],
+        rules: SiteRules,
         max_sessions: int,
         sessions: Gauge,
     ) -> None:
-        self._context, self._keys, self._origins = context, keys, origins
+        self._context, self._keys, self._rules = context, keys, rules
         self._slots = RequestSlots(max_sessions, sessions, "sessions")
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -73,7 +72,7 @@ class RealtimeEndpoint:
         Raises:
             ApiError: a page of another site, a missing key, or another model
         """
-        self._check_origin(websocket)
+        self._rules.check(websocket.headers)
         keys = [
             name.removeprefix(_KEY_SUBPROTOCOL)
             for name in websocket.scope["subprotocols"]
@@ -84,18 +83,6 @@ class RealtimeEndpoint:
         model = websocket.query_params.get("model")
         if model is not None:
             check_model(model, self._context.model)
-
-    def _check_origin(self, websocket: WebSocket) -> None:
-        """Refuses pages of other sites: browsers let every page open a WebSocket to every server."""
-        origin = websocket.headers.get("origin")
-        if origin is None or "*" in self._origins or origin in self._origins:
-            return
-        if origin.partition("://")[2] != websocket.headers.get("host"):
-            raise ApiError(
-                f"pages of {origin[:100]!r} may not open sessions; --allow-origin lets them",
-                status=403,
-                code="origin_not_allowed",
-            )
 
     async def _run(self, websocket: WebSocket) -> None:
         """Runs a session until its client goes, or until its time is up."""

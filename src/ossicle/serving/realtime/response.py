@@ -46,8 +46,8 @@ class Response:
         self._speech: SpokenText | None = None
         """The voice of the message that is being generated."""
         self._output: list[Item] = []
-        self._previous = conversation.items[-1] if conversation is not None and conversation.items else None
-        """The last item that it answers, behind which its own come, whatever is said meanwhile."""
+        self._known = set() if conversation is None else set(conversation.items)
+        """The items that it answers and its own, behind which its next one comes, whatever is said meanwhile."""
         self._open: Item | None = None
         """The item that is being generated, the last one of the output."""
         self._previous_id: str | None = None
@@ -158,8 +158,8 @@ class Response:
         self._output.append(item)
         self._put_with_item("response.output_item.added", item)
         if self.conversation is not None:
-            self._previous_id = self.conversation.insert_after(item, self._previous)
-            self._previous = item
+            self._previous_id = self.conversation.insert_after(item, self._known)
+            self._known.add(item)
             self._put("conversation.item.added", previous_item_id=self._previous_id, item=item.to_json())
         return item
 

@@ -625,36 +625,24 @@ class RealtimeSession:
         self, response: Response, context: Sequence[Item]
     ) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
         """Returns `_open_answer` of a response; a conversation that is too long for the LLM loses its oldest turns."""
+        truncation, dropped = self._settings.truncation, list[Item]()
+        may_drop = response.conversation is not None and truncation != "disabled"
+        may_drop = may_drop and self._conversation.items[:1] == list(context[:1])
         while True:
-            messages = items.to_messages(context, response.settings.instructions)
+            messages = items.to_messages(context[len(dropped) :], response.settings.instructions)
             try:
-                return await self._open_answer(self._build_request(response.settings, messages))
+                opened = await self._open_answer(self._build_request(response.settings, messages))
             except OssicleError as error:
                 is_too_long = to_api_error(error).code == CONTEXT_LENGTH_EXCEEDED
-                dropped = (
-                    self._drop_turns(context) if is_too_long and response.conversation is not None else []
+                n_dropped = (
+                    items.count_oldest(context, len(dropped), truncation) if is_too_long and may_drop else 0
                 )
-                if not dropped:
+                if not n_dropped:
                     raise
-                context = [item for item in context if item not in dropped]
-
-    def _drop_turns(self, context: Sequence[Item]) -> list[Item]:
-        """Drops the oldest turn of the conversation, or the ratio of turns that the client asked for.
-
-        Returns: the dropped items; none if it has one turn, if the client wants all, or if the context is not its own
-        """
-        conversation, truncation = self._conversation, self._settings.truncation
-        if truncation == "disabled" or conversation.items[:1] != list(context[:1]):
-            return []
-        n_turns = sum(item.is_turn for item in conversation.items)
-        ratio = truncation.get("retention_ratio", 1.0) if isinstance(truncation, dict) else 1.0
-        dropped = conversation.drop_turn()
-        while sum(item.is_turn for item in conversation.items) > ratio * n_turns and (
-            more := conversation.drop_turn()
-        ):
-            dropped += more
-        self._tell_deleted(dropped)
-        return dropped
+                dropped = list(context[:n_dropped])
+            else:
+                self._tell_deleted(self._conversation.drop(dropped))
+                return opened
 
     async def _open_answer(self, request: ChatRequest) -> tuple[AsyncIterator[dict[str, Any]], RequestSlot]:
         """Returns the chunks of an answer, one that was begun early where it answers this request, and their slot."""

@@ -295,10 +295,10 @@ def _read_truncation(fields: Fields, default: Any) -> Any:
         return value
     truncation = Fields(value, fields.name("truncation"))
     truncation.choice("type", "", ("retention_ratio",))
-    truncation.number("retention_ratio", 1.0, 0.0, 1.0)
+    ratio = truncation.number("retention_ratio", 1.0, 0.0, 1.0)
     truncation.refuse("token_limits", "the limit is the LLM's context")
     truncation.finish()
-    return value
+    return {"type": "retention_ratio", "retention_ratio": ratio}
 
 
 def _read_input(fields: Fields, base: SessionSettings) -> SessionSettings:

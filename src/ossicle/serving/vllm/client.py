@@ -32,8 +32,11 @@ _KEEPALIVE_S = 2.0
 _MAX_MESSAGE_CHARACTERS = 2_000
 UPSTREAM_DOWN = "upstream_down"
 """The code of the error for a vLLM to which there is no connection."""
-_CONTEXT_LENGTH = re.compile(r"max_model_len|maximum (model|context) length", re.IGNORECASE)
-"""What vLLM's messages about too long a prompt have in common."""
+_CONTEXT_LENGTH = re.compile(
+    r"^(?!.*max_(?:completion_)?tokens.* is too large).*(max_model_len|maximum (model|context) length)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What vLLM's messages about too long a prompt have in common, but not those about too long an answer."""
 _NO_REASON = "it gives no reason"
 NOT_VLLM = "the server behind this one does not answer as vLLM does: check that --url leads to a vLLM"
 
@@ -276,7 +279,8 @@ def raise_connection_error(error: Exception, url: str) -> NoReturn:
 
 
 def bad_gateway(message: str) -> ApiError:
-    """Returns the error for a fault behind this server, which is not the client's."""
+    """Logs a fault behind this server, which is not the client's, and returns its error."""
+    LOG.error("the vLLM behind this server: %s", message)
     return ApiError(message, status=502, error_type=SERVER_ERROR, code="upstream_error")
 
 

@@ -44,13 +44,16 @@ def open_judge(
 
 def _build_endpoint(spec: str, model: str | None, key_variable: str) -> EndpointJudge:
     url, _, url_model = spec.partition("#")
-    if not urlsplit(url).hostname:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:  # an address in brackets that is none
+        host = None
+    if not host:
         raise ConfigError(f"judge {spec!r} names no host; write https://host/v1#model")
     model = model or url_model
     if not model:
         raise ConfigError(f"judge {spec!r} names no model; add it after a #, as in https://host/v1#model")
-    return EndpointJudge(
-        url=url.rstrip("/").removesuffix("/chat/completions"),
-        model=model,
-        key=os.environ.get(key_variable) or None,
-    )
+    key = os.environ.get(key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{key_variable} has characters that no HTTP header can hold: copy the key again")
+    return EndpointJudge(url=url.rstrip("/").removesuffix("/chat/completions"), model=model, key=key or None)

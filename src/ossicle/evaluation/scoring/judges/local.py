@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ossicle.backbones.causal_lm import embed
+from ossicle.backbones.fingerprints import fingerprint_model
 from ossicle.backbones.pretrained import load_llm, resolve_device
 from ossicle.chat.generation import Prompt, generate_answers
 from ossicle.chat.messages import Conversation, parse_conversation
@@ -24,7 +25,7 @@ class LocalJudge:
     """A judge that is an LLM in this process, asked through its own chat template."""
 
     name: str
-    """The judge's name in the report: its hub id or folder."""
+    """The judge's name in the report: its hub id or folder, and the fingerprint of its weights."""
     llm: Any = field(repr=False)
     template: ChatTemplate = field(repr=False)
     batch_size: int = 8
@@ -68,6 +69,7 @@ def load_local_judge(name: str, *, device: str | None = None) -> LocalJudge:
         ConfigError: no such device
     """
     llm, tokenizer = load_llm(name, None, resolve_device(device))
+    name = f"{name} ({fingerprint_model(llm)})"
     return LocalJudge(name=name, llm=llm, template=ChatTemplate(tokenizer, PromptSettings()))
 
 
