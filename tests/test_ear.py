@@ -258,7 +258,7 @@ def test_with_the_full_window_all_sounds_share_a_batch(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("form", FORMS[:3])
 def test_the_cost_of_a_question_grows_with_its_duration(form: str) -> None:
     """Counts encoder frames and LLM positions."""
-    ear = tiny_ear(form)
+    ear = tiny_ear(form, slots_per_second=6.0)
     frames, positions = [], []
     encoder, llm = ear.whisper.model.model.encoder, ear.llm
     encoder.layer_norm.register_forward_hook(lambda module, given, out: frames.append(out.shape[1]))
@@ -448,6 +448,8 @@ def test_a_transcript_continues_a_text_and_has_the_given_language() -> None:
 
     whisper.model.forward = record
     ear.transcribe_with_language([tone(1.0)], languages=["german"], previous=" the cat ")
+    with pytest.raises(RequestError, match="1 languages for 2 sounds: expected one for each, or none"):
+        ear.transcribe_with_language([tone(1.0)] * 2, languages=["german"])
     names = whisper.tokenizer.convert_ids_to_tokens(prompts[0])
     assert names[0] == "<|startofprev|>"
     assert whisper.tokenizer.decode(prompts[0][1:-4]) == " the cat"

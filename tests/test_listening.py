@@ -1,11 +1,13 @@
 """A sound heard while it arrives gives the audio tokens of the whole sound heard at once."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soxr
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,6 +86,32 @@ def test_the_end_is_checked_in_few_passes(monkeypatch: pytest.MonkeyPatch) -> No
     n_tokens = len(listener.finish())
     assert len(n_passes) < n_tokens
     assert len(n_passes) <= 4
+
+
+@pytest.mark.parametrize(("rate", "size"), [(8_000, 160), (44_100, 512), (48_000, 441)])
+def test_pieces_of_another_rate_are_resampled_as_the_whole(rate: int, size: int) -> None:
+    ear = pocket_ear()
+    sound = soxr.resample(speech(2), SAMPLE_RATE, rate)
+    listener = ear.listen(math.inf)
+    for start in range(0, len(sound), size):
+        listener.feed(sound[start : start + size], rate)
+    torch.testing.assert_close(listener.finish(), ear.hear((sound, rate)), rtol=1e-4, atol=1e-5)
+    assert listener.duration_s == pytest.approx(len(sound) / rate, abs=1e-3)
+
+
+def test_silence_of_every_kind_is_a_pause() -> None:
+    listener = pocket_ear().listen()
+    for pause in (
+        np.full(1_600, 128, np.uint8),
+        np.ones(1_600, np.int32),
+        np.zeros((1, 1_600), np.float32),
+        torch.zeros(1_600, dtype=torch.bfloat16),
+    ):
+        listener.feed(pause)
+    assert listener.duration_s == pytest.approx(0.4)
+    for rate in (0, -1, 10**15):
+        with pytest.raises(AudioError, match=r"sample rate|channel"):
+            listener.feed(np.zeros(1_600, np.float32), rate)
 
 
 def test_pauses_and_other_rates_are_taken() -> None:

@@ -163,8 +163,9 @@ class ConnectorSettings:
     n_queries: int = 448
     """Number of learned queries: the most audio tokens of a clip; in form diva, the number that each clip has."""
 
-    slots_per_second: float = 6.0
-    """Most audio tokens per second of sound (forms whose audio tokens match the transcript's)."""
+    slots_per_second: float = 25.0
+    """Most audio tokens per second of sound (forms whose audio tokens match the transcript's): above the rate of any
+    speech in any language, so that the learned end decides."""
 
     dropout: float = 0.0
     """Dropout rate of the connector's layers in training (not in form stack)."""

@@ -45,7 +45,7 @@ from ossicle.connectors import Connector, build_connector
 from ossicle.connectors.autoregressive import AutoregressiveConnector
 from ossicle.connectors.base import AudioTokens
 from ossicle.connectors.vocabulary_overlap import build_shared_vocabulary
-from ossicle.errors import CheckpointError
+from ossicle.errors import CheckpointError, RequestError
 from ossicle.listening import REHEAR_S, HeardWindow, Hearing, Listener
 
 Messages = Sequence[dict[str, Any]]
@@ -551,18 +551,23 @@ class Ear:
         """Transcribes as `transcribe`, and names the language of each sound and when its parts were said.
 
         Args:
-            languages: the language of each sound, as a code or name; None to detect it in the first window
+            languages: the language of each sound, as a code or name; None to detect it in the first window with words
             previous: a text whose style and spelling Whisper continues, such as names
             temperature: of sampling; 0 is greedy
             task: "translate" writes English, whatever is spoken
             has_timestamps: whether segments are those of Whisper's own timestamps; else they are windows
 
         Raises:
-            RequestError: a language that the Whisper does not know, or a previous text or a task that it cannot take
+            RequestError: a language that the Whisper does not know, a previous text or a task that it cannot take, or
+                another number of languages than of sounds
         """
         sounds = [load_speech(source) for source in sources]
         windows_of = [locate_windows(sound, self.whisper.window_samples) for sound in sounds]
         given = languages or [None] * len(sounds)
+        if len(given) != len(sounds):
+            raise RequestError(
+                f"{len(given)} languages for {len(sounds)} sounds: expected one for each, or none"
+            )
         codes = [find_language(self.whisper.prompt, name) if name else None for name in given]
 
         def transcribe_batch(batch: Sequence[tuple[np.ndarray, str | None]]) -> list[Transcript]:
@@ -583,8 +588,8 @@ class Ear:
 
         first = transcribe([(windows[0][1], code) for windows, code in zip(windows_of, codes, strict=True)])
         following = [
-            (window, start.language)
-            for windows, start in zip(windows_of, first, strict=True)
+            (window, start.language if start.text or code else None)
+            for windows, start, code in zip(windows_of, first, codes, strict=True)
             for _, window in windows[1:]
         ]
         rest = iter(transcribe(following))
@@ -669,7 +674,8 @@ def _join_transcripts(
             if part.text
         ]
     text = _join_texts([transcript.text for transcript in transcripts])
-    return Transcript(text, transcripts[0].language, tuple(segments))
+    languages = [transcript.language for transcript in transcripts if transcript.text]
+    return Transcript(text, languages[0] if languages else transcripts[0].language, tuple(segments))
 
 
 def _join_texts(windows: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ossicle.audio.speech import load_speech
-from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, load_audio, locate_windows
+from ossicle.audio.waveform import SAMPLE_RATE, SILENCE_PEAK, SampleReader, locate_windows
 from ossicle.errors import AudioError
 
 REHEAR_S = 0.5
@@ -106,7 +106,11 @@ class Listener:
 
     hearing: Hearing
     rehear_s: float = REHEAR_S
+    _reader: SampleReader = field(default_factory=SampleReader)
     _pieces: list[np.ndarray] = field(default_factory=list)
+    """The sound so far: what was heard last is one piece."""
+    _n_samples: int = 0
+    _is_silent: bool = True
     _n_heard: int = 0
     _is_finished: bool = False
     _last_hearing_s: float = 0.0
@@ -116,10 +120,6 @@ class Listener:
     def duration_s(self) -> float:
         """Seconds of sound so far."""
         return self._n_samples / SAMPLE_RATE
-
-    @property
-    def _n_samples(self) -> int:
-        return sum(map(len, self._pieces))
 
     @property
     def tokens(self) -> Float[Tensor, "n D"] | None:
@@ -135,7 +135,8 @@ class Listener:
         """Takes the next samples; hears again if there is enough new sound.
 
         Args:
-            samples: mono, float from -1 to 1 or integers; pieces of another rate than 16 kHz are resampled one by one
+            samples: as for `load_audio`, float from -1 to 1 or integers; a pause may be silent
+            sample_rate: Hz; the same one for all pieces, or a new sound begins in the middle of this one
 
         Returns: whether `tokens` and `text` were computed anew
 
@@ -144,22 +145,13 @@ class Listener:
         """
         if self._is_finished:
             raise AudioError("this sound is finished: call listen() for the next one")
-        piece = np.asarray(samples)
-        if not piece.size:
-            return False
-        is_float = piece.dtype.kind == "f"
-        if not piece.any() or (is_float and np.abs(piece).max() < SILENCE_PEAK):
-            # a pause between words is sound, though no file of it would be
-            piece = np.zeros(round(len(piece) * SAMPLE_RATE / sample_rate), np.float32)
-        else:
-            piece = load_audio((piece, sample_rate))
-        self._pieces.append(piece)
+        self._append(self._reader.read(samples, sample_rate))
         new_s = (self._n_samples - self._n_heard) / SAMPLE_RATE
         rehear_s = max(self.rehear_s, self._last_hearing_s / MAX_BUSY)
-        if new_s < rehear_s or self.duration_s < MIN_S or not any(map(np.any, self._pieces)):
+        if new_s < rehear_s or self.duration_s < MIN_S or self._is_silent:
             return False
         started = perf_counter()
-        self._hear(np.concatenate(self._pieces))
+        self._hear()
         self._last_hearing_s = perf_counter() - started
         return True
 
@@ -169,10 +161,12 @@ class Listener:
         Raises:
             AudioError: nothing was fed, or too short or too even for speech
         """
-        if not self._pieces:
+        if not self._n_samples:
             raise AudioError("no sound was fed; expected feed(samples) before finish()")
         if not self._is_finished:
-            self._hear(load_speech(np.concatenate(self._pieces)))
+            self._append(self._reader.flush())
+            load_speech(self._join())
+            self._hear()
             self._is_finished = True
         tokens = self.tokens
         assert tokens is not None
@@ -181,8 +175,18 @@ class Listener:
     def finish_speech(self) -> Float[Tensor, "n D"] | None:
         """Returns the audio tokens as `finish` does, without windows in which nobody speaks; None if all are such."""
         self.finish()
-        return self.hearing.select_speech(np.concatenate(self._pieces))
+        return self.hearing.select_speech(self._join())
 
-    def _hear(self, sound: np.ndarray) -> None:
-        self.hearing.hear(sound)
-        self._n_heard = len(sound)
+    def _append(self, piece: np.ndarray) -> None:
+        self._pieces.append(piece)
+        self._n_samples += len(piece)
+        self._is_silent = self._is_silent and float(np.abs(piece).max(initial=0.0)) < SILENCE_PEAK
+
+    def _join(self) -> np.ndarray:
+        """Returns the sound so far, as one piece from now on."""
+        self._pieces = [np.concatenate([np.zeros(0, np.float32), *self._pieces])]
+        return self._pieces[0]
+
+    def _hear(self) -> None:
+        self.hearing.hear(self._join())
+        self._n_heard = self._n_samples

@@ -317,7 +317,11 @@ def test_there_is_at_least_one_token() -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, [20, 8, 5, 2]), ({"slots_per_second": 2.0}, [10, 4, 3, 2]), ({"n_queries": 6}, [6, 6, 5, 2])],
+    [
+        ({"slots_per_second": 6.0}, [20, 8, 5, 2]),
+        ({"slots_per_second": 2.0}, [10, 4, 3, 2]),
+        ({"slots_per_second": 6.0, "n_queries": 6}, [6, 6, 5, 2]),
+    ],
 )
 def test_without_an_end_duration_limits_the_tokens(options: dict, expected: list[int]) -> None:
     never = [[-1.0] * 20] * 4
@@ -371,7 +375,7 @@ def test_stacking_is_an_mlp_of_neighbors() -> None:
 
 def build_detecting(*logits: list[float]) -> Any:
     """An anchored connector whose detector has fixed logits."""
-    connector = build("anchored")
+    connector = build("anchored", slots_per_second=6.0)
     connector.token_detector.is_spoken = Fixed(*logits)
     return connector
 

@@ -20,6 +20,7 @@ from ossicle.audio.waveform import load_audio
 from ossicle.backbones.causal_lm import embed, get_input_embeddings
 from ossicle.backbones.model_files import POCKET_DIR
 from ossicle.backbones.pretrained import Whisper
+from ossicle.backbones.token_bytes import read_token_bytes
 from ossicle.config import ConnectorSettings, load_recipe
 from ossicle.connectors import Transcripts, build_connector
 from ossicle.connectors.quantized_table import QuantizedTable, is_quantization_available
@@ -442,7 +443,7 @@ def test_the_prompt_has_the_detected_language() -> None:
 def test_training_and_inference_see_the_same_previous_tokens() -> None:
     """Training on the words that it decoded gives the same audio tokens, and Whisper's own logits."""
     whisper = multilingual()
-    ear = tiny_ear("autoregressive", whisper=whisper)
+    ear = tiny_ear("autoregressive", whisper=whisper, slots_per_second=6.0)
     made: Any = ear.connector
     features = ear.encode_sounds([load_audio(row["audio"]["bytes"]) for row in spoken()[:3]])
     torch.nn.init.constant_(made.end_head.bias, -100.0)
@@ -493,11 +494,31 @@ def test_tokens_that_the_llm_lacks_are_split_into_its_own() -> None:
     whisper_tokenizer = spelling({"\u0120Phil": 1, "\u0120Philip": 2, "ip": 3, "\u00c3": 4, "<|0.00|>": 5})
     whisper_tokenizer.get_added_vocab = lambda: {"<|0.00|>": 5}
     tokenizer = tiny_tokenizer("llama")
-    whole, none, broken, control = split_tokens(whisper_tokenizer, tokenizer, [2, 6, 4, 5])
+    whole, none, half, control = split_tokens(whisper_tokenizer, tokenizer, [2, 6, 4, 5])
     assert tokenizer.decode(whole) == " Philip"
     assert len(whole) > 1
-    assert none == broken == control == []
+    assert none == control == []
+    assert [read_token_bytes(tokenizer)[id_] for id_ in half] == [b"\xc3"]
     assert split_tokens(whisper_tokenizer, tokenizer, []) == []
+
+
+@pytest.mark.parametrize("family", ["llama2", "phi3", "mistral", "gemma", "qwen2", "llama"])
+def test_pieces_stand_for_the_same_bytes_whatever_the_llm_writes_at_a_line_s_begin(family: str) -> None:
+    written = {
+        1: "\u0120Philipsburg",
+        2: "burg",
+        3: "\u00c3",
+        4: "\u0120",
+        5: "\u010a",
+        6: "\u0120gr\u00c3\u00bcn",
+    }
+    whisper_tokenizer = spelling({token: id_ for id_, token in written.items()})
+    whisper_tokenizer.get_added_vocab = dict
+    tokenizer = tiny_tokenizer(family)
+    bytes_of = read_token_bytes(tokenizer)
+    for id_, pieces in zip(written, split_tokens(whisper_tokenizer, tokenizer, list(written)), strict=True):
+        content = read_token_bytes(whisper_tokenizer)[id_]
+        assert b"".join(bytes_of[piece] for piece in pieces) == content
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Answers to text are transformers' own, and answers to speech are those to what was heard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +65,24 @@ def test_recorded_sentences_are_answered_as_their_transcripts(open_ear: OpenEar,
     assert count_equal(heard, read) >= 0.6 * len(sounds)
 
 
-@pytest.mark.parametrize(
-    ("whisper", "llm"),
-    [
-        pytest.param(
-            TINY,
-            SMOLLM,
-            marks=pytest.mark.xfail(
-                reason="tiny.en mishears two of the voices, and SmolLM2 answers two others otherwise"
-            ),
-        ),
-        (BASE, QWEN),
-    ],
-)
+@pytest.mark.parametrize(("whisper", "llm"), [(TINY, SMOLLM), (BASE, QWEN)])
 def test_spoken_questions_are_answered_as_written_ones(
     whisper: str, llm: str, open_ear: OpenEar, tmp_path: Path
 ) -> None:
+    """Where Whisper understands the synthetic voice: it takes one question in six for another, in each size."""
     ear = open_ear(whisper, llm).load()
-    heard = ear.chat_batch([[user(path)] for path in speak(tmp_path, list(QUESTIONS), "en-us")])
-    read = ear.read_batch([[{"role": "user", "content": text}] for text in QUESTIONS])
-    assert count_equal(heard, read) >= len(QUESTIONS) - 2
-    right = [word in answer for word, answer in zip(QUESTIONS.values(), heard, strict=True)]
-    assert sum(right) >= len(QUESTIONS) - 2
+    paths = speak(tmp_path, list(QUESTIONS), "en-us", words_per_minute=140)
+    transcripts = ear.transcribe([*paths])
+    understood = [text for text, transcript in zip(QUESTIONS, transcripts, strict=True) if transcript == text]
+    assert len(understood) >= len(QUESTIONS) - 1
+    heard = ear.chat_batch([[user(paths[[*QUESTIONS].index(text)])] for text in understood])
+    read = ear.read_batch([[{"role": "user", "content": text}] for text in understood])
+    assert count_equal(heard, read) >= len(understood) - 2
+    assert count_right(understood, heard) >= max(2, count_right(understood, read))
+
+
+def count_right(questions: Sequence[str], answers: Sequence[str]) -> int:
+    return sum(QUESTIONS[text] in answer for text, answer in zip(questions, answers, strict=True))
 
 
 def test_a_batch_of_mixed_lengths_is_heard_and_answered_as_each_alone(

@@ -81,14 +81,15 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     path.write_text("\n".join(rows), encoding="utf-8")
 
 
-def speak(folder: Path, texts: Sequence[str], voice: str) -> list[Path]:
+def speak(folder: Path, texts: Sequence[str], voice: str, words_per_minute: int = 150) -> list[Path]:
     """Returns the texts spoken by espeak-ng; without it, the test is skipped."""
     if not shutil.which("espeak-ng"):
         pytest.skip("espeak-ng is not installed")
     paths = []
     for number, text in enumerate(texts):
         paths.append(folder / f"{voice}-{number}.wav")
-        subprocess.run(["espeak-ng", "-v", voice, "-s", "150", "-w", str(paths[-1]), text], check=True)
+        command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-w", str(paths[-1]), text]
+        subprocess.run(command, check=True)
     return paths
 
 

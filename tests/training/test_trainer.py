@@ -274,7 +274,8 @@ def test_a_stream_gives_every_row_whatever_the_number_of_workers(recipe: Recipe,
     found = {}
     for n_workers in (0, 1, 2):
         data = {"source": (source,), "feature_cache": None, "n_workers": n_workers}
-        run = build_run(change_settings(recipe, data=data, train={"n_steps": 6}))
+        connector = {"slots_per_second": 1_000.0}  # the clips are shorter than their texts
+        run = build_run(change_settings(recipe, data=data, train={"n_steps": 6}, connector=connector))
         with contextlib.closing(trainer._load_rank_batches(run, 0)) as rank_batches:
             found[n_workers] = [
                 (rank_batch.microbatches[0].text_ids.tolist(), rank_batch.skipped)

@@ -202,7 +202,7 @@ def _decode(file: PartFile, name: str, stack: ExitStack) -> AudioStream:
     if sound.format == "MP3" or declared_s is None:
         sound.close()
         return _decode_with_ffmpeg(file, name, stack, declared_s)
-    _check_sample_rate(name, sound.samplerate, sound.channels)
+    check_sample_rate(name, sound.samplerate, sound.channels)
 
     def blocks() -> Iterator[np.ndarray]:
         n = max(1, BLOCK_SAMPLES // sound.channels)
@@ -249,7 +249,7 @@ def _decode_with_ffmpeg(file: PartFile, name: str, stack: ExitStack, declared_s:
     if not (is_known and track.rate and track.layout.nb_channels):
         raise AudioError(f"{name} has an audio track in an unknown encoding; expected {FORMATS}: convert it")
     n_channels = track.layout.nb_channels
-    _check_sample_rate(name, track.rate, n_channels)
+    check_sample_rate(name, track.rate, n_channels)
     if len(container.streams) == 1 and container.duration and _declares_matroska_duration(file):
         declared_s = container.duration / av.time_base
 
@@ -309,7 +309,7 @@ def _build_stream(
     )
 
 
-def _check_sample_rate(name: str, rate: int, n_channels: int) -> None:
+def check_sample_rate(name: str, rate: int, n_channels: int) -> None:
     """Refuses sample rates that no recording has: too low for speech, or so high that an hour takes hours to decode."""
     if rate < MIN_RATE_HZ or rate * n_channels > MAX_SAMPLES_PER_S:
         raise AudioError(

@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float32
 
-from ossicle.audio.decoding import BLOCK_SAMPLES, AudioStream, open_audio
+from ossicle.audio.decoding import BLOCK_SAMPLES, AudioStream, check_sample_rate, open_audio
 from ossicle.audio.excerpt import AudioExcerpt, open_excerpt
 from ossicle.errors import AudioError
 
@@ -94,13 +94,8 @@ def load_audio(
             )
         source, sample_rate = _order_pair(*source)
     if isinstance(source, (_Tensor, np.ndarray)):
-        if isinstance(source, _Tensor):
-            is_half = str(source.dtype) == "torch.bfloat16"  # which numpy does not have
-            array = (source.float() if is_half else source).numpy(force=True)
-        else:
-            array = source
         rate = SAMPLE_RATE if sample_rate is None else sample_rate
-        return _to_mono_16k(_read_array(array, rate), max_duration_s)
+        return _to_mono_16k(_read_array(_to_array(source), rate), max_duration_s)
     if isinstance(source, AudioExcerpt):
         return _load_excerpt(source, max_duration_s)
     name = name_source(source)
@@ -111,6 +106,52 @@ def load_audio(
         )
     with open_audio(source, name) as stream:
         return _to_mono_16k(stream, max_duration_s)
+
+
+class SampleReader:
+    """Reads samples that arrive in pieces: joined, they are those that `load_audio` reads of the whole.
+
+    What is silent is as good as any other piece.
+    """
+
+    def __init__(self) -> None:
+        self._rate, self._resampler = SAMPLE_RATE, soxr.ResampleStream(SAMPLE_RATE, SAMPLE_RATE, 1)
+
+    def read(self, piece: Any, sample_rate: int) -> Float32[np.ndarray, " _"]:
+        """Returns the samples at 16 kHz that are complete with a piece, whose rate may be another than before.
+
+        Raises:
+            AudioError: not samples, values that are not finite or beyond all scales, or a rate of no sound
+        """
+        array = _to_array(piece if isinstance(piece, _Tensor) else np.asarray(piece))
+        stream = _read_array(array, sample_rate)
+        rest = np.zeros(0, np.float32)
+        if sample_rate != self._rate:
+            rest, self._rate = self.flush(), sample_rate
+            self._resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
+        pieces = []
+        for block in stream.blocks:
+            mono = block.mean(axis=1).astype(np.float32, copy=False)
+            _check_values(mono, stream, 0)
+            pieces.append(mono if sample_rate == SAMPLE_RATE else self._resampler.resample_chunk(mono))
+        return np.concatenate([rest, *pieces])
+
+    def flush(self) -> Float32[np.ndarray, " _"]:
+        """Returns the samples that were not complete when the last piece had come; a new sound then begins."""
+        rest, rate = np.zeros(0, np.float32), self._rate
+        if rate != SAMPLE_RATE:
+            rest = self._resampler.resample_chunk(rest, last=True)
+            self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        return rest
+
+
+def _to_array(samples: Any) -> np.ndarray:
+    if not isinstance(samples, _Tensor):
+        return samples
+    if samples.is_sparse:
+        samples = samples.to_dense()
+    is_half = str(samples.dtype) == "torch.bfloat16"  # which numpy does not have
+    return (samples.float() if is_half else samples).numpy(force=True)
 
 
 def _load_excerpt(excerpt: AudioExcerpt, max_duration_s: float) -> Float32[np.ndarray, " N"]:
@@ -129,7 +170,12 @@ def _load_excerpt(excerpt: AudioExcerpt, max_duration_s: float) -> Float32[np.nd
 def _unwrap(value: Mapping[str, Any]) -> Any:
     """Returns what a dataset's value has: samples and their rate, or a file's bytes or path."""
     if value.get("array") is not None and value.get("sampling_rate"):
-        return np.asarray(value["array"]), value["sampling_rate"]
+        try:
+            return np.asarray(value["array"]), value["sampling_rate"]
+        except ValueError as error:  # rows of different lengths
+            raise AudioError(
+                f"got an array that is no table of numbers ({error}); expected samples"
+            ) from error
     found = value.get("bytes") or value.get("path")
     if not found:
         raise AudioError(
@@ -193,6 +239,7 @@ def _read_array(array: np.ndarray, rate: int) -> AudioStream:
         raise AudioError(
             f"{name} came with sample rate {reprlib.repr(rate)}; expected a positive whole number of Hz"
         )
+    check_sample_rate(name, int(rate), 1)
     if array.ndim not in (1, 2) or (array.ndim == 2 and min(array.shape) > MAX_CHANNELS):
         raise AudioError(f"got {name}; expected samples of shape (n,), (n, channels) or (channels, n)")
     is_integer = array.dtype in (np.int8, np.int16, np.int32, np.uint8)

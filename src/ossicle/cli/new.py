@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ossicle.ear import Ear
 
 ModelName = Annotated[str, arg(metavar="MODEL")]
-_SLOTS_PER_SECOND = 25.0
-"""More tokens than any speech has. The cap stops a decoder that repeats itself without end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +71,7 @@ class New:
         )
         check_silence_margin(base)
         n_positions = build_meta_whisper(encoder, None).config.max_target_positions
-        settings = ConnectorSettings(
-            form="autoregressive", n_queries=n_positions, slots_per_second=_SLOTS_PER_SECOND
-        )
+        settings = ConnectorSettings(form="autoregressive", n_queries=n_positions)
         ear = Ear.new(EarSettings(base=base, connector=settings), self.device)
         if ear.connector.vocabulary_head is None:
             raise ConfigError(

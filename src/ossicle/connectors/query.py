@@ -24,7 +24,7 @@ from ossicle.config import ConnectorSettings, ObjectiveSettings
 from ossicle.connectors.base import AudioTokens, Connector, Transcripts
 from ossicle.errors import ConfigError
 
-_SPARE_SLOTS = 2
+SPARE_SLOTS = 2
 """Slots that even the shortest clip may have beyond what its duration allows."""
 
 
@@ -115,7 +115,7 @@ class QueryConnector(Connector):
     def max_tokens(self, features: Features) -> Int[Tensor, " B"]:
         """Returns the most audio tokens that each clip may have, from the duration of its sound."""
         duration_s = features.mask.sum(1) / POSITIONS_PER_SECOND
-        n_tokens = (duration_s * self.settings.slots_per_second).long() + _SPARE_SLOTS
+        n_tokens = (duration_s * self.settings.slots_per_second).long() + SPARE_SLOTS
         return n_tokens.clamp(max=self.settings.n_queries)
 
     def init_from_decoder(self, decoder: WhisperDecoder) -> None:

@@ -1,6 +1,6 @@
 """Finds the tokens that Whisper and an LLM have in common, by the bytes that they stand for."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from ossicle.backbones.token_bytes import is_byte_fallback, read_token_bytes
 from ossicle.config import ConnectorSettings
 from ossicle.connectors.vocabulary_head import SharedVocabulary
 from ossicle.errors import CheckpointError
+
+_GUARD = "\n"
+"""Stands before a text that is not the first of its line: some tokenizers write a space before the first."""
 
 
 def match_tokens(
@@ -169,17 +172,52 @@ def split_tokens(
 ) -> list[list[int]]:
     """Splits tokens of Whisper into tokens of the LLM that stand for the same bytes.
 
+    They are the LLM's own within a line, before which some tokenizers write a space; where these stand for other bytes,
+    as for half of a character, they are the longest ones.
+
     Returns: the LLM's ids of each token; none for a token that is no text, or whose bytes the LLM cannot write
     """
     whisper_bytes, llm_bytes = read_token_bytes(whisper_tokenizer), read_token_bytes(tokenizer)
     controls = set(whisper_tokenizer.get_added_vocab().values())
     contents = [b"" if id_ in controls else whisper_bytes.get(id_, b"") for id_ in ids]
-    texts = [content.decode(errors="ignore") for content in contents]
+    texts = [_GUARD + content.decode(errors="ignore") for content in contents]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    own = set(tokenizer.get_added_vocab().values())
+    longest = _LongestMatch({id_: written for id_, written in llm_bytes.items() if id_ not in own})
     return [
-        pieces if content and b"".join(llm_bytes.get(piece, b"") for piece in pieces) == content else []
-        for content, pieces in zip(contents, encoded, strict=True)
+        _cut_end([(id_, llm_bytes.get(id_, b"")) for id_ in line], content) or longest.split(content)
+        for content, line in zip(contents, encoded, strict=True)
     ]
+
+
+def _cut_end(line: Sequence[tuple[int, bytes]], content: bytes) -> list[int]:
+    """Returns the last tokens of a line that stand for some bytes together; none if no number of them does."""
+    pieces, n_left = list[int](), len(content)
+    for id_, written in reversed(line):
+        if not n_left or not content[:n_left].endswith(written):
+            break
+        pieces, n_left = [id_, *pieces], n_left - len(written)
+    return [] if n_left else pieces
+
+
+class _LongestMatch:
+    """Splits bytes into the longest tokens that stand for them, from the left."""
+
+    def __init__(self, written: Mapping[int, bytes]) -> None:
+        self._ids = {token: id_ for id_, token in sorted(written.items(), reverse=True) if token}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def split(self, content: bytes) -> list[int]:
+        """Returns the ids of the tokens; none if a byte has no token."""
+        ids, start = list[int](), 0
+        while start < len(content):
+            ends = range(min(len(content), start + self._longest), start, -1)
+            end = next((end for end in ends if content[start:end] in self._ids), None)
+            if end is None:
+                return []
+            ids.append(self._ids[content[start:end]])
+            start = end
+        return ids
 
 
 def _index_pieces(split: Sequence[Sequence[int]], shared_ids: Sequence[int]) -> tuple[Tensor, list[int]]:

@@ -259,6 +259,7 @@ def _check_audio(audio: bytes | np.ndarray | AudioExcerpt, pcm: bool) -> StoredA
     except AudioError as error:
         return str(error)
     duration_s = len(samples) / SAMPLE_RATE
+    samples = samples / max(1.0, float(np.abs(samples).max()))  # integers have no room above full scale
     if not pcm:
         if isinstance(audio, bytes):
             return StoredAudio(audio, duration_s)

@@ -15,9 +15,10 @@ from ossicle.audio.augment import Augmenter
 from ossicle.audio.spec_augment import augment_mel, pad_with_silence
 from ossicle.audio.speech import load_speech
 from ossicle.audio.waveform import SAMPLE_RATE
-from ossicle.backbones.encoder import compute_clip_mel
+from ossicle.backbones.encoder import FRAMES_PER_POSITION, POSITIONS_PER_SECOND, compute_clip_mel
 from ossicle.chat.prompt_segments import SplitPrompt
 from ossicle.config import AugmentSettings, DataSettings
+from ossicle.connectors.query import SPARE_SLOTS
 from ossicle.data.concatenate import concatenate_clips, draw_concat_target
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.sampler import SampleIndex
@@ -105,6 +106,7 @@ class ClipDataset:
         if n_samples is not None:
             sound, ids = self._append_clips(utterance, sound, ids, n_samples, seed)
         mel = self._augment(sound, index.row, view, seed)
+        self._check_slots(utterance.name, len(ids), mel.shape[1] // FRAMES_PER_POSITION)
         clean_mel = self._compute_mel(sound) if self.needs_clean_sound else None
         return Clip(ids=ids, mel=mel, states=None, clean_mel=clean_mel)
 
@@ -151,6 +153,7 @@ class ClipDataset:
             raise DataError(
                 f"{self.speech.row_name(row)}: the feature cache does not have its sound; remove the cache's folder"
             )
+        self._check_slots(self.speech.row_name(row), len(ids), len(entry.states))
         return Clip(ids=ids, mel=None, states=entry.states)
 
     def _tokenize(self, name: str, text: str) -> Int[Tensor, " T"]:
@@ -170,6 +173,17 @@ class ClipDataset:
                 " tokens"
             )
         return torch.tensor(prompt.text)
+
+    def _check_slots(self, name: str, n_tokens: int, n_positions: int) -> None:
+        """Refuses a transcript whose end the ear could learn and never write."""
+        duration_s = n_positions / POSITIONS_PER_SECOND
+        most = int(duration_s * self.connector.slots_per_second) + SPARE_SLOTS
+        if self.connector.is_one_to_one and n_tokens > most:
+            raise DataError(
+                f"{name}: the transcript has {n_tokens} tokens in {duration_s:.1f} s, but"
+                f" connector.slots_per_second of {self.connector.slots_per_second:g} allows {most}; raise it, or correct"
+                " the transcript"
+            )
 
     def _split_prompt(self, text: str) -> SplitPrompt:
         prompt = self._split_prompts.get(text) or self.template.split_prompt(text)

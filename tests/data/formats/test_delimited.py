@@ -97,7 +97,8 @@ def test_a_folder_of_shards_is_read(tmp_path: Path) -> None:
     for name in ("train-1", "train-0", "test-0"):
         write_tar(tmp_path / f"{name}.tar", [("a.flac", encode_tone()), ("a.txt", name.encode())])
     assert open_speech([f"{tmp_path}?split=train"]).texts.to_pylist() == ["train-0", "train-1"]
-    assert len(open_speech([str(tmp_path)])) == 3
+    with pytest.raises(ConfigError, match="tars of several splits"):
+        open_speech([str(tmp_path)])
 
 
 def test_stretches_durations_and_marks_of_tables_are_read(tmp_path: Path) -> None:
@@ -130,6 +131,7 @@ def test_invalid_rows_of_a_table_are_named(tmp_path: Path) -> None:
         (b"a\tb\n", "has the columns a, b; none has a known name for audio"),
         ("path\ttext\n".encode("utf-16"), "UTF-16"),
         (b"path,text\na," + b"x" * 200_000, "field larger than field limit"),
+        (b"path,text,text\na.wav,one,two\n", "has several columns 'text': give each a name of its own"),
     ],
 )
 def test_a_file_that_is_no_table_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:

@@ -241,6 +241,20 @@ def test_manifests_of_nemo_are_read_with_their_offsets(tmp_path: Path) -> None:
         open_speech([str(tmp_path)])
 
 
+def test_a_name_that_several_tars_have_stands_for_no_sound(tmp_path: Path) -> None:
+    for number in (0, 1):
+        write_tar(
+            tmp_path / f"audio_{number}.tar",
+            [("a.wav", CLIPS[number].audio), (f"b{number}.wav", CLIPS[2].audio)],
+        )
+    names = ("a", "b0", "b1", "a")
+    rows = [{"audio_filepath": f"{name}.wav", "duration": 1.0, "text": "one"} for name in names]
+    dataset = open_speech([str(write_lines(tmp_path / "tarred_audio_manifest.json", rows))])
+    errors = read_errors(dataset)
+    assert list(errors) == [0, 3]
+    assert errors[0].endswith("several of the 2 tars have a member a.wav: rename them")
+
+
 def test_tarred_manifests_of_nemo_are_read_with_their_tars(tmp_path: Path) -> None:
     long = encode_tone(48_000)
     (tmp_path / "sharded_manifests").mkdir()

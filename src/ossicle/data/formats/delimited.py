@@ -171,6 +171,8 @@ def _read_table(path: Path, spec: SourceSpec) -> _Table:
         where = f" behind line {line}" if line else ""
         raise DataError(f"{path} cannot be read{where}: {error}") from error
     names = tuple(dict.fromkeys([*columns.of_row, *columns.numbers]))
+    if repeated := next((name for name in names if header.count(name) > 1), None):
+        raise DataError(f"{path} has several columns {repeated!r}: give each a name of its own")
     positions = [header.index(name) for name in names]
     advice = f": put quotes around a text with {delimiter!r} in it" if is_quoted else ""
     selected = [_select(fields, positions, header, advice) for fields in rows]

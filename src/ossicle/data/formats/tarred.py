@@ -32,13 +32,16 @@ class TarredSource(ListedSource):
 
     def __init__(self, folder: Path, rows: Iterable[ListedRow], tars: Sequence[Path], *, label: str) -> None:
         self._tars, self._reader = tuple(tars), FileReader()
-        members, truncated = _index_members(self._tars)
+        members, truncated, repeated = _index_members(self._tars)
         listed, places = [], []
         for row in rows:
             place = _find_member(members, row.audio)
             if place is None and row.problem is None:
                 where = f"; {truncated[0]} is truncated: copy it again" if truncated else ""
-                row = replace(row, problem=f"no member {row.audio} is in the {len(self._tars)} tars{where}")
+                problem = f"no member {row.audio} is in the {len(self._tars)} tars{where}"
+                if _find_member(repeated, row.audio) is not None:
+                    problem = f"several of the {len(self._tars)} tars have a member {row.audio}: rename them"
+                row = replace(row, problem=problem)
             listed.append(row)
             places.append(place or (0, 0, 0))
         super().__init__(folder, listed, label=label)
@@ -76,17 +79,25 @@ def find_nemo_tars(manifest: Path) -> list[Path]:
     return sorted(folder.glob("*.tar")) if _NEMO_NAME.fullmatch(manifest.name) else []
 
 
-def _index_members(tars: Sequence[Path]) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
-    """Returns tar, first byte and size of each audio file by NAME and TAR/NAME, and the names of truncated tars."""
+def _index_members(
+    tars: Sequence[Path],
+) -> tuple[dict[str, tuple[int, int, int]], list[str], dict[str, tuple[int, int, int]]]:
+    """Returns tar, first byte and size of each audio file by NAME and TAR/NAME, and the names of truncated tars.
+
+    Names that several tars have stand for no file alone, and are returned by themselves.
+    """
     members: dict[str, tuple[int, int, int]] = {}
+    repeated: dict[str, tuple[int, int, int]] = {}
     truncated: list[str] = []
     for number, tar in enumerate(tars):
         for stem, offset, n_bytes in _list_audio(tar):
             if offset + n_bytes > tar.stat().st_size:
                 truncated.append(tar.name)
                 continue
+            if stem in members and members[stem][0] != number:
+                repeated[stem] = members[stem]
             members[stem] = members[f"{tar.name}/{stem}"] = number, offset, n_bytes
-    return members, truncated
+    return {name: place for name, place in members.items() if name not in repeated}, truncated, repeated
 
 
 def _list_audio(tar: Path) -> Iterator[tuple[str, int, int]]:
