@@ -14,7 +14,18 @@ TIME_S = 5.0
 _MAX_PROCESSES = 2
 _MAX_KEPT = 256
 """Shapes that were found good are not tried again."""
-_CODE = "import sys, llguidance; sys.stdout.write(llguidance.LLMatcher.validate_grammar(sys.stdin.read(), None) or '')"
+_CODE = """
+import sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (10, 10))  # it does not outlive a server that is killed
+except ImportError:
+    pass
+import llguidance
+sys.stdout.write(llguidance.LLMatcher.validate_grammar(sys.stdin.read(), None) or "")
+"""
+COMMAND = (sys.executable, "-c", _CODE)
+"""Reads a shape on its standard input, and writes what is wrong with it."""
 _processes = BoundedSemaphore(_MAX_PROCESSES)
 
 
@@ -31,9 +42,7 @@ def check_grammar(compiler: GrammarCompiler, grammar: AnswerGrammar) -> None:
 def _check(written: str) -> None:
     with _processes:
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", _CODE], input=written, capture_output=True, text=True, timeout=TIME_S
-            )
+            done = subprocess.run(COMMAND, input=written, capture_output=True, text=True, timeout=TIME_S)
         except subprocess.TimeoutExpired as error:
             raise RequestError(
                 f"the JSON schema takes more than {TIME_S:g} s to read: send one with fewer and simpler patterns"
