@@ -189,10 +189,6 @@ class Conversation:
         self.items.insert(index, item)
         return self.items[index - 1].id if index else None
 
-    def remove(self, item: Item) -> None:
-        """Removes an item."""
-        self.items.remove(item)
-
     def drop_oldest(self) -> list[Item]:
         """Drops the oldest items beyond what a conversation may hold, and returns them.
 

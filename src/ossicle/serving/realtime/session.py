@@ -410,8 +410,7 @@ class RealtimeSession:
     async def _delete_item(self, fields: Fields) -> None:
         item = self._get_item(fields, "item_delete_invalid_item_id")
         fields.finish()
-        self._conversation.remove(item)
-        self._tell_deleted([item])
+        self._tell_deleted(self._conversation.drop([item]))
 
     # Transcripts
 
@@ -443,9 +442,8 @@ class RealtimeSession:
                 with suppress(Exception):
                     heard.is_speech = await self._context.engine.has_speech(heard.sound)
                     heard.is_checked = True
-                    heard.sound = replace(
-                        heard.sound, listener=None
-                    )  # its audio tokens are in the engine's cache
+                    # Its audio tokens are in the engine's cache.
+                    heard.sound = replace(heard.sound, listener=None)
 
     async def _transcribe(self, item: Item, index: int) -> None:
         heard, place = item.sounds[index], {"item_id": item.id, "content_index": index}
